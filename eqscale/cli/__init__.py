@@ -1,0 +1,44 @@
+"""The ``eqscale`` command: one module per group of verbs, imported only when needed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from eqscale import __version__
+from eqscale.errors import InputError
+
+# Each module offers register(subparsers); heavy imports stay inside the functions it sets as `run`.
+_GROUPS: tuple[str, ...] = ()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of ``eqscale`` with all its verbs."""
+    parser = argparse.ArgumentParser(
+        prog="eqscale", description="Scaling studies of equivariant and plain architectures."
+    )
+    parser.add_argument("--version", action="version", version=f"eqscale {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for group in _GROUPS:
+        importlib.import_module(f"eqscale.cli.{group}").register(verbs)
+    return parser
+
+
+def run_or_exit(run, *args) -> int:
+    """Call ``run(*args)``; turn InputError into one line on stderr and exit code 2, Ctrl-C into 130."""
+    try:
+        return run(*args) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return run_or_exit(args.run, args)
