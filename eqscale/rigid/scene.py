@@ -73,7 +73,9 @@ def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
     """Rotation matrices (..., 3, 3) of unit quaternions (..., 4) in the order w, x, y, z."""
     products = quaternion[..., :, None] * quaternion[..., None, :]
     shape = quaternion.shape[:-1]
-    return (products.reshape(*shape, 16) @ _QUADRATIC.astype(quaternion.dtype, copy=False)).reshape(*shape, 3, 3)
+    return (products.reshape(*shape, 16) @ _QUADRATIC.astype(quaternion.dtype, copy=False)).reshape(
+        *shape, 3, 3
+    )
 
 
 def _generator(seed: int, split: str, index: int, stream: int) -> np.random.Generator:

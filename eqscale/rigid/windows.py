@@ -121,6 +121,42 @@ class Windows:
             vertices[rows] = self._vertices[k][local]
         return state, vertices
 
+    def _slots(self, scene: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens without gaps, (B, T) each: which are real, their (object, vertex) slot, their object's slot.
+
+        Slots count through the flattened arrays (B, n, width) and (B, n); padded tokens point at slot 0.
+        """
+        tokens = self.tokens[scene]
+        mask = np.arange(tokens.max(initial=0)) < tokens[:, None]
+        slot = np.zeros(mask.shape, np.int64)
+        slot[mask] = np.flatnonzero(np.arange(width) < self._count[scene][..., None])
+        return mask, slot, slot // width
+
+    def vertices(
+        self,
+        indices: np.ndarray,
+        steps: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:
+        """True vertices 0, 1, .. ``steps`` horizons after the start, (steps + 1, B, T, 3), as ``batch`` centres them.
+
+        The last of these frames must be recorded (at most frame 32).
+        """
+        scene, start = np.divmod(np.asarray(indices, np.int64), self.windows_per_scene)
+        frames = start[:, None] + 1 + self.horizon * np.arange(steps + 1)
+        state, local = self.states(scene, frames)
+        state = state.astype(np.float64)
+        present = self._count[scene] > 0
+        mean = (state[:, 0, :, :3] * present[..., None]).sum(axis=1) / present.sum(axis=1)[:, None]
+        arms = local[:, None] @ rotation_matrix(state[..., 3:7]).swapaxes(-1, -2)
+        world = (arms + (state[..., :3] - mean[:, None, None])[..., None, :]) @ self._matrix[scene][
+            :, None, None
+        ].swapaxes(-1, -2)
+        mask, slot, _ = self._slots(scene, local.shape[2])
+        tokens = world.swapaxes(0, 1).reshape(steps + 1, -1, 3).take(slot, axis=1) * mask[..., None]
+        return torch.from_numpy(tokens).to(device=device, dtype=dtype)
+
     def batch(
         self, indices: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Batch:
@@ -148,19 +184,18 @@ class Windows:
         turns = rotation_matrix(state[..., 3:7])
         turn = turns[:, 0]
         mean = (begin[..., :3] * present[..., None]).sum(axis=1) / objects[:, None]
-        linear = np.stack([turn, cross_matrix(begin[..., 10:]) @ turn, (turns[:, 1] - turned @ turn) / self.sigma])
-        offset = np.stack([begin[..., :3] - mean[:, None], begin[..., 7:10], (end[..., :3] - fall) / self.sigma])
+        linear = np.stack(
+            [turn, cross_matrix(begin[..., 10:]) @ turn, (turns[:, 1] - turned @ turn) / self.sigma]
+        )
+        offset = np.stack(
+            [begin[..., :3] - mean[:, None], begin[..., 7:10], (end[..., :3] - fall) / self.sigma]
+        )
         precision = np.float64 if dtype == torch.float64 else np.float32
         linear = (matrix[:, None] @ linear).astype(precision)
         offset = (offset @ matrix.transpose(0, 2, 1)).astype(precision)
         vector = vertices.astype(precision, copy=False) @ linear.swapaxes(-1, -2) + offset[..., None, :]
 
-        # From (object, vertex) slots to tokens without gaps.
-        tokens = self.tokens[scene]
-        mask = np.arange(tokens.max(initial=0)) < tokens[:, None]
-        slot, body = np.zeros(mask.shape, np.int64), np.zeros(mask.shape, np.int64)
-        slot[mask] = np.flatnonzero(np.arange(v) < count[..., None])
-        body[mask] = slot[mask] // v
+        mask, slot, body = self._slots(scene, v)
         weight = 1.0 / (objects[:, None] * np.maximum(count, 1))
         touched = np.bitwise_or.reduce(
             self._contact[scene[:, None], start[:, None] + np.arange(self.horizon)], axis=1
