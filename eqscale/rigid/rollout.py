@@ -90,7 +90,7 @@ def rollout(
             f"rollouts of {STEPS} x {windows.horizon} frames must start in frames 1..{last} of {FRAMES}-frame scenes"
         )
     first = windows.batch(indices, device, dtype)
-    truth = windows.vertices(indices, STEPS, device, dtype)
+    truth = windows.track(indices, windows.horizon * np.arange(STEPS + 1), device, dtype)
     state = first
     track = [first.position]
     with torch.no_grad():
