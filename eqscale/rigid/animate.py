@@ -38,7 +38,7 @@ def animate_scene(scene: Scene, path: Path, seconds: float = 2.0, title: str = "
 def animate_prediction(
     predict: Predictor, windows: Windows, scene: int, path: Path, name: str = "model"
 ) -> Path:
-    """Write a GIF of a scene: the truth, the prediction one horizon ahead of each true state, and the rollout.
+    """Write a GIF of a scene: truth, prediction one horizon ahead of each true state, and rollout.
 
     The rollout holds each of its states until its next step. Raises InputError for a scene outside the split.
     """
@@ -72,7 +72,7 @@ def animate_prediction(
 
 
 def draw(panels: list[Panel], path: Path) -> Path:
-    """Draw the panels side by side above a common floor (z = 0) and write them as a GIF at 24 frames per second."""
+    """Draw the panels side by side above a common floor (z = 0) as a GIF of 24 frames per second."""
     if Path(path).suffix.lower() != ".gif":
         raise InputError(f"animation {path}: the name must end in .gif")
     import matplotlib
@@ -90,7 +90,7 @@ def draw(panels: list[Panel], path: Path) -> Path:
         1, len(panels), figsize=(4 * len(panels), 3.2), subplot_kw={"projection": "3d"}, squeeze=False
     )
     figure.subplots_adjust(left=0, right=1, bottom=0, top=0.93, wspace=0)
-    palette = plt.get_cmap("tab10").colors
+    palette = [plt.get_cmap("tab10")(k)[:3] for k in range(10)]
     light = np.array([0.4, -0.5, 0.77])
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     solids = []

@@ -28,8 +28,8 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """The batches of the index arrays in ``order``, on the device, in that order.
 
-    On a GPU a thread builds them ahead in pinned memory and copies without blocking. On a CPU the trainer's own
-    threads need the cores, and a second thread would only take turns with them.
+    On a GPU a thread builds them ahead in pinned memory and copies without blocking. On a CPU the trainer's
+    own threads need the cores, and a second thread would only take turns with them.
     """
     if torch.device(device).type == "cpu":
         for indices in order:

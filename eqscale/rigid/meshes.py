@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def hull_of_mesh(path: Path) -> Hull:
             f"mesh {path} is enormous ({path.stat().st_size / 2**20:.0f} MB): simplify it below 64 MB"
         )
     try:
-        mesh = trimesh.load(path, file_type="obj", force="mesh", skip_materials=True, process=False)
+        mesh: Any = trimesh.load(path, file_type="obj", force="mesh", skip_materials=True, process=False)
     except Exception as error:  # the parser raises whatever the line at fault makes it raise
         raise InputError(f"mesh {path} cannot be read as .obj: {' '.join(str(error).split())}") from error
     if len(mesh.faces) == 0:
@@ -55,8 +56,8 @@ def hull_of_mesh(path: Path) -> Hull:
         raise InputError(f"mesh {path} is open: every edge must belong to two faces; close its holes")
     if len(hull.vertices) > MAX_HULL_VERTICES:
         raise InputError(
-            f"mesh {path} is enormous: its hull has {len(hull.vertices)} vertices, at most {MAX_HULL_VERTICES} "
-            "are allowed (one token each); simplify it"
+            f"mesh {path} is enormous: its hull has {len(hull.vertices)} vertices, "
+            f"at most {MAX_HULL_VERTICES} are allowed (one token each); simplify it"
         )
     return Hull.of(path.stem, points[np.sort(hull.vertices)])
 

@@ -42,7 +42,7 @@ class ObjectBatch:
     """Place of each vertex token within its object, (B, T), int64."""
 
     def to_vertex_tokens(self, values: Tensor) -> Tensor:
-        """Values per object and vertex (B, N, V, ...) as values per vertex token (B, T, ...), zero if padded."""
+        """Values per object and vertex (B, N, V, ...) per vertex token (B, T, ...), zero if padded."""
         batch = self.vertices
         row = torch.arange(len(values), device=values.device)[:, None]
         tokens = values[row, batch.object_index, self.rank]

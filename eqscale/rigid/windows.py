@@ -105,7 +105,7 @@ class Windows:
         return int(self.tokens.sum()) * self.windows_per_scene
 
     def states(self, scene: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Object states (B, F, n, 13) at frames (B, F) and local vertices (B, n, V, 3), as stored, upright."""
+        """Stored, upright states (B, F, n, 13) at frames (B, F), and local vertices (B, n, V, 3)."""
         shard = scene // self._shard_size
         n, v = self._vertices[0].shape[1:3]
         state = np.empty((*frames.shape, n, 13), np.float32)
@@ -233,7 +233,7 @@ class Windows:
 def ballistic(state: np.ndarray, time: float, time_step: float) -> tuple[np.ndarray, np.ndarray]:
     """Free flight of upright states (..., 13): centres of mass (..., 3) and rotations since (..., 3, 3).
 
-    The engine's semi-implicit Euler falls by g T (T + dt) / 2; spin stays constant, as ballistic motion is defined.
+    The engine's semi-implicit Euler falls by g T (T + dt) / 2; spin is constant by definition.
     """
     flown = state[..., :3] + time * state[..., 7:10]
     flown[..., 2] -= 0.5 * GRAVITY * time * (time + time_step)
@@ -241,7 +241,7 @@ def ballistic(state: np.ndarray, time: float, time_step: float) -> tuple[np.ndar
 
 
 def residual_rms(records: np.ndarray, horizon: int, time_step: float) -> float:
-    """Root of the mean squared residual to ballistic motion, m: vertices, then objects, then windows of equal weight.
+    """Root mean square of the residual to ballistic motion, m, with equal weights as in the loss.
 
     Targets in this unit have, on average, weighted squared length 1: the loss of predicting zero.
     """
