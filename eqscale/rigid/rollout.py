@@ -1,8 +1,8 @@
 """Rollouts: a predictor fed with its own predictions for one second, six times 1/6 s.
 
-The target holds positions only, so each step turns a predicted displacement into a state: a Kabsch fit gives
-position and orientation, and the velocities follow from taking the residual to ballistic motion as one
-impulse in the middle of the interval (residual / (T / 2)), which is unbiased for impacts spread evenly over it.
+The target holds positions only, so each step turns a predicted displacement into a state: a Kabsch fit
+gives position and orientation, and the velocities follow from taking the residual to ballistic motion as one
+impulse in the middle of the interval, residual / (T / 2): unbiased for impacts spread evenly over it.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def rollout(
 ) -> tuple[Tensor, Tensor, Batch]:
     """Roll out six steps from each window.
 
-    Returns predicted and true vertices, (STEPS + 1, B, T, 3) each, m, in the coordinates of the first batch, which
-    is returned too. Raises InputError if a window's scene ends before the sixth step.
+    Returns predicted and true vertices, (STEPS + 1, B, T, 3) each, m, in the coordinates of the first batch,
+    and that batch. Raises InputError if a window's scene ends before the sixth step.
     """
     indices = np.asarray(indices, np.int64)
     start = indices % windows.windows_per_scene + 1
