@@ -121,13 +121,12 @@ def _trial(config: dict[str, Any]) -> None:
     """One Tune trial: train the run of ``config["spec"]`` and write its record to the ledger."""
     load_arm_files(config["arm_files"])
     spec = RunSpec.from_dict(config["spec"])
-    data = DatasetSpec(**config["data"])
     storage = Storage(Path(config["study_folder"]), Path(config["data_folder"]))
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     if spec.run_id in storage.ledger:  # an attempt that died after writing its record
         return
-    open_windows = functools.partial(_windows, data, storage.data, horizon=spec.horizon, frame=spec.frame)
+    open_windows = functools.partial(_windows, config["data"], storage.data, horizon=spec.horizon, frame=spec.frame)
     record = train(
         spec,
         open_windows(split="train", scenes=spec.train_scenes),
@@ -211,7 +210,7 @@ def run_trials(
         tune.with_resources(_trial, resources),
         param_space={
             "spec": tune.grid_search(configs),
-            "data": dataclasses.asdict(data),
+            "data": data,
             "study_folder": str(storage.study.resolve()),
             "data_folder": str(storage.data.resolve()),
             "arm_files": [str(Path(file).resolve()) for file in arm_files],
