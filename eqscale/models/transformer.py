@@ -67,6 +67,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, x_BTD: Tensor, bias_B1T: Tensor | None) -> Tensor:
+        """Attend: (B, T, width) -> (B, T, width); the bias is -inf at padded keys."""
         B, T, D = x_BTD.shape
         H, G, d = self.heads, self.kv_heads, self.head_width
         q, k, v = self.qkv(x_BTD).split((H * d, G * d, G * d), dim=-1)
@@ -96,6 +97,7 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(config.mlp_ratio * config.width, config.width)
 
     def forward(self, x_BTD: Tensor, bias_B1T: Tensor | None) -> Tensor:
+        """One block: (B, T, width) -> (B, T, width)."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias_B1T)
         return x_BTD + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x_BTD)), approximate="tanh"))
 

@@ -74,9 +74,7 @@ def ray_session(address: str | None, cpus: int | None = None) -> Iterator[int]:
         InputError: if the address doesn't answer.
     """
     if address is None:
-        # One thread per trial, trials side by side: BLAS threads of neighbours would only get in the way.
-        environment = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
-        options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "runtime_env": environment}
+        options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
     else:
         options = {"address": address}
     try:
@@ -126,7 +124,9 @@ def _trial(config: dict[str, Any]) -> None:
         torch.set_num_threads(1)
     if spec.run_id in storage.ledger:  # an attempt that died after writing its record
         return
-    open_windows = functools.partial(_windows, config["data"], storage.data, horizon=spec.horizon, frame=spec.frame)
+    open_windows = functools.partial(
+        _windows, config["data"], storage.data, horizon=spec.horizon, frame=spec.frame
+    )
     record = train(
         spec,
         open_windows(split="train", scenes=spec.train_scenes),

@@ -41,7 +41,9 @@ def expected_batch(preset: Preset) -> BatchShape:
     """Shape of the average training batch, from token counts drawn as the family draws its objects."""
     scenes = family(preset.family)
     rng = np.random.default_rng(0)
-    vertices = rng.choice([len(hull.vertices) for hull in scenes.hulls], (_SAMPLED_SCENES, scenes.max_objects))
+    vertices = rng.choice(
+        [len(hull.vertices) for hull in scenes.hulls], (_SAMPLED_SCENES, scenes.max_objects)
+    )
     objects = rng.integers(scenes.objects[0], scenes.objects[1] + 1, (_SAMPLED_SCENES, 1))
     tokens = np.where(np.arange(scenes.max_objects) < objects, vertices, 0).sum(1)
     order = DataOrder(tokens, STARTS, preset.batch_size, seed=0)

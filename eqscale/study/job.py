@@ -69,18 +69,34 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
     Raises:
         InputError: for an unknown preset or an arm file that can't be imported.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="quick", help=f"what to run: {', '.join(PRESETS)} (default: quick)")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before anything is spent")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--preset", default="quick", help=f"what to run: {', '.join(PRESETS)} (default: quick)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and stop before anything is spent"
+    )
     places = parser.add_argument_group("where things live")
-    places.add_argument("--study", help="name of the study (default: the preset's); the same name continues it")
-    places.add_argument("--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)")
+    places.add_argument(
+        "--study", help="name of the study (default: the preset's); the same name continues it"
+    )
+    places.add_argument(
+        "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
+    )
     places.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
-    places.add_argument("--results", type=Path, help="folder of table, figures and report (default: results/STUDY)")
+    places.add_argument(
+        "--results", type=Path, help="folder of table, figures and report (default: results/STUDY)"
+    )
     places.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--address", help="Ray cluster to use, e.g. auto (default: start Ray on this machine)")
-    engine.add_argument("--workers", type=int, help="trials side by side on this machine (default: all cores)")
+    engine.add_argument(
+        "--address", help="Ray cluster to use, e.g. auto (default: start Ray on this machine)"
+    )
+    engine.add_argument(
+        "--workers", type=int, help="trials side by side on this machine (default: all cores)"
+    )
     engine.add_argument("--max-hours", type=float, help="stop after this time; the same command continues")
     engine.add_argument(
         "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
@@ -89,7 +105,9 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
     types = typing.get_type_hints(Preset)
     for field in dataclasses.fields(Preset):
         flag, kind = f"--{field.name.replace('_', '-')}", types[field.name]
-        values = ", ".join(f"{name}: {_show(getattr(preset, field.name))}" for name, preset in PRESETS.items())
+        values = ", ".join(
+            f"{name}: {_show(getattr(preset, field.name))}" for name, preset in PRESETS.items()
+        )
         text = f"{field.metadata['help']} ({values})"
         if typing.get_origin(kind) is tuple:
             override.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], help=text, metavar="VALUE")
@@ -100,7 +118,9 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
     if args.preset not in PRESETS:
         raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(PRESETS)}")
     load_arm_files(args.arm_file)
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Preset) if getattr(args, f.name) is not None}
+    given = {
+        f.name: getattr(args, f.name) for f in dataclasses.fields(Preset) if getattr(args, f.name) is not None
+    }
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     preset = dataclasses.replace(PRESETS[args.preset], **given)
     _check(preset)
@@ -136,7 +156,14 @@ def _check(preset: Preset) -> None:
     family(preset.family)
     if preset.frame not in ("random", "upright"):
         raise InputError(f"unknown frame {preset.frame!r}; choose from random, upright")
-    positive = ("sizes_per_budget", "horizon", "train_scenes", "test_scenes", "test_windows_per_scene", "batch_size")
+    positive = (
+        "sizes_per_budget",
+        "horizon",
+        "train_scenes",
+        "test_scenes",
+        "test_windows_per_scene",
+        "batch_size",
+    )
     for field in (*positive, "optimal_cost", "cost_range", "min_steps"):
         if getattr(preset, field) <= 0:
             raise InputError(f"--{field.replace('_', '-')} must be positive, not {getattr(preset, field)}")
@@ -165,7 +192,9 @@ def _only_driver(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            raise InputError(f"study {folder.name!r} is already being run by {file.read().strip()}") from error
+            raise InputError(
+                f"study {folder.name!r} is already being run by {file.read().strip()}"
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -180,9 +209,20 @@ def _git_commit() -> str:
         return "unknown"
 
 
+def make_console() -> Console:
+    """Console of a job: as wide as the terminal, or wide enough for the plan in a log file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
 def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int | None = None) -> None:
     """Generate what is missing of a data set, with a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("simulating scenes", total=None)
         prepare(
@@ -210,7 +250,7 @@ def run_study(
     Raises:
         InputError: before any compute is spent, for folders, addresses or budgets that can't work.
     """
-    console = console or Console()
+    console = console or make_console()
     preset, storage = options.preset, options.storage
     ledger = storage.ledger
     done = {spec.run_id for spec in specs if spec.run_id in ledger}
@@ -223,7 +263,9 @@ def run_study(
     workers = options.workers or os.cpu_count() or 1
     if todo:
         wall = max(sum(map(estimate, todo)) / workers, max(map(estimate, todo)))
-        console.print(f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers")
+        console.print(
+            f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers"
+        )
     else:
         console.print(f"all {len(specs)} runs are done: nothing to train")
     if options.dry_run:
@@ -249,16 +291,22 @@ def run_study(
             write_table(table, options.results)
             outcome = StudyOutcome(table, missing, stages)
             publish(outcome)
-            (options.results / "preset.json").write_text(json.dumps(dataclasses.asdict(preset), indent=1) + "\n")
+            (options.results / "preset.json").write_text(
+                json.dumps(dataclasses.asdict(preset), indent=1) + "\n"
+            )
             tracker.sync(ledger.read(spec.run_id) for spec in specs if spec.run_id in ledger)
             tracker.artifacts(options.results)
             status = "KILLED" if missing else "FINISHED"
         finally:
             tracker.close(status)
         if tracker.errors:
-            console.print(f"[yellow]{tracker.errors} writes to MLflow failed[/yellow]; the next start mends them")
+            console.print(
+                f"[yellow]{tracker.errors} writes to MLflow failed[/yellow]; the next start mends them"
+            )
         console.print(f"results: {options.results}")
-        console.print(f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}")
+        console.print(
+            f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}"
+        )
         if missing:
             console.print(f"[yellow]stopped with {missing} runs to go[/yellow]: the same command continues")
             return 130

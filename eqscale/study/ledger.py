@@ -42,4 +42,6 @@ class Ledger:
 
     def failures(self) -> dict[str, str]:
         """Identity -> error of the runs whose latest attempt failed."""
-        return {path.stem: json.loads(path.read_text())["error"] for path in sorted(self._failures.glob("*.json"))}
+        return {
+            path.stem: json.loads(path.read_text())["error"] for path in sorted(self._failures.glob("*.json"))
+        }

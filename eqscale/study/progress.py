@@ -33,8 +33,19 @@ def plan_table(
 ) -> Table:
     """The plan of a study: one row per run, before anything is spent."""
     table = Table(title=f"{len(specs)} runs", title_justify="left")
-    for heading in ("arm", "budget", "seed", "params", "width", "depth", "steps", "tokens", "epochs", "est. time"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for heading in (
+        "arm",
+        "budget",
+        "seed",
+        "params",
+        "width",
+        "depth",
+        "steps",
+        "tokens",
+        "epochs",
+        "est. time",
+    ):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     previous = None
     for spec in specs:
         if previous is not None and (spec.arm, spec.budget) != previous:
@@ -71,8 +82,12 @@ class StudyProgress:
         self._running: dict[str, TaskID] = {}
         self._begin = time.monotonic()
         bar = BarColumn(bar_width=30)
-        self._overall = Progress(TextColumn("{task.description}"), bar, TextColumn("{task.percentage:3.0f} %"))
-        self._trials = Progress(TextColumn("  {task.description:<36}"), bar, TextColumn("{task.fields[note]}"))
+        self._overall = Progress(
+            TextColumn("{task.description}"), bar, TextColumn("{task.percentage:3.0f} %")
+        )
+        self._trials = Progress(
+            TextColumn("  {task.description:<36}"), bar, TextColumn("{task.fields[note]}")
+        )
         self._all = self._overall.add_task("", total=max(sum(self._estimate.values()), 1e-9))
         self._live = Live(Group(self._overall, self._trials), console=console, refresh_per_second=4)
 
@@ -119,7 +134,11 @@ class StudyProgress:
         self._spent += record.seconds + record.evaluation_seconds
         self._guessed += self._estimate[spec.run_id]
         self._correction = self._spent / max(self._guessed, 1e-9)
-        result = f"NMSE {record.test['nmse']:.4f}" if record.status == "finished" else f"[red]{record.status}[/red]"
+        result = (
+            f"NMSE {record.test['nmse']:.4f}"
+            if record.status == "finished"
+            else f"[red]{record.status}[/red]"
+        )
         self._line(f"{spec.name:<36} {result}  {human_time(record.seconds)}")
 
     def failed(self, spec: RunSpec, error: str) -> None:
@@ -136,4 +155,6 @@ class StudyProgress:
     def _line(self, text: str) -> None:
         self._refresh()
         counter = f"[{self._done + self._failed:>{len(str(self._total))}}/{self._total}]"
-        self._console.print(f"[dim]{human_time(time.monotonic() - self._begin):>12}[/dim] {counter} {text}", highlight=False)
+        self._console.print(
+            f"[dim]{human_time(time.monotonic() - self._begin):>12}[/dim] {counter} {text}", highlight=False
+        )

@@ -61,10 +61,12 @@ class Tracker:
             self.parent_id = self._open_parent()
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200]
-            raise InputError(f"MLflow tracking URI {uri!r} doesn't answer or can't be written: {reason}") from error
+            raise InputError(
+                f"MLflow tracking URI {uri!r} doesn't answer or can't be written: {reason}"
+            ) from error
         self._open: dict[str, str] = {}
         self._points: dict[str, int] = {}
-        self.errors = 0
+        self.errors: list[str] = []
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -82,7 +84,9 @@ class Tracker:
         runs: list[Any] = []
         token = None
         while True:
-            page = self._client.search_runs([self.experiment_id], condition, max_results=1000, page_token=token)
+            page = self._client.search_runs(
+                [self.experiment_id], condition, max_results=1000, page_token=token
+            )
             runs += page
             token = page.token
             if not token:
@@ -107,11 +111,9 @@ class Tracker:
         while (job := self._queue.get()) is not None:
             try:
                 job()
-            except MlflowException:
-                # Whatever is missing is written again from the ledger by `sync`.
-                self.errors += 1
-            except Exception:
-                self.errors += 1
+            except (MlflowException, OSError) as error:
+                # The ledger has it all: the next start writes what is missing.
+                self.errors.append(str(error))
 
     def run_started(self, spec: RunSpec) -> None:
         """Open the MLflow run of a trial (once, also if the trial is retried)."""
@@ -131,7 +133,9 @@ class Tracker:
         }
         run = self._client.create_run(self.experiment_id, run_name=spec.name, tags=tags)
         self._open[spec.run_id] = run.info.run_id
-        self._client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in _parameters(spec).items()])
+        self._client.log_batch(
+            run.info.run_id, params=[Param(k, str(v)) for k, v in _parameters(spec).items()]
+        )
 
     def point(self, run_id: str, point: CurvePoint) -> None:
         """Add a point to a running trial's curves."""

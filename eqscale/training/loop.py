@@ -174,7 +174,10 @@ class _Trainer:
         """Metrics on the full test selection of the spec."""
         spec = self.spec
         indices = evaluation_indices(self.test_windows, spec.test_scenes, spec.test_windows_per_scene)
-        return dataclasses.asdict(evaluate(self._predict, self.test_windows, indices))
+        result = dataclasses.asdict(evaluate(self._predict, self.test_windows, indices))
+        for field, prefix in (("nmse_by_contact", "nmse"), ("contact_share", "share")):
+            result |= {f"{prefix}_{contact}": value for contact, value in result.pop(field).items()}
+        return result
 
     def _step(self) -> None:
         spec, progress = self.spec, self.progress

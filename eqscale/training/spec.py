@@ -73,7 +73,8 @@ class RunSpec:
     @property
     def name(self) -> str:
         """Readable name for tables and the MLflow UI."""
-        return f"{self.arm}-{self.budget:.0e}-{self.size}-s{self.seed}".replace("e+", "e")
+        budget = f"{self.budget:.3g}".replace("e+", "e")
+        return f"{self.arm}-{budget}-{self.size}-s{self.seed}"
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> RunSpec:

@@ -25,7 +25,9 @@ def final_weights(path):
 def test_a_run_learns_and_fills_its_record(windows, tmp_path):
     spec = make_spec(steps=150)
     points = []
-    record = train(spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / "w.pt", report=points.append)
+    record = train(
+        spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / "w.pt", report=points.append
+    )
     assert record.status == "finished"
     assert record.steps_done == 150
     assert 0 < record.test["nmse"] < 1.2
@@ -61,7 +63,9 @@ def test_a_killed_run_resumes_to_the_same_bits(windows, tmp_path, monkeypatch, a
     with pytest.raises(Killed):
         train(spec, *windows, checkpoints=tmp_path / "b", weights=tmp_path / "b.pt", report=kill)
     newest = max((tmp_path / "b").glob("step-*.pt"))
-    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])  # and its last checkpoint is cut short
+    newest.write_bytes(
+        newest.read_bytes()[: newest.stat().st_size // 2]
+    )  # and its last checkpoint is cut short
     resumed = train(spec, *windows, checkpoints=tmp_path / "b", weights=tmp_path / "b.pt")
     a, b = final_weights(tmp_path / "a.pt"), final_weights(tmp_path / "b.pt")
     assert all(torch.equal(a[name], b[name]) for name in a)

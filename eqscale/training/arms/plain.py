@@ -50,6 +50,7 @@ class PlainModel(nn.Module):
         self.aligned = aligned
 
     def forward(self, batch: Batch) -> Tensor:
+        """Predict the targets of a batch, in its own frame."""
         if not self.aligned:
             return self.net(token_features(batch), batch.mask)
         upright, rotation = align(batch)
@@ -78,12 +79,12 @@ def _learning_rate(parameters: int) -> float:
     return 1e-2 * (parameters / 1e4) ** -0.25
 
 
-# About 1e3 to 1e6 parameters; width and depth grow together.
+# About 1e3 to 1e6 parameters; width and depth grow together, heads are 8 wide.
 _LADDER = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
-        (8, 1, 2), (8, 2, 2), (12, 2, 3), (16, 2, 4), (16, 3, 4), (24, 2, 4), (24, 3, 4), (32, 3, 4),
-        (32, 4, 4), (40, 4, 4), (48, 4, 6), (64, 4, 8), (64, 6, 8), (80, 6, 8), (96, 6, 8), (128, 6, 8),
+        (8, 1, 1), (8, 2, 1), (12, 2, 2), (16, 2, 2), (16, 3, 2), (24, 2, 3), (24, 3, 3), (32, 3, 4),
+        (32, 4, 4), (40, 4, 5), (48, 4, 6), (64, 4, 8), (64, 6, 8), (80, 6, 10), (96, 6, 12), (128, 6, 16),
     )
 )  # fmt: skip
 
