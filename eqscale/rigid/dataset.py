@@ -30,7 +30,6 @@ from eqscale.rigid.windows import (
     FRAME_PROTOCOLS,
     FRAMES,
     HORIZONS,
-    SHARD,
     Windows,
     record_type,
     residual_rms,
@@ -38,6 +37,9 @@ from eqscale.rigid.windows import (
 
 FORMAT = 1
 """Version of the shards' layout and of everything in this package that decides the stored numbers."""
+
+SHARD = 1000
+"""Scenes per shard."""
 
 SIGMA_SCENES = 128
 """Length of the prefix of the training split on which the unit of the targets is measured."""

@@ -34,7 +34,7 @@ def rebound(zeta: np.ndarray, omega_dt: float) -> np.ndarray:
     return v
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def table(omega_dt: float) -> tuple[np.ndarray, np.ndarray]:
     """Damping ratios and mean restitutions, (K,) each, restitution falling from about 1.
 

@@ -35,7 +35,7 @@ class Solid:
     """Of the smallest sphere about the centre of mass that holds the vertices."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def solid(hull: Hull) -> Solid:
     """Mass properties of a hull; uniform scaling by s multiplies lengths, volume, inertia by s, s^3, s^5."""
     import trimesh  # takes a third of a second to import, and only generation needs it

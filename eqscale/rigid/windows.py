@@ -19,9 +19,6 @@ HORIZONS = (1, 2, 4, 8)
 STARTS = 24
 """Windows start at frames 1..24 of a scene."""
 
-SHARD = 1000
-"""Scenes per shard."""
-
 FRAME_PROTOCOLS = ("random", "upright")
 
 
@@ -81,6 +78,7 @@ class Windows:
         self.time_step = time_step
         """Seconds per physics step: ballistic motion is that of semi-implicit Euler."""
         self.n_scenes = sum(len(s) for s in shards)
+        self._shard_size = len(shards[0])  # of all but the last
         # Large fields stay on disk (the page cache is shared by all trials); small ones are gathered.
         self._trajectory = [s["trajectory"] for s in shards]
         self._vertices = [s["vertices"] for s in shards]
@@ -110,13 +108,13 @@ class Windows:
 
     def states(self, scene: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Object states (B, F, n, 13) at frames (B, F) and local vertices (B, n, V, 3), as stored, upright."""
-        shard = scene // SHARD
+        shard = scene // self._shard_size
         n, v = self._vertices[0].shape[1:3]
         state = np.empty((*frames.shape, n, 13), np.float32)
         vertices = np.empty((len(scene), n, v, 3), np.float32)
         for k in np.unique(shard):
             rows = np.flatnonzero(shard == k)
-            local = scene[rows] - k * SHARD
+            local = scene[rows] - k * self._shard_size
             state[rows] = self._trajectory[k][local[:, None], frames[rows]]
             vertices[rows] = self._vertices[k][local]
         return state, vertices
