@@ -9,7 +9,6 @@ import math
 import numpy as np
 
 from eqscale.errors import InputError
-from eqscale.models.flops import FlopCount
 from eqscale.rigid.dataset import DatasetSpec
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import STARTS
@@ -27,14 +26,17 @@ class BatchShape:
 
     tokens: float
     """Real tokens in a batch."""
+    pairs: float
+    """Pairs of real tokens of one sample, summed over the batch."""
     padded_tokens: float
     """Tokens in a batch, padding included: B * T."""
     padded_pairs: float
     """Token pairs in a batch, padding included: B * T**2."""
 
-    def flops(self, count: FlopCount) -> float:
-        """FLOPs of one step."""
-        return count.total(self.padded_tokens, self.padded_pairs)
+    def executed_flops(self, arm: Arm, size: Size) -> float:
+        """FLOPs that one step of an arm executes."""
+        count = arm.flops(size).executed
+        return count.total(self.tokens, self.pairs) if arm.packed else count.total(self.padded_tokens, self.padded_pairs)
 
 
 def expected_batch(preset: Preset) -> BatchShape:
@@ -48,8 +50,8 @@ def expected_batch(preset: Preset) -> BatchShape:
     tokens = np.where(np.arange(scenes.max_objects) < objects, vertices, 0).sum(1)
     order = DataOrder(tokens, STARTS, preset.batch_size, seed=0)
     T = np.array(list(itertools.islice(order.padded_tokens(), order.batches_per_epoch)), float)
-    B = preset.batch_size
-    return BatchShape(B * float(tokens.mean()), B * float(T.mean()), B * float((T**2).mean()))
+    means = (tokens.mean(), (tokens**2).mean(), T.mean(), (T**2).mean())
+    return BatchShape(*(preset.batch_size * float(mean) for mean in means))
 
 
 def dataset_spec(preset: Preset) -> DatasetSpec:
@@ -68,7 +70,7 @@ def choose_sizes(arm: Arm, budget: float, preset: Preset, batch: BatchShape) -> 
     Raises:
         InputError: if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
     """
-    step_flops = {size: batch.flops(arm.flops(size).executed) for size in arm.ladder}
+    step_flops = {size: batch.executed_flops(arm, size) for size in arm.ladder}
     smallest = min(step_flops.values())
     if budget < smallest:
         raise InputError(
@@ -84,7 +86,7 @@ def choose_sizes(arm: Arm, budget: float, preset: Preset, batch: BatchShape) -> 
         )
     center = math.log(preset.optimal_cost * math.sqrt(budget))
     half = math.log(preset.cost_range) / 2
-    cost = {size: math.log(step_flops[size] / batch.padded_tokens) for size in affordable}
+    cost = {size: math.log(step_flops[size] / batch.tokens) for size in affordable}
     chosen: list[Size] = []
     for goal in np.linspace(center - half, center + half, preset.sizes_per_budget):
         free = [size for size in affordable if size not in chosen]
@@ -104,7 +106,7 @@ def compute_grid(preset: Preset) -> list[RunSpec]:
     for budget, name in itertools.product(preset.budgets, preset.arms):
         arm = get_arm(name)
         for size in choose_sizes(arm, budget, preset, batch):
-            steps = max(1, round(budget / batch.flops(arm.flops(size).executed)))
+            steps = max(1, round(budget / batch.executed_flops(arm, size)))
             rate = arm.learning_rate(arm.parameters(size))
             for seed in preset.seeds:
                 specs.append(

@@ -22,7 +22,7 @@ COLUMNS: dict[str, str] = {
     "loss": "final test NMSE at the last step (ballistic motion = 1)",
     "loss_se": "standard error of the loss over test scenes",
     "flops_nominal": "training FLOPs as the paper's authors count (6 per weight per token, dense 16x16 maps)",
-    "flops_executed": "training FLOPs executed, padding included",
+    "flops_executed": "training FLOPs executed, padding included where the arm computes it",
     "seconds": "seconds in the training loop on the named hardware",
     "width": "residual width (features, or multivector channels of GATr)",
     "depth": "blocks",

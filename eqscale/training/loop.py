@@ -112,6 +112,7 @@ class _Progress:
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
     tokens: int = 0
+    pairs: int = 0
     padded_tokens: int = 0
     padded_pairs: int = 0
     loss_sum: float = 0.0
@@ -196,7 +197,9 @@ class _Trainer:
         self.pending.append(loss.detach())
         B, T = batch.mask.shape
         progress.step += 1
-        progress.tokens += int(self.order.tokens[indices // self.order.windows_per_scene].sum())
+        tokens = self.order.tokens[indices // self.order.windows_per_scene]
+        progress.tokens += int(tokens.sum())
+        progress.pairs += int((tokens**2).sum())
         progress.padded_tokens += B * T
         progress.padded_pairs += B * T * T
 
@@ -286,6 +289,9 @@ def train(
     shutil.rmtree(checkpoints, ignore_errors=True)
 
     progress, flops = trainer.progress, trainer.arm.flops(spec.size)
+    computed = (progress.padded_tokens, progress.padded_pairs)
+    if trainer.arm.packed:
+        computed = (progress.tokens, progress.pairs)
     windows_drawn = progress.step * spec.batch_size
     return RunRecord(
         spec=spec,
@@ -297,8 +303,8 @@ def train(
         epochs=windows_drawn / len(train_windows),
         unique_windows=min(windows_drawn, len(train_windows)),
         unique_tokens=min(progress.tokens, train_windows.unique_tokens),
-        flops_nominal=flops.nominal.total(progress.padded_tokens, progress.padded_pairs),
-        flops_executed=flops.executed.total(progress.padded_tokens, progress.padded_pairs),
+        flops_nominal=flops.nominal.total(progress.tokens, progress.pairs),
+        flops_executed=flops.executed.total(*computed),
         seconds=progress.seconds,
         evaluation_seconds=progress.evaluation_seconds + time.perf_counter() - begin,
         peak_memory_mb=_peak_memory_mb(),

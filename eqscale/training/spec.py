@@ -118,7 +118,7 @@ class RunRecord:
     flops_nominal: float
     """Training FLOPs as the paper's authors count."""
     flops_executed: float
-    """Training FLOPs executed by this implementation, padding included."""
+    """Training FLOPs executed by this implementation, padding included where the arm computes it."""
     seconds: float
     """Seconds in the training loop, evaluations and checkpoints excluded."""
     evaluation_seconds: float

@@ -13,7 +13,7 @@ QUICK = dataclasses.replace(PRESETS["quick"], arms=("transformer", "transformer_
 def test_every_run_spends_its_budget():
     batch = expected_batch(QUICK)
     for spec in compute_grid(QUICK):
-        spent = spec.steps * batch.flops(get_arm(spec.arm).flops(spec.size).executed)
+        spent = spec.steps * batch.executed_flops(get_arm(spec.arm), spec.size)
         assert spent == pytest.approx(spec.budget, rel=0.5 / spec.steps + 1e-12)
 
 
@@ -50,6 +50,6 @@ def test_a_budget_for_too_few_sizes_says_what_to_change():
 def test_sizes_are_spread_around_the_guessed_optimum():
     batch, arm = expected_batch(QUICK), get_arm("transformer")
     sizes = choose_sizes(arm, 1e11, QUICK, batch)
-    cost = [batch.flops(arm.flops(size).executed) / batch.padded_tokens for size in sizes]
+    cost = [batch.executed_flops(arm, size) / batch.tokens for size in sizes]
     assert cost == sorted(cost)
     assert cost[0] < QUICK.optimal_cost * 1e11**0.5 < cost[-1]

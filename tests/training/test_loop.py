@@ -36,7 +36,7 @@ def test_a_run_learns_and_fills_its_record(windows, tmp_path):
     assert points[-1].train_loss < points[0].train_loss
     assert record.epochs == pytest.approx(150 * 8 / (20 * 24))
     flops = get_arm("transformer").flops(spec.size)
-    assert record.flops_nominal == pytest.approx(flops.nominal.per_token * record.padded_tokens)
+    assert record.flops_nominal == pytest.approx(flops.nominal.per_token * record.tokens)
     assert record.tokens <= record.padded_tokens
     assert not (tmp_path / "c").exists()
     assert final_weights(tmp_path / "w.pt")

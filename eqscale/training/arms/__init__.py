@@ -1,6 +1,6 @@
 """The registry of arms; importing this package registers the built-in ones."""
 
-from eqscale.training.arms import plain
+from eqscale.training.arms import gatr, plain
 from eqscale.training.arms.base import Arm, Size, arm_names, get_arm, register
 
-__all__ = ["Arm", "Size", "arm_names", "get_arm", "plain", "register"]
+__all__ = ["Arm", "Size", "arm_names", "gatr", "get_arm", "plain", "register"]

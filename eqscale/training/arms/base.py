@@ -45,6 +45,8 @@ class Arm:
     """Number of parameters -> peak learning rate."""
     augmented: bool = False
     """Each drawn sample is transformed by a fresh group element of its frame's symmetry group."""
+    packed: bool = False
+    """The model computes real tokens only, so that padding costs it nothing."""
 
     def parameters(self, size: Size) -> int:
         """Number of trainable parameters, counted without allocating them."""
