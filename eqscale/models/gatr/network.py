@@ -201,10 +201,11 @@ class GATr(nn.Module):
         source, stream, target = embed.source, embed.target, read_out.target
         self.embed = Linear(embed)
         maps = BlockMaps.of(c)
-        self.blocks = nn.ModuleList(Block(maps) for _ in range(c.blocks))
+        blocks = [Block(maps) for _ in range(c.blocks)]
+        self.blocks = nn.ModuleList(blocks)
         self.final_norm = Norm(stream)
         self.read_out = Linear(read_out)
-        self._assembly = Assembly([self.embed, *(m for b in self.blocks for m in b.linears()), self.read_out])
+        self._assembly = Assembly([self.embed, *(m for b in blocks for m in b.linears()), self.read_out])
         # Columns of (multivectors | scalars | 1) that make up the rows of the input layout, and back.
         columns = [0] * source.rows
         for channel in range(source.channels):
@@ -217,6 +218,21 @@ class GATr(nn.Module):
         rows += [target.scalar(i) for i in range(target.scalars)]
         self.register_buffer("_columns", torch.tensor(columns), persistent=False)
         self.register_buffer("_rows", torch.tensor(rows), persistent=False)
+
+    def compile_for_training(self) -> str:
+        """Choose the fastest way to run on the device of the parameters: "kernels", "compiled" or "eager".
+
+        On a CPU with a C++ compiler the network's own kernels serve every shape and cost seconds once a
+        machine, so nothing is compiled per run. On a GPU the whole network is compiled into one graph
+        (``torch.compile`` with dynamic shapes). On a CPU without a compiler it stays eager.
+        """
+        parameter = next(self.parameters())
+        if native.available(parameter):
+            return "kernels"
+        if parameter.device.type == "cuda":
+            self.compile(dynamic=True, fullgraph=True)
+            return "compiled"
+        return "eager"
 
     def forward(
         self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None = None
