@@ -1,8 +1,9 @@
 """Geometry <-> multivectors: points, directions, planes, lines, translations, rotations, reflections.
 
-Conventions follow plane-based PGA: the plane n.x = d is n1 e1 + n2 e2 + n3 e3 - d e0, a point is the meet of three
-planes, e123 - x e023 + y e013 - z e012. The parity each object needs for exact E(3) equivariance is given with
-its embedding (``eqscale.algebra.versors``). All coordinates are (..., 3), all multivectors (..., 16).
+Conventions follow plane-based PGA: the plane n.x = d is n1 e1 + n2 e2 + n3 e3 - d e0, a point is the meet of
+three planes, e123 - x e023 + y e013 - z e012. The parity each object needs for exact E(3) equivariance is
+given with its embedding (``eqscale.algebra.versors``). All coordinates are (..., 3), all multivectors (...,
+16).
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def embed_point(x: Tensor) -> Tensor:
 def embed_direction(v: Tensor) -> Tensor:
     """Directions (velocities, differences of points) as ideal points, e123 = 0. Parity: pseudo."""
     _check_vector(v, "v")
-    return _assemble(v, {i: s * v[..., k] for k, (i, s) in enumerate(zip(_IDEAL_POINT, _IDEAL_SIGN, strict=True))})
+    return _assemble(
+        v, {i: s * v[..., k] for k, (i, s) in enumerate(zip(_IDEAL_POINT, _IDEAL_SIGN, strict=True))}
+    )
 
 
 def extract_point(mv: Tensor, min_weight: float = 1e-3) -> Tensor:
@@ -65,8 +68,8 @@ def extract_weight(mv: Tensor) -> Tensor:
 def extract_displacement(true: Tensor, pseudo: Tensor, x: Tensor) -> Tensor:
     """Displacement of a particle at ``x`` read from a true and a pseudo channel; exactly E(3)-covariant.
 
-    The normal (e1, e2, e3) of the true channel plus the ideal part of the pseudo channel's trivector minus its
-    weight times ``x``: both are unchanged by translations of the whole scene and turn or mirror with it.
+    The normal (e1, e2, e3) of the true channel plus the ideal part of the pseudo channel's trivector minus
+    its weight times ``x``: both are unchanged by translations of the whole scene and turn or mirror with it.
     """
     return extract_normal(true) + extract_direction(pseudo) - extract_weight(pseudo)[..., None] * x
 
@@ -91,7 +94,8 @@ def extract_plane(mv: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def embed_line(point: Tensor, direction: Tensor) -> Tensor:
-    """Lines through ``point`` along ``direction`` (any length is kept), joined from the two. Parity: pseudo."""
+    """Lines through ``point`` along ``direction`` (any length is kept), joined from the two. Parity:
+    pseudo."""
     return join(embed_point(point), embed_direction(direction))
 
 
@@ -116,7 +120,9 @@ def embed_rotation(quaternion: Tensor) -> Tensor:
     """Rotor of a unit quaternion (w, x, y, z), Hamilton's convention, (..., 4): rotates about the origin."""
     if quaternion.ndim == 0 or quaternion.shape[-1] != 4:
         raise InputError(f"quaternion: expected shape (..., 4), got {tuple(quaternion.shape)}")
-    bivector = {i: -s * quaternion[..., k + 1] for k, (i, s) in enumerate(zip(_LINE, _LINE_SIGN, strict=True))}
+    bivector = {
+        i: -s * quaternion[..., k + 1] for k, (i, s) in enumerate(zip(_LINE, _LINE_SIGN, strict=True))
+    }
     return _assemble(quaternion, {0: quaternion[..., 0], **bivector})
 
 

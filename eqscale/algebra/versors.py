@@ -3,8 +3,8 @@
 An element u (a product of planes) acts on a *true* (+1) multivector by the graded sandwich
 rho(u) x = u x u^-1 (u even) or u involute(x) u^-1 (u odd), and on a *pseudo* (-1) one with an extra factor
 det(u) = +-1. Points belong to pseudo channels: rho of a reflection maps the trivector of a point to minus the
-trivector of the mirrored point, the extra sign keeps e123 = +1. Geometric products multiply parities, the join
-gives minus their product.
+trivector of the mirrored point, the extra sign keeps e123 = +1. Geometric products multiply parities, the
+join gives minus their product.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Parity = int | Sequence[int] | None
 
 
 def is_odd(versor: Tensor) -> Tensor:
-    """True where a versor (..., 16) is a product of an odd number of planes (contains a reflection); (...,)."""
+    """True where a versor (..., 16) is a product of an odd number of planes (contains a reflection);
+    (...,)."""
     odd = torch.tensor([g & 1 for g in GRADES], dtype=torch.bool, device=versor.device)
     energy = check_multivector(versor, "versor").square()
     return energy[..., odd].sum(-1) > energy[..., ~odd].sum(-1)
@@ -57,7 +58,8 @@ def random_versor(
     max_translation: float = 0.0,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Random element of Pin(3,0,1), (16,): 2 (even) or 3 (odd) reflections, then a shift of length <= max (m)."""
+    """Random element of Pin(3,0,1), (16,): 2 (even) or 3 (odd) reflections, then a shift of length <= max
+    (m)."""
 
     def direction() -> Tensor:
         v = torch.randn(3, generator=generator, dtype=dtype)
@@ -82,12 +84,13 @@ def assert_equivariant(
     reflections: bool = True,
     seed: int = 0,
 ) -> float:
-    """Check f(g x) = g f(x) for random g in Pin(3,0,1), reflections included; returns the worst relative error.
+    """Check f(g x) = g f(x) for random g in Pin(3,0,1), reflections included; returns the worst relative
+    error.
 
-    ``inputs`` are multivectors (..., C, 16) with a parity each (+1, -1 or one sign a channel), or anything with
-    parity None, which is left alone. ``function`` returns one tensor or a tuple, with one ``out_parity`` each.
-    The error of an output is max |f(gx) - g f(x)| / max |g f(x)|. Translations have lengths up to
-    ``max_translation`` metres.
+    ``inputs`` are multivectors (..., C, 16) with a parity each (+1, -1 or one sign a channel), or anything
+    with parity None, which is left alone. ``function`` returns one tensor or a tuple, with one
+    ``out_parity`` each. The error of an output is max |f(gx) - g f(x)| / max |g f(x)|. Translations have
+    lengths up to ``max_translation`` metres.
 
     Example:
         >>> assert_equivariant(geometric_product, [x, y], [TRUE, PSEUDO], [PSEUDO])
@@ -109,11 +112,15 @@ def assert_equivariant(
         moved = _as_tuple(function(*(_move(versor, x, p) for x, p in zip(inputs, in_parity, strict=True))))
         for number, (out, got, parity) in enumerate(zip(plain, moved, out_parity, strict=True)):
             want = _move(versor, out, parity)
-            error = ((got - want).abs().max() / want.abs().max().clamp(min=torch.finfo(want.dtype).tiny)).item()
+            error = (
+                (got - want).abs().max() / want.abs().max().clamp(min=torch.finfo(want.dtype).tiny)
+            ).item()
             worst = max(worst, error)
             if not error <= tolerance:
                 kind = "reflection" if odd else "proper motion"
-                raise AssertionError(f"output {number}: error {error:.2e} > {tolerance:.0e} ({kind}, trial {trial})")
+                raise AssertionError(
+                    f"output {number}: error {error:.2e} > {tolerance:.0e} ({kind}, trial {trial})"
+                )
     return worst
 
 

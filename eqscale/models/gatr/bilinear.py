@@ -1,7 +1,7 @@
 """Geometric products and joins of channels, with an explicit backward pass that saves only the inputs.
 
-Straight-line code over component slabs: C++ kernels if available, in-place ATen operations otherwise, and under
-``torch.compile`` the same terms as traceable expressions, which Inductor fuses.
+Straight-line code over component slabs: C++ kernels if available, in-place ATen operations otherwise, and
+under ``torch.compile`` the same terms as traceable expressions, which Inductor fuses.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _JOIN_CYCLE = ((True, False), (True, True), (False, True), (False, False))
 class Bilinear:
     """``channels`` geometric products and as many joins; ``scalars`` pass by.
 
-    Typed: parities of the factors run through all four combinations; a geometric product has the product of the
-    parities, a join minus that. Untyped: every channel counts as true.
+    Typed: parities of the factors run through all four combinations; a geometric product has the product of
+    the parities, a join minus that. Untyped: every channel counts as true.
     """
 
     channels: int
@@ -95,24 +95,38 @@ class Bilinear:
         """(products, 48): 16 rows of the left factor, 16 of the right, 16 of the output; int32."""
         return table(
             [
-                (*self.inputs.multivector(left), *self.inputs.multivector(right), *self.outputs.multivector(out))
+                (
+                    *self.inputs.multivector(left),
+                    *self.inputs.multivector(right),
+                    *self.outputs.multivector(out),
+                )
                 for left, right, out in self._channels
             ]
         )
 
 
-
 class Products(nn.Module):
     """Products of a :class:`Bilinear` plan; the scalars of another activation join the output."""
+
+    gather: Tensor
+    scatter: Tensor
+    order: Tensor
+    rank: Tensor
 
     def __init__(self, plan: Bilinear, passed: Layout):
         super().__init__()
         self.plan, self.passed = plan, passed
         self.kernel_rows = plan.rows
-        self.kernel_copies = table([(passed.scalar(i), plan.outputs.scalar(i)) for i in range(plan.scalars)], 2)
+        self.kernel_copies = table(
+            [(passed.scalar(i), plan.outputs.scalar(i)) for i in range(plan.scalars)], 2
+        )
         rows, c = plan.rows.long(), plan.channels
         # Slabs (4, 16, c): left and right factors of geometric products, left and right factors of joins.
-        gather = torch.stack([rows[:c, :16], rows[:c, 16:32], rows[c:, :16], rows[c:, 16:32]]).transpose(1, 2).flatten()
+        gather = (
+            torch.stack([rows[:c, :16], rows[:c, 16:32], rows[c:, :16], rows[c:, 16:32]])
+            .transpose(1, 2)
+            .flatten()
+        )
         order = torch.stack([rows[:c, 32:], rows[c:, 32:]]).transpose(1, 2).flatten().argsort()
         self.register_buffer("gather", gather, persistent=False)
         self.register_buffer("scatter", gather.argsort(), persistent=False)
@@ -138,9 +152,20 @@ class _NativeProducts(torch.autograd.Function):
         z, passed, plan = z.contiguous(), passed.contiguous(), layer.plan
         out = z.new_empty(plan.outputs.rows, z.shape[1])
         native.call(
-            "bilinear", z.dtype, z, passed, out, z.shape[1], layer.kernel_rows, plan.channels, plan.channels,
-            layer.kernel_copies, plan.scalars, plan.outputs.ones_row, reference,
-        )  # fmt: skip
+            "bilinear",
+            z.dtype,
+            z,
+            passed,
+            out,
+            z.shape[1],
+            layer.kernel_rows,
+            plan.channels,
+            plan.channels,
+            layer.kernel_copies,
+            plan.scalars,
+            plan.outputs.ones_row,
+            reference,
+        )
         ctx.save_for_backward(z, reference)
         ctx.layer, ctx.passed_shape = layer, passed.shape
         return out
@@ -151,22 +176,35 @@ class _NativeProducts(torch.autograd.Function):
         layer, plan, g = ctx.layer, ctx.layer.plan, g.contiguous()
         gz, gpassed = torch.empty_like(z), g.new_zeros(ctx.passed_shape)
         native.call(
-            "bilinear_gradient", z.dtype, z, g, gz, gpassed, z.shape[1], layer.kernel_rows, plan.channels,
-            plan.channels, layer.kernel_copies, plan.scalars, reference,
-        )  # fmt: skip
+            "bilinear_gradient",
+            z.dtype,
+            z,
+            g,
+            gz,
+            gpassed,
+            z.shape[1],
+            layer.kernel_rows,
+            plan.channels,
+            plan.channels,
+            layer.kernel_copies,
+            plan.scalars,
+            reference,
+        )
         return gz, gpassed, None, None
+
+
+def _sum_of_products(terms: list[tuple[int, int, int]], x: Tensor, y: Tensor) -> Tensor:
+    (i, j, sign), *rest = terms
+    total = x[i] * y[j] if sign > 0 else -(x[i] * y[j])
+    for i, j, sign in rest:
+        total = total + x[i] * y[j] if sign > 0 else total - x[i] * y[j]
+    return total
 
 
 def _product(name: str, x: Tensor, y: Tensor) -> Tensor:
     """Products of slabs x, y (16, C, N)."""
     if torch.compiler.is_compiling():
-        out = []
-        for terms in _TERMS[name]:
-            total = 0
-            for i, j, sign in terms:
-                total = total + x[i] * y[j] if sign > 0 else total - x[i] * y[j]
-            out.append(total)
-        return torch.stack(out)
+        return torch.stack([_sum_of_products(terms, x, y) for terms in _TERMS[name]])
     out = torch.empty_like(x)
     for k, terms in enumerate(_TERMS[name]):
         slab, (i, j, sign) = out[k], terms[0]

@@ -48,8 +48,12 @@ template <class T> inline typename Simd<T>::V exponential(typename Simd<T>::V x)
     V shifted = x * (T)1.4426950408889634 + Simd<T>::magic;
     V n = shifted - Simd<T>::magic;
     V r = x - n * hi - n * lo;
+    // Taylor series by Horner's rule with reciprocals that are known at compile time.
+    static constexpr T inverse[14] = {1,          1,          (T)1 / 2,  (T)1 / 3,  (T)1 / 4,  (T)1 / 5,  (T)1 / 6,
+                                      (T)1 / 7,   (T)1 / 8,   (T)1 / 9,  (T)1 / 10, (T)1 / 11, (T)1 / 12, (T)1 / 13};
     V p = V{} + (T)1;
-    for (int k = Simd<T>::taylor; k >= 1; --k) p = p * r / (T)k + (T)1;
+#pragma GCC unroll 16
+    for (int k = Simd<T>::taylor; k >= 1; --k) p = p * (r * inverse[k]) + (T)1;
     I bits = ((I)shifted << Simd<T>::mantissa) + ((I{} + Simd<T>::bias) << Simd<T>::mantissa);
     return p * (V)bits;
 }
@@ -318,13 +322,18 @@ static inline void gemm_tile(const T* A, int sm, int sk, const T* B, int ldb, T*
     V acc[M][NV] = {};
     for (int k = 0; k < K; ++k) {
         V b[NV];
+#pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) b[j] = load(B + k * ldb + j * W);
+#pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             const V a = V{} + A[m * sm + k * sk];
+#pragma GCC unroll 8
             for (int j = 0; j < NV; ++j) acc[m][j] += a * b[j];
         }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) store(C + m * ldc + j * W, acc[m][j]);
 }
 
@@ -358,12 +367,16 @@ static inline void dot_tile(const T* A, int lda, const T* B, int ldb, T* C, int 
     V acc[M][NB] = {};
     for (int l = 0; l < lanes; l += W) {
         V b[NB];
+#pragma GCC unroll 8
         for (int n = 0; n < NB; ++n) b[n] = load(B + n * ldb + l);
+#pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             const V a = load(A + m * lda + l);
+#pragma GCC unroll 8
             for (int n = 0; n < NB; ++n) acc[m][n] += a * b[n];
         }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
         for (int n = 0; n < NB; ++n) {
             T sum = 0;
@@ -372,18 +385,15 @@ static inline void dot_tile(const T* A, int lda, const T* B, int ldb, T* C, int 
         }
 }
 
+// Nb must be a multiple of 4 (pad B with zero rows).
 template <class T>
 static void dots(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int M, int Nb, int lanes) {
     for (int n = 0; n < Nb; n += 4) {
-        for (int m = 0; m < M; m += 3) {
-            const T *a = A + m * lda, *b = B + n * ldb;
-            T* c = C + m * ldc + n;
-            if (m + 3 <= M && n + 4 <= Nb) dot_tile<T, 3, 4>(a, lda, b, ldb, c, ldc, lanes);
-            else
-                for (int i = 0; i < std::min(3, M - m); ++i)
-                    for (int j = 0; j < std::min(4, Nb - n); ++j)
-                        dot_tile<T, 1, 1>(a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc, lanes);
-        }
+        const T* b = B + n * ldb;
+        int m = 0;
+        for (; m + 3 <= M; m += 3) dot_tile<T, 3, 4>(A + m * lda, lda, b, ldb, C + m * ldc + n, ldc, lanes);
+        if (M - m == 2) dot_tile<T, 2, 4>(A + m * lda, lda, b, ldb, C + m * ldc + n, ldc, lanes);
+        if (M - m == 1) dot_tile<T, 1, 4>(A + m * lda, lda, b, ldb, C + m * ldc + n, ldc, lanes);
     }
 }
 
@@ -397,53 +407,81 @@ struct AttentionTables {  // all as row numbers; see eqscale.models.gatr.attenti
 
 // Five features of a trivector (w; b): squared distance of normalised points as a dot product (phi for queries,
 // psi for keys). `center` shifts both by the same point: it changes nothing but the rounding far from the origin.
+template <class T> struct Trivectors {  // up to CHUNK tokens, padded with zeros to whole vectors
+    Lanes<T> w, b[3];
+
+    void fetch(const T* const rows[4], int first, int len) {
+        const int W = width<T>(), end = (len + W - 1) / W * W;
+        T* to[4] = {w.v, b[0].v, b[1].v, b[2].v};
+        for (int i = 0; i < 4; ++i) {
+            std::copy(rows[i] + first, rows[i] + first + len, to[i]);
+            std::fill(to[i] + len, to[i] + end, (T)0);
+        }
+    }
+};
+
 template <class T>
-static inline void distance_features(const T* w, const T* const b[3], const T center[3], T eps, bool key, T weight,
-                                     T* f, int ldf, int len) {
-    for (int j = 0; j < len; ++j) {
-        const T n = w[j] / (w[j] * w[j] + eps), t0 = w[j] * n;
-        T t[3], sq = 0;
-        for (int i = 0; i < 3; ++i) t[i] = b[i][j] * n - t0 * center[i], sq += t[i] * t[i];
-        if (key) {
-            f[j] = -t0 * t0, f[ldf + j] = -sq;
-            for (int i = 0; i < 3; ++i) f[(2 + i) * ldf + j] = 2 * t0 * t[i];
-        } else {
-            f[j] = weight * sq, f[ldf + j] = weight * t0 * t0;
-            for (int i = 0; i < 3; ++i) f[(2 + i) * ldf + j] = weight * t0 * t[i];
+static void distance_features(const T* const rows[4], const T center[3], T eps, bool key, T weight, T* f, int ldf,
+                              int len) {
+    typedef typename Simd<T>::V V;
+    const int W = width<T>();
+    Trivectors<T> x;
+    for (int first = 0; first < len; first += CHUNK) {
+        const int n_tokens = std::min(CHUNK, len - first);
+        x.fetch(rows, first, n_tokens);
+        for (int j = 0; j < n_tokens; j += W) {
+            const V w = load(x.w.v + j), n = w / (w * w + eps), t0 = w * n;
+            V t[3], sq = V{};
+            for (int i = 0; i < 3; ++i) t[i] = load(x.b[i].v + j) * n - t0 * center[i], sq += t[i] * t[i];
+            T* o = f + first + j;
+            const V s = key ? t0 * (T)2 : t0 * weight;
+            store(o, key ? -t0 * t0 : sq * weight);
+            store(o + ldf, key ? -sq : t0 * t0 * weight);
+            for (int i = 0; i < 3; ++i) store(o + (2 + i) * ldf, s * t[i]);
         }
     }
 }
 
+// Gradients of the four rows into out; returns the gradient of the weight.
 template <class T>
-static inline T distance_features_gradient(const T* w, const T* const b[3], const T center[3], T eps, bool key,
-                                           T weight, const T* g, int ldg, T* gw, T* const gb[3], int len) {
-    T weight_gradient = 0;
-    for (int j = 0; j < len; ++j) {
-        const T inv = 1 / (w[j] * w[j] + eps), n = w[j] * inv, t0 = w[j] * n;
-        T t[3], sq = 0, gc[3], gsq, g00;
-        for (int i = 0; i < 3; ++i) t[i] = b[i][j] * n - t0 * center[i], sq += t[i] * t[i];
-        if (key) {
-            g00 = -g[j], gsq = -g[ldg + j];
-            for (int i = 0; i < 3; ++i) gc[i] = 2 * g[(2 + i) * ldg + j];
-        } else {
-            gsq = weight * g[j], g00 = weight * g[ldg + j];
-            weight_gradient += g[j] * sq + g[ldg + j] * t0 * t0;
+static T distance_features_gradient(const T* const rows[4], const T center[3], T eps, bool key, T weight, const T* g,
+                                    int ldg, T* const out[4], int len) {
+    typedef typename Simd<T>::V V;
+    const int W = width<T>();
+    Trivectors<T> x, y;
+    V weight_gradient = V{};
+    for (int first = 0; first < len; first += CHUNK) {
+        const int n_tokens = std::min(CHUNK, len - first);
+        x.fetch(rows, first, n_tokens);
+        for (int j = 0; j < n_tokens; j += W) {
+            const V w = load(x.w.v + j), inv = ((V{} + (T)1) / (w * w + eps)), n = w * inv, t0 = w * n;
+            const T* p = g + first + j;
+            V t[3], sq = V{}, gc[3];
+            for (int i = 0; i < 3; ++i) t[i] = load(x.b[i].v + j) * n - t0 * center[i], sq += t[i] * t[i];
+            const V g0 = load(p), g1 = load(p + ldg);
+            V gsq = key ? -g1 : g0 * weight, g00 = key ? -g0 : g1 * weight;
+            if (!key) weight_gradient += g0 * sq + g1 * t0 * t0;
             for (int i = 0; i < 3; ++i) {
-                gc[i] = weight * g[(2 + i) * ldg + j];
-                weight_gradient += g[(2 + i) * ldg + j] * t0 * t[i];
+                const V gi = load(p + (2 + i) * ldg);
+                gc[i] = gi * (key ? (T)2 : weight);
+                if (!key) weight_gradient += gi * t0 * t[i];
             }
+            V gt0 = t0 * g00 * (T)2, gn = V{};
+            for (int i = 0; i < 3; ++i) {
+                const V gt = gc[i] * t0 + t[i] * gsq * (T)2;
+                gt0 += gc[i] * t[i] - gt * center[i];
+                gn += gt * load(x.b[i].v + j);
+                store(y.b[i].v + j, gt * n);
+            }
+            gn += gt0 * w;
+            store(y.w.v + j, gt0 * n + gn * (eps - w * w) * inv * inv);
         }
-        T gt0 = 2 * t0 * g00, gn = 0;
-        for (int i = 0; i < 3; ++i) {
-            const T gt = gc[i] * t0 + 2 * t[i] * gsq;
-            gt0 += gc[i] * t[i] - gt * center[i];
-            gn += gt * b[i][j];
-            gb[i][j] = gt * n;
-        }
-        gn += gt0 * w[j];
-        gw[j] = gt0 * n + gn * (eps - w[j] * w[j]) * inv * inv;
+        const T* from[4] = {y.w.v, y.b[0].v, y.b[1].v, y.b[2].v};
+        for (int i = 0; i < 4; ++i) std::copy(from[i], from[i] + n_tokens, out[i] + first);
     }
-    return weight_gradient;
+    T sum = 0;
+    for (int w = 0; w < W; ++w) sum += weight_gradient[w];
+    return sum;
 }
 
 // Softmax attention of one sample, multi-query: tokens [start, start + len) attend to each other. Lanes of a block
@@ -460,7 +498,8 @@ template <class T> struct Sample {
     Sample(const AttentionTables& t, const T* e, int64_t N, int64_t start, int len, T eps, const T* weights)
         : t(t), e(e), N(N), start(start), len(len), eps(eps), weights(weights) {
         const int W = width<T>();
-        padded = (len + W - 1) / W * W;
+        const int unit = std::max(W, 4);
+        padded = (len + unit - 1) / unit * unit;
         features = (int)(t.inner + 5 * t.distances);
         k.assign((size_t)features * padded, 0);
         v.assign((size_t)t.values * padded, 0);
@@ -475,8 +514,8 @@ template <class T> struct Sample {
                 for (int j = 0; j < len; ++j) center[3 * d + i] += row(r[0])[j] * row(r[1 + i])[j];
                 center[3 * d + i] /= norm;
             }
-            const T* b[3] = {row(r[1]), row(r[2]), row(r[3])};
-            distance_features(row(r[0]), b, &center[3 * d], eps, true, (T)1, &k[(t.inner + 5 * d) * padded], padded, len);
+            const T* rows[4] = {row(r[0]), row(r[1]), row(r[2]), row(r[3])};
+            distance_features(rows, &center[3 * d], eps, true, (T)1, &k[(t.inner + 5 * d) * padded], padded, len);
         }
     }
     const T* row(int32_t r) const { return e + r * N + start; }
@@ -489,8 +528,8 @@ template <class T> struct Sample {
         }
         for (int d = 0; d < t.distances; ++d) {
             const int32_t* r = t.q_distance + 4 * (h * t.distances + d);
-            const T* b[3] = {row(r[1]) + q0, row(r[2]) + q0, row(r[3]) + q0};
-            distance_features(row(r[0]) + q0, b, &center[3 * d], eps, false, weights[h * t.distances + d],
+            const T* rows[4] = {row(r[0]) + q0, row(r[1]) + q0, row(r[2]) + q0, row(r[3]) + q0};
+            distance_features(rows, &center[3 * d], eps, false, weights[h * t.distances + d],
                               q + (t.inner + 5 * d) * ld, ld, n);
         }
     }
@@ -583,7 +622,8 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
         for_blocks<T>((int)t.heads, len, [&](const std::vector<Segment>& block, int lanes) {
             q.assign((size_t)s.features * lanes, 0);
             go.assign((size_t)t.values * lanes, 0);
-            p.resize((size_t)len * lanes), ds.resize((size_t)len * lanes), gq.resize((size_t)s.features * lanes);
+            const size_t keys = (len + 3) / 4 * 4;  // zero rows for dots()
+            p.assign(keys * lanes, 0), ds.assign(keys * lanes, 0), gq.resize((size_t)s.features * lanes);
             for (const Segment& seg : block) {
                 s.queries(seg.head, seg.query, seg.count, q.data() + seg.lane, lanes);
                 for (int f = 0; f < t.values; ++f) {
@@ -600,8 +640,8 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
                     store(&ds[j * lanes + l], load(&p[j * lanes + l]) * (load(&ds[j * lanes + l]) - dot) * scale);
             }
             gemm(s.k.data(), s.padded, 1, ds.data(), lanes, gq.data(), lanes, s.features, len, lanes);
-            dots(go.data(), lanes, p.data(), lanes, gv.data(), s.padded, (int)t.values, len, lanes);
-            dots(q.data(), lanes, ds.data(), lanes, gk.data(), s.padded, s.features, len, lanes);
+            dots(go.data(), lanes, p.data(), lanes, gv.data(), s.padded, (int)t.values, (int)keys, lanes);
+            dots(q.data(), lanes, ds.data(), lanes, gk.data(), s.padded, s.features, (int)keys, lanes);
             for (const Segment& seg : block) {
                 for (int f = 0; f < t.inner; ++f) {
                     const T* x = &gq[f * lanes + seg.lane];
@@ -611,11 +651,11 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
                     const int64_t channel = seg.head * t.distances + d;
                     const int32_t* r = t.q_distance + 4 * channel;
                     const int o = seg.query;
-                    const T* x[3] = {s.row(r[1]) + o, s.row(r[2]) + o, s.row(r[3]) + o};
-                    T* gx[3] = {grow(r[1]) + o, grow(r[2]) + o, grow(r[3]) + o};
+                    const T* x[4] = {s.row(r[0]) + o, s.row(r[1]) + o, s.row(r[2]) + o, s.row(r[3]) + o};
+                    T* gx[4] = {grow(r[0]) + o, grow(r[1]) + o, grow(r[2]) + o, grow(r[3]) + o};
                     gweights[b * t.heads * t.distances + channel] += distance_features_gradient(
-                        s.row(r[0]) + o, x, &s.center[3 * d], eps, false, weights[channel],
-                        &gq[(t.inner + 5 * d) * lanes + seg.lane], lanes, grow(r[0]) + o, gx, seg.count);
+                        x, &s.center[3 * d], eps, false, weights[channel], &gq[(t.inner + 5 * d) * lanes + seg.lane],
+                        lanes, gx, seg.count);
                 }
             }
         });
@@ -623,10 +663,10 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
         for (int f = 0; f < t.values; ++f) std::copy(&gv[f * s.padded], &gv[f * s.padded] + len, grow(t.value[f]));
         for (int d = 0; d < t.distances; ++d) {
             const int32_t* r = t.k_distance + 4 * d;
-            const T* x[3] = {s.row(r[1]), s.row(r[2]), s.row(r[3])};
-            T* gx[3] = {grow(r[1]), grow(r[2]), grow(r[3])};
-            distance_features_gradient(s.row(r[0]), x, &s.center[3 * d], eps, true, (T)1,
-                                       &gk[(t.inner + 5 * d) * s.padded], s.padded, grow(r[0]), gx, len);
+            const T* x[4] = {s.row(r[0]), s.row(r[1]), s.row(r[2]), s.row(r[3])};
+            T* gx[4] = {grow(r[0]), grow(r[1]), grow(r[2]), grow(r[3])};
+            distance_features_gradient(x, &s.center[3 * d], eps, true, (T)1, &gk[(t.inner + 5 * d) * s.padded],
+                                       s.padded, gx, len);
         }
     }
 }

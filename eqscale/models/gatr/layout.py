@@ -1,13 +1,14 @@
 """Planar layout: activations as (rows, N), one row per component of a channel, the N tokens contiguous.
 
 G(3,0,1) is G(3) times the dual numbers: a multivector is a + e0 b with a, b in G(3). Rows of a layout are
-- the head: [a, b of the scalar-like blade of the true channels | the same of the pseudo channels | scalar channels
+- the head: [a, b of the scalar-like blade of the true channels | the same of the pseudo channels | scalar
+channels
   | optionally one row of ones, which turns biases into weights],
 - seven planes of the true channels, [a | b] each, one per remaining blade of G(3),
 - seven planes of the pseudo channels.
-The scalar-like blade is 1 (with e0) for true channels and e123 (with e0123) for pseudo channels: under E(3) they
-transform alike. An equivariant linear map is then one matrix product for the head and one batched product for the
-planes, and every component of a channel group is a contiguous slab.
+The scalar-like blade is 1 (with e0) for true channels and e123 (with e0123) for pseudo channels: under E(3)
+they transform alike. An equivariant linear map is then one matrix product for the head and one batched
+product for the planes, and every component of a channel group is a contiguous slab.
 """
 
 from __future__ import annotations

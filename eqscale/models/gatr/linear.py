@@ -1,8 +1,8 @@
 """Equivariant linear maps on the planar layout: one matrix product for the head, one batched for the planes.
 
 Between channels of equal parity all Pin(3,0,1)-equivariant maps are five gains of the grades and four
-multiplications by e0 (arXiv 2305.18415, proposition 2). Scalar channels exchange with the invariant components of
-the multivectors: 1 of true, e0123 (and, as a source, e123) of pseudo channels.
+multiplications by e0 (arXiv 2305.18415, proposition 2). Scalar channels exchange with the invariant
+components of the multivectors: 1 of true, e0123 (and, as a source, e123) of pseudo channels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ MAPS = 9
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A batch of dense products: rows [out, out + batch m) from rows [inp, inp + batch k), weights (batch, m, k)."""
+    """A batch of dense products: rows [out, out + batch m) from rows [inp, inp + batch k), weights
+    (batch, m, k)."""
 
     out: int
     inp: int
@@ -96,27 +97,35 @@ class LinearMap:
                 out_rows = torch.tensor([t.multivector(c) for c in outs])
                 in_rows = torch.tensor([s.multivector(c) for c in ins])
                 for component in range(16):
-                    full[out_rows[:, None, component], in_rows[None, :, component]] = maps[..., GRADES[component]]
+                    full[out_rows[:, None, component], in_rows[None, :, component]] = maps[
+                        ..., GRADES[component]
+                    ]
                 for a, b in zip(EUCLIDEAN, IDEAL, strict=True):
                     full[out_rows[:, None, b], in_rows[None, :, a]] = maps[..., 5 + GRADES[a]]
             scalars_in = [s.scalar(i) for i in range(s.scalars)]
             scalars_out = [t.scalar(i) for i in range(t.scalars)]
             bias_rows = [t.invariant(c) for c in range(t.channels)] + scalars_out
-            full[torch.tensor(bias_rows)[:, None], torch.tensor(scalars_in, dtype=torch.int64)] = number["from_scalars"]
+            full[torch.tensor(bias_rows)[:, None], torch.tensor(scalars_in, dtype=torch.int64)] = number[
+                "from_scalars"
+            ]
             read = [s.invariant(c) for c in range(s.channels)]
             read += [s.multivector(c)[INDEX["e123"]] for c in range(s.true, s.channels)]
-            full[torch.tensor(scalars_out, dtype=torch.int64)[:, None], torch.tensor(read)] = number["to_scalars"]
+            full[torch.tensor(scalars_out, dtype=torch.int64)[:, None], torch.tensor(read)] = number[
+                "to_scalars"
+            ]
         full[torch.tensor(bias_rows), s.ones_row] = number["bias"]
         pieces = []
-        for b in self.blocks:
-            for i in range(b.batch):
-                out, inp = b.out + i * b.m, b.inp + i * b.k
-                pieces.append(full[out : out + b.m, inp : inp + b.k].flatten())
+        for block in self.blocks:
+            for i in range(block.batch):
+                out, inp = block.out + i * block.m, block.inp + i * block.k
+                pieces.append(full[out : out + block.m, inp : inp + block.k].flatten())
         return torch.cat(pieces)
 
 
 class Linear(nn.Module):
     """Parameters of one :class:`LinearMap`; the network assembles the weights of all maps at once."""
+
+    bias: Tensor
 
     def __init__(self, linear_map: LinearMap, *, gain: float = 1.0):
         super().__init__()
@@ -133,17 +142,18 @@ class Linear(nn.Module):
         half = math.sqrt(0.5)
         # Components with two sources (a grade and e0 times a lower one, or a scalar) share the variance.
         gains = torch.tensor([half if s.scalars else 1.0, 1.0, 1.0, half, half, half, half, half, half])
+        to_scalars = math.sqrt(s.scalars + s.true + 2 * s.pseudo + 1)
         for name, parameter in self.named_parameters():
             parameter.uniform_(-gain, gain)
             if name in ("true", "pseudo"):
                 parameter.mul_(gains / math.sqrt(parameter.shape[1]))
             elif name == "dense":
                 parameter.div_(math.sqrt(parameter.shape[1]))
-            else:
-                parameter[:channels].mul_(half / math.sqrt(max(s.scalars, 1)))
-                parameter[channels:].div_(math.sqrt(s.scalars + s.true + 2 * s.pseudo))
-        if "to_scalars" in self._parameters:  # has rows of scalars only
-            self.to_scalars.uniform_(-gain, gain).div_(math.sqrt(s.scalars + s.true + 2 * s.pseudo))
+            elif name == "to_scalars":
+                parameter.div_(to_scalars)
+            else:  # from_scalars and bias: first the rows of multivectors, then those of scalars
+                parameter[:channels].mul_(half / math.sqrt(s.scalars + 1))
+                parameter[channels:].div_(to_scalars)
 
     def extra_repr(self) -> str:
         """Channels, for printing the module."""
@@ -171,14 +181,20 @@ class Assembly:
         bank = torch.cat([parameters[0].new_zeros(1), *parameters])
         if self.index.device != bank.device:
             self.index = self.index.to(bank.device)
-        flat = bank.index_select(0, self.index) if torch.compiler.is_compiling() else _Gather.apply(bank, self.index)
+        flat = (
+            bank.index_select(0, self.index)
+            if torch.compiler.is_compiling()
+            else _Gather.apply(bank, self.index)
+        )
         pieces = iter(zip(self.blocks, flat.split(self.sizes), strict=True))
         out = []
         for linear in self.linears:
             weights = []
             for _ in linear.map.blocks:
                 block, piece = next(pieces)
-                weights.append(piece.view(block.m, block.k) if block.batch == 1 else piece.view(block.batch, block.m, -1))
+                weights.append(
+                    piece.view(block.m, block.k) if block.batch == 1 else piece.view(block.batch, block.m, -1)
+                )
             out.append(tuple(weights))
         return out
 
@@ -237,15 +253,14 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, g):
         x, *weights = ctx.saved_tensors
         g = g.contiguous()
-        need_x = ctx.needs_input_grad[0]
-        gx = torch.empty_like(x) if need_x else None
+        gx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         gw = []
-        if need_x and sum(b.batch * b.k for b in ctx.linear_map.blocks) < x.shape[0]:
+        if gx is not None and sum(b.batch * b.k for b in ctx.linear_map.blocks) < x.shape[0]:
             gx.zero_()  # channels of a parity that the target does not have
         for b, w in zip(ctx.linear_map.blocks, weights, strict=True):
             gt = _part(g, b.out, b.batch, b.m)
             multiply = torch.mm if b.batch == 1 else torch.bmm
-            if need_x:
+            if gx is not None:
                 multiply(w.mT, gt, out=_part(gx, b.inp, b.batch, b.k))
             gw.append(multiply(gt, _part(x, b.inp, b.batch, b.k).mT))
         return gx, g if ctx.has_residual else None, None, *gw

@@ -1,8 +1,8 @@
 """GATr, the geometric algebra transformer (arXiv 2305.18415, 2311.04744), on the planar layout.
 
-With ``symmetry="parity"`` every channel is typed true (planes) or pseudo (points, directions): the network is then
-exactly equivariant under all of E(3), reflections included, from the embedded scene to the read-out, and needs no
-reference multivector for the join.
+With ``symmetry="parity"`` every channel is typed true (planes) or pseudo (points, directions): the network
+is then exactly equivariant under all of E(3), reflections included, from the embedded scene to the read-out,
+and needs no reference multivector for the join.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eqscale.algebra.blades import INDEX
 from eqscale.errors import InputError
 from eqscale.models.gatr import native
-from eqscale.models.gatr.attention import Attention, Tokens
+from eqscale.models.gatr.attention import Attention, AttentionShape, Tokens
 from eqscale.models.gatr.bilinear import Bilinear, Products
 from eqscale.models.gatr.layout import Layout
 from eqscale.models.gatr.linear import Assembly, Linear, LinearMap, apply_linear
@@ -26,7 +26,8 @@ SYMMETRIES = ("parity", "published", "off")
 
 @dataclasses.dataclass(frozen=True)
 class GATrConfig:
-    """Shape of a GATr. Multivector channels are ordered true first, then pseudo, in inputs and outputs alike."""
+    """Shape of a GATr. Multivector channels are ordered true first, then pseudo, in inputs and outputs
+    alike."""
 
     true_in: int
     """True input channels: planes, embedded by ``embed_plane``."""
@@ -51,8 +52,9 @@ class GATrConfig:
     heads: int = 4
     """Query heads; keys and values are shared (multi-query)."""
     symmetry: str = "parity"
-    """"parity": typed channels, exact under E(3). "published": the untyped formulation of the papers (all channels
-    true, joins times a reference). "off": unconstrained 16 x 16 maps, products as they are (control)."""
+    """"parity": typed channels, exact under E(3). "published": the untyped formulation of the papers (all
+    channels true, joins times a reference). "off": unconstrained 16 x 16 maps, products as they are
+    (control)."""
     join_reference: str = "mean"
     """With "published": "mean" (e123 of the mean input multivector of a sample) or "one"."""
     check_finite: bool = False
@@ -73,53 +75,98 @@ class GATrConfig:
         if self.true_out + self.pseudo_out == 0:
             raise InputError("GATrConfig: true_out + pseudo_out must be at least 1")
         if self.symmetry == "published" and self.pseudo + self.pseudo_in + self.pseudo_out:
-            raise InputError("GATrConfig.symmetry: 'published' has no pseudo channels, count all of them as true")
+            raise InputError(
+                "GATrConfig.symmetry: 'published' has no pseudo channels, count all of them as true"
+            )
         if self.symmetry != "published" and not (self.true and self.pseudo):
             raise InputError(f"GATrConfig: symmetry {self.symmetry!r} needs true >= 1 and pseudo >= 1")
         for name in ("true", "pseudo", "scalars"):
             width = 2 * getattr(self, name)
             if width > self.heads and width % self.heads:
-                raise InputError(f"GATrConfig.{name}: 2 x {width // 2} channels do not divide by heads {self.heads}")
+                raise InputError(
+                    f"GATrConfig.{name}: 2 x {width // 2} channels do not divide by heads {self.heads}"
+                )
 
     def per_head(self, channels: int, least: int) -> int:
         """Channels of a head: attention is twice as wide as the stream (arXiv 2311.04744)."""
         return max(2 * channels // self.heads, least) if channels else 0
 
 
-class Block(nn.Module):
-    """Pre-norm attention and pre-norm geometric MLP, each with a residual connection."""
+@dataclasses.dataclass(frozen=True)
+class BlockMaps:
+    """Structure of a block: its attention and products and the linear maps between them."""
 
-    def __init__(self, config: GATrConfig):
-        super().__init__()
+    stream: Layout
+    attention: AttentionShape
+    products: Bilinear
+    to_qkv: LinearMap
+    from_heads: LinearMap
+    to_factors: LinearMap
+    from_products: LinearMap
+    to_stream: LinearMap
+
+    @classmethod
+    def of(cls, config: GATrConfig) -> BlockMaps:
+        """Structure of every block of a network."""
         c, symmetric = config, config.symmetry != "off"
         stream = Layout(c.true, c.pseudo, c.scalars)
+        normed = dataclasses.replace(stream, ones=True)
         hidden = Layout(2 * c.true, 2 * c.pseudo, 2 * c.scalars)
-        self.norm = Norm(stream)
-        self.attention = Attention(
+        attention = AttentionShape(
             c.heads,
             c.per_head(c.true, 1),
             c.per_head(c.pseudo, 1),
             c.per_head(c.scalars, 4),
             distance_on_true=c.symmetry == "published",
         )
-        plan = Bilinear(c.true + c.pseudo, c.scalars, typed=c.symmetry != "published")
-        self.products = Products(plan, self.norm.out)
-        self.gate = Gate(hidden)
+        products = Bilinear(c.true + c.pseudo, c.scalars, typed=c.symmetry != "published")
+        return cls(
+            stream,
+            attention,
+            products,
+            to_qkv=LinearMap(normed, attention.source, symmetric),
+            from_heads=LinearMap(attention.out, stream, symmetric),
+            to_factors=LinearMap(normed, products.inputs, symmetric),
+            from_products=LinearMap(products.outputs, hidden, symmetric),
+            to_stream=LinearMap(dataclasses.replace(hidden, ones=True), stream, symmetric),
+        )
 
-        def linear(source: Layout, target: Layout, gain: float = 1.0) -> Linear:
-            return Linear(LinearMap(source, target, symmetric), gain=gain)
+    @property
+    def linear(self) -> tuple[LinearMap, ...]:
+        """The five linear maps in the order of computation."""
+        return self.to_qkv, self.from_heads, self.to_factors, self.from_products, self.to_stream
 
-        self.to_qkv = linear(self.norm.out, self.attention.source)
-        self.from_heads = linear(self.attention.out, stream, gain=0.1)
-        self.to_factors = linear(self.norm.out, plan.inputs)
-        self.from_products = linear(plan.outputs, hidden)
-        self.to_stream = linear(self.gate.out, stream)
-        self._start_products_near_identity(plan)
+
+def border_maps(config: GATrConfig) -> tuple[LinearMap, LinearMap]:
+    """Linear maps from the inputs to the stream and from the stream to the outputs."""
+    c, symmetric = config, config.symmetry != "off"
+    source = Layout(c.true_in, c.pseudo_in, c.scalars_in, ones=True)
+    stream = Layout(c.true, c.pseudo, c.scalars)
+    target = Layout(c.true_out, c.pseudo_out, c.scalars_out)
+    normed = dataclasses.replace(stream, ones=True)
+    return LinearMap(source, stream, symmetric), LinearMap(normed, target, symmetric)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and pre-norm geometric MLP, each with a residual connection."""
+
+    def __init__(self, maps: BlockMaps):
+        super().__init__()
+        self.norm = Norm(maps.stream)
+        self.attention = Attention(maps.attention)
+        self.products = Products(maps.products, self.norm.out)
+        self.gate = Gate(maps.from_products.target)
+        self.to_qkv = Linear(maps.to_qkv)
+        self.from_heads = Linear(maps.from_heads, gain=0.1)
+        self.to_factors = Linear(maps.to_factors)
+        self.from_products = Linear(maps.from_products)
+        self.to_stream = Linear(maps.to_stream)
+        self._start_products_near_identity(maps.products)
 
     @torch.no_grad()
     def _start_products_near_identity(self, plan: Bilinear) -> None:
-        # The right factor of a geometric product starts near 1 (e0123 in pseudo channels): the product passes its
-        # left factor on.
+        # The right factor of a geometric product starts near 1 (e0123 in pseudo channels): the product
+        # passes its left factor on.
         bias = self.to_factors.bias
         for channel in plan.right_factors:
             bias[channel if self.to_factors.map.symmetric else plan.inputs.invariant(channel)] += 1.0
@@ -144,18 +191,21 @@ class Block(nn.Module):
 class GATr(nn.Module):
     """Geometric algebra transformer; the public ``(..., C, 16)`` format lives only at its borders."""
 
+    _columns: Tensor
+    _rows: Tensor
+
     def __init__(self, config: GATrConfig):
         super().__init__()
         self.config = c = config
-        symmetric = c.symmetry != "off"
-        source = Layout(c.true_in, c.pseudo_in, c.scalars_in, ones=True)
-        stream = Layout(c.true, c.pseudo, c.scalars)
-        target = Layout(c.true_out, c.pseudo_out, c.scalars_out)
-        self.embed = Linear(LinearMap(source, stream, symmetric))
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.blocks))
+        embed, read_out = border_maps(c)
+        source, stream, target = embed.source, embed.target, read_out.target
+        self.embed = Linear(embed)
+        maps = BlockMaps.of(c)
+        blocks = [Block(maps) for _ in range(c.blocks)]
+        self.blocks = nn.ModuleList(blocks)
         self.final_norm = Norm(stream)
-        self.read_out = Linear(LinearMap(self.final_norm.out, target, symmetric))
-        self._assembly = Assembly([self.embed, *(m for b in self.blocks for m in b.linears()), self.read_out])
+        self.read_out = Linear(read_out)
+        self._assembly = Assembly([self.embed, *(m for b in blocks for m in b.linears()), self.read_out])
         # Columns of (multivectors | scalars | 1) that make up the rows of the input layout, and back.
         columns = [0] * source.rows
         for channel in range(source.channels):
@@ -169,8 +219,26 @@ class GATr(nn.Module):
         self.register_buffer("_columns", torch.tensor(columns), persistent=False)
         self.register_buffer("_rows", torch.tensor(rows), persistent=False)
 
-    def forward(self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Multivectors (B, T, C_in, 16), scalars (B, T, S_in), mask (B, T) -> (B, T, C_out, 16), (B, T, S_out).
+    def compile_for_training(self) -> str:
+        """Choose the fastest way to run on the device of the parameters: "kernels", "compiled" or "eager".
+
+        On a CPU with a C++ compiler the network's own kernels serve every shape and cost seconds once a
+        machine, so nothing is compiled per run. On a GPU the whole network is compiled into one graph
+        (``torch.compile`` with dynamic shapes). On a CPU without a compiler it stays eager.
+        """
+        parameter = next(self.parameters())
+        if native.available(parameter):
+            return "kernels"
+        if parameter.device.type == "cuda":
+            self.compile(dynamic=True, fullgraph=True)
+            return "compiled"
+        return "eager"
+
+    def forward(
+        self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Multivectors (B, T, C_in, 16), scalars (B, T, S_in), mask (B, T) -> (B, T, C_out, 16), (B, T,
+        S_out).
 
         ``mask`` is True for real tokens; what the others hold does not matter, and their outputs are zero.
 
@@ -180,14 +248,19 @@ class GATr(nn.Module):
         c = self.config
         self._check(multivectors, scalars, mask)
         b, t = multivectors.shape[:2]
-        flat = torch.cat([multivectors.flatten(2), scalars, torch.ones_like(multivectors[..., 0, :1])], -1).flatten(0, 1)
+        flat = torch.cat(
+            [multivectors.flatten(2), scalars, torch.ones_like(multivectors[..., 0, :1])], -1
+        ).flatten(0, 1)
         if mask is not None:
             flat = torch.where(mask.view(-1, 1), flat, 0)
         tokens = self._tokens(b, t, mask, flat)
         reference = None
         if c.symmetry == "published" and c.join_reference == "mean":
             count = t if mask is None else mask.sum(1)
-            e123 = flat[:, INDEX["e123"] : 16 * (c.true_in + c.pseudo_in) : 16].mean(-1).view(b, t).sum(1) / count
+            e123 = (
+                flat[:, INDEX["e123"] : 16 * (c.true_in + c.pseudo_in) : 16].mean(-1).view(b, t).sum(1)
+                / count
+            )
             reference = e123[:, None].expand(b, t).reshape(b * t)
         if tokens.packed is not None:
             flat = flat.index_select(0, tokens.packed)
@@ -220,27 +293,23 @@ class GATr(nn.Module):
         return Tokens(b, t, mask, mask.flatten().nonzero().squeeze(1), starts)
 
     def _check(self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None) -> None:
-        c = self.config
-        if multivectors.ndim != 4 or multivectors.shape[2:] != (c.true_in + c.pseudo_in, 16):
+        c, batch = self.config, tuple(multivectors.shape[:2])
+        channels = c.true_in + c.pseudo_in
+        if multivectors.ndim != 4 or multivectors.shape[2:] != (channels, 16):
             raise InputError(
-                f"multivectors: expected (B, T, {c.true_in + c.pseudo_in}, 16), got {tuple(multivectors.shape)}"
+                f"multivectors: expected (B, T, {channels}, 16), got {tuple(multivectors.shape)}"
             )
-        if scalars.shape != (*multivectors.shape[:2], c.scalars_in):
-            raise InputError(
-                f"scalars: expected {(*multivectors.shape[:2], c.scalars_in)}, got {tuple(scalars.shape)}"
-            )
-        if mask is not None and (mask.shape != multivectors.shape[:2] or mask.dtype != torch.bool):
-            raise InputError(
-                f"mask: expected bool {tuple(multivectors.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
-            )
-        weight = self.embed.bias
+        if scalars.shape != (*batch, c.scalars_in):
+            raise InputError(f"scalars: expected {(*batch, c.scalars_in)}, got {tuple(scalars.shape)}")
+        if mask is not None and (mask.shape != batch or mask.dtype != torch.bool):
+            raise InputError(f"mask: expected bool {batch}, got {mask.dtype} {tuple(mask.shape)}")
+        own = self._columns.device, next(self.parameters()).dtype
         for name, x in (("multivectors", multivectors), ("scalars", scalars)):
-            if x.dtype != weight.dtype or x.device != weight.device:
-                raise InputError(
-                    f"{name}: {x.dtype} on {x.device}, but the network holds {weight.dtype} on {weight.device}"
-                )
+            if (x.device, x.dtype) != own:
+                raise InputError(f"{name}: {x.dtype} on {x.device}, the network holds {own[1]} on {own[0]}")
             if c.check_finite and not x.isfinite().all():
-                raise InputError(f"{name}: not finite at index {x.isfinite().logical_not().nonzero()[0].tolist()}")
+                where = x.isfinite().logical_not().nonzero()[0].tolist()
+                raise InputError(f"{name}: not finite at index {where}")
 
 
 def _starts(lengths: Tensor) -> Tensor:

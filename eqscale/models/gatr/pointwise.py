@@ -21,17 +21,23 @@ class Norm(nn.Module):
     (stream.rows, N) -> the same with a row of ones.
     """
 
+    euclidean: Tensor
+
     def __init__(self, stream: Layout):
         super().__init__()
         self.stream = stream
         self.out = Layout(stream.true, stream.pseudo, stream.scalars, ones=True)
-        euclidean = {row for c in range(stream.channels) for row in (stream.multivector(c)[i] for i in EUCLIDEAN)}
+        euclidean = {
+            row for c in range(stream.channels) for row in (stream.multivector(c)[i] for i in EUCLIDEAN)
+        }
         rows = []
         for c in range(stream.channels):
             for a, b in zip(stream.multivector(c), self.out.multivector(c), strict=True):
                 rows.append((a, b, int(a in euclidean)))
         self.kernel_rows = table(sorted(rows), 3)
-        self.kernel_scalars = table([(stream.scalar(i), self.out.scalar(i)) for i in range(stream.scalars)], 2)
+        self.kernel_scalars = table(
+            [(stream.scalar(i), self.out.scalar(i)) for i in range(stream.scalars)], 2
+        )
         self.register_buffer("euclidean", torch.tensor(sorted(euclidean)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,9 +60,21 @@ class _NativeNorm(torch.autograd.Function):
         x, n = x.contiguous(), x.shape[1]
         out, scale = x.new_empty(layer.out.rows, n), x.new_empty(2, n)
         native.call(
-            "norm", x.dtype, x, out, scale, n, layer.kernel_rows, len(layer.kernel_rows), layer.kernel_scalars,
-            layer.stream.scalars, layer.out.ones_row, layer.stream.channels, NORM_EPS, _SCALAR_EPS,
-        )  # fmt: skip
+            "norm",
+            x.dtype,
+            x,
+            out,
+            scale,
+            n,
+            layer.kernel_rows,
+            len(layer.kernel_rows),
+            layer.kernel_scalars,
+            layer.stream.scalars,
+            layer.out.ones_row,
+            layer.stream.channels,
+            NORM_EPS,
+            _SCALAR_EPS,
+        )
         ctx.save_for_backward(out, scale)
         ctx.layer = layer
         return out
@@ -67,17 +85,30 @@ class _NativeNorm(torch.autograd.Function):
         layer, g = ctx.layer, g.contiguous()
         gx = g.new_empty(layer.stream.rows, g.shape[1])
         native.call(
-            "norm_gradient", g.dtype, out, scale, g, gx, g.shape[1], layer.kernel_rows, len(layer.kernel_rows),
-            layer.kernel_scalars, layer.stream.scalars, layer.stream.channels,
-        )  # fmt: skip
+            "norm_gradient",
+            g.dtype,
+            out,
+            scale,
+            g,
+            gx,
+            g.shape[1],
+            layer.kernel_rows,
+            len(layer.kernel_rows),
+            layer.kernel_scalars,
+            layer.stream.scalars,
+            layer.stream.channels,
+        )
         return gx, None
 
 
 class Gate(nn.Module):
-    """Gated GELU: each multivector times the GELU of its invariant component, GELU of the scalars (tanh form).
+    """Gated GELU: each multivector times the GELU of its invariant component, GELU of the scalars (tanh
+    form).
 
     The invariant component is 1 in true and e0123 in pseudo channels. (source.rows, N) -> with a row of ones.
     """
+
+    gates: Tensor
 
     def __init__(self, source: Layout):
         super().__init__()
@@ -89,7 +120,9 @@ class Gate(nn.Module):
                 for c in range(source.channels)
             ]
         )
-        self.kernel_scalars = table([(source.scalar(i), self.out.scalar(i)) for i in range(source.scalars)], 2)
+        self.kernel_scalars = table(
+            [(source.scalar(i), self.out.scalar(i)) for i in range(source.scalars)], 2
+        )
         channel = {row: c for c in range(source.channels) for row in source.multivector(c)}
         rows = [channel[r] for r in sorted(channel)]
         gates = torch.tensor([source.invariant(c) for c in range(source.channels)])
@@ -111,9 +144,17 @@ class _NativeGate(torch.autograd.Function):
         x, n = x.contiguous(), x.shape[1]
         out = x.new_empty(layer.out.rows, n)
         native.call(
-            "gate", x.dtype, x, out, n, layer.kernel_rows, layer.source.channels, layer.kernel_scalars,
-            layer.source.scalars, layer.out.ones_row,
-        )  # fmt: skip
+            "gate",
+            x.dtype,
+            x,
+            out,
+            n,
+            layer.kernel_rows,
+            layer.source.channels,
+            layer.kernel_scalars,
+            layer.source.scalars,
+            layer.out.ones_row,
+        )
         ctx.save_for_backward(x)
         ctx.layer = layer
         return out
@@ -124,7 +165,15 @@ class _NativeGate(torch.autograd.Function):
         layer, g = ctx.layer, g.contiguous()
         gx = torch.empty_like(x)
         native.call(
-            "gate_gradient", x.dtype, x, g, gx, x.shape[1], layer.kernel_rows, layer.source.channels,
-            layer.kernel_scalars, layer.source.scalars,
-        )  # fmt: skip
+            "gate_gradient",
+            x.dtype,
+            x,
+            g,
+            gx,
+            x.shape[1],
+            layer.kernel_rows,
+            layer.source.channels,
+            layer.kernel_scalars,
+            layer.source.scalars,
+        )
         return gx, None
