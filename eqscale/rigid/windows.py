@@ -44,9 +44,6 @@ def record_type(family: Family) -> np.dtype:
     )
 
 
-_Z = np.array([0.0, 0.0, 1.0])
-
-
 def cross_matrix(v: np.ndarray) -> np.ndarray:
     """Matrices (..., 3, 3) with cross_matrix(v) @ r = v x r."""
     out = np.zeros((*v.shape, 3), v.dtype)
@@ -122,12 +119,13 @@ class Windows:
     def _slots(self, scene: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens without gaps, (B, T) each: which are real, their (object, vertex) slot, their object's slot.
 
-        Slots count through the flattened arrays (B, n, width) and (B, n); padded tokens point at slot 0.
+        Slots count through the flattened arrays (B, n, width) and (B, n); padded tokens point past the end.
         """
         tokens = self.tokens[scene]
         mask = np.arange(tokens.max(initial=0)) < tokens[:, None]
-        slot = np.zeros(mask.shape, np.int64)
-        slot[mask] = np.flatnonzero(np.arange(width) < self._count[scene][..., None])
+        count = self._count[scene]
+        slot = np.full(mask.shape, count.size * width)
+        slot[mask] = np.flatnonzero(np.arange(width) < count[..., None])
         return mask, slot, slot // width
 
     def vertices(
@@ -148,11 +146,11 @@ class Windows:
         present = self._count[scene] > 0
         mean = (state[:, 0, :, :3] * present[..., None]).sum(axis=1) / present.sum(axis=1)[:, None]
         arms = local[:, None] @ rotation_matrix(state[..., 3:7]).swapaxes(-1, -2)
-        world = (arms + (state[..., :3] - mean[:, None, None])[..., None, :]) @ self._matrix[scene][
-            :, None, None
-        ].swapaxes(-1, -2)
+        turn = self._matrix[scene][:, None, None].swapaxes(-1, -2)
+        world = (arms + (state[..., :3] - mean[:, None, None])[..., None, :]) @ turn
         mask, slot, _ = self._slots(scene, local.shape[2])
-        tokens = world.swapaxes(0, 1).reshape(steps + 1, -1, 3).take(slot, axis=1) * mask[..., None]
+        slots = world.swapaxes(0, 1).reshape(steps + 1, -1, 3)
+        tokens = slots.take(slot, axis=1, mode="clip") * mask[..., None]
         return torch.from_numpy(tokens).to(device=device, dtype=dtype)
 
     def batch(
@@ -168,59 +166,62 @@ class Windows:
         scene, start = np.divmod(indices, self.windows_per_scene)
         start = start + 1
         state, vertices = self.states(scene, np.stack([start, start + self.horizon], axis=1))
-        count = self._count[scene]
+        count, matrix = self._count[scene], self._matrix[scene]
         b, n, v = vertices.shape[:3]
-        present = count > 0
-        objects = present.sum(axis=1)
-        state = state.astype(np.float64)
-        matrix = self._matrix[scene]
-
-        # Per object: a token's position, velocity and target are each linear in its local vertex; axis 0 is
-        # the quantity, so that every field of the batch comes out contiguous.
-        begin, end = state[:, 0], state[:, 1]
-        fall, turned = ballistic(begin, self.time, self.time_step)
-        turns = rotation_matrix(state[..., 3:7])
-        turn = turns[:, 0]
-        mean = (begin[..., :3] * present[..., None]).sum(axis=1) / objects[:, None]
-        linear = np.stack(
-            [turn, cross_matrix(begin[..., 10:]) @ turn, (turns[:, 1] - turned @ turn) / self.sigma]
-        )
-        offset = np.stack(
-            [begin[..., :3] - mean[:, None], begin[..., 7:10], (end[..., :3] - fall) / self.sigma]
-        )
+        objects = (count > 0).sum(axis=1)
         precision = np.float64 if dtype == torch.float64 else np.float32
-        linear = (matrix[:, None] @ linear).astype(precision)
-        offset = (offset @ matrix.transpose(0, 2, 1)).astype(precision)
-        vector = vertices.astype(precision, copy=False) @ linear.swapaxes(-1, -2) + offset[..., None, :]
+        state, matrix = state.astype(precision, copy=False), matrix.astype(precision, copy=False)
+
+        # Per object, a token's position, velocity and target are affine in its local vertex. Shapes are
+        # (b, xyz, quantity, n, local): one product per window turns all of them into the scene's frame.
+        begin, end = state[:, 0], state[:, 1]
+        flown, turned = ballistic(begin, self.time, self.time_step)
+        turn, turn_end = rotation_matrix(state[..., 3:7]).swapaxes(0, 1)
+        mean = begin[..., :3].sum(axis=1) / objects[:, None]  # absent objects lie at 0
+        affine = np.empty((b, 3, 3, n, 4), precision)
+        affine[:, :, 0, :, :3] = turn.swapaxes(1, 2)
+        affine[:, :, 1, :, :3] = (cross_matrix(begin[..., 10:]) @ turn).swapaxes(1, 2)
+        affine[:, :, 2, :, :3] = ((turn_end - turned @ turn) / precision(self.sigma)).swapaxes(1, 2)
+        affine[:, :, 0, :, 3] = (begin[..., :3] - mean[:, None]).swapaxes(1, 2)
+        affine[:, :, 1, :, 3] = begin[..., 7:10].swapaxes(1, 2)
+        affine[:, :, 2, :, 3] = ((end[..., :3] - flown) / precision(self.sigma)).swapaxes(1, 2)
+        affine = (matrix @ affine.reshape(b, 3, -1)).reshape(b, 3, 3, n, 4)
+
+        # One row per slot and quantity, and a last row of zeros for the padding.
+        homogeneous = np.ones((b, n, v, 4), precision)
+        homogeneous[..., :3] = vertices
+        columns = np.ascontiguousarray(affine.transpose(0, 3, 4, 2, 1)).reshape(b, n, 4, 9)
+        by_slot = np.zeros((b * n * v + 1, 9), precision)
+        np.matmul(homogeneous, columns, out=by_slot[:-1].reshape(b, n, v, 9))
+        by_object = np.zeros((b * n + 1, 9), precision)
+        by_object[:-1, :6] = columns[:, :, 3, :6].reshape(-1, 6)
+        by_object[:-1, 6:] = self._material[scene].reshape(-1, 3)
 
         mask, slot, body = self._slots(scene, v)
-        weight = 1.0 / (objects[:, None] * np.maximum(count, 1))
+        three = np.arange(3)[:, None, None]
+        vectors = by_slot.reshape(-1, 3).take(3 * slot + three, axis=0)
+        vectors_of_object = by_object.reshape(-1, 3).take(3 * body + three, axis=0)
         touched = np.bitwise_or.reduce(
             self._contact[scene[:, None], start[:, None] + np.arange(self.horizon)], axis=1
         )
-        per_object = np.stack([offset[0], offset[1], self._material[scene]]).astype(precision)
-        fields = np.concatenate(
-            [vector.reshape(3, -1, 3).take(slot, axis=1), per_object.reshape(3, -1, 3).take(body, axis=1)]
-        )
-        fields *= mask[..., None]
 
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(device=device, dtype=dtype)
 
-        def per_token(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values.take(body) * mask).to(device=device)
+        def of_object(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.append(values, values.dtype.type(0)).take(body)).to(device)
 
         vertical = np.ascontiguousarray(matrix[:, :, 2])
         return Batch(
-            position=tensor(fields[0]),
-            velocity=tensor(fields[1]),
-            target=tensor(fields[2]),
-            center=tensor(fields[3]),
-            center_velocity=tensor(fields[4]),
-            material=tensor(fields[5]),
-            weight=per_token(weight.astype(precision)),
-            object_index=per_token(np.broadcast_to(np.arange(n), (b, n))),
-            contact=per_token(np.minimum(touched, 2).astype(np.int64)),
+            position=tensor(vectors[0]),
+            velocity=tensor(vectors[1]),
+            target=tensor(vectors[2]),
+            center=tensor(vectors_of_object[0]),
+            center_velocity=tensor(vectors_of_object[1]),
+            material=tensor(vectors_of_object[2]),
+            weight=of_object((1.0 / (objects[:, None] * np.maximum(count, 1))).astype(precision)),
+            object_index=of_object(np.broadcast_to(np.arange(n), (b, n))),
+            contact=of_object(np.minimum(touched, 2).astype(np.int64)),
             mask=torch.from_numpy(mask).to(device),
             floor_normal=tensor(vertical),
             floor_offset=tensor(-mean[:, 2]),
@@ -235,8 +236,9 @@ def ballistic(state: np.ndarray, time: float, time_step: float) -> tuple[np.ndar
 
     The engine's semi-implicit Euler falls by g T (T + dt) / 2; spin stays constant, as ballistic motion is defined.
     """
-    fall = -0.5 * GRAVITY * time * (time + time_step) * _Z
-    return state[..., :3] + time * state[..., 7:10] + fall, rotation_by(time * state[..., 10:])
+    flown = state[..., :3] + time * state[..., 7:10]
+    flown[..., 2] -= 0.5 * GRAVITY * time * (time + time_step)
+    return flown, rotation_by(time * state[..., 10:])
 
 
 def residual_rms(records: np.ndarray, horizon: int, time_step: float) -> float:
