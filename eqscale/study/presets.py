@@ -36,7 +36,7 @@ PRESETS: dict[str, Preset] = {
     # Two cores, no GPU: about ten minutes, all included.
     "quick": Preset(
         arms=("transformer", "gatr"),
-        budgets=(1e10, 3e10, 1e11),
+        budgets=(3e10, 1e11, 3e11),
         sizes_per_budget=4,
         seeds=(0,),
         family="S",

@@ -54,8 +54,8 @@ class Tracker:
         """
         self.uri = uri
         self._tags = dict(study_tags)
-        self._client = MlflowClient(tracking_uri=uri)
         try:
+            self._client = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._open_experiment(experiment)
             self._known = self._sweep()
             self.parent_id = self._open_parent()

@@ -3,4 +3,7 @@
 from eqscale.training.arms import gatr, plain
 from eqscale.training.arms.base import Arm, Size, arm_names, get_arm, register
 
-__all__ = ["Arm", "Size", "arm_names", "gatr", "get_arm", "plain", "register"]
+for _arm in (*plain.ARMS, gatr.ARM):
+    register(_arm)
+
+__all__ = ["Arm", "Size", "arm_names", "get_arm", "register"]

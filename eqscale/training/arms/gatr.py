@@ -9,7 +9,7 @@ from eqscale.algebra import embed_direction, embed_plane, embed_point, extract_d
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.rigid.batch import Batch
-from eqscale.training.arms.base import Arm, Size, register
+from eqscale.training.arms.base import Arm, Size
 
 # Typical sizes of the inputs (m/s, m/s^2), so that every channel is of order one.
 _SPEED, _ACCELERATION = 2.0, 9.81
@@ -85,7 +85,7 @@ def _build(size: Size) -> nn.Module:
 
 
 def _learning_rate(parameters: int) -> float:
-    return 1e-2 * (parameters / 1e4) ** -0.25
+    return 2e-2 * (parameters / 6e3) ** -0.25
 
 
 # About 1e3 to 1e6 parameters; width counts multivector channels, half of them true, half pseudo.
@@ -97,14 +97,12 @@ _LADDER = tuple(
     )
 )  # fmt: skip
 
-register(
-    Arm(
-        "gatr",
-        "build it in: geometric algebra transformer, exactly E(3)-equivariant",
-        _build,
-        _flops,
-        _LADDER,
-        _learning_rate,
-        packed=True,
-    )
+ARM = Arm(
+    "gatr",
+    "build it in: geometric algebra transformer, exactly E(3)-equivariant",
+    _build,
+    _flops,
+    _LADDER,
+    _learning_rate,
+    packed=True,
 )

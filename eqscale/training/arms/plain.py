@@ -9,7 +9,7 @@ from eqscale.models.flops import TrainingFlops
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.symmetry import align
-from eqscale.training.arms.base import Arm, Size, register
+from eqscale.training.arms.base import Arm, Size
 
 # Typical sizes of the inputs (m, m/s, m/s^2), so that every feature is of order one.
 _LENGTH, _SPEED, _ACCELERATION = 1.0, 2.0, 9.81
@@ -88,14 +88,30 @@ _LADDER = tuple(
     )
 )  # fmt: skip
 
-for _name, _description, _builder, _augmented in (
-    ("transformer", "learn the symmetry from the data: plain pre-LayerNorm transformer", _build, False),
-    ("transformer_aug", "learn it from augmented data: a fresh group element per draw", _build, True),
-    (
+ARMS = (
+    Arm(
+        "transformer",
+        "learn the symmetry from the data: plain pre-LayerNorm transformer",
+        _build,
+        _flops,
+        _LADDER,
+        _learning_rate,
+    ),
+    Arm(
+        "transformer_aug",
+        "learn it from augmented data: a fresh group element per draw",
+        _build,
+        _flops,
+        _LADDER,
+        _learning_rate,
+        augmented=True,
+    ),
+    Arm(
         "transformer_aligned",
         "align it: the plain transformer on samples turned upright",
         _build_aligned,
-        False,
+        _flops,
+        _LADDER,
+        _learning_rate,
     ),
-):
-    register(Arm(_name, _description, _builder, _flops, _LADDER, _learning_rate, augmented=_augmented))
+)
