@@ -206,6 +206,8 @@ def permute_objects(scene: Scene, order: np.ndarray) -> Scene:
     return dataclasses.replace(scene, vertices=tuple(scene.vertices[i] for i in order), **moved)
 
 
-def permute_vertices(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene with each body's vertices listed in a random order."""
-    return dataclasses.replace(scene, vertices=tuple(rng.permutation(v) for v in scene.vertices))
+def permute_vertices(scene: Scene, orders: list[np.ndarray]) -> Scene:
+    """The same scene with each body's vertices listed in another order."""
+    return dataclasses.replace(
+        scene, vertices=tuple(v[order] for v, order in zip(scene.vertices, orders, strict=True))
+    )

@@ -58,7 +58,10 @@ def object_order(rng, n):
 
 
 def vertex_order(rng, n):
-    return lambda s: permute_vertices(s, rng), lambda x: x
+    def shuffled(scene):
+        return permute_vertices(scene, [rng.permutation(len(v)) for v in scene.vertices])
+
+    return shuffled, lambda x: x
 
 
 @pytest.mark.parametrize(
