@@ -114,7 +114,9 @@ class Fit:
             given["U"] = given["D"]  # no token seen twice
         missing = [c for c in self.form.columns if c not in given]
         if missing:
-            raise InputError(f"{self.form.name}: predict needs {', '.join(self.form.columns)}; missing {missing[0]}")
+            raise InputError(
+                f"{self.form.name}: predict needs {', '.join(self.form.columns)}; missing {missing[0]}"
+            )
         arrays = np.broadcast_arrays(*(np.asarray(given[c], float) for c in self.form.columns))
         return dict(zip(self.form.columns, arrays, strict=True))
 
@@ -122,7 +124,9 @@ class Fit:
         """Loss at ``predict(N, D)`` (or the form's own regressors, also by name), in the user's units."""
         columns = self.columns_from(*args, **kwargs)
         shape = next(iter(columns.values())).shape
-        return self.predict_with(self.theta[None], {k: v.ravel() for k, v in columns.items()})[0].reshape(shape)
+        return self.predict_with(self.theta[None], {k: v.ravel() for k, v in columns.items()})[0].reshape(
+            shape
+        )
 
     def predict_with(self, theta: Array, columns: Mapping[str, Array]) -> Array:
         """Loss for internal parameters (b, p) at regressors (m,): (b, m)."""
@@ -255,7 +259,9 @@ def _as_columns(form: Form, values: Mapping[str, object], loss: object, where: s
             raise InputError(f"{where}: the form {form.name!r} needs a column {c!r}")
         columns[c] = _vector(values[c], c, where)
         if len(columns[c]) != len(loss_values):
-            raise InputError(f"{where}: column {c!r} has {len(columns[c])} values, loss has {len(loss_values)}")
+            raise InputError(
+                f"{where}: column {c!r} has {len(columns[c])} values, loss has {len(loss_values)}"
+            )
     return columns, loss_values
 
 
@@ -335,7 +341,9 @@ def fit(
     fixed = _check_fixed(form, fix or {}, where)
     limits = _check_bounds(form, bounds or {}, where)
     used = w > 0
-    check_design(form, {c: v[used] for c, v in columns.items()}, observed[used], len(form.names) - len(fixed), where)
+    check_design(
+        form, {c: v[used] for c, v in columns.items()}, observed[used], len(form.names) - len(fixed), where
+    )
     centre = _centre(form, columns, observed, {*fixed, *limits})
     if fixed.get("E", 0.0) >= observed[used].min():
         raise InputError(
@@ -376,7 +384,9 @@ def _weights(weights: object, n: int, where: str) -> Array:
 def _check_fixed(form: Form, fix: Mapping[str, float], where: str) -> dict[str, float]:
     for name, value in fix.items():
         if name not in form.names:
-            raise InputError(f"{where}: cannot fix {name!r}; the form {form.name!r} has {', '.join(form.names)}")
+            raise InputError(
+                f"{where}: cannot fix {name!r}; the form {form.name!r} has {', '.join(form.names)}"
+            )
         lowest = form.bounds.get(name, (0.0, np.inf))[0]
         if not (np.isfinite(value) and value >= lowest):
             raise InputError(f"{where}: cannot fix {name} = {value}; it must be a number ≥ {lowest:g}")
@@ -386,7 +396,9 @@ def _check_fixed(form: Form, fix: Mapping[str, float], where: str) -> dict[str, 
 def _check_bounds(form: Form, bounds: Mapping[str, tuple[float, float]], where: str) -> dict:
     for name, (lo, hi) in bounds.items():
         if name not in form.names:
-            raise InputError(f"{where}: cannot bound {name!r}; the form {form.name!r} has {', '.join(form.names)}")
+            raise InputError(
+                f"{where}: cannot bound {name!r}; the form {form.name!r} has {', '.join(form.names)}"
+            )
         if not 0 <= lo < hi:
             raise InputError(f"{where}: bounds of {name} must satisfy 0 ≤ low < high, not ({lo}, {hi})")
     return dict(bounds)
@@ -420,7 +432,9 @@ def _fit(form, objective, columns, observed, w, centre, lower, upper, fixed) -> 
     best = int(np.argmin(f))
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
     minima = _distinct(f)
-    return _finish(form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima)
+    return _finish(
+        form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima
+    )
 
 
 def _distinct(f: Array) -> list[float]:
@@ -553,7 +567,9 @@ def _certify(fit: Fit, starts: int, minima: list[float]) -> Certificate:
             active.append(f"{name} = {fit.params[name]:g} (lower bound)")
         elif fit.theta[i] >= fit.upper[i]:
             active.append(f"{name} = {fit.params[name]:g} (upper bound)")
-    active += [f"{p} = 0 (lower bound)" for p in fit.form.powers if fit.params[p] == 0.0 and p not in fit.fixed]
+    active += [
+        f"{p} = 0 (lower bound)" for p in fit.form.powers if fit.params[p] == 0.0 and p not in fit.fixed
+    ]
     if not len(free):
         return Certificate(0.0, 0.0, (), 1.0, starts, len(minima), tuple(minima), tuple(active), "none")
     d = derivatives(

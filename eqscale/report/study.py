@@ -53,7 +53,9 @@ AXES: dict[str, Axis] = {
         "FLOPs",
         "as the paper's authors count: 6 per weight per token, every multivector map a dense 16×16 block",
     ),
-    "seconds": Axis("seconds", "training seconds", "s", "wall time of the training loop on the hardware named below"),
+    "seconds": Axis(
+        "seconds", "training seconds", "s", "wall time of the training loop on the hardware named below"
+    ),
 }
 
 
@@ -116,7 +118,9 @@ def draw_figures(arms: Mapping[str, Mapping[str, ArmFit]], folder: Path) -> dict
     executed = arms["executed"]
     drawn = {
         "Figure 1. Loss against compute": {
-            f"fig1_loss_vs_compute{suffix}": loss_against_compute(arms[axis], axis=AXES[axis].label, loss_label=LOSS)
+            f"fig1_loss_vs_compute{suffix}": loss_against_compute(
+                arms[axis], axis=AXES[axis].label, loss_label=LOSS
+            )
             for axis, suffix in (("executed", ""), ("nominal", "_nominal"), ("seconds", "_seconds"))
         },
         "Figure 3. Loss over model size and training tokens": {
@@ -174,7 +178,10 @@ def render(
 
 
 def _markdown(frame: pd.DataFrame) -> str:
-    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "| " + " | ".join("---" for _ in frame.columns) + " |"]
+    lines = [
+        "| " + " | ".join(map(str, frame.columns)) + " |",
+        "| " + " | ".join("---" for _ in frame.columns) + " |",
+    ]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]
     return "\n".join(lines)
 
@@ -182,10 +189,14 @@ def _markdown(frame: pd.DataFrame) -> str:
 def _best_runs(finished: pd.DataFrame) -> str:
     best = finished.loc[finished.groupby(["budget", "arm"], sort=False)["loss"].idxmin()]
     cells = {
-        (row.budget, row.arm): f"{row.loss:.4f} ± {row.loss_se:.4f} (N = {row.N:.0f})" for row in best.itertuples()
+        (row.budget, row.arm): f"{row.loss:.4f} ± {row.loss_se:.4f} (N = {row.N:.0f})"
+        for row in best.itertuples()
     }
     names = list(dict.fromkeys(finished["arm"]))
-    rows = [[f"{budget:.3g}", *(cells.get((budget, name), "–") for name in names)] for budget in _budgets(finished)]
+    rows = [
+        [f"{budget:.3g}", *(cells.get((budget, name), "–") for name in names)]
+        for budget in _budgets(finished)
+    ]
     return _markdown(pd.DataFrame(rows, columns=["budget (executed FLOPs)", *names]))
 
 
@@ -276,7 +287,9 @@ def _caveats(table: pd.DataFrame, fits: Mapping[str, ArmFit]) -> str:
             notes.append(f"- `{name}`: too few finished runs ({len(runs)}) for a law.")
             continue
         if fits[name].fit.verdict != "converged":
-            notes.append(f"- `{name}`: {fits[name].fit.verdict}: its coefficients must not be read one by one.")
+            notes.append(
+                f"- `{name}`: {fits[name].fit.verdict}: its coefficients must not be read one by one."
+            )
         edges = [
             f"{budget:.3g}"
             for budget, at in runs.groupby("budget")
@@ -289,7 +302,9 @@ def _caveats(table: pd.DataFrame, fits: Mapping[str, ArmFit]) -> str:
             )
     epochs = finished["epochs"].max()
     if epochs > 1:
-        notes.append(f"- Some runs see their data more than once (up to {epochs:.2g} epochs), which the law ignores.")
+        notes.append(
+            f"- Some runs see their data more than once (up to {epochs:.2g} epochs), which the law ignores."
+        )
     lost = table[table["status"] != "finished"]
     for row in lost.itertuples():
         notes.append(f"- Not in the fits: `{row.name}` {row.status}.")

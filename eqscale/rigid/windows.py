@@ -77,8 +77,8 @@ class Windows:
         self.n_scenes = sum(len(s) for s in shards)
         self._shard_size = len(shards[0])  # of all but the last
         # Large fields stay on disk (the page cache is shared by all trials); small ones are gathered.
-        self._trajectory = [s["trajectory"] for s in shards]
-        self._vertices = [s["vertices"] for s in shards]
+        self._trajectory = [np.asarray(s["trajectory"]) for s in shards]
+        self._vertices = [np.asarray(s["vertices"]) for s in shards]
         self._count = np.concatenate([s["count"] for s in shards])
         self._material = np.stack(
             [np.concatenate([s[f] for s in shards]) for f in ("mass", "friction", "restitution")], axis=-1
@@ -106,15 +106,15 @@ class Windows:
 
     def states(self, scene: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Stored, upright states (B, F, n, 13) at frames (B, F), and local vertices (B, n, V, 3)."""
-        shard = scene // self._shard_size
+        shard, local = np.divmod(scene, self._shard_size)
         n, v = self._vertices[0].shape[1:3]
         state = np.empty((*frames.shape, n, 13), np.float32)
         vertices = np.empty((len(scene), n, v, 3), np.float32)
-        for k in np.unique(shard):
-            rows = np.flatnonzero(shard == k)
-            local = scene[rows] - k * self._shard_size
-            state[rows] = self._trajectory[k][local[:, None], frames[rows]]
-            vertices[rows] = self._vertices[k][local]
+        order = np.argsort(shard)
+        for rows in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
+            k = shard[rows[0]]
+            state[rows] = self._trajectory[k][local[rows, None], frames[rows]]
+            vertices[rows] = self._vertices[k][local[rows]]
         return state, vertices
 
     def _slots(self, scene: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
