@@ -208,7 +208,9 @@ class Windows:
             return torch.from_numpy(array).to(device=device, dtype=dtype)
 
         def of_object(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.append(values, values.dtype.type(0)).take(body)).to(device)
+            flat = np.zeros(b * n + 1, values.dtype)
+            flat[:-1] = values.reshape(-1)
+            return torch.from_numpy(flat.take(body)).to(device)
 
         vertical = np.ascontiguousarray(matrix[:, :, 2])
         return Batch(
@@ -219,7 +221,7 @@ class Windows:
             center_velocity=tensor(vectors_of_object[1]),
             material=tensor(vectors_of_object[2]),
             weight=of_object((1.0 / (objects[:, None] * np.maximum(count, 1))).astype(precision)),
-            object_index=of_object(np.broadcast_to(np.arange(n), (b, n))),
+            object_index=torch.from_numpy(body % n * mask).to(device),
             contact=of_object(np.minimum(touched, 2).astype(np.int64)),
             mask=torch.from_numpy(mask).to(device),
             floor_normal=tensor(vertical),
