@@ -87,5 +87,7 @@ def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
     second = job(tmp_path, *TINY)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "all 18 runs are done: nothing to train" in second.stdout
-    assert {path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")} == records
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")
+    } == records
     assert (results / "runs.csv").read_text().splitlines() == table
