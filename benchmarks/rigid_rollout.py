@@ -1,4 +1,4 @@
-"""What the rollout protocol itself costs: the simulator as predictor, against ballistic motion.
+"""What the rollout protocol itself costs, and what ballistic motion scores.
 
     python benchmarks/rigid_rollout.py [--scenes 60]
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import DatasetSpec, open_split, prepare
 from eqscale.rigid.engine import simulate
+from eqscale.rigid.metrics import evaluate
 from eqscale.rigid.motion import Objects, ballistic, spin
 from eqscale.rigid.rollout import STEPS, evaluate_rollout
 from eqscale.rigid.scene import sample_scene
@@ -87,6 +88,17 @@ def main() -> None:
                 f"| {name} | translation, m | {' | '.join(f'{x:.3f}' for x in result.translation_rmse_m)} |"
             )
             print(f"| {name} | rotation, deg | {' | '.join(f'{x:.1f}' for x in result.rotation_rmse_deg)} |")
+        one = evaluate(lambda batch: torch.zeros_like(batch.target), windows, np.arange(len(windows)))
+        print(
+            f"\nBallistic motion over 1/6 s, {one.n_windows} windows: vertices {one.vertex_rmse_m:.3f} m, centres of"
+        )
+        print(
+            f"mass {one.center_rmse_m:.3f} m, rotation {one.rotation_error_deg:.1f} deg. By what a body touches:\n"
+        )
+        print("| | free flight | floor only | another body |")
+        print("|---|---|---|---|")
+        print(f"| share | {' | '.join(f'{x:.1%}' for x in one.contact_share.values())} |")
+        print(f"| NMSE | {' | '.join(f'{x:.3f}' for x in one.nmse_by_contact.values())} |")
 
 
 if __name__ == "__main__":
