@@ -26,7 +26,9 @@ def parse_map(entries: str | None) -> dict[str, str]:
     for entry in filter(None, (entries or "").split(",")):
         role, sep, column = (part.strip() for part in entry.partition("="))
         if not sep or role not in ROLES or not column:
-            raise InputError(f"--map: bad entry {entry!r}; write ROLE=COLUMN with ROLE one of {', '.join(ROLES)}")
+            raise InputError(
+                f"--map: bad entry {entry!r}; write ROLE=COLUMN with ROLE one of {', '.join(ROLES)}"
+            )
         out[role] = column
     return out
 
@@ -155,7 +157,7 @@ def _check_duplicates(out, rows, columns, source, duplicates) -> pd.DataFrame:
     if "run_id" in out.columns:
         again = out["run_id"].duplicated().to_numpy()
     else:
-        # rows that agree in everything; seeds with equal N and D but another loss are replicates, not duplicates
+        # rows that agree in everything; seeds with equal N and D but another loss are replicates
         again = out.astype(str).duplicated().to_numpy()
     if again.any() and duplicates == "error":
         i = int(np.flatnonzero(again)[0])

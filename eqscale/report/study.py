@@ -88,7 +88,8 @@ def fit_arms_on(finished: pd.DataFrame, axis: str) -> dict[str, ArmFit]:
     """
     fitted: dict[str, ArmFit] = {}
     reasons: list[str] = []
-    for name, runs in finished.groupby("arm", sort=False):
+    for name in dict.fromkeys(finished["arm"]):
+        runs = finished[finished["arm"] == name]
         try:
             fitted |= fit_arms(runs, cost=AXES[axis].column, budget="budget", resamples=RESAMPLES)
         except InputError as error:
@@ -271,7 +272,8 @@ def _caveats(table: pd.DataFrame, fits: Mapping[str, ArmFit]) -> str:
         notes.append(
             "- One seed: differences of the size of the seed noise mean nothing, and lack of fit can't be tested."
         )
-    for name, runs in finished.groupby("arm", sort=False):
+    for name in dict.fromkeys(finished["arm"]):
+        runs = finished[finished["arm"] == name]
         if name not in fits:
             notes.append(f"- `{name}`: too few finished runs ({len(runs)}) for a law.")
             continue

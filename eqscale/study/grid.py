@@ -18,6 +18,7 @@ from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
 _SAMPLED_SCENES = 4096
+MIN_POINTS = 7  # five coefficients and two more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def compute_grid(preset: Preset) -> list[RunSpec]:
     """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
 
     Raises:
-        InputError: for an unknown arm, family or frame, or a budget that is too small.
+        InputError: for an unknown arm or family, a budget that is too small, or too few runs to fit a law.
     """
     batch = expected_batch(preset)
     data = dataset_spec(preset).digest
@@ -126,4 +127,11 @@ def compute_grid(preset: Preset) -> list[RunSpec]:
                         frame=preset.frame,
                     )
                 )
+    for name in preset.arms:
+        points = len({(spec.size, spec.steps) for spec in specs if spec.arm == name})
+        if points < MIN_POINTS:
+            raise InputError(
+                f"{points} budgets x sizes are too few to fit a law to {name}; at least {MIN_POINTS} are needed: "
+                "add --budgets or raise --sizes-per-budget"
+            )
     return specs

@@ -290,7 +290,12 @@ def run_study(
             table = run_table(specs, ledger)
             write_table(table, options.results)
             outcome = StudyOutcome(table, missing, stages)
-            publish(outcome)
+            try:
+                publish(outcome)
+            except InputError as error:
+                if not missing:
+                    raise
+                console.print(f"no report yet: {error}", markup=False)
             (options.results / "preset.json").write_text(
                 json.dumps(dataclasses.asdict(preset), indent=1) + "\n"
             )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
-def _option(help_text: str) -> dataclasses.Field:
+def _option(help_text: str) -> Any:
     return dataclasses.field(metadata={"help": help_text})
 
 
@@ -36,7 +37,7 @@ PRESETS: dict[str, Preset] = {
     # Two cores, no GPU: about ten minutes, all included.
     "quick": Preset(
         arms=("transformer", "gatr"),
-        budgets=(3e10, 1e11, 3e11),
+        budgets=(1e10, 3e10, 1e11, 3e11),
         sizes_per_budget=4,
         seeds=(0,),
         family="S",
@@ -47,9 +48,9 @@ PRESETS: dict[str, Preset] = {
         test_windows_per_scene=3,
         data_seed=0,
         batch_size=32,
-        optimal_cost=0.1,
-        cost_range=10.0,
-        min_steps=60,
+        optimal_cost=0.15,
+        cost_range=8.0,
+        min_steps=40,
     ),
     # Two cores, no GPU: some ten hours.
     "cpu": Preset(

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ class _Progress:
     padded_pairs: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
-    curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class _Trainer:

@@ -64,7 +64,7 @@ def test_bad_input_exits_with_code_two(tmp_path):
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
     result = job(tmp_path, "--dry-run")
     assert result.returncode == 0
-    assert "24 runs" in result.stdout
+    assert "32 runs" in result.stdout
     assert "params" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
