@@ -1,8 +1,8 @@
 """Datasets of simulated scenes: defined by content, stored in verified shards, generated once.
 
-A dataset is a folder ``<family>-<digest>`` with a manifest and, per split, shards of 1,000 consecutive scenes as
-structured ``.npy`` files. Scene k of a split is the same whatever the sizes asked for, so subsets nest and a
-folder grows in place.
+A dataset is a folder ``<family>-<digest>`` with a manifest and, per split, shards of 1,000 consecutive scenes
+as structured ``.npy`` files. Scene k of a split is the same whatever the sizes asked for, so subsets nest and
+a folder grows in place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,11 @@ def prepare(
 ) -> Path:
     """Make the dataset complete under ``root`` and return its folder.
 
-    Verifies every shard against its SHA-256, rebuilds what is missing, cut short or damaged, and generates the
-    rest with ``workers`` processes (default: all cores), or as Ray tasks with ``backend="ray"`` once Ray is
-    initialised; both give the bits of a serial run. A kill loses at most the shard being filled. Calls
-    ``progress(done, total)`` in scenes. Raises InputError if the folder cannot be written, the disk is full, or
-    the folder holds other data.
+    Verifies every shard against its SHA-256, rebuilds what is missing, cut short or damaged, and generates
+    the rest with ``workers`` processes (default: all cores), or as Ray tasks with ``backend="ray"`` once Ray
+    is initialised; both give the bits of a serial run. A kill loses at most the shard being filled. Calls
+    ``progress(done, total)`` in scenes. Raises InputError if the folder cannot be written, the disk is full,
+    or the folder holds other data.
     """
     if backend not in ("processes", "ray"):
         raise InputError(f"unknown backend {backend!r}: choose from processes, ray")
@@ -267,7 +267,9 @@ def _write(path: Path, content: bytes | np.ndarray) -> None:
 Task = tuple[str, int, int]
 
 
-def _run(spec: DatasetSpec, tasks: list[Task], workers: int | None, backend: str) -> Iterator[np.ndarray]:
+def _run(
+    spec: DatasetSpec, tasks: list[Task], workers: int | None, backend: str
+) -> Generator[np.ndarray, None, None]:
     """Results of the tasks, in their order, with a bounded number in flight."""
     if backend == "ray":
         yield from _run_ray(spec, tasks)
@@ -338,9 +340,9 @@ def open_split(
     frame: str = "random",
     scenes: int | None = None,
 ) -> Windows:
-    """Windows of a prepared dataset's split ('train' or 'test'), of its first ``scenes`` scenes (default: all).
+    """Windows of a prepared split ('train' or 'test'), of its first ``scenes`` scenes (default: all).
 
-    ``frame``: 'random' (each scene in its own element of O(3), gravity and floor turned with it) or 'upright'.
+    ``frame``: 'random' (each scene in its own element of O(3), gravity and floor with it) or 'upright'.
     Raises InputError for an unknown split, frame or horizon, too many scenes, or data missing or damaged.
     """
     if horizon not in HORIZONS:

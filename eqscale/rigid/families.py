@@ -34,7 +34,7 @@ class Family:
     vertical_speed: float
     """The vertical velocity is uniform in plus or minus this."""
     pull: float
-    """Rate (1/s) by which the horizontal position is subtracted from the velocity: throws objects together."""
+    """Rate (1/s) at which the horizontal position is taken off the velocity: throws objects together."""
     spin: float
     """Standard deviation of each component of the angular velocity, rad/s."""
     density: Range = (0.5, 3.0)

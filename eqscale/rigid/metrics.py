@@ -36,8 +36,9 @@ class Evaluation:
     rigidity_error_m: float
     """Rms distance of the predicted vertices from that fit."""
     nmse_by_contact: dict[str, float]
-    """Mean w |error|^2 of objects in free flight, touching the floor only, or touching an object, over the mean
-    w |target|^2 of *all* objects; the average by share is ``nmse`` (free flight has no target of its own)."""
+    """Mean w |error|^2 of objects in free flight, touching the floor only, or touching an object, over the
+    mean w |target|^2 of *all* objects; the average by share is ``nmse``.
+    (Free flight has next to no target of its own to compare with.)"""
     contact_share: dict[str, float]
     """Weight of each class, sums to 1."""
     n_windows: int

@@ -45,7 +45,7 @@ class Objects:
 
 
 def spin(batch: Batch, objects: Objects) -> Tensor:
-    """Angular velocities (B, N, 3), rad/s, from the vertex velocities v + omega x r (exact, least squares)."""
+    """Angular velocities (B, N, 3), rad/s, from the vertex velocities v + omega x r, by least squares."""
     r = batch.position - batch.center
     u = batch.velocity - batch.center_velocity
     eye = torch.eye(3, dtype=r.dtype, device=r.device)
@@ -94,7 +94,7 @@ class Flight:
 
 
 def ballistic(batch: Batch, objects: Objects, time: float, time_step: float) -> Flight:
-    """Gravity and constant spin for ``time`` seconds in the engine's steps (semi-implicit Euler: T (T + dt) / 2)."""
+    """Gravity and constant spin for ``time`` seconds; the engine's Euler steps fall by g T (T + dt) / 2."""
     omega = spin(batch, objects)
     rotation = rotation_by(omega * time)
     fall = batch.gravity[:, None] * (0.5 * time * (time + time_step))

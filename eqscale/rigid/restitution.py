@@ -2,8 +2,8 @@
 
 A contact of the engine is a spring-damper in acceleration units: overlap x < 0 and speed v give the
 acceleration max(0, -omega^2 x - 2 zeta omega v), stepped by semi-implicit Euler. It ends when the *force*
-vanishes, before the overlap does, so the textbook zeta(e) rebounds too fast. Here the discrete update itself is
-run for an impact, averaged over the sub-step phase at which the surfaces meet, and inverted.
+vanishes, before the overlap does, so the textbook zeta(e) rebounds too fast. Here the discrete update itself
+is run for an impact, averaged over the sub-step phase at which the surfaces meet, and inverted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def rebound(zeta: np.ndarray, omega_dt: float) -> np.ndarray:
 def table(omega_dt: float) -> tuple[np.ndarray, np.ndarray]:
     """Damping ratios and mean restitutions, (K,) each, restitution falling from about 1.
 
-    Ends where more damping would make the explicit update overshoot and bounce more (2 zeta omega dt about 1).
+    Ends where more damping would make the explicit update overshoot and bounce more: 2 zeta omega dt = 1.
     """
     zeta = np.linspace(0.0, 0.6 / omega_dt, 241)
     mean = rebound(zeta, omega_dt).mean(axis=1)

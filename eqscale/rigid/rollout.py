@@ -1,8 +1,8 @@
 """Rollouts: a predictor fed with its own predictions for one second, six times 1/6 s.
 
-The target holds positions only, so each step turns a predicted displacement into a state: a Kabsch fit gives
-position and orientation, and the velocities follow from taking the residual to ballistic motion as one impulse
-in the middle of the interval (residual / (T / 2)), which is unbiased for impacts spread evenly over it.
+The target holds positions only, so each step turns a predicted displacement into a state: a Kabsch fit
+gives position and orientation, and the velocities follow from taking the residual to ballistic motion as one
+impulse in the middle of the interval, residual / (T / 2): unbiased for impacts spread evenly over it.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def step(batch: Batch, residual: Tensor, windows: Windows) -> Batch:
     )
 
 
-def centred(batch: Batch) -> tuple[Batch, Tensor]:
-    """The batch about the mean of its objects' centres of mass, as models are trained, and that mean (B, 3)."""
+def centred(batch: Batch) -> Batch:
+    """The batch about the mean of its centres of mass, as in training."""
     objects = Objects(batch)
     mean = objects.mean(batch.center).sum(1) / objects.exists.sum(1, keepdim=True)
-    return translate(batch, -mean), mean
+    return translate(batch, -mean)
 
 
 def rollout(
@@ -79,24 +79,23 @@ def rollout(
 ) -> tuple[Tensor, Tensor, Batch]:
     """Roll out six steps from each window.
 
-    Returns predicted and true vertices, (STEPS + 1, B, T, 3) each, m, in the coordinates of the first batch, which
-    is returned too. Raises InputError if a window's scene ends before the sixth step.
+    Returns predicted and true vertices, (STEPS + 1, B, T, 3) each, m, in the coordinates of the first batch,
+    and that batch. Raises InputError if a window's scene ends before the sixth step.
     """
     indices = np.asarray(indices, np.int64)
-    scene, start = np.divmod(indices, windows.windows_per_scene)
+    start = indices % windows.windows_per_scene + 1
     last = FRAMES - STEPS * windows.horizon
-    if last < 1 or (start + 1 > last).any():
+    if last < 1 or (start > last).any():
         raise InputError(
-            f"rollouts of {STEPS} x {windows.horizon} frames must start in frames 1..{last} of {FRAMES}-frame scenes"
+            f"rollouts of {STEPS} x {windows.horizon} frames start in frames 1..{last} of a scene's {FRAMES}"
         )
     first = windows.batch(indices, device, dtype)
-    truth = windows.vertices(indices, STEPS, device, dtype)
+    truth = windows.track(indices, windows.horizon * np.arange(STEPS + 1), device, dtype)
     state = first
     track = [first.position]
     with torch.no_grad():
         for _ in range(STEPS):
-            view, mean = centred(state)
-            residual = predict(view).to(dtype) * windows.sigma
+            residual = predict(centred(state)).to(dtype) * windows.sigma
             state = step(state, residual, windows)
             track.append(state.position)
     return torch.stack(track), truth, first

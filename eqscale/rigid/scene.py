@@ -100,7 +100,7 @@ def _in_disc(rng: np.random.Generator, radius: float) -> tuple[float, float]:
 def _place(
     rng: np.random.Generator, family: Family, radii: list[float]
 ) -> list[tuple[float, float, float]] | None:
-    """Centres of disjoint bounding spheres inside the family's cylinder, or None if a sphere finds no room."""
+    """Centres of disjoint bounding spheres in the family's cylinder, or None if one finds no room."""
     placed: list[tuple[float, float, float]] = []
     for i, radius in enumerate(radii):
         for _ in range(_TRIES):
@@ -131,7 +131,7 @@ def sample_scene(family: Family, seed: int, split: str, index: int) -> Scene:
                 rng.integers(len(family.materials), size=n)
             ].T
         else:
-            density = np.exp(rng.uniform(*np.log(family.density), n))
+            density = np.exp(rng.uniform(math.log(family.density[0]), math.log(family.density[1]), n))
             friction, restitution = rng.uniform(*family.friction, n), rng.uniform(*family.restitution, n)
         floor_friction = float(rng.uniform(*family.floor_friction))
         floor_restitution = float(rng.uniform(*family.floor_restitution))
@@ -164,8 +164,8 @@ def sample_scene(family: Family, seed: int, split: str, index: int) -> Scene:
             floor_offset=0.0,
         )
     raise InputError(
-        f"family {family.name}: its objects do not fit without overlap into a cylinder of radius {family.radius} m "
-        f"and heights {family.height}: enlarge the region, or make the objects fewer or smaller"
+        f"family {family.name}: its objects do not fit without overlap into a cylinder of radius "
+        f"{family.radius} m and heights {family.height} m: enlarge it, or make the objects fewer or smaller"
     )
 
 
@@ -206,6 +206,8 @@ def permute_objects(scene: Scene, order: np.ndarray) -> Scene:
     return dataclasses.replace(scene, vertices=tuple(scene.vertices[i] for i in order), **moved)
 
 
-def permute_vertices(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene with each body's vertices listed in a random order."""
-    return dataclasses.replace(scene, vertices=tuple(rng.permutation(v) for v in scene.vertices))
+def permute_vertices(scene: Scene, orders: list[np.ndarray]) -> Scene:
+    """The same scene with each body's vertices listed in another order."""
+    return dataclasses.replace(
+        scene, vertices=tuple(v[order] for v, order in zip(scene.vertices, orders, strict=True))
+    )

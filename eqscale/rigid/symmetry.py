@@ -1,4 +1,4 @@
-"""The symmetry group of the task acting on batches: exact, because the simulated map itself is equivariant."""
+"""The symmetry group of the task acting on batches: exact, as the simulated map is itself equivariant."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def random_orthogonal(
 def random_vertical(
     n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Matrices (n, 3, 3) uniform on the O(2) that fixes z: rotations about the vertical, half of them mirrored."""
+    """Matrices (n, 3, 3) uniform on the O(2) that fixes z: turns about it, half of them mirrored."""
     device = generator.device if generator is not None else torch.device("cpu")
     angle = 2 * math.pi * torch.rand(n, generator=generator, dtype=torch.float64, device=device)
     mirror = _signs(n, generator, device)
@@ -86,7 +86,7 @@ def augment(batch: Batch, frame: str, generator: torch.Generator | None = None) 
 
 
 def align(batch: Batch) -> tuple[Batch, Tensor]:
-    """The upright view: gravity to -z by the shortest rotation; also that rotation, (B, 3, 3), given to upright.
+    """The upright view: gravity to -z by the shortest rotation, and that rotation, (B, 3, 3).
 
     Where gravity is exactly +z, the half-turn about x.
     """

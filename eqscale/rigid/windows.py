@@ -89,9 +89,10 @@ class Windows:
         )
         self._floor = np.concatenate([s["floor"] for s in shards])
         self._contact = np.concatenate([s["contact"] for s in shards])
-        self._matrix = np.concatenate([s["frame"] for s in shards])
+        self.matrix = np.concatenate([s["frame"] for s in shards])
         if frame == "upright":
-            self._matrix[:] = np.eye(3)
+            self.matrix[:] = np.eye(3)
+        """Each scene's element of O(3), (n_scenes, 3, 3): takes the upright scene into its frame."""
         self.tokens = self._count.sum(axis=1, dtype=np.int64)
         """Vertex tokens of each scene, (n_scenes,)."""
 
@@ -104,7 +105,7 @@ class Windows:
         return int(self.tokens.sum()) * self.windows_per_scene
 
     def states(self, scene: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Object states (B, F, n, 13) at frames (B, F) and local vertices (B, n, V, 3), as stored, upright."""
+        """Stored, upright states (B, F, n, 13) at frames (B, F), and local vertices (B, n, V, 3)."""
         shard = scene // self._shard_size
         n, v = self._vertices[0].shape[1:3]
         state = np.empty((*frames.shape, n, 13), np.float32)
@@ -128,28 +129,26 @@ class Windows:
         slot[mask] = np.flatnonzero(np.arange(width) < count[..., None])
         return mask, slot, slot // width
 
-    def vertices(
+    def track(
         self,
         indices: np.ndarray,
-        steps: int,
+        later: np.ndarray,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """True vertices 0, 1, .. ``steps`` horizons after the start, (steps + 1, B, T, 3), as ``batch`` centres them.
+        """True vertices ``later`` (F,) frames after the start, (F, B, T, 3), in the coordinates of ``batch``.
 
-        The last of these frames must be recorded (at most frame 32).
+        None of these frames may lie beyond the last recorded one, 32.
         """
         scene, start = np.divmod(np.asarray(indices, np.int64), self.windows_per_scene)
-        frames = start[:, None] + 1 + self.horizon * np.arange(steps + 1)
-        state, local = self.states(scene, frames)
+        state, local = self.states(scene, start[:, None] + 1 + np.append(0, later))
         state = state.astype(np.float64)
-        present = self._count[scene] > 0
-        mean = (state[:, 0, :, :3] * present[..., None]).sum(axis=1) / present.sum(axis=1)[:, None]
-        arms = local[:, None] @ rotation_matrix(state[..., 3:7]).swapaxes(-1, -2)
-        turn = self._matrix[scene][:, None, None].swapaxes(-1, -2)
-        world = (arms + (state[..., :3] - mean[:, None, None])[..., None, :]) @ turn
+        mean = state[:, 0, :, :3].sum(axis=1) / (self._count[scene] > 0).sum(axis=1)[:, None]
+        arms = local[:, None] @ rotation_matrix(state[:, 1:, :, 3:7]).swapaxes(-1, -2)
+        turn = self.matrix[scene][:, None, None].swapaxes(-1, -2)
+        world = (arms + (state[:, 1:, :, :3] - mean[:, None, None])[..., None, :]) @ turn
         mask, slot, _ = self._slots(scene, local.shape[2])
-        slots = world.swapaxes(0, 1).reshape(steps + 1, -1, 3)
+        slots = world.swapaxes(0, 1).reshape(len(later), -1, 3)
         tokens = slots.take(slot, axis=1, mode="clip") * mask[..., None]
         return torch.from_numpy(tokens).to(device=device, dtype=dtype)
 
@@ -166,7 +165,7 @@ class Windows:
         scene, start = np.divmod(indices, self.windows_per_scene)
         start = start + 1
         state, vertices = self.states(scene, np.stack([start, start + self.horizon], axis=1))
-        count, matrix = self._count[scene], self._matrix[scene]
+        count, matrix = self._count[scene], self.matrix[scene]
         b, n, v = vertices.shape[:3]
         objects = (count > 0).sum(axis=1)
         precision = np.float64 if dtype == torch.float64 else np.float32
@@ -234,7 +233,7 @@ class Windows:
 def ballistic(state: np.ndarray, time: float, time_step: float) -> tuple[np.ndarray, np.ndarray]:
     """Free flight of upright states (..., 13): centres of mass (..., 3) and rotations since (..., 3, 3).
 
-    The engine's semi-implicit Euler falls by g T (T + dt) / 2; spin stays constant, as ballistic motion is defined.
+    The engine's semi-implicit Euler falls by g T (T + dt) / 2; spin is constant by definition.
     """
     flown = state[..., :3] + time * state[..., 7:10]
     flown[..., 2] -= 0.5 * GRAVITY * time * (time + time_step)
@@ -242,7 +241,7 @@ def ballistic(state: np.ndarray, time: float, time_step: float) -> tuple[np.ndar
 
 
 def residual_rms(records: np.ndarray, horizon: int, time_step: float) -> float:
-    """Root of the mean squared residual to ballistic motion, m: vertices, then objects, then windows of equal weight.
+    """Root mean square of the residual to ballistic motion, m, with equal weights as in the loss.
 
     Targets in this unit have, on average, weighted squared length 1: the loss of predicting zero.
     """

@@ -192,8 +192,8 @@ def test_ray_tasks_give_the_bits_of_a_serial_run(tmp_path):
 def test_golden_scenes():
     """The data are those of this version of the package, on any x86-64 CPU with the pinned engine.
 
-    Rounded to 1e-6 and to the first third of a second: C libraries and vector units differ in the last bit of a
-    sine, and contacts amplify that bit, but not by ten orders of magnitude within eight frames.
+    Rounded to 1e-6 and over the first third of a second: C libraries and vector units differ in the last bit
+    of a sine, and contacts amplify that bit, but not by ten orders of magnitude within eight frames.
     """
     digest = hashlib.sha256()
     for name in ("S", "M", "L"):

@@ -27,7 +27,7 @@ def haar(rng: np.random.Generator, det: int) -> np.ndarray:
 
 
 def motion_error(scene: Scene, frames: int, act, undo, settings=ENGINES["standard"]) -> tuple[float, float]:
-    """Summed squared distance between simulate(act(scene)) taken back and simulate(scene), and of the motion."""
+    """Sum of squares: simulate(act(scene)) taken back less simulate(scene), and the motion."""
     plain, moved = simulate(scene, frames, settings), simulate(act(scene), frames, settings)
     here, there = plain.state[..., :3], undo(moved.state[..., :3])
     return float(np.square(here[-1] - there[-1]).sum()), float(np.square(here[-1] - here[0]).sum())
@@ -58,7 +58,10 @@ def object_order(rng, n):
 
 
 def vertex_order(rng, n):
-    return lambda s: permute_vertices(s, rng), lambda x: x
+    def shuffled(scene):
+        return permute_vertices(scene, [rng.permutation(len(v)) for v in scene.vertices])
+
+    return shuffled, lambda x: x
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_augmentation_stays_in_the_frame_protocol(spec, root, frame):
 
 
 def test_alignment_gives_the_upright_view(spec, root, train):
-    """Aligned random windows are the upright windows up to a rotation about the vertical, or a mirror image."""
+    """Aligned random windows are the upright windows, up to a turn about the vertical or a mirror."""
     indices = np.arange(0, len(train), 37)
     random, upright = (
         open_split(spec, root, "train", frame=f).batch(indices, dtype=torch.float64)

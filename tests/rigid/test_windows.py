@@ -126,7 +126,7 @@ def test_subsets_nest_and_unique_data_are_counted(spec, root, train):
 
 def test_true_vertices_continue_the_batch(train):
     indices = np.arange(0, len(train), 24)[:30]
-    track = train.vertices(indices, 6, dtype=torch.float64)
+    track = train.track(indices, 4 * np.arange(7), dtype=torch.float64)
     batch = train.batch(indices, dtype=torch.float64)
     torch.testing.assert_close(track[0], batch.position)
     later = train.batch(indices + train.horizon, dtype=torch.float64)
