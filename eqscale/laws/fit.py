@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import linprog
 
 from eqscale.errors import InputError
 from eqscale.laws.forms import FORMS, Centre, Form
@@ -114,7 +115,9 @@ class Fit:
             given["U"] = given["D"]  # no token seen twice
         missing = [c for c in self.form.columns if c not in given]
         if missing:
-            raise InputError(f"{self.form.name}: predict needs {', '.join(self.form.columns)}; missing {missing[0]}")
+            raise InputError(
+                f"{self.form.name}: predict needs {', '.join(self.form.columns)}; missing {missing[0]}"
+            )
         arrays = np.broadcast_arrays(*(np.asarray(given[c], float) for c in self.form.columns))
         return dict(zip(self.form.columns, arrays, strict=True))
 
@@ -122,7 +125,9 @@ class Fit:
         """Loss at ``predict(N, D)`` (or the form's own regressors, also by name), in the user's units."""
         columns = self.columns_from(*args, **kwargs)
         shape = next(iter(columns.values())).shape
-        return self.predict_with(self.theta[None], {k: v.ravel() for k, v in columns.items()})[0].reshape(shape)
+        return self.predict_with(self.theta[None], {k: v.ravel() for k, v in columns.items()})[0].reshape(
+            shape
+        )
 
     def predict_with(self, theta: Array, columns: Mapping[str, Array]) -> Array:
         """Loss for internal parameters (b, p) at regressors (m,): (b, m)."""
@@ -255,7 +260,9 @@ def _as_columns(form: Form, values: Mapping[str, object], loss: object, where: s
             raise InputError(f"{where}: the form {form.name!r} needs a column {c!r}")
         columns[c] = _vector(values[c], c, where)
         if len(columns[c]) != len(loss_values):
-            raise InputError(f"{where}: column {c!r} has {len(columns[c])} values, loss has {len(loss_values)}")
+            raise InputError(
+                f"{where}: column {c!r} has {len(columns[c])} values, loss has {len(loss_values)}"
+            )
     return columns, loss_values
 
 
@@ -335,7 +342,9 @@ def fit(
     fixed = _check_fixed(form, fix or {}, where)
     limits = _check_bounds(form, bounds or {}, where)
     used = w > 0
-    check_design(form, {c: v[used] for c, v in columns.items()}, observed[used], len(form.names) - len(fixed), where)
+    check_design(
+        form, {c: v[used] for c, v in columns.items()}, observed[used], len(form.names) - len(fixed), where
+    )
     centre = _centre(form, columns, observed, {*fixed, *limits})
     if fixed.get("E", 0.0) >= observed[used].min():
         raise InputError(
@@ -376,7 +385,9 @@ def _weights(weights: object, n: int, where: str) -> Array:
 def _check_fixed(form: Form, fix: Mapping[str, float], where: str) -> dict[str, float]:
     for name, value in fix.items():
         if name not in form.names:
-            raise InputError(f"{where}: cannot fix {name!r}; the form {form.name!r} has {', '.join(form.names)}")
+            raise InputError(
+                f"{where}: cannot fix {name!r}; the form {form.name!r} has {', '.join(form.names)}"
+            )
         lowest = form.bounds.get(name, (0.0, np.inf))[0]
         if not (np.isfinite(value) and value >= lowest):
             raise InputError(f"{where}: cannot fix {name} = {value}; it must be a number ≥ {lowest:g}")
@@ -386,7 +397,9 @@ def _check_fixed(form: Form, fix: Mapping[str, float], where: str) -> dict[str, 
 def _check_bounds(form: Form, bounds: Mapping[str, tuple[float, float]], where: str) -> dict:
     for name, (lo, hi) in bounds.items():
         if name not in form.names:
-            raise InputError(f"{where}: cannot bound {name!r}; the form {form.name!r} has {', '.join(form.names)}")
+            raise InputError(
+                f"{where}: cannot bound {name!r}; the form {form.name!r} has {', '.join(form.names)}"
+            )
         if not 0 <= lo < hi:
             raise InputError(f"{where}: bounds of {name} must satisfy 0 ≤ low < high, not ({lo}, {hi})")
     return dict(bounds)
@@ -396,7 +409,13 @@ def _fit(form, objective, columns, observed, w, centre, lower, upper, fixed) -> 
     x = form.features(columns, centre)
     y = observed / np.exp(centre.log_loss)
     pinned = {i: lower[i] for i in range(len(lower)) if lower[i] == upper[i]}
-    starts = np.clip(form.starts(x, y, w, pinned), lower, upper)
+    starts = form.starts(x, y, w if objective.is_log else w * y**2, pinned)
+    if objective.kind in ("log-huber", "lad"):
+        # outliers can hide a basin from the least-squares profile: profile again with L1 weights around its best
+        r = np.abs(residuals(form, np.clip(starts[:1], lower, upper), x, y[None], True)[0])
+        w1 = w / np.maximum(r, max(0.1 * np.median(r), 1e-12))
+        starts = np.concatenate([starts, form.starts(x, y, w1 / w1.max(), pinned)])
+    starts = np.clip(starts, lower, upper)
 
     def solve(theta: Array, delta: float, tolerance: float, iterations: int = 150):
         return minimise(
@@ -407,20 +426,36 @@ def _fit(form, objective, columns, observed, w, centre, lower, upper, fixed) -> 
     target = objective.threshold
     theta = starts
     path = [d for d in (np.inf, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8) if d > target]
-    for delta in path:
-        theta, *_ = solve(theta, delta, 1e-5, 60)
-    theta, f, done = solve(theta, target, 1e-15)
     starting = len(theta)
+    for delta in path:
+        theta, f, _ = solve(theta, delta, 1e-4, 40)
+        theta = _best_distinct(theta, f)
+    theta, f, done = solve(theta, target, 1e-15)
     if not done.all():
         theta, f, done = solve(theta, target, 1e-15, 2000)
     theta, f = _with_faces(form, theta, f, x, y, w, objective, lower, upper)
     if objective.kind == "lad":
-        theta, f = zip(*(_to_vertex(form, t, x, y, w, lower, upper) for t in theta), strict=True)
+        near = np.argsort(f)[:3]
+        theta, f = zip(*(_to_vertex(form, theta[k], x, y, w, lower, upper) for k in near), strict=True)
         theta, f = np.array(theta), np.array(f)
     best = int(np.argmin(f))
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
-    minima = _distinct(f)
-    return _finish(form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima)
+    minima = _distinct(f if objective.is_log else f * np.exp(2 * centre.log_loss))
+    return _finish(
+        form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima
+    )
+
+
+def _best_distinct(theta: Array, f: Array, most: int = 6) -> Array:
+    """The best few of the points reached so far, one for each basin."""
+    order = np.argsort(f)
+    kept: list[int] = []
+    for k in order:
+        if len(kept) == most:
+            break
+        if all(abs(f[k] - f[j]) > 1e-3 * f[j] or np.abs(theta[k] - theta[j]).max() > 0.05 for j in kept):
+            kept.append(int(k))
+    return theta[kept]
 
 
 def _distinct(f: Array) -> list[float]:
@@ -466,9 +501,8 @@ def _refine(form, theta, x, y, w, objective, lower, upper) -> Array:
     number enters once and not squared.
     """
     r = residuals(form, theta[None], x, y[None], objective.is_log)[0]
-    if np.max(np.abs(r)) > min(1e-7, objective.threshold) and objective.kind != "lad":
-        return theta
-    if np.max(np.abs(r)) > 1e-7:
+    exact = 1e-7 if objective.is_log else 1e-7 * np.max(y)
+    if np.max(np.abs(r)) > min(exact, objective.threshold if objective.kind == "log-huber" else np.inf):
         return theta
     free = (theta > lower) & (theta < upper) & (theta > -690.0)
     root = np.sqrt(w)
@@ -490,29 +524,48 @@ def _refine(form, theta, x, y, w, objective, lower, upper) -> Array:
 
 
 def _to_vertex(form, theta, x, y, w, lower, upper) -> tuple[Array, float]:
-    """Least absolute deviations end where as many residuals vanish as there are free parameters: solve for that
-    vertex from the smoothed solution. Returns parameters and Σ w |r|.
+    """Least absolute deviations from the smoothed solution: successive linear programs in a shrinking box.
+
+    The optimum is usually a vertex, where as many residuals vanish as there are free parameters; there the
+    linear programs converge quadratically. Returns parameters and Σ w |r|.
     """
 
     def value(t: Array) -> float:
         return float(np.sum(w * np.abs(residuals(form, t[None], x, y[None], True)[0])))
 
-    free = np.flatnonzero((theta > lower) & (theta < upper) & (theta > -690.0))
-    best, objective = theta, value(theta)
-    r = residuals(form, theta[None], x, y[None], True)[0]
-    near = np.argsort(np.where(w > 0, np.abs(r), np.inf))[: len(free)]
-    new = theta.copy()
-    for _ in range(6):
-        ev = form.evaluate(new[None], x)
-        jac = (ev.jacobian / ev.value[:, None])[0][np.ix_(free, near)]
-        r = residuals(form, new[None], x, y[None], True)[0][near]
-        step, *_ = np.linalg.lstsq(jac.T, r, rcond=1e-14)
-        new[free] += step
-        if not np.isfinite(new).all() or np.any(new < lower) or np.any(new > upper):
+    free = np.flatnonzero((lower < upper) & (theta > -690.0))
+    used = np.flatnonzero(w > 0)
+    best, objective = theta.copy(), value(theta)
+    radius = 0.3
+    m, k = len(used), len(free)
+    cost = np.concatenate([np.zeros(k), w[used], w[used]])
+    # r - J dx = plus - minus
+    equality = np.hstack([np.zeros((m, k)), np.eye(m), -np.eye(m)])
+    for _ in range(40):
+        ev = form.evaluate(best[None], x)
+        jac = (ev.jacobian / ev.value[:, None])[0][np.ix_(free, used)]
+        r = residuals(form, best[None], x, y[None], True)[0][used]
+        scale = 1.0 / np.maximum(np.sqrt(np.mean(jac**2, axis=1)), 1e-300)
+        equality[:, :k] = (jac * scale[:, None]).T
+        low = np.maximum((lower - best)[free] / scale, -radius)
+        high = np.minimum((upper - best)[free] / scale, radius)
+        box = [*zip(low, high, strict=True), *[(0.0, None)] * (2 * m)]
+        found = linprog(cost, A_eq=equality, b_eq=r, bounds=box, method="highs")
+        if found.status != 0:
             break
-        v = value(new)
-        if v < objective:
-            best, objective = new.copy(), v
+        new = best.copy()
+        new[free] = np.clip(best[free] + found.x[:k] * scale, lower[free], upper[free])
+        reached, promised = value(new), objective - found.fun
+        if reached < objective:
+            radius *= 2.0 if objective - reached > 0.5 * promised else 1.0
+            gained = objective - reached
+            best, objective = new, reached
+            if gained <= 1e-14 * objective:
+                break
+        else:
+            radius *= 0.25
+        if promised <= 1e-13 * objective or radius < 1e-14:
+            break
     return best, objective
 
 
@@ -553,16 +606,18 @@ def _certify(fit: Fit, starts: int, minima: list[float]) -> Certificate:
             active.append(f"{name} = {fit.params[name]:g} (lower bound)")
         elif fit.theta[i] >= fit.upper[i]:
             active.append(f"{name} = {fit.params[name]:g} (upper bound)")
-    active += [f"{p} = 0 (lower bound)" for p in fit.form.powers if fit.params[p] == 0.0 and p not in fit.fixed]
+    active += [
+        f"{p} = 0 (lower bound)" for p in fit.form.powers if fit.params[p] == 0.0 and p not in fit.fixed
+    ]
     if not len(free):
         return Certificate(0.0, 0.0, (), 1.0, starts, len(minima), tuple(minima), tuple(active), "none")
     d = derivatives(
         fit.form, fit.theta[None], fit.features, fit.scaled_loss[None], fit.weights[None],
         loss.threshold, loss.is_log,
     )  # fmt: skip
-    # an objective at the rounding level of the residuals is zero: noise-free data
+    # an objective at the rounding level of the residuals is zero (noise-free data): its slope is rounding too
     rounding = float(np.sum(fit.weights)) * (4e-16 * (1.0 if loss.is_log else np.max(fit.scaled_loss))) ** 2
-    f = float(d.f[0]) + rounding
+    f = float(d.f[0]) if d.f[0] > 100 * rounding else np.inf
     block = np.ix_(free, free)
     gauss_newton = fit._gauss_newton[block]
     scale = 1.0 / np.sqrt(np.maximum(np.diag(gauss_newton), 1e-290))

@@ -238,9 +238,7 @@ def minimise(
             step /= np.maximum(longest, 1.0)
             new = np.clip(t + step, lower, upper)
             step = new - t
-            promised = -(
-                np.einsum("bi,bi->b", d.g, step) + 0.5 * np.einsum("bi,bij,bj->b", step, d.h, step)
-            )
+            promised = -(np.einsum("bi,bi->b", d.g, step) + 0.5 * np.einsum("bi,bij,bj->b", step, d.h, step))
             trial = derivatives(form, new, x, loss[live], weights[live], delta, is_log)
             gain = d.f - trial.f
             accept = gain > 0

@@ -26,7 +26,9 @@ def parse_map(entries: str | None) -> dict[str, str]:
     for entry in filter(None, (entries or "").split(",")):
         role, sep, column = (part.strip() for part in entry.partition("="))
         if not sep or role not in ROLES or not column:
-            raise InputError(f"--map: bad entry {entry!r}; write ROLE=COLUMN with ROLE one of {', '.join(ROLES)}")
+            raise InputError(
+                f"--map: bad entry {entry!r}; write ROLE=COLUMN with ROLE one of {', '.join(ROLES)}"
+            )
         out[role] = column
     return out
 

@@ -15,9 +15,9 @@ Array = np.ndarray
 _TINY = 1e-8  # prefactor given to a term that the linear fit switched off, relative to the loss
 
 
-def exponent_grid(size: int = 26) -> Array:
-    """Exponents to profile, geometric: published laws have 0.03–1, noise-free physics up to about 3."""
-    return np.geomspace(0.01, 4.0, size)
+def exponent_grid(size: int = 24) -> Array:
+    """Exponents to profile, geometric, over all that the laws allow; published ones lie in 0.03–1."""
+    return np.geomspace(0.01, 10.0, size)
 
 
 def nonnegative_least_squares(gram: Array, rhs: Array, free: tuple[int, ...]) -> tuple[Array, Array]:
@@ -61,7 +61,7 @@ def nonnegative_profile(
     floor: float | None = None,
     top: int = 4,
 ) -> Array:
-    """Local minima of the profile of relative least squares over a grid of exponents.
+    """Starting points from the profile of relative least squares over a grid of exponents.
 
     Args:
         x1, x2: centred log regressors (m,); ``x2`` None drops the second term.
@@ -71,7 +71,7 @@ def nonnegative_profile(
         top: most minima returned.
 
     Returns:
-        (k, 5) rows of E, log A, log B, α, β, best first, k ≥ 1.
+        (k, 5) rows of E, log A, log B, α, β at the local minima, best first.
     """
     w = weights / loss**2
     target = loss if floor is None else loss - floor
