@@ -52,8 +52,8 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--map",
         metavar="ROLE=COLUMN,…",
-        help="columns that play the roles N, D, loss, C (cost: FLOPs or seconds) and U (unique tokens) if they "
-        "have other names",
+        help="columns that play the roles N, D, loss, C (cost: FLOPs or seconds) and U (unique tokens) "
+        "if they have other names",
     )
     group.add_argument(
         "--where",
@@ -83,8 +83,8 @@ def _add_law_options(parser: argparse.ArgumentParser) -> None:
         "--loss-fn",
         default="log-huber",
         metavar="NAME",
-        help="log-huber (default), log-lsq, lsq (residuals of the loss itself) or lad (least absolute deviations "
-        "of the log loss)",
+        help="log-huber (default), log-lsq, lsq (residuals of the loss itself) or lad (least absolute "
+        "deviations of the log loss)",
     )
     group.add_argument(
         "--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class Form:
                 low[i], high[i] = lo, hi
         return low, high
 
-    def loss_power(self, name: str, values: Mapping[str, Array]) -> Array | float:
+    def loss_power(self, name: str, values: Mapping[str, Any]) -> Any:
         """Power of the unit of loss that parameter ``name`` carries."""
         return 1.0 if name == "E" or name in self.powers else 0.0
 
@@ -181,7 +181,7 @@ class Gamma(Form):
 
     name = "gamma"
     formula = "E + (A/N^alpha + B/D^beta)^gamma"
-    source = "Kaplan et al. 2020, arXiv 2001.08361, eq. 1.5, with a floor; survey in Li et al. 2025, arXiv 2502.18969"
+    source = "Kaplan et al. 2020, arXiv 2001.08361, eq. 1.5, with a floor"
     columns = ("N", "D")
     names = ("E", "A", "B", "alpha", "beta", "gamma")
     log_names = ("A", "B")
@@ -238,7 +238,7 @@ class Gamma(Form):
         floors = [fixed[0]] if 0 in fixed else [0.0, 0.5 * loss.min(), 0.8 * loss.min(), 0.95 * loss.min()]
         for gamma in gammas:
             for floor in floors:
-                # weights of the transformed target by the delta method, so that log residuals stay log residuals
+                # weights of the transformed target by the delta method: residuals stay those of the log loss
                 gap = np.maximum(loss - floor, 1e-3 * loss)
                 target = gap ** (1.0 / gamma)
                 w = weights * (gamma * gap / loss) ** 2

@@ -90,7 +90,7 @@ def fit_cost(N: Array, D: Array, C: Array) -> CostModel:
     u = n - origin
     span = (float(u.min()), float(u.max()))
     one = np.ones_like(u)
-    # (columns fitted, what is subtracted from log C, kind); the power of D is free only where D varies at equal N
+    # (columns fitted, what is subtracted from log C, kind); the power of D is free where D varies at equal N
     candidates = [([one], u + d, "kND"), ([one, u], d, "power"), ([one, u, u * u], d, "quadratic")]
     if np.linalg.matrix_rank(np.column_stack([one, u, d - d.mean()]), tol=1e-6 * np.sqrt(len(u))) == 3:
         candidates += [([one, u, d], 0 * d, "power-D"), ([one, u, u * u, d], 0 * d, "quadratic-D")]

@@ -157,7 +157,7 @@ def _check_duplicates(out, rows, columns, source, duplicates) -> pd.DataFrame:
     if "run_id" in out.columns:
         again = out["run_id"].duplicated().to_numpy()
     else:
-        # rows that agree in everything; seeds with equal N and D but another loss are replicates, not duplicates
+        # rows that agree in everything; seeds with equal N and D but another loss are replicates
         again = out.astype(str).duplicated().to_numpy()
     if again.any() and duplicates == "error":
         i = int(np.flatnonzero(again)[0])

@@ -1,7 +1,7 @@
 """Variable projection: for given exponents the coefficients E, A, B ≥ 0 solve a linear problem exactly.
 
 Golub & Pereyra 1973; the non-negative problem in three columns is solved by enumerating its active sets.
-Profiling on a grid of exponents leaves a two-dimensional picture whose local minima are the basins of the law.
+Profiling on a grid of exponents leaves a two-dimensional picture; its local minima are the basins.
 """
 
 from __future__ import annotations

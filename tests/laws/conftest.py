@@ -11,7 +11,7 @@ import pytest
 
 
 def chinchilla_path() -> Path | None:
-    """The digitised Chinchilla runs, beside the checkout, in one of its parents or where EQSCALE_DATA says."""
+    """The digitised Chinchilla runs: beside the checkout or a parent of it, or in EQSCALE_DATA."""
     here = Path(__file__).resolve()
     places = [Path(os.environ["EQSCALE_DATA"])] if "EQSCALE_DATA" in os.environ else []
     places += [parent / "shared" / "data" for parent in here.parents]

@@ -63,7 +63,7 @@ def test_bad_values_are_named_by_row_and_column(runs, change, message):
 
 
 def test_missing_column_lists_what_there_is(runs):
-    with pytest.raises(InputError, match="no column 'loss' .*--map loss=COLUMN; columns: N, D, arm"):
+    with pytest.raises(InputError, match=r"no column 'loss' .*--map loss=COLUMN; columns: N, D, arm"):
         check_runs(runs.drop(columns="loss"))
     with pytest.raises(InputError, match="no column 'params' to use as N"):
         check_runs(runs, {"N": "params"})
@@ -87,7 +87,7 @@ def test_duplicates_are_refused_and_replicates_are_not(runs):
     assert len(check_runs(twice, duplicates="keep")) == 4
     twice.loc[3, "loss"] = 2.51
     assert len(check_runs(twice)) == 4
-    with pytest.raises(InputError, match="row 2 repeats row 1 .*'run_id'"):
+    with pytest.raises(InputError, match=r"row 2 repeats row 1 .*'run_id'"):
         check_runs(runs.assign(run_id=["x", "x", "y"]))
 
 

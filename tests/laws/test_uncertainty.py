@@ -6,7 +6,7 @@ from eqscale.laws import alloc_exponents, bootstrap, disagreement, fit, interval
 
 
 def test_published_bootstrap_intervals(chinchilla):
-    """Besiroglu et al. 2024: case bootstrap of the 240 runs; a Monte Carlo error of a few per cent is allowed."""
+    """Besiroglu et al. 2024: case bootstrap of the 240 runs; some Monte Carlo error is allowed."""
     found = fit(chinchilla.N, chinchilla.D, chinchilla.loss)
     limits = intervals(found, bootstrap(found, "case", resamples=2000, seed=1))
     published = {
