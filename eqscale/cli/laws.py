@@ -52,11 +52,15 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--map",
         metavar="ROLE=COLUMN,…",
-        help="columns that play the roles N, D, loss, C (cost: FLOPs or seconds) and U (unique tokens) if they "
-        "have other names",
+        help="columns that play the roles N, D, loss, C (cost: FLOPs or seconds) and U (unique tokens) "
+        "if they have other names",
     )
     group.add_argument(
-        "--where", metavar="COLUMN=VALUE", action="append", default=[], help="keep only these rows; repeatable"
+        "--where",
+        metavar="COLUMN=VALUE",
+        action="append",
+        default=[],
+        help="keep only these rows; repeatable",
     )
     group.add_argument(
         "--duplicates",
@@ -79,8 +83,8 @@ def _add_law_options(parser: argparse.ArgumentParser) -> None:
         "--loss-fn",
         default="log-huber",
         metavar="NAME",
-        help="log-huber (default), log-lsq, lsq (residuals of the loss itself) or lad (least absolute deviations "
-        "of the log loss)",
+        help="log-huber (default), log-lsq, lsq (residuals of the loss itself) or lad (least absolute "
+        "deviations of the log loss)",
     )
     group.add_argument(
         "--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)"
@@ -97,7 +101,11 @@ def _add_law_options(parser: argparse.ArgumentParser) -> None:
         help="case (default), residual, wild, cluster:COLUMN (whole groups, e.g. cluster:budget) or none",
     )
     group.add_argument(
-        "--resamples", type=int, default=1000, metavar="K", help="refits of the bootstrap (default: %(default)s)"
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="K",
+        help="refits of the bootstrap (default: %(default)s)",
     )
     group.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
 
@@ -141,7 +149,9 @@ def _read(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.DataFrame
     )
     for column in filter(None, (*extra, args.weights, _cluster_column(args))):
         if column not in frame.columns:
-            raise InputError(f"{args.runs}: no column {column!r}; columns: {', '.join(map(str, frame.columns))}")
+            raise InputError(
+                f"{args.runs}: no column {column!r}; columns: {', '.join(map(str, frame.columns))}"
+            )
     return frame
 
 
