@@ -74,10 +74,10 @@ class Bilinear:
     @functools.cached_property
     def right_factors(self) -> list[int]:
         """Channels of ``inputs`` that are right factors of geometric products."""
-        return [right for _, right, _ in self._channels[: self.channels]]
+        return [right for _, right, _ in self.channel_numbers[: self.channels]]
 
     @functools.cached_property
-    def _channels(self) -> list[tuple[int, int, int]]:
+    def channel_numbers(self) -> list[tuple[int, int, int]]:
         def counter(layout: Layout):
             following = {True: 0, False: layout.true}
 
@@ -100,7 +100,7 @@ class Bilinear:
                     *self.inputs.multivector(right),
                     *self.outputs.multivector(out),
                 )
-                for left, right, out in self._channels
+                for left, right, out in self.channel_numbers
             ]
         )
 
@@ -193,18 +193,23 @@ class _NativeProducts(torch.autograd.Function):
         return gz, gpassed, None, None
 
 
-def _sum_of_products(terms: list[tuple[int, int, int]], x: Tensor, y: Tensor) -> Tensor:
-    (i, j, sign), *rest = terms
-    total = x[i] * y[j] if sign > 0 else -(x[i] * y[j])
-    for i, j, sign in rest:
-        total = total + x[i] * y[j] if sign > 0 else total - x[i] * y[j]
-    return total
+def _padded_table(terms: list[list[tuple[int, int, int]]]) -> tuple[list[int], list[int], list[float]]:
+    """Factors and signs (16 outputs x 16 terms, flat); missing terms have sign 0."""
+    padded = [row + [(0, 0, 0)] * (16 - len(row)) for row in terms]
+    i, j, sign = zip(*(term for row in padded for term in row), strict=True)
+    return list(i), list(j), [float(value) for value in sign]
+
+
+_TABLES = {name: _padded_table(terms) for name, terms in _TERMS.items()}
 
 
 def _product(name: str, x: Tensor, y: Tensor) -> Tensor:
     """Products of slabs x, y (16, C, N)."""
     if torch.compiler.is_compiling():
-        return torch.stack([_sum_of_products(terms, x, y) for terms in _TERMS[name]])
+        # Short to trace; Inductor fuses gathers, products and the sum into one kernel.
+        i, j, sign = (torch.tensor(column, device=x.device) for column in _TABLES[name])
+        products = x.index_select(0, i) * y.index_select(0, j) * sign.to(x.dtype)[:, None, None]
+        return products.unflatten(0, (16, 16)).sum(1)
     out = torch.empty_like(x)
     for k, terms in enumerate(_TERMS[name]):
         slab, (i, j, sign) = out[k], terms[0]
