@@ -53,7 +53,9 @@ AXES: dict[str, Axis] = {
         "FLOPs",
         "as the paper's authors count: 6 per weight per token, every multivector map a dense 16×16 block",
     ),
-    "seconds": Axis("seconds", "training seconds", "s", "wall time of the training loop on the hardware named below"),
+    "seconds": Axis(
+        "seconds", "training seconds", "s", "wall time of the training loop on the hardware named below"
+    ),
 }
 
 
@@ -117,7 +119,9 @@ def draw_figures(arms: Mapping[str, Mapping[str, ArmFit]], folder: Path) -> dict
     executed = arms["executed"]
     drawn = {
         "Figure 1. Loss against compute": {
-            f"fig1_loss_vs_compute{suffix}": loss_against_compute(arms[axis], axis=AXES[axis].label, loss_label=LOSS)
+            f"fig1_loss_vs_compute{suffix}": loss_against_compute(
+                arms[axis], axis=AXES[axis].label, loss_label=LOSS
+            )
             for axis, suffix in (("executed", ""), ("nominal", "_nominal"), ("seconds", "_seconds"))
         },
         "Figure 3. Loss over model size and training tokens": {
@@ -175,7 +179,10 @@ def render(
 
 
 def _markdown(frame: pd.DataFrame) -> str:
-    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "| " + " | ".join("---" for _ in frame.columns) + " |"]
+    lines = [
+        "| " + " | ".join(map(str, frame.columns)) + " |",
+        "| " + " | ".join("---" for _ in frame.columns) + " |",
+    ]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]
     return "\n".join(lines)
 
@@ -183,10 +190,14 @@ def _markdown(frame: pd.DataFrame) -> str:
 def _best_runs(finished: pd.DataFrame) -> str:
     best = finished.loc[finished.groupby(["budget", "arm"], sort=False)["loss"].idxmin()]
     cells = {
-        (row.budget, row.arm): f"{row.loss:.4f} ± {row.loss_se:.4f} (N = {row.N:.0f})" for row in best.itertuples()
+        (row.budget, row.arm): f"{row.loss:.4f} ± {row.loss_se:.4f} (N = {row.N:.0f})"
+        for row in best.itertuples()
     }
     names = list(dict.fromkeys(finished["arm"]))
-    rows = [[f"{budget:.3g}", *(cells.get((budget, name), "–") for name in names)] for budget in _budgets(finished)]
+    rows = [
+        [f"{budget:.3g}", *(cells.get((budget, name), "–") for name in names)]
+        for budget in _budgets(finished)
+    ]
     return _markdown(pd.DataFrame(rows, columns=["budget (executed FLOPs)", *names]))
 
 
@@ -225,7 +236,11 @@ def _winner(fits: Mapping[str, ArmFit], axis: str) -> str:
         return f"On {label}: only one arm could be fitted, so there is nothing to compare."
     C = _common_costs(fits)[-1:]
     optimum = {name: frontier(arm.fit, C, arm.cost, arm.boot) for name, arm in fits.items()}
-    ranked = sorted(optimum, key=lambda name: optimum[name].loss[0])
+    known = [name for name, best in optimum.items() if np.isfinite(best.loss[0])]
+    unknown = [f"`{name}`" for name in fits if name not in known]
+    if len(known) < 2:
+        return f"On {label}: the laws of {' and '.join(unknown)} have no optimum, so they don't rank the arms."
+    ranked = sorted(known, key=lambda name: optimum[name].loss[0])
     first, second = optimum[ranked[0]], optimum[ranked[1]]
     sure = first.robust["loss"].high[0] < second.robust["loss"].low[0]
     verdict = "their 95 % bands don't overlap" if sure else "their 95 % bands overlap, so this is not settled"
@@ -255,7 +270,8 @@ def _predicted(fits: Mapping[str, ArmFit], axis: str) -> str:
         best = frontier(arm.fit, C, arm.cost, arm.boot)
         band = best.robust["loss"]
         for i, row in enumerate(rows):
-            row.append(f"{best.loss[i]:.3f} [{band.low[i]:.3f}, {band.high[i]:.3f}] at N = {best.N[i]:.3g}")
+            predicted = f"{best.loss[i]:.3f} [{band.low[i]:.3f}, {band.high[i]:.3f}] at N = {best.N[i]:.3g}"
+            row.append(predicted if np.isfinite(best.loss[i]) else "no optimum")
     heading = f"{AXES[axis].label}"
     return _markdown(pd.DataFrame(rows, columns=[heading, *(f"`{name}`" for name in fits)]))
 
@@ -278,7 +294,9 @@ def _caveats(table: pd.DataFrame, fits: Mapping[str, ArmFit]) -> str:
             notes.append(f"- `{name}`: too few finished runs ({len(runs)}) for a law.")
             continue
         if fits[name].fit.verdict != "converged":
-            notes.append(f"- `{name}`: {fits[name].fit.verdict}: its coefficients must not be read one by one.")
+            notes.append(
+                f"- `{name}`: {fits[name].fit.verdict}: its coefficients must not be read one by one."
+            )
         edges = [
             f"{budget:.3g}"
             for budget, at in runs.groupby("budget")
@@ -291,7 +309,9 @@ def _caveats(table: pd.DataFrame, fits: Mapping[str, ArmFit]) -> str:
             )
     epochs = finished["epochs"].max()
     if epochs > 1:
-        notes.append(f"- Some runs see their data more than once (up to {epochs:.2g} epochs), which the law ignores.")
+        notes.append(
+            f"- Some runs see their data more than once (up to {epochs:.2g} epochs), which the law ignores."
+        )
     lost = table[table["status"] != "finished"]
     for row in lost.itertuples():
         notes.append(f"- Not in the fits: `{row.name}` {row.status}.")
@@ -306,7 +326,8 @@ def _provenance(table: pd.DataFrame, stage_seconds: Mapping[str, float]) -> str:
         f"- Hardware: {'; '.join(sorted(finished['hardware'].unique()))} per run. No GPU figure is in this report."
         if not finished["hardware"].str.contains("NVIDIA").any()
         else f"- Hardware: {'; '.join(sorted(finished['hardware'].unique()))}.",
-        f"- Code: {'; '.join(sorted(finished['code'].unique()))}; data: {', '.join(sorted(set(table['data'].str[:12])))}.",
+        f"- Code: {'; '.join(sorted(finished['code'].unique()))}.",
+        f"- Data: definition {', '.join(sorted(set(table['data'].str[:12])))}.",
     ]
     lines += [f"- Wall time, {name}: {seconds:.0f} s." for name, seconds in stage_seconds.items()]
     lines += [f"- {axis.label}: {axis.meaning}." for axis in AXES.values()]

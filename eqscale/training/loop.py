@@ -141,6 +141,8 @@ class _Trainer:
             train_windows.tokens, train_windows.windows_per_scene, spec.batch_size, order_seed
         )
         self.model = build_model(spec).to(self.device)
+        if self.device.type == "cuda":
+            self.model.compile(dynamic=True)
         self.optimizer = build_optimizer(self.model, spec)
         self.progress = _Progress()
         self.pending: list[Tensor] = []

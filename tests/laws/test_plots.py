@@ -34,7 +34,9 @@ FIGURES = {
 def test_figures_show_every_run_and_save_identically(arms, name, tmp_path):
     figure = getattr(plots, name)(arms)
     assert len(figure.axes) == FIGURES[name]
-    drawn = sum(len(c.get_offsets()) for axes in figure.axes for c in axes.collections if hasattr(c, "get_sizes"))
+    drawn = sum(
+        len(c.get_offsets()) for axes in figure.axes for c in axes.collections if hasattr(c, "get_sizes")
+    )
     if not name.startswith("optimal"):
         runs = sum(len(a.N) for a in arms.values())
         assert drawn == runs * (3 if name == "residual_panels" else 1)

@@ -73,7 +73,8 @@ def worst(got, want) -> float:
 
 
 @pytest.mark.parametrize(
-    ("symmetry", "join_reference"), [("parity", "mean"), ("published", "mean"), ("published", "one"), ("off", "mean")]
+    ("symmetry", "join_reference"),
+    [("parity", "mean"), ("published", "mean"), ("published", "one"), ("off", "mean")],
 )
 def test_equals_the_reference_in_outputs_and_gradients(symmetry, join_reference, way):
     net = network(symmetry, join_reference=join_reference)

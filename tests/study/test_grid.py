@@ -48,7 +48,9 @@ def test_a_budget_for_too_few_sizes_says_what_to_change():
 
 
 def test_too_few_runs_for_a_law_are_refused_before_they_are_run():
-    with pytest.raises(InputError, match="4 budgets x sizes are too few to fit a law to transformer; at least 7"):
+    with pytest.raises(
+        InputError, match="4 budgets x sizes are too few to fit a law to transformer; at least 7"
+    ):
         compute_grid(dataclasses.replace(QUICK, budgets=(1e11,)))
 
 

@@ -11,10 +11,17 @@ from eqscale.study.grid import compute_grid
 from eqscale.study.job import parse_options, run_study
 
 ROOT = Path(__file__).parents[2]
-TINY = (
-    "--budgets 3e8 6e8 1.2e9 --sizes-per-budget 3 --min-steps 5 --batch-size 8 --train-scenes 24 --test-scenes 8 "
-    "--optimal-cost 0.6 --cost-range 8"
-).split()
+TINY = {
+    "budgets": "3e8 6e8 1.2e9",
+    "sizes-per-budget": "3",
+    "min-steps": "5",
+    "batch-size": "8",
+    "train-scenes": "24",
+    "test-scenes": "8",
+    "optimal-cost": "0.6",
+    "cost-range": "8",
+}
+TINY_ARGUMENTS = [word for name, values in TINY.items() for word in (f"--{name}", *values.split())]
 
 
 def job(folder, *arguments):
@@ -26,9 +33,13 @@ def job(folder, *arguments):
 def refuse(tmp_path, monkeypatch, *arguments):
     """The error of a job that must be refused before it spends anything."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError) as caught:
+
+    def run():
         options = parse_options("", arguments)
         run_study(compute_grid(options.preset), options, publish=lambda outcome: None)
+
+    with pytest.raises(InputError) as caught:
+        run()
     assert not list(tmp_path.glob("data/*"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -70,7 +81,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
 
 
 def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
-    first = job(tmp_path, *TINY)
+    first = job(tmp_path, *TINY_ARGUMENTS)
     assert first.returncode == 0, first.stdout + first.stderr
     results = tmp_path / "results" / "quick"
     report = (results / "report.md").read_text()
@@ -84,8 +95,10 @@ def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
     assert len(table) == 19
     assert json.loads((results / "fits.json").read_text()).keys() >= {"transformer", "gatr"}
 
-    second = job(tmp_path, *TINY)
+    second = job(tmp_path, *TINY_ARGUMENTS)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "all 18 runs are done: nothing to train" in second.stdout
-    assert {path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")} == records
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")
+    } == records
     assert (results / "runs.csv").read_text().splitlines() == table
