@@ -77,7 +77,8 @@ def fit_arms(
         cost: column with each run's cost on the axis of interest; None counts 6ND.
         budget: column with the nominal budget; grouped from the costs if None.
         form, loss_fn, delta, fix: see ``fit``.
-        kind, resamples, seed: see ``bootstrap``; resamples 0 for none.
+        kind, resamples, seed: see ``bootstrap``; resamples 0 for none. Each arm gets its own seed, so that
+            draws of different arms are independent.
         cluster: column of the clusters for ``kind="cluster"``.
 
     Returns:
@@ -90,7 +91,7 @@ def fit_arms(
         if column not in runs.columns:
             raise InputError(f"runs: no column {column!r}; columns: {', '.join(map(str, runs.columns))}")
     out = {}
-    for name in dict.fromkeys(runs[by].astype(str)):
+    for position, name in enumerate(dict.fromkeys(runs[by].astype(str))):
         part = runs[runs[by].astype(str) == name]
         found = fit(
             part["N"], part["D"], part["loss"],
@@ -102,7 +103,7 @@ def fit_arms(
         boot = None
         if resamples:
             clusters = part[cluster].to_numpy() if cluster else None
-            boot = bootstrap(found, kind, resamples=resamples, seed=seed, clusters=clusters)
+            boot = bootstrap(found, kind, resamples=resamples, seed=seed + position, clusters=clusters)
         budgets = part[budget].to_numpy(float) if budget else group_budgets(spent)
         out[name] = ArmFit(name, found, boot, model, spent, budgets)
     return out

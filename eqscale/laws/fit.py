@@ -140,6 +140,25 @@ class Fit:
         return noise_scale(self.residuals, self.weights, len(self.free), self.loss)
 
     @cached_property
+    def spread(self) -> float:
+        """Standard deviation of the noise of one run (see ``residual_spread``)."""
+        return residual_spread(self.residuals, self.weights, len(self.free), self.loss)
+
+    def refit(self, keep: Array) -> Fit:
+        """The same law fitted to some of the runs (boolean (n,) or indices), started afresh.
+
+        Raises:
+            InputError: those runs cannot determine the law.
+        """
+        columns = {k: v[keep] for k, v in self.columns.items()}
+        free = int(np.sum(self.lower < self.upper))
+        check_design(self.form, columns, self.observed[keep], free, "remaining runs")
+        return fit_internal(
+            self.form, self.loss, columns, self.observed[keep], self.weights[keep], self.centre,
+            self.lower, self.upper, self.fixed,
+        )  # fmt: skip
+
+    @cached_property
     def covariance(self) -> Array:
         """Gauss–Newton covariance of the internal parameters (p, p); zero for fixed and bound ones."""
         d = self._gauss_newton
@@ -196,19 +215,34 @@ class Fit:
         return float(stats.t.ppf(0.5 + level / 2, max(self.degrees_of_freedom, 1)))
 
 
+def _psi_moments(k: float) -> tuple[float, float]:
+    """E ψ' and E ψ² of Huber's ψ with threshold k for a standard normal residual."""
+    if k < 1e-4:  # the sign function, up to the factor k of ψ
+        slope = 2 * k * float(stats.norm.pdf(0.0))
+        return slope, k * k
+    inside = float(2 * stats.norm.cdf(k) - 1)
+    return inside, float(inside - 2 * k * stats.norm.pdf(k) + 2 * k * k * stats.norm.sf(k))
+
+
+def efficiency(noise: float, loss: Loss) -> float:
+    """Factor c such that 2c × a drop of the objective is χ² distributed: E ψ' / E ψ² for normal noise."""
+    if noise == 0.0:
+        return np.inf
+    if not loss.is_log or np.isinf(loss.threshold):
+        return 1 / noise**2
+    if loss.kind == "lad":  # the objective is Σ|r|: ψ is the sign
+        return 2 * float(stats.norm.pdf(0.0)) / noise
+    slope, square = _psi_moments(loss.threshold / noise)
+    return slope / square / noise**2
+
+
 _WINSOR = 1.5  # residuals beyond this many scales count as if at it
 _WINSOR_MEAN = 0.7785  # E min(z², 1.5²) of a standard normal
 
 
-def noise_scale(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
-    """Scale s such that s² (JᵀWJ)⁻¹ is the covariance of the estimate.
-
-    Least squares: the residual standard deviation with n − p degrees of freedom. Robust losses: a winsorised
-    standard deviation (Huber's proposal 2, which outliers cannot inflate) times the M-estimator's loss of
-    efficiency τ at that scale (Huber 1981, eq. 6.5), taken for normal noise, since counting the residuals
-    below delta to estimate their density is hopeless for a few dozen runs. With p/n not small the fit follows
-    the noise and τ overstates the spread; the correction 1 − 2p/n is from our coverage simulation
-    (``benchmarks/laws.py``).
+def residual_spread(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
+    """Standard deviation of the noise: with n − p degrees of freedom, for robust losses winsorised at 1.5 of itself
+    (Huber's proposal 2), which outliers cannot inflate.
     """
     used = weights > 0
     r, w = r[used], weights[used]
@@ -227,12 +261,22 @@ def noise_scale(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
         if abs(new - scale) <= 1e-9 * scale:
             break
         scale = new
-    k = loss.threshold / scale
-    inside = 2 * stats.norm.cdf(k) - 1
-    if k < 1e-4:
-        tau = np.sqrt(np.pi / 2)
-    else:
-        tau = np.sqrt(inside - 2 * k * stats.norm.pdf(k) + 2 * k * k * stats.norm.sf(k)) / inside
+    return scale
+
+
+def noise_scale(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
+    """Scale s such that s² (JᵀWJ)⁻¹ is the covariance of the estimate.
+
+    The spread of the residuals, for robust losses times the M-estimator's loss of efficiency τ at that scale (Huber 1981, eq. 6.5), taken for normal noise, since counting the residuals
+    below delta to estimate their density is hopeless for a few dozen runs. With p/n not small the fit follows
+    the noise and τ overstates the spread; the correction 1 − 2p/n is from our coverage simulation
+    (``benchmarks/laws.py``).
+    """
+    scale, n = residual_spread(r, weights, parameters, loss), int((weights > 0).sum())
+    if not loss.is_log or np.isinf(loss.threshold) or scale == 0.0:
+        return scale
+    slope, square = _psi_moments(loss.threshold / scale)
+    tau = np.sqrt(square) / slope
     return scale * (1 + (tau - 1) * max(1 - 2 * parameters / n, 0.0))
 
 
@@ -382,11 +426,11 @@ def fit(
     for name, value in fixed.items():
         i = form.names.index(name)
         lower[i] = upper[i] = _internal_value(form, name, value, centre)
-    return _fit(form, objective, columns, observed, w, centre, lower, upper, fixed)
+    return fit_internal(form, objective, columns, observed, w, centre, lower, upper, fixed)
 
 
 def _internal_value(form: Form, name: str, value: float, centre: Centre) -> float:
-    if name == "E":
+    if name in form.floors:
         return value / np.exp(centre.log_loss)
     if name in form.powers:  # its regressor is not centred, so no exponent enters
         unit = 0.0 if form.name == "gamma" else centre.log_loss
@@ -430,7 +474,18 @@ def _check_bounds(form: Form, bounds: Mapping[str, tuple[float, float]], where: 
     return dict(bounds)
 
 
-def _fit(form, objective, columns, observed, w, centre, lower, upper, fixed) -> Fit:
+def fit_internal(
+    form: Form,
+    objective: Loss,
+    columns: dict[str, Array],
+    observed: Array,
+    w: Array,
+    centre: Centre,
+    lower: Array,
+    upper: Array,
+    fixed: dict[str, float],
+) -> Fit:
+    """Fit with everything already checked and in internal units; equal bounds fix a parameter."""
     x = form.features(columns, centre)
     y = observed / np.exp(centre.log_loss)
     pinned = {i: lower[i] for i in range(len(lower)) if lower[i] == upper[i]}
@@ -711,7 +766,7 @@ def _vague_parameters(fit: Fit) -> list[str]:
     half = fit.t_value(0.95) * np.sqrt(np.maximum(np.diag(fit.covariance), 0.0))
     for i in fit.free:
         name = fit.form.names[i]
-        if name in fit.form.powers or name == "E":
+        if name in fit.form.powers or name in fit.form.floors:
             continue
         value = fit.params[name]
         if name in fit.form.log_names:

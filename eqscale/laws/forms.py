@@ -58,6 +58,8 @@ class Form:
     log_names: ClassVar[tuple[str, ...]] = ()
     powers: ClassVar[Mapping[str, tuple[str, str]]] = {}
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    floors: ClassVar[tuple[str, ...]] = ("E",)
+    """Parameters in units of loss that enter linearly."""
 
     def features(self, columns: Mapping[str, Array], centre: Centre) -> dict[str, Array]:
         """Centred logarithms of the regressors."""
@@ -85,7 +87,7 @@ class Form:
 
     def loss_power(self, name: str, values: Mapping[str, Any]) -> Any:
         """Power of the unit of loss that parameter ``name`` carries."""
-        return 1.0 if name == "E" or name in self.powers else 0.0
+        return 1.0 if name in self.floors or name in self.powers else 0.0
 
     def to_natural(self, theta: Array, centre: Centre) -> dict[str, Array]:
         """Public parameters in the user's units from internal ones (b, p); logs stay logs under 'log_…'.
@@ -103,7 +105,7 @@ class Form:
                     unit = unit + by_name[exponent] * np.longdouble(centre.logs[regressor])
                 out["log_" + name] = (v + unit).astype(float)
                 out[name] = np.exp(v + unit).astype(float)
-            elif name == "E":
+            elif name in self.floors:
                 out[name] = (v * np.exp(np.longdouble(centre.log_loss))).astype(float)
             else:
                 out[name] = v.astype(float)
@@ -120,7 +122,7 @@ class Form:
                     exponent, regressor = self.powers[name]
                     unit += values[exponent] * centre.logs[regressor]
                 theta[i] = np.log(v) - unit if v > 0 else -np.inf
-            elif name == "E":
+            elif name in self.floors:
                 theta[i] = v / np.exp(centre.log_loss)
             else:
                 theta[i] = v

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 
 from eqscale.errors import InputError
 from eqscale.laws import plots
@@ -34,9 +35,8 @@ FIGURES = {
 def test_figures_show_every_run_and_save_identically(arms, name, tmp_path):
     figure = getattr(plots, name)(arms)
     assert len(figure.axes) == FIGURES[name]
-    drawn = sum(
-        len(c.get_offsets()) for axes in figure.axes for c in axes.collections if hasattr(c, "get_sizes")
-    )
+    scatters = [c for axes in figure.axes for c in axes.collections if isinstance(c, PathCollection)]
+    drawn = sum(len(c.get_offsets()) for c in scatters)
     if not name.startswith("optimal"):
         runs = sum(len(a.N) for a in arms.values())
         assert drawn == runs * (3 if name == "residual_panels" else 1)
