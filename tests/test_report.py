@@ -63,7 +63,7 @@ def test_lost_runs_are_listed_and_left_out(tmp_path):
 
 
 def test_too_few_runs_is_one_clear_error(tmp_path):
-    with pytest.raises(InputError, match="no arm can be fitted: plain: .*too few"):
+    with pytest.raises(InputError, match=r"no arm can be fitted: plain: .*too few"):
         write_report(runs(sizes=1), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -239,7 +239,9 @@ def _winner(fits: Mapping[str, ArmFit], axis: str) -> str:
     known = [name for name, best in optimum.items() if np.isfinite(best.loss[0])]
     unknown = [f"`{name}`" for name in fits if name not in known]
     if len(known) < 2:
-        return f"On {label}: the laws of {' and '.join(unknown)} have no optimum, so they don't rank the arms."
+        return (
+            f"On {label}: the laws of {' and '.join(unknown)} have no optimum, so they don't rank the arms."
+        )
     ranked = sorted(known, key=lambda name: optimum[name].loss[0])
     first, second = optimum[ranked[0]], optimum[ranked[1]]
     sure = first.robust["loss"].high[0] < second.robust["loss"].low[0]

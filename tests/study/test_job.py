@@ -81,7 +81,15 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
 
 
 def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
-    first = job(tmp_path, *TINY_ARGUMENTS)
+    own_arm = (
+        "--arm-file",
+        str(ROOT / "docs/examples/deep_sets.py"),
+        "--arms",
+        "transformer",
+        "gatr",
+        "deep_sets",
+    )
+    first = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
     assert first.returncode == 0, first.stdout + first.stderr
     results = tmp_path / "results" / "quick"
     report = (results / "report.md").read_text()
@@ -90,14 +98,14 @@ def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
         assert png.with_suffix(".svg").exists()
         assert png.name in report
     records = {path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")}
-    assert len(records) == 18
+    assert len(records) == 27
     table = (results / "runs.csv").read_text().splitlines()
-    assert len(table) == 19
-    assert json.loads((results / "fits.json").read_text()).keys() >= {"transformer", "gatr"}
+    assert len(table) == 28
+    assert json.loads((results / "fits.json").read_text()).keys() == {"transformer", "gatr", "deep_sets"}
 
-    second = job(tmp_path, *TINY_ARGUMENTS)
+    second = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "all 18 runs are done: nothing to train" in second.stdout
+    assert "all 27 runs are done: nothing to train" in second.stdout
     assert {
         path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")
     } == records

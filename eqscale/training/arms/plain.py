@@ -13,7 +13,8 @@ from eqscale.training.arms.base import Arm, Size
 
 # Typical sizes of the inputs (m, m/s, m/s^2), so that every feature is of order one.
 _LENGTH, _SPEED, _ACCELERATION = 1.0, 2.0, 9.81
-_FEATURES = 24
+TOKEN_FEATURES = 24
+"""Length of the last dimension of ``token_features``."""
 
 
 def token_features(batch: Batch) -> Tensor:
@@ -59,7 +60,7 @@ class PlainModel(nn.Module):
 
 def _config(size: Size) -> TransformerConfig:
     return TransformerConfig(
-        in_features=_FEATURES, out_features=3, width=size.width, depth=size.depth, heads=size.heads
+        in_features=TOKEN_FEATURES, out_features=3, width=size.width, depth=size.depth, heads=size.heads
     )
 
 
