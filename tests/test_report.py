@@ -69,7 +69,7 @@ def test_the_command_rebuilds_the_same_report(report, tmp_path):
 
 
 def test_too_few_runs_is_one_clear_error(tmp_path):
-    with pytest.raises(InputError, match=r"no arm can be fitted: plain: .*too few"):
+    with pytest.raises(InputError, match=r"no arm can be fitted: arm = plain: .*too few"):
         write_report(runs(sizes=1), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -98,7 +98,7 @@ def fit_every_arm(finished: pd.DataFrame) -> dict[str, ArmFit]:
         try:
             fitted |= fit_arms(runs, cost=AXES["executed"].column, budget="budget", resamples=RESAMPLES)
         except InputError as error:
-            reasons.append(f"{name}: {error}")
+            reasons.append(str(error))
     if not fitted:
         raise InputError("no arm can be fitted: " + ("; ".join(reasons) or "the table has no finished run"))
     return fitted
