@@ -520,6 +520,7 @@ def fit_internal(
         theta, f = np.array(theta), np.array(f)
     best = int(np.argmin(f))
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
+<<<<<<< HEAD
     minima = _distinct(f if objective.is_log else f * np.exp(2 * centre.log_loss))
     return _finish(
         form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima
@@ -536,6 +537,12 @@ def _best_distinct(theta: Array, f: Array, most: int = 6) -> Array:
         if all(abs(f[k] - f[j]) > 1e-3 * f[j] or np.abs(theta[k] - theta[j]).max() > 0.05 for j in kept):
             kept.append(int(k))
     return theta[kept]
+=======
+    minima = _distinct(f)
+    return _finish(
+        form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima
+    )
+>>>>>>> rigid
 
 
 def _distinct(f: Array) -> list[float]:
