@@ -1,0 +1,334 @@
+"""Figures of fitted laws, in one style that stays legible in print and to colour-blind readers.
+
+Each function takes arms by name (see ``arms.fit_arms``) and returns a matplotlib Figure, made without pyplot
+so that nothing global changes. ``save`` writes PNG and SVG beside each other, byte-identical for equal input.
+Arms keep their colour and marker by position; pass ``colours`` to fix them across figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+from eqscale.laws.arms import ArmFit
+from eqscale.laws.frontier import Frontier, frontier
+
+Array = np.ndarray
+
+# Okabe & Ito 2008, the order of greatest contrast first; black is kept for the truth and for text
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+WIDTH = 6.75
+"""Inches: the text width of a two-column paper."""
+
+_STYLE: dict[Any, Any] = {
+    "figure.dpi": 150,
+    "savefig.dpi": 200,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "svg.hashsalt": "eqscale",
+    "svg.fonttype": "none",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The project's look, within the block only."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write ``path`` as PNG and SVG (any suffix is replaced); without dates, so that reruns are identical."""
+    out = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    with style():
+        figure.savefig(out[0], metadata={"Software": None})
+        figure.savefig(out[1], metadata={"Date": None, "Creator": None})
+    return out
+
+
+def _looks(arms: Mapping[str, ArmFit], colours: Mapping[str, str] | None) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each arm."""
+    return {
+        name: ((colours or {}).get(name, PALETTE[i % len(PALETTE)]), MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(arms)
+    }
+
+
+def _grid(panels: int, most: int = 3, height: float = 2.5, **kwargs) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of at most ``most``; superfluous ones removed."""
+    columns = 2 if panels == 4 else min(panels, most)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(WIDTH if columns > 1 else 4.6, height * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs).ravel()
+    for axis in axes[panels:]:
+        axis.remove()
+    return figure, list(axes[:panels])
+
+
+def _log_ticks(axis) -> None:
+    """Readable ticks on a logarithmic axis whether it spans a tenth of a decade or ten."""
+    low, high = sorted(axis.get_view_interval())
+    decades = np.log10(high / low)
+    if decades < 1.2:
+        axis.set_major_locator(MaxNLocator(4) if decades < 0.4 else LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))
+        formatter = ScalarFormatter()
+        formatter.set_powerlimits((-3, 4))
+        axis.set_major_formatter(formatter)
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(LogLocator(numticks=7))
+        axis.set_major_formatter(LogFormatterSciNotation())
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _power_of_ten(value: float) -> str:
+    mantissa, exponent = f"{value:.2g}".partition("e")[::2] if value >= 1e4 else (f"{value:.3g}", "")
+    if not exponent:
+        return mantissa
+    factor = "" if float(mantissa) == 1 else rf"{mantissa} \times "
+    return rf"${factor}10^{{{int(exponent)}}}$"
+
+
+def _finish(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                _log_ticks(axis)
+    return figure
+
+
+def _budget_range(arms: Mapping[str, ArmFit], beyond: float) -> Array:
+    low = min(a.C.min() for a in arms.values())
+    high = max(a.C.max() for a in arms.values())
+    return np.geomspace(low, high * beyond, 80)
+
+
+def _bands(best: Frontier) -> dict:
+    return best.robust or best.model
+
+
+def _draw_frontier(axes: Axes, arm: ArmFit, C: Array, what: str, colour: str) -> None:
+    """A frontier with its band; dashed where it extrapolates beyond the arm's runs."""
+    best = frontier(arm.fit, C, arm.cost, arm.boot)
+    values, band = getattr(best, what), _bands(best)[what]
+    axes.fill_between(C, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(C, np.where(best.inside, values, np.nan), color=colour)
+    axes.plot(C, np.where(best.inside, np.nan, values), color=colour, linestyle=(0, (3, 2)), linewidth=1.2)
+
+
+def _legend(
+    axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Sequence[Line2D] = (), **kwargs
+) -> None:
+    handles = [
+        Line2D([], [], color=colour, marker=marker, markersize=4, label=name)
+        for name, (colour, marker) in looks.items()
+    ]
+    handles = [*handles, *extra]
+    if isinstance(axes, Figure):  # several panels: above them all, where no curve can be
+        kwargs = {"loc": "outside upper center", "ncols": min(len(handles), 5)} | kwargs
+    axes.legend(handles=handles, **kwargs)
+
+
+def loss_against_compute(
+    arms: Mapping[str, ArmFit],
+    *,
+    axis: str = "training FLOPs",
+    loss_label: str = "test loss",
+    beyond: float = 3.0,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Loss of every run against its compute, with each arm's compute-optimal loss and 95 % band.
+
+    Args:
+        arms: arms by name.
+        axis: what the cost is, for the label.
+        loss_label: what the loss is.
+        beyond: how far past the largest run the lines go (dashed).
+        colours: colour by arm.
+    """
+    looks = _looks(arms, colours)
+    with style():
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        C = _budget_range(arms, beyond)
+        for name, arm in arms.items():
+            colour, marker = looks[name]
+            axes.scatter(arm.C, arm.loss, s=14, color=colour, marker=marker, alpha=0.55, linewidths=0)
+            _draw_frontier(axes, arm, C, "loss", colour)
+        axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=loss_label)
+        _legend(axes, looks, [Line2D([], [], color="0.4", linestyle=(0, (3, 2)), label="extrapolated")])
+        return _finish(figure)
+
+
+def surface_panels(arms: Mapping[str, ArmFit], *, loss_label: str = "test loss") -> Figure:
+    """The law's prediction as background colour over N × D and the runs as dots in the same colours.
+
+    A dot that vanishes into its background is predicted well. The white line is the compute-optimal frontier.
+    """
+    with style():
+        figure, axes = _grid(len(arms), height=2.7, sharex=True, sharey=True)
+        losses = np.concatenate([a.loss for a in arms.values()])
+        norm = LogNorm(losses.min(), losses.max())
+        sizes = np.concatenate([a.N for a in arms.values()])
+        tokens = np.concatenate([a.D for a in arms.values()])
+        N = np.geomspace(sizes.min() / 1.5, sizes.max() * 1.5, 90)
+        D = np.geomspace(tokens.min() / 1.5, tokens.max() * 1.5, 90)
+        for (name, arm), panel in zip(arms.items(), axes, strict=True):
+            surface = arm.fit.predict(N[None, :], D[:, None])
+            panel.pcolormesh(N, D, surface, norm=norm, cmap="viridis", shading="gouraud", rasterized=True)
+            panel.contour(N, D, surface, levels=np.geomspace(losses.min(), losses.max(), 9),
+                          colors="white", linewidths=0.4, alpha=0.5)  # fmt: skip
+            C = _budget_range({name: arm}, 1.2)
+            best = frontier(arm.fit, C, arm.cost)
+            panel.plot(best.N, best.D, color="white", linewidth=1.4)
+            panel.scatter(
+                arm.N, arm.D, c=arm.loss, norm=norm, cmap="viridis", s=22, edgecolors="black", linewidths=0.6
+            )
+            panel.set(xscale="log", yscale="log", title=name, xlabel="parameters N")
+            panel.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
+            panel.grid(False)
+        axes[0].set_ylabel("training tokens D")
+        figure.colorbar(
+            ScalarMappable(norm, "viridis"), ax=axes, label=loss_label, pad=0.01, format=ScalarFormatter()
+        )
+        return _finish(figure)
+
+
+def _tokens_in_panel(arm: ArmFit, here: Array, N: Array) -> Array:
+    """Tokens along an isoFLOP curve: by the cost model where the panel's runs share a cost on its axis, else
+    through the runs themselves (a budget held on another axis).
+    """
+    C = arm.C[here]
+    if np.ptp(np.log(C)) < 0.1:
+        return arm.cost.tokens(N, np.median(C))
+    degree = min(2, len(np.unique(arm.N[here])) - 1)
+    fitted = np.polynomial.Polynomial.fit(np.log(arm.N[here]), np.log(arm.D[here]), degree)
+    return np.exp(fitted(np.log(N)))
+
+
+def isoflop_panels(
+    arms: Mapping[str, ArmFit],
+    *,
+    loss_label: str = "test loss",
+    unit: str = "FLOPs",
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Loss against model size, one panel per budget: dots are runs, lines the law, ticks its optimum."""
+    looks = _looks(arms, colours)
+    budgets = np.unique(np.concatenate([a.budget for a in arms.values()]))
+    with style():
+        figure, axes = _grid(len(budgets), height=2.2)
+        for budget, panel in zip(budgets, axes, strict=True):
+            for name, arm in arms.items():
+                here = arm.budget == budget
+                if not here.any():
+                    continue
+                colour, marker = looks[name]
+                panel.scatter(
+                    arm.N[here], arm.loss[here], s=16, color=colour, marker=marker, alpha=0.7, linewidths=0
+                )
+                N = np.geomspace(arm.N[here].min() / 1.3, arm.N[here].max() * 1.3, 80)
+                predicted = arm.fit.predict(N, _tokens_in_panel(arm, here, N))
+                panel.plot(N, predicted, color=colour, linewidth=1.3)
+                if 0 < (k := int(np.argmin(predicted))) < len(N) - 1:
+                    panel.plot(
+                        N[k], predicted[k], marker="|", color=colour, markersize=9, markeredgewidth=1.6
+                    )
+            panel.set(
+                xscale="log", yscale="log", title=f"{_power_of_ten(budget)} {unit}", xlabel="parameters N"
+            )
+        for panel in axes[:: 2 if len(budgets) == 4 else 3]:
+            panel.set_ylabel(loss_label)
+        _legend(figure, looks)
+        return _finish(figure)
+
+
+def _optimum(arms, what, label, axis, beyond, colours) -> Figure:
+    looks = _looks(arms, colours)
+    with style():
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        C = _budget_range(arms, beyond)
+        for name, arm in arms.items():
+            colour, marker = looks[name]
+            _draw_frontier(axes, arm, C, what, colour)
+            for budget in np.unique(arm.budget):
+                here = np.flatnonzero(arm.budget == budget)
+                best = here[np.argmin(arm.loss[here])]
+                axes.scatter(
+                    arm.C[best], getattr(arm, what)[best], s=22, color=colour, marker=marker, zorder=3
+                )
+        axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+        _legend(axes, looks, [Line2D([], [], color="0.4", linestyle="", marker="o", markersize=4,
+                                     label="best run of a budget")])  # fmt: skip
+        return _finish(figure)
+
+
+def optimal_size(
+    arms: Mapping[str, ArmFit],
+    *,
+    axis: str = "training FLOPs",
+    beyond: float = 3.0,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Compute-optimal parameters against compute; markers are the best run of each budget."""
+    return _optimum(arms, "N", "optimal parameters N", axis, beyond, colours)
+
+
+def optimal_tokens(
+    arms: Mapping[str, ArmFit],
+    *,
+    axis: str = "training FLOPs",
+    beyond: float = 3.0,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Compute-optimal training tokens against compute; markers are the best run of each budget."""
+    return _optimum(arms, "D", "optimal training tokens D", axis, beyond, colours)
+
+
+def residual_panels(arms: Mapping[str, ArmFit], *, colours: Mapping[str, str] | None = None) -> Figure:
+    """Residuals of the log loss against N, D and cost: a trend is a form that does not fit."""
+    looks = _looks(arms, colours)
+    with style():
+        figure, axes = _grid(3, height=2.3, sharey=True)
+        for name, arm in arms.items():
+            colour, marker = looks[name]
+            r = 100 * np.log(arm.loss / arm.fit.predict(arm.N, arm.D, **_extra(arm)))
+            for panel, values in zip(axes, (arm.N, arm.D, arm.C), strict=True):
+                panel.scatter(values, r, s=14, color=colour, marker=marker, alpha=0.65, linewidths=0)
+        for panel, label in zip(axes, ("parameters N", "training tokens D", "training cost C"), strict=True):
+            panel.axhline(0, color="0.3", linewidth=0.8)
+            panel.set(xscale="log", xlabel=label)
+        axes[0].set_ylabel("residual of log loss, %")
+        _legend(figure, looks)
+        return _finish(figure)
+
+
+def _extra(arm: ArmFit) -> dict[str, Array]:
+    return {k: v for k, v in arm.fit.columns.items() if k not in ("N", "D")}

@@ -1,0 +1,179 @@
+"""Fits as JSON records and as Markdown or LaTeX tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqscale.errors import InputError
+from eqscale.laws.fit import Fit
+from eqscale.laws.uncertainty import Bootstrap, Interval, disagreement
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, arrays and numpy scalars as JSON types; what is not finite becomes null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None = None) -> dict[str, Any]:
+    """One fit as a JSON-ready mapping; parameters at the top level, in the user's units."""
+    warning = disagreement(dict(found))
+    return {
+        **plain(fit.params),
+        "objective": plain(fit.objective),
+        "n": fit.n,
+        "verdict": fit.verdict,
+        "certificate": plain(fit.certificate),
+        "intervals": {
+            k: {
+                "estimate": plain(i.estimate),
+                "standard_error": plain(i.standard_error),
+                "model": plain(i.model),
+                "robust": plain(i.robust),
+                "ratio": plain(i.ratio),
+            }
+            for k, i in found.items()
+        },
+        "form": fit.form.name,
+        "formula": fit.form.formula,
+        "loss_fn": fit.loss.kind,
+        "delta": fit.loss.delta if fit.loss.kind == "log-huber" else None,
+        "fixed": plain(fit.fixed),
+        "degrees_of_freedom": fit.degrees_of_freedom,
+        "noise": plain(fit.noise),
+        "bootstrap": None
+        if boot is None
+        else {
+            "kind": boot.kind,
+            "resamples": boot.resamples,
+            "seed": boot.seed,
+            "unfinished": boot.unfinished,
+        },
+        "warnings": [warning] if warning else [],
+    }
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure as a reader wants it: four digits, scientific where long."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}g}"
+
+
+def interval_text(limits: Sequence[float] | None) -> str:
+    """``[low, high]``, or a dash."""
+    return "–" if limits is None else f"[{number(limits[0])}, {number(limits[1])}]"
+
+
+def coefficient_rows(found: Mapping[str, Interval]) -> list[list[str]]:
+    """Rows of name, estimate, model-based interval, robust interval, ratio of widths."""
+    return [
+        [
+            i.name,
+            number(i.estimate, 5),
+            interval_text(i.model),
+            interval_text(i.robust),
+            "–" if i.ratio is None else f"{i.ratio:.2f}" + (" !" if i.disagree else ""),
+        ]
+        for i in found.values()
+    ]
+
+
+COEFFICIENT_HEADER = ["parameter", "estimate", "95 % model-based", "95 % robust", "width ratio"]
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    "alpha": r"$\alpha$",
+    "beta": r"$\beta$",
+    "gamma": r"$\gamma$",
+    "R": r"$R^\ast_D$",
+    **{k: f"${k}$" for k in ("E", "A", "B", "a", "b")},
+}
+_LATEX_CHARACTERS = str.maketrans(
+    {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "–": "--", "×": r"$\times$", "∝": r"$\propto$"}
+)
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
+    """A booktabs table."""
+
+    def cell(text: str) -> str:
+        return _LATEX.get(text, str(text).translate(_LATEX_CHARACTERS))
+
+    body = [" & ".join(cell(c) for c in row) + r" \\" for row in rows]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        r"\toprule",
+        " & ".join(cell(h) for h in header) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    if caption:
+        lines.append(rf"\caption{{{caption.translate(_LATEX_CHARACTERS)}}}")
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Refuse output paths before anything is computed.
+
+    Raises:
+        InputError: the folder is missing or not writable, or the path is a folder.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, not a file to write")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path}: the folder {path.parent} does not exist or is not writable")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a record as strict JSON."""
+    write_text(path, json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")

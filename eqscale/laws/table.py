@@ -1,0 +1,193 @@
+"""Run tables: reading, column names and checks that name the row and the column at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from eqscale.errors import InputError
+
+ROLES = {
+    "N": "parameters",
+    "D": "training tokens",
+    "U": "unique training tokens",
+    "C": "training cost: FLOPs or seconds",
+    "loss": "final loss",
+}
+"""Columns the laws know by name; all others are carried along for grouping."""
+
+
+def parse_map(entries: str | None) -> dict[str, str]:
+    """``"N=params,D=tokens"`` as ``{"N": "params", "D": "tokens"}``."""
+    out: dict[str, str] = {}
+    for entry in filter(None, (entries or "").split(",")):
+        role, sep, column = (part.strip() for part in entry.partition("="))
+        if not sep or role not in ROLES or not column:
+            raise InputError(
+                f"--map: bad entry {entry!r}; write ROLE=COLUMN with ROLE one of {', '.join(ROLES)}"
+            )
+        out[role] = column
+    return out
+
+
+def parse_where(entries: Sequence[str]) -> dict[str, str]:
+    """``["status=finished"]`` as ``{"status": "finished"}``."""
+    out = {}
+    for entry in entries:
+        column, sep, value = entry.partition("=")
+        if not sep or not column.strip():
+            raise InputError(f"--where: bad entry {entry!r}; write COLUMN=VALUE")
+        out[column.strip()] = value.strip()
+    return out
+
+
+def _load(source: str | Path) -> pd.DataFrame:
+    text = str(source)
+    if text.startswith("mlflow:"):
+        from eqscale.laws.tracking import read_experiment
+
+        return read_experiment(text.removeprefix("mlflow:"))
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"{source}: no such file; give a .csv or .parquet table or mlflow:EXPERIMENT")
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            return pd.read_parquet(path)
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        return pd.read_csv(path, sep=separator, skipinitialspace=True)
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{source}: not a readable table ({reason})") from error
+
+
+def _as_number(value: object) -> float:
+    try:
+        return float(value.strip() if isinstance(value, str) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return np.nan
+
+
+def _positive(column: pd.Series, name: str, rows: np.ndarray, source: str, hint: str) -> np.ndarray:
+    """A column as positive float64; numbers may arrive as text, decimals, categories or nullable types."""
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
+        raise InputError(f"{source}: column {name!r} holds {column.dtype}, not numbers")
+    raw = column.astype(object)
+    out = np.array([_as_number(v) for v in raw])
+    for i in np.flatnonzero(~np.isfinite(out)):
+        shown = "empty" if pd.isna(raw.iloc[i]) else repr(raw.iloc[i])
+        raise InputError(f"{source}: row {rows[i]}, column {name!r}: {shown} is not a finite number{hint}")
+    for i in np.flatnonzero(out <= 0):
+        raise InputError(f"{source}: row {rows[i]}, column {name!r}: {out[i]:g} is not positive{hint}")
+    return out
+
+
+def check_runs(
+    frame: pd.DataFrame,
+    mapping: Mapping[str, str] | None = None,
+    *,
+    required: Sequence[str] = ("N", "D", "loss"),
+    where: Mapping[str, str] | None = None,
+    source: str = "table",
+    duplicates: str = "error",
+) -> pd.DataFrame:
+    """Rename, filter and check a run table.
+
+    Args:
+        frame: any table with one row a run.
+        mapping: role (``N``, ``D``, ``U``, ``C``, ``loss``) to the column that plays it.
+        required: roles that must be present.
+        where: keep rows whose column equals the value (compared as text).
+        source: name of the table in messages.
+        duplicates: ``error``, ``drop`` or ``keep`` for rows that repeat another run entirely.
+
+    Returns:
+        A table with the required and mapped roles as positive float64 columns, everything else unchanged.
+
+    Raises:
+        InputError: a missing or non-numeric column, a non-positive, missing or infinite value, a run that
+            appears twice, or nothing left after filtering.
+    """
+    frame = frame.copy()
+    frame.columns = [str(c).strip() for c in frame.columns]
+    listed = ", ".join(frame.columns[:30]) + (", …" if len(frame.columns) > 30 else "")
+    mapping = dict(mapping or {})
+    for role, column in mapping.items():
+        if column not in frame.columns:
+            raise InputError(f"{source}: no column {column!r} to use as {role}; columns: {listed}")
+    for role in required:
+        if role not in mapping and role not in frame.columns:
+            raise InputError(
+                f"{source}: no column {role!r} ({ROLES[role]}); name it with --map {role}=COLUMN; "
+                f"columns: {listed}"
+            )
+    rows = np.arange(1, len(frame) + 1)
+    keep = np.ones(len(frame), bool)
+    for column, value in (where or {}).items():
+        if column not in frame.columns:
+            raise InputError(f"{source}: no column {column!r} to filter by; columns: {listed}")
+        matches = frame[column].astype(str).str.strip() == value
+        if not matches.any():
+            seen = ", ".join(sorted(frame[column].astype(str).unique())[:8])
+            raise InputError(f"{source}: no row has {column} = {value!r}; it holds {seen}")
+        keep &= matches.to_numpy(dtype=bool)
+    if not keep.any():
+        raise InputError(f"{source}: no rows left" if where else f"{source}: the table has no rows")
+    frame, rows = frame.loc[keep].reset_index(drop=True), rows[keep]
+    hint = "" if where else "; filter failed runs with --where COLUMN=VALUE"
+    roles = [r for r in ROLES if r in mapping or r in frame.columns]
+    columns = {}
+    for role in roles:
+        column = frame[mapping.get(role, role)]
+        if isinstance(column, pd.DataFrame):
+            raise InputError(f"{source}: column {mapping.get(role, role)!r} appears more than once")
+        if role not in required and role not in mapping and role != "C":
+            continue  # not asked for: carried along unchecked
+        shown = mapping.get(role, role)
+        columns[role] = _positive(column, shown, rows, source, hint)
+    out = frame.assign(**columns)
+    return _check_duplicates(out, rows, columns, source, duplicates)
+
+
+def _check_duplicates(out, rows, columns, source, duplicates) -> pd.DataFrame:
+    if duplicates == "keep":
+        return out
+    if "run_id" in out.columns:
+        again = out["run_id"].duplicated().to_numpy()
+    else:
+        # rows that agree in everything; seeds with equal N and D but another loss are replicates
+        again = out.astype(str).duplicated().to_numpy()
+    if again.any() and duplicates == "error":
+        i = int(np.flatnonzero(again)[0])
+        column = "run_id" if "run_id" in out.columns else next(iter(columns))
+        same = out[["run_id"]] if "run_id" in out.columns else out
+        first = int(np.flatnonzero((same.astype(str) == same.astype(str).iloc[i]).all(axis=1).to_numpy())[0])
+        raise InputError(
+            f"{source}: row {rows[i]} repeats row {rows[first]} "
+            f"(column {column!r}: {out[column].iloc[i]}); remove it or pass --duplicates drop (or keep)"
+        )
+    return out.loc[~again].reset_index(drop=True)
+
+
+def read_runs(
+    source: str | Path,
+    mapping: Mapping[str, str] | None = None,
+    *,
+    required: Sequence[str] = ("N", "D", "loss"),
+    where: Mapping[str, str] | None = None,
+    duplicates: str = "error",
+) -> pd.DataFrame:
+    """Read and check a run table from a CSV or Parquet file or an MLflow experiment.
+
+    Args:
+        source: path, or ``mlflow:EXPERIMENT`` (name or id; tracking address from ``MLFLOW_TRACKING_URI``).
+        mapping, required, where, duplicates: see ``check_runs``.
+
+    Raises:
+        InputError: see ``check_runs``; also an unreadable file or unknown experiment.
+    """
+    return check_runs(
+        _load(source), mapping, required=required, where=where, source=str(source), duplicates=duplicates
+    )

@@ -1,0 +1,51 @@
+"""Run tables from an MLflow experiment; MLflow is imported only when one is read."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from eqscale.errors import InputError
+
+
+def read_experiment(name: str) -> pd.DataFrame:
+    """All runs of an experiment as a table: params, metrics (last values) and tags become columns.
+
+    Where a param and a metric share a name the metric wins (it is what was measured). Run id and status come
+    as ``run_id`` and ``status`` (in MLflow's words, lower case: finished, failed, running, …).
+
+    Args:
+        name: experiment name or id; the tracking address is MLflow's own (``MLFLOW_TRACKING_URI``).
+
+    Raises:
+        InputError: no such experiment, no runs, or the address does not answer.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if not name:
+        raise InputError("mlflow: no experiment given; write mlflow:EXPERIMENT")
+    uri = mlflow.get_tracking_uri()
+    client = mlflow.MlflowClient()
+    try:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None and name.isdigit():
+            experiment = client.get_experiment(name)
+        if experiment is None:
+            known = ", ".join(e.name for e in client.search_experiments(max_results=20))
+            raise InputError(f"mlflow: no experiment {name!r} at {uri}; it has: {known}")
+        rows: list[dict[str, object]] = []
+        token = None
+        while True:
+            page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
+            for run in page:
+                tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
+                head = {"run_id": run.info.run_id, "status": run.info.status.lower()}
+                rows.append({**tags, **run.data.params, **run.data.metrics, **head})
+            token = page.token
+            if not token:
+                break
+    except MlflowException as error:
+        raise InputError(f"mlflow: {uri}: {str(error).splitlines()[0]}") from error
+    if not rows:
+        raise InputError(f"mlflow: experiment {name!r} at {uri} has no runs")
+    return pd.DataFrame(rows).sort_values("run_id", ignore_index=True)
