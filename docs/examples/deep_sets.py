@@ -44,6 +44,6 @@ register(
         ladder=tuple(
             Size(width, depth, 1) for width, depth in ((8, 2), (12, 2), (16, 3), (24, 3), (32, 4), (48, 4))
         ),
-        learning_rate=lambda parameters: 1e-2 * (parameters / 1e4) ** -0.25,
+        learning_rate=lambda parameters: 8e-3 * (parameters / 1e4) ** -0.25,
     )
 )

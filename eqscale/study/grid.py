@@ -87,7 +87,7 @@ def choose_sizes(arm: Arm, budget: float, preset: Preset, batch: BatchShape) -> 
             f"{preset.min_steps} steps or more; {preset.sizes_per_budget} are asked for: "
             "raise the budget, or lower --min-steps or --sizes-per-budget"
         )
-    center = math.log(preset.optimal_cost * math.sqrt(budget))
+    center = math.log(arm.optimal_cost * math.sqrt(budget))
     half = math.log(preset.cost_range) / 2
     cost = {size: math.log(step_flops[size] / batch.tokens) for size in affordable}
     chosen: list[Size] = []

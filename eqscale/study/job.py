@@ -164,7 +164,7 @@ def _check(preset: Preset) -> None:
         "test_windows_per_scene",
         "batch_size",
     )
-    for field in (*positive, "optimal_cost", "cost_range", "min_steps"):
+    for field in (*positive, "cost_range", "min_steps"):
         if getattr(preset, field) <= 0:
             raise InputError(f"--{field.replace('_', '-')} must be positive, not {getattr(preset, field)}")
     for field in ("arms", "budgets", "seeds"):

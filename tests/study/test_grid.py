@@ -59,4 +59,4 @@ def test_sizes_are_spread_around_the_guessed_optimum():
     sizes = choose_sizes(arm, 1e11, QUICK, batch)
     cost = [batch.executed_flops(arm, size) / batch.tokens for size in sizes]
     assert cost == sorted(cost)
-    assert cost[0] < QUICK.optimal_cost * 1e11**0.5 < cost[-1]
+    assert cost[0] < arm.optimal_cost * 1e11**0.5 < cost[-1]

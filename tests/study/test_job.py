@@ -18,7 +18,6 @@ TINY = {
     "batch-size": "8",
     "train-scenes": "24",
     "test-scenes": "8",
-    "optimal-cost": "0.6",
     "cost-range": "8",
 }
 TINY_ARGUMENTS = [word for name, values in TINY.items() for word in (f"--{name}", *values.split())]

@@ -56,7 +56,7 @@ def test_ladders_rise_in_parameters_from_1e3_to_1e6(name):
     assert counts == sorted(counts)
     assert counts[0] < 1.5e3
     assert counts[-1] > 5e5
-    assert max(np.diff(np.log(counts))) < np.log(1.9)
+    assert max(np.diff(np.log(counts))) < np.log(2.1)
 
 
 @pytest.mark.parametrize("name", ARMS)

@@ -77,14 +77,14 @@ def _build_aligned(size: Size) -> nn.Module:
 
 
 def _learning_rate(parameters: int) -> float:
-    return 1e-2 * (parameters / 1e4) ** -0.25
+    return 8e-3 * (parameters / 1e4) ** -0.25
 
 
 # About 1e3 to 1e6 parameters; width and depth grow together, heads are at least 8 wide.
 _LADDER = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
-        (8, 1, 1), (8, 2, 1), (8, 3, 1), (12, 2, 1), (16, 2, 2), (16, 3, 2), (24, 2, 3), (24, 3, 3), (24, 4, 3),
+        (8, 1, 1), (8, 2, 1), (12, 2, 1), (16, 2, 2), (16, 3, 2), (24, 2, 3), (24, 3, 3), (24, 4, 3),
         (32, 3, 4), (32, 4, 4), (40, 4, 5), (48, 4, 6), (48, 6, 6), (64, 5, 8), (80, 5, 10), (96, 5, 12),
         (112, 5, 14), (128, 6, 16),
     )
