@@ -300,7 +300,7 @@ class GATr(nn.Module):
             raise InputError(f"scalars: expected {(*batch, c.scalars_in)}, got {tuple(scalars.shape)}")
         if mask is not None and (mask.shape != batch or mask.dtype != torch.bool):
             raise InputError(f"mask: expected bool {batch}, got {mask.dtype} {tuple(mask.shape)}")
-        own = self._columns.device, next(self.parameters()).dtype
+        own = self.embed.bias.device, self.embed.bias.dtype
         for name, x in (("multivectors", multivectors), ("scalars", scalars)):
             if (x.device, x.dtype) != own:
                 raise InputError(f"{name}: {x.dtype} on {x.device}, the network holds {own[1]} on {own[0]}")
