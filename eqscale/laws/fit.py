@@ -188,10 +188,10 @@ class Fit:
 
     def standard_error(self, quantity: Quantity) -> Array:
         """Gauss–Newton standard error of a quantity by the delta method."""
-        gradient = self._quantity_gradient(quantity)
+        gradient = self.quantity_gradient(quantity)
         return np.sqrt(np.maximum(np.einsum("ki,ij,kj->k", gradient, self.covariance, gradient), 0.0))
 
-    def _quantity_gradient(self, quantity: Quantity) -> Array:
+    def quantity_gradient(self, quantity: Quantity) -> Array:
         """Central differences of a quantity by the internal parameters, (k, p)."""
         se = np.sqrt(np.diag(self.covariance))
         step = np.where(se > 0, np.minimum(1e-4 * np.maximum(se, 1e-9), 1e-3), 0.0)
@@ -241,8 +241,8 @@ _WINSOR_MEAN = 0.7785  # E min(z², 1.5²) of a standard normal
 
 
 def residual_spread(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
-    """Standard deviation of the noise: with n − p degrees of freedom, for robust losses winsorised at 1.5 of itself
-    (Huber's proposal 2), which outliers cannot inflate.
+    """Standard deviation of the noise with n − p degrees of freedom; for robust losses winsorised at 1.5 of
+    itself (Huber's proposal 2), which outliers cannot inflate.
     """
     used = weights > 0
     r, w = r[used], weights[used]
@@ -267,10 +267,10 @@ def residual_spread(r: Array, weights: Array, parameters: int, loss: Loss) -> fl
 def noise_scale(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
     """Scale s such that s² (JᵀWJ)⁻¹ is the covariance of the estimate.
 
-    The spread of the residuals, for robust losses times the M-estimator's loss of efficiency τ at that scale (Huber 1981, eq. 6.5), taken for normal noise, since counting the residuals
-    below delta to estimate their density is hopeless for a few dozen runs. With p/n not small the fit follows
-    the noise and τ overstates the spread; the correction 1 − 2p/n is from our coverage simulation
-    (``benchmarks/laws.py``).
+    The spread of the residuals, for robust losses times the M-estimator's loss of efficiency τ at that scale
+    (Huber 1981, eq. 6.5), taken for normal noise, since counting the residuals below delta to estimate their
+    density is hopeless for a few dozen runs. With p/n not small the fit follows the noise and τ overstates
+    the spread; the correction 1 − 2p/n is from our coverage simulation (``benchmarks/laws.py``).
     """
     scale, n = residual_spread(r, weights, parameters, loss), int((weights > 0).sum())
     if not loss.is_log or np.isinf(loss.threshold) or scale == 0.0:
