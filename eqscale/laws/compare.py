@@ -372,7 +372,7 @@ def compare_arms(
     out = []
     for i, c in enumerate(C):
         trip = [_percentiles(f[:, i]) for f in factors]
-        equivalent = c * trip[0][0]
+        equivalent = c * min(trip[0][0], 1e100)
         outside = not (low <= c * (1 + 1e-9) and c <= high * (1 + 1e-9) and span[0] <= equivalent <= span[1])
         out.append(
             Multiplier(

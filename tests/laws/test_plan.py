@@ -107,7 +107,10 @@ def test_command(arms, tmp_path, capsys):
     frame = pd.concat([frame.assign(status="finished"), failed.assign(status="failed")])
     frame.to_parquet(tmp_path / "runs.parquet")
     out = tmp_path / "advice.json"
-    assert main(["plan", "--from", str(tmp_path), "--compute", "1e21", "--resamples", "50", "--json", str(out)]) == 0
+    assert (
+        main(["plan", "--from", str(tmp_path), "--compute", "1e21", "--resamples", "50", "--json", str(out)])
+        == 0
+    )
     assert json.loads(out.read_text())["advice"][0]["arm"] == "better"
     table = [str(tmp_path / "runs.parquet"), "--where", "status=finished", "--resamples", "20"]
     assert main(["plan", *table, "--question", "gap@1e22", "--spend", "1e21", "--json", str(out)]) == 0

@@ -44,7 +44,9 @@ def test_wrong_form_is_seen_with_seeds_and_only_then():
 def test_outliers_are_named(isoflop):
     loss = isoflop.loss.copy()
     loss[[7, 20]] *= [1.08, 0.93]
-    assert [o.index for o in outliers(fit(isoflop.N, isoflop.D, loss))] == [7, 20]
+    found = sorted(outliers(fit(isoflop.N, isoflop.D, loss)), key=lambda o: -abs(o.score))
+    assert {o.index for o in found[:2]} == {7, 20}
+    assert len(found) <= 3
     assert outliers(fit(isoflop.N, isoflop.D, 1 + 300 / isoflop.N**0.3 + 900 / isoflop.D**0.4)) == []
 
 
