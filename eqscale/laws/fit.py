@@ -527,7 +527,6 @@ def fit_internal(
         theta[value < f], f = smooth[value < f], np.minimum(f, value)
     best = int(np.argmin(f))
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
-<<<<<<< HEAD
     minima = _distinct(f if objective.is_log else f * np.exp(2 * centre.log_loss))
     return _finish(
         form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima
@@ -544,12 +543,6 @@ def _best_distinct(theta: Array, f: Array, most: int) -> Array:
         if all(abs(f[k] - f[j]) > 1e-3 * f[j] or np.abs(theta[k] - theta[j]).max() > 0.05 for j in kept):
             kept.append(int(k))
     return theta[kept]
-=======
-    minima = _distinct(f)
-    return _finish(
-        form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima
-    )
->>>>>>> rigid
 
 
 def _distinct(f: Array) -> list[float]:

@@ -187,18 +187,6 @@ def render(
     return "\n\n".join(parts) + "\n"
 
 
-<<<<<<< HEAD
-=======
-def _markdown(frame: pd.DataFrame) -> str:
-    lines = [
-        "| " + " | ".join(map(str, frame.columns)) + " |",
-        "| " + " | ".join("---" for _ in frame.columns) + " |",
-    ]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]
-    return "\n".join(lines)
-
-
->>>>>>> rigid
 def _best_runs(finished: pd.DataFrame) -> str:
     best = finished.loc[finished.groupby(["budget", "arm"], sort=False)["loss"].idxmin()]
     cells = {
@@ -210,11 +198,7 @@ def _best_runs(finished: pd.DataFrame) -> str:
         [f"{budget:.3g}", *(cells.get((budget, name), "–") for name in names)]
         for budget in _budgets(finished)
     ]
-<<<<<<< HEAD
     return markdown_table(["budget (executed FLOPs)", *(f"`{name}`" for name in names)], rows)
-=======
-    return _markdown(pd.DataFrame(rows, columns=["budget (executed FLOPs)", *names]))
->>>>>>> rigid
 
 
 def _budgets(finished: pd.DataFrame) -> list[float]:

@@ -37,17 +37,9 @@ class BatchShape:
     def executed_flops(self, arm: Arm, size: Size) -> float:
         """FLOPs that one step of an arm executes."""
         count = arm.flops(size).executed
-<<<<<<< HEAD
         if arm.packed:
             return count.total(self.tokens, self.pairs)
         return count.total(self.padded_tokens, self.padded_pairs)
-=======
-        return (
-            count.total(self.tokens, self.pairs)
-            if arm.packed
-            else count.total(self.padded_tokens, self.padded_pairs)
-        )
->>>>>>> rigid
 
 
 def expected_batch(preset: Preset) -> BatchShape:
