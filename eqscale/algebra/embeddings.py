@@ -8,6 +8,8 @@ given with its embedding (``eqscale.algebra.versors``). All coordinates are (...
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,33 @@ from eqscale.algebra.blades import INDEX
 from eqscale.algebra.primitives import check_multivector, join
 from eqscale.errors import InputError
 
-_PLANE = [INDEX["e1"], INDEX["e2"], INDEX["e3"]]
-_IDEAL_POINT = [INDEX["e023"], INDEX["e013"], INDEX["e012"]]
-_IDEAL_SIGN = (-1.0, 1.0, -1.0)
-_LINE = [INDEX["e23"], INDEX["e13"], INDEX["e12"]]
-_LINE_SIGN = (1.0, -1.0, 1.0)
-_MOMENT = [INDEX["e01"], INDEX["e02"], INDEX["e03"]]
+_PLANE = {"e1": 1.0, "e2": 1.0, "e3": 1.0}
+_IDEAL_POINT = {"e023": -1.0, "e013": 1.0, "e012": -1.0}
+_LINE = {"e23": 1.0, "e13": -1.0, "e12": 1.0}
+_MOMENT = {"e01": 1.0, "e02": 1.0, "e03": 1.0}
+_ROTOR = {"1": 1.0, "e23": -1.0, "e13": 1.0, "e12": -1.0}
+
+
+@functools.lru_cache(maxsize=256)
+def _matrix(signs: tuple[tuple[str, float], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rows of signed blades, (len(signs), 16): one product embeds, its transpose reads out."""
+    with torch.inference_mode(False):  # the cache also serves training
+        matrix = torch.zeros(len(signs), 16, dtype=dtype, device="cpu")
+        for row, (name, sign) in enumerate(signs):
+            matrix[row, INDEX[name]] = sign
+        return matrix.to(device)
+
+
+def _embed(coordinates: Tensor, signs: dict[str, float]) -> Tensor:
+    return coordinates @ _matrix(tuple(signs.items()), coordinates.dtype, coordinates.device)
+
+
+def _extract(mv: Tensor, signs: dict[str, float], name: str = "mv") -> Tensor:
+    return check_multivector(mv, name) @ _matrix(tuple(signs.items()), mv.dtype, mv.device).mT
+
+
+def _constant(name: str, like: Tensor) -> Tensor:
+    return _matrix(((name, 1.0),), like.dtype, like.device)[0]
 
 
 def _check_vector(x: Tensor, name: str) -> Tensor:
@@ -29,22 +52,14 @@ def _check_vector(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def _assemble(like: Tensor, parts: dict[int, Tensor | float]) -> Tensor:
-    zero = torch.zeros_like(like[..., 0])
-    return torch.stack([parts[i] + zero if i in parts else zero for i in range(16)], -1)
-
-
 def embed_point(x: Tensor) -> Tensor:
     """Points x as trivectors with e123 = 1. Parity: pseudo."""
-    return embed_direction(x) + _assemble(x, {INDEX["e123"]: 1.0})
+    return embed_direction(x) + _constant("e123", x)
 
 
 def embed_direction(v: Tensor) -> Tensor:
     """Directions (velocities, differences of points) as ideal points, e123 = 0. Parity: pseudo."""
-    _check_vector(v, "v")
-    return _assemble(
-        v, {i: s * v[..., k] for k, (i, s) in enumerate(zip(_IDEAL_POINT, _IDEAL_SIGN, strict=True))}
-    )
+    return _embed(_check_vector(v, "v"), _IDEAL_POINT)
 
 
 def extract_point(mv: Tensor, min_weight: float = 1e-3) -> Tensor:
@@ -56,8 +71,7 @@ def extract_point(mv: Tensor, min_weight: float = 1e-3) -> Tensor:
 
 def extract_direction(mv: Tensor) -> Tensor:
     """Ideal part of a trivector: the direction of an ideal point, weight times position of a point."""
-    check_multivector(mv, "mv")
-    return mv[..., _IDEAL_POINT] * torch.tensor(_IDEAL_SIGN, dtype=mv.dtype, device=mv.device)
+    return _extract(mv, _IDEAL_POINT)
 
 
 def extract_weight(mv: Tensor) -> Tensor:
@@ -78,14 +92,13 @@ def embed_plane(normal: Tensor, point: Tensor) -> Tensor:
     """Planes with ``normal`` through ``point``. Parity: true. Any length of ``normal`` is kept."""
     _check_vector(normal, "normal")
     _check_vector(point, "point")
-    return _assemble(
-        normal, {**{i: normal[..., k] for k, i in enumerate(_PLANE)}, INDEX["e0"]: -(normal * point).sum(-1)}
-    )
+    offset = (normal * point).sum(-1, keepdim=True)
+    return _embed(normal, _PLANE) - offset * _constant("e0", offset)
 
 
 def extract_normal(mv: Tensor) -> Tensor:
     """Normal (e1, e2, e3) of a plane."""
-    return check_multivector(mv, "mv")[..., _PLANE]
+    return _extract(mv, _PLANE)
 
 
 def extract_plane(mv: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,43 +107,35 @@ def extract_plane(mv: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def embed_line(point: Tensor, direction: Tensor) -> Tensor:
-    """Lines through ``point`` along ``direction`` (any length is kept), joined from the two. Parity:
-    pseudo."""
+    """Lines through ``point`` along ``direction`` of any length, joined from the two. Parity: pseudo."""
     return join(embed_point(point), embed_direction(direction))
 
 
 def extract_line(mv: Tensor) -> tuple[Tensor, Tensor]:
     """Direction d and moment p x d of a line, both (..., 3)."""
-    check_multivector(mv, "mv")
-    return mv[..., _LINE] * torch.tensor(_LINE_SIGN, dtype=mv.dtype, device=mv.device), mv[..., _MOMENT]
+    return _extract(mv, _LINE), _extract(mv, _MOMENT)
 
 
 def embed_translation(t: Tensor) -> Tensor:
     """Versor 1 - e0 t / 2 that shifts by ``t``."""
-    _check_vector(t, "t")
-    return _assemble(t, {0: 1.0, **{i: -0.5 * t[..., k] for k, i in enumerate(_MOMENT)}})
+    return _constant("1", t) - 0.5 * _embed(_check_vector(t, "t"), _MOMENT)
 
 
 def extract_translation(versor: Tensor) -> Tensor:
     """Shift of a translation versor."""
-    return -2.0 * check_multivector(versor, "versor")[..., _MOMENT] / versor[..., :1]
+    return -2.0 * _extract(versor, _MOMENT, "versor") / versor[..., :1]
 
 
 def embed_rotation(quaternion: Tensor) -> Tensor:
     """Rotor of a unit quaternion (w, x, y, z), Hamilton's convention, (..., 4): rotates about the origin."""
     if quaternion.ndim == 0 or quaternion.shape[-1] != 4:
         raise InputError(f"quaternion: expected shape (..., 4), got {tuple(quaternion.shape)}")
-    bivector = {
-        i: -s * quaternion[..., k + 1] for k, (i, s) in enumerate(zip(_LINE, _LINE_SIGN, strict=True))
-    }
-    return _assemble(quaternion, {0: quaternion[..., 0], **bivector})
+    return _embed(quaternion, _ROTOR)
 
 
 def extract_rotation(versor: Tensor) -> Tensor:
     """Unit quaternion (w, x, y, z) of a rotor, (..., 4)."""
-    check_multivector(versor, "versor")
-    signs = torch.tensor((1.0, *(-s for s in _LINE_SIGN)), dtype=versor.dtype, device=versor.device)
-    return versor[..., [0, *_LINE]] * signs
+    return _extract(versor, _ROTOR, "versor")
 
 
 def embed_reflection(normal: Tensor, point: Tensor) -> Tensor:

@@ -31,10 +31,11 @@ def _bilinear(terms: tuple[blades.Term, ...], x: Tensor, y: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def dense_table(terms: tuple[blades.Term, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Terms as a dense (16, 16, 16) tensor [out, left, right]."""
-    table = torch.zeros(16, 16, 16, dtype=dtype)
-    for k, i, j, sign in terms:
-        table[k, i, j] += sign
-    return table.to(device)
+    with torch.inference_mode(False):  # the cache also serves training
+        table = torch.zeros(16, 16, 16, dtype=dtype, device="cpu")
+        for k, i, j, sign in terms:
+            table[k, i, j] += sign
+        return table.to(device)
 
 
 def _signs(signs: tuple[int, ...], like: Tensor) -> Tensor:

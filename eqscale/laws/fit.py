@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import linprog, lsq_linear
 
 from eqscale.errors import InputError
 from eqscale.laws.forms import FORMS, Centre, Form
@@ -139,6 +140,25 @@ class Fit:
         return noise_scale(self.residuals, self.weights, len(self.free), self.loss)
 
     @cached_property
+    def spread(self) -> float:
+        """Standard deviation of the noise of one run (see ``residual_spread``)."""
+        return residual_spread(self.residuals, self.weights, len(self.free), self.loss)
+
+    def refit(self, keep: Array) -> Fit:
+        """The same law fitted to some of the runs (boolean (n,) or indices), started afresh.
+
+        Raises:
+            InputError: those runs cannot determine the law.
+        """
+        columns = {k: v[keep] for k, v in self.columns.items()}
+        free = int(np.sum(self.lower < self.upper))
+        check_design(self.form, columns, self.observed[keep], free, "remaining runs")
+        return fit_internal(
+            self.form, self.loss, columns, self.observed[keep], self.weights[keep], self.centre,
+            self.lower, self.upper, self.fixed,
+        )  # fmt: skip
+
+    @cached_property
     def covariance(self) -> Array:
         """Gauss–Newton covariance of the internal parameters (p, p); zero for fixed and bound ones."""
         d = self._gauss_newton
@@ -168,10 +188,10 @@ class Fit:
 
     def standard_error(self, quantity: Quantity) -> Array:
         """Gauss–Newton standard error of a quantity by the delta method."""
-        gradient = self._quantity_gradient(quantity)
+        gradient = self.quantity_gradient(quantity)
         return np.sqrt(np.maximum(np.einsum("ki,ij,kj->k", gradient, self.covariance, gradient), 0.0))
 
-    def _quantity_gradient(self, quantity: Quantity) -> Array:
+    def quantity_gradient(self, quantity: Quantity) -> Array:
         """Central differences of a quantity by the internal parameters, (k, p)."""
         se = np.sqrt(np.diag(self.covariance))
         step = np.where(se > 0, np.minimum(1e-4 * np.maximum(se, 1e-9), 1e-3), 0.0)
@@ -195,19 +215,69 @@ class Fit:
         return float(stats.t.ppf(0.5 + level / 2, max(self.degrees_of_freedom, 1)))
 
 
-def noise_scale(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
-    """Scale s such that s² (JᵀWJ)⁻¹ is the covariance of the estimate.
+def _psi_moments(k: float) -> tuple[float, float]:
+    """E ψ' and E ψ² of Huber's ψ with threshold k for a standard normal residual."""
+    if k < 1e-4:  # the sign function, up to the factor k of ψ
+        slope = 2 * k * float(stats.norm.pdf(0.0))
+        return slope, k * k
+    inside = float(2 * stats.norm.cdf(k) - 1)
+    return inside, float(inside - 2 * k * stats.norm.pdf(k) + 2 * k * k * stats.norm.sf(k))
 
-    Least squares: the residual standard deviation with n − p degrees of freedom. Robust losses: the
-    M-estimator's τ (Huber 1981, eq. 6.5), with the residual density at the kinks taken from a normal of
-    robust scale (the median absolute residual), which stays stable for a handful of runs where counting
-    residuals below delta does not.
+
+def efficiency(noise: float, loss: Loss) -> float:
+    """Factor c such that 2c × a drop of the objective is χ² distributed: E ψ' / E ψ² for normal noise."""
+    if noise == 0.0:
+        return np.inf
+    if not loss.is_log or np.isinf(loss.threshold):
+        return 1 / noise**2
+    if loss.kind == "lad":  # the objective is Σ|r|: ψ is the sign
+        return 2 * float(stats.norm.pdf(0.0)) / noise
+    slope, square = _psi_moments(loss.threshold / noise)
+    return slope / square / noise**2
+
+
+_WINSOR = 1.5  # residuals beyond this many scales count as if at it
+_WINSOR_MEAN = 0.7785  # E min(z², 1.5²) of a standard normal
+
+
+def residual_spread(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
+    """Standard deviation of the noise with n − p degrees of freedom; for robust losses winsorised at 1.5 of
+    itself (Huber's proposal 2), which outliers cannot inflate.
     """
     used = weights > 0
     r, w = r[used], weights[used]
-    df = max(used.sum() - parameters, 1)
+    n = len(r)
+    df = max(n - parameters, 1)
     rms = float(np.sqrt(np.sum(w * r * r) / df))
-    return rms
+    if not loss.is_log or np.isinf(loss.threshold):
+        return rms
+    # a robust fit passes through up to p runs: they say nothing about the noise
+    scale = 1.4826 * float(np.median(np.sort(np.abs(r))[min(parameters, n - 1) :])) or rms
+    for _ in range(50):
+        if scale == 0.0:
+            return 0.0
+        clipped = np.minimum(r * r, (_WINSOR * scale) ** 2)
+        new = float(np.sqrt(np.sum(w * clipped) / df / _WINSOR_MEAN))
+        if abs(new - scale) <= 1e-9 * scale:
+            break
+        scale = new
+    return scale
+
+
+def noise_scale(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
+    """Scale s such that s² (JᵀWJ)⁻¹ is the covariance of the estimate.
+
+    The spread of the residuals, for robust losses times the M-estimator's loss of efficiency τ at that scale
+    (Huber 1981, eq. 6.5), taken for normal noise, since counting the residuals below delta to estimate their
+    density is hopeless for a few dozen runs. With p/n not small the fit follows the noise and τ overstates
+    the spread; the correction 1 − 2p/n is from our coverage simulation (``benchmarks/laws.py``).
+    """
+    scale, n = residual_spread(r, weights, parameters, loss), int((weights > 0).sum())
+    if not loss.is_log or np.isinf(loss.threshold) or scale == 0.0:
+        return scale
+    slope, square = _psi_moments(loss.threshold / scale)
+    tau = np.sqrt(square) / slope
+    return scale * (1 + (tau - 1) * max(1 - 2 * parameters / n, 0.0))
 
 
 def _centre(form: Form, columns: Mapping[str, Array], loss: Array, pinned: set[str]) -> Centre:
@@ -234,8 +304,8 @@ def check_design(form: Form, columns: Mapping[str, Array], loss: Array, free: in
         v = columns[c]
         if np.ptp(np.log(v)) <= 1e-9:
             raise InputError(
-                f"{where}: all {len(v)} runs have {c} = {v[0]:g}: the exponent {exponents[c]} cannot be known "
-                f"from them; add runs at another {c}, or fit a law in the other variable"
+                f"{where}: all {len(v)} runs have {c} = {v[0]:g}: the exponent {exponents[c]} cannot be "
+                f"known from them; add runs at another {c}, or fit a law in the other variable"
             )
     points = np.unique(np.column_stack([*columns.values(), loss]), axis=0)
     if len(points) < free + 2:
@@ -356,11 +426,11 @@ def fit(
     for name, value in fixed.items():
         i = form.names.index(name)
         lower[i] = upper[i] = _internal_value(form, name, value, centre)
-    return _fit(form, objective, columns, observed, w, centre, lower, upper, fixed)
+    return fit_internal(form, objective, columns, observed, w, centre, lower, upper, fixed)
 
 
 def _internal_value(form: Form, name: str, value: float, centre: Centre) -> float:
-    if name == "E":
+    if name in form.floors:
         return value / np.exp(centre.log_loss)
     if name in form.powers:  # its regressor is not centred, so no exponent enters
         unit = 0.0 if form.name == "gamma" else centre.log_loss
@@ -404,11 +474,28 @@ def _check_bounds(form: Form, bounds: Mapping[str, tuple[float, float]], where: 
     return dict(bounds)
 
 
-def _fit(form, objective, columns, observed, w, centre, lower, upper, fixed) -> Fit:
+def fit_internal(
+    form: Form,
+    objective: Loss,
+    columns: dict[str, Array],
+    observed: Array,
+    w: Array,
+    centre: Centre,
+    lower: Array,
+    upper: Array,
+    fixed: dict[str, float],
+) -> Fit:
+    """Fit with everything already checked and in internal units; equal bounds fix a parameter."""
     x = form.features(columns, centre)
     y = observed / np.exp(centre.log_loss)
     pinned = {i: lower[i] for i in range(len(lower)) if lower[i] == upper[i]}
-    starts = np.clip(form.starts(x, y, w, pinned), lower, upper)
+    starts = form.starts(x, y, w if objective.is_log else w * y**2, pinned)
+    if objective.kind in ("log-huber", "lad"):
+        # outliers can hide a basin from least squares: profile again with L1 weights around its best
+        r = np.abs(residuals(form, np.clip(starts[:1], lower, upper), x, y[None], True)[0])
+        w1 = w / np.maximum(r, max(0.1 * np.median(r), 1e-12))
+        starts = np.concatenate([starts, form.starts(x, y, w1 / w1.max(), pinned)])
+    starts = np.clip(starts, lower, upper)
 
     def solve(theta: Array, delta: float, tolerance: float, iterations: int = 150):
         return minimise(
@@ -418,23 +505,44 @@ def _fit(form, objective, columns, observed, w, centre, lower, upper, fixed) -> 
 
     target = objective.threshold
     theta = starts
-    path = [d for d in (np.inf, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8) if d > target]
-    for delta in path:
-        theta, *_ = solve(theta, delta, 1e-5, 60)
-    theta, f, done = solve(theta, target, 1e-15)
+    # the starts solve least squares already; going through it again would merge their basins
+    path = [d for d in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8) if d > target]
     starting = len(theta)
-    if not done.all():
-        theta, f, done = solve(theta, target, 1e-15, 2000)
+    for delta in path:
+        theta, f, _ = solve(theta, delta, *((1e-7, 150) if objective.kind == "lad" else (1e-4, 40)))
+        theta = _best_distinct(theta, f, 12 if len(y) <= 100 else 6)
+    theta, f, done = solve(theta, target, 1e-15)
+    late = ~done & (f <= f.min() * 1.001)
+    if late.any():
+        theta[late], f[late], _ = solve(theta[late], target, 1e-15, 2000)
     theta, f = _with_faces(form, theta, f, x, y, w, objective, lower, upper)
     if objective.kind == "lad":
-        theta, f = zip(*(_to_vertex(form, t, x, y, w, lower, upper) for t in theta), strict=True)
+        near = theta[np.argsort(f)[:3]]
+        theta, f = zip(*(_to_vertex(form, t, x, y, w, lower, upper) for t in near), strict=True)
         theta, f = np.array(theta), np.array(f)
+        # an optimum that bends away from its vertex is smooth along the bend: Newton's business again
+        smooth = solve(theta, 1e-6, 1e-12)[0]
+        smooth = solve(smooth, target, 1e-15, 500)[0]
+        value = np.sum(w * np.abs(residuals(form, smooth, x, y[None], True)), axis=1)
+        theta[value < f], f = smooth[value < f], np.minimum(f, value)
     best = int(np.argmin(f))
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
-    minima = _distinct(f)
+    minima = _distinct(f if objective.is_log else f * np.exp(2 * centre.log_loss))
     return _finish(
         form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima
     )
+
+
+def _best_distinct(theta: Array, f: Array, most: int) -> Array:
+    """The best few of the points reached so far, one for each basin."""
+    order = np.argsort(f)
+    kept: list[int] = []
+    for k in order:
+        if len(kept) == most:
+            break
+        if all(abs(f[k] - f[j]) > 1e-3 * f[j] or np.abs(theta[k] - theta[j]).max() > 0.05 for j in kept):
+            kept.append(int(k))
+    return theta[kept]
 
 
 def _distinct(f: Array) -> list[float]:
@@ -455,16 +563,18 @@ def _with_faces(form, theta, f, x, y, w, objective, lower, upper):
     for k in range(len(theta)):
         for prefactor in form.powers:
             i = form.names.index(prefactor)
-            if lower[i] == upper[i] or theta[k, i] > 2.0:
+            if lower[i] == upper[i]:
                 continue
+            j = form.names.index(form.powers[prefactor][0])
             without = theta[k].copy()
             without[i] = -700.0
+            if theta[k, j] == 0.0 and form.floors == ("E",) and lower[0] < upper[0]:
+                without[0] += np.exp(theta[k, i])  # a constant term is part of the floor
             full = form.evaluate(theta[k : k + 1], x, curvature=False).value
             gone = form.evaluate(without[None], x, curvature=False).value
             if np.max(np.abs(full / gone - 1)) > _VANISHED:
                 continue
             lo, hi = lower.copy(), upper.copy()
-            j = form.names.index(form.powers[prefactor][0])
             lo[i] = hi[i] = -700.0
             lo[j] = hi[j] = theta[k, j]
             t, g, _ = minimise(
@@ -480,9 +590,8 @@ def _refine(form, theta, x, y, w, objective, lower, upper) -> Array:
     number enters once and not squared.
     """
     r = residuals(form, theta[None], x, y[None], objective.is_log)[0]
-    if np.max(np.abs(r)) > min(1e-7, objective.threshold) and objective.kind != "lad":
-        return theta
-    if np.max(np.abs(r)) > 1e-7:
+    exact = 1e-7 if objective.is_log else 1e-7 * np.max(y)
+    if np.max(np.abs(r)) > min(exact, objective.threshold if objective.kind == "log-huber" else np.inf):
         return theta
     free = (theta > lower) & (theta < upper) & (theta > -690.0)
     root = np.sqrt(w)
@@ -504,29 +613,55 @@ def _refine(form, theta, x, y, w, objective, lower, upper) -> Array:
 
 
 def _to_vertex(form, theta, x, y, w, lower, upper) -> tuple[Array, float]:
-    """Least absolute deviations end where as many residuals vanish as there are free parameters: solve for that
-    vertex from the smoothed solution. Returns parameters and Σ w |r|.
+    """Least absolute deviations from the smoothed solution: successive linear programs in a shrinking box.
+
+    The optimum is usually a vertex, where as many residuals vanish as there are free parameters; there the
+    linear programs converge quadratically. Returns parameters and Σ w |r|.
     """
 
     def value(t: Array) -> float:
         return float(np.sum(w * np.abs(residuals(form, t[None], x, y[None], True)[0])))
 
-    free = np.flatnonzero((theta > lower) & (theta < upper) & (theta > -690.0))
-    best, objective = theta, value(theta)
-    r = residuals(form, theta[None], x, y[None], True)[0]
-    near = np.argsort(np.where(w > 0, np.abs(r), np.inf))[: len(free)]
-    new = theta.copy()
-    for _ in range(6):
-        ev = form.evaluate(new[None], x)
-        jac = (ev.jacobian / ev.value[:, None])[0][np.ix_(free, near)]
-        r = residuals(form, new[None], x, y[None], True)[0][near]
-        step, *_ = np.linalg.lstsq(jac.T, r, rcond=1e-14)
-        new[free] += step
-        if not np.isfinite(new).all() or np.any(new < lower) or np.any(new > upper):
+    free = np.flatnonzero((lower < upper) & (theta > -690.0))
+    used = np.flatnonzero(w > 0)
+    best, objective = theta.copy(), value(theta)
+    m, k = len(used), len(free)
+    radius = np.inf
+    cost = np.concatenate([np.zeros(k), w[used], w[used]])
+    # r - J dx = plus - minus, in coordinates z in which the runs see every direction equally: J dx = U z
+    equality = np.hstack([np.zeros((m, k)), np.eye(m), -np.eye(m)])
+    for _ in range(60):
+        ev = form.evaluate(best[None], x)
+        jac = (ev.jacobian / ev.value[:, None])[0][np.ix_(free, used)]
+        r = residuals(form, best[None], x, y[None], True)[0][used]
+        radius = min(radius, np.linalg.norm(r))
+        scale = 1.0 / np.maximum(np.linalg.norm(jac, axis=1), 1e-300)
+        u, spectrum, vt = np.linalg.svd((jac * scale[:, None]).T, full_matrices=False)
+        back = scale[:, None] * vt.T / np.maximum(spectrum, 1e-9)  # dx = back @ z
+        equality[:, :k] = u
+        limits, room = [], []
+        for sign, bound in ((1, upper), (-1, lower)):
+            finite = np.flatnonzero(np.isfinite(bound[free]))
+            limits.append(np.hstack([sign * back[finite], np.zeros((len(finite), 2 * m))]))
+            room.append(sign * (bound - best)[free][finite])
+        found = linprog(
+            cost, A_ub=np.vstack(limits), b_ub=np.concatenate(room), A_eq=equality, b_eq=r,
+            bounds=[*[(-radius, radius)] * k, *[(0.0, None)] * (2 * m)], method="highs",
+        )  # fmt: skip
+        if found.status != 0:
             break
-        v = value(new)
-        if v < objective:
-            best, objective = new.copy(), v
+        new = best.copy()
+        new[free] += back @ found.x[:k]
+        new = np.clip(new, lower, upper)
+        reached, promised = value(new), objective - found.fun
+        if reached < objective:
+            gained = objective - reached
+            radius *= 4.0 if gained > 0.5 * promised else 1.0
+            best, objective = new, reached
+        else:
+            radius *= 0.2
+        if promised <= 1e-13 * objective or radius < 1e-13:
+            break
     return best, objective
 
 
@@ -576,9 +711,9 @@ def _certify(fit: Fit, starts: int, minima: list[float]) -> Certificate:
         fit.form, fit.theta[None], fit.features, fit.scaled_loss[None], fit.weights[None],
         loss.threshold, loss.is_log,
     )  # fmt: skip
-    # an objective at the rounding level of the residuals is zero: noise-free data
+    # an objective at the rounding level of the residuals is zero (noise-free data): its slope is rounding too
     rounding = float(np.sum(fit.weights)) * (4e-16 * (1.0 if loss.is_log else np.max(fit.scaled_loss))) ** 2
-    f = float(d.f[0]) + rounding
+    f = float(d.f[0]) if d.f[0] > 100 * rounding else np.inf
     block = np.ix_(free, free)
     gauss_newton = fit._gauss_newton[block]
     scale = 1.0 / np.sqrt(np.maximum(np.diag(gauss_newton), 1e-290))
@@ -605,17 +740,17 @@ def _certify(fit: Fit, starts: int, minima: list[float]) -> Certificate:
 
 
 def _subgradient_excess(fit: Fit) -> float:
-    """How far 0 is from the subdifferential of Σ w|r|: the multipliers of the zero residuals must lie in ±w."""
+    """How far 0 is from the subdifferential of Σ w|r|: multipliers of the zero residuals must lie in ±w."""
     r, w, free = fit.residuals, fit.weights, fit.free
-    zero = np.abs(r) <= 1e-9
+    zero = np.abs(r) <= 1e-8
     jac = fit.jacobian[free]
     pull = jac[:, ~zero] @ (w * np.sign(r))[~zero]
     if not zero.any():
         return float(np.max(np.abs(pull) / np.sqrt(np.sum(jac**2, 1) * fit.n)))
-    multipliers, *_ = np.linalg.lstsq(jac[:, zero], -pull, rcond=None)
-    miss = jac[:, zero] @ multipliers + pull
-    excess = np.max(np.abs(multipliers) - w[zero])
-    return float(max(0.0, excess, np.max(np.abs(miss) / np.sqrt(np.sum(jac**2, 1) * fit.n))))
+    scale = 1.0 / np.sqrt(np.sum(jac**2, axis=1) * fit.n)
+    limit = np.maximum(w[zero], 1e-12)
+    found = lsq_linear(jac[:, zero] * scale[:, None], -pull * scale, bounds=(-limit, limit), tol=1e-12)
+    return float(np.max(np.abs(found.fun)))
 
 
 def _verdict(fit: Fit, c: Certificate) -> str:
@@ -639,7 +774,7 @@ def _verdict(fit: Fit, c: Certificate) -> str:
 
 
 def _vague_parameters(fit: Fit) -> list[str]:
-    """Parameters whose 95 % interval is as wide as themselves (exponents) or spans a factor of 10 either way (R).
+    """Exponents whose 95 % interval is as wide as they are, and R uncertain by more than a factor of 10.
 
     Prefactors are left out: in the user's units they are extrapolations to N = 1 or D = 1.
     """
@@ -647,7 +782,7 @@ def _vague_parameters(fit: Fit) -> list[str]:
     half = fit.t_value(0.95) * np.sqrt(np.maximum(np.diag(fit.covariance), 0.0))
     for i in fit.free:
         name = fit.form.names[i]
-        if name in fit.form.powers or name == "E":
+        if name in fit.form.powers or name in fit.form.floors:
             continue
         value = fit.params[name]
         if name in fit.form.log_names:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class Form:
     log_names: ClassVar[tuple[str, ...]] = ()
     powers: ClassVar[Mapping[str, tuple[str, str]]] = {}
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    floors: ClassVar[tuple[str, ...]] = ("E",)
+    """Parameters in units of loss that enter linearly."""
 
     def features(self, columns: Mapping[str, Array], centre: Centre) -> dict[str, Array]:
         """Centred logarithms of the regressors."""
@@ -83,9 +85,9 @@ class Form:
                 low[i], high[i] = lo, hi
         return low, high
 
-    def loss_power(self, name: str, values: Mapping[str, Array]) -> Array | float:
+    def loss_power(self, name: str, values: Mapping[str, Any]) -> Any:
         """Power of the unit of loss that parameter ``name`` carries."""
-        return 1.0 if name == "E" or name in self.powers else 0.0
+        return 1.0 if name in self.floors or name in self.powers else 0.0
 
     def to_natural(self, theta: Array, centre: Centre) -> dict[str, Array]:
         """Public parameters in the user's units from internal ones (b, p); logs stay logs under 'log_…'.
@@ -103,7 +105,7 @@ class Form:
                     unit = unit + by_name[exponent] * np.longdouble(centre.logs[regressor])
                 out["log_" + name] = (v + unit).astype(float)
                 out[name] = np.exp(v + unit).astype(float)
-            elif name == "E":
+            elif name in self.floors:
                 out[name] = (v * np.exp(np.longdouble(centre.log_loss))).astype(float)
             else:
                 out[name] = v.astype(float)
@@ -120,7 +122,7 @@ class Form:
                     exponent, regressor = self.powers[name]
                     unit += values[exponent] * centre.logs[regressor]
                 theta[i] = np.log(v) - unit if v > 0 else -np.inf
-            elif name == "E":
+            elif name in self.floors:
                 theta[i] = v / np.exp(centre.log_loss)
             else:
                 theta[i] = v
@@ -181,7 +183,7 @@ class Gamma(Form):
 
     name = "gamma"
     formula = "E + (A/N^alpha + B/D^beta)^gamma"
-    source = "Kaplan et al. 2020, arXiv 2001.08361, eq. 1.5, with a floor; survey in Li et al. 2025, arXiv 2502.18969"
+    source = "Kaplan et al. 2020, arXiv 2001.08361, eq. 1.5, with a floor"
     columns = ("N", "D")
     names = ("E", "A", "B", "alpha", "beta", "gamma")
     log_names = ("A", "B")
@@ -238,7 +240,7 @@ class Gamma(Form):
         floors = [fixed[0]] if 0 in fixed else [0.0, 0.5 * loss.min(), 0.8 * loss.min(), 0.95 * loss.min()]
         for gamma in gammas:
             for floor in floors:
-                # weights of the transformed target by the delta method, so that log residuals stay log residuals
+                # weights of the transformed target by the delta method: residuals stay those of the log loss
                 gap = np.maximum(loss - floor, 1e-3 * loss)
                 target = gap ** (1.0 / gamma)
                 w = weights * (gamma * gap / loss) ** 2

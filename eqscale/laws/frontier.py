@@ -30,14 +30,15 @@ class CostModel:
     """Root mean square of log C around the model."""
     kind: str = "kND"
 
-    def _log_per_token(self, log_n: Array) -> tuple[Array, Array, Array]:
-        """c0 + c1 u + c2 u² and its first two derivatives, tangent outside the span."""
+    def _log_per_token(self, log_n: Array) -> tuple[Array, Array]:
+        """c0 + c1 u + c2 u² and its slope; its tangent outside the span."""
         c0, c1, c2 = self.polynomial
         u = log_n - self.origin
+        if c2 == 0.0:
+            return c0 + c1 * u, np.full_like(u, c1)
         v = np.clip(u, *self.span)
         slope = c1 + 2 * c2 * v
-        curvature = np.where(u == v, 2 * c2, 0.0)
-        return c0 + c1 * v + c2 * v * v + slope * (u - v), slope, curvature
+        return c0 + c1 * v + c2 * v * v + slope * (u - v), slope
 
     def cost(self, N: Array, D: Array) -> Array:
         """Cost of training N parameters on D tokens."""
@@ -90,7 +91,7 @@ def fit_cost(N: Array, D: Array, C: Array) -> CostModel:
     u = n - origin
     span = (float(u.min()), float(u.max()))
     one = np.ones_like(u)
-    # (columns fitted, what is subtracted from log C, kind); the power of D is free only where D varies at equal N
+    # (columns fitted, what is subtracted from log C, kind); the power of D is free where D varies at equal N
     candidates = [([one], u + d, "kND"), ([one, u], d, "power"), ([one, u, u * u], d, "quadratic")]
     if np.linalg.matrix_rank(np.column_stack([one, u, d - d.mean()]), tol=1e-6 * np.sqrt(len(u))) == 3:
         candidates += [([one, u, d], 0 * d, "power-D"), ([one, u, u * u, d], 0 * d, "quadratic-D")]
@@ -123,23 +124,23 @@ def fit_cost(N: Array, D: Array, C: Array) -> CostModel:
 
 
 def optimal_log_n(c: Coefficients, cost: CostModel, C: Array) -> Array:
-    """log N_opt(C) for b sets of coefficients and k costs, (b, k).
+    """log N_opt(C) for b sets of coefficients and costs (k,) or (b, k), as (b, k).
 
     The optimum of A/N^α + B/D^β at equal cost satisfies α A/N^α = s β B/D^β with s = −d log D/d log N:
     closed form where cost is a power of N, by bisection where it bends.
     """
     alpha, beta = c["alpha"][:, None], c["beta"][:, None]
-    log_c = np.log(np.asarray(C, float))[None, :]
+    log_c = np.atleast_2d(np.log(np.asarray(C, float)))
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.log(alpha) + c["log_A"][:, None] - np.log(beta) - c["log_B"][:, None]
 
         def tangent_root(at: float) -> Array:
             """Root where cost is the power law that touches it at log N = ``at``."""
-            h, slope, _ = cost._log_per_token(np.array(at))
+            h, slope = cost._log_per_token(np.array(at))
             s = slope / cost.power
             return (gain - np.log(s) + beta * (log_c - h + slope * at) / cost.power) / (alpha + beta * s)
 
-        if not cost.polynomial[2]:
+        if not cost.polynomial[2]:  # a power of N all over
             return tangent_root(cost.origin)
         low, high = cost.origin + cost.span[0], cost.origin + cost.span[1]
 
@@ -159,9 +160,11 @@ def optimal_log_n(c: Coefficients, cost: CostModel, C: Array) -> Array:
 
 def law_value(c: Coefficients, log_n: Array, log_d: Array) -> Array:
     """Loss for b sets of coefficients at (b, k) or (k,) logarithms of N and D, (b, k)."""
-    t = np.logaddexp(
-        c["log_A"][:, None] - c["alpha"][:, None] * log_n, c["log_B"][:, None] - c["beta"][:, None] * log_d
-    )
+    with np.errstate(invalid="ignore"):  # a law without one of its terms has no optimum: NaN
+        t = np.logaddexp(
+            c["log_A"][:, None] - c["alpha"][:, None] * log_n,
+            c["log_B"][:, None] - c["beta"][:, None] * log_d,
+        )
     gamma = c["gamma"][:, None] if "gamma" in c else 1.0
     return c["E"][:, None] + np.exp(gamma * t)
 
@@ -192,6 +195,42 @@ class Frontier:
     """Whether C lies within the cost of the runs that were fitted; elsewhere it extrapolates."""
 
 
+def cost_to_reach(
+    c: Coefficients, cost: CostModel, loss: Array, span: tuple[float, float] = (-60.0, 140.0)
+) -> tuple[Array, Array, Array]:
+    """log C, log N and log D of the cheapest training that reaches a loss, each (b, k).
+
+    The frontier is walked by N: at each N the optimal D is explicit (α A/N^α = s β B/D^β), so one bisection
+    suffices under any cost model.
+
+    Args:
+        c: coefficients, b sets.
+        cost: cost model.
+        loss: (b, k) or (k,); what lies at or below E is out of reach: infinite.
+        span: range of log N searched.
+    """
+    alpha, beta = c["alpha"][:, None], c["beta"][:, None]
+    loss = np.atleast_2d(loss)
+
+    def tokens(log_n: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            balance = np.log(beta / alpha * cost.slope(log_n)) + c["log_B"][:, None] - c["log_A"][:, None]
+            return (balance + alpha * log_n) / beta
+
+    shape = np.broadcast_shapes(alpha.shape, loss.shape)
+    left, right = np.full(shape, span[0]), np.full(shape, span[1])
+    for _ in range(64):
+        middle = 0.5 * (left + right)
+        worse = law_value(c, middle, tokens(middle)) > loss
+        left, right = np.where(worse, middle, left), np.where(worse, right, middle)
+    log_n = 0.5 * (left + right)
+    log_n = np.where(loss > c["E"][:, None], log_n, np.inf)
+    log_d = np.where(np.isfinite(log_n), tokens(np.where(np.isfinite(log_n), log_n, 0.0)), np.inf)
+    finite = np.isfinite(log_n)
+    spent = cost._log_per_token(np.where(finite, log_n, 0.0))[0] + cost.power * np.where(finite, log_d, 0.0)
+    return np.where(finite, spent, np.inf), log_n, log_d
+
+
 def _require_allocation(fit: Fit) -> None:
     if not {"N", "D"} <= set(fit.form.columns):
         raise InputError(f"the form {fit.form.name!r} has no split into N and D, hence no frontier")
@@ -200,7 +239,7 @@ def _require_allocation(fit: Fit) -> None:
 def frontier_values(c: Coefficients, cost: CostModel, C: Array) -> tuple[Array, Array, Array]:
     """log N_opt, log D_opt and log L_opt, each (b, k)."""
     log_n = optimal_log_n(c, cost, C)
-    log_d = cost.log_tokens(log_n, np.log(C)[None])
+    log_d = cost.log_tokens(log_n, np.atleast_2d(np.log(C)))
     return log_n, log_d, np.log(law_value(c, log_n, log_d))
 
 
@@ -242,7 +281,7 @@ def frontier(
         }
 
     model = bands(centre - t * se, centre + t * se)
-    noise = fit.noise if fit.loss.is_log else fit.noise / loss
+    noise = fit.spread if fit.loss.is_log else fit.spread / loss
     wide = t * np.hypot(se[2 * k :], noise)
     model["new_run"] = Band(loss * np.exp(-wide), loss * np.exp(wide))
     robust: dict[str, Band] = {}

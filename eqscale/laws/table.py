@@ -84,6 +84,17 @@ def _positive(column: pd.Series, name: str, rows: np.ndarray, source: str, hint:
     return out
 
 
+def positive_column(frame: pd.DataFrame, name: str, source: str) -> np.ndarray:
+    """A further column as positive numbers.
+
+    Raises:
+        InputError: it is missing, or a value is not a positive finite number (which row).
+    """
+    if name not in frame.columns:
+        raise InputError(f"{source}: no column {name!r}; columns: {', '.join(map(str, frame.columns))}")
+    return _positive(frame[name], name, np.arange(1, len(frame) + 1), source, "")
+
+
 def check_runs(
     frame: pd.DataFrame,
     mapping: Mapping[str, str] | None = None,
@@ -157,7 +168,7 @@ def _check_duplicates(out, rows, columns, source, duplicates) -> pd.DataFrame:
     if "run_id" in out.columns:
         again = out["run_id"].duplicated().to_numpy()
     else:
-        # rows that agree in everything; seeds with equal N and D but another loss are replicates, not duplicates
+        # rows that agree in everything; seeds with equal N and D but another loss are replicates
         again = out.astype(str).duplicated().to_numpy()
     if again.any() and duplicates == "error":
         i = int(np.flatnonzero(again)[0])

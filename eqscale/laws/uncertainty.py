@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 
@@ -150,15 +151,19 @@ class Target:
         return float(np.exp(np.minimum(v, 700.0))) if self.log else float(v)
 
 
+def _prefactor(logarithm: str) -> Quantity:
+    return lambda c: np.exp(np.minimum(c[logarithm], 700.0))
+
+
 def parameter_targets(fit: Fit) -> list[Target]:
     """The law's parameters, and the exponents of optimal allocation where it has N and D."""
     out = []
     for name in fit.form.names:
         log = name in fit.form.log_names
         if log and fit.params[name] > 0:
-            out.append(Target(name, lambda c, k="log_" + name: np.exp(np.minimum(c[k], 700.0)), True))
+            out.append(Target(name, _prefactor("log_" + name), True))
         else:
-            out.append(Target(name, lambda c, k=name: c[k]))
+            out.append(Target(name, itemgetter(name)))
     if {"alpha", "beta"} <= set(fit.form.names):
         out.append(Target("a", lambda c: alloc_exponents(c)[:, 0], meaning="N_opt ∝ C^a for C = κND"))
         out.append(Target("b", lambda c: alloc_exponents(c)[:, 1], meaning="D_opt ∝ C^b for C = κND"))

@@ -1,7 +1,7 @@
 """Variable projection: for given exponents the coefficients E, A, B ≥ 0 solve a linear problem exactly.
 
 Golub & Pereyra 1973; the non-negative problem in three columns is solved by enumerating its active sets.
-Profiling on a grid of exponents leaves a two-dimensional picture whose local minima are the basins of the law.
+Profiling on a grid of exponents leaves a two-dimensional picture; its local minima are the basins.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import numpy as np
 
 Array = np.ndarray
 
+_FEW = 100  # runs up to which a coarse lattice of further starts costs nothing; few runs have more basins
 _TINY = 1e-8  # prefactor given to a term that the linear fit switched off, relative to the loss
 
 
-def exponent_grid(size: int = 26) -> Array:
-    """Exponents to profile, geometric: published laws have 0.03–1, noise-free physics up to about 3."""
-    return np.geomspace(0.01, 4.0, size)
+def exponent_grid(size: int = 24) -> Array:
+    """Exponents to profile, geometric, over all that the laws allow; published ones lie in 0.03–1."""
+    return np.geomspace(0.01, 10.0, size)
 
 
 def nonnegative_least_squares(gram: Array, rhs: Array, free: tuple[int, ...]) -> tuple[Array, Array]:
@@ -61,7 +62,7 @@ def nonnegative_profile(
     floor: float | None = None,
     top: int = 4,
 ) -> Array:
-    """Local minima of the profile of relative least squares over a grid of exponents.
+    """Starting points from the profile of relative least squares over a grid of exponents.
 
     Args:
         x1, x2: centred log regressors (m,); ``x2`` None drops the second term.
@@ -71,7 +72,7 @@ def nonnegative_profile(
         top: most minima returned.
 
     Returns:
-        (k, 5) rows of E, log A, log B, α, β, best first, k ≥ 1.
+        (k, 5) rows of E, log A, log B, α, β at the local minima, best first (and a lattice, for few runs).
     """
     w = weights / loss**2
     target = loss if floor is None else loss - floor
@@ -100,6 +101,10 @@ def nonnegative_profile(
     ]
     minima = np.flatnonzero((surface <= np.min(around, 0)).ravel())
     minima = minima[np.argsort(objective[minima])][:top]
+    if len(loss) <= _FEW:
+        nodes = np.arange(k1 * k2).reshape(k1, k2)
+        lattice = nodes[k1 // 8 :: max(k1 // 4, 1), k2 // 8 :: max(k2 // 4, 1)].ravel()
+        minima = np.concatenate([minima, np.setdiff1d(lattice, minima)])
     i, j = np.divmod(minima, k2)
     e, a, b = coef[minima].T
     tiny = _TINY * loss.min()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +115,7 @@ class Transformer(nn.Module):
                 torch.randn(config.fourier_inputs, config.fourier_features // 2) * config.fourier_scale
             )
             self.register_buffer("frequencies", frequencies)
+            self.frequencies: Tensor
         self.embed = nn.Linear(config.embedded_features, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
@@ -128,9 +128,10 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for branch in (block.attention.out, block.mlp_out):
-                branch.weight.data.div_(math.sqrt(2 * self.config.depth))
+        for module in self.modules():
+            if isinstance(module, Block):
+                for branch in (module.attention.out, module.mlp_out):
+                    nn.init.normal_(branch.weight, std=(2 * self.config.depth * branch.in_features) ** -0.5)
         self.readout.weight.data.mul_(0.1)
 
     def forward(self, features_BTF: Tensor, mask_BT: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
 _SAMPLED_SCENES = 4096
+MIN_POINTS = 7  # five coefficients and two more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,9 @@ class BatchShape:
     def executed_flops(self, arm: Arm, size: Size) -> float:
         """FLOPs that one step of an arm executes."""
         count = arm.flops(size).executed
-        return (
-            count.total(self.tokens, self.pairs)
-            if arm.packed
-            else count.total(self.padded_tokens, self.padded_pairs)
-        )
+        if arm.packed:
+            return count.total(self.tokens, self.pairs)
+        return count.total(self.padded_tokens, self.padded_pairs)
 
 
 def expected_batch(preset: Preset) -> BatchShape:
@@ -88,7 +87,7 @@ def choose_sizes(arm: Arm, budget: float, preset: Preset, batch: BatchShape) -> 
             f"{preset.min_steps} steps or more; {preset.sizes_per_budget} are asked for: "
             "raise the budget, or lower --min-steps or --sizes-per-budget"
         )
-    center = math.log(preset.optimal_cost * math.sqrt(budget))
+    center = math.log(arm.optimal_cost * math.sqrt(budget))
     half = math.log(preset.cost_range) / 2
     cost = {size: math.log(step_flops[size] / batch.tokens) for size in affordable}
     chosen: list[Size] = []
@@ -102,7 +101,7 @@ def compute_grid(preset: Preset) -> list[RunSpec]:
     """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
 
     Raises:
-        InputError: for an unknown arm, family or frame, or a budget that is too small.
+        InputError: for an unknown arm or family, a budget that is too small, or too few runs to fit a law.
     """
     batch = expected_batch(preset)
     data = dataset_spec(preset).digest
@@ -130,4 +129,11 @@ def compute_grid(preset: Preset) -> list[RunSpec]:
                         frame=preset.frame,
                     )
                 )
+    for name in preset.arms:
+        points = len({(spec.size, spec.steps) for spec in specs if spec.arm == name})
+        if points < MIN_POINTS:
+            raise InputError(
+                f"{points} budgets x sizes are too few to fit a law to {name}; at least {MIN_POINTS} are needed: "
+                "add --budgets or raise --sizes-per-budget"
+            )
     return specs

@@ -164,7 +164,7 @@ def _check(preset: Preset) -> None:
         "test_windows_per_scene",
         "batch_size",
     )
-    for field in (*positive, "optimal_cost", "cost_range", "min_steps"):
+    for field in (*positive, "cost_range", "min_steps"):
         if getattr(preset, field) <= 0:
             raise InputError(f"--{field.replace('_', '-')} must be positive, not {getattr(preset, field)}")
     for field in ("arms", "budgets", "seeds"):
@@ -290,7 +290,12 @@ def run_study(
             table = run_table(specs, ledger)
             write_table(table, options.results)
             outcome = StudyOutcome(table, missing, stages)
-            publish(outcome)
+            try:
+                publish(outcome)
+            except InputError as error:
+                if not missing:
+                    raise
+                console.print(f"no report yet: {error}", markup=False)
             (options.results / "preset.json").write_text(
                 json.dumps(dataclasses.asdict(preset), indent=1) + "\n"
             )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
-def _option(help_text: str) -> dataclasses.Field:
+def _option(help_text: str) -> Any:
     return dataclasses.field(metadata={"help": help_text})
 
 
@@ -25,9 +26,6 @@ class Preset:
     test_windows_per_scene: int = _option("start frames evaluated in each test scene")
     data_seed: int = _option("root seed of the scenes")
     batch_size: int = _option("windows in a batch")
-    optimal_cost: float = _option(
-        "guess of the compute-optimal FLOPs per token, as a multiple of sqrt(budget): sizes are laid around it"
-    )
     cost_range: float = _option("FLOPs per token of the largest over the smallest model at one budget")
     min_steps: int = _option("models that would train for fewer steps than this at a budget are left out")
 
@@ -36,7 +34,7 @@ PRESETS: dict[str, Preset] = {
     # Two cores, no GPU: about ten minutes, all included.
     "quick": Preset(
         arms=("transformer", "gatr"),
-        budgets=(3e10, 1e11, 3e11),
+        budgets=(1e10, 3e10, 1e11, 2e11),
         sizes_per_budget=4,
         seeds=(0,),
         family="S",
@@ -46,10 +44,9 @@ PRESETS: dict[str, Preset] = {
         test_scenes=600,
         test_windows_per_scene=3,
         data_seed=0,
-        batch_size=32,
-        optimal_cost=0.1,
-        cost_range=10.0,
-        min_steps=60,
+        batch_size=16,
+        cost_range=6.0,
+        min_steps=40,
     ),
     # Two cores, no GPU: some ten hours.
     "cpu": Preset(
@@ -65,7 +62,6 @@ PRESETS: dict[str, Preset] = {
         test_windows_per_scene=4,
         data_seed=0,
         batch_size=64,
-        optimal_cost=0.1,
         cost_range=16.0,
         min_steps=200,
     ),
@@ -83,7 +79,6 @@ PRESETS: dict[str, Preset] = {
         test_windows_per_scene=4,
         data_seed=0,
         batch_size=256,
-        optimal_cost=0.05,
         cost_range=16.0,
         min_steps=1000,
     ),

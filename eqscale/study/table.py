@@ -117,7 +117,9 @@ def run_table(specs: Iterable[RunSpec], ledger: Ledger) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
-    """Write ``runs.csv`` and ``runs.parquet`` into ``folder``."""
+    """Write ``runs.csv``, ``runs.parquet`` and ``columns.md``, which explains the columns, into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
+    meanings = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items())
+    (folder / "columns.md").write_text(f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n")
     table.to_csv(folder / "runs.csv", index=False)
     table.to_parquet(folder / "runs.parquet", index=False)

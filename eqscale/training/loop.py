@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ class _Progress:
     padded_pairs: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
-    curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class _Trainer:
@@ -140,6 +141,8 @@ class _Trainer:
             train_windows.tokens, train_windows.windows_per_scene, spec.batch_size, order_seed
         )
         self.model = build_model(spec).to(self.device)
+        if self.device.type == "cuda":
+            self.model.compile(dynamic=True)
         self.optimizer = build_optimizer(self.model, spec)
         self.progress = _Progress()
         self.pending: list[Tensor] = []

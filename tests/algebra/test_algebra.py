@@ -191,3 +191,12 @@ def test_wrong_shapes_are_named():
         ga.embed_direction(torch.zeros(4))
     with pytest.raises(InputError, match="quaternion"):
         ga.embed_rotation(torch.zeros(3))
+
+
+def test_constants_made_in_inference_mode_serve_training():
+    with torch.inference_mode():
+        ga.extract_plane(ga.geometric_product(torch.zeros(16).half(), torch.zeros(16).half()))
+    x = torch.randn(16).half().requires_grad_()
+    normal, _ = ga.extract_plane(ga.geometric_product(x, x))
+    normal.sum().backward()
+    assert x.grad.isfinite().all()

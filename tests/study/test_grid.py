@@ -19,7 +19,7 @@ def test_every_run_spends_its_budget():
 
 def test_a_grid_has_every_budget_arm_and_size_once():
     specs = compute_grid(QUICK)
-    assert len({spec.run_id for spec in specs}) == len(specs) == 3 * 2 * 4
+    assert len({spec.run_id for spec in specs}) == len(specs) == 4 * 2 * 4
     assert {(s.budget, s.arm) for s in specs} == {(b, a) for b in QUICK.budgets for a in QUICK.arms}
 
 
@@ -33,7 +33,7 @@ def test_identities_are_stable_and_depend_on_every_field():
 
 
 def test_more_budgets_leave_the_other_runs_alone():
-    larger = dataclasses.replace(QUICK, budgets=(*QUICK.budgets, 3e11), seeds=(0, 1))
+    larger = dataclasses.replace(QUICK, budgets=(*QUICK.budgets, 1e12), seeds=(0, 1))
     assert {s.run_id for s in compute_grid(QUICK)} < {s.run_id for s in compute_grid(larger)}
 
 
@@ -44,7 +44,14 @@ def test_a_budget_below_one_step_is_an_error():
 
 def test_a_budget_for_too_few_sizes_says_what_to_change():
     with pytest.raises(InputError, match="--min-steps"):
-        compute_grid(dataclasses.replace(QUICK, budgets=(2e8,)))
+        compute_grid(dataclasses.replace(QUICK, budgets=(1e8,)))
+
+
+def test_too_few_runs_for_a_law_are_refused_before_they_are_run():
+    with pytest.raises(
+        InputError, match="4 budgets x sizes are too few to fit a law to transformer; at least 7"
+    ):
+        compute_grid(dataclasses.replace(QUICK, budgets=(1e11,)))
 
 
 def test_sizes_are_spread_around_the_guessed_optimum():
@@ -52,4 +59,4 @@ def test_sizes_are_spread_around_the_guessed_optimum():
     sizes = choose_sizes(arm, 1e11, QUICK, batch)
     cost = [batch.executed_flops(arm, size) / batch.tokens for size in sizes]
     assert cost == sorted(cost)
-    assert cost[0] < QUICK.optimal_cost * 1e11**0.5 < cost[-1]
+    assert cost[0] < arm.optimal_cost * 1e11**0.5 < cost[-1]

@@ -11,10 +11,16 @@ from eqscale.study.grid import compute_grid
 from eqscale.study.job import parse_options, run_study
 
 ROOT = Path(__file__).parents[2]
-TINY = (
-    "--budgets 3e8 6e8 1.2e9 --sizes-per-budget 3 --min-steps 5 --batch-size 8 --train-scenes 24 --test-scenes 8 "
-    "--optimal-cost 0.6 --cost-range 8"
-).split()
+TINY = {
+    "budgets": "3e8 6e8 1.2e9",
+    "sizes-per-budget": "3",
+    "min-steps": "5",
+    "batch-size": "8",
+    "train-scenes": "24",
+    "test-scenes": "8",
+    "cost-range": "8",
+}
+TINY_ARGUMENTS = [word for name, values in TINY.items() for word in (f"--{name}", *values.split())]
 
 
 def job(folder, *arguments):
@@ -26,9 +32,13 @@ def job(folder, *arguments):
 def refuse(tmp_path, monkeypatch, *arguments):
     """The error of a job that must be refused before it spends anything."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError) as caught:
+
+    def run():
         options = parse_options("", arguments)
         run_study(compute_grid(options.preset), options, publish=lambda outcome: None)
+
+    with pytest.raises(InputError) as caught:
+        run()
     assert not list(tmp_path.glob("data/*"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -64,13 +74,21 @@ def test_bad_input_exits_with_code_two(tmp_path):
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
     result = job(tmp_path, "--dry-run")
     assert result.returncode == 0
-    assert "24 runs" in result.stdout
+    assert "32 runs" in result.stdout
     assert "params" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
-    first = job(tmp_path, *TINY)
+    own_arm = (
+        "--arm-file",
+        str(ROOT / "docs/examples/deep_sets.py"),
+        "--arms",
+        "transformer",
+        "gatr",
+        "deep_sets",
+    )
+    first = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
     assert first.returncode == 0, first.stdout + first.stderr
     results = tmp_path / "results" / "quick"
     report = (results / "report.md").read_text()
@@ -79,14 +97,14 @@ def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
         assert png.with_suffix(".svg").exists()
         assert png.name in report
     records = {path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")}
-    assert len(records) == 18
+    assert len(records) == 27
     table = (results / "runs.csv").read_text().splitlines()
-    assert len(table) == 19
-    assert json.loads((results / "fits.json").read_text()).keys() >= {"transformer", "gatr"}
+    assert len(table) == 28
+    assert json.loads((results / "fits.json").read_text()).keys() == {"transformer", "gatr", "deep_sets"}
 
-    second = job(tmp_path, *TINY)
+    second = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "all 18 runs are done: nothing to train" in second.stdout
+    assert "all 27 runs are done: nothing to train" in second.stdout
     assert {
         path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")
     } == records

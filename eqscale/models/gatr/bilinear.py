@@ -74,10 +74,12 @@ class Bilinear:
     @functools.cached_property
     def right_factors(self) -> list[int]:
         """Channels of ``inputs`` that are right factors of geometric products."""
-        return [right for _, right, _ in self._channels[: self.channels]]
+        return [right for _, right, _ in self.channel_numbers[: self.channels]]
 
     @functools.cached_property
-    def _channels(self) -> list[tuple[int, int, int]]:
+    def channel_numbers(self) -> list[tuple[int, int, int]]:
+        """Channels (left, right) of ``inputs`` and (out) of ``outputs`` of each product."""
+
         def counter(layout: Layout):
             following = {True: 0, False: layout.true}
 
@@ -100,7 +102,7 @@ class Bilinear:
                     *self.inputs.multivector(right),
                     *self.outputs.multivector(out),
                 )
-                for left, right, out in self._channels
+                for left, right, out in self.channel_numbers
             ]
         )
 
@@ -112,6 +114,7 @@ class Products(nn.Module):
     scatter: Tensor
     order: Tensor
     rank: Tensor
+    tables: Tensor
 
     def __init__(self, plan: Bilinear, passed: Layout):
         super().__init__()
@@ -132,6 +135,8 @@ class Products(nn.Module):
         self.register_buffer("scatter", gather.argsort(), persistent=False)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("rank", order.argsort(), persistent=False)
+        tables = torch.tensor([_padded_table(terms) for terms in _TERMS.values()])
+        self.register_buffer("tables", tables, persistent=False)
 
     def forward(self, z: Tensor, passed: Tensor, reference: Tensor | None = None) -> Tensor:
         """Factors ``z`` (plan.inputs.rows, N), scalars of ``passed`` -> (plan.outputs.rows, N).
@@ -140,7 +145,9 @@ class Products(nn.Module):
         """
         if native.available(z):
             return _NativeProducts.apply(z, passed, reference, self)
-        products = _Products.apply(z, reference, self.gather, self.scatter, self.order, self.rank)
+        products = _Products.apply(
+            z, reference, self.gather, self.scatter, self.order, self.rank, self.tables
+        )
         first, head = self.passed.scalar(0), 2 * self.plan.outputs.channels
         scalars = passed[first : first + self.plan.scalars]
         return torch.cat([products[:head], scalars, torch.ones_like(z[:1]), products[head:]])
@@ -193,18 +200,19 @@ class _NativeProducts(torch.autograd.Function):
         return gz, gpassed, None, None
 
 
-def _sum_of_products(terms: list[tuple[int, int, int]], x: Tensor, y: Tensor) -> Tensor:
-    (i, j, sign), *rest = terms
-    total = x[i] * y[j] if sign > 0 else -(x[i] * y[j])
-    for i, j, sign in rest:
-        total = total + x[i] * y[j] if sign > 0 else total - x[i] * y[j]
-    return total
+def _padded_table(terms: list[list[tuple[int, int, int]]]) -> list[tuple[int, ...]]:
+    """Left factor, right factor and sign of 16 outputs x 16 terms, flat; missing terms have sign 0."""
+    padded = [row + [(0, 0, 0)] * (16 - len(row)) for row in terms]
+    return list(zip(*(term for row in padded for term in row), strict=True))
 
 
-def _product(name: str, x: Tensor, y: Tensor) -> Tensor:
+def _product(name: str, x: Tensor, y: Tensor, tables: Tensor) -> Tensor:
     """Products of slabs x, y (16, C, N)."""
     if torch.compiler.is_compiling():
-        return torch.stack([_sum_of_products(terms, x, y) for terms in _TERMS[name]])
+        # Short to trace; Inductor fuses gathers, products and the sum into one kernel.
+        i, j, sign = tables[list(_TERMS).index(name)]
+        products = x.index_select(0, i) * y.index_select(0, j) * sign.to(x.dtype)[:, None, None]
+        return products.unflatten(0, (16, 16)).sum(1)
     out = torch.empty_like(x)
     for k, terms in enumerate(_TERMS[name]):
         slab, (i, j, sign) = out[k], terms[0]
@@ -218,26 +226,28 @@ def _product(name: str, x: Tensor, y: Tensor) -> Tensor:
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, reference, gather, scatter, order, rank):
-        ctx.save_for_backward(z, reference, gather, scatter, rank)
+    def forward(ctx, z, reference, gather, scatter, order, rank, tables):
+        ctx.save_for_backward(z, reference, gather, scatter, rank, tables)
         left, right, join_left, join_right = z.index_select(0, gather).unflatten(0, (4, 16, -1))
         if reference is not None:
             join_right = join_right * reference
-        products = torch.cat([_product("gp", left, right), _product("join", join_left, join_right)])
+        products = torch.cat(
+            [_product("gp", left, right, tables), _product("join", join_left, join_right, tables)]
+        )
         return products.flatten(0, 1).index_select(0, order)
 
     @staticmethod
     def backward(ctx, g):
-        z, reference, gather, scatter, rank = ctx.saved_tensors
+        z, reference, gather, scatter, rank, tables = ctx.saved_tensors
         left, right, join_left, join_right = z.index_select(0, gather).unflatten(0, (4, 16, -1))
         g_gp, g_join = g.index_select(0, rank).unflatten(0, (2, 16, -1))
         if reference is not None:
             g_join = g_join * reference
         gradients = (
-            _product("gp_x", g_gp, right),
-            _product("gp_y", g_gp, left),
-            _product("join_x", g_join, join_right),
-            _product("join_y", g_join, join_left),
+            _product("gp_x", g_gp, right, tables),
+            _product("gp_y", g_gp, left, tables),
+            _product("join_x", g_join, join_right, tables),
+            _product("join_y", g_join, join_left, tables),
         )
         gz = torch.cat(gradients).flatten(0, 1).index_select(0, scatter)
-        return gz, None, None, None, None, None
+        return gz, None, None, None, None, None, None

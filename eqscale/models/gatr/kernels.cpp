@@ -66,59 +66,60 @@ template <class T> struct Lanes {  // one row of a chunk, padded so that whole v
 
 // ---------------------------------------------------------------------------------------------- products
 // rows: (pairs, 48) = 16 rows of the left factor, 16 of the right, 16 of the output.
-template <class T, class V>
-static inline void product_at(bool join_product, const T* z, int64_t N, const int32_t* r, T* out, int64_t Nout,
-                              int64_t n, const T* reference) {
-    V x[16], y[16], o[16];
-    for (int i = 0; i < 16; ++i) {
-        std::memcpy(&x[i], z + r[i] * N + n, sizeof(V));
-        std::memcpy(&y[i], z + r[16 + i] * N + n, sizeof(V));
-    }
-    if (join_product) join<V>(x, y, o);
-    else gp<V>(x, y, o);
-    V f = V{} + (T)1;
-    if (join_product && reference) std::memcpy(&f, reference + n, sizeof(V));
-    for (int i = 0; i < 16; ++i) {
-        if (join_product && reference) o[i] = o[i] * f;
-        std::memcpy(out + r[32 + i] * Nout + n, &o[i], sizeof(V));
-    }
-}
+// A chunk is copied into contiguous rows first: rows of z lie N apart, which for round N would put all of them into
+// the same few sets of the cache.
+template <class T> struct Components {
+    alignas(64) T v[16][CHUNK];
 
-template <class T, class V>
-static inline void product_gradient_at(bool join_product, const T* z, int64_t N, const int32_t* r, const T* g, T* gz,
-                                       int64_t n, const T* reference) {
-    V x[16], y[16], q[16], o[16];
-    for (int i = 0; i < 16; ++i) {
-        std::memcpy(&x[i], z + r[i] * N + n, sizeof(V));
-        std::memcpy(&y[i], z + r[16 + i] * N + n, sizeof(V));
-        std::memcpy(&q[i], g + r[32 + i] * N + n, sizeof(V));
+    void fetch(const T* z, int64_t stride, const int32_t* rows, int64_t first, int len) {
+        const int W = width<T>(), end = (len + W - 1) / W * W;
+        for (int i = 0; i < 16; ++i) {
+            std::copy(z + rows[i] * stride + first, z + rows[i] * stride + first + len, v[i]);
+            std::fill(v[i] + len, v[i] + end, (T)0);
+        }
     }
-    if (join_product && reference) {
-        V f;
-        std::memcpy(&f, reference + n, sizeof(V));
-        for (int i = 0; i < 16; ++i) q[i] = q[i] * f;
+    void put(T* z, int64_t stride, const int32_t* rows, int64_t first, int len) const {
+        for (int i = 0; i < 16; ++i) std::copy(v[i], v[i] + len, z + rows[i] * stride + first);
     }
-    if (join_product) join_x<V>(q, y, o);
-    else gp_x<V>(q, y, o);
-    for (int i = 0; i < 16; ++i) std::memcpy(gz + r[i] * N + n, &o[i], sizeof(V));
-    if (join_product) join_y<V>(q, x, o);
-    else gp_y<V>(q, x, o);
-    for (int i = 0; i < 16; ++i) std::memcpy(gz + r[16 + i] * N + n, &o[i], sizeof(V));
+    void times(const T* factor, int len) {
+        for (int i = 0; i < 16; ++i)
+            for (int j = 0; j < len; ++j) v[i][j] *= factor[j];
+    }
+};
+
+enum Product { GP, GP_X, GP_Y, JOIN, JOIN_X, JOIN_Y };
+
+template <class T, int P> static void product(const Components<T>& x, const Components<T>& y, Components<T>& o, int len) {
+    typedef typename Simd<T>::V V;
+    for (int j = 0; j < len; j += width<T>()) {
+        V a[16], b[16], c[16];
+        for (int i = 0; i < 16; ++i) a[i] = load(x.v[i] + j), b[i] = load(y.v[i] + j);
+        if (P == GP) gp(a, b, c);
+        if (P == GP_X) gp_x(a, b, c);
+        if (P == GP_Y) gp_y(a, b, c);
+        if (P == JOIN) join(a, b, c);
+        if (P == JOIN_X) join_x(a, b, c);
+        if (P == JOIN_Y) join_y(a, b, c);
+        for (int i = 0; i < 16; ++i) store(o.v[i] + j, c[i]);
+    }
 }
 
 template <class T>
 static void bilinear(const T* z, const T* passed, T* out, int64_t N, const int32_t* rows, int gps, int joins,
                      const int32_t* copies, int copied, int ones_row, const T* reference, int threads) {
-    typedef typename Simd<T>::V V;
-    const int W = width<T>();
     const int64_t chunks = (N + CHUNK - 1) / CHUNK;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t c = 0; c < chunks; ++c) {
         const int64_t lo = c * CHUNK, hi = std::min(N, lo + CHUNK);
+        const int len = (int)(hi - lo);
+        Components<T> x, y, o;
         for (int p = 0; p < gps + joins; ++p) {
-            int64_t n = lo;
-            for (; n + W <= hi; n += W) product_at<T, V>(p >= gps, z, N, rows + 48 * p, out, N, n, reference);
-            for (; n < hi; ++n) product_at<T, T>(p >= gps, z, N, rows + 48 * p, out, N, n, reference);
+            const int32_t* r = rows + 48 * p;
+            x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len);
+            if (p < gps) product<T, GP>(x, y, o, len);
+            else product<T, JOIN>(x, y, o, len);
+            if (p >= gps && reference) o.times(reference + lo, len);
+            o.put(out, N, r + 32, lo, len);
         }
         for (int k = 0; k < copied; ++k)
             std::copy(passed + copies[2 * k] * N + lo, passed + copies[2 * k] * N + hi, out + copies[2 * k + 1] * N + lo);
@@ -129,16 +130,22 @@ static void bilinear(const T* z, const T* passed, T* out, int64_t N, const int32
 template <class T>
 static void bilinear_gradient(const T* z, const T* g, T* gz, T* gpassed, int64_t N, const int32_t* rows, int gps,
                               int joins, const int32_t* copies, int copied, const T* reference, int threads) {
-    typedef typename Simd<T>::V V;
-    const int W = width<T>();
     const int64_t chunks = (N + CHUNK - 1) / CHUNK;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t c = 0; c < chunks; ++c) {
         const int64_t lo = c * CHUNK, hi = std::min(N, lo + CHUNK);
+        const int len = (int)(hi - lo);
+        Components<T> x, y, q, o;
         for (int p = 0; p < gps + joins; ++p) {
-            int64_t n = lo;
-            for (; n + W <= hi; n += W) product_gradient_at<T, V>(p >= gps, z, N, rows + 48 * p, g, gz, n, reference);
-            for (; n < hi; ++n) product_gradient_at<T, T>(p >= gps, z, N, rows + 48 * p, g, gz, n, reference);
+            const int32_t* r = rows + 48 * p;
+            x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len), q.fetch(g, N, r + 32, lo, len);
+            if (p >= gps && reference) q.times(reference + lo, len);
+            if (p < gps) product<T, GP_X>(q, y, o, len);
+            else product<T, JOIN_X>(q, y, o, len);
+            o.put(gz, N, r, lo, len);
+            if (p < gps) product<T, GP_Y>(q, x, o, len);
+            else product<T, JOIN_Y>(q, x, o, len);
+            o.put(gz, N, r + 16, lo, len);
         }
         for (int k = 0; k < copied; ++k)
             std::copy(g + copies[2 * k + 1] * N + lo, g + copies[2 * k + 1] * N + hi, gpassed + copies[2 * k] * N + lo);
@@ -397,6 +404,11 @@ static void dots(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int M,
     }
 }
 
+static const int AHEAD = 8;  // rows to fetch ahead: they lie too far apart for the hardware to guess
+template <class T> static inline void prefetch(const T* p, int n) {
+    for (int j = 0; j < n; j += 64 / sizeof(T)) __builtin_prefetch(p + j);
+}
+
 struct AttentionTables {  // all as row numbers; see eqscale.models.gatr.attention
     int64_t heads, inner, distances, values;
     const int32_t *q_inner, *k_inner;        // (heads, inner), (inner): features that enter as they are
@@ -524,6 +536,7 @@ template <class T> struct Sample {
     void queries(int h, int q0, int n, T* q, int ld) const {
         for (int f = 0; f < t.inner; ++f) {
             const T* p = row(t.q_inner[h * t.inner + f]) + q0;
+            if (f + AHEAD < t.inner) prefetch(row(t.q_inner[h * t.inner + f + AHEAD]) + q0, n);
             std::copy(p, p + n, q + f * ld);
         }
         for (int d = 0; d < t.distances; ++d) {
@@ -627,7 +640,9 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
             for (const Segment& seg : block) {
                 s.queries(seg.head, seg.query, seg.count, q.data() + seg.lane, lanes);
                 for (int f = 0; f < t.values; ++f) {
-                    const T* x = g + t.out[seg.head * t.values + f] * N + starts[b] + seg.query;
+                    const int32_t* r = t.out + seg.head * t.values + f;
+                    const T* x = g + *r * N + starts[b] + seg.query;
+                    if (f + AHEAD < t.values) prefetch(g + r[AHEAD] * N + starts[b] + seg.query, seg.count);
                     std::copy(x, x + seg.count, &go[f * lanes + seg.lane]);
                 }
             }

@@ -177,7 +177,9 @@ class Assembly:
 
     def __call__(self) -> list[tuple[Tensor, ...]]:
         """Weights of each linear map, one tensor (batch, m, k) or (m, k) per block."""
-        parameters = [p.flatten() for linear in self.linears for p in linear.parameters(recurse=False)]
+        parameters = [
+            p.flatten() for linear in self.linears for p in linear._parameters.values() if p is not None
+        ]
         bank = torch.cat([parameters[0].new_zeros(1), *parameters])
         if self.index.device != bank.device:
             self.index = self.index.to(bank.device)

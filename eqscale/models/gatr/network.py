@@ -251,17 +251,14 @@ class GATr(nn.Module):
         flat = torch.cat(
             [multivectors.flatten(2), scalars, torch.ones_like(multivectors[..., 0, :1])], -1
         ).flatten(0, 1)
-        if mask is not None:
-            flat = torch.where(mask.view(-1, 1), flat, 0)
         tokens = self._tokens(b, t, mask, flat)
         reference = None
         if c.symmetry == "published" and c.join_reference == "mean":
-            count = t if mask is None else mask.sum(1)
-            e123 = (
-                flat[:, INDEX["e123"] : 16 * (c.true_in + c.pseudo_in) : 16].mean(-1).view(b, t).sum(1)
-                / count
-            )
-            reference = e123[:, None].expand(b, t).reshape(b * t)
+            e123 = flat[:, INDEX["e123"] : 16 * (c.true_in + c.pseudo_in) : 16].mean(-1).view(b, t)
+            total = e123.sum(1) / t if mask is None else torch.where(mask, e123, 0).sum(1) / mask.sum(1)
+            reference = total[:, None].expand(b, t).reshape(b * t).detach()
+        if mask is not None and tokens.packed is None:
+            flat = torch.where(mask.view(-1, 1), flat, 0)
         if tokens.packed is not None:
             flat = flat.index_select(0, tokens.packed)
             reference = None if reference is None else reference.index_select(0, tokens.packed)
@@ -303,7 +300,7 @@ class GATr(nn.Module):
             raise InputError(f"scalars: expected {(*batch, c.scalars_in)}, got {tuple(scalars.shape)}")
         if mask is not None and (mask.shape != batch or mask.dtype != torch.bool):
             raise InputError(f"mask: expected bool {batch}, got {mask.dtype} {tuple(mask.shape)}")
-        own = self._columns.device, next(self.parameters()).dtype
+        own = self.embed.bias.device, self.embed.bias.dtype
         for name, x in (("multivectors", multivectors), ("scalars", scalars)):
             if (x.device, x.dtype) != own:
                 raise InputError(f"{name}: {x.dtype} on {x.device}, the network holds {own[1]} on {own[0]}")

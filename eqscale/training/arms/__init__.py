@@ -3,7 +3,7 @@
 from eqscale.training.arms import gatr, plain
 from eqscale.training.arms.base import Arm, Size, arm_names, get_arm, register
 
-for _arm in (*plain.ARMS, gatr.ARM):
+for _arm in (*plain.ARMS, *gatr.ARMS):
     register(_arm)
 
 __all__ = ["Arm", "Size", "arm_names", "get_arm", "register"]

@@ -43,6 +43,8 @@ class Arm:
     """Sizes in order of parameters."""
     learning_rate: Callable[[int], float]
     """Number of parameters -> peak learning rate."""
+    optimal_cost: float = 0.15
+    """Guess of the compute-optimal FLOPs per token over sqrt(budget): grids lay their sizes around it."""
     augmented: bool = False
     """Each drawn sample is transformed by a fresh group element of its frame's symmetry group."""
     packed: bool = False

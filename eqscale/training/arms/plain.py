@@ -13,7 +13,8 @@ from eqscale.training.arms.base import Arm, Size
 
 # Typical sizes of the inputs (m, m/s, m/s^2), so that every feature is of order one.
 _LENGTH, _SPEED, _ACCELERATION = 1.0, 2.0, 9.81
-_FEATURES = 24
+TOKEN_FEATURES = 24
+"""Length of the last dimension of ``token_features``."""
 
 
 def token_features(batch: Batch) -> Tensor:
@@ -59,7 +60,7 @@ class PlainModel(nn.Module):
 
 def _config(size: Size) -> TransformerConfig:
     return TransformerConfig(
-        in_features=_FEATURES, out_features=3, width=size.width, depth=size.depth, heads=size.heads
+        in_features=TOKEN_FEATURES, out_features=3, width=size.width, depth=size.depth, heads=size.heads
     )
 
 
@@ -76,15 +77,16 @@ def _build_aligned(size: Size) -> nn.Module:
 
 
 def _learning_rate(parameters: int) -> float:
-    return 1e-2 * (parameters / 1e4) ** -0.25
+    return 8e-3 * (parameters / 1e4) ** -0.25
 
 
-# About 1e3 to 1e6 parameters; width and depth grow together, heads are 8 wide.
+# About 1e3 to 1e6 parameters; width and depth grow together, heads are at least 8 wide.
 _LADDER = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
-        (8, 1, 1), (8, 2, 1), (12, 2, 2), (16, 2, 2), (16, 3, 2), (24, 2, 3), (24, 3, 3), (32, 3, 4),
-        (32, 4, 4), (40, 4, 5), (48, 4, 6), (64, 4, 8), (64, 6, 8), (80, 6, 10), (96, 6, 12), (128, 6, 16),
+        (8, 1, 1), (8, 2, 1), (12, 2, 1), (16, 2, 2), (16, 3, 2), (24, 2, 3), (24, 3, 3), (24, 4, 3),
+        (32, 3, 4), (32, 4, 4), (40, 4, 5), (48, 4, 6), (48, 6, 6), (64, 5, 8), (80, 5, 10), (96, 5, 12),
+        (112, 5, 14), (128, 6, 16),
     )
 )  # fmt: skip
 

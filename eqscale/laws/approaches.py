@@ -1,0 +1,159 @@
+"""The two classical shortcuts to optimal allocation beside the surface fit, with the bias they carry.
+
+Approach 1 takes the best run of each budget, approach 2 the vertex of a parabola through each budget's losses
+(Hoffmann et al. 2022, sections 3.1 and 3.2); both then fit a power of C. Applied to noise-free losses of a
+fitted surface, whose true optimum is known, the same computation shows the bias of the design.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from eqscale.errors import InputError
+from eqscale.laws.fit import Fit
+from eqscale.laws.frontier import CostModel, cost_to_reach, frontier_values, law_value, optimal_log_n
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """N_opt ∝ C^a and D_opt ∝ C^b from optima of single budgets."""
+
+    approach: int
+    budgets: Array
+    N: Array
+    """Optimal size of each budget, (k,)."""
+    D: Array
+    loss: Array
+    a: float
+    b: float
+    a_interval: tuple[float, float]
+    """95 % Student t of the straight line through the optima; NaN with fewer than three budgets."""
+    at_edge: tuple[float, ...]
+    """Budgets left out of the line: their optimum is at or beyond the sizes that were run."""
+    _lines: tuple[tuple[float, float], tuple[float, float]] = field(repr=False)
+
+    def optimum(self, C: float | Array) -> tuple[Array, Array]:
+        """N and D that the straight lines predict at cost C."""
+        (n0, a), (d0, b) = self._lines
+        return np.exp(n0 + a * np.log(C)), np.exp(d0 + b * np.log(C))
+
+
+def _line(x: Array, y: Array) -> tuple[float, float, float]:
+    """Intercept, slope and standard error of the slope."""
+    slope, intercept = np.polyfit(x, y, 1)
+    spare = len(x) - 2
+    if spare < 1:
+        return float(intercept), float(slope), np.nan
+    r = y - intercept - slope * x
+    return float(intercept), float(slope), float(np.sqrt(r @ r / spare / np.sum((x - x.mean()) ** 2)))
+
+
+def isoflop_optima(N: Array, D: Array, loss: Array, budget: Array, approach: int = 2) -> Allocation:
+    """Approach 1 or 2 from finished runs.
+
+    Args:
+        N, D, loss: runs, (n,).
+        budget: budget of each run, (n,); see ``arms.group_budgets``.
+        approach: 1 (best run of each budget) or 2 (parabola of the loss in log N, and in log D for D_opt).
+
+    Raises:
+        InputError: fewer than two budgets have an optimum within their sizes.
+    """
+    from scipy import stats
+
+    N, D, loss, budget = (np.asarray(v, float) for v in (N, D, loss, budget))
+    rows, edge = [], []
+    for value in np.unique(budget):
+        here = budget == value
+        n, d, y = np.log(N[here]), np.log(D[here]), loss[here]
+        if len(np.unique(n)) < 3:
+            continue
+        if approach == 1:
+            k = int(np.argmin(y))
+            best = (n[k], d[k], y[k])
+        else:
+            qn, qd = np.polynomial.Polynomial.fit(n, y, 2), np.polynomial.Polynomial.fit(d, y, 2)
+            if qn.convert().coef[-1] <= 0 or qd.convert().coef[-1] <= 0:
+                edge.append(float(value))
+                continue
+            top = float(np.real(qn.deriv().roots()[0]))
+            best = (top, float(np.real(qd.deriv().roots()[0])), float(qn(top)))
+        if not (n.min() < best[0] < n.max() and d.min() < best[1] < d.max()):
+            edge.append(float(value))
+            continue
+        rows.append((value, *best))
+    if len(rows) < 2:
+        raise InputError(
+            f"approach {approach}: {len(rows)} budget(s) have their best size strictly within the sizes run; "
+            "at least 2 are needed: add sizes beyond the edges"
+        )
+    C, n, d, y = np.array(rows).T
+    n0, a, se = _line(np.log(C), n)
+    d0, b, _ = _line(np.log(C), d)
+    half = stats.t.ppf(0.975, max(len(C) - 2, 1)) * se
+    return Allocation(
+        approach, C, np.exp(n), np.exp(d), y, a, b, (a - half, a + half), tuple(edge), ((n0, a), (d0, b))
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ApproachBias:
+    """What an approach gets wrong on noise-free losses of the fitted surface: the design's own error."""
+
+    approach: int
+    C: float
+    a: float
+    """Exponent that the approach finds."""
+    a_local: float
+    """Exponent of the surface's own optimum over the same budgets."""
+    N_error: float
+    """Relative error of N_opt(C)."""
+    D_error: float
+
+
+def approach_bias(fit: Fit, cost: CostModel, budget: Array, C: float, approach: int = 2) -> ApproachBias:
+    """Bias of an approach at cost C if the fitted surface were the truth and runs had no noise.
+
+    Args:
+        fit: a surface fitted to the runs whose design is judged.
+        cost: their cost model.
+        budget: budget of each run, (n,).
+        C: cost to extrapolate to.
+        approach: 1 or 2.
+    """
+    N, D = fit.columns["N"], fit.columns["D"]
+    found = isoflop_optima(N, D, fit.predict(**fit.columns), budget, approach)
+    log_n, log_d, _ = (v[0] for v in frontier_values(fit.coefficients, cost, np.array([C])))
+    true_n = optimal_log_n(fit.coefficients, cost, found.budgets)[0]
+    n, d = found.optimum(C)
+    local = float(np.polyfit(np.log(found.budgets), true_n, 1)[0])
+    return ApproachBias(
+        approach, C, found.a, local, float(n / np.exp(log_n[0]) - 1), float(d / np.exp(log_d[0]) - 1)
+    )
+
+
+@dataclass(frozen=True)
+class Misallocation:
+    """The price of training the wrong size at a cost."""
+
+    factor: float
+    """Size over the optimal size."""
+    loss: float
+    waste: float
+    """Share of the cost that optimal training to the same loss would save."""
+
+
+def misallocation(fit: Fit, cost: CostModel, C: float, factors: Array) -> list[Misallocation]:
+    """Loss and wasted compute when N is ``factors`` times the optimum at cost C."""
+    log_n = optimal_log_n(fit.coefficients, cost, np.array([C]))[0, 0]
+    out = []
+    for factor in np.asarray(factors, float):
+        n = np.array([[log_n + np.log(factor)]])
+        loss = law_value(fit.coefficients, n, cost.log_tokens(n, np.log(C)))
+        needed = cost_to_reach(fit.coefficients, cost, loss)[0][0, 0]
+        out.append(Misallocation(float(factor), float(loss[0, 0]), float(max(1 - np.exp(needed) / C, 0.0))))
+    return out

@@ -1,0 +1,65 @@
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+
+from eqscale.errors import InputError
+from eqscale.laws import plots
+from eqscale.laws.arms import fit_arms, group_budgets
+
+
+@pytest.fixture(scope="module")
+def arms():
+    rng = np.random.default_rng(0)
+    rows = []
+    for arm, per_token in {"plain": 6.0, "built-in": 40.0}.items():
+        for C in (1e11, 3e11, 1e12, 3e12):
+            for N in np.geomspace(3e3, 1e5, 6):
+                D = C / per_token / N
+                loss = (0.02 + 30 / N**0.4 + 60 / D**0.38) * np.exp(0.02 * rng.standard_normal())
+                rows.append({"arm": arm, "N": N, "D": D, "C": C, "loss": loss, "budget": C})
+    return fit_arms(pd.DataFrame(rows), resamples=50)
+
+
+FIGURES = {
+    "loss_against_compute": 1,
+    "surface_panels": 3,  # two arms and a colour bar
+    "isoflop_panels": 4,
+    "optimal_size": 1,
+    "optimal_tokens": 1,
+    "residual_panels": 3,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_show_every_run_and_save_identically(arms, name, tmp_path):
+    figure = getattr(plots, name)(arms)
+    assert len(figure.axes) == FIGURES[name]
+    scatters = [c for axes in figure.axes for c in axes.collections if isinstance(c, PathCollection)]
+    drawn = sum(len(c.get_offsets()) for c in scatters)
+    if not name.startswith("optimal"):
+        runs = sum(len(a.N) for a in arms.values())
+        assert drawn == runs * (3 if name == "residual_panels" else 1)
+    first = plots.save(figure, tmp_path / "first.png")
+    again = plots.save(getattr(plots, name)(arms), tmp_path / "again.png")
+    assert [p.suffix for p in first] == [".png", ".svg"]
+    for one, two in zip(first, again, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_arms_carry_their_own_cost(arms):
+    assert np.exp(arms["plain"].cost.polynomial[0]) == pytest.approx(6)
+    assert np.exp(arms["built-in"].cost.polynomial[0]) == pytest.approx(40)
+
+
+def test_budgets_are_found_from_costs():
+    C = np.array([1.0, 1.05, 0.97, 3.0, 3.1, 10.0])
+    assert list(group_budgets(C)) == [1.0, 1.0, 1.0, 3.05, 3.05, 10.0]
+
+
+def test_arm_without_enough_runs_is_named(isoflop):
+    both = pd.concat([isoflop.assign(arm="long"), isoflop.iloc[:4].assign(arm="short")])
+    with pytest.raises(InputError, match="arm = short: 4 distinct runs are too few"):
+        fit_arms(both)
+    with pytest.raises(InputError, match="no column 'seconds'"):
+        fit_arms(both, cost="seconds")
