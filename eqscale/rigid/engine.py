@@ -25,6 +25,10 @@ ENGINE_VERSION = "4.0.1"
 FRAME_RATE = 24
 """Recorded frames per second."""
 
+_HILL_CLIMB = 12
+"""Most vertices of a hull that is left to the engine's hill climbing, which stalls on large flat faces: there
+rounding decided where two hulls touch, and 3 % of L's objects were off by more than 1 mm after 1 s."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
@@ -168,7 +172,9 @@ def compile_model(scene: Scene, settings: EngineSettings) -> mujoco.MjModel:
                 scene.friction[j] * scene.friction[i],
                 scene.restitution[j] * scene.restitution[i],
             )
-    return spec.compile()
+    model = spec.compile()
+    model.mesh_graphadr[model.mesh_vertnum > _HILL_CLIMB] = -1  # no graph: every vertex is looked at
+    return model
 
 
 def initial_data(model: mujoco.MjModel, scene: Scene) -> mujoco.MjData:

@@ -209,4 +209,4 @@ def test_golden_scenes():
                 state,
             ):
                 digest.update((np.round(array, 6) + 0.0).tobytes())
-    assert digest.hexdigest() == "ea60e239c694470c8e541e903d69bb0cc3dabfb204849cbf59273137c727942b"
+    assert digest.hexdigest() == "6b662db40bdff7259ecaefdcff50b85e2814a7258bd6a41b30f0318a20e0ec3b"
