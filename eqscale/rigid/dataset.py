@@ -150,50 +150,63 @@ def prepare(
         lock.acquire()
     except OSError as error:
         raise InputError(f"cannot write data under {root}: {error.strerror or error}") from error
-    with lock:
-        manifest = _read_manifest(folder, spec) or {
-            "digest": spec.digest,
-            "definition": spec.definition,
-            "sigma": {},
-            "train": [],
-            "test": [],
-        }
-        targets = {"train": max(spec.train_scenes, SIGMA_SCENES), "test": spec.test_scenes}
-        shards = [
-            (split, k, min(SHARD, total - k * SHARD))
-            for split, total in targets.items()
-            for k in range(-(-total // SHARD))
-        ]
-        good = {(split, k): _verified(folder, split, k, manifest) for split, k, _ in shards}
-        wanted = [(split, k, good[split, k], size) for split, k, size in shards if good[split, k] < size]
-        tasks = [
-            (split, a, min(a + _CHUNK, k * SHARD + size))
-            for split, k, have, size in wanted
-            for a in range(k * SHARD + have, k * SHARD + size, _CHUNK)
-        ]
-        total = sum(targets.values())
-        done = total - sum(stop - start for _, start, stop in tasks)
-        if progress:
-            progress(done, total)
-        with contextlib.closing(_run(spec, tasks, workers, backend)) as chunks:
-            for split, k, have, size in wanted:
-                parts = [np.load(_shard(folder, split, k))[:have]] if have else []
-                while have < size:
-                    chunk = next(chunks)
-                    parts.append(chunk)
-                    have += len(chunk)
-                    done += len(chunk)
-                    if progress:
-                        progress(done, total)
-                entry = _write_shard(_shard(folder, split, k), np.concatenate(parts))
-                manifest[split] = [*manifest[split][:k], entry, *manifest[split][k + 1 :]]
-                _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
-        if not manifest["sigma"]:
-            prefix = np.load(_shard(folder, "train", 0))[:SIGMA_SCENES]
-            step = ENGINES[spec.engine].time_step
-            manifest["sigma"] = {str(h): residual_rms(prefix, h, step) for h in HORIZONS}
-            _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+    try:
+        _complete(spec, folder, workers, progress, backend)
+    finally:
+        lock.release()
     return folder
+
+
+def _complete(
+    spec: DatasetSpec,
+    folder: Path,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+    backend: str,
+) -> None:
+    """Generate and write what the folder lacks; the caller holds its lock."""
+    manifest = _read_manifest(folder, spec) or {
+        "digest": spec.digest,
+        "definition": spec.definition,
+        "sigma": {},
+        "train": [],
+        "test": [],
+    }
+    targets = {"train": max(spec.train_scenes, SIGMA_SCENES), "test": spec.test_scenes}
+    shards = [
+        (split, k, min(SHARD, total - k * SHARD))
+        for split, total in targets.items()
+        for k in range(-(-total // SHARD))
+    ]
+    good = {(split, k): _verified(folder, split, k, manifest) for split, k, _ in shards}
+    wanted = [(split, k, good[split, k], size) for split, k, size in shards if good[split, k] < size]
+    tasks = [
+        (split, a, min(a + _CHUNK, k * SHARD + size))
+        for split, k, have, size in wanted
+        for a in range(k * SHARD + have, k * SHARD + size, _CHUNK)
+    ]
+    total = sum(targets.values())
+    done = total - sum(stop - start for _, start, stop in tasks)
+    if progress:
+        progress(done, total)
+    with contextlib.closing(_run(spec, tasks, workers, backend)) as chunks:
+        for split, k, have, size in wanted:
+            parts = [np.load(_shard(folder, split, k))[:have]] if have else []
+            while have < size:
+                chunk = next(chunks)
+                parts.append(chunk)
+                have += len(chunk)
+                done += len(chunk)
+                if progress:
+                    progress(done, total)
+            entry = _write_shard(_shard(folder, split, k), np.concatenate(parts))
+            manifest[split] = [*manifest[split][:k], entry, *manifest[split][k + 1 :]]
+            _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+    if not manifest["sigma"]:
+        prefix = np.load(_shard(folder, "train", 0))[:SIGMA_SCENES]
+        step = ENGINES[spec.engine].time_step
+        manifest["sigma"] = {str(h): residual_rms(prefix, h, step) for h in HORIZONS}
+        _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 def _shard(folder: Path, split: str, k: int) -> Path:
@@ -257,7 +270,7 @@ def _write(path: Path, content: bytes | np.ndarray) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
         raise InputError(
             f"disk full while writing {path}: the partial file is removed, finished shards are kept; "
             "free some space or choose another data folder, and run again"
