@@ -23,6 +23,7 @@ from eqscale import __version__
 from eqscale.errors import InputError
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import Windows
+from eqscale.rigid.loader import batches
 from eqscale.rigid.metrics import evaluate
 from eqscale.rigid.symmetry import augment
 from eqscale.training import checkpoint
@@ -158,8 +159,9 @@ class _Trainer:
         """Train to the last step; raises _Diverged when the loss leaves the sensible range."""
         progress = self.progress
         clock = last_checkpoint = time.perf_counter()
-        while progress.step < self.spec.steps:
-            self._step()
+        first, last = progress.step, self.spec.steps
+        for batch in batches(self.train_windows, map(self.order.batch, range(first, last)), self.device):
+            self._step(batch)
             at_curve_point = progress.step in self.curve_steps
             now = time.perf_counter()
             due = now - last_checkpoint > _CHECKPOINT_SECONDS
@@ -183,10 +185,8 @@ class _Trainer:
             result |= {f"{prefix}_{contact}": value for contact, value in result.pop(field).items()}
         return result
 
-    def _step(self) -> None:
+    def _step(self, batch: Batch) -> None:
         spec, progress = self.spec, self.progress
-        indices = self.order.batch(progress.step)
-        batch = self.train_windows.batch(indices, device=self.device)
         if self.arm.augmented:
             generator = torch.Generator().manual_seed((self.augmentation_seed << 32) + progress.step)
             batch = augment(batch, spec.frame, generator)
@@ -199,12 +199,13 @@ class _Trainer:
         self.optimizer.step()
         self.pending.append(loss.detach())
         B, T = batch.mask.shape
-        progress.step += 1
+        indices = self.order.batch(progress.step)
         tokens = self.order.tokens[indices // self.order.windows_per_scene]
         progress.tokens += int(tokens.sum())
         progress.pairs += int((tokens**2).sum())
         progress.padded_tokens += B * T
         progress.padded_pairs += B * T * T
+        progress.step += 1
 
     def _read_losses(self) -> None:
         values = [float(loss) for loss in self.pending]
