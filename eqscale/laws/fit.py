@@ -568,7 +568,7 @@ def _with_faces(form, theta, f, x, y, w, objective, lower, upper):
             j = form.names.index(form.powers[prefactor][0])
             without = theta[k].copy()
             without[i] = -700.0
-            if theta[k, j] == 0.0 and form.floors == ("E",) and lower[0] < upper[0]:
+            if theta[k, j] < 1e-6 and form.floors == ("E",) and form.name != "gamma" and lower[0] < upper[0]:
                 without[0] += np.exp(theta[k, i])  # a constant term is part of the floor
             full = form.evaluate(theta[k : k + 1], x, curvature=False).value
             gone = form.evaluate(without[None], x, curvature=False).value
