@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/laws.py --part speed    # the recipe and ours in one run
 
 The recipe is Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.3) as published: L-BFGS-B with SciPy's
-defaults on (log E, log A, log B, α, β) from a grid of 4,500 starts. Its cost is measured on a random sample of
-those starts and scaled up, since all of them take minutes.
+defaults on (log E, log A, log B, α, β) from a grid of 4,500 starts. Its cost is measured on a random sample
+of those starts and scaled up, since all of them take minutes.
 
 The data are the 240 Chinchilla runs digitised by Besiroglu et al. 2024 where ``--data`` (or EQSCALE_DATA)
 has chinchilla_epoch.csv, otherwise as many synthetic runs on their fitted surface.
@@ -113,8 +113,8 @@ def speed(console: Console, folder: Path | None, sample: int) -> None:
     table.add_row("eqscale.laws.bootstrap, 4000 refits", f"{boot:.2f} s", "", "")
     console.print(table)
     console.print(
-        f"speed-up of one fit: {recipe['seconds'] / ours:.0f}×. Of the recipe's starts {100 * recipe['success']:.0f} % "
-        f"report success, {100 * near:.0f} % come within 1 % of the minimum; their median objective is "
+        f"speed-up of one fit: {recipe['seconds'] / ours:.0f}×. Of the recipe's starts "
+        f"{100 * recipe['success']:.0f} % report success, {100 * near:.0f} % come within 1 % of the minimum; their median objective is "
         f"{recipe['median'] / found.objective:.0f}× it."
     )
     if name.startswith("Chinchilla"):

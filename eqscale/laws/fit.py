@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from scipy.optimize import linprog, lsq_linear
 
 from eqscale.errors import InputError
@@ -212,16 +212,20 @@ class Fit:
 
     def t_value(self, level: float) -> float:
         """Student t quantile for a two-sided interval."""
-        return float(stats.t.ppf(0.5 + level / 2, max(self.degrees_of_freedom, 1)))
+        return float(special.stdtrit(max(self.degrees_of_freedom, 1), 0.5 + level / 2))
+
+
+_NORMAL_PEAK = 1 / np.sqrt(2 * np.pi)
 
 
 def _psi_moments(k: float) -> tuple[float, float]:
     """E ψ' and E ψ² of Huber's ψ with threshold k for a standard normal residual."""
     if k < 1e-4:  # the sign function, up to the factor k of ψ
-        slope = 2 * k * float(stats.norm.pdf(0.0))
+        slope = 2 * k * _NORMAL_PEAK
         return slope, k * k
-    inside = float(2 * stats.norm.cdf(k) - 1)
-    return inside, float(inside - 2 * k * stats.norm.pdf(k) + 2 * k * k * stats.norm.sf(k))
+    inside = float(2 * special.ndtr(k) - 1)
+    density = _NORMAL_PEAK * np.exp(-k * k / 2)
+    return inside, float(inside - 2 * k * density + 2 * k * k * special.ndtr(-k))
 
 
 def efficiency(noise: float, loss: Loss) -> float:
@@ -231,7 +235,7 @@ def efficiency(noise: float, loss: Loss) -> float:
     if not loss.is_log or np.isinf(loss.threshold):
         return 1 / noise**2
     if loss.kind == "lad":  # the objective is Σ|r|: ψ is the sign
-        return 2 * float(stats.norm.pdf(0.0)) / noise
+        return 2 * _NORMAL_PEAK / noise
     slope, square = _psi_moments(loss.threshold / noise)
     return slope / square / noise**2
 

@@ -117,7 +117,7 @@ def test_disjoint_costs_are_refused():
     low = runs_of("low", 1)
     high = runs_of("high", 2).assign(C=lambda f: f.C * 1e6, D=lambda f: f.D * 1e6)
     arms = fit_arms(pd.concat([low, high]), resamples=5)
-    with pytest.raises(InputError, match="high .* and low .* have no cost in common"):
+    with pytest.raises(InputError, match=r"high .* and low .* have no cost in common"):
         compare_arms(arms["high"], arms["low"])
 
 
