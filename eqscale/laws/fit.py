@@ -582,7 +582,8 @@ def _with_faces(form, theta, f, x, y, w, objective, lower, upper):
             lo[i] = hi[i] = -700.0
             lo[j] = hi[j] = theta[k, j]
             t, g, _ = minimise(
-                form, without[None], x, y[None], w[None], objective.threshold, objective.is_log, lo, hi
+                form, without[None], x, y[None], w[None], objective.threshold, objective.is_log, lo, hi,
+                tolerance=1e-15, iterations=1000,
             )  # fmt: skip
             if g[0] <= f[k] * (1 + 1e-9) + 1e-30:
                 theta[k], f[k] = t[0], g[0]

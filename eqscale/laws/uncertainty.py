@@ -101,10 +101,21 @@ def bootstrap(
     else:
         y = _resampled_losses(fit, kind, resamples, rng)
     theta, _, done = minimise(
-        fit.form, np.repeat(fit.theta[None], resamples, 0), fit.features, y, w.astype(float),
+        fit.form, np.repeat(_restart(fit)[None], resamples, 0), fit.features, y, w.astype(float),
         max(fit.loss.threshold, 1e-4), fit.loss.is_log, fit.lower, fit.upper, tolerance=1e-9, iterations=200,
     )  # fmt: skip
     return Bootstrap(fit, kind, seed, theta, int((~done).sum()))
+
+
+def _restart(fit: Fit) -> Array:
+    """Where refits start: at the fit, with terms that vanished made small instead, so that they may come back."""
+    start = fit.theta.copy()
+    for prefactor, (exponent, _) in fit.form.powers.items():
+        i, j = fit.form.names.index(prefactor), fit.form.names.index(exponent)
+        if fit.params[prefactor] == 0.0 and prefactor not in fit.fixed:
+            start[i] = -6.0
+            start[j] = np.clip(0.3, fit.lower[j], fit.upper[j])
+    return start
 
 
 def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Generator) -> Array:

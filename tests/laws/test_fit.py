@@ -111,6 +111,17 @@ def test_term_that_vanished_leaves_its_exponent_unidentified(isoflop):
     assert "beta" in found.verdict
 
 
+def test_handful_of_runs_with_hardly_a_law_ends_at_its_face():
+    """Nine runs in which D says little and N nothing: the optimum is a corner, E = A = 0."""
+    N = [1115, 1987, 3819, 1115, 1987, 6499, 1115, 1987, 6499]
+    D = [32829, 17311, 9671, 65631, 34415, 11754, 130617, 68950, 23401]
+    loss = [0.716373, 0.835483, 0.807467, 0.681261, 0.791870, 0.902949, 0.663347, 0.787379, 0.711318]
+    found = fit(N, D, loss)
+    assert (found.params["E"], found.params["A"]) == (0.0, 0.0)
+    assert "on boundary: E = 0" in found.verdict
+    assert found.objective == pytest.approx(fit(D=D, loss=loss, form="power:D").objective, rel=1e-9)
+
+
 def test_equal_exponents(isoflop):
     loss = 1.0 + 400 / isoflop.N**0.4 + 400 / isoflop.D**0.4
     found = fit(isoflop.N, isoflop.D, loss)
