@@ -114,7 +114,8 @@ def speed(console: Console, folder: Path | None, sample: int) -> None:
     console.print(table)
     console.print(
         f"speed-up of one fit: {recipe['seconds'] / ours:.0f}×. Of the recipe's starts "
-        f"{100 * recipe['success']:.0f} % report success, {100 * near:.0f} % come within 1 % of the minimum; their median objective is "
+        f"{100 * recipe['success']:.0f} % report success, {100 * near:.0f} % come within 1 % of the "
+        f"minimum; their median objective is "
         f"{recipe['median'] / found.objective:.0f}× it."
     )
     if name.startswith("Chinchilla"):

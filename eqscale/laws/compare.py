@@ -216,7 +216,7 @@ class Crossing:
     def describe(self) -> str:
         """In words."""
         if not self.better_below:
-            return "undecidable: the law of an arm lost a term and has no compute-optimal point (see its verdict)"
+            return "undecidable: an arm's law lost a term and has no compute-optimal point (see its verdict)"
         low, high = self.range
         where = f"between C = {low:.3g} and {high:.3g}"
         if self.C is None:

@@ -639,7 +639,7 @@ def _to_vertex(form, theta, x, y, w, lower, upper) -> tuple[Array, float]:
         ev = form.evaluate(best[None], x)
         jac = (ev.jacobian / ev.value[:, None])[0][np.ix_(free, used)]
         r = residuals(form, best[None], x, y[None], True)[0][used]
-        radius = min(radius, np.linalg.norm(r))
+        radius = min(radius, float(np.linalg.norm(r)))
         scale = 1.0 / np.maximum(np.linalg.norm(jac, axis=1), 1e-300)
         u, spectrum, vt = np.linalg.svd((jac * scale[:, None]).T, full_matrices=False)
         back = scale[:, None] * vt.T / np.maximum(spectrum, 1e-9)  # dx = back @ z
@@ -676,7 +676,7 @@ def _finish(form, objective, columns, observed, w, centre, lower, upper, fixed, 
     for name in form.powers:
         if theta[form.names.index(name)] <= -690.0:
             params[name] = 0.0
-    params |= fixed
+    params.update(fixed)
     x = form.features(columns, centre)
     y = observed / np.exp(centre.log_loss)
     r = residuals(form, theta[None], x, y[None], objective.is_log)[0]

@@ -153,7 +153,7 @@ def _solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
 
 
 def _damped_step(d: Derivatives, g: Array, held: Array, damping: Array) -> Array:
-    """Newton step with ``held`` components at rest; the majoriser stands in for a Hessian that is not positive."""
+    """Newton step with ``held`` components at rest; by the majoriser where the Hessian is not positive."""
     eye = np.eye(g.shape[1])
     diagonal = np.einsum("bii->bi", d.majoriser)
     scale = np.where(held, 1.0, 1.0 / np.sqrt(np.maximum(diagonal, 1e-290)))
@@ -199,14 +199,14 @@ def minimise(
     if b > size:
         parts = []
         for i in range(0, b, size):
-            rows = slice(i, i + size)
+            block = slice(i, i + size)
             parts.append(
                 minimise(
                     form,
-                    start[rows],
+                    start[block],
                     x,
-                    loss if len(loss) == 1 else loss[rows],
-                    weights if len(weights) == 1 else weights[rows],
+                    loss if len(loss) == 1 else loss[block],
+                    weights if len(weights) == 1 else weights[block],
                     delta,
                     is_log,
                     lower,

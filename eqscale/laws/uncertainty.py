@@ -108,7 +108,7 @@ def bootstrap(
 
 
 def _restart(fit: Fit) -> Array:
-    """Where refits start: at the fit, with terms that vanished made small instead, so that they may come back."""
+    """Where refits start: at the fit, with vanished terms made small instead, so that they may return."""
     start = fit.theta.copy()
     for prefactor, (exponent, _) in fit.form.powers.items():
         i, j = fit.form.names.index(prefactor), fit.form.names.index(exponent)
