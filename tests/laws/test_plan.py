@@ -58,8 +58,6 @@ def test_gap_plans_runs_for_both_arms(arms):
     plan = plan_runs(parse_question("gap@1e22", arms), arms, budget=1e21, runs=12)
     assert {r.arm for r in plan.runs} == {"plain", "better"}
     assert plan.runs[-1].expected_se < 0.8 * plan.se_now
-    one_run = plan_runs(parse_question("gap@1e22", arms), arms, budget=1e21, runs=1)
-    assert one_run.cost > 1e19  # with one run to make, it is no cheap one
 
 
 def test_published_gain_of_choosing_runs_well(chinchilla):
