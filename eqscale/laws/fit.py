@@ -70,7 +70,7 @@ class Fit:
     @property
     def converged(self) -> bool:
         """Whether the verdict is anything but ``not converged``."""
-        return not self.verdict.startswith("not converged")
+        return "not converged" not in self.verdict
 
     @cached_property
     def features(self) -> dict[str, Array]:
@@ -513,9 +513,10 @@ def fit_internal(
     path = [d for d in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8) if d > target]
     starting = len(theta)
     for delta in path:
-        theta, f, _ = solve(theta, delta, *((1e-7, 150) if objective.kind == "lad" else (1e-4, 40)))
+        theta, f, _ = solve(theta, delta, *((1e-7, 150) if objective.kind == "lad" else (1e-4, 25)))
         theta = _best_distinct(theta, f, 12 if len(y) <= 100 else 6)
-    theta, f, done = solve(theta, target, 1e-15)
+    theta, f, _ = solve(theta, target, 1e-7, 50)
+    theta, f, done = solve(_best_distinct(theta, f, 8 if len(y) <= 100 else 4), target, 1e-15)
     late = ~done & (f <= f.min() * 1.001)
     if late.any():
         theta[late], f[late], _ = solve(theta[late], target, 1e-15, 2000)
@@ -529,7 +530,9 @@ def fit_internal(
         smooth = solve(smooth, target, 1e-15, 500)[0]
         value = np.sum(w * np.abs(residuals(form, smooth, x, y[None], True)), axis=1)
         theta[value < f], f = smooth[value < f], np.minimum(f, value)
-    best = int(np.argmin(f))
+    # of equal minima (noise-free data) the one with the fewest terms
+    equal = f <= f.min() * (1 + 1e-12) + _ROUNDING * len(y)
+    best = int(np.argmin(np.where(equal, -1.0 - np.sum(theta < -690.0, axis=1), f)))
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
     minima = _distinct(f if objective.is_log else f * np.exp(2 * centre.log_loss))
     return _finish(
@@ -558,13 +561,14 @@ def _distinct(f: Array) -> list[float]:
     return out
 
 
+_ROUNDING = 1e-29  # objective per run below which residuals are rounding errors
 _VANISHED = 1e-9  # a term below this fraction of every loss has left the law
 
 
 def _with_faces(form, theta, f, x, y, w, objective, lower, upper):
     """Replace a term that fades away by its face (prefactor exactly 0), if the face is at least as good."""
     theta, f = theta.copy(), f.copy()
-    for k in range(len(theta)):
+    for k in np.flatnonzero(f <= 1.2 * f.min() + _ROUNDING * len(y)):
         for prefactor in form.powers:
             i = form.names.index(prefactor)
             if lower[i] == upper[i]:
@@ -762,8 +766,11 @@ def _verdict(fit: Fit, c: Certificate) -> str:
     """The state of the fit in words."""
     if not np.isfinite(fit.objective) or not np.isfinite(c.decrement):
         return "not converged: the objective is not finite"
+    late = ""
     if c.decrement > 1e-9 and c.gradient > 1e-6:
-        return f"not converged: one more step would lower the objective by {c.decrement:.1e} (relative)"
+        late = f"not converged: one more step would lower the objective by {c.decrement:.1e} (relative)"
+        if c.condition < 1e10:
+            return late
     boundary = f"on boundary: {', '.join(c.active_bounds)}" if c.active_bounds else ""
     idle = [fit.form.powers[p][0] for p in fit.form.powers if fit.params[p] == 0.0 and p not in fit.fixed]
     vague = _vague_parameters(fit)
@@ -774,8 +781,8 @@ def _verdict(fit: Fit, c: Certificate) -> str:
             what = f"{c.weakest_direction} ({'; '.join(vague)})"
         else:
             what = f"{c.weakest_direction} (condition {c.condition:.0e})"
-        return f"unidentified: direction {what}" + (f"; {boundary}" if boundary else "")
-    return boundary or "converged"
+        return "; ".join(filter(None, (f"unidentified: direction {what}", boundary, late)))
+    return late or boundary or "converged"
 
 
 def _vague_parameters(fit: Fit) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from eqscale.errors import InputError
 from eqscale.laws.fit import Coefficients, Fit
-from eqscale.laws.uncertainty import Bootstrap
+from eqscale.laws.uncertainty import Bootstrap, percentiles
 
 Array = np.ndarray
 
@@ -290,11 +290,10 @@ def frontier(
     robust: dict[str, Band] = {}
     if boot is not None:
         values = boot.values(stacked)
-        tail = 50 * (1 - level)
-        robust = bands(*np.nanpercentile(values, [tail, 100 - tail], axis=0))
+        robust = bands(*percentiles(values, level))
         r = fit.residuals if fit.loss.is_log else np.log1p(fit.residuals / (fit.observed - fit.residuals))
         drawn = np.random.default_rng(boot.seed).choice(r, (boot.resamples, 1))
-        new = np.nanpercentile(values[:, 2 * k :] + drawn, [tail, 100 - tail], axis=0)
+        new = percentiles(values[:, 2 * k :] + drawn, level)
         robust["new_run"] = Band(np.exp(new[0]), np.exp(new[1]))
     spent = cost.cost(fit.columns["N"], fit.columns["D"])
     inside = (spent.min() * (1 - 1e-9) <= C) & (spent.max() * (1 + 1e-9) >= C)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,10 +49,17 @@ class Bootstrap:
 
     def interval(self, quantity: Quantity, level: float = 0.95) -> tuple[Array, Array]:
         """Percentile interval of a quantity, each (k,)."""
-        v = self.values(quantity).reshape(self.resamples, -1)
-        tail = 50 * (1 - level)
-        low, high = np.nanpercentile(v, [tail, 100 - tail], axis=0)
-        return low, high
+        return percentiles(self.values(quantity).reshape(self.resamples, -1), level)
+
+
+def percentiles(values: Array, level: float = 0.95) -> tuple[Array, Array]:
+    """Central percentile interval of each column, over its finite values; NaN where there are none."""
+    tail = 50 * (1 - level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column without a finite value
+        finite = np.where(np.isfinite(values), values, np.nan)
+        low, high = np.nanpercentile(finite, [tail, 100 - tail], axis=0)
+    return low, high
 
 
 def bootstrap(
