@@ -533,6 +533,13 @@ def fit_internal(
     # of equal minima (noise-free data) the one with the fewest terms
     equal = f <= f.min() * (1 + 1e-12) + _ROUNDING * len(y)
     best = int(np.argmin(np.where(equal, -1.0 - np.sum(theta < -690.0, axis=1), f)))
+    # a parameter within rounding of its bound belongs on it, or the slope there would look like work undone
+    at_low, at_high = (np.abs(theta[best] - bound) < 1e-9 for bound in (lower, upper))
+    snapped = np.where(at_low, lower, np.where(at_high, upper, theta[best]))
+    if objective.kind != "lad" and (snapped != theta[best]).any():
+        t, g, _ = solve(snapped[None], target, 1e-15)
+        if g[0] <= f[best] * (1 + 1e-12):
+            theta[best] = t[0]
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
     minima = _distinct(f if objective.is_log else f * np.exp(2 * centre.log_loss))
     return _finish(

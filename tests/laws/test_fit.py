@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import check_grad
+from scipy.optimize import check_grad, nnls
 
 from eqscale.errors import InputError
 from eqscale.laws import FORMS, alloc_exponents, fit
 from eqscale.laws.forms import Centre
 from eqscale.laws.solver import derivatives
+from eqscale.laws.varpro import nonnegative_least_squares
 
 # reference/laws.md, section 1.3: the minimum of the log-Huber(1e-3) objective on the 240 runs
 LOG_HUBER = {"E": 1.81722, "A": 477.826, "B": 2143.42, "alpha": 0.34731, "beta": 0.36717}
@@ -230,3 +231,12 @@ def test_too_few_distinct_runs(isoflop):
 def test_bad_options_are_named(isoflop, options, message):
     with pytest.raises(InputError, match=message):
         fit(isoflop.N, isoflop.D, isoflop.loss, **options)
+
+
+def test_nonnegative_least_squares_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        design = rng.uniform(0, 1, (10, 3))
+        target = rng.normal(size=10) + design @ rng.normal(size=3)
+        found, _ = nonnegative_least_squares((design.T @ design)[None], (design.T @ target)[None], (0, 1, 2))
+        np.testing.assert_allclose(found[0], nnls(design, target)[0], atol=1e-8)
