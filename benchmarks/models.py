@@ -1,0 +1,445 @@
+"""Speed and memory of GATr against the dense formulation, other packages and a plain transformer.
+
+    python benchmarks/models.py [--only networks,study] [--threads 1,2] [--json FILE]
+
+All contestants run in one process, in rounds with rotating order; a figure is the median of the rounds, a
+ratio is taken within this run. Forward + backward unless said otherwise; float32. "ours" is the untyped
+formulation, which computes the dense formulation's function with its parameters (asserted before anything is
+timed); "ours, typed" has half true and half pseudo channels: the E(3)-exact network that the study uses, of
+as many channels. The two other packages compute networks of equal size, not the same function: `pip install
+ezgatr lgatr` (extra `bench`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import itertools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from dense_gatr import DenseGATr
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops, native
+from eqscale.models.gatr.bilinear import Bilinear, Products
+from eqscale.models.gatr.layout import Layout
+from eqscale.models.gatr.linear import Assembly, Linear, LinearMap, apply_linear
+from eqscale.models.transformer import Transformer, TransformerConfig
+
+HEADS = 8
+NETWORKS = ((8, 16, 4), (16, 32, 6), (32, 64, 8))  # multivector channels, scalars, blocks
+TOKENS = ((16, 32), (4, 256))  # batch, tokens
+STUDY = ((2, 4, 2, 2), (4, 8, 2, 2), (8, 16, 3, 4), (16, 32, 4, 4))  # channels, scalars, blocks, heads
+STUDY_BATCH, STUDY_TOKENS = 64, 31
+
+Step = Callable[[], object]
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """Inside, GATr runs on ATen operations only."""
+    available = native.available
+    native.available = lambda x: False
+    try:
+        yield
+    finally:
+        native.available = available
+
+
+def interleaved(steps: dict[str, Step], rounds: int, least: float) -> dict[str, float]:
+    """Median seconds a call; each round takes every contestant once, starting with another one."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    names = list(steps)
+    for r in range(rounds):
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            start, calls = time.perf_counter(), 0
+            while time.perf_counter() - start < least:
+                steps[name]()
+                calls += 1
+            times[name].append((time.perf_counter() - start) / calls)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def training_step(function: Callable[[], tuple[Tensor, ...]], parameters: list[Tensor]) -> Step:
+    """Forward + backward from a given gradient of the outputs."""
+    gradients = [torch.randn_like(out) for out in function() if out.numel()]
+
+    def step() -> None:
+        outputs = [out for out in function() if out.numel()]
+        torch.autograd.grad(outputs, parameters, gradients, allow_unused=True)
+
+    return step
+
+
+def forward_step(function: Callable[[], tuple[Tensor, ...]]) -> Step:
+    """Forward only."""
+
+    def step() -> None:
+        with torch.no_grad():
+            function()
+
+    return step
+
+
+def eager(step: Step) -> Step:
+    """The step on ATen operations only."""
+
+    def run() -> None:
+        with without_kernels():
+            step()
+
+    return run
+
+
+def saved_bytes(step: Step) -> int:
+    """Bytes of distinct activations that autograd keeps for the backward pass."""
+    seen: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        step()
+    return sum(seen.values())
+
+
+def peak_gflops() -> float:
+    """Measured GFLOP/s of a large matrix product."""
+    a = torch.randn(1024, 1024)
+    seconds = interleaved({"mm": lambda: a @ a}, 5, 0.2)["mm"]
+    return 2 * 1024**3 / seconds / 1e9
+
+
+def untyped(c: int, s: int, blocks: int, heads: int) -> GATrConfig:
+    return GATrConfig(1, 0, 1, 1, 0, 1, c, 0, s, blocks, heads=heads, symmetry="published")
+
+
+def typed(c: int, s: int, blocks: int, heads: int) -> GATrConfig:
+    return GATrConfig(1, 1, 1, 1, 1, 1, c // 2, c - c // 2, s, blocks, heads=heads)
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def plain(width: int, depth: int) -> Transformer:
+    heads = next(h for h in (8, 4, 2, 1) if width % h == 0)
+    return Transformer(
+        TransformerConfig(in_features=17, out_features=17, width=width, depth=depth, heads=heads)
+    )
+
+
+def plain_of_parameters(parameters: int, depth: int) -> Transformer:
+    """Plain transformer of ``depth`` blocks with about as many parameters."""
+    widths = range(8, 1024, 8)
+    return plain(min(widths, key=lambda w: abs(parameter_count(plain(w, depth)) - parameters)), depth)
+
+
+@dataclasses.dataclass
+class Contestant:
+    """A module, how to call it, and whether ATen only."""
+
+    module: nn.Module
+    call: Callable[[], tuple[Tensor, ...]]
+    flops: float
+    aten: bool = False
+
+    def steps(self) -> tuple[Step, Step]:
+        """Forward, forward + backward."""
+        pair = forward_step(self.call), training_step(self.call, list(self.module.parameters()))
+        return (eager(pair[0]), eager(pair[1])) if self.aten else pair
+
+
+def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int) -> dict[str, Contestant]:
+    """All networks of one size on one batch; FLOPs are those of a training step as executed."""
+    torch.manual_seed(0)
+    x, scalars = torch.randn(batch, tokens, 1, 16), torch.randn(batch, tokens, 1)
+    pair = torch.randn(batch, tokens, 2, 16)
+    net, exact = GATr(untyped(c, s, blocks, heads)), GATr(typed(c, s, blocks, heads))
+    dense = DenseGATr(net)
+    for a, b in zip(net(x, scalars), dense(x, scalars), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+    def executed(config: GATrConfig) -> float:
+        return gatr_training_flops(config).executed.total(batch * tokens, batch * tokens**2)
+
+    def counted(call: Callable[[], tuple[Tensor, ...]], module: nn.Module) -> float:
+        with FlopCounterMode(display=False) as counter:
+            training_step(call, list(module.parameters()))()
+        return float(counter.get_total_flops())
+
+    flat = torch.cat([x.flatten(2), scalars], -1)
+    out = {
+        "dense": Contestant(dense, lambda: dense(x, scalars), counted(lambda: dense(x, scalars), dense)),
+        "ours": Contestant(net, lambda: net(x, scalars), executed(net.config)),
+        "ours, typed": Contestant(exact, lambda: exact(pair, scalars), executed(exact.config)),
+        "ours, ATen only": Contestant(net, lambda: net(x, scalars), executed(net.config), aten=True),
+        "ours, typed, ATen only": Contestant(
+            exact, lambda: exact(pair, scalars), executed(exact.config), aten=True
+        ),
+    }
+    for name, model in (
+        ("plain, equal nominal FLOPs", plain(16 * c + s, blocks)),
+        ("plain, equal parameters", plain_of_parameters(parameter_count(net), blocks)),
+    ):
+        call = functools_call(model, flat)
+        out[name] = Contestant(model, call, counted(call, model))
+    if importlib.util.find_spec("ezgatr"):
+        from ezgatr.nets.mv_only_gatr import MVOnlyGATrConfig, MVOnlyGATrModel
+
+        # Every head of ezgatr has full width: two of them cost about what the others spend.
+        config = MVOnlyGATrConfig(
+            num_layers=blocks,
+            size_context=max(tokens, 32),
+            size_channels_hidden=c,
+            size_channels_intermediate=c,
+            attn_num_heads=2,
+            attn_is_causal=False,
+        )
+        ezgatr = MVOnlyGATrModel(config)
+        call = functools_call(ezgatr, x)
+        out["ezgatr"] = Contestant(ezgatr, call, counted(call, ezgatr))
+    if importlib.util.find_spec("lgatr"):
+        from lgatr import LGATr
+
+        lgatr = LGATr(
+            num_blocks=blocks,
+            in_mv_channels=1,
+            out_mv_channels=1,
+            hidden_mv_channels=c,
+            in_s_channels=1,
+            out_s_channels=1,
+            hidden_s_channels=s,
+            attention={"num_heads": heads, "multi_query": True, "attn_ratio": 2},
+            mlp={"mlp_ratio": 2},
+        )
+        lgatr_call = lambda: lgatr(x, scalars=scalars)  # noqa: E731
+        out["lgatr"] = Contestant(lgatr, lgatr_call, counted(lgatr_call, lgatr))
+    return out
+
+
+def functools_call(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Call of a module with one output, as a tuple."""
+    return lambda: (module(x),)
+
+
+def table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    print(f"\n**{title}**\n\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def networks(rounds: int, least: float) -> list[dict]:
+    """Whole networks."""
+    results = []
+    for (c, s, blocks), (batch, tokens) in itertools.product(NETWORKS, TOKENS):
+        entries = contestants(c, s, blocks, HEADS, batch, tokens)
+        peak = peak_gflops()
+        steps = {name: entry.steps() for name, entry in entries.items()}
+        forward = interleaved({name: pair[0] for name, pair in steps.items()}, rounds, least)
+        both = interleaved({name: pair[1] for name, pair in steps.items()}, rounds, least)
+        rows = []
+        for name, entry in entries.items():
+            speed = entry.flops / both[name] / 1e9
+            results.append(
+                {
+                    "part": "networks", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
+                    "batch": batch, "tokens": tokens, "threads": torch.get_num_threads(), "forward_s": forward[name],
+                    "training_s": both[name], "speedup_forward": forward["dense"] / forward[name],
+                    "speedup": both["dense"] / both[name], "flops": entry.flops, "gflops": speed,
+                    "share_of_peak": speed / peak, "parameters": parameter_count(entry.module),
+                }
+            )  # fmt: skip
+            rows.append(
+                [
+                    name, f"{1e3 * forward[name]:.1f}", f"{forward['dense'] / forward[name]:.2f}",
+                    f"{1e3 * both[name]:.1f}", f"{both['dense'] / both[name]:.2f}",
+                    f"{speed:.0f} ({100 * speed / peak:.0f} %)", f"{parameter_count(entry.module) / 1e3:.0f} k",
+                ]
+            )  # fmt: skip
+        title = f"C = {c}, S = {s}, {blocks} blocks, {batch} x {tokens} tokens, {torch.get_num_threads()} thread(s)"
+        head = [
+            "",
+            "forward ms",
+            "x dense",
+            "forward + backward ms",
+            "x dense",
+            "GFLOP/s (of peak)",
+            "parameters",
+        ]
+        table(title, head, rows)
+    return results
+
+
+def study(rounds: int, least: float) -> list[dict]:
+    """Shapes of the study: small channels, 31 tokens; milliseconds and samples a second."""
+    results, rows = [], []
+    for c, s, blocks, heads in STUDY:
+        entries = contestants(c, s, blocks, heads, STUDY_BATCH, STUDY_TOKENS)
+        entries = {name: entry for name, entry in entries.items() if name not in ("ezgatr", "lgatr")}
+        both = interleaved({name: entry.steps()[1] for name, entry in entries.items()}, rounds, least)
+        for name, seconds in both.items():
+            speed = entries[name].flops / seconds / 1e9
+            results.append(
+                {
+                    "part": "study", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
+                    "batch": STUDY_BATCH, "tokens": STUDY_TOKENS, "threads": torch.get_num_threads(),
+                    "training_s": seconds, "speedup": both["dense"] / seconds, "gflops": speed,
+                }
+            )  # fmt: skip
+            label = f"C = {c}, S = {s}, {blocks} blocks"
+            rows.append(
+                [label, name, f"{1e3 * seconds:.1f}", f"{both['dense'] / seconds:.2f}", f"{speed:.1f}"]
+            )
+    head = ["", "", "forward + backward ms", "x dense", "GFLOP/s"]
+    table(f"{STUDY_BATCH} x {STUDY_TOKENS} tokens, {torch.get_num_threads()} thread(s)", head, rows)
+    return results
+
+
+def linear(rounds: int, least: float) -> list[dict]:
+    """One equivariant linear map; a network assembles the weights of all its maps at once."""
+    results, rows = [], []
+    for (inputs, outputs), n in itertools.product(((8, 16), (16, 32), (32, 64)), (512, 4096)):
+        torch.manual_seed(0)
+        structure = LinearMap(Layout(inputs, 0, 0, ones=True), Layout(outputs, 0, 0))
+        layer = Linear(structure)
+        assembly = Assembly([layer])
+        dense = DenseGATr(GATr(untyped(8, 16, 1, HEADS)))
+        planar = torch.randn(structure.source.rows, n, requires_grad=True)
+        mv = torch.randn(n, inputs, 16, requires_grad=True)
+
+        def dense_linear(layer=layer, dense=dense, mv=mv) -> tuple[Tensor, ...]:
+            weight = torch.einsum("oib,bkl->oikl", layer.true, dense.basis)
+            return (torch.einsum("oikl,...il->...ok", weight, mv),)
+
+        def ours(structure=structure, assembly=assembly, planar=planar) -> tuple[Tensor, ...]:
+            return (apply_linear(planar, assembly()[0], structure),)
+
+        weights = [w.detach().requires_grad_() for w in assembly()[0]]
+
+        def assembled(structure=structure, planar=planar, weights=tuple(weights)) -> tuple[Tensor, ...]:
+            return (apply_linear(planar, weights, structure),)
+
+        steps = {
+            "dense": training_step(dense_linear, [layer.true, mv]),
+            "ours": training_step(ours, [layer.true, planar]),
+            "assembled": training_step(assembled, [*weights, planar]),
+        }
+        seconds = interleaved(steps, rounds, least)
+        ratios = [seconds["dense"] / seconds[name] for name in ("ours", "assembled")]
+        results.append(
+            {
+                "part": "linear", "inputs": inputs, "outputs": outputs, "tokens": n,
+                "threads": torch.get_num_threads(), **{f"{name}_s": x for name, x in seconds.items()},
+                "speedup": ratios[0], "speedup_assembled": ratios[1],
+            }
+        )  # fmt: skip
+        times = [f"{1e3 * x:.2f}" for x in seconds.values()]
+        rows.append([f"{inputs} -> {outputs}", str(n), *times, *(f"{ratio:.1f}" for ratio in ratios)])
+    head = ["", "tokens", "dense ms", "ours ms", "weights assembled before, ms", "x", "x"]
+    table(f"Equivariant linear, {torch.get_num_threads()} thread(s)", head, rows)
+    return results
+
+
+def products(rounds: int, least: float) -> list[dict]:
+    """Geometric product + join of C + C channels."""
+    results, rows = [], []
+    for n, c in itertools.product((512, 1024), (8, 16, 32)):
+        torch.manual_seed(0)
+        plan = Bilinear(c, 0, typed=False)
+        layer = Products(plan, Layout(c, 0, 0, ones=True))
+        dense = DenseGATr(GATr(untyped(8, 16, 1, HEADS)))
+        z = torch.randn(plan.inputs.rows, n, requires_grad=True)
+        passed, reference = torch.zeros(layer.passed.rows, n), torch.rand(n)
+        factors = torch.randn(n, 4 * c, 16, requires_grad=True)
+
+        def by_einsum(dense=dense, plan=plan, factors=factors, reference=reference) -> tuple[Tensor, ...]:
+            return (dense.products(plan, factors, reference[:, None, None]),)
+
+        def planar(layer=layer, z=z, passed=passed, reference=reference) -> tuple[Tensor, ...]:
+            return (layer(z, passed, reference),)
+
+        dense_step, step = training_step(by_einsum, [factors]), training_step(planar, [z])
+        seconds = interleaved({"dense": dense_step, "kernels": step, "ATen": eager(step)}, rounds, least)
+        fast, slow = (seconds["dense"] / seconds[name] for name in ("kernels", "ATen"))
+        results.append(
+            {
+                "part": "products", "tokens": n, "channels": c, "threads": torch.get_num_threads(),
+                **{f"{name}_s": x for name, x in seconds.items()}, "speedup_kernels": fast, "speedup_aten": slow,
+            }
+        )  # fmt: skip
+        rows.append(
+            [str(n), str(c), *(f"{1e3 * x:.2f}" for x in seconds.values()), f"{fast:.1f}", f"{slow:.1f}"]
+        )
+    head = ["tokens", "C", "dense ms", "kernels ms", "ATen ms", "x kernels", "x ATen"]
+    table(f"Geometric product + join, {torch.get_num_threads()} thread(s)", head, rows)
+    return results
+
+
+def memory(rounds: int, least: float) -> list[dict]:
+    """Activations kept for the backward pass (no timing: rounds and least are not used)."""
+    results, rows = [], []
+    for (c, s, blocks), (batch, tokens) in itertools.product(NETWORKS, TOKENS):
+        entries = contestants(c, s, blocks, HEADS, batch, tokens)
+        sizes = {name: saved_bytes(entry.steps()[1]) for name, entry in entries.items()}
+        for name, size in sizes.items():
+            results.append(
+                {
+                    "part": "memory", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
+                    "batch": batch, "tokens": tokens, "saved_bytes": size, "share_of_dense": size / sizes["dense"],
+                }
+            )  # fmt: skip
+            label = f"C = {c}, {batch} x {tokens}"
+            rows.append([label, name, f"{size / 2**20:.0f}", f"{size / sizes['dense']:.2f}"])
+    table("Activations kept for the backward pass", ["", "", "MiB", "of dense"], rows)
+    return results
+
+
+PARTS = {"linear": linear, "products": products, "networks": networks, "study": study, "memory": memory}
+
+
+def main() -> None:
+    """Run the chosen parts for each number of threads."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, comma-separated: {', '.join(PARTS)}")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads, comma-separated (default 1,2)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument(
+        "--least", type=float, default=0.1, help="seconds of repeated calls a sample (default 0.1)"
+    )
+    parser.add_argument("--json", help="write all figures to this file")
+    arguments = parser.parse_args()
+    parts = arguments.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--only: {', '.join(sorted(unknown))}; allowed are {', '.join(PARTS)}")
+    start = time.perf_counter()
+    native.available(torch.zeros(1))
+    print(
+        f"{platform.machine()}, torch {torch.__version__}; kernels ready after {time.perf_counter() - start:.1f} s"
+    )
+    results = []
+    for part, threads in itertools.product(parts, map(int, arguments.threads.split(","))):
+        if part == "memory" and threads != int(arguments.threads.split(",")[0]):
+            continue
+        torch.set_num_threads(threads)
+        results += PARTS[part](arguments.rounds, arguments.least)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""``eqscale ui``: the MLflow user interface, started light."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def register(verbs: argparse._SubParsersAction) -> None:
+    """Add the verb ``ui``."""
+    parser = verbs.add_parser("ui", help="open the runs of all studies in the MLflow UI")
+    parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
+    parser.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from mlflow.tracking import MlflowClient
+
+    from eqscale.errors import InputError
+    from eqscale.study.tracking import default_tracking_uri, experiment_link
+
+    uri = args.tracking_uri or default_tracking_uri(Path.cwd())
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise InputError(
+            f"there is no database at {uri!r}: run a study first, or name one with --tracking-uri"
+        )
+    try:
+        experiments = MlflowClient(tracking_uri=uri).search_experiments()
+    except Exception as error:
+        raise InputError(
+            f"MLflow tracking URI {uri!r} doesn't answer: {str(error).splitlines()[0]}"
+        ) from error
+    for experiment in experiments:
+        if experiment.name.startswith("eqscale-"):
+            print(f"{experiment.name}: {experiment_link(uri, experiment.experiment_id, args.port)}")
+    if uri.startswith("http"):
+        return 0
+    print("starting the server; stop it with Ctrl-C", flush=True)
+    # One worker and no job runner: a sixth of the memory and start-up time of the defaults.
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    os.execve(sys.executable, [*command, "--host", args.host, "--port", str(args.port)], environment)
+    return 0

@@ -1,0 +1,268 @@
+"""Equivariant linear maps on the planar layout: one matrix product for the head, one batched for the planes.
+
+Between channels of equal parity all Pin(3,0,1)-equivariant maps are five gains of the grades and four
+multiplications by e0 (arXiv 2305.18415, proposition 2). Scalar channels exchange with the invariant
+components of the multivectors: 1 of true, e0123 (and, as a source, e123) of pseudo channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from eqscale.algebra.blades import EUCLIDEAN, GRADES, IDEAL, INDEX
+from eqscale.models.gatr.layout import Layout
+
+MAPS = 9
+"""Free parameters of a pair of channels: w of grades 0-4, then v (multiply by e0) of grades 0-3."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A batch of dense products: rows [out, out + batch m) from rows [inp, inp + batch k), weights
+    (batch, m, k)."""
+
+    out: int
+    inp: int
+    batch: int
+    m: int
+    k: int
+
+    @property
+    def size(self) -> int:
+        """Number of assembled weights."""
+        return self.batch * self.m * self.k
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearMap:
+    """Structure of one linear map between two layouts; ``source`` must have its row of ones (the bias)."""
+
+    source: Layout
+    target: Layout
+    symmetric: bool = True
+
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The dense products; one for everything if not ``symmetric``."""
+        s, t = self.source, self.target
+        if not self.symmetric:
+            return (Block(0, 0, 1, t.rows, s.rows),)
+        head = Block(0, 0, 1, t.head, s.head)
+        planes_true = Block(t.head, s.head, 7, 2 * t.true, 2 * s.true)
+        planes_pseudo = Block(t.head + 14 * t.true, s.head + 14 * s.true, 7, 2 * t.pseudo, 2 * s.pseudo)
+        if t.true == t.pseudo and s.true == s.pseudo:
+            return head, dataclasses.replace(planes_true, batch=14)
+        return tuple(b for b in (head, planes_true, planes_pseudo) if b.m)
+
+    @functools.cached_property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameters: multivector maps per parity, scalars into and out of the rest, bias."""
+        s, t = self.source, self.target
+        if not self.symmetric:
+            return {"dense": (t.rows, s.rows - 1), "bias": (t.rows,)}
+        return {
+            "true": (t.true, s.true, MAPS),
+            "pseudo": (t.pseudo, s.pseudo, MAPS),
+            "from_scalars": (t.channels + t.scalars, s.scalars),
+            "to_scalars": (t.scalars, s.true + 2 * s.pseudo),
+            "bias": (t.channels + t.scalars,),
+        }
+
+    def index(self) -> Tensor:
+        """For each assembled weight (blocks in order), which parameter it is, 1-based, 0 = no weight; int64.
+
+        Parameters are numbered along the concatenation of ``parameter_shapes``.
+        """
+        s, t = self.source, self.target
+        number, first = {}, 1
+        for name, shape in self.parameter_shapes.items():
+            number[name] = torch.arange(first, first + math.prod(shape)).reshape(shape)
+            first += math.prod(shape)
+        full = torch.zeros(t.rows, s.rows, dtype=torch.int64)
+        bias_rows = list(range(t.rows))
+        if not self.symmetric:
+            full[:, [i for i in range(s.rows) if i != s.ones_row]] = number["dense"]
+        else:
+            for true in (True, False):
+                outs = [c for c in range(t.channels) if t.is_true(c) == true]
+                ins = [c for c in range(s.channels) if s.is_true(c) == true]
+                maps = number["true" if true else "pseudo"]
+                if not outs or not ins:
+                    continue
+                out_rows = torch.tensor([t.multivector(c) for c in outs])
+                in_rows = torch.tensor([s.multivector(c) for c in ins])
+                for component in range(16):
+                    full[out_rows[:, None, component], in_rows[None, :, component]] = maps[
+                        ..., GRADES[component]
+                    ]
+                for a, b in zip(EUCLIDEAN, IDEAL, strict=True):
+                    full[out_rows[:, None, b], in_rows[None, :, a]] = maps[..., 5 + GRADES[a]]
+            scalars_in = [s.scalar(i) for i in range(s.scalars)]
+            scalars_out = [t.scalar(i) for i in range(t.scalars)]
+            bias_rows = [t.invariant(c) for c in range(t.channels)] + scalars_out
+            full[torch.tensor(bias_rows)[:, None], torch.tensor(scalars_in, dtype=torch.int64)] = number[
+                "from_scalars"
+            ]
+            read = [s.invariant(c) for c in range(s.channels)]
+            read += [s.multivector(c)[INDEX["e123"]] for c in range(s.true, s.channels)]
+            full[torch.tensor(scalars_out, dtype=torch.int64)[:, None], torch.tensor(read)] = number[
+                "to_scalars"
+            ]
+        full[torch.tensor(bias_rows), s.ones_row] = number["bias"]
+        pieces = []
+        for block in self.blocks:
+            for i in range(block.batch):
+                out, inp = block.out + i * block.m, block.inp + i * block.k
+                pieces.append(full[out : out + block.m, inp : inp + block.k].flatten())
+        return torch.cat(pieces)
+
+
+class Linear(nn.Module):
+    """Parameters of one :class:`LinearMap`; the network assembles the weights of all maps at once."""
+
+    bias: Tensor
+
+    def __init__(self, linear_map: LinearMap, *, gain: float = 1.0):
+        super().__init__()
+        self.map = linear_map
+        for name, shape in linear_map.parameter_shapes.items():
+            if math.prod(shape):
+                self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.reset(gain)
+
+    @torch.no_grad()
+    def reset(self, gain: float) -> None:
+        """Uniform initialisation with the fan-in of the map, as GATr's (arXiv 2311.04744, appendix)."""
+        s, channels = self.map.source, self.map.target.channels
+        half = math.sqrt(0.5)
+        # Components with two sources (a grade and e0 times a lower one, or a scalar) share the variance.
+        gains = torch.tensor([half if s.scalars else 1.0, 1.0, 1.0, half, half, half, half, half, half])
+        to_scalars = math.sqrt(s.scalars + s.true + 2 * s.pseudo + 1)
+        for name, parameter in self.named_parameters():
+            parameter.uniform_(-gain, gain)
+            if name in ("true", "pseudo"):
+                parameter.mul_(gains / math.sqrt(parameter.shape[1]))
+            elif name == "dense":
+                parameter.div_(math.sqrt(parameter.shape[1]))
+            elif name == "to_scalars":
+                parameter.div_(to_scalars)
+            else:  # from_scalars and bias: first the rows of multivectors, then those of scalars
+                parameter[:channels].mul_(half / math.sqrt(s.scalars + 1))
+                parameter[channels:].div_(to_scalars)
+
+    def extra_repr(self) -> str:
+        """Channels, for printing the module."""
+        s, t = self.map.source, self.map.target
+        return f"true {s.true}->{t.true}, pseudo {s.pseudo}->{t.pseudo}, scalars {s.scalars}->{t.scalars}"
+
+
+class Assembly:
+    """Gathers the weights of many linear maps from their parameters in one operation."""
+
+    def __init__(self, linears: list[Linear]):
+        self.linears = linears
+        index, first = [], 0
+        for linear in linears:
+            own = linear.map.index()
+            index.append(torch.where(own > 0, own + first, 0))
+            first += sum(math.prod(shape) for shape in linear.map.parameter_shapes.values())
+        self.index = torch.cat(index)
+        self.blocks = [block for linear in linears for block in linear.map.blocks]
+        self.sizes = [block.size for block in self.blocks]
+
+    def __call__(self) -> list[tuple[Tensor, ...]]:
+        """Weights of each linear map, one tensor (batch, m, k) or (m, k) per block."""
+        parameters = [
+            p.flatten() for linear in self.linears for p in linear._parameters.values() if p is not None
+        ]
+        bank = torch.cat([parameters[0].new_zeros(1), *parameters])
+        if self.index.device != bank.device:
+            self.index = self.index.to(bank.device)
+        flat = (
+            bank.index_select(0, self.index)
+            if torch.compiler.is_compiling()
+            else _Gather.apply(bank, self.index)
+        )
+        pieces = iter(zip(self.blocks, flat.split(self.sizes), strict=True))
+        out = []
+        for linear in self.linears:
+            weights = []
+            for _ in linear.map.blocks:
+                block, piece = next(pieces)
+                weights.append(
+                    piece.view(block.m, block.k) if block.batch == 1 else piece.view(block.batch, block.m, -1)
+                )
+            out.append(tuple(weights))
+        return out
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, bank: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = bank.shape[0]
+        return bank.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (index,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.size).index_add_(0, index, gradient), None
+
+
+def apply_linear(
+    x: Tensor, weights: tuple[Tensor, ...], linear_map: LinearMap, residual: Tensor | None = None
+) -> Tensor:
+    """Linear map of planar activations (source rows, N) -> (target rows, N), plus ``residual``."""
+    if torch.compiler.is_compiling():
+        parts = []
+        for block, w in zip(linear_map.blocks, weights, strict=True):
+            part = x[block.inp : block.inp + block.batch * block.k]
+            if block.batch == 1:
+                parts.append(w @ part)
+            else:
+                parts.append(torch.bmm(w, part.unflatten(0, (block.batch, block.k))).flatten(0, 1))
+        out = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return out if residual is None else out + residual
+    return _Linear.apply(x, residual, linear_map, *weights)
+
+
+def _part(x: Tensor, first: int, batch: int, size: int) -> Tensor:
+    part = x[first : first + batch * size]
+    return part if batch == 1 else part.view(batch, size, -1)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, linear_map, *weights):
+        out = x.new_empty(linear_map.target.rows, x.shape[1])
+        for b, w in zip(linear_map.blocks, weights, strict=True):
+            source, target = _part(x, b.inp, b.batch, b.k), _part(out, b.out, b.batch, b.m)
+            if residual is None:
+                (torch.mm if b.batch == 1 else torch.bmm)(w, source, out=target)
+            else:
+                add = torch.addmm if b.batch == 1 else torch.baddbmm
+                add(_part(residual, b.out, b.batch, b.m), w, source, out=target)
+        ctx.save_for_backward(x, *weights)
+        ctx.linear_map, ctx.has_residual = linear_map, residual is not None
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        x, *weights = ctx.saved_tensors
+        g = g.contiguous()
+        gx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        gw = []
+        if gx is not None and sum(b.batch * b.k for b in ctx.linear_map.blocks) < x.shape[0]:
+            gx.zero_()  # channels of a parity that the target does not have
+        for b, w in zip(ctx.linear_map.blocks, weights, strict=True):
+            gt = _part(g, b.out, b.batch, b.m)
+            multiply = torch.mm if b.batch == 1 else torch.bmm
+            if gx is not None:
+                multiply(w.mT, gt, out=_part(gx, b.inp, b.batch, b.k))
+            gw.append(multiply(gt, _part(x, b.inp, b.batch, b.k).mT))
+        return gx, g if ctx.has_residual else None, None, *gw

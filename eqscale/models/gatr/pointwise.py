@@ -1,0 +1,179 @@
+"""Equivariant layer norm and gated GELU on the planar layout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from eqscale.algebra.blades import EUCLIDEAN
+from eqscale.models.gatr import native
+from eqscale.models.gatr.layout import Layout, table
+
+NORM_EPS = 0.01
+"""Smallest mean square of the multivectors (arXiv 2311.04744)."""
+_SCALAR_EPS = 1e-5
+
+
+class Norm(nn.Module):
+    """x / sqrt(max(mean over channels of <x, x>, 0.01)); plain layer norm, without affine, for the scalars.
+
+    (stream.rows, N) -> the same with a row of ones.
+    """
+
+    euclidean: Tensor
+
+    def __init__(self, stream: Layout):
+        super().__init__()
+        self.stream = stream
+        self.out = Layout(stream.true, stream.pseudo, stream.scalars, ones=True)
+        euclidean = {
+            row for c in range(stream.channels) for row in (stream.multivector(c)[i] for i in EUCLIDEAN)
+        }
+        rows = []
+        for c in range(stream.channels):
+            for a, b in zip(stream.multivector(c), self.out.multivector(c), strict=True):
+                rows.append((a, b, int(a in euclidean)))
+        self.kernel_rows = table(sorted(rows), 3)
+        self.kernel_scalars = table(
+            [(stream.scalar(i), self.out.scalar(i)) for i in range(stream.scalars)], 2
+        )
+        self.register_buffer("euclidean", torch.tensor(sorted(euclidean)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised activations with the row of ones."""
+        if native.available(x):
+            return _NativeNorm.apply(x, self)
+        c, head = 2 * self.stream.channels, self.stream.head
+        mean = x.index_select(0, self.euclidean).square().sum(0) / self.stream.channels
+        factor = mean.clamp(min=NORM_EPS).rsqrt()
+        scalars = x[c:head]
+        if self.stream.scalars:
+            variance, center = torch.var_mean(scalars, 0, correction=0)
+            scalars = (scalars - center) * (variance + _SCALAR_EPS).rsqrt()
+        return torch.cat([x[:c] * factor, scalars, torch.ones_like(x[:1]), x[head:] * factor])
+
+
+class _NativeNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer):
+        x, n = x.contiguous(), x.shape[1]
+        out, scale = x.new_empty(layer.out.rows, n), x.new_empty(2, n)
+        native.call(
+            "norm",
+            x.dtype,
+            x,
+            out,
+            scale,
+            n,
+            layer.kernel_rows,
+            len(layer.kernel_rows),
+            layer.kernel_scalars,
+            layer.stream.scalars,
+            layer.out.ones_row,
+            layer.stream.channels,
+            NORM_EPS,
+            _SCALAR_EPS,
+        )
+        ctx.save_for_backward(out, scale)
+        ctx.layer = layer
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        out, scale = ctx.saved_tensors
+        layer, g = ctx.layer, g.contiguous()
+        gx = g.new_empty(layer.stream.rows, g.shape[1])
+        native.call(
+            "norm_gradient",
+            g.dtype,
+            out,
+            scale,
+            g,
+            gx,
+            g.shape[1],
+            layer.kernel_rows,
+            len(layer.kernel_rows),
+            layer.kernel_scalars,
+            layer.stream.scalars,
+            layer.stream.channels,
+        )
+        return gx, None
+
+
+class Gate(nn.Module):
+    """Gated GELU: each multivector times the GELU of its invariant component, GELU of the scalars (tanh
+    form).
+
+    The invariant component is 1 in true and e0123 in pseudo channels. (source.rows, N) -> with a row of ones.
+    """
+
+    gates: Tensor
+
+    def __init__(self, source: Layout):
+        super().__init__()
+        self.source = source
+        self.out = Layout(source.true, source.pseudo, source.scalars, ones=True)
+        self.kernel_rows = table(
+            [
+                (*source.multivector(c), *self.out.multivector(c), source.invariant(c), 0)
+                for c in range(source.channels)
+            ]
+        )
+        self.kernel_scalars = table(
+            [(source.scalar(i), self.out.scalar(i)) for i in range(source.scalars)], 2
+        )
+        channel = {row: c for c in range(source.channels) for row in source.multivector(c)}
+        rows = [channel[r] for r in sorted(channel)]
+        gates = torch.tensor([source.invariant(c) for c in range(source.channels)])
+        self.register_buffer("gates", gates[torch.tensor(rows)], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activated features with the row of ones."""
+        if native.available(x):
+            return _NativeGate.apply(x, self)
+        c, head = 2 * self.source.channels, self.source.head
+        gate = functional.gelu(x.index_select(0, self.gates), approximate="tanh")
+        scalars = functional.gelu(x[c:head], approximate="tanh")
+        return torch.cat([x[:c] * gate[:c], scalars, torch.ones_like(x[:1]), x[head:] * gate[c:]])
+
+
+class _NativeGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer):
+        x, n = x.contiguous(), x.shape[1]
+        out = x.new_empty(layer.out.rows, n)
+        native.call(
+            "gate",
+            x.dtype,
+            x,
+            out,
+            n,
+            layer.kernel_rows,
+            layer.source.channels,
+            layer.kernel_scalars,
+            layer.source.scalars,
+            layer.out.ones_row,
+        )
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        layer, g = ctx.layer, g.contiguous()
+        gx = torch.empty_like(x)
+        native.call(
+            "gate_gradient",
+            x.dtype,
+            x,
+            g,
+            gx,
+            x.shape[1],
+            layer.kernel_rows,
+            layer.source.channels,
+            layer.kernel_scalars,
+            layer.source.scalars,
+        )
+        return gx, None

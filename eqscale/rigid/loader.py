@@ -1,0 +1,86 @@
+"""Batches for a trainer, built ahead of it on a GPU and in step with it on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Generator, Iterable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from eqscale.rigid.batch import Batch
+from eqscale.rigid.windows import Windows
+
+T = TypeVar("T")
+
+_DEPTH = 3
+"""Batches made ahead: enough to ride out a slow disk read, little pinned memory."""
+
+
+def batches(
+    windows: Windows,
+    order: Iterable[np.ndarray],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Generator[Batch, None, None]:
+    """The batches of the index arrays in ``order``, on the device, in that order.
+
+    On a GPU a thread builds them ahead in pinned memory and copies without blocking. On a CPU the trainer's
+    own threads need the cores, and a second thread would only take turns with them.
+    """
+    if torch.device(device).type == "cpu":
+        for indices in order:
+            yield windows.batch(indices, dtype=dtype)
+        return
+    pinned = (_pin(windows.batch(indices, dtype=dtype)) for indices in order)
+    for batch in ahead(pinned, _DEPTH):
+        yield batch.to(device, non_blocking=True)
+
+
+def _pin(batch: Batch) -> Batch:
+    return Batch(**{f.name: getattr(batch, f.name).pin_memory() for f in dataclasses.fields(batch)})
+
+
+def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
+    """The items, in order, made up to ``depth`` ahead by a thread; its exceptions are raised here.
+
+    The thread ends when the generator is exhausted or closed.
+    """
+    slots: queue.Queue = queue.Queue(depth)
+    closed = threading.Event()
+    end = object()
+
+    def hand_over(message: tuple[object, BaseException | None]) -> bool:
+        while not closed.is_set():
+            try:
+                slots.put(message, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not hand_over((item, None)):
+                    return
+            hand_over((end, None))
+        except BaseException as error:
+            hand_over((end, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = slots.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        closed.set()
+        thread.join()

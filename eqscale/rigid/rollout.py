@@ -1,0 +1,138 @@
+"""Rollouts: a predictor fed with its own predictions for one second, six times 1/6 s.
+
+The target holds positions only, so each step turns a predicted displacement into a state: a Kabsch fit
+gives position and orientation, and the velocities follow from taking the residual to ballistic motion as one
+impulse at an unknown moment of the interval. If that moment is uniform, the least-squares estimate of the
+impulse is 3/2 of residual / T. What this guess costs a perfect predictor is measured in docs/benchmark.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqscale.errors import InputError
+from eqscale.rigid.batch import Batch
+from eqscale.rigid.metrics import Predictor
+from eqscale.rigid.motion import Objects, ballistic, kabsch, place, rotation_angle, rotation_vector
+from eqscale.rigid.symmetry import translate
+from eqscale.rigid.windows import FRAMES, Windows
+
+STEPS = 6
+
+_IMPULSE = 1.5
+"""E[impulse x residual] T / E[residual^2] for residual = impulse (T - moment), moment uniform in 0..T."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Root mean squared errors after each step; objects, then windows have equal weight."""
+
+    time_s: np.ndarray
+    """(STEPS,)."""
+    translation_rmse_m: np.ndarray
+    """Of the centres of mass, (STEPS,)."""
+    rotation_rmse_deg: np.ndarray
+    """(STEPS,)."""
+    n_windows: int
+    n_scenes: int
+
+
+def step(batch: Batch, residual: Tensor, windows: Windows) -> Batch:
+    """The state that a residual (B, T, 3) in m leads to after the horizon, as a batch of rigid objects.
+
+    Coordinates stay those of ``batch`` (not centred again); target and contact are unknown and zero.
+    """
+    objects = Objects(batch)
+    flight = ballistic(batch, objects, windows.time, windows.time_step)
+    rotation, center = kabsch(batch, objects, flight.position + residual * batch.mask[..., None])
+    velocity = flight.velocity + _IMPULSE / windows.time * (center - flight.center)
+    kick = rotation_vector(rotation @ flight.rotation.transpose(-1, -2))
+    omega = flight.spin + _IMPULSE / windows.time * kick
+    position = place(batch, objects, rotation, center)
+    token_center = objects.spread(center) * batch.mask[..., None]
+    token_velocity = objects.spread(velocity) * batch.mask[..., None]
+    return dataclasses.replace(
+        batch,
+        position=position,
+        velocity=token_velocity + torch.linalg.cross(objects.spread(omega), position - token_center),
+        center=token_center,
+        center_velocity=token_velocity,
+        target=torch.zeros_like(batch.target),
+        contact=torch.zeros_like(batch.contact),
+    )
+
+
+def centred(batch: Batch) -> Batch:
+    """The batch about the mean of its centres of mass, as in training."""
+    objects = Objects(batch)
+    mean = objects.mean(batch.center).sum(1) / objects.exists.sum(1, keepdim=True)
+    return translate(batch, -mean)
+
+
+def rollout(
+    predict: Predictor,
+    windows: Windows,
+    indices: np.ndarray,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Batch]:
+    """Roll out six steps from each window.
+
+    Returns predicted and true vertices, (STEPS + 1, B, T, 3) each, m, in the coordinates of the first batch,
+    and that batch. Raises InputError if a window's scene ends before the sixth step.
+    """
+    indices = np.asarray(indices, np.int64)
+    start = indices % windows.windows_per_scene + 1
+    last = FRAMES - STEPS * windows.horizon
+    if last < 1 or (start > last).any():
+        raise InputError(
+            f"rollouts of {STEPS} x {windows.horizon} frames start in frames 1..{last} of a scene's {FRAMES}"
+        )
+    first = windows.batch(indices, device, dtype)
+    truth = windows.track(indices, windows.horizon * np.arange(STEPS + 1), device, dtype)
+    state = first
+    track = [first.position]
+    with torch.no_grad():
+        for _ in range(STEPS):
+            residual = predict(centred(state)).to(dtype) * windows.sigma
+            state = step(state, residual, windows)
+            track.append(state.position)
+    return torch.stack(track), truth, first
+
+
+def evaluate_rollout(
+    predict: Predictor,
+    windows: Windows,
+    indices: np.ndarray,
+    batch_size: int = 256,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Rollout:
+    """Translation and rotation error over one second of rollout from the windows of those indices."""
+    squares = torch.zeros(2, STEPS, dtype=torch.float64)
+    for begin in range(0, len(indices), batch_size):
+        track, truth, batch = rollout(
+            predict, windows, indices[begin : begin + batch_size], device=device, dtype=dtype
+        )
+        objects = Objects(batch)
+        weight = objects.exists / objects.exists.sum(1, keepdim=True)
+        for k in range(STEPS):
+            rotation, center = kabsch(batch, objects, track[k + 1])
+            true_rotation, true_center = kabsch(batch, objects, truth[k + 1])
+            turned = rotation_angle(rotation @ true_rotation.transpose(-1, -2))
+            squares[0, k] += (weight * (center - true_center).square().sum(-1)).sum().cpu()
+            squares[1, k] += (weight * turned.square()).sum().cpu()
+    rms = (squares / len(indices)).sqrt().numpy()
+    return Rollout(
+        time_s=windows.time * np.arange(1, STEPS + 1),
+        translation_rmse_m=rms[0],
+        rotation_rmse_deg=np.degrees(rms[1]),
+        n_windows=len(indices),
+        n_scenes=len(np.unique(np.asarray(indices) // windows.windows_per_scene)),
+    )

@@ -1,0 +1,105 @@
+"""The symmetry group of the task acting on batches: exact, as the simulated map is itself equivariant."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from eqscale.errors import InputError
+from eqscale.rigid.batch import Batch
+
+_VECTORS = ("position", "velocity", "center", "center_velocity", "target", "floor_normal", "gravity")
+
+
+def transform(batch: Batch, matrix: Tensor) -> Batch:
+    """Act with matrix (B, 3, 3) in O(3) about the origin on everything, gravity and floor included."""
+    moved = {}
+    for name in _VECTORS:
+        value = getattr(batch, name)
+        turned = value.reshape(len(value), -1, 3) @ matrix.transpose(1, 2)
+        moved[name] = turned.reshape(value.shape)
+    return dataclasses.replace(batch, **moved)
+
+
+def translate(batch: Batch, shift: Tensor) -> Batch:
+    """Act with a translation by shift (B, 3): points and the floor move; padded tokens stay zero."""
+    by = shift[:, None] * batch.mask[..., None]
+    return dataclasses.replace(
+        batch,
+        position=batch.position + by,
+        center=batch.center + by,
+        floor_offset=batch.floor_offset + (batch.floor_normal * shift).sum(-1),
+    )
+
+
+def random_orthogonal(
+    n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Matrices (n, 3, 3) uniform on O(3) (Haar), on the generator's device."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    # A uniform quaternion gives a uniform rotation; a fair sign extends SO(3) to O(3).
+    q = torch.randn(n, 4, generator=generator, dtype=torch.float64, device=device)
+    w, x, y, z = (q / q.norm(dim=1, keepdim=True)).unbind(1)
+    rotation = torch.stack(
+        [
+            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+        ],
+        dim=1,
+    )  # fmt: skip
+    return (_signs(n, generator, device)[:, None] * rotation).reshape(n, 3, 3).to(dtype)
+
+
+def random_vertical(
+    n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Matrices (n, 3, 3) uniform on the O(2) that fixes z: turns about it, half of them mirrored."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    angle = 2 * math.pi * torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+    mirror = _signs(n, generator, device)
+    out = torch.zeros(n, 3, 3, dtype=torch.float64, device=device)
+    out[:, 0, 0], out[:, 0, 1] = angle.cos(), -angle.sin() * mirror
+    out[:, 1, 0], out[:, 1, 1] = angle.sin(), angle.cos() * mirror
+    out[:, 2, 2] = 1
+    return out.to(dtype)
+
+
+def _signs(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    return 1.0 - 2.0 * torch.randint(2, (n,), generator=generator, dtype=torch.float64, device=device)
+
+
+def augment(batch: Batch, frame: str, generator: torch.Generator | None = None) -> Batch:
+    """Act with a fresh element, per window, of the frame protocol's own symmetry group.
+
+    'random': all of O(3); 'upright': rotations about the vertical and mirror (gravity must be along -z). The
+    data's distribution is invariant under it, so augmentation never changes the task.
+    """
+    groups = {"random": random_orthogonal, "upright": random_vertical}
+    if frame not in groups:
+        raise InputError(f"unknown frame protocol {frame!r}: choose from {', '.join(groups)}")
+    matrix = groups[frame](len(batch.gravity), generator, batch.position.dtype)
+    return transform(batch, matrix.to(batch.position.device))
+
+
+def align(batch: Batch) -> tuple[Batch, Tensor]:
+    """The upright view: gravity to -z by the shortest rotation, and that rotation, (B, 3, 3).
+
+    Where gravity is exactly +z, the half-turn about x.
+    """
+    gravity = batch.gravity.double()
+    start = gravity / gravity.norm(dim=1, keepdim=True)
+    end = torch.zeros_like(start)
+    end[:, 2] = -1
+    # a -> b by I - (a + b)(a + b)^T / (1 + a.b) + 2 b a^T, with 1 + a.b = |a + b|^2 / 2 free of cancellation.
+    both = start + end
+    square = both.square().sum(1)
+    eye = torch.eye(3, dtype=start.dtype, device=start.device)
+    outer = both[:, :, None] * both[:, None, :] * (2 / square.clamp_min(1e-24))[:, None, None]
+    matrix = eye - outer + 2 * end[:, :, None] * start[:, None, :]
+    half_turn = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=start.dtype, device=start.device))
+    matrix = torch.where((square < 1e-20)[:, None, None], half_turn, matrix).to(batch.position.dtype)
+    return transform(batch, matrix), matrix

@@ -1,0 +1,232 @@
+"""Ray Tune runs the trials. Ray is known to this module alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import gc
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Must be set before Ray is imported: our own progress display replaces Tune's, and trials keep their own logs.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+
+import ray
+import torch
+from ray import tune
+
+from eqscale.errors import InputError
+from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
+from eqscale.study.ledger import Ledger
+from eqscale.training.loop import train
+from eqscale.training.spec import CurvePoint, RunSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Where a study lives; every node must see the same folders."""
+
+    study: Path
+    """Folder of this study: ledger, checkpoints, weights, Ray's own files."""
+    data: Path
+    """Folder of the generated data sets."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """The study's ledger."""
+        return Ledger(self.study / "ledger")
+
+    def checkpoints(self, run_id: str) -> Path:
+        """Folder of a running trial's checkpoints."""
+        return self.study / "checkpoints" / run_id
+
+    def weights(self, run_id: str) -> Path:
+        """File of a finished run's final weights."""
+        return self.study / "weights" / f"{run_id}.pt"
+
+
+@dataclasses.dataclass
+class StudyEvents:
+    """What the driver does when something happens to a trial."""
+
+    started: Callable[[RunSpec], None]
+    point: Callable[[RunSpec, CurvePoint], None]
+    ended: Callable[[RunSpec], None]
+    failed: Callable[[RunSpec, str], None]
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, cpus: int | None = None) -> Iterator[int]:
+    """Connect to a Ray cluster, or start one on this machine; yields the number of CPUs it has.
+
+    Raises:
+        InputError: if the address doesn't answer.
+    """
+    if address is None:
+        options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
+    else:
+        options = {"address": address}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"Ray address {address!r} doesn't answer: {reason}") from error
+    try:
+        yield int(ray.cluster_resources().get("CPU", 1))
+    finally:
+        ray.shutdown()
+
+
+def load_arm_files(files: Sequence[str]) -> None:
+    """Import Python files that register arms of one's own (each once per process).
+
+    Raises:
+        InputError: if a file doesn't exist or can't be imported.
+    """
+    for file in files:
+        name = f"eqscale_arm_{Path(file).stem}"
+        if name in sys.modules:
+            continue
+        module_spec = importlib.util.spec_from_file_location(name, file)
+        if module_spec is None or module_spec.loader is None or not Path(file).is_file():
+            raise InputError(f"arm file {file!r} is not a readable Python file")
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[name] = module
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise InputError(f"arm file {file!r} can't be imported: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _windows(data: DatasetSpec, root: Path, split: str, horizon: int, frame: str, scenes: int) -> Windows:
+    return open_split(data, root, split, horizon=horizon, frame=frame, scenes=scenes)
+
+
+def _trial(config: dict[str, Any]) -> None:
+    """One Tune trial: train the run of ``config["spec"]`` and write its record to the ledger."""
+    load_arm_files(config["arm_files"])
+    spec = RunSpec.from_dict(config["spec"])
+    storage = Storage(Path(config["study_folder"]), Path(config["data_folder"]))
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    if spec.run_id in storage.ledger:  # an attempt that died after writing its record
+        return
+    open_windows = functools.partial(
+        _windows, config["data"], storage.data, horizon=spec.horizon, frame=spec.frame
+    )
+    record = train(
+        spec,
+        open_windows(split="train", scenes=spec.train_scenes),
+        open_windows(split="test", scenes=spec.test_scenes),
+        checkpoints=storage.checkpoints(spec.run_id),
+        weights=storage.weights(spec.run_id),
+        report=lambda point: tune.report(dataclasses.asdict(point)),
+    )
+    storage.ledger.write(record)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class _Events(tune.Callback):
+    """Passes Tune's events on; holds live objects, so it must not be pickled into Tune's own state."""
+
+    def __init__(self, events: StudyEvents) -> None:
+        self._events: StudyEvents | None = events
+        self._started: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_events": None, "_started": set()}
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial begins, or begins again after a failure."""
+        assert self._events is not None
+        self._events.started(_spec_of(trial))
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        """A trial reports a point of its curve."""
+        assert self._events is not None
+        names = [field.name for field in dataclasses.fields(CurvePoint)]
+        if all(name in result for name in names):
+            self._events.point(_spec_of(trial), CurvePoint(**{name: result[name] for name in names}))
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial has written its record."""
+        assert self._events is not None
+        self._events.ended(_spec_of(trial))
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial has failed for good."""
+        assert self._events is not None
+        lines = [line for line in _error_text(trial).strip().splitlines() if line.strip()]
+        self._events.failed(_spec_of(trial), lines[-1].strip() if lines else "unknown error")
+
+
+def _error_text(trial: Any) -> str:
+    error_file = getattr(trial, "error_file", None)
+    if error_file and Path(error_file).exists():
+        return Path(error_file).read_text()
+    return str(getattr(trial, "error_msg", "") or "")
+
+
+def _spec_of(trial: Any) -> RunSpec:
+    return RunSpec.from_dict(trial.config["spec"])
+
+
+def run_trials(
+    specs: Sequence[RunSpec],
+    data: DatasetSpec,
+    storage: Storage,
+    events: StudyEvents,
+    *,
+    arm_files: Sequence[str] = (),
+    max_seconds: float | None = None,
+) -> None:
+    """Train the given runs with Ray Tune, in the given order, as many side by side as there are CPUs.
+
+    A trial that fails is retried once from its newest checkpoint; then it is reported as failed and the others
+    go on. Must be called inside ``ray_session``. Every call is a fresh Tune experiment: what is left to do
+    follows from the ledger alone.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0)
+    resources = {"cpu": 1.0, "gpu": 1.0} if gpus else {"cpu": 1.0}
+    configs = [dataclasses.asdict(spec) for spec in specs]
+    attempt = datetime.datetime.now(datetime.UTC).strftime("attempt-%Y%m%d-%H%M%S-%f")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    tuner = tune.Tuner(
+        tune.with_resources(_trial, resources),
+        param_space={
+            "spec": tune.grid_search(configs),
+            "data": data,
+            "study_folder": str(storage.study.resolve()),
+            "data_folder": str(storage.data.resolve()),
+            "arm_files": [str(Path(file).resolve()) for file in arm_files],
+        },
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            time_budget_s=max_seconds,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=attempt,
+            storage_path=str((storage.study / "ray").resolve()),
+            callbacks=[_Events(events)],
+            failure_config=tune.FailureConfig(max_failures=1),
+            verbose=0,
+        ),
+    )
+    tuner.fit()

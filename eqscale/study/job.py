@@ -1,0 +1,369 @@
+"""What every tune job does around its grid: options, data, plan, trials, table, tracking."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import time
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from eqscale.errors import InputError
+from eqscale.rigid.dataset import DatasetSpec, prepare
+from eqscale.rigid.families import family
+from eqscale.rigid.windows import STARTS
+from eqscale.study.engine import Storage, StudyEvents, load_arm_files, ray_session, run_trials
+from eqscale.study.estimate import estimator
+from eqscale.study.grid import dataset_spec, expected_batch
+from eqscale.study.presets import PRESETS, Preset
+from eqscale.study.progress import StudyProgress, human_time, plan_table
+from eqscale.study.table import run_table, write_table
+from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
+from eqscale.training.arms import arm_names
+from eqscale.training.spec import CurvePoint, RunSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class JobOptions:
+    """What the command line of a tune job says."""
+
+    preset_name: str
+    preset: Preset
+    study: str
+    """Name of the study: its folder under the storage and its MLflow experiment."""
+    storage: Storage
+    results: Path
+    tracking_uri: str
+    address: str | None
+    workers: int | None
+    arm_files: tuple[str, ...]
+    max_seconds: float | None
+    dry_run: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOutcome:
+    """What a study leaves for its report."""
+
+    table: pd.DataFrame
+    missing: int
+    """Planned runs that have neither ended nor failed."""
+    stage_seconds: dict[str, float]
+    """Wall time of the stages so far."""
+
+
+def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOptions:
+    """Parse the command line that all tune jobs share.
+
+    Raises:
+        InputError: for an unknown preset or an arm file that can't be imported.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--preset", default="quick", help=f"what to run: {', '.join(PRESETS)} (default: quick)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and stop before anything is spent"
+    )
+    places = parser.add_argument_group("where things live")
+    places.add_argument(
+        "--study", help="name of the study (default: the preset's); the same name continues it"
+    )
+    places.add_argument(
+        "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
+    )
+    places.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
+    places.add_argument(
+        "--results", type=Path, help="folder of table, figures and report (default: results/STUDY)"
+    )
+    places.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--address", help="Ray cluster to use, e.g. auto (default: start Ray on this machine)"
+    )
+    engine.add_argument(
+        "--workers", type=int, help="trials side by side on this machine (default: all cores)"
+    )
+    engine.add_argument("--max-hours", type=float, help="stop after this time; the same command continues")
+    engine.add_argument(
+        "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
+    )
+    override = parser.add_argument_group("preset values", "each overrides the preset's value")
+    types = typing.get_type_hints(Preset)
+    for field in dataclasses.fields(Preset):
+        flag, kind = f"--{field.name.replace('_', '-')}", types[field.name]
+        values = ", ".join(
+            f"{name}: {_show(getattr(preset, field.name))}" for name, preset in PRESETS.items()
+        )
+        text = f"{field.metadata['help']} ({values})"
+        if typing.get_origin(kind) is tuple:
+            override.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], help=text, metavar="VALUE")
+        else:
+            override.add_argument(flag, type=kind, help=text, metavar="VALUE")
+    args = parser.parse_args(argv)
+
+    if args.preset not in PRESETS:
+        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(PRESETS)}")
+    load_arm_files(args.arm_file)
+    given = {
+        f.name: getattr(args, f.name) for f in dataclasses.fields(Preset) if getattr(args, f.name) is not None
+    }
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    preset = dataclasses.replace(PRESETS[args.preset], **given)
+    _check(preset)
+    study = args.study or args.preset
+    return JobOptions(
+        preset_name=args.preset,
+        preset=preset,
+        study=study,
+        storage=Storage(args.storage / study, args.data),
+        results=args.results or Path("results") / study,
+        tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
+        address=args.address,
+        workers=args.workers,
+        arm_files=tuple(args.arm_file),
+        max_seconds=args.max_hours * 3600 if args.max_hours else None,
+        dry_run=args.dry_run,
+    )
+
+
+def _show(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(_show(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check(preset: Preset) -> None:
+    for name in preset.arms:
+        if name not in arm_names():
+            raise InputError(f"unknown arm {name!r}; choose from {', '.join(arm_names())}")
+    for budget in preset.budgets:
+        if not 0 < budget < float("inf"):
+            raise InputError(f"budget {budget:g} is not a positive number of FLOPs")
+    family(preset.family)
+    if preset.frame not in ("random", "upright"):
+        raise InputError(f"unknown frame {preset.frame!r}; choose from random, upright")
+    positive = (
+        "sizes_per_budget",
+        "horizon",
+        "train_scenes",
+        "test_scenes",
+        "test_windows_per_scene",
+        "batch_size",
+    )
+    for field in (*positive, "cost_range", "min_steps"):
+        if getattr(preset, field) <= 0:
+            raise InputError(f"--{field.replace('_', '-')} must be positive, not {getattr(preset, field)}")
+    for field in ("arms", "budgets", "seeds"):
+        values = getattr(preset, field)
+        if len(set(values)) < len(values):
+            raise InputError(f"--{field} names a value twice: {_show(values)}")
+
+
+def _check_writable(folder: Path, what: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{what} {str(folder)!r} can't be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _only_driver(folder: Path) -> Iterator[None]:
+    """Hold the study's driver lock; the system releases it however the process ends."""
+    path = folder / "driver.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise InputError(
+                f"study {folder.name!r} is already being run by {file.read().strip()}"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def make_console() -> Console:
+    """Console of a job: as wide as the terminal, or wide enough for the plan in a log file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int | None = None) -> None:
+    """Generate what is missing of a data set, with a progress bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("simulating scenes", total=None)
+        prepare(
+            data,
+            root,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def run_study(
+    specs: list[RunSpec],
+    options: JobOptions,
+    publish: Callable[[StudyOutcome], None],
+    console: Console | None = None,
+) -> int:
+    """Run the planned trials that have no record yet, then publish; returns the exit code.
+
+    Args:
+        specs: the runs of the study.
+        options: where and how.
+        publish: writes table, fits, figures and report from the outcome into ``options.results``.
+        console: where to print.
+
+    Raises:
+        InputError: before any compute is spent, for folders, addresses or budgets that can't work.
+    """
+    console = console or make_console()
+    preset, storage = options.preset, options.storage
+    ledger = storage.ledger
+    done = {spec.run_id for spec in specs if spec.run_id in ledger}
+    batch = expected_batch(preset)
+    windows = preset.train_scenes * STARTS
+    estimate = estimator(ledger.read(run_id) for run_id in done)
+    todo = sorted((s for s in specs if s.run_id not in done), key=estimate, reverse=True)
+
+    console.print(plan_table(specs, batch, windows, estimate, done))
+    workers = options.workers or os.cpu_count() or 1
+    if todo:
+        wall = max(sum(map(estimate, todo)) / workers, max(map(estimate, todo)))
+        console.print(
+            f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers"
+        )
+    else:
+        console.print(f"all {len(specs)} runs are done: nothing to train")
+    if options.dry_run:
+        return 0
+
+    _check_writable(options.results, "results folder")
+    _check_writable(storage.study, "study folder")
+    _check_writable(storage.data, "data folder")
+    with _only_driver(storage.study):
+        data = dataset_spec(preset)
+        tags = {
+            "study": options.study,
+            "preset": options.preset_name,
+            "git_commit": _git_commit(),
+            "data": data.digest,
+        }
+        tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
+        status = "KILLED"
+        try:
+            stages = _train_missing(todo, data, options, tracker, estimate, console)
+            missing = sum(s.run_id not in ledger and s.run_id not in ledger.failures() for s in specs)
+            table = run_table(specs, ledger)
+            write_table(table, options.results)
+            outcome = StudyOutcome(table, missing, stages)
+            try:
+                publish(outcome)
+            except InputError as error:
+                if not missing:
+                    raise
+                console.print(f"no report yet: {error}", markup=False)
+            (options.results / "preset.json").write_text(
+                json.dumps(dataclasses.asdict(preset), indent=1) + "\n"
+            )
+            tracker.sync(ledger.read(spec.run_id) for spec in specs if spec.run_id in ledger)
+            tracker.artifacts(options.results)
+            status = "KILLED" if missing else "FINISHED"
+        finally:
+            tracker.close(status)
+        if tracker.errors:
+            console.print(
+                f"[yellow]{tracker.errors} writes to MLflow failed[/yellow]; the next start mends them"
+            )
+        console.print(f"results: {options.results}")
+        console.print(
+            f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}"
+        )
+        if missing:
+            console.print(f"[yellow]stopped with {missing} runs to go[/yellow]: the same command continues")
+            return 130
+        return 1 if ledger.failures().keys() & {spec.run_id for spec in specs} else 0
+
+
+def _train_missing(
+    todo: list[RunSpec],
+    data: DatasetSpec,
+    options: JobOptions,
+    tracker: Tracker,
+    estimate: Callable[[RunSpec], float],
+    console: Console,
+) -> dict[str, float]:
+    """Data, then trials; returns the wall time of each stage."""
+    storage, ledger = options.storage, options.storage.ledger
+    stages: dict[str, float] = {}
+    begin = time.monotonic()
+    if not todo:
+        return stages
+    prepare_data(data, storage.data, console, options.workers)
+    stages["data"] = time.monotonic() - begin
+
+    begin = time.monotonic()
+    with ray_session(options.address, options.workers) as workers:
+        with StudyProgress(todo, estimate, workers, console) as display:
+
+            def started(spec: RunSpec) -> None:
+                display.started(spec)
+                tracker.run_started(spec)
+
+            def point(spec: RunSpec, point: CurvePoint) -> None:
+                display.point(spec, point)
+                tracker.point(spec.run_id, point)
+
+            def ended(spec: RunSpec) -> None:
+                record = ledger.read(spec.run_id)
+                display.ended(spec, record)
+                tracker.run_ended(record)
+
+            def failed(spec: RunSpec, error: str) -> None:
+                ledger.write_failure(spec, error)
+                display.failed(spec, error)
+                tracker.run_failed(spec, error)
+
+            run_trials(
+                todo,
+                data,
+                storage,
+                StudyEvents(started, point, ended, failed),
+                arm_files=options.arm_files,
+                max_seconds=options.max_seconds,
+            )
+        stages["training"] = time.monotonic() - begin
+    return stages

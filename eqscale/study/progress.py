@@ -1,0 +1,160 @@
+"""One live display for a study: how many runs are done, running and failed, and the time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from eqscale.study.grid import BatchShape
+from eqscale.training.arms import get_arm
+from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
+
+
+def human_time(seconds: float) -> str:
+    """Seconds as 42 s, 7 min 30 s, or 3 h 5 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def plan_table(
+    specs: list[RunSpec], batch: BatchShape, windows: int, seconds: Callable[[RunSpec], float], done: set[str]
+) -> Table:
+    """The plan of a study: one row per run, before anything is spent."""
+    table = Table(title=f"{len(specs)} runs", title_justify="left")
+    for heading in (
+        "arm",
+        "budget",
+        "seed",
+        "params",
+        "width",
+        "depth",
+        "steps",
+        "tokens",
+        "epochs",
+        "est. time",
+    ):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
+    previous = None
+    for spec in specs:
+        if previous is not None and (spec.arm, spec.budget) != previous:
+            table.add_section()
+        previous = (spec.arm, spec.budget)
+        table.add_row(
+            spec.arm,
+            f"{spec.budget:.3g}",
+            str(spec.seed),
+            f"{get_arm(spec.arm).parameters(spec.size):,}",
+            str(spec.size.width),
+            str(spec.size.depth),
+            f"{spec.steps:,}",
+            f"{spec.steps * batch.tokens:.3g}",
+            f"{spec.steps * spec.batch_size / windows:.2g}",
+            "done" if spec.run_id in done else human_time(seconds(spec)),
+        )
+    return table
+
+
+class StudyProgress:
+    """Live on a terminal; one line per ended run elsewhere."""
+
+    def __init__(
+        self, specs: list[RunSpec], seconds: Callable[[RunSpec], float], workers: int, console: Console
+    ) -> None:
+        self._estimate = {spec.run_id: seconds(spec) for spec in specs}
+        self._left = dict(self._estimate)
+        self._correction = 1.0
+        self._spent = self._guessed = 0.0
+        self._workers, self._console = max(1, workers), console
+        self._done = self._failed = 0
+        self._total = len(specs)
+        self._running: dict[str, TaskID] = {}
+        self._begin = time.monotonic()
+        bar = BarColumn(bar_width=30)
+        self._overall = Progress(
+            TextColumn("{task.description}"), bar, TextColumn("{task.percentage:3.0f} %")
+        )
+        self._trials = Progress(
+            TextColumn("  {task.description:<36}"), bar, TextColumn("{task.fields[note]}")
+        )
+        self._all = self._overall.add_task("", total=max(sum(self._estimate.values()), 1e-9))
+        self._live = Live(Group(self._overall, self._trials), console=console, refresh_per_second=4)
+
+    def __enter__(self) -> StudyProgress:
+        if self._console.is_terminal:
+            self._live.start()
+        self._refresh()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def _refresh(self) -> None:
+        left = sum(self._left.values()) * self._correction / self._workers
+        if self._left:
+            left = max(left, max(self._left.values()) * self._correction)
+        failed = f", [red]{self._failed} failed[/red]" if self._failed else ""
+        text = f"{self._done} of {self._total} runs done, {len(self._running)} running{failed}, "
+        self._overall.update(
+            self._all,
+            description=text + f"about {human_time(left)} left",
+            completed=sum(self._estimate.values()) - sum(self._left.values()),
+        )
+
+    def started(self, spec: RunSpec) -> None:
+        """A trial begins."""
+        if spec.run_id not in self._running:
+            self._running[spec.run_id] = self._trials.add_task(spec.name, total=spec.steps, note="")
+        self._refresh()
+
+    def point(self, spec: RunSpec, point: CurvePoint) -> None:
+        """A trial reports."""
+        if spec.run_id in self._running:
+            note = f"train {point.train_loss:.3f}  test {point.test_nmse:.3f}"
+            self._trials.update(self._running[spec.run_id], completed=point.step, note=note)
+        self._left[spec.run_id] = self._estimate[spec.run_id] * (1 - point.step / spec.steps)
+        self._refresh()
+
+    def ended(self, spec: RunSpec, record: RunRecord) -> None:
+        """A trial has ended with a record."""
+        self._drop(spec)
+        self._done += 1
+        self._spent += record.seconds + record.evaluation_seconds
+        self._guessed += self._estimate[spec.run_id]
+        self._correction = self._spent / max(self._guessed, 1e-9)
+        result = (
+            f"NMSE {record.test['nmse']:.4f}"
+            if record.status == "finished"
+            else f"[red]{record.status}[/red]"
+        )
+        self._line(f"{spec.name:<36} {result}  {human_time(record.seconds)}")
+
+    def failed(self, spec: RunSpec, error: str) -> None:
+        """A trial has failed for good."""
+        self._drop(spec)
+        self._failed += 1
+        self._line(f"{spec.name:<36} [red]failed[/red]: {error}")
+
+    def _drop(self, spec: RunSpec) -> None:
+        self._left.pop(spec.run_id, None)
+        if spec.run_id in self._running:
+            self._trials.remove_task(self._running.pop(spec.run_id))
+
+    def _line(self, text: str) -> None:
+        self._refresh()
+        counter = f"[{self._done + self._failed:>{len(str(self._total))}}/{self._total}]"
+        self._console.print(
+            f"[dim]{human_time(time.monotonic() - self._begin):>12}[/dim] {counter} {text}", highlight=False
+        )

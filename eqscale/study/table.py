@@ -1,0 +1,125 @@
+"""The run table: one row per run of a study, in documented columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from eqscale.study.ledger import Ledger
+from eqscale.training.spec import RunRecord, RunSpec
+
+COLUMNS: dict[str, str] = {
+    "run_id": "identity: hash of everything that defines the run",
+    "name": "readable name, as in the MLflow UI",
+    "arm": "architecture and how it meets the symmetry",
+    "budget": "executed training FLOPs that the run was designed to spend",
+    "seed": "seed of initialisation, data order and augmentation",
+    "status": "finished, diverged or failed",
+    "N": "trainable parameters",
+    "D": "training tokens processed (real vertex tokens, repeats included)",
+    "loss": "final test NMSE at the last step (ballistic motion = 1)",
+    "loss_se": "standard error of the loss over test scenes",
+    "flops_nominal": "training FLOPs as the paper's authors count (6 per weight per token, dense 16x16 maps)",
+    "flops_executed": "training FLOPs executed, padding included where the arm computes it",
+    "seconds": "seconds in the training loop on the named hardware",
+    "width": "residual width (features, or multivector channels of GATr)",
+    "depth": "blocks",
+    "heads": "attention heads",
+    "steps": "optimiser steps of the schedule",
+    "batch_size": "windows in a batch",
+    "learning_rate": "peak learning rate",
+    "epochs": "passes over the unique training windows",
+    "unique_scenes": "training scenes available to the run",
+    "unique_windows": "training windows seen at least once",
+    "unique_tokens": "tokens in the unique training windows seen, at most D",
+    "padding": "padded over real tokens, minus one",
+    "train_loss": "mean training loss over the last part of the curve",
+    "vertex_rmse_m": "root mean squared error of vertex positions, m",
+    "center_rmse_m": "root mean squared error of centres of mass, m",
+    "rotation_error_deg": "root mean squared rotation error after Kabsch, degrees",
+    "rigidity_error_m": "root mean squared distance of the predicted vertices from a rigid body, m",
+    "nmse_free": "squared error of objects in free flight, over the mean squared target of all objects",
+    "nmse_floor": "the same for objects that touch only the floor",
+    "nmse_object": "the same for objects that touch another object",
+    "evaluation_seconds": "seconds spent in evaluations",
+    "peak_memory_mb": "peak resident memory of the worker process, MB",
+    "hardware": "processor and threads of the run",
+    "frame": "frame of the samples",
+    "horizon": "frames of 1/24 s between input and target",
+    "data": "digest of the data definition",
+    "code": "package and results version",
+    "started": "UTC start of the attempt that ended the run",
+}
+
+
+def _spec_columns(spec: RunSpec) -> dict[str, object]:
+    return {
+        "run_id": spec.run_id,
+        "name": spec.name,
+        "arm": spec.arm,
+        "budget": spec.budget,
+        "seed": spec.seed,
+        "width": spec.size.width,
+        "depth": spec.size.depth,
+        "heads": spec.size.heads,
+        "steps": spec.steps,
+        "batch_size": spec.batch_size,
+        "learning_rate": spec.learning_rate,
+        "unique_scenes": spec.train_scenes,
+        "frame": spec.frame,
+        "horizon": spec.horizon,
+        "data": spec.data,
+    }
+
+
+def _row(record: RunRecord) -> dict[str, object]:
+    test = record.test
+    return _spec_columns(record.spec) | {
+        "status": record.status,
+        "N": record.parameters,
+        "D": record.tokens,
+        "loss": test.get("nmse"),
+        "loss_se": test.get("nmse_se"),
+        "flops_nominal": record.flops_nominal,
+        "flops_executed": record.flops_executed,
+        "seconds": record.seconds,
+        "epochs": record.epochs,
+        "unique_windows": record.unique_windows,
+        "unique_tokens": record.unique_tokens,
+        "padding": record.padded_tokens / record.tokens - 1 if record.tokens else None,
+        "train_loss": record.curve[-1].train_loss if record.curve else None,
+        **{name: test.get(name) for name in COLUMNS if name in test},
+        "evaluation_seconds": record.evaluation_seconds,
+        "peak_memory_mb": record.peak_memory_mb,
+        "hardware": record.hardware,
+        "code": record.code,
+        "started": record.started,
+    }
+
+
+def run_table(specs: Iterable[RunSpec], ledger: Ledger) -> pd.DataFrame:
+    """Table of the given runs as far as the ledger knows them, failed ones included.
+
+    Columns as in ``COLUMNS``; rows sorted by arm, budget, N and seed. Runs of other studies or of earlier
+    versions of code or data that may lie in the same ledger don't enter.
+    """
+    failures = ledger.failures()
+    rows = []
+    for spec in specs:
+        if spec.run_id in ledger:
+            rows.append(_row(ledger.read(spec.run_id)))
+        elif spec.run_id in failures:
+            rows.append(_spec_columns(spec) | {"status": "failed"})
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.sort_values(["arm", "budget", "N", "seed"], kind="stable", ignore_index=True)
+
+
+def write_table(table: pd.DataFrame, folder: Path) -> None:
+    """Write ``runs.csv``, ``runs.parquet`` and ``columns.md``, which explains the columns, into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    meanings = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items())
+    (folder / "columns.md").write_text(f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n")
+    table.to_csv(folder / "runs.csv", index=False)
+    table.to_parquet(folder / "runs.parquet", index=False)

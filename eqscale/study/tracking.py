@@ -1,0 +1,230 @@
+"""MLflow as a view of the ledger: the driver alone writes, in a thread that can't slow or stop a trial."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+# Fail fast when an address is wrong; the ledger holds everything, so nothing is lost by giving up.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from eqscale.errors import InputError
+from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
+
+_STUDY_TAG = "eqscale.study"
+_RUN_TAG = "eqscale.run_id"
+
+
+def default_tracking_uri(folder: Path) -> str:
+    """SQLite database ``mlruns.db`` in ``folder``."""
+    return f"sqlite:///{(folder / 'mlruns.db').resolve()}"
+
+
+def experiment_link(uri: str, experiment_id: str, port: int = 5000) -> str:
+    """Address that opens the runs view of an experiment, in the server at ``uri`` or one on this machine."""
+    base = uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    return f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+
+
+class Tracker:
+    """Writes one study to one MLflow experiment: a parent run for the study, a child run per trial."""
+
+    def __init__(self, uri: str, experiment: str, study_tags: Mapping[str, str]) -> None:
+        """Connect, create the experiment, and end runs that an earlier driver left open.
+
+        Args:
+            uri: MLflow tracking URI; SQLite files are created here, before anybody else opens them.
+            experiment: name of the experiment.
+            study_tags: tags given to every run (study, preset, git commit, data digest).
+
+        Raises:
+            InputError: if the address doesn't answer or can't be written.
+        """
+        self.uri = uri
+        self._tags = dict(study_tags)
+        try:
+            self._client = MlflowClient(tracking_uri=uri)
+            self.experiment_id = self._open_experiment(experiment)
+            self._known = self._sweep()
+            self.parent_id = self._open_parent()
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise InputError(
+                f"MLflow tracking URI {uri!r} doesn't answer or can't be written: {reason}"
+            ) from error
+        self._open: dict[str, str] = {}
+        self._points: dict[str, int] = {}
+        self.errors: list[str] = []
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def _open_experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        location = None
+        if self.uri.startswith("sqlite:///"):
+            location = (Path(urlparse(self.uri).path).parent / "mlartifacts").resolve().as_uri()
+        return self._client.create_experiment(name, artifact_location=location)
+
+    def _search(self, condition: str) -> list[Any]:
+        runs: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id], condition, max_results=1000, page_token=token
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _sweep(self) -> dict[str, str]:
+        """End what a killed driver left RUNNING; return run_id -> MLflow id of the completed runs."""
+        for run in self._search("attributes.status = 'RUNNING'"):
+            self._client.set_terminated(run.info.run_id, "KILLED")
+        done = self._search(f"attributes.status = 'FINISHED' and tags.`{_RUN_TAG}` != ''")
+        return {run.data.tags[_RUN_TAG]: run.info.run_id for run in done}
+
+    def _open_parent(self) -> str:
+        study = self._tags["study"]
+        found = self._search(f"tags.`{_STUDY_TAG}` = '{study}'")
+        if found:
+            return found[0].info.run_id
+        tags = self._tags | {_STUDY_TAG: study}
+        return self._client.create_run(self.experiment_id, run_name=f"study-{study}", tags=tags).info.run_id
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                job()
+            except (MlflowException, OSError) as error:
+                # The ledger has it all: the next start writes what is missing.
+                self.errors.append(str(error))
+
+    def run_started(self, spec: RunSpec) -> None:
+        """Open the MLflow run of a trial (once, also if the trial is retried)."""
+        self._queue.put(lambda: self._start(spec))
+
+    def _start(self, spec: RunSpec) -> None:
+        if spec.run_id in self._open:
+            return
+        tags = self._tags | {
+            _RUN_TAG: spec.run_id,
+            "mlflow.parentRunId": self.parent_id,
+            "arm": spec.arm,
+            "budget": f"{spec.budget:g}",
+            "size": str(spec.size),
+            "seed": str(spec.seed),
+            "data": spec.data,
+        }
+        run = self._client.create_run(self.experiment_id, run_name=spec.name, tags=tags)
+        self._open[spec.run_id] = run.info.run_id
+        self._client.log_batch(
+            run.info.run_id, params=[Param(k, str(v)) for k, v in _parameters(spec).items()]
+        )
+
+    def point(self, run_id: str, point: CurvePoint) -> None:
+        """Add a point to a running trial's curves."""
+        self._queue.put(lambda: self._log_points(run_id, [point]))
+
+    def _log_points(self, run_id: str, points: Iterable[CurvePoint]) -> None:
+        now = int(time.time() * 1000)
+        fresh = [p for p in points if p.step > self._points.get(run_id, 0)]
+        metrics = [
+            Metric(name, getattr(p, name), now, p.step)
+            for p in fresh
+            for name in ("train_loss", "test_nmse", "learning_rate")
+        ]
+        if metrics and run_id in self._open:
+            self._client.log_batch(self._open[run_id], metrics=metrics)
+            self._points[run_id] = max(p.step for p in fresh)
+
+    def run_ended(self, record: RunRecord) -> None:
+        """Complete the MLflow run of a trial from its record."""
+        self._queue.put(lambda: self._complete(record))
+
+    def _complete(self, record: RunRecord) -> None:
+        if record.run_id in self._known:
+            return
+        self._start(record.spec)
+        self._log_points(record.run_id, record.curve)
+        now = int(time.time() * 1000)
+        values = {
+            "N": record.parameters,
+            "D": record.tokens,
+            "flops_nominal": record.flops_nominal,
+            "flops_executed": record.flops_executed,
+            "seconds": record.seconds,
+            "epochs": record.epochs,
+            "peak_memory_mb": record.peak_memory_mb,
+        } | {f"final_{name}": value for name, value in record.test.items()}
+        metrics = [Metric(name, float(value), now, record.steps_done) for name, value in values.items()]
+        mlflow_id = self._open.pop(record.run_id)
+        outcome = [RunTag("outcome", record.status), RunTag("hardware", record.hardware)]
+        self._client.log_batch(mlflow_id, metrics=metrics, tags=outcome)
+        self._client.set_terminated(mlflow_id, "FINISHED")
+        self._known[record.run_id] = mlflow_id
+
+    def run_failed(self, spec: RunSpec, error: str) -> None:
+        """Mark the MLflow run of a trial as failed."""
+
+        def fail() -> None:
+            mlflow_id = self._open.pop(spec.run_id, None)
+            if mlflow_id is not None:
+                self._client.set_tag(mlflow_id, "error", error[:500])
+                self._client.set_terminated(mlflow_id, "FAILED")
+
+        self._queue.put(fail)
+
+    def sync(self, records: Iterable[RunRecord]) -> None:
+        """Write every record that MLflow doesn't have yet."""
+        for record in records:
+            self.run_ended(record)
+
+    def artifacts(self, folder: Path) -> None:
+        """Attach a folder (plan, fits, figures, report) to the study's parent run."""
+        self._queue.put(lambda: self._client.log_artifacts(self.parent_id, str(folder)))
+
+    def close(self, status: str = "FINISHED", patience_seconds: float = 60.0) -> None:
+        """Write what is queued, end the parent run with ``status`` and runs that are still open as KILLED."""
+
+        def end() -> None:
+            for mlflow_id in self._open.values():
+                self._client.set_terminated(mlflow_id, "KILLED")
+            self._client.set_terminated(self.parent_id, status)
+
+        self._queue.put(end)
+        self._queue.put(None)
+        with contextlib.suppress(KeyboardInterrupt):
+            self._thread.join(patience_seconds)
+
+
+def _parameters(spec: RunSpec) -> dict[str, object]:
+    return {
+        "arm": spec.arm,
+        "budget": f"{spec.budget:g}",
+        "width": spec.size.width,
+        "depth": spec.size.depth,
+        "heads": spec.size.heads,
+        "steps": spec.steps,
+        "batch_size": spec.batch_size,
+        "learning_rate": spec.learning_rate,
+        "seed": spec.seed,
+        "train_scenes": spec.train_scenes,
+        "frame": spec.frame,
+        "horizon": spec.horizon,
+    }

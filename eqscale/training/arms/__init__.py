@@ -1,0 +1,9 @@
+"""The registry of arms; importing this package registers the built-in ones."""
+
+from eqscale.training.arms import gatr, plain
+from eqscale.training.arms.base import Arm, Size, arm_names, get_arm, register
+
+for _arm in (*plain.ARMS, *gatr.ARMS):
+    register(_arm)
+
+__all__ = ["Arm", "Size", "arm_names", "get_arm", "register"]

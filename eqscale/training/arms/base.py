@@ -1,0 +1,79 @@
+"""What an arm of the study is: a model, how it sees a sample, and its ladder of sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from eqscale.errors import InputError
+from eqscale.models.flops import TrainingFlops
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Size:
+    """One rung of an arm's ladder: width and depth grow jointly."""
+
+    width: int
+    """Residual width: features of a plain transformer, multivector channels of GATr."""
+    depth: int
+    """Number of blocks."""
+    heads: int
+    """Attention heads."""
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.depth}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to deal with the symmetry, with everything the study needs to train it at any size."""
+
+    name: str
+    """Identifier in specs, run tables and command lines."""
+    description: str
+    """One line for ``--help`` and reports."""
+    build: Callable[[Size], nn.Module]
+    """Size -> module that maps a Batch to predicted targets (B, T, 3), in the frame of the batch."""
+    flops: Callable[[Size], TrainingFlops]
+    """Size -> forward + backward FLOPs of one sample."""
+    ladder: tuple[Size, ...]
+    """Sizes in order of parameters."""
+    learning_rate: Callable[[int], float]
+    """Number of parameters -> peak learning rate."""
+    optimal_cost: float = 0.15
+    """Guess of the compute-optimal FLOPs per token over sqrt(budget): grids lay their sizes around it."""
+    augmented: bool = False
+    """Each drawn sample is transformed by a fresh group element of its frame's symmetry group."""
+    packed: bool = False
+    """The model computes real tokens only, so that padding costs it nothing."""
+
+    def parameters(self, size: Size) -> int:
+        """Number of trainable parameters, counted without allocating them."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.build(size).parameters() if p.requires_grad)
+
+
+_ARMS: dict[str, Arm] = {}
+
+
+def register(arm: Arm) -> Arm:
+    """Make an arm known to every command under its name; registering a name twice is an error."""
+    if arm.name in _ARMS:
+        raise InputError(f"an arm named {arm.name!r} is already registered")
+    _ARMS[arm.name] = arm
+    return arm
+
+
+def get_arm(name: str) -> Arm:
+    """Look an arm up by name; raises InputError that lists the known ones."""
+    if name not in _ARMS:
+        raise InputError(f"unknown arm {name!r}; choose from {', '.join(_ARMS)}")
+    return _ARMS[name]
+
+
+def arm_names() -> tuple[str, ...]:
+    """Names of all registered arms."""
+    return tuple(_ARMS)

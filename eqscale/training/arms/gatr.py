@@ -1,0 +1,153 @@
+"""The arm that builds the symmetry in, GATr, and its controls on the same backbone."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from eqscale.algebra import embed_direction, embed_plane, embed_point, extract_displacement
+from eqscale.models.flops import TrainingFlops
+from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
+from eqscale.rigid.batch import Batch
+from eqscale.training.arms.base import Arm, Size
+
+# Typical sizes of the inputs (m/s, m/s^2), so that every channel is of order one.
+_SPEED, _ACCELERATION = 2.0, 9.81
+_TRUE_IN, _PSEUDO_IN, _SCALARS_IN = 3, 5, 5
+_PUBLISHED_IN = 6
+
+
+def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
+    """A vertex and the scene as multivectors (B, T, 8, 16) and invariants (B, T, 5).
+
+    True channels: the floor; planes through the vertex, normal to its velocity and to its distance from the
+    centre of mass. Pseudo channels: vertex and centre of mass as points; their velocities and gravity as
+    directions. Every channel moves with the scene under all of E(3), translations included.
+    """
+    everywhere = functools.partial(_everywhere, tokens=batch.position.shape[1])
+    floor_point = batch.floor_normal * batch.floor_offset[:, None]
+    multivectors = torch.stack(
+        [
+            everywhere(embed_plane(batch.floor_normal, floor_point)),
+            embed_plane(batch.velocity / _SPEED, batch.position),
+            embed_plane(batch.position - batch.center, batch.position),
+            embed_point(batch.position),
+            embed_point(batch.center),
+            embed_direction(batch.velocity / _SPEED),
+            embed_direction(batch.center_velocity / _SPEED),
+            everywhere(embed_direction(batch.gravity / _ACCELERATION)),
+        ],
+        2,
+    )
+    return multivectors, token_invariants(batch)
+
+
+def token_invariants(batch: Batch) -> Tensor:
+    """Materials of the vertex's object and of the floor, (B, T, 5)."""
+    return torch.cat([batch.material, _everywhere(batch.floor_material, batch.position.shape[1])], -1)
+
+
+def published_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The same inputs as published GATr embeds them: multivectors (B, T, 6, 16) and invariants (B, T, 5).
+
+    Points with e123 = +1 in untyped channels, directions as planes through the origin: exact for rotations about
+    the origin only (arXiv 2305.18415, table 1).
+    """
+    everywhere = functools.partial(_everywhere, tokens=batch.position.shape[1])
+    origin = torch.zeros_like(batch.position)
+    floor_point = batch.floor_normal * batch.floor_offset[:, None]
+    multivectors = torch.stack(
+        [
+            everywhere(embed_plane(batch.floor_normal, floor_point)),
+            embed_plane(batch.velocity / _SPEED, origin),
+            embed_plane(batch.center_velocity / _SPEED, origin),
+            embed_plane(everywhere(batch.gravity / _ACCELERATION), origin),
+            embed_point(batch.position),
+            embed_point(batch.center),
+        ],
+        2,
+    )
+    return multivectors, token_invariants(batch)
+
+
+def _everywhere(x: Tensor, tokens: int) -> Tensor:
+    """A property of the scene at each of its tokens: (B, ...) -> (B, T, ...)."""
+    return x[:, None].expand(-1, tokens, *x.shape[1:])
+
+
+class GATrModel(nn.Module):
+    """GATr on vertex tokens: Batch -> predicted targets (B, T, 3)."""
+
+    def __init__(self, config: GATrConfig) -> None:
+        super().__init__()
+        self.net = GATr(config)
+        self.embed = published_multivectors if config.symmetry == "published" else token_multivectors
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Predict the targets of a batch, in its own frame."""
+        multivectors, _ = self.net(*self.embed(batch), batch.mask)
+        normal, displaced = multivectors.unbind(2)
+        return extract_displacement(normal, displaced, batch.position)
+
+
+def _config(size: Size, symmetry: str) -> GATrConfig:
+    half, published = size.width // 2, symmetry == "published"
+    return GATrConfig(
+        true_in=_PUBLISHED_IN if published else _TRUE_IN,
+        pseudo_in=0 if published else _PSEUDO_IN,
+        scalars_in=_SCALARS_IN,
+        true_out=2 if published else 1,
+        pseudo_out=0 if published else 1,
+        scalars_out=0,
+        true=size.width if published else half,
+        pseudo=0 if published else size.width - half,
+        scalars=2 * size.width,
+        blocks=size.depth,
+        heads=size.heads,
+        symmetry=symmetry,
+    )
+
+
+def _build(size: Size, symmetry: str) -> nn.Module:
+    return GATrModel(_config(size, symmetry))
+
+
+def _flops(size: Size, symmetry: str) -> TrainingFlops:
+    return gatr_training_flops(_config(size, symmetry))
+
+
+def _learning_rate(parameters: int) -> float:
+    return 1.5e-2 * (parameters / 5e3) ** -0.25
+
+
+# About 1e3 to 1e6 parameters; width counts multivector channels, half of them true, half pseudo. At small budgets
+# width pays and depth doesn't.
+_LADDER = tuple(
+    Size(width, depth, heads)
+    for width, depth, heads in (
+        (2, 1, 2), (3, 1, 2), (4, 1, 2), (5, 1, 2), (6, 1, 2), (8, 1, 4), (8, 2, 4), (8, 3, 4), (12, 2, 4),
+        (12, 3, 4), (12, 4, 4), (16, 3, 4), (16, 4, 4), (16, 6, 4), (20, 6, 4), (24, 6, 4), (32, 5, 8), (40, 5, 8),
+    )
+)  # fmt: skip
+
+
+def _arm(name: str, description: str, symmetry: str, ladder: tuple[Size, ...] = _LADDER) -> Arm:
+    return Arm(
+        name,
+        description,
+        functools.partial(_build, symmetry=symmetry),
+        functools.partial(_flops, symmetry=symmetry),
+        ladder,
+        _learning_rate,
+        optimal_cost=0.3,
+        packed=True,
+    )
+
+
+ARMS = (
+    _arm("gatr", "build it in: geometric algebra transformer, exactly E(3)-equivariant", "parity"),
+    _arm("gatr_published", "GATr as published: untyped channels, exact for rotations only", "published"),
+    _arm("gatr_off", "the control: GATr's backbone with unconstrained maps, no symmetry left", "off"),
+)

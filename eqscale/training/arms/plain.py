@@ -1,0 +1,119 @@
+"""The arms built on the plain transformer: learn the symmetry, with or without augmentation, or align it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from eqscale.models.flops import TrainingFlops
+from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
+from eqscale.rigid.batch import Batch
+from eqscale.rigid.symmetry import align
+from eqscale.training.arms.base import Arm, Size
+
+# Typical sizes of the inputs (m, m/s, m/s^2), so that every feature is of order one.
+_LENGTH, _SPEED, _ACCELERATION = 1.0, 2.0, 9.81
+TOKEN_FEATURES = 24
+"""Length of the last dimension of ``token_features``."""
+
+
+def token_features(batch: Batch) -> Tensor:
+    """Everything known about a vertex and the scene as plain numbers of order one, (B, T, 24)."""
+    T = batch.position.shape[1]
+    scene = torch.cat(
+        [
+            batch.floor_normal,
+            batch.floor_offset[:, None] / _LENGTH,
+            batch.gravity / _ACCELERATION,
+            batch.floor_material,
+        ],
+        -1,
+    )
+    return torch.cat(
+        [
+            (batch.position - batch.center) / _LENGTH,
+            batch.center / _LENGTH,
+            (batch.velocity - batch.center_velocity) / _SPEED,
+            batch.center_velocity / _SPEED,
+            batch.material,
+            scene[:, None].expand(-1, T, -1),
+        ],
+        -1,
+    )
+
+
+class PlainModel(nn.Module):
+    """Plain transformer on vertex tokens: Batch -> predicted targets (B, T, 3)."""
+
+    def __init__(self, config: TransformerConfig, aligned: bool = False) -> None:
+        super().__init__()
+        self.net = Transformer(config)
+        self.aligned = aligned
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Predict the targets of a batch, in its own frame."""
+        if not self.aligned:
+            return self.net(token_features(batch), batch.mask)
+        upright, rotation = align(batch)
+        return self.net(token_features(upright), batch.mask) @ rotation  # back: R^T y, with rows as vectors
+
+
+def _config(size: Size) -> TransformerConfig:
+    return TransformerConfig(
+        in_features=TOKEN_FEATURES, out_features=3, width=size.width, depth=size.depth, heads=size.heads
+    )
+
+
+def _flops(size: Size) -> TrainingFlops:
+    return transformer_training_flops(_config(size))
+
+
+def _build(size: Size) -> nn.Module:
+    return PlainModel(_config(size))
+
+
+def _build_aligned(size: Size) -> nn.Module:
+    return PlainModel(_config(size), aligned=True)
+
+
+def _learning_rate(parameters: int) -> float:
+    return 8e-3 * (parameters / 1e4) ** -0.25
+
+
+# About 1e3 to 1e6 parameters; width and depth grow together, heads are at least 8 wide.
+_LADDER = tuple(
+    Size(width, depth, heads)
+    for width, depth, heads in (
+        (8, 1, 1), (8, 2, 1), (12, 2, 1), (16, 2, 2), (16, 3, 2), (24, 2, 3), (24, 3, 3), (24, 4, 3),
+        (32, 3, 4), (32, 4, 4), (40, 4, 5), (48, 4, 6), (48, 6, 6), (64, 5, 8), (80, 5, 10), (96, 5, 12),
+        (112, 5, 14), (128, 6, 16),
+    )
+)  # fmt: skip
+
+ARMS = (
+    Arm(
+        "transformer",
+        "learn the symmetry from the data: plain pre-LayerNorm transformer",
+        _build,
+        _flops,
+        _LADDER,
+        _learning_rate,
+    ),
+    Arm(
+        "transformer_aug",
+        "learn it from augmented data: a fresh group element per draw",
+        _build,
+        _flops,
+        _LADDER,
+        _learning_rate,
+        augmented=True,
+    ),
+    Arm(
+        "transformer_aligned",
+        "align it: the plain transformer on samples turned upright",
+        _build_aligned,
+        _flops,
+        _LADDER,
+        _learning_rate,
+    ),
+)

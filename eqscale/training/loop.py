@@ -1,0 +1,321 @@
+"""Training one run: a plain function of its spec that knows neither Ray nor MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import math
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eqscale import __version__
+from eqscale.errors import InputError
+from eqscale.rigid.batch import Batch
+from eqscale.rigid.dataset import Windows
+from eqscale.rigid.loader import batches
+from eqscale.rigid.metrics import evaluate
+from eqscale.rigid.symmetry import augment
+from eqscale.training import checkpoint
+from eqscale.training.arms import get_arm
+from eqscale.training.order import DataOrder
+from eqscale.training.spec import RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
+
+DIVERGED_LOSS = 10.0  # ballistic motion has loss 1
+_CURVE_POINTS = 12
+_CURVE_WINDOWS = 192
+_CHECKPOINT_SECONDS = 30.0
+_CHECK_STEPS = 20  # reading the loss synchronises a GPU: do it rarely
+
+
+def learning_rate_at(step: int, spec: RunSpec) -> float:
+    """Learning rate of ``step``: linear warm-up, then a cosine that reaches zero after the last step."""
+    warmup = max(1, round(spec.warmup * spec.steps))
+    if step < warmup:
+        return spec.learning_rate * (step + 1) / warmup
+    progress = (step - warmup + 1) / max(1, spec.steps - warmup)
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def weighted_mse(prediction: Tensor, batch: Batch) -> Tensor:
+    """Squared error averaged over an object's vertices, a scene's objects, the batch; ballistic is about 1."""
+    return ((prediction - batch.target).square().sum(-1) * batch.weight).sum() / len(batch.weight)
+
+
+def spawn_seeds(seed: int) -> tuple[int, int, int]:
+    """Separate seeds for initialisation, data order and augmentation."""
+    init, order, augmentation = np.random.SeedSequence(seed).generate_state(3)
+    return int(init), int(order), int(augmentation)
+
+
+def build_model(spec: RunSpec) -> nn.Module:
+    """The initialised model of a run, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spawn_seeds(spec.seed)[0])
+        return get_arm(spec.arm).build(spec.size)
+
+
+def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.AdamW:
+    """Fused AdamW; only matrices decay, gains and biases don't."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": spec.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=spec.learning_rate, betas=(0.9, 0.95), fused=True
+    )
+
+
+def evaluation_indices(windows: Windows, scenes: int, per_scene: int) -> np.ndarray:
+    """Windows of the first ``scenes`` scenes with ``per_scene`` evenly spaced starts each."""
+    starts = np.linspace(0, windows.windows_per_scene - 1, per_scene).round().astype(np.int64)
+    return (np.arange(scenes)[:, None] * windows.windows_per_scene + starts).ravel()
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class _Diverged(Exception):
+    pass
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What a checkpoint carries beside model and optimiser: all else follows from the step."""
+
+    step: int = 0
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    tokens: int = 0
+    pairs: int = 0
+    padded_tokens: int = 0
+    padded_pairs: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+class _Trainer:
+    """State of one run between its steps."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        train_windows: Windows,
+        test_windows: Windows,
+        checkpoints: Path,
+        report: Callable[[CurvePoint], None],
+    ) -> None:
+        self.spec, self.arm = spec, get_arm(spec.arm)
+        self.train_windows, self.test_windows = train_windows, test_windows
+        self.checkpoints, self.report = checkpoints, report
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        _, order_seed, self.augmentation_seed = spawn_seeds(spec.seed)
+        self.order = DataOrder(
+            train_windows.tokens, train_windows.windows_per_scene, spec.batch_size, order_seed
+        )
+        self.model = build_model(spec).to(self.device)
+        if self.device.type == "cuda":
+            self.model.compile(dynamic=True)
+        self.optimizer = build_optimizer(self.model, spec)
+        self.progress = _Progress()
+        self.pending: list[Tensor] = []
+        self.curve_steps = {round(spec.steps * k / _CURVE_POINTS) for k in range(1, _CURVE_POINTS + 1)}
+        self.curve_indices = evaluation_indices(test_windows, min(_CURVE_WINDOWS, spec.test_scenes), 1)
+        state = checkpoint.load_newest(checkpoints)
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.progress = _Progress(**state["progress"])
+
+    def run(self) -> None:
+        """Train to the last step; raises _Diverged when the loss leaves the sensible range."""
+        progress = self.progress
+        clock = last_checkpoint = time.perf_counter()
+        first, last = progress.step, self.spec.steps
+        for batch in batches(self.train_windows, map(self.order.batch, range(first, last)), self.device):
+            self._step(batch)
+            at_curve_point = progress.step in self.curve_steps
+            now = time.perf_counter()
+            due = now - last_checkpoint > _CHECKPOINT_SECONDS
+            if at_curve_point or due or len(self.pending) >= _CHECK_STEPS:
+                self._read_losses()
+            if at_curve_point or due:
+                progress.seconds += time.perf_counter() - clock
+                if at_curve_point:
+                    self._add_curve_point()
+                if due and progress.step < self.spec.steps:
+                    self._save()
+                    last_checkpoint = time.perf_counter()
+                clock = time.perf_counter()
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on the full test selection of the spec."""
+        spec = self.spec
+        indices = evaluation_indices(self.test_windows, spec.test_scenes, spec.test_windows_per_scene)
+        result = dataclasses.asdict(evaluate(self._predict, self.test_windows, indices))
+        for field, prefix in (("nmse_by_contact", "nmse"), ("contact_share", "share")):
+            result |= {f"{prefix}_{contact}": value for contact, value in result.pop(field).items()}
+        return result
+
+    def _step(self, batch: Batch) -> None:
+        spec, progress = self.spec, self.progress
+        if self.arm.augmented:
+            generator = torch.Generator().manual_seed((self.augmentation_seed << 32) + progress.step)
+            batch = augment(batch, spec.frame, generator)
+        loss = weighted_mse(self.model(batch), batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(progress.step, spec)
+        self.optimizer.step()
+        self.pending.append(loss.detach())
+        B, T = batch.mask.shape
+        indices = self.order.batch(progress.step)
+        tokens = self.order.tokens[indices // self.order.windows_per_scene]
+        progress.tokens += int(tokens.sum())
+        progress.pairs += int((tokens**2).sum())
+        progress.padded_tokens += B * T
+        progress.padded_pairs += B * T * T
+        progress.step += 1
+
+    def _read_losses(self) -> None:
+        values = [float(loss) for loss in self.pending]
+        self.pending.clear()
+        self.progress.loss_sum += sum(values)
+        self.progress.loss_count += len(values)
+        if not all(math.isfinite(value) and value < DIVERGED_LOSS for value in values):
+            raise _Diverged
+
+    def _add_curve_point(self) -> None:
+        progress = self.progress
+        begin = time.perf_counter()
+        point = CurvePoint(
+            step=progress.step,
+            train_loss=progress.loss_sum / progress.loss_count,
+            test_nmse=evaluate(self._predict, self.test_windows, self.curve_indices).nmse,
+            learning_rate=learning_rate_at(progress.step - 1, self.spec),
+            seconds=progress.seconds,
+        )
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        progress.curve.append(dataclasses.asdict(point))
+        progress.evaluation_seconds += time.perf_counter() - begin
+        self.report(point)
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": dataclasses.asdict(self.progress),
+        }
+        checkpoint.save(self.checkpoints, self.progress.step, state)
+
+    def _predict(self, batch: Batch) -> Tensor:
+        with torch.inference_mode():
+            return self.model(batch.to(self.device)).cpu()
+
+
+def train(
+    spec: RunSpec,
+    train_windows: Windows,
+    test_windows: Windows,
+    *,
+    checkpoints: Path,
+    weights: Path | None = None,
+    report: Callable[[CurvePoint], None] = lambda point: None,
+) -> RunRecord:
+    """Train one run to its last step, or go on from its newest checkpoint, and evaluate it.
+
+    Args:
+        spec: the run.
+        train_windows: training windows, restricted to ``spec.train_scenes`` scenes.
+        test_windows: test windows with at least ``spec.test_scenes`` scenes.
+        checkpoints: folder of this run's checkpoints; removed once the run has ended.
+        weights: file that receives the final weights, if any.
+        report: called with every point of the training curve.
+
+    Returns:
+        The record, with status ``finished`` or ``diverged``; metrics are those of the last step, never the
+        best of the curve.
+
+    Raises:
+        InputError: if the data don't have the scenes that the spec asks for.
+    """
+    if train_windows.n_scenes != spec.train_scenes or test_windows.n_scenes < spec.test_scenes:
+        raise InputError(
+            f"run {spec.name} asks for {spec.train_scenes} training and {spec.test_scenes} test scenes; "
+            f"the data have {train_windows.n_scenes} and {test_windows.n_scenes}"
+        )
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    trainer = _Trainer(spec, train_windows, test_windows, checkpoints, report)
+    status, test = "finished", {}
+    begin = time.perf_counter()
+    try:
+        trainer.run()
+        begin = time.perf_counter()
+        test = trainer.evaluate()
+        if not math.isfinite(test["nmse"]):
+            raise _Diverged
+        if weights is not None:
+            checkpoint.save_file(
+                weights, {"spec": dataclasses.asdict(spec), "model": trainer.model.state_dict()}
+            )
+    except _Diverged:
+        status, test = "diverged", {}
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+    progress, flops = trainer.progress, trainer.arm.flops(spec.size)
+    computed = (progress.padded_tokens, progress.padded_pairs)
+    if trainer.arm.packed:
+        computed = (progress.tokens, progress.pairs)
+    windows_drawn = progress.step * spec.batch_size
+    return RunRecord(
+        spec=spec,
+        run_id=spec.run_id,
+        status=status,
+        parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        tokens=progress.tokens,
+        padded_tokens=progress.padded_tokens,
+        epochs=windows_drawn / len(train_windows),
+        unique_windows=min(windows_drawn, len(train_windows)),
+        unique_tokens=min(progress.tokens, train_windows.unique_tokens),
+        flops_nominal=flops.nominal.total(progress.tokens, progress.pairs),
+        flops_executed=flops.executed.total(*computed),
+        seconds=progress.seconds,
+        evaluation_seconds=progress.evaluation_seconds + time.perf_counter() - begin,
+        peak_memory_mb=_peak_memory_mb(),
+        steps_done=progress.step,
+        test=test,
+        curve=[CurvePoint(**point) for point in progress.curve],
+        hardware=_hardware(trainer.device),
+        code=f"eqscale {__version__}, results version {RESULTS_VERSION}",
+        started=started,
+    )

@@ -1,0 +1,66 @@
+"""The order in which windows are drawn: a pure function of seed and step, so that resuming needs no state."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqscale.errors import InputError
+
+# Batches are cut from pools of this many shuffled batches sorted by token count: padding stays at a few
+# per cent while every batch is still a random sample of the windows.
+_POOL_BATCHES = 32
+
+
+class DataOrder:
+    """Shuffled passes over the windows of a training set, in batches of similar token count."""
+
+    def __init__(self, tokens: NDArray[np.int64], windows_per_scene: int, batch_size: int, seed: int) -> None:
+        """Describe the order.
+
+        Args:
+            tokens: vertex tokens of each scene, (scenes,).
+            windows_per_scene: windows cut from each scene.
+            batch_size: windows in a batch; the last, incomplete batch of a pass is dropped.
+            seed: seed of the shuffle.
+
+        Raises:
+            InputError: if there are fewer windows than one batch.
+        """
+        self.tokens = np.asarray(tokens)
+        self.windows_per_scene = windows_per_scene
+        self.batch_size = batch_size
+        self.seed = seed
+        self.windows = len(self.tokens) * windows_per_scene
+        self.batches_per_epoch = self.windows // batch_size
+        if not self.batches_per_epoch:
+            raise InputError(f"batch size {batch_size} exceeds the {self.windows} training windows there are")
+        self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng([self.seed, epoch])
+        used = self.batches_per_epoch * self.batch_size
+        order = rng.permutation(self.windows)[:used]
+        tokens = self.tokens[order // self.windows_per_scene]
+        pool = _POOL_BATCHES * self.batch_size
+        for start in range(0, used, pool):
+            stop = min(start + pool, used)
+            by_tokens = np.argsort(tokens[start:stop], kind="stable")
+            batches = order[start:stop][by_tokens].reshape(-1, self.batch_size)
+            order[start:stop] = rng.permutation(batches, axis=0).ravel()
+        return order.reshape(-1, self.batch_size)
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Window indices of the batch drawn at ``step`` (counted from 0), (batch_size,)."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        return self._epoch(epoch)[index]
+
+    def padded_tokens(self) -> Iterator[int]:
+        """Padded token count T of every batch, step after step, without end."""
+        epoch = 0
+        while True:
+            yield from self.tokens[self._epoch(epoch) // self.windows_per_scene].max(1).tolist()
+            epoch += 1

@@ -1,0 +1,147 @@
+"""What defines a training run, and the record that it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from eqscale.errors import InputError
+from eqscale.training.arms import Size, get_arm
+
+# Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
+# results of different code never mix.
+RESULTS_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """Everything that determines the outcome of one training run; its hash is the run's identity."""
+
+    arm: str
+    """Name of a registered arm."""
+    size: Size
+    """Width, depth and heads."""
+    budget: float
+    """Training FLOPs (executed) that the run was designed to spend."""
+    steps: int
+    """Optimiser steps."""
+    batch_size: int
+    """Windows in a batch."""
+    learning_rate: float
+    """Peak learning rate."""
+    seed: int
+    """Sets initialisation, data order and augmentation, each with a stream of its own."""
+    data: str
+    """Digest of the data definition (family, simulator, scene seeds)."""
+    train_scenes: int
+    """Unique scenes seen in training: a prefix of the training split."""
+    test_scenes: int
+    """Scenes of the test split that the final evaluation uses."""
+    test_windows_per_scene: int
+    """Start frames evaluated in each test scene, evenly spaced."""
+    horizon: int = 4
+    """Frames (1/24 s) between input and target."""
+    frame: str = "random"
+    """Frame of the stored samples: random or upright."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises linearly."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrix weights."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        get_arm(self.arm)
+        for name in ("steps", "batch_size", "train_scenes", "test_scenes", "test_windows_per_scene"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"run of arm {self.arm}: {name} must be at least 1, not {getattr(self, name)}"
+                )
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(
+                f"run of arm {self.arm}: learning rate must be positive, not {self.learning_rate}"
+            )
+
+    @property
+    def run_id(self) -> str:
+        """Stable identity: a hash of the fields and of RESULTS_VERSION."""
+        content = json.dumps([RESULTS_VERSION, dataclasses.asdict(self)], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        """Readable name for tables and the MLflow UI."""
+        budget = f"{self.budget:.3g}".replace("e+", "e")
+        return f"{self.arm}-{budget}-{self.size}-s{self.seed}"
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> RunSpec:
+        """Rebuild a spec from ``dataclasses.asdict``."""
+        return cls(**(fields | {"size": Size(**fields["size"])}))
+
+
+@dataclasses.dataclass
+class CurvePoint:
+    """One point of the training curve."""
+
+    step: int
+    train_loss: float
+    """Mean training loss since the previous point."""
+    test_nmse: float
+    """NMSE on a small fixed part of the test split."""
+    learning_rate: float
+    seconds: float
+    """Training seconds so far."""
+
+
+@dataclasses.dataclass
+class RunRecord:
+    """Outcome of one run: what the ledger stores."""
+
+    spec: RunSpec
+    run_id: str
+    status: str
+    """finished, or diverged (NaN, Inf or a loss above 10 times ballistic)."""
+    parameters: int
+    """Trainable parameters N."""
+    tokens: int
+    """Training tokens D: real (unpadded) vertex tokens processed, repeats included."""
+    padded_tokens: int
+    """Tokens processed with padding."""
+    epochs: float
+    """Passes over the unique windows."""
+    unique_windows: int
+    unique_tokens: int
+    """Vertex tokens in the unique training windows."""
+    flops_nominal: float
+    """Training FLOPs as the paper's authors count."""
+    flops_executed: float
+    """Training FLOPs executed by this implementation, padding included where the arm computes it."""
+    seconds: float
+    """Seconds in the training loop, evaluations and checkpoints excluded."""
+    evaluation_seconds: float
+    peak_memory_mb: float
+    """Peak resident memory of the worker process, MB."""
+    steps_done: int
+    test: dict[str, float]
+    """Final test metrics at the last step; empty if diverged."""
+    curve: list[CurvePoint]
+    hardware: str
+    code: str
+    """Package version and results version."""
+    started: str
+    """UTC time, ISO 8601."""
+
+    def to_json(self) -> str:
+        """Serialise, losslessly."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunRecord:
+        """Inverse of ``to_json``."""
+        fields = json.loads(text)
+        fields["spec"] = RunSpec.from_dict(fields["spec"])
+        fields["curve"] = [CurvePoint(**point) for point in fields["curve"]]
+        return cls(**fields)

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from eqscale.rigid.dataset import DatasetSpec, open_split, prepare
+from eqscale.rigid.engine import Trajectory, simulate
+from eqscale.rigid.families import FAMILIES
+from eqscale.rigid.scene import Scene, sample_scene
+
+
+@pytest.fixture(scope="session")
+def spec() -> DatasetSpec:
+    return DatasetSpec("S", train_scenes=128, test_scenes=12)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory, spec):
+    root = tmp_path_factory.mktemp("data")
+    prepare(spec, root, workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def train(spec, root):
+    return open_split(spec, root, "train")
+
+
+@pytest.fixture(scope="session")
+def test_split(spec, root):
+    return open_split(spec, root, "test")
+
+
+@pytest.fixture(scope="session")
+def runs() -> list[tuple[Scene, Trajectory]]:
+    """A few simulated scenes, 1.33 s each."""
+    scenes = [sample_scene(FAMILIES["S"], 0, "train", i) for i in range(12)]
+    return [(scene, simulate(scene, 32)) for scene in scenes]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,62 @@
+import dataclasses
+
+import pytest
+
+from eqscale.errors import InputError
+from eqscale.study.grid import choose_sizes, compute_grid, expected_batch
+from eqscale.study.presets import PRESETS
+from eqscale.training.arms import get_arm
+
+QUICK = dataclasses.replace(PRESETS["quick"], arms=("transformer", "transformer_aligned"))
+
+
+def test_every_run_spends_its_budget():
+    batch = expected_batch(QUICK)
+    for spec in compute_grid(QUICK):
+        spent = spec.steps * batch.executed_flops(get_arm(spec.arm), spec.size)
+        assert spent == pytest.approx(spec.budget, rel=0.5 / spec.steps + 1e-12)
+
+
+def test_a_grid_has_every_budget_arm_and_size_once():
+    specs = compute_grid(QUICK)
+    assert len({spec.run_id for spec in specs}) == len(specs) == 4 * 2 * 4
+    assert {(s.budget, s.arm) for s in specs} == {(b, a) for b in QUICK.budgets for a in QUICK.arms}
+
+
+def test_identities_are_stable_and_depend_on_every_field():
+    spec = compute_grid(QUICK)[0]
+    assert spec.run_id == compute_grid(QUICK)[0].run_id
+    assert spec.from_dict(dataclasses.asdict(spec)) == spec
+    changes = {"seed": 1, "steps": spec.steps + 1, "learning_rate": 0.5, "train_scenes": 7, "data": "other"}
+    ids = {dataclasses.replace(spec, **{name: value}).run_id for name, value in changes.items()}
+    assert len(ids | {spec.run_id}) == len(changes) + 1
+
+
+def test_more_budgets_leave_the_other_runs_alone():
+    larger = dataclasses.replace(QUICK, budgets=(*QUICK.budgets, 1e12), seeds=(0, 1))
+    assert {s.run_id for s in compute_grid(QUICK)} < {s.run_id for s in compute_grid(larger)}
+
+
+def test_a_budget_below_one_step_is_an_error():
+    with pytest.raises(InputError, match=r"budget 100000 FLOPs is too small for a single step .*transformer"):
+        compute_grid(dataclasses.replace(QUICK, budgets=(1e5,)))
+
+
+def test_a_budget_for_too_few_sizes_says_what_to_change():
+    with pytest.raises(InputError, match="--min-steps"):
+        compute_grid(dataclasses.replace(QUICK, budgets=(1e8,)))
+
+
+def test_too_few_runs_for_a_law_are_refused_before_they_are_run():
+    with pytest.raises(
+        InputError, match="4 budgets x sizes are too few to fit a law to transformer; at least 7"
+    ):
+        compute_grid(dataclasses.replace(QUICK, budgets=(1e11,)))
+
+
+def test_sizes_are_spread_around_the_guessed_optimum():
+    batch, arm = expected_batch(QUICK), get_arm("transformer")
+    sizes = choose_sizes(arm, 1e11, QUICK, batch)
+    cost = [batch.executed_flops(arm, size) / batch.tokens for size in sizes]
+    assert cost == sorted(cost)
+    assert cost[0] < arm.optimal_cost * 1e11**0.5 < cost[-1]

@@ -1,0 +1,113 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eqscale.errors import InputError
+from eqscale.study.grid import compute_grid
+from eqscale.study.job import parse_options, run_study
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "budgets": "3e8 6e8 1.2e9",
+    "sizes-per-budget": "3",
+    "min-steps": "5",
+    "batch-size": "8",
+    "train-scenes": "24",
+    "test-scenes": "8",
+    "cost-range": "8",
+}
+TINY_ARGUMENTS = [word for name, values in TINY.items() for word in (f"--{name}", *values.split())]
+
+
+def job(folder, *arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tune_jobs" / "compute_grid.py"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+
+
+def refuse(tmp_path, monkeypatch, *arguments):
+    """The error of a job that must be refused before it spends anything."""
+    monkeypatch.chdir(tmp_path)
+
+    def run():
+        options = parse_options("", arguments)
+        run_study(compute_grid(options.preset), options, publish=lambda outcome: None)
+
+    with pytest.raises(InputError) as caught:
+        run()
+    assert not list(tmp_path.glob("data/*"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "huge"], "unknown preset 'huge'; choose from quick, cpu, paper"),
+        (["--arms", "cnn"], "unknown arm 'cnn'; choose from transformer, transformer_aug"),
+        (["--budgets", "-1"], "budget -1 is not a positive number of FLOPs"),
+        (["--budgets", "1e3"], "too small for a single step of the smallest transformer"),
+        (["--budgets", "nan"], "budget nan is not a positive number of FLOPs"),
+        (["--family", "XL"], "'XL'"),
+        (["--frame", "sideways"], "unknown frame 'sideways'; choose from random, upright"),
+        (["--batch-size", "0"], "--batch-size must be positive, not 0"),
+        (["--seeds", "1", "1"], "--seeds names a value twice"),
+        (["--arm-file", "absent.py"], "arm file 'absent.py'"),
+        (["--results", "/proc/nowhere"], "results folder '/proc/nowhere' can't be written"),
+        (["--tracking-uri", "http://127.0.0.1:9"], "MLflow tracking URI 'http://127.0.0.1:9' doesn't answer"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_compute(tmp_path, monkeypatch, arguments, message):
+    assert message in refuse(tmp_path, monkeypatch, *arguments)
+
+
+def test_bad_input_exits_with_code_two(tmp_path):
+    result = job(tmp_path, "--preset", "huge")
+    assert result.returncode == 2
+    assert result.stderr == "error: unknown preset 'huge'; choose from quick, cpu, paper\n"
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
+    result = job(tmp_path, "--dry-run")
+    assert result.returncode == 0
+    assert "32 runs" in result.stdout
+    assert "params" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
+    own_arm = (
+        "--arm-file",
+        str(ROOT / "docs/examples/deep_sets.py"),
+        "--arms",
+        "transformer",
+        "gatr",
+        "deep_sets",
+    )
+    first = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
+    assert first.returncode == 0, first.stdout + first.stderr
+    results = tmp_path / "results" / "quick"
+    report = (results / "report.md").read_text()
+    for figure in ("fig1", "fig3", "fig4", "fig5", "fig6"):
+        drawn = list(results.glob(f"{figure}_*.png"))
+        assert drawn
+        for png in drawn:
+            assert png.with_suffix(".svg").exists()
+            assert png.name in report
+    records = {path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")}
+    assert len(records) == 27
+    table = (results / "runs.csv").read_text().splitlines()
+    assert len(table) == 28
+    assert json.loads((results / "fits.json").read_text()).keys() == {"transformer", "gatr", "deep_sets"}
+
+    second = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "all 27 runs are done: nothing to train" in second.stdout
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")
+    } == records
+    assert (results / "runs.csv").read_text().splitlines() == table

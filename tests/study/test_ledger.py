@@ -1,0 +1,51 @@
+import dataclasses
+
+from eqscale.study.ledger import Ledger
+from eqscale.study.table import COLUMNS, run_table, write_table
+from eqscale.training.arms import Size
+from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
+
+
+def make_spec(seed=0):
+    return RunSpec("transformer", Size(8, 1, 2), 1e9, 100, 16, 1e-2, seed, "digest", 50, 10, 2)
+
+
+def make_record(spec, status="finished"):
+    test = {"nmse": 0.5, "nmse_se": 0.01, "vertex_rmse_m": 0.2} if status == "finished" else {}
+    return RunRecord(
+        spec, spec.run_id, status, 1000, 50_000, 51_000, 1.3, 1200, 37_000, 3e8, 1e9, 12.5, 0.5, 300.0, 100,
+        test, [CurvePoint(100, 0.6, 0.5, 0.0, 12.5)], "cpu", "code", "2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+
+
+def test_records_survive_the_round_trip(tmp_path):
+    ledger, record = Ledger(tmp_path), make_record(make_spec())
+    ledger.write(record)
+    assert record.run_id in ledger
+    assert ledger.read(record.run_id) == record
+    assert ledger.records() == [record]
+
+
+def test_a_success_forgets_the_failure(tmp_path):
+    ledger, spec = Ledger(tmp_path), make_spec()
+    ledger.write_failure(spec, "out of memory")
+    assert spec.run_id not in ledger
+    assert ledger.failures() == {spec.run_id: "out of memory"}
+    ledger.write(make_record(spec))
+    assert ledger.failures() == {}
+
+
+def test_the_table_has_one_documented_row_per_run(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    specs = [make_spec(seed) for seed in range(4)]
+    ledger.write(make_record(specs[0]))
+    ledger.write(make_record(specs[1], status="diverged"))
+    ledger.write_failure(specs[2], "boom")
+    ledger.write(make_record(dataclasses.replace(specs[0], steps=7)))  # of another study
+    table = run_table(specs, ledger)
+    assert list(table.columns) == list(COLUMNS)
+    assert sorted(table.status) == ["diverged", "failed", "finished"]
+    assert table.run_id.is_unique
+    write_table(table, tmp_path)
+    assert (tmp_path / "runs.csv").exists()
+    assert (tmp_path / "runs.parquet").exists()

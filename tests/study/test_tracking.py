@@ -1,0 +1,84 @@
+import dataclasses
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from eqscale.errors import InputError
+from eqscale.study.tracking import Tracker
+from eqscale.training.spec import CurvePoint
+from tests.study.test_ledger import make_record, make_spec
+
+TAGS = {"study": "tiny", "preset": "quick"}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlruns.db'}"
+
+
+def runs(uri, name):
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(name)
+    found = client.search_runs([experiment.experiment_id])
+    return [run for run in found if "eqscale.run_id" in run.data.tags], client
+
+
+def test_a_run_is_written_once_with_curves_metrics_and_tags(uri):
+    spec = make_spec()
+    record = make_record(spec)
+    tracker = Tracker(uri, "once", TAGS)
+    tracker.run_started(spec)
+    tracker.point(spec.run_id, CurvePoint(50, 0.7, 0.6, 0.01, 6.0))
+    tracker.run_ended(record)
+    tracker.sync([record])
+    tracker.close()
+    assert tracker.errors == []
+    again = Tracker(uri, "once", TAGS)
+    again.sync([record])
+    again.close()
+    (run,), client = runs(uri, "once")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["final_nmse"] == record.test["nmse"]
+    assert run.data.metrics["flops_executed"] == record.flops_executed
+    assert {"nominal", "executed"} <= {name.removeprefix("flops_") for name in run.data.metrics}
+    assert (run.data.tags["arm"], run.data.tags["budget"]) == ("transformer", "1e+09")
+    assert run.data.params["width"] == "8"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")] == [50, 100]
+
+
+def test_what_a_killed_driver_left_open_is_ended_and_written_anew(uri):
+    spec = make_spec(seed=5)
+    killed = Tracker(uri, "killed", TAGS)
+    killed.run_started(spec)
+    killed._queue.put(None)  # the process dies: nobody closes anything
+    killed._thread.join()
+    (run,), _ = runs(uri, "killed")
+    assert run.info.status == "RUNNING"
+    tracker = Tracker(uri, "killed", TAGS)
+    tracker.sync([make_record(spec)])
+    tracker.close()
+    found, _ = runs(uri, "killed")
+    assert sorted(run.info.status for run in found) == ["FINISHED", "KILLED"]
+
+
+def test_failed_and_diverged_runs_are_told_apart(uri):
+    bad, diverged = make_spec(seed=1), make_spec(seed=2)
+    tracker = Tracker(uri, "bad", TAGS)
+    tracker.run_started(bad)
+    tracker.run_failed(bad, "out of memory")
+    tracker.run_ended(make_record(diverged, status="diverged"))
+    tracker.close()
+    found, _ = runs(uri, "bad")
+    states = {run.info.status: run.data.tags.get("outcome", run.data.tags.get("error")) for run in found}
+    assert states == {"FAILED": "out of memory", "FINISHED": "diverged"}
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/mlruns.db", "nonsense://x"])
+def test_an_address_that_does_not_answer_is_one_line(uri):
+    with pytest.raises(InputError, match="MLflow tracking URI") as caught:
+        Tracker(uri, "x", TAGS)
+    assert "\n" not in str(caught.value)
+
+
+def test_records_differ_by_identity():
+    assert make_spec(seed=1).run_id != dataclasses.replace(make_spec(seed=1), steps=99).run_id

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from eqscale.errors import InputError
+from eqscale.rigid.symmetry import align, random_orthogonal, transform, translate
+from eqscale.training.arms import Size, arm_names, get_arm, register
+
+ARMS = ("transformer", "transformer_aug", "transformer_aligned", "gatr")
+
+
+@pytest.fixture
+def batch(windows):
+    return windows[0].batch(np.arange(0, 480, 60), dtype=torch.float64)
+
+
+def build(name, size=None):
+    torch.manual_seed(0)
+    arm = get_arm(name)
+    return arm.build(size or arm.ladder[4]).double()
+
+
+def relative_error(a, b, mask):
+    return float((a - b)[mask].abs().max() / b[mask].abs().max())
+
+
+def test_gatr_is_exactly_equivariant_under_all_of_e3(batch):
+    model = build("gatr")
+    generator = torch.Generator().manual_seed(1)
+    R = random_orthogonal(len(batch.scene), generator, torch.float64)
+    assert (torch.linalg.det(R) < 0).any()  # reflections are among them
+    assert (torch.linalg.det(R) > 0).any()
+    t = 100 * torch.randn(len(batch.scene), 3, generator=generator, dtype=torch.float64)
+    moved = translate(transform(batch, R), t)
+    expected = model(batch) @ R.transpose(1, 2)
+    assert relative_error(model(moved), expected, batch.mask) < 1e-10
+
+
+def test_alignment_makes_predictions_covariant_under_turns_that_it_undoes(batch):
+    model = build("transformer_aligned")
+    upright, R = align(batch)
+    expected = model(batch) @ R.transpose(1, 2)
+    assert relative_error(model(upright), expected, batch.mask) < 1e-10
+
+
+def test_the_plain_transformer_is_not_equivariant(batch):
+    model = build("transformer")
+    R = random_orthogonal(len(batch.scene), torch.Generator().manual_seed(1), torch.float64)
+    assert relative_error(model(transform(batch, R)), model(batch) @ R.transpose(1, 2), batch.mask) > 0.1
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_ladders_rise_in_parameters_from_1e3_to_1e6(name):
+    arm = get_arm(name)
+    counts = [arm.parameters(size) for size in arm.ladder]
+    assert counts == sorted(counts)
+    assert counts[0] < 1.5e3
+    assert counts[-1] > 5e5
+    assert max(np.diff(np.log(counts))) < np.log(2.1)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_predictions_start_small_at_every_rung(name, batch):
+    for size in get_arm(name).ladder[::3]:
+        model = build(name, size)
+        spread = float(model(batch)[batch.mask].std())
+        assert 1e-3 < spread < 2.0
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_what_padding_holds_changes_nothing(name, batch):
+    model = build(name)
+    damaged = transform(batch, torch.eye(3, dtype=torch.float64).expand(len(batch.scene), 3, 3))
+    damaged.position[~batch.mask] = 7.0
+    damaged.velocity[~batch.mask] = -3.0
+    assert (~batch.mask).any()
+    assert torch.equal(model(batch)[batch.mask], model(damaged)[batch.mask])
+
+
+def test_names_are_unique_and_unknown_ones_listed():
+    with pytest.raises(InputError, match="already registered"):
+        register(get_arm("gatr"))
+    with pytest.raises(InputError, match=r"unknown arm 'no'; choose from transformer, .*gatr"):
+        get_arm("no")
+    assert set(ARMS) <= set(arm_names())
+    assert str(Size(8, 2, 2)) == "8x2"

@@ -1,0 +1,34 @@
+"""Compute grid: which arm wins at a given training compute, and how large should it be?
+
+Simulates the scenes, trains every arm at several sizes for each compute budget with Ray Tune, logs every run
+to MLflow, fits a scaling law to each arm and writes the run table, figures and report.
+
+    python tune_jobs/compute_grid.py                    # preset quick: about ten minutes on two cores
+    python tune_jobs/compute_grid.py --dry-run          # print the plan only
+    python tune_jobs/compute_grid.py --preset cpu       # hours; stop with Ctrl-C, the same command continues
+
+Runs that have a record in the study's ledger are not trained again.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from eqscale.cli import run_or_exit
+from eqscale.report import write_report
+from eqscale.study.grid import compute_grid
+from eqscale.study.job import StudyOutcome, parse_options, run_study
+
+
+def main() -> int:
+    """Plan, train what is missing, report."""
+    options = parse_options(__doc__)
+
+    def publish(outcome: StudyOutcome) -> None:
+        write_report(outcome.table, options.results, stage_seconds=outcome.stage_seconds)
+
+    return run_study(compute_grid(options.preset), options, publish)
+
+
+if __name__ == "__main__":
+    sys.exit(run_or_exit(main))
