@@ -41,6 +41,7 @@ STUDY = ((2, 4, 2, 2), (4, 8, 2, 2), (8, 16, 3, 4), (16, 32, 4, 4))  # channels,
 STUDY_BATCH, STUDY_TOKENS = 64, 31
 
 Step = Callable[[], object]
+Size = tuple[int, int, int]
 
 
 @contextlib.contextmanager
@@ -152,7 +153,7 @@ class Contestant:
 
     module: nn.Module
     call: Callable[[], tuple[Tensor, ...]]
-    flops: float
+    count: Callable[[], float]
     aten: bool = False
 
     def steps(self) -> tuple[Step, Step]:
@@ -171,13 +172,17 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
     for a, b in zip(net(x, scalars), dense(x, scalars), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
-    def executed(config: GATrConfig) -> float:
-        return gatr_training_flops(config).executed.total(batch * tokens, batch * tokens**2)
+    def executed(config: GATrConfig) -> Callable[[], float]:
+        return lambda: gatr_training_flops(config).executed.total(batch * tokens, batch * tokens**2)
 
-    def counted(call: Callable[[], tuple[Tensor, ...]], module: nn.Module) -> float:
-        with FlopCounterMode(display=False) as counter:
-            training_step(call, list(module.parameters()))()
-        return float(counter.get_total_flops())
+    def counted(call: Callable[[], tuple[Tensor, ...]], module: nn.Module) -> Callable[[], float]:
+        def count() -> float:
+            step = training_step(call, list(module.parameters()))
+            with FlopCounterMode(display=False) as counter:
+                step()
+            return float(counter.get_total_flops())
+
+        return count
 
     flat = torch.cat([x.flatten(2), scalars], -1)
     out = {
@@ -193,7 +198,7 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
         ("plain, equal nominal FLOPs", plain(16 * c + s, blocks)),
         ("plain, equal parameters", plain_of_parameters(parameter_count(net), blocks)),
     ):
-        call = functools_call(model, flat)
+        call = call_of(model, flat)
         out[name] = Contestant(model, call, counted(call, model))
     if importlib.util.find_spec("ezgatr"):
         from ezgatr.nets.mv_only_gatr import MVOnlyGATrConfig, MVOnlyGATrModel
@@ -208,7 +213,7 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
             attn_is_causal=False,
         )
         ezgatr = MVOnlyGATrModel(config)
-        call = functools_call(ezgatr, x)
+        call = call_of(ezgatr, x)
         out["ezgatr"] = Contestant(ezgatr, call, counted(call, ezgatr))
     if importlib.util.find_spec("lgatr"):
         from lgatr import LGATr
@@ -229,7 +234,7 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
     return out
 
 
-def functools_call(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+def call_of(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
     """Call of a module with one output, as a tuple."""
     return lambda: (module(x),)
 
@@ -240,10 +245,10 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
         print("| " + " | ".join(row) + " |", flush=True)
 
 
-def networks(rounds: int, least: float) -> list[dict]:
+def networks(sizes: list[Size], rounds: int, least: float) -> list[dict]:
     """Whole networks."""
     results = []
-    for (c, s, blocks), (batch, tokens) in itertools.product(NETWORKS, TOKENS):
+    for (c, s, blocks), (batch, tokens) in itertools.product(sizes, TOKENS):
         entries = contestants(c, s, blocks, HEADS, batch, tokens)
         peak = peak_gflops()
         steps = {name: entry.steps() for name, entry in entries.items()}
@@ -251,13 +256,14 @@ def networks(rounds: int, least: float) -> list[dict]:
         both = interleaved({name: pair[1] for name, pair in steps.items()}, rounds, least)
         rows = []
         for name, entry in entries.items():
-            speed = entry.flops / both[name] / 1e9
+            flops = entry.count()
+            speed = flops / both[name] / 1e9
             results.append(
                 {
                     "part": "networks", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
                     "batch": batch, "tokens": tokens, "threads": torch.get_num_threads(), "forward_s": forward[name],
                     "training_s": both[name], "speedup_forward": forward["dense"] / forward[name],
-                    "speedup": both["dense"] / both[name], "flops": entry.flops, "gflops": speed,
+                    "speedup": both["dense"] / both[name], "flops": flops, "gflops": speed,
                     "share_of_peak": speed / peak, "parameters": parameter_count(entry.module),
                 }
             )  # fmt: skip
@@ -282,15 +288,15 @@ def networks(rounds: int, least: float) -> list[dict]:
     return results
 
 
-def study(rounds: int, least: float) -> list[dict]:
-    """Shapes of the study: small channels, 31 tokens; milliseconds and samples a second."""
+def study(sizes: list[Size], rounds: int, least: float) -> list[dict]:
+    """Shapes of the study: small channels, 31 tokens (sizes is not used)."""
     results, rows = [], []
     for c, s, blocks, heads in STUDY:
         entries = contestants(c, s, blocks, heads, STUDY_BATCH, STUDY_TOKENS)
         entries = {name: entry for name, entry in entries.items() if name not in ("ezgatr", "lgatr")}
         both = interleaved({name: entry.steps()[1] for name, entry in entries.items()}, rounds, least)
         for name, seconds in both.items():
-            speed = entries[name].flops / seconds / 1e9
+            speed = entries[name].count() / seconds / 1e9
             results.append(
                 {
                     "part": "study", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
@@ -307,8 +313,9 @@ def study(rounds: int, least: float) -> list[dict]:
     return results
 
 
-def linear(rounds: int, least: float) -> list[dict]:
-    """One equivariant linear map; a network assembles the weights of all its maps at once."""
+def linear(sizes: list[Size], rounds: int, least: float) -> list[dict]:
+    """One equivariant linear map; a network assembles the weights of all its maps at once (sizes is not
+    used)."""
     results, rows = [], []
     for (inputs, outputs), n in itertools.product(((8, 16), (16, 32), (32, 64)), (512, 4096)):
         torch.manual_seed(0)
@@ -352,8 +359,8 @@ def linear(rounds: int, least: float) -> list[dict]:
     return results
 
 
-def products(rounds: int, least: float) -> list[dict]:
-    """Geometric product + join of C + C channels."""
+def products(sizes: list[Size], rounds: int, least: float) -> list[dict]:
+    """Geometric product + join of C + C channels (sizes is not used)."""
     results, rows = [], []
     for n, c in itertools.product((512, 1024), (8, 16, 32)):
         torch.manual_seed(0)
@@ -387,10 +394,10 @@ def products(rounds: int, least: float) -> list[dict]:
     return results
 
 
-def memory(rounds: int, least: float) -> list[dict]:
+def memory(sizes: list[Size], rounds: int, least: float) -> list[dict]:
     """Activations kept for the backward pass (no timing: rounds and least are not used)."""
     results, rows = [], []
-    for (c, s, blocks), (batch, tokens) in itertools.product(NETWORKS, TOKENS):
+    for (c, s, blocks), (batch, tokens) in itertools.product(sizes, TOKENS):
         entries = contestants(c, s, blocks, HEADS, batch, tokens)
         sizes = {name: saved_bytes(entry.steps()[1]) for name, entry in entries.items()}
         for name, size in sizes.items():
@@ -416,6 +423,7 @@ def main() -> None:
     )
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, comma-separated: {', '.join(PARTS)}")
     parser.add_argument("--threads", default="1,2", help="numbers of threads, comma-separated (default 1,2)")
+    parser.add_argument("--channels", default="8,16,32", help="sizes of the networks (default 8,16,32)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
     parser.add_argument(
         "--least", type=float, default=0.1, help="seconds of repeated calls a sample (default 0.1)"
@@ -425,6 +433,10 @@ def main() -> None:
     parts = arguments.only.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: {', '.join(sorted(unknown))}; allowed are {', '.join(PARTS)}")
+    chosen = set(map(int, arguments.channels.split(",")))
+    if unknown := chosen - {size[0] for size in NETWORKS}:
+        parser.error(f"--channels: {', '.join(map(str, unknown))}; allowed are 8, 16, 32")
+    sizes = [size for size in NETWORKS if size[0] in chosen]
     start = time.perf_counter()
     native.available(torch.zeros(1))
     print(
@@ -435,7 +447,7 @@ def main() -> None:
         if part == "memory" and threads != int(arguments.threads.split(",")[0]):
             continue
         torch.set_num_threads(threads)
-        results += PARTS[part](arguments.rounds, arguments.least)
+        results += PARTS[part](sizes, arguments.rounds, arguments.least)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(results, file, indent=1)
