@@ -64,7 +64,7 @@ def interleaved(steps: dict[str, Step], rounds: int, least: float) -> dict[str, 
     for r in range(rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:
             start, calls = time.perf_counter(), 0
-            while time.perf_counter() - start < least:
+            while not calls or time.perf_counter() - start < least:
                 steps[name]()
                 calls += 1
             times[name].append((time.perf_counter() - start) / calls)

@@ -1,5 +1,6 @@
 """GATr against a literal reference, its symmetries, masks, gradients, ways to run, and bad inputs."""
 
+import copy
 import math
 
 import pytest
@@ -388,3 +389,40 @@ def test_bad_inputs_are_named():
     mv[1, 2, 0, 3] = math.inf
     with pytest.raises(InputError, match=r"multivectors: not finite at index \[1, 2, 0, 3\]"):
         net(mv, s, mask)
+
+
+def test_copies_and_state_dicts():
+    net = network()
+    mv, s, mask = inputs()
+    want, _ = net(mv, s, mask)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(twin(mv, s, mask)[0], want, rtol=0, atol=0)
+    net.load_state_dict(twin.state_dict())
+    torch.testing.assert_close(net(mv, s, mask)[0], want, rtol=0, atol=0)
+    assert sum(p.numel() for p in net.parameters()) == sum(x.numel() for x in net.state_dict().values())
+
+
+def test_kernels_that_do_not_build_are_reported_once(monkeypatch, tmp_path):
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text("#!/bin/sh\necho no such luck >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("EQSCALE_CACHE", str(tmp_path / "cache"))
+    native._library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="no such luck"):
+            assert not native.available(torch.zeros(1))
+    finally:
+        native._library.cache_clear()
+
+
+def test_kernels_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("EQSCALE_NATIVE", "0")
+    native._library.cache_clear()
+    try:
+        assert not native.available(torch.zeros(1))
+    finally:
+        native._library.cache_clear()
