@@ -82,7 +82,7 @@ def isoflop_optima(N: Array, D: Array, loss: Array, budget: Array, approach: int
                 continue
             top = float(np.real(qn.deriv().roots()[0]))
             best = (top, float(np.real(qd.deriv().roots()[0])), float(qn(top)))
-        if not n.min() < best[0] < n.max():
+        if not (n.min() < best[0] < n.max() and d.min() < best[1] < d.max()):
             edge.append(float(value))
             continue
         rows.append((value, *best))
@@ -102,7 +102,7 @@ def isoflop_optima(N: Array, D: Array, loss: Array, budget: Array, approach: int
 
 @dataclass(frozen=True)
 class ApproachBias:
-    """What an approach gets wrong on noise-free losses of the fitted surface, by construction of the design."""
+    """What an approach gets wrong on noise-free losses of the fitted surface: the design's own error."""
 
     approach: int
     C: float

@@ -44,14 +44,18 @@ class ArmFit:
         return self.fit.observed
 
 
-def group_budgets(C: Array, tolerance: float = 0.15) -> Array:
-    """Budgets of runs from their costs: costs closer than ``tolerance`` in log are one budget, its median."""
-    order = np.argsort(C)
-    gaps = np.diff(np.log(np.asarray(C, float)[order])) > tolerance
-    group = np.empty(len(C), int)
-    group[order] = np.concatenate([[0], np.cumsum(gaps)])
-    medians = np.array([np.median(np.asarray(C)[group == g]) for g in range(group.max() + 1)])
-    return medians[group]
+def group_budgets(C: Array, tolerance: float = 0.25) -> Array:
+    """Budgets of runs from their costs: from the smallest up, costs within ``tolerance`` (in log) of the
+    first of a group are one budget, named by its median.
+    """
+    C = np.asarray(C, float)
+    log_c = np.log(C)
+    group, first, current = np.empty(len(C), int), -np.inf, -1
+    for i in np.argsort(C, kind="stable"):
+        if log_c[i] > first + tolerance:
+            first, current = log_c[i], current + 1
+        group[i] = current
+    return np.array([np.median(C[group == g]) for g in range(current + 1)])[group]
 
 
 def fit_arms(
@@ -64,10 +68,12 @@ def fit_arms(
     loss_fn: str = "log-huber",
     delta: float = 1e-3,
     fix: dict[str, float] | None = None,
+    weights: str | None = None,
     kind: str = "case",
     cluster: str | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    where: str = "runs",
 ) -> dict[str, ArmFit]:
     """Fit each arm of a checked run table by itself.
 
@@ -76,10 +82,11 @@ def fit_arms(
         by: column that names the arm.
         cost: column with each run's cost on the axis of interest; None counts 6ND.
         budget: column with the nominal budget; grouped from the costs if None.
-        form, loss_fn, delta, fix: see ``fit``.
+        form, loss_fn, delta, fix: see ``fit``; ``weights`` is a column.
         kind, resamples, seed: see ``bootstrap``; resamples 0 for none. Each arm gets its own seed, so that
             draws of different arms are independent.
         cluster: column of the clusters for ``kind="cluster"``.
+        where: name of the table in messages.
 
     Returns:
         Arms by name, in order of first appearance.
@@ -87,16 +94,17 @@ def fit_arms(
     Raises:
         InputError: a missing column, or an arm whose runs cannot determine the law.
     """
-    for column in filter(None, (by, cost, budget, cluster)):
+    for column in filter(None, (by, cost, budget, cluster, weights)):
         if column not in runs.columns:
-            raise InputError(f"runs: no column {column!r}; columns: {', '.join(map(str, runs.columns))}")
+            raise InputError(f"{where}: no column {column!r}; columns: {', '.join(map(str, runs.columns))}")
     out = {}
     for position, name in enumerate(dict.fromkeys(runs[by].astype(str))):
         part = runs[runs[by].astype(str) == name]
         found = fit(
             part["N"], part["D"], part["loss"],
             U=part["U"] if "U" in part.columns else None,
-            form=form, loss_fn=loss_fn, delta=delta, fix=fix, where=f"{by} = {name}",
+            form=form, loss_fn=loss_fn, delta=delta, fix=fix,
+            weights=part[weights] if weights else None, where=f"{where}, {by} = {name}",
         )  # fmt: skip
         spent = (part[cost] if cost else 6 * part["N"] * part["D"]).to_numpy(float)
         model = fit_cost(part["N"], part["D"], spent) if cost else nd_cost()

@@ -116,7 +116,10 @@ def joint_fit(arms: Mapping[str, ArmFit], shared: Sequence[str]) -> Fit:
     weights = np.concatenate([f.weights for f in fits])
     centre = Centre(
         float(np.log(loss).mean()),
-        {c: float(np.log(columns[c]).mean()) if not first.fixed else first.centre.logs[c] for c in base.columns},
+        {
+            c: float(np.log(columns[c]).mean()) if not first.fixed else first.centre.logs[c]
+            for c in base.columns
+        },
     )
     form = JointForm(base, list(arms), shared)
     lower, upper = form.internal_bounds()
@@ -131,11 +134,8 @@ def joint_fit(arms: Mapping[str, ArmFit], shared: Sequence[str]) -> Fit:
 def _joint_starts(form: JointForm, fits, columns, loss, weights, centre, lower, upper) -> Array:
     """The mean of the arms' shared parameters and each arm's own, the rest refitted given them."""
     base = form.base
-    own = []
-    for f in fits:
-        t = base.to_internal(f.params, centre)
-        own.append(np.clip(np.where(np.isfinite(t), t, -30.0), -30.0, None))
-    own = np.array(own)
+    own = np.array([base.to_internal(f.params, centre) for f in fits])
+    own = np.maximum(np.where(np.isfinite(own), own, -30.0), -30.0)  # a term that vanished starts tiny
     shared = [base.names.index(n) for n in form.shared]
     candidates = [own.mean(0), *own] if shared else [own[0]]
     y, x = loss / np.exp(centre.log_loss), form.features(columns, centre)
@@ -181,7 +181,7 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Multiplier:
-    """What arm is worth against a reference at one cost: factors that the reference needs for the same loss."""
+    """An arm's worth at one cost: the factors that the reference needs for the same loss."""
 
     C: float
     loss: float
@@ -218,7 +218,8 @@ class Crossing:
         low, high = self.range
         where = f"between C = {low:.3g} and {high:.3g}"
         if self.C is None:
-            return f"none in range ({where} {self.better_below} is ahead; {100 * self.probability:.0f} % of resamples cross)"
+            share = f"{100 * self.probability:.0f} % of resamples cross"
+            return f"none in range ({where} {self.better_below} is ahead; {share})"
         low, high = self.interval or (np.nan, np.nan)
         return (
             f"at C = {self.C:.3g} [{low:.3g}, {high:.3g}]: {self.better_below} ahead below, "
@@ -314,7 +315,7 @@ def _check_overlap(arm: ArmFit, reference: ArmFit, axis: str) -> None:
     low, high = max(arm.C.min(), reference.C.min()), min(arm.C.max(), reference.C.max())
     if low > high * (1 + 1e-9):
         raise InputError(
-            f"{axis}: the runs of {arm.name} ({arm.C.min():.3g} to {arm.C.max():.3g}) and of {reference.name} "
+            f"{axis}: the runs of {arm.name} ({arm.C.min():.3g} to {arm.C.max():.3g}) and {reference.name} "
             f"({reference.C.min():.3g} to {reference.C.max():.3g}) have no cost in common; "
             "comparing them would rest on extrapolation alone"
         )
@@ -371,7 +372,7 @@ def compare_arms(
     out = []
     for i, c in enumerate(C):
         trip = [_percentiles(f[:, i]) for f in factors]
-        equivalent = c * trip[0][0]
+        equivalent = c * min(trip[0][0], 1e100)
         outside = not (low <= c * (1 + 1e-9) and c <= high * (1 + 1e-9) and span[0] <= equivalent <= span[1])
         out.append(
             Multiplier(
@@ -439,4 +440,3 @@ def _crossing(arm: ArmFit, reference: ArmFit, ours, theirs, beyond: float) -> Cr
         return Crossing(float(np.exp(at[0])), interval, float(crosses[1:].mean()), (low, high), below, above)  # type: ignore[arg-type]
     ahead = names[0] if gap[0, 0] < 0 else names[1]
     return Crossing(None, None, float(crosses[1:].mean()), (low, high), ahead, ahead)
-

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from scipy import stats
-from scipy.optimize import linprog
+from scipy.optimize import linprog, lsq_linear
 
 from eqscale.errors import InputError
 from eqscale.laws.forms import FORMS, Centre, Form
@@ -188,10 +188,10 @@ class Fit:
 
     def standard_error(self, quantity: Quantity) -> Array:
         """Gauss–Newton standard error of a quantity by the delta method."""
-        gradient = self._quantity_gradient(quantity)
+        gradient = self.quantity_gradient(quantity)
         return np.sqrt(np.maximum(np.einsum("ki,ij,kj->k", gradient, self.covariance, gradient), 0.0))
 
-    def _quantity_gradient(self, quantity: Quantity) -> Array:
+    def quantity_gradient(self, quantity: Quantity) -> Array:
         """Central differences of a quantity by the internal parameters, (k, p)."""
         se = np.sqrt(np.diag(self.covariance))
         step = np.where(se > 0, np.minimum(1e-4 * np.maximum(se, 1e-9), 1e-3), 0.0)
@@ -241,8 +241,8 @@ _WINSOR_MEAN = 0.7785  # E min(z², 1.5²) of a standard normal
 
 
 def residual_spread(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
-    """Standard deviation of the noise: with n − p degrees of freedom, for robust losses winsorised at 1.5 of itself
-    (Huber's proposal 2), which outliers cannot inflate.
+    """Standard deviation of the noise with n − p degrees of freedom; for robust losses winsorised at 1.5 of
+    itself (Huber's proposal 2), which outliers cannot inflate.
     """
     used = weights > 0
     r, w = r[used], weights[used]
@@ -267,10 +267,10 @@ def residual_spread(r: Array, weights: Array, parameters: int, loss: Loss) -> fl
 def noise_scale(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
     """Scale s such that s² (JᵀWJ)⁻¹ is the covariance of the estimate.
 
-    The spread of the residuals, for robust losses times the M-estimator's loss of efficiency τ at that scale (Huber 1981, eq. 6.5), taken for normal noise, since counting the residuals
-    below delta to estimate their density is hopeless for a few dozen runs. With p/n not small the fit follows
-    the noise and τ overstates the spread; the correction 1 − 2p/n is from our coverage simulation
-    (``benchmarks/laws.py``).
+    The spread of the residuals, for robust losses times the M-estimator's loss of efficiency τ at that scale
+    (Huber 1981, eq. 6.5), taken for normal noise, since counting the residuals below delta to estimate their
+    density is hopeless for a few dozen runs. With p/n not small the fit follows the noise and τ overstates
+    the spread; the correction 1 − 2p/n is from our coverage simulation (``benchmarks/laws.py``).
     """
     scale, n = residual_spread(r, weights, parameters, loss), int((weights > 0).sum())
     if not loss.is_log or np.isinf(loss.threshold) or scale == 0.0:
@@ -505,19 +505,26 @@ def fit_internal(
 
     target = objective.threshold
     theta = starts
-    path = [d for d in (np.inf, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8) if d > target]
+    # the starts solve least squares already; going through it again would merge their basins
+    path = [d for d in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8) if d > target]
     starting = len(theta)
     for delta in path:
-        theta, f, _ = solve(theta, delta, 1e-4, 40)
-        theta = _best_distinct(theta, f)
+        theta, f, _ = solve(theta, delta, *((1e-7, 150) if objective.kind == "lad" else (1e-4, 40)))
+        theta = _best_distinct(theta, f, 12 if len(y) <= 100 else 6)
     theta, f, done = solve(theta, target, 1e-15)
-    if not done.all():
-        theta, f, done = solve(theta, target, 1e-15, 2000)
+    late = ~done & (f <= f.min() * 1.001)
+    if late.any():
+        theta[late], f[late], _ = solve(theta[late], target, 1e-15, 2000)
     theta, f = _with_faces(form, theta, f, x, y, w, objective, lower, upper)
     if objective.kind == "lad":
-        near = np.argsort(f)[:3]
-        theta, f = zip(*(_to_vertex(form, theta[k], x, y, w, lower, upper) for k in near), strict=True)
+        near = theta[np.argsort(f)[:3]]
+        theta, f = zip(*(_to_vertex(form, t, x, y, w, lower, upper) for t in near), strict=True)
         theta, f = np.array(theta), np.array(f)
+        # an optimum that bends away from its vertex is smooth along the bend: Newton's business again
+        smooth = solve(theta, 1e-6, 1e-12)[0]
+        smooth = solve(smooth, target, 1e-15, 500)[0]
+        value = np.sum(w * np.abs(residuals(form, smooth, x, y[None], True)), axis=1)
+        theta[value < f], f = smooth[value < f], np.minimum(f, value)
     best = int(np.argmin(f))
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
     minima = _distinct(f if objective.is_log else f * np.exp(2 * centre.log_loss))
@@ -526,7 +533,7 @@ def fit_internal(
     )
 
 
-def _best_distinct(theta: Array, f: Array, most: int = 6) -> Array:
+def _best_distinct(theta: Array, f: Array, most: int) -> Array:
     """The best few of the points reached so far, one for each basin."""
     order = np.argsort(f)
     kept: list[int] = []
@@ -556,16 +563,18 @@ def _with_faces(form, theta, f, x, y, w, objective, lower, upper):
     for k in range(len(theta)):
         for prefactor in form.powers:
             i = form.names.index(prefactor)
-            if lower[i] == upper[i] or theta[k, i] > 2.0:
+            if lower[i] == upper[i]:
                 continue
+            j = form.names.index(form.powers[prefactor][0])
             without = theta[k].copy()
             without[i] = -700.0
+            if theta[k, j] == 0.0 and form.floors == ("E",) and lower[0] < upper[0]:
+                without[0] += np.exp(theta[k, i])  # a constant term is part of the floor
             full = form.evaluate(theta[k : k + 1], x, curvature=False).value
             gone = form.evaluate(without[None], x, curvature=False).value
             if np.max(np.abs(full / gone - 1)) > _VANISHED:
                 continue
             lo, hi = lower.copy(), upper.copy()
-            j = form.names.index(form.powers[prefactor][0])
             lo[i] = hi[i] = -700.0
             lo[j] = hi[j] = theta[k, j]
             t, g, _ = minimise(
@@ -616,35 +625,42 @@ def _to_vertex(form, theta, x, y, w, lower, upper) -> tuple[Array, float]:
     free = np.flatnonzero((lower < upper) & (theta > -690.0))
     used = np.flatnonzero(w > 0)
     best, objective = theta.copy(), value(theta)
-    radius = 0.3
     m, k = len(used), len(free)
+    radius = np.inf
     cost = np.concatenate([np.zeros(k), w[used], w[used]])
-    # r - J dx = plus - minus
+    # r - J dx = plus - minus, in coordinates z in which the runs see every direction equally: J dx = U z
     equality = np.hstack([np.zeros((m, k)), np.eye(m), -np.eye(m)])
-    for _ in range(40):
+    for _ in range(60):
         ev = form.evaluate(best[None], x)
         jac = (ev.jacobian / ev.value[:, None])[0][np.ix_(free, used)]
         r = residuals(form, best[None], x, y[None], True)[0][used]
-        scale = 1.0 / np.maximum(np.sqrt(np.mean(jac**2, axis=1)), 1e-300)
-        equality[:, :k] = (jac * scale[:, None]).T
-        low = np.maximum((lower - best)[free] / scale, -radius)
-        high = np.minimum((upper - best)[free] / scale, radius)
-        box = [*zip(low, high, strict=True), *[(0.0, None)] * (2 * m)]
-        found = linprog(cost, A_eq=equality, b_eq=r, bounds=box, method="highs")
+        radius = min(radius, np.linalg.norm(r))
+        scale = 1.0 / np.maximum(np.linalg.norm(jac, axis=1), 1e-300)
+        u, spectrum, vt = np.linalg.svd((jac * scale[:, None]).T, full_matrices=False)
+        back = scale[:, None] * vt.T / np.maximum(spectrum, 1e-9)  # dx = back @ z
+        equality[:, :k] = u
+        limits, room = [], []
+        for sign, bound in ((1, upper), (-1, lower)):
+            finite = np.flatnonzero(np.isfinite(bound[free]))
+            limits.append(np.hstack([sign * back[finite], np.zeros((len(finite), 2 * m))]))
+            room.append(sign * (bound - best)[free][finite])
+        found = linprog(
+            cost, A_ub=np.vstack(limits), b_ub=np.concatenate(room), A_eq=equality, b_eq=r,
+            bounds=[*[(-radius, radius)] * k, *[(0.0, None)] * (2 * m)], method="highs",
+        )  # fmt: skip
         if found.status != 0:
             break
         new = best.copy()
-        new[free] = np.clip(best[free] + found.x[:k] * scale, lower[free], upper[free])
+        new[free] += back @ found.x[:k]
+        new = np.clip(new, lower, upper)
         reached, promised = value(new), objective - found.fun
         if reached < objective:
-            radius *= 2.0 if objective - reached > 0.5 * promised else 1.0
             gained = objective - reached
+            radius *= 4.0 if gained > 0.5 * promised else 1.0
             best, objective = new, reached
-            if gained <= 1e-14 * objective:
-                break
         else:
-            radius *= 0.25
-        if promised <= 1e-13 * objective or radius < 1e-14:
+            radius *= 0.2
+        if promised <= 1e-13 * objective or radius < 1e-13:
             break
     return best, objective
 
@@ -726,15 +742,15 @@ def _certify(fit: Fit, starts: int, minima: list[float]) -> Certificate:
 def _subgradient_excess(fit: Fit) -> float:
     """How far 0 is from the subdifferential of Σ w|r|: multipliers of the zero residuals must lie in ±w."""
     r, w, free = fit.residuals, fit.weights, fit.free
-    zero = np.abs(r) <= 1e-9
+    zero = np.abs(r) <= 1e-8
     jac = fit.jacobian[free]
     pull = jac[:, ~zero] @ (w * np.sign(r))[~zero]
     if not zero.any():
         return float(np.max(np.abs(pull) / np.sqrt(np.sum(jac**2, 1) * fit.n)))
-    multipliers, *_ = np.linalg.lstsq(jac[:, zero], -pull, rcond=None)
-    miss = jac[:, zero] @ multipliers + pull
-    excess = np.max(np.abs(multipliers) - w[zero])
-    return float(max(0.0, excess, np.max(np.abs(miss) / np.sqrt(np.sum(jac**2, 1) * fit.n))))
+    scale = 1.0 / np.sqrt(np.sum(jac**2, axis=1) * fit.n)
+    limit = np.maximum(w[zero], 1e-12)
+    found = lsq_linear(jac[:, zero] * scale[:, None], -pull * scale, bounds=(-limit, limit), tol=1e-12)
+    return float(np.max(np.abs(found.fun)))
 
 
 def _verdict(fit: Fit, c: Certificate) -> str:

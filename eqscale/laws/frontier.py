@@ -30,14 +30,15 @@ class CostModel:
     """Root mean square of log C around the model."""
     kind: str = "kND"
 
-    def _log_per_token(self, log_n: Array) -> tuple[Array, Array, Array]:
-        """c0 + c1 u + c2 u² and its first two derivatives, tangent outside the span."""
+    def _log_per_token(self, log_n: Array) -> tuple[Array, Array]:
+        """c0 + c1 u + c2 u² and its slope; its tangent outside the span."""
         c0, c1, c2 = self.polynomial
         u = log_n - self.origin
+        if c2 == 0.0:
+            return c0 + c1 * u, np.full_like(u, c1)
         v = np.clip(u, *self.span)
         slope = c1 + 2 * c2 * v
-        curvature = np.where(u == v, 2 * c2, 0.0)
-        return c0 + c1 * v + c2 * v * v + slope * (u - v), slope, curvature
+        return c0 + c1 * v + c2 * v * v + slope * (u - v), slope
 
     def cost(self, N: Array, D: Array) -> Array:
         """Cost of training N parameters on D tokens."""
@@ -135,7 +136,7 @@ def optimal_log_n(c: Coefficients, cost: CostModel, C: Array) -> Array:
 
         def tangent_root(at: float) -> Array:
             """Root where cost is the power law that touches it at log N = ``at``."""
-            h, slope, _ = cost._log_per_token(np.array(at))
+            h, slope = cost._log_per_token(np.array(at))
             s = slope / cost.power
             return (gain - np.log(s) + beta * (log_c - h + slope * at) / cost.power) / (alpha + beta * s)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from eqscale.errors import InputError
+from eqscale.laws.compare import Comparison, Hypothesis
 from eqscale.laws.fit import Fit
 from eqscale.laws.uncertainty import Bootstrap, Interval, disagreement
 
@@ -102,6 +103,55 @@ def coefficient_rows(found: Mapping[str, Interval]) -> list[list[str]]:
 COEFFICIENT_HEADER = ["parameter", "estimate", "95 % model-based", "95 % robust", "width ratio"]
 
 
+def factor_text(value: Sequence[float]) -> str:
+    """A factor with its interval; infinite where the loss is out of reach."""
+    return " ".join([_factor(value[0]), "[" + ", ".join(_factor(v) for v in value[1:]) + "]"])
+
+
+def _factor(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "never" if value > 1e12 else f"{value:.3g}×"
+
+
+MULTIPLIER_HEADER = ["C", "loss", "compute", "compute, model-based", "data", "parameters", "P(better)"]
+
+
+def multiplier_rows(comparison: Comparison) -> list[list[str]]:
+    """Rows of cost, loss, the three multipliers with 95 % intervals and P(better); * marks extrapolation."""
+    return [
+        [
+            number(m.C, 3) + (" *" if m.extrapolated else ""),
+            number(m.loss),
+            factor_text(m.compute),
+            "[" + ", ".join(_factor(v) for v in m.compute_model) + "]",
+            factor_text(m.data),
+            factor_text(m.parameters),
+            f"{m.probability_better:.2f}",
+        ]
+        for m in comparison.multipliers
+    ]
+
+
+HYPOTHESIS_HEADER = ["shared", "parameters", "objective", "AICc weight", "F", "p (F)", "p (bootstrap)"]
+
+
+def hypothesis_rows(tested: Sequence[Hypothesis]) -> list[list[str]]:
+    """Rows of what is shared, parameter count, objective, AICc weight, F and the two p values."""
+    return [
+        [
+            ", ".join(h.shared) or "nothing",
+            str(h.parameters),
+            number(h.objective, 6),
+            f"{h.weight:.3f}",
+            number(h.f_statistic, 3),
+            number(h.f_p_value, 2),
+            number(h.bootstrap_p_value, 2),
+        ]
+        for h in tested
+    ]
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -157,6 +207,19 @@ def check_writable(*paths: Path | None) -> None:
             raise InputError(f"{path}: is a folder, not a file to write")
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise InputError(f"{path}: the folder {path.parent} does not exist or is not writable")
+
+
+def check_folder(path: Path | None) -> None:
+    """Refuse an output folder that cannot be made, before anything is computed.
+
+    Raises:
+        InputError: a file is in the way, or no existing parent is writable.
+    """
+    if path is None:
+        return
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{path}: {existing} is not a writable folder")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -84,6 +84,17 @@ def _positive(column: pd.Series, name: str, rows: np.ndarray, source: str, hint:
     return out
 
 
+def positive_column(frame: pd.DataFrame, name: str, source: str) -> np.ndarray:
+    """A further column as positive numbers.
+
+    Raises:
+        InputError: it is missing, or a value is not a positive finite number (which row).
+    """
+    if name not in frame.columns:
+        raise InputError(f"{source}: no column {name!r}; columns: {', '.join(map(str, frame.columns))}")
+    return _positive(frame[name], name, np.arange(1, len(frame) + 1), source, "")
+
+
 def check_runs(
     frame: pd.DataFrame,
     mapping: Mapping[str, str] | None = None,

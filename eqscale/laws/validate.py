@@ -62,7 +62,9 @@ def predict_new_runs(fit: Fit, columns: dict[str, Array], level: float = 0.95) -
 
 
 def _predict(fit: Fit, c, columns: dict[str, Array]) -> Array:
-    theta = np.array([fit.form.to_internal({k: v[i] for k, v in c.items()}, fit.centre) for i in range(len(c["E"]))])
+    theta = np.array(
+        [fit.form.to_internal({k: v[i] for k, v in c.items()}, fit.centre) for i in range(len(c["E"]))]
+    )
     return fit.predict_with(np.where(np.isfinite(theta), theta, -700.0), columns)
 
 
@@ -118,7 +120,9 @@ class LackOfFit:
     def describe(self) -> str:
         """In words."""
         verdict = (
-            "the form misses structure that seeds cannot explain" if self.p_value < 0.05 else "no lack of fit seen"
+            "the form misses structure that seeds cannot explain"
+            if self.p_value < 0.05
+            else "no lack of fit seen"
         )
         return (
             f"{verdict}: F = {self.f_statistic:.2f}, p = {self.p_value:.3g}, seed noise "
@@ -192,7 +196,9 @@ def profile_interval(fit: Fit, name: str, level: float = 0.95) -> tuple[float, f
         free = [n for n in fit.form.names if n not in fit.fixed]
         raise InputError(f"no profile of {name!r}; free parameters: {', '.join(free)}")
     centre = fit.centre
-    if name in fit.form.powers:  # in the user's units a prefactor is a parameter only where nothing is centred
+    if (
+        name in fit.form.powers
+    ):  # in the user's units a prefactor is a parameter only where nothing is centred
         centre = Centre(centre.log_loss, {**centre.logs, fit.form.powers[name][1]: 0.0})
         if fit.form.name == "gamma":
             centre = Centre(0.0, {k: 0.0 for k in centre.logs})
@@ -222,7 +228,8 @@ def profile_interval(fit: Fit, name: str, level: float = 0.95) -> tuple[float, f
         start = np.stack([state["theta"], theta])
         start[:, i] = value
         t, f, _ = minimise(
-            fit.form, start, x, y[None], fit.weights[None], smoothing, fit.loss.is_log, lo, hi, tolerance=1e-12
+            fit.form, start, x, y[None], fit.weights[None], smoothing, fit.loss.is_log, lo, hi,
+            tolerance=1e-12,
         )  # fmt: skip
         k = int(np.argmin(f))
         state["theta"] = t[k]

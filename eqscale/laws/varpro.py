@@ -12,6 +12,7 @@ import numpy as np
 
 Array = np.ndarray
 
+_FEW = 100  # runs up to which a coarse lattice of further starts costs nothing; few runs have more basins
 _TINY = 1e-8  # prefactor given to a term that the linear fit switched off, relative to the loss
 
 
@@ -71,7 +72,7 @@ def nonnegative_profile(
         top: most minima returned.
 
     Returns:
-        (k, 5) rows of E, log A, log B, α, β at the local minima, best first.
+        (k, 5) rows of E, log A, log B, α, β at the local minima, best first (and a lattice, for few runs).
     """
     w = weights / loss**2
     target = loss if floor is None else loss - floor
@@ -100,6 +101,10 @@ def nonnegative_profile(
     ]
     minima = np.flatnonzero((surface <= np.min(around, 0)).ravel())
     minima = minima[np.argsort(objective[minima])][:top]
+    if len(loss) <= _FEW:
+        nodes = np.arange(k1 * k2).reshape(k1, k2)
+        lattice = nodes[k1 // 8 :: max(k1 // 4, 1), k2 // 8 :: max(k2 // 4, 1)].ravel()
+        minima = np.concatenate([minima, np.setdiff1d(lattice, minima)])
     i, j = np.divmod(minima, k2)
     e, a, b = coef[minima].T
     tiny = _TINY * loss.min()

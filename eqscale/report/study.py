@@ -14,7 +14,8 @@ import pandas as pd
 from eqscale.errors import InputError
 from eqscale.laws import Interval, intervals
 from eqscale.laws.arms import ArmFit, fit_arms
-from eqscale.laws.frontier import frontier
+from eqscale.laws.compare import compare_arms
+from eqscale.laws.frontier import fit_cost, frontier
 from eqscale.laws.plots import (
     isoflop_panels,
     loss_against_compute,
@@ -23,9 +24,10 @@ from eqscale.laws.plots import (
     save,
     surface_panels,
 )
-from eqscale.laws.render import fit_record, number
+from eqscale.laws.render import fit_record, markdown_table, number
 
 LOSS = "test NMSE"
+REFERENCE = "transformer"
 RESAMPLES = 1000
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta", "a")
 
@@ -72,7 +74,8 @@ def write_report(table: pd.DataFrame, folder: Path, stage_seconds: Mapping[str, 
         InputError: if no arm has enough finished runs for a fit; the message says how many each has.
     """
     finished = table[table["status"] == "finished"]
-    arms = {axis: fit_arms_on(finished, axis) for axis in AXES}
+    fitted = fit_every_arm(finished)
+    arms = {axis: {name: on_axis(arm, finished, axis) for name, arm in fitted.items()} for axis in AXES}
     folder.mkdir(parents=True, exist_ok=True)
     found = {name: intervals(arm.fit, arm.boot) for name, arm in arms["executed"].items()}
     records = {name: fit_record(arm.fit, found[name], arm.boot) for name, arm in arms["executed"].items()}
@@ -82,8 +85,8 @@ def write_report(table: pd.DataFrame, folder: Path, stage_seconds: Mapping[str, 
     (folder / "report.md").write_text(render(table, arms, found, figures, stage_seconds or {}))
 
 
-def fit_arms_on(finished: pd.DataFrame, axis: str) -> dict[str, ArmFit]:
-    """Fit every arm that has enough runs, with costs on one compute axis.
+def fit_every_arm(finished: pd.DataFrame) -> dict[str, ArmFit]:
+    """Fit every arm that has enough runs, with costs in executed FLOPs.
 
     Raises:
         InputError: if no arm can be fitted.
@@ -93,12 +96,18 @@ def fit_arms_on(finished: pd.DataFrame, axis: str) -> dict[str, ArmFit]:
     for name in dict.fromkeys(finished["arm"]):
         runs = finished[finished["arm"] == name]
         try:
-            fitted |= fit_arms(runs, cost=AXES[axis].column, budget="budget", resamples=RESAMPLES)
+            fitted |= fit_arms(runs, cost=AXES["executed"].column, budget="budget", resamples=RESAMPLES)
         except InputError as error:
-            reasons.append(f"{name}: {error}")
+            reasons.append(str(error))
     if not fitted:
         raise InputError("no arm can be fitted: " + ("; ".join(reasons) or "the table has no finished run"))
     return fitted
+
+
+def on_axis(arm: ArmFit, finished: pd.DataFrame, axis: str) -> ArmFit:
+    """The same law with its runs' costs on another compute axis."""
+    cost = finished.loc[finished["arm"] == arm.name, AXES[axis].column].to_numpy(float)
+    return dataclasses.replace(arm, C=cost, cost=fit_cost(arm.N, arm.D, cost))
 
 
 def coefficients(found: Mapping[str, Mapping[str, Interval]]) -> pd.DataFrame:
@@ -178,15 +187,6 @@ def render(
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown(frame: pd.DataFrame) -> str:
-    lines = [
-        "| " + " | ".join(map(str, frame.columns)) + " |",
-        "| " + " | ".join("---" for _ in frame.columns) + " |",
-    ]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]
-    return "\n".join(lines)
-
-
 def _best_runs(finished: pd.DataFrame) -> str:
     best = finished.loc[finished.groupby(["budget", "arm"], sort=False)["loss"].idxmin()]
     cells = {
@@ -198,7 +198,7 @@ def _best_runs(finished: pd.DataFrame) -> str:
         [f"{budget:.3g}", *(cells.get((budget, name), "–") for name in names)]
         for budget in _budgets(finished)
     ]
-    return _markdown(pd.DataFrame(rows, columns=["budget (executed FLOPs)", *names]))
+    return markdown_table(["budget (executed FLOPs)", *(f"`{name}`" for name in names)], rows)
 
 
 def _budgets(finished: pd.DataFrame) -> list[float]:
@@ -217,7 +217,7 @@ def _answer(finished: pd.DataFrame, arms: Mapping[str, Mapping[str, ArmFit]]) ->
                     f"{ranked.iloc[1] / ranked.iloc[0]:.2f} times less loss than the best `{ranked.index[1]}` run."
                 )
     for axis, fits in arms.items():
-        sentences.append("- " + _winner(fits, axis))
+        sentences += _multipliers(fits, axis)
     return "\n".join(sentences)
 
 
@@ -230,26 +230,30 @@ def _common_costs(fits: Mapping[str, ArmFit]) -> np.ndarray:
     return np.geomspace(low, high, 3)
 
 
-def _winner(fits: Mapping[str, ArmFit], axis: str) -> str:
-    label = AXES[axis].label
-    if len(fits) < 2:
-        return f"On {label}: only one arm could be fitted, so there is nothing to compare."
-    C = _common_costs(fits)[-1:]
-    optimum = {name: frontier(arm.fit, C, arm.cost, arm.boot) for name, arm in fits.items()}
-    known = [name for name, best in optimum.items() if np.isfinite(best.loss[0])]
-    unknown = [f"`{name}`" for name in fits if name not in known]
-    if len(known) < 2:
-        return (
-            f"On {label}: the laws of {' and '.join(unknown)} have no optimum, so they don't rank the arms."
+def _multipliers(fits: Mapping[str, ArmFit], axis: str) -> list[str]:
+    """What every arm is worth against the reference at the largest cost that both have runs at."""
+    label, unit = AXES[axis].label, AXES[axis].unit
+    reference = fits.get(REFERENCE) or next(iter(fits.values()))
+    sentences = []
+    for name, arm in fits.items():
+        if arm is reference:
+            continue
+        try:
+            best = compare_arms(arm, reference, axis=label).multipliers[-1]
+        except InputError as error:
+            sentences.append(f"- On {label}: no comparison of `{name}` with `{reference.name}`: {error}.")
+            continue
+        if not np.isfinite(best.loss):
+            sentences.append(f"- On {label}: the law of `{name}` has no optimum, so it says nothing here.")
+            continue
+        estimate, low, high = (f"{value:.3g}" if np.isfinite(value) else "∞" for value in best.compute)
+        sentences.append(
+            f"- On {label}, at {best.C:.3g} {unit}: `{reference.name}` would need {estimate} times the compute "
+            f"[{low}, {high}] to reach the {best.loss:.3f} that the law predicts for `{name}`; "
+            f"`{name}` is ahead in {100 * best.probability_better:.0f} % of the resamples"
+            + (", extrapolating beyond the runs." if best.extrapolated else ".")
         )
-    ranked = sorted(known, key=lambda name: optimum[name].loss[0])
-    first, second = optimum[ranked[0]], optimum[ranked[1]]
-    sure = first.robust["loss"].high[0] < second.robust["loss"].low[0]
-    verdict = "their 95 % bands don't overlap" if sure else "their 95 % bands overlap, so this is not settled"
-    return (
-        f"On {label}, at {C[0]:.3g} {AXES[axis].unit}, the fitted laws put `{ranked[0]}` first "
-        f"({first.loss[0]:.3f} against {second.loss[0]:.3f} for `{ranked[1]}`); {verdict}."
-    )
+    return sentences
 
 
 def _coefficients(found: Mapping[str, Mapping[str, Interval]]) -> str:
@@ -262,7 +266,7 @@ def _coefficients(found: Mapping[str, Mapping[str, Interval]]) -> str:
             robust = ", ".join(number(v, 3) for v in interval.robust) if interval.robust else "–"
             row.append(f"{number(interval.estimate, 3)}<br>[{model}]<br>[{robust}]")
         rows.append(row)
-    return _markdown(pd.DataFrame(rows, columns=["arm", "E", "A", "B", "α", "β", "a"]))
+    return markdown_table(["arm", "E", "A", "B", "α", "β", "a"], rows)
 
 
 def _predicted(fits: Mapping[str, ArmFit], axis: str) -> str:
@@ -274,8 +278,7 @@ def _predicted(fits: Mapping[str, ArmFit], axis: str) -> str:
         for i, row in enumerate(rows):
             predicted = f"{best.loss[i]:.3f} [{band.low[i]:.3f}, {band.high[i]:.3f}] at N = {best.N[i]:.3g}"
             row.append(predicted if np.isfinite(best.loss[i]) else "no optimum")
-    heading = f"{AXES[axis].label}"
-    return _markdown(pd.DataFrame(rows, columns=[heading, *(f"`{name}`" for name in fits)]))
+    return markdown_table([AXES[axis].label, *(f"`{name}`" for name in fits)], rows)
 
 
 def _caveats(table: pd.DataFrame, fits: Mapping[str, ArmFit]) -> str:

@@ -2,7 +2,8 @@
 
 The target holds positions only, so each step turns a predicted displacement into a state: a Kabsch fit
 gives position and orientation, and the velocities follow from taking the residual to ballistic motion as one
-impulse in the middle of the interval, residual / (T / 2): unbiased for impacts spread evenly over it.
+impulse at an unknown moment of the interval. If that moment is uniform, the least-squares estimate of the
+impulse is 3/2 of residual / T. What this guess costs a perfect predictor is measured in docs/benchmark.md.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from eqscale.rigid.symmetry import translate
 from eqscale.rigid.windows import FRAMES, Windows
 
 STEPS = 6
+
+_IMPULSE = 1.5
+"""E[impulse x residual] T / E[residual^2] for residual = impulse (T - moment), moment uniform in 0..T."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +49,9 @@ def step(batch: Batch, residual: Tensor, windows: Windows) -> Batch:
     objects = Objects(batch)
     flight = ballistic(batch, objects, windows.time, windows.time_step)
     rotation, center = kabsch(batch, objects, flight.position + residual * batch.mask[..., None])
-    velocity = flight.velocity + 2 / windows.time * (center - flight.center)
+    velocity = flight.velocity + _IMPULSE / windows.time * (center - flight.center)
     kick = rotation_vector(rotation @ flight.rotation.transpose(-1, -2))
-    omega = flight.spin + 2 / windows.time * kick
+    omega = flight.spin + _IMPULSE / windows.time * kick
     position = place(batch, objects, rotation, center)
     token_center = objects.spread(center) * batch.mask[..., None]
     token_velocity = objects.spread(velocity) * batch.mask[..., None]

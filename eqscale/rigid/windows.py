@@ -77,8 +77,8 @@ class Windows:
         self.n_scenes = sum(len(s) for s in shards)
         self._shard_size = len(shards[0])  # of all but the last
         # Large fields stay on disk (the page cache is shared by all trials); small ones are gathered.
-        self._trajectory = [s["trajectory"] for s in shards]
-        self._vertices = [s["vertices"] for s in shards]
+        self._trajectory = [np.asarray(s["trajectory"]) for s in shards]
+        self._vertices = [np.asarray(s["vertices"]) for s in shards]
         self._count = np.concatenate([s["count"] for s in shards])
         self._material = np.stack(
             [np.concatenate([s[f] for s in shards]) for f in ("mass", "friction", "restitution")], axis=-1
@@ -106,15 +106,15 @@ class Windows:
 
     def states(self, scene: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Stored, upright states (B, F, n, 13) at frames (B, F), and local vertices (B, n, V, 3)."""
-        shard = scene // self._shard_size
+        shard, local = np.divmod(scene, self._shard_size)
         n, v = self._vertices[0].shape[1:3]
         state = np.empty((*frames.shape, n, 13), np.float32)
         vertices = np.empty((len(scene), n, v, 3), np.float32)
-        for k in np.unique(shard):
-            rows = np.flatnonzero(shard == k)
-            local = scene[rows] - k * self._shard_size
-            state[rows] = self._trajectory[k][local[:, None], frames[rows]]
-            vertices[rows] = self._vertices[k][local]
+        order = np.argsort(shard)
+        for rows in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
+            k = shard[rows[0]]
+            state[rows] = self._trajectory[k][local[rows, None], frames[rows]]
+            vertices[rows] = self._vertices[k][local[rows]]
         return state, vertices
 
     def _slots(self, scene: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -208,7 +208,9 @@ class Windows:
             return torch.from_numpy(array).to(device=device, dtype=dtype)
 
         def of_object(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.append(values, values.dtype.type(0)).take(body)).to(device)
+            flat = np.zeros(b * n + 1, values.dtype)
+            flat[:-1] = values.reshape(-1)
+            return torch.from_numpy(flat.take(body)).to(device)
 
         vertical = np.ascontiguousarray(matrix[:, :, 2])
         return Batch(
@@ -219,7 +221,7 @@ class Windows:
             center_velocity=tensor(vectors_of_object[1]),
             material=tensor(vectors_of_object[2]),
             weight=of_object((1.0 / (objects[:, None] * np.maximum(count, 1))).astype(precision)),
-            object_index=of_object(np.broadcast_to(np.arange(n), (b, n))),
+            object_index=torch.from_numpy(body % n * mask).to(device),
             contact=of_object(np.minimum(touched, 2).astype(np.int64)),
             mask=torch.from_numpy(mask).to(device),
             floor_normal=tensor(vertical),

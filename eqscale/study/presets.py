@@ -45,7 +45,7 @@ PRESETS: dict[str, Preset] = {
         test_windows_per_scene=3,
         data_seed=0,
         batch_size=16,
-        cost_range=8.0,
+        cost_range=6.0,
         min_steps=40,
     ),
     # Two cores, no GPU: some ten hours.

@@ -58,10 +58,12 @@ def test_objective_is_the_unscaled_sum(chinchilla_csv, tmp_path):
 def test_groups_are_fitted_one_by_one(isoflop, tmp_path):
     both = pd.concat([isoflop.assign(arm="plain"), isoflop.assign(arm="built-in", loss=0.8 * isoflop.loss)])
     both.assign(status="finished").to_parquet(tmp_path / "runs.parquet")
-    out = tmp_path / "fit.json"
+    out, figures = tmp_path / "fit.json", tmp_path / "new" / "figures"
     arguments = ["fit", str(tmp_path / "runs.parquet"), "--by", "arm", "--where", "status=finished"]
+    arguments += ["--figures", str(figures)]
     assert main([*arguments, "--bootstrap", "cluster:C", "--resamples", "20", "--json", str(out)]) == 0
     groups = json.loads(out.read_text())["groups"]
+    assert len(list(figures.glob("*.svg"))) == 6
     assert groups["built-in"]["E"] == pytest.approx(0.8 * groups["plain"]["E"])
 
 
@@ -100,3 +102,37 @@ def test_output_with_awkward_values_is_strict_json(isoflop, tmp_path):
 
     record = json.loads(out.read_text(), parse_constant=refuse)
     assert record["B"] == pytest.approx(0, abs=1e-6) or np.isfinite(record["B"])
+
+
+def test_runs_from_an_mlflow_experiment(isoflop, tmp_path, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/runs.db")
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("laws", artifact_location=(tmp_path / "artifacts").as_uri())
+    few = isoflop.iloc[::3]
+    for row in few.itertuples():
+        run = client.create_run(experiment, tags={"arm": "plain"}).info.run_id
+        client.log_param(run, "params", str(int(row.N)))
+        client.log_param(run, "tokens", str(row.D))
+        client.log_metric(run, "test_loss", row.loss)
+        client.set_terminated(run)
+    client.set_terminated(client.create_run(experiment, tags={"arm": "plain"}).info.run_id, "FAILED")
+    out = tmp_path / "fit.json"
+    arguments = ["fit", "mlflow:laws", "--map", "N=params,D=tokens,loss=test_loss", "--resamples", "10"]
+    assert main([*arguments, "--where", "status=finished", "--fix", "E=1.8", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["n"] == 10
+    assert main([*arguments, "--json", str(tmp_path / "none.json")]) == 2  # the failed run has no loss
+    assert main(["fit", "mlflow:absent"]) == 2
+
+
+def test_laws_load_without_torch_ray_or_mlflow():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, eqscale.laws, eqscale.cli; eqscale.cli.build_parser();"
+        "print([m for m in ('torch', 'ray', 'mlflow', 'matplotlib') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,0 +1,253 @@
+"""What each arm's design is worth: loss at equal executed FLOPs for the choices made and the ones not made.
+
+    python benchmarks/arms.py                                  # everything: about two core-hours
+    python benchmarks/arms.py --only gatr-embedding --seeds 0  # one group, one seed
+
+Every variant is trained by the recipe of the studies, with the learning-rate rule of its arm, on the data of the
+preset quick. Prints one table per group; results that exist in --json FILE are not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from eqscale.algebra import (
+    embed_direction,
+    embed_plane,
+    embed_point,
+    extract_direction,
+    extract_normal,
+    extract_weight,
+)
+from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
+from eqscale.models.transformer import TransformerConfig, transformer_training_flops
+from eqscale.rigid.batch import Batch
+from eqscale.rigid.dataset import open_split
+from eqscale.study.grid import dataset_spec, expected_batch
+from eqscale.study.job import make_console, prepare_data
+from eqscale.study.presets import PRESETS
+from eqscale.training.arms import Arm, Size, get_arm, register
+from eqscale.training.arms.gatr import token_invariants
+from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel
+from eqscale.training.loop import train
+from eqscale.training.spec import RunSpec
+
+PRESET = PRESETS["quick"]
+
+
+# ---------------------------------------------------------------- plain transformer
+def plain(label: str, **changes: object) -> Arm:
+    """The plain transformer with another configuration."""
+
+    def config(size: Size) -> TransformerConfig:
+        values = dict(
+            in_features=TOKEN_FEATURES, out_features=3, width=size.width, depth=size.depth, heads=size.heads
+        )
+        return TransformerConfig(**(values | changes))  # type: ignore[arg-type]
+
+    return dataclasses.replace(
+        get_arm("transformer"),
+        name=label,
+        build=lambda size: PlainModel(config(size)),
+        flops=lambda size: transformer_training_flops(config(size)),
+    )
+
+
+# ---------------------------------------------------------------- GATr
+def geometry(batch: Batch, planes: bool, ideal: bool, unit: float) -> tuple[Tensor, Tensor]:
+    """Inputs of GATr with directions as planes through the vertex, as ideal points, or both; lengths in ``unit`` m."""
+    T = batch.position.shape[1]
+
+    def everywhere(x: Tensor) -> Tensor:
+        return x[:, None].expand(-1, T, *x.shape[1:])
+
+    position, center = batch.position / unit, batch.center / unit
+    floor_point = batch.floor_normal * batch.floor_offset[:, None] / unit
+    directions = [batch.velocity / 2, batch.center_velocity / 2, everywhere(batch.gravity / 9.81)]
+    true = [
+        everywhere(embed_plane(batch.floor_normal, floor_point)),
+        embed_plane(position - center, position),
+    ]
+    pseudo = [embed_point(position), embed_point(center)]
+    if planes:
+        true += [embed_plane(direction, position) for direction in directions]
+    if ideal:
+        pseudo += [embed_direction(direction) for direction in directions]
+    return torch.stack(true + pseudo, 2), token_invariants(batch)
+
+
+class GATrVariant(nn.Module):
+    """GATr with other embeddings or read-outs."""
+
+    def __init__(self, config: GATrConfig, planes: bool, ideal: bool, unit: float, read: str) -> None:
+        super().__init__()
+        self.net, self.read, self.unit = GATr(config), read, unit
+        self.embed = functools.partial(geometry, planes=planes, ideal=ideal, unit=unit)
+
+    def forward(self, batch: Batch) -> Tensor:
+        multivectors, _ = self.net(*self.embed(batch), batch.mask)
+        true, pseudo = multivectors.unbind(2)
+        point = extract_direction(pseudo) - extract_weight(pseudo)[..., None] * batch.position / self.unit
+        return {"both": extract_normal(true) + point, "normal": extract_normal(true), "ideal": point}[
+            self.read
+        ]
+
+
+def gatr(label: str, planes: bool = True, ideal: bool = True, unit: float = 1.0, read: str = "both") -> Arm:
+    """GATr with other embeddings or read-outs."""
+
+    def config(size: Size) -> GATrConfig:
+        half = size.width // 2
+        return GATrConfig(
+            true_in=5 if planes else 2, pseudo_in=5 if ideal else 2, scalars_in=5, true_out=1, pseudo_out=1,
+            scalars_out=0, true=half, pseudo=size.width - half, scalars=2 * size.width, blocks=size.depth,
+            heads=size.heads,
+        )  # fmt: skip
+
+    return dataclasses.replace(
+        get_arm("gatr"),
+        name=label,
+        build=lambda size: GATrVariant(config(size), planes, ideal, unit, read),
+        flops=lambda size: gatr_training_flops(config(size)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Variants that answer one question, at the same budget and sizes."""
+
+    question: str
+    variants: Callable[[], list[Arm]]
+    sizes: tuple[Size, ...]
+    budget: float
+
+
+GROUPS = {
+    "plain": Group(
+        "plain transformer: random Fourier features of positions, attention heads",
+        lambda: [
+            get_arm("transformer"),
+            plain("multi-head", multi_query=False),
+            plain("fourier 1", fourier_inputs=6, fourier_features=32),
+            plain("fourier 0.3", fourier_inputs=6, fourier_features=32, fourier_scale=0.3),
+            plain("narrow MLP", mlp_ratio=2),
+        ],
+        (Size(12, 2, 1), Size(16, 2, 2)),
+        3e10,
+    ),
+    "gatr-embedding": Group(
+        "GATr: how directions are embedded, how the prediction is read, unit of length",
+        lambda: [
+            get_arm("gatr"),
+            gatr("directions both ways"),
+            gatr("directions as planes", ideal=False),
+            gatr("directions as ideal points", planes=False),
+            gatr("read e_i", read="normal"),
+            gatr("read ideal part", read="ideal"),
+            gatr("lengths in dm", unit=0.1),
+            gatr("lengths in 3 m", unit=3.0),
+        ],
+        (Size(4, 1, 2), Size(6, 1, 2)),
+        3e10,
+    ),
+    "gatr-symmetry": Group(
+        "GATr: parity-typed (exact E(3)) against published, and the same backbone without symmetry",
+        lambda: [get_arm("gatr"), get_arm("gatr_published"), get_arm("gatr_off")],
+        (Size(4, 1, 2), Size(6, 1, 2)),
+        1e11,
+    ),
+}
+
+
+def run_group(
+    group: Group, seeds: list[int], root: Path, done: dict[str, dict], save: Callable[[], None]
+) -> list:
+    """Train every variant that is not in ``done``; returns rows of (variant, size, N, steps, losses, seconds)."""
+    batch, data = expected_batch(PRESET), dataset_spec(PRESET)
+    train_windows = open_split(data, root, "train", scenes=PRESET.train_scenes)
+    test_windows = open_split(data, root, "test", scenes=PRESET.test_scenes)
+    rows = []
+    for arm in group.variants():
+        for size in group.sizes:
+            steps = round(group.budget / batch.executed_flops(arm, size))
+            rate = arm.learning_rate(arm.parameters(size))
+            losses, seconds = [], []
+            for seed in seeds:
+                spec = RunSpec(
+                    arm.name, size, group.budget, steps, PRESET.batch_size, float(f"{rate:.4g}"), seed, data.digest,
+                    PRESET.train_scenes, PRESET.test_scenes, PRESET.test_windows_per_scene,
+                )  # fmt: skip
+                if spec.run_id not in done:
+                    with tempfile.TemporaryDirectory() as folder:
+                        record = train(
+                            spec, train_windows, test_windows, checkpoints=Path(folder) / "checkpoints"
+                        )
+                    done[spec.run_id] = {
+                        "nmse": record.test.get("nmse", float("inf")),
+                        "seconds": record.seconds,
+                    }
+                    save()
+                losses.append(done[spec.run_id]["nmse"])
+                seconds.append(done[spec.run_id]["seconds"])
+            rows.append((arm.name, str(size), arm.parameters(size), steps, losses, statistics.mean(seconds)))
+    return rows
+
+
+def print_table(group: Group, rows: list, console: Console) -> None:
+    console.print(f"\n{group.question}; {group.budget:.0e} executed FLOPs\n", markup=False)
+    print("| variant | size | N | steps | seconds | test NMSE |\n| --- | --- | --- | --- | --- | --- |")
+    for name, size, parameters, steps, losses, seconds in rows:
+        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        print(
+            f"| {name} | {size} | {parameters} | {steps} | {seconds:.0f} | {statistics.mean(losses):.4f}{spread} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="groups to run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/arms.json"), help="results so far")
+    args = parser.parse_args()
+    console = make_console()
+    torch.set_num_threads(1)
+    prepare_data(dataset_spec(PRESET), args.data, console)
+    done = json.loads(args.json.read_text()) if args.json.exists() else {}
+    for name in args.only:
+        group = GROUPS[name]
+        for arm in group.variants():
+            with_name_free(arm)
+        rows = run_group(
+            group,
+            args.seeds,
+            args.data,
+            done,
+            lambda: args.json.write_text(json.dumps(done, indent=1) + "\n"),
+        )
+        print_table(group, rows, console)
+
+
+def with_name_free(arm: Arm) -> None:
+    """Register a variant unless it is a built-in arm."""
+    try:
+        get_arm(arm.name)
+    except ValueError:
+        register(arm)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""Which runs next: where one more run, per unit of cost, most reduces the uncertainty of a stated quantity.
+
+V-optimal design (Fedorov 1972) on the linearised law: a run with sensitivity j to the parameters turns the
+covariance Σ into Σ − Σjjᵀ Σ/(σ² + jᵀΣj), so the variance of a quantity with gradient g falls by
+(gᵀΣj)²/(σ² + jᵀΣj). Runs are picked one by one by that gain over their cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize
+
+from eqscale.errors import InputError
+from eqscale.laws.arms import ArmFit
+from eqscale.laws.fit import Quantity, alloc_exponents
+from eqscale.laws.frontier import frontier, frontier_values
+
+Array = np.ndarray
+
+QUANTITIES = {
+    "alpha": "the exponent of N",
+    "beta": "the exponent of D",
+    "E": "the floor",
+    "a": "the exponent of N_opt ∝ C^a",
+    "size@C": "log N_opt at cost C",
+    "loss@C": "log L_opt at cost C",
+    "gap@C": "log ratio of two arms' L_opt at cost C",
+    "crossing": "log of the cost at which two arms' L_opt meet",
+}
+"""Questions a plan can be made for; those with @C take the cost, as in ``gap@1e20``."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A quantity with its gradient for each arm it depends on."""
+
+    name: str
+    estimate: float
+    gradients: dict[str, Array]
+    """By arm, with respect to the internal parameters, (p,)."""
+
+
+def _gradient(arm: ArmFit, quantity: Quantity) -> Array:
+    return arm.fit.quantity_gradient(quantity)[0]
+
+
+def _log_optimum(arm: ArmFit, C: float, what: int) -> Quantity:
+    return lambda c: frontier_values(c, arm.cost, np.array([C]))[what][:, 0]
+
+
+def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
+    """A question such as ``a``, ``loss@1e20``, ``gap@1e20`` or ``crossing`` about one or two arms.
+
+    Raises:
+        InputError: unknown quantity, a missing cost, the wrong number of arms, or no crossing near the runs.
+    """
+    name, at, value = text.partition("@")
+    key = f"{name}@C" if at else name
+    if key not in QUANTITIES:
+        raise InputError(f"unknown quantity {text!r}; choose one of {', '.join(QUANTITIES)}")
+    try:
+        C = float(value) if at else 0.0
+    except ValueError:
+        C = -1.0
+    if at and not 0 < C < np.inf:
+        raise InputError(f"{text!r}: {value!r} is not a positive cost")
+    if name in ("gap", "crossing"):
+        if len(arms) != 2:
+            raise InputError(f"{text!r} is about two arms, not {len(arms)} ({', '.join(arms)}); name them")
+        one, two = arms.values()
+        gap = lambda c: _gap(one, two, c)  # noqa: E731
+        if name == "crossing":
+            C = _find_crossing(one, two, gap)
+        gradients = {
+            one.name: _gradient(one, _log_optimum(one, C, 2)),
+            two.name: -_gradient(two, _log_optimum(two, C, 2)),
+        }
+        if name == "gap":
+            return Question(text, gap(C), gradients)
+        slope = (gap(C * 1.01) - gap(C / 1.01)) / (2 * np.log(1.01))
+        return Question(text, float(np.log(C)), {k: -g / slope for k, g in gradients.items()})
+    if len(arms) != 1:
+        raise InputError(f"{text!r} is about one arm, not {len(arms)} ({', '.join(arms)}); name it")
+    (arm,) = arms.values()
+    if name not in ("size", "loss", "a") and name not in arm.fit.form.names:
+        raise InputError(f"the form {arm.fit.form.name!r} has no {name!r}")
+    quantity: Quantity
+    if name == "a":
+        quantity = lambda c: alloc_exponents(c)[:, 0]  # noqa: E731
+    elif name in ("size", "loss"):
+        quantity = _log_optimum(arm, C, 0 if name == "size" else 2)
+    else:
+        quantity = lambda c: c[name]  # noqa: E731
+    estimate = float(np.asarray(quantity(arm.fit.coefficients)).ravel()[0])
+    return Question(text, estimate, {arm.name: _gradient(arm, quantity)})
+
+
+def _gap(one: ArmFit, two: ArmFit, C: float) -> float:
+    values = [frontier_values(a.fit.coefficients, a.cost, np.array([C]))[2][0, 0] for a in (one, two)]
+    return float(values[0] - values[1])
+
+
+def _find_crossing(one: ArmFit, two: ArmFit, gap) -> float:
+    grid = np.geomspace(min(one.C.min(), two.C.min()) / 1e3, max(one.C.max(), two.C.max()) * 1e3, 200)
+    values = np.array([gap(c) for c in grid])
+    change = np.flatnonzero(values[:-1] * values[1:] <= 0)
+    if not len(change):
+        raise InputError(
+            f"the laws of {one.name} and {two.name} do not cross from C = {grid[0]:.3g} to {grid[-1]:.3g}"
+        )
+    k = change[len(change) // 2]
+    return float(np.exp(optimize.brentq(lambda x: gap(np.exp(x)), np.log(grid[k]), np.log(grid[k + 1]))))
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run worth making, and the standard error of the question's answer after it (and those before it)."""
+
+    arm: str
+    N: float
+    D: float
+    C: float
+    expected_se: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs in the order of their worth."""
+
+    question: str
+    estimate: float
+    se_now: float
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def cost(self) -> float:
+        """Total cost of the runs."""
+        return float(sum(r.C for r in self.runs))
+
+
+def _sensitivity(arm: ArmFit, N: Array, D: Array) -> tuple[Array, float]:
+    """Derivatives of the (log) loss at new runs by internal parameters, (m, p), and the noise variance."""
+    fit = arm.fit
+    x = fit.form.features(fit.columns_from(N, D), fit.centre)
+    ev = fit.form.evaluate(fit.theta[None], x)
+    jac = ev.jacobian[0].T.copy()
+    noise = fit.noise
+    if fit.loss.is_log:
+        jac /= ev.value[0][:, None]
+    else:
+        noise = noise / np.exp(fit.centre.log_loss)
+    inactive = np.setdiff1d(np.arange(jac.shape[1]), fit.free)
+    jac[:, inactive] = 0.0
+    return jac, noise**2
+
+
+def candidate_runs(
+    arm: ArmFit,
+    most: float,
+    least: float | None = None,
+    costs: int = 12,
+    sizes: int = 17,
+    spread: float = 16.0,
+) -> tuple[Array, Array, Array]:
+    """Runs to choose from: costs from the cheapest run to ``most``, sizes around each optimum: (N, D, C).
+
+    None lies more than a factor of two beyond the sizes and tokens of the runs at hand, except where larger
+    costs must: the linearised law is an extrapolation there.
+    """
+    low = arm.C.min() if least is None else least
+    C = np.repeat(np.geomspace(min(low, most), most, costs), sizes)
+    best = frontier_values(arm.fit.coefficients, arm.cost, C)[0][0]
+    N = np.exp(best) * np.tile(np.geomspace(1 / spread, spread, sizes), costs)
+    D = arm.cost.tokens(N, C)
+    near = (arm.N.min() / 2 <= N) & (arm.D.min() / 2 <= D)
+    near &= ((arm.N.max() * 2 >= N) & (arm.D.max() * 2 >= D)) | (arm.C.max() < C)
+    return (N[near], D[near], C[near]) if near.any() else (N, D, C)
+
+
+def plan_runs(
+    question: Question,
+    arms: Mapping[str, ArmFit],
+    *,
+    budget: float,
+    most: float | None = None,
+    runs: int = 20,
+) -> Plan:
+    """Choose runs for a question within a total budget.
+
+    Args:
+        question: what should become more certain (see ``parse_question``).
+        arms: the arms it is about.
+        budget: total cost of the new runs.
+        most: highest cost of one run; the dearest run so far if None.
+        runs: most runs planned.
+
+    Raises:
+        InputError: a budget below the cheapest candidate.
+    """
+    if not budget > 0:
+        raise InputError(f"budget {budget:g} is not positive")
+    top = min(budget, most or max(a.C.max() for a in arms.values()))
+    state, se2 = {}, 0.0
+    for name, gradient in question.gradients.items():
+        arm = arms[name]
+        N, D, C = candidate_runs(arm, top)
+        jac, noise = _sensitivity(arm, N, D)
+        state[name] = (arm.fit.covariance.copy(), gradient, jac, noise, N, D, C)
+        se2 += float(gradient @ arm.fit.covariance @ gradient)
+    cheapest = min(s[6].min() for s in state.values())
+    if budget < cheapest:
+        raise InputError(f"budget {budget:g} is below the cheapest run, {cheapest:g}")
+    now, left, chosen = float(np.sqrt(se2)), budget, []
+    for _ in range(runs):
+        best = None
+        for name, (sigma, gradient, jac, noise, _, _, C) in state.items():
+            pull = jac @ sigma
+            gain = (pull @ gradient) ** 2 / (noise + np.einsum("mp,mp->m", pull, jac))
+            worth = np.where(left * (1 + 1e-9) >= C, gain / C, 0.0)
+            k = int(np.argmax(worth))
+            if worth[k] > 0 and (best is None or worth[k] > best[0]):
+                best = (worth[k], name, k, gain[k])
+        if best is None or best[3] <= 1e-12 * se2:
+            break
+        _, name, k, gain_k = best
+        sigma, gradient, jac, noise, N, D, C = state[name]
+        j = jac[k]
+        pull = sigma @ j
+        state[name] = (sigma - np.outer(pull, pull) / (noise + j @ pull), gradient, jac, noise, N, D, C)
+        se2 -= float(gain_k)
+        left -= float(C[k])
+        chosen.append(PlannedRun(name, float(N[k]), float(D[k]), float(C[k]), float(np.sqrt(max(se2, 0.0)))))
+    return Plan(question.name, question.estimate, now, tuple(chosen))
+
+
+def select_runs(arm: ArmFit, question: Question, share: float) -> Array:
+    """Of the runs at hand those that answer a question best at a share of their total cost: indices.
+
+    What a designer with a good guess of the law would have trained; used to judge the criterion.
+    """
+    fit = arm.fit
+    jac, noise = _sensitivity(arm, arm.N, arm.D)
+    gradient = question.gradients[arm.name]
+    scale = 1.0 / np.sqrt(np.maximum(np.einsum("mp,mp->p", jac, jac), 1e-300))
+    sigma = np.diag(scale**2) * 1e6 * noise
+    left = share * arm.C.sum()
+    chosen: list[int] = []
+    open_runs = np.ones(fit.n, bool)
+    while True:
+        pull = jac @ sigma
+        gain = (pull @ gradient) ** 2 / (noise + np.einsum("mp,mp->m", pull, jac))
+        worth = np.where(open_runs & (left >= arm.C), gain / arm.C, 0.0)
+        k = int(np.argmax(worth))
+        if worth[k] <= 0:
+            return np.array(chosen)
+        chosen.append(k)
+        open_runs[k] = False
+        left -= arm.C[k]
+        j = sigma @ jac[k]
+        sigma = sigma - np.outer(j, j) / (noise + jac[k] @ j)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to train with a given cost."""
+
+    arm: str
+    C: float
+    N: float
+    N_band: tuple[float, float]
+    D: float
+    loss: float
+    loss_band: tuple[float, float]
+    probability_best: float | None
+    """Share of resamples in which this arm has the lowest loss."""
+    extrapolated: bool
+
+
+def advise(arms: Mapping[str, ArmFit], C: float) -> list[Advice]:
+    """Which arm to train at cost C, how large and how long; best first.
+
+    Raises:
+        InputError: C is not positive and finite.
+    """
+    if not 0 < C < np.inf:
+        raise InputError(f"compute {C:g} is not positive and finite")
+    best = {name: frontier(a.fit, np.array([C]), a.cost, a.boot) for name, a in arms.items()}
+    chances: dict[str, float | None] = dict.fromkeys(arms)
+    boots = [a.boot for a in arms.values()]
+    if all(b is not None for b in boots) and len(arms) > 1:
+        size = min(b.resamples for b in boots if b is not None)
+        losses = np.stack(
+            [
+                frontier_values(a.boot.coefficients, a.cost, np.array([C]))[2][:size, 0]  # type: ignore[union-attr]
+                for a in arms.values()
+            ]
+        )
+        winner = np.argmin(losses, axis=0)
+        chances = {name: float(np.mean(winner == i)) for i, name in enumerate(arms)}
+    out = []
+    for name, f in best.items():
+        bands = f.robust or f.model
+        out.append(
+            Advice(
+                name, C, float(f.N[0]), (float(bands["N"].low[0]), float(bands["N"].high[0])), float(f.D[0]),
+                float(f.loss[0]), (float(bands["loss"].low[0]), float(bands["loss"].high[0])),
+                chances[name], not bool(f.inside[0]),
+            )
+        )  # fmt: skip
+    return sorted(out, key=lambda a: a.loss)
