@@ -55,19 +55,24 @@ def without_kernels() -> Iterator[None]:
         native.available = available
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+measured_by = "wall"
+
+
 def interleaved(steps: dict[str, Step], rounds: int, least: float) -> dict[str, float]:
     """Median seconds a call; each round takes every contestant once, starting with another one."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
+    clock = CLOCKS[measured_by]
     names = list(steps)
     for r in range(rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:
-            start, calls = time.perf_counter(), 0
-            while not calls or time.perf_counter() - start < least:
+            start, calls = clock(), 0
+            while not calls or clock() - start < least:
                 steps[name]()
                 calls += 1
-            times[name].append((time.perf_counter() - start) / calls)
+            times[name].append((clock() - start) / calls)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -128,6 +133,11 @@ def untyped(c: int, s: int, blocks: int, heads: int) -> GATrConfig:
 
 def typed(c: int, s: int, blocks: int, heads: int) -> GATrConfig:
     return GATrConfig(1, 1, 1, 1, 1, 1, c // 2, c - c // 2, s, blocks, heads=heads)
+
+
+def setting() -> dict[str, object]:
+    """How the figures of a record were measured."""
+    return {"clock": measured_by, "threads": torch.get_num_threads()}
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -261,7 +271,7 @@ def networks(sizes: list[Size], rounds: int, least: float) -> list[dict]:
             results.append(
                 {
                     "part": "networks", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
-                    "batch": batch, "tokens": tokens, "threads": torch.get_num_threads(), "forward_s": forward[name],
+                    "batch": batch, "tokens": tokens, **setting(), "forward_s": forward[name],
                     "training_s": both[name], "speedup_forward": forward["dense"] / forward[name],
                     "speedup": both["dense"] / both[name], "flops": flops, "gflops": speed,
                     "share_of_peak": speed / peak, "parameters": parameter_count(entry.module),
@@ -300,7 +310,7 @@ def study(sizes: list[Size], rounds: int, least: float) -> list[dict]:
             results.append(
                 {
                     "part": "study", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
-                    "batch": STUDY_BATCH, "tokens": STUDY_TOKENS, "threads": torch.get_num_threads(),
+                    "batch": STUDY_BATCH, "tokens": STUDY_TOKENS, **setting(),
                     "training_s": seconds, "speedup": both["dense"] / seconds, "gflops": speed,
                 }
             )  # fmt: skip
@@ -348,7 +358,7 @@ def linear(sizes: list[Size], rounds: int, least: float) -> list[dict]:
         results.append(
             {
                 "part": "linear", "inputs": inputs, "outputs": outputs, "tokens": n,
-                "threads": torch.get_num_threads(), **{f"{name}_s": x for name, x in seconds.items()},
+                **setting(), **{f"{name}_s": x for name, x in seconds.items()},
                 "speedup": ratios[0], "speedup_assembled": ratios[1],
             }
         )  # fmt: skip
@@ -382,7 +392,7 @@ def products(sizes: list[Size], rounds: int, least: float) -> list[dict]:
         fast, slow = (seconds["dense"] / seconds[name] for name in ("kernels", "ATen"))
         results.append(
             {
-                "part": "products", "tokens": n, "channels": c, "threads": torch.get_num_threads(),
+                "part": "products", "tokens": n, "channels": c, **setting(),
                 **{f"{name}_s": x for name, x in seconds.items()}, "speedup_kernels": fast, "speedup_aten": slow,
             }
         )  # fmt: skip
@@ -428,11 +438,18 @@ def main() -> None:
     parser.add_argument(
         "--least", type=float, default=0.1, help="seconds of repeated calls a sample (default 0.1)"
     )
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: CPU seconds, for one thread on a shared machine"
+    )
     parser.add_argument("--json", help="write all figures to this file")
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: {', '.join(sorted(unknown))}; allowed are {', '.join(PARTS)}")
+    global measured_by
+    measured_by = arguments.clock
+    if measured_by == "cpu" and arguments.threads != "1":
+        parser.error("--clock cpu: add --threads 1, CPU seconds of several threads say nothing about speed")
     chosen = set(map(int, arguments.channels.split(",")))
     if unknown := chosen - {size[0] for size in NETWORKS}:
         parser.error(f"--channels: {', '.join(map(str, unknown))}; allowed are 8, 16, 32")
