@@ -153,8 +153,9 @@ def plain(width: int, depth: int) -> Transformer:
 
 def plain_of_parameters(parameters: int, depth: int) -> Transformer:
     """Plain transformer of ``depth`` blocks with about as many parameters."""
-    widths = range(8, 1024, 8)
-    return plain(min(widths, key=lambda w: abs(parameter_count(plain(w, depth)) - parameters)), depth)
+    with torch.device("meta"):
+        sizes = {width: parameter_count(plain(width, depth)) for width in range(8, 512, 8)}
+    return plain(min(sizes, key=lambda width: abs(sizes[width] - parameters)), depth)
 
 
 @dataclasses.dataclass

@@ -392,15 +392,16 @@ static inline void dot_tile(const T* A, int lda, const T* B, int ldb, T* C, int 
         }
 }
 
-// Nb must be a multiple of 4 (pad B with zero rows).
+// Nb must be even (pad B with a zero row).
 template <class T>
 static void dots(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int M, int Nb, int lanes) {
-    for (int n = 0; n < Nb; n += 4) {
+    for (int n = 0; n < Nb; n += 2) {
         const T* b = B + n * ldb;
+        T* c = C + n;
         int m = 0;
-        for (; m + 3 <= M; m += 3) dot_tile<T, 3, 4>(A + m * lda, lda, b, ldb, C + m * ldc + n, ldc, lanes);
-        if (M - m == 2) dot_tile<T, 2, 4>(A + m * lda, lda, b, ldb, C + m * ldc + n, ldc, lanes);
-        if (M - m == 1) dot_tile<T, 1, 4>(A + m * lda, lda, b, ldb, C + m * ldc + n, ldc, lanes);
+        for (; m + 6 <= M; m += 6) dot_tile<T, 6, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
+        for (; m + 2 <= M; m += 2) dot_tile<T, 2, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
+        if (m < M) dot_tile<T, 1, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
     }
 }
 
