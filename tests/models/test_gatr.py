@@ -341,17 +341,20 @@ def test_runs_on_aten_where_there_is_no_compiler(monkeypatch):
     assert out.isfinite().all()
 
 
-def test_compiles_into_one_graph():
-    """One graph without breaks, one for all shapes; what Inductor then makes of it is checked in the
-    benchmark."""
-    from torch._dynamo.testing import CompileCounter
+def test_compiles_into_one_graph_of_the_same_function():
+    """One graph without breaks for all shapes, forward and backward, without Inductor's code generation."""
+    from torch._dynamo.testing import CompileCounterWithBackend
 
-    counter = CompileCounter()
+    counter = CompileCounterWithBackend("aot_eager")
     net = network(blocks=1)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
     for batch, tokens in ((4, 9), (8, 11)):  # sizes that equal no number of channels
         mv, s, mask = inputs(batch=batch, tokens=tokens)
-        torch.testing.assert_close(compiled(mv, s, mask)[0], net(mv, s, mask)[0], rtol=1e-9, atol=1e-9)
+        got, want = (
+            outputs_and_gradients(lambda x, y, f=f, mask=mask: f(x, y, mask), net, mv, s)
+            for f in (compiled, net)
+        )
+        assert worst(got, want) < 1e-10
     assert counter.frame_count == 1
 
 
