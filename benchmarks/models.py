@@ -41,6 +41,7 @@ STUDY = ((2, 4, 2, 2), (4, 8, 2, 2), (8, 16, 3, 4), (16, 32, 4, 4))  # channels,
 STUDY_BATCH, STUDY_TOKENS = 64, 31
 
 Step = Callable[[], object]
+Size = tuple[int, int, int]
 
 
 @contextlib.contextmanager
@@ -54,19 +55,24 @@ def without_kernels() -> Iterator[None]:
         native.available = available
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+measured_by = "wall"
+
+
 def interleaved(steps: dict[str, Step], rounds: int, least: float) -> dict[str, float]:
     """Median seconds a call; each round takes every contestant once, starting with another one."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
+    clock = CLOCKS[measured_by]
     names = list(steps)
     for r in range(rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:
-            start, calls = time.perf_counter(), 0
-            while time.perf_counter() - start < least:
+            start, calls = clock(), 0
+            while not calls or clock() - start < least:
                 steps[name]()
                 calls += 1
-            times[name].append((time.perf_counter() - start) / calls)
+            times[name].append((clock() - start) / calls)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -129,6 +135,11 @@ def typed(c: int, s: int, blocks: int, heads: int) -> GATrConfig:
     return GATrConfig(1, 1, 1, 1, 1, 1, c // 2, c - c // 2, s, blocks, heads=heads)
 
 
+def setting() -> dict[str, object]:
+    """How the figures of a record were measured."""
+    return {"clock": measured_by, "threads": torch.get_num_threads()}
+
+
 def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
@@ -142,8 +153,9 @@ def plain(width: int, depth: int) -> Transformer:
 
 def plain_of_parameters(parameters: int, depth: int) -> Transformer:
     """Plain transformer of ``depth`` blocks with about as many parameters."""
-    widths = range(8, 1024, 8)
-    return plain(min(widths, key=lambda w: abs(parameter_count(plain(w, depth)) - parameters)), depth)
+    with torch.device("meta"):
+        sizes = {width: parameter_count(plain(width, depth)) for width in range(8, 512, 8)}
+    return plain(min(sizes, key=lambda width: abs(sizes[width] - parameters)), depth)
 
 
 @dataclasses.dataclass
@@ -152,7 +164,7 @@ class Contestant:
 
     module: nn.Module
     call: Callable[[], tuple[Tensor, ...]]
-    flops: float
+    count: Callable[[], float]
     aten: bool = False
 
     def steps(self) -> tuple[Step, Step]:
@@ -171,13 +183,17 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
     for a, b in zip(net(x, scalars), dense(x, scalars), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
-    def executed(config: GATrConfig) -> float:
-        return gatr_training_flops(config).executed.total(batch * tokens, batch * tokens**2)
+    def executed(config: GATrConfig) -> Callable[[], float]:
+        return lambda: gatr_training_flops(config).executed.total(batch * tokens, batch * tokens**2)
 
-    def counted(call: Callable[[], tuple[Tensor, ...]], module: nn.Module) -> float:
-        with FlopCounterMode(display=False) as counter:
-            training_step(call, list(module.parameters()))()
-        return float(counter.get_total_flops())
+    def counted(call: Callable[[], tuple[Tensor, ...]], module: nn.Module) -> Callable[[], float]:
+        def count() -> float:
+            step = training_step(call, list(module.parameters()))
+            with FlopCounterMode(display=False) as counter:
+                step()
+            return float(counter.get_total_flops())
+
+        return count
 
     flat = torch.cat([x.flatten(2), scalars], -1)
     out = {
@@ -193,7 +209,7 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
         ("plain, equal nominal FLOPs", plain(16 * c + s, blocks)),
         ("plain, equal parameters", plain_of_parameters(parameter_count(net), blocks)),
     ):
-        call = functools_call(model, flat)
+        call = call_of(model, flat)
         out[name] = Contestant(model, call, counted(call, model))
     if importlib.util.find_spec("ezgatr"):
         from ezgatr.nets.mv_only_gatr import MVOnlyGATrConfig, MVOnlyGATrModel
@@ -208,7 +224,7 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
             attn_is_causal=False,
         )
         ezgatr = MVOnlyGATrModel(config)
-        call = functools_call(ezgatr, x)
+        call = call_of(ezgatr, x)
         out["ezgatr"] = Contestant(ezgatr, call, counted(call, ezgatr))
     if importlib.util.find_spec("lgatr"):
         from lgatr import LGATr
@@ -229,7 +245,7 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
     return out
 
 
-def functools_call(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+def call_of(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
     """Call of a module with one output, as a tuple."""
     return lambda: (module(x),)
 
@@ -240,10 +256,10 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
         print("| " + " | ".join(row) + " |", flush=True)
 
 
-def networks(rounds: int, least: float) -> list[dict]:
+def networks(sizes: list[Size], rounds: int, least: float) -> list[dict]:
     """Whole networks."""
     results = []
-    for (c, s, blocks), (batch, tokens) in itertools.product(NETWORKS, TOKENS):
+    for (c, s, blocks), (batch, tokens) in itertools.product(sizes, TOKENS):
         entries = contestants(c, s, blocks, HEADS, batch, tokens)
         peak = peak_gflops()
         steps = {name: entry.steps() for name, entry in entries.items()}
@@ -251,13 +267,14 @@ def networks(rounds: int, least: float) -> list[dict]:
         both = interleaved({name: pair[1] for name, pair in steps.items()}, rounds, least)
         rows = []
         for name, entry in entries.items():
-            speed = entry.flops / both[name] / 1e9
+            flops = entry.count()
+            speed = flops / both[name] / 1e9
             results.append(
                 {
                     "part": "networks", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
-                    "batch": batch, "tokens": tokens, "threads": torch.get_num_threads(), "forward_s": forward[name],
+                    "batch": batch, "tokens": tokens, **setting(), "forward_s": forward[name],
                     "training_s": both[name], "speedup_forward": forward["dense"] / forward[name],
-                    "speedup": both["dense"] / both[name], "flops": entry.flops, "gflops": speed,
+                    "speedup": both["dense"] / both[name], "flops": flops, "gflops": speed,
                     "share_of_peak": speed / peak, "parameters": parameter_count(entry.module),
                 }
             )  # fmt: skip
@@ -282,19 +299,19 @@ def networks(rounds: int, least: float) -> list[dict]:
     return results
 
 
-def study(rounds: int, least: float) -> list[dict]:
-    """Shapes of the study: small channels, 31 tokens; milliseconds and samples a second."""
+def study(sizes: list[Size], rounds: int, least: float) -> list[dict]:
+    """Shapes of the study: small channels, 31 tokens (sizes is not used)."""
     results, rows = [], []
     for c, s, blocks, heads in STUDY:
         entries = contestants(c, s, blocks, heads, STUDY_BATCH, STUDY_TOKENS)
         entries = {name: entry for name, entry in entries.items() if name not in ("ezgatr", "lgatr")}
         both = interleaved({name: entry.steps()[1] for name, entry in entries.items()}, rounds, least)
         for name, seconds in both.items():
-            speed = entries[name].flops / seconds / 1e9
+            speed = entries[name].count() / seconds / 1e9
             results.append(
                 {
                     "part": "study", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
-                    "batch": STUDY_BATCH, "tokens": STUDY_TOKENS, "threads": torch.get_num_threads(),
+                    "batch": STUDY_BATCH, "tokens": STUDY_TOKENS, **setting(),
                     "training_s": seconds, "speedup": both["dense"] / seconds, "gflops": speed,
                 }
             )  # fmt: skip
@@ -307,8 +324,9 @@ def study(rounds: int, least: float) -> list[dict]:
     return results
 
 
-def linear(rounds: int, least: float) -> list[dict]:
-    """One equivariant linear map; a network assembles the weights of all its maps at once."""
+def linear(sizes: list[Size], rounds: int, least: float) -> list[dict]:
+    """One equivariant linear map; a network assembles the weights of all its maps at once (sizes is not
+    used)."""
     results, rows = [], []
     for (inputs, outputs), n in itertools.product(((8, 16), (16, 32), (32, 64)), (512, 4096)):
         torch.manual_seed(0)
@@ -341,7 +359,7 @@ def linear(rounds: int, least: float) -> list[dict]:
         results.append(
             {
                 "part": "linear", "inputs": inputs, "outputs": outputs, "tokens": n,
-                "threads": torch.get_num_threads(), **{f"{name}_s": x for name, x in seconds.items()},
+                **setting(), **{f"{name}_s": x for name, x in seconds.items()},
                 "speedup": ratios[0], "speedup_assembled": ratios[1],
             }
         )  # fmt: skip
@@ -352,8 +370,8 @@ def linear(rounds: int, least: float) -> list[dict]:
     return results
 
 
-def products(rounds: int, least: float) -> list[dict]:
-    """Geometric product + join of C + C channels."""
+def products(sizes: list[Size], rounds: int, least: float) -> list[dict]:
+    """Geometric product + join of C + C channels (sizes is not used)."""
     results, rows = [], []
     for n, c in itertools.product((512, 1024), (8, 16, 32)):
         torch.manual_seed(0)
@@ -375,7 +393,7 @@ def products(rounds: int, least: float) -> list[dict]:
         fast, slow = (seconds["dense"] / seconds[name] for name in ("kernels", "ATen"))
         results.append(
             {
-                "part": "products", "tokens": n, "channels": c, "threads": torch.get_num_threads(),
+                "part": "products", "tokens": n, "channels": c, **setting(),
                 **{f"{name}_s": x for name, x in seconds.items()}, "speedup_kernels": fast, "speedup_aten": slow,
             }
         )  # fmt: skip
@@ -387,10 +405,10 @@ def products(rounds: int, least: float) -> list[dict]:
     return results
 
 
-def memory(rounds: int, least: float) -> list[dict]:
+def memory(sizes: list[Size], rounds: int, least: float) -> list[dict]:
     """Activations kept for the backward pass (no timing: rounds and least are not used)."""
     results, rows = [], []
-    for (c, s, blocks), (batch, tokens) in itertools.product(NETWORKS, TOKENS):
+    for (c, s, blocks), (batch, tokens) in itertools.product(sizes, TOKENS):
         entries = contestants(c, s, blocks, HEADS, batch, tokens)
         sizes = {name: saved_bytes(entry.steps()[1]) for name, entry in entries.items()}
         for name, size in sizes.items():
@@ -416,15 +434,27 @@ def main() -> None:
     )
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, comma-separated: {', '.join(PARTS)}")
     parser.add_argument("--threads", default="1,2", help="numbers of threads, comma-separated (default 1,2)")
+    parser.add_argument("--channels", default="8,16,32", help="sizes of the networks (default 8,16,32)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
     parser.add_argument(
         "--least", type=float, default=0.1, help="seconds of repeated calls a sample (default 0.1)"
+    )
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: CPU seconds, for one thread on a shared machine"
     )
     parser.add_argument("--json", help="write all figures to this file")
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: {', '.join(sorted(unknown))}; allowed are {', '.join(PARTS)}")
+    global measured_by
+    measured_by = arguments.clock
+    if measured_by == "cpu" and arguments.threads != "1":
+        parser.error("--clock cpu: add --threads 1, CPU seconds of several threads say nothing about speed")
+    chosen = set(map(int, arguments.channels.split(",")))
+    if unknown := chosen - {size[0] for size in NETWORKS}:
+        parser.error(f"--channels: {', '.join(map(str, unknown))}; allowed are 8, 16, 32")
+    sizes = [size for size in NETWORKS if size[0] in chosen]
     start = time.perf_counter()
     native.available(torch.zeros(1))
     print(
@@ -435,7 +465,7 @@ def main() -> None:
         if part == "memory" and threads != int(arguments.threads.split(",")[0]):
             continue
         torch.set_num_threads(threads)
-        results += PARTS[part](arguments.rounds, arguments.least)
+        results += PARTS[part](sizes, arguments.rounds, arguments.least)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(results, file, indent=1)

@@ -215,6 +215,8 @@ class Crossing:
 
     def describe(self) -> str:
         """In words."""
+        if not self.better_below:
+            return "undecidable: an arm's law lost a term and has no compute-optimal point (see its verdict)"
         low, high = self.range
         where = f"between C = {low:.3g} and {high:.3g}"
         if self.C is None:
@@ -367,7 +369,10 @@ def compare_arms(
     with np.errstate(invalid="ignore", over="ignore"):
         factors = [np.exp(np.minimum(a - b, 700.0)) for a, b in zip(needs, have, strict=True)]
     model = _model_interval(arm, reference, C)
-    better = (log_l < log_l_ref)[1:].mean(0)
+    known = ~np.isnan(log_l + log_l_ref)[1:]
+    with np.errstate(invalid="ignore"):
+        better = np.sum((log_l < log_l_ref)[1:] & known, axis=0) / known.sum(0)
+    better = np.where(np.isnan(log_l + log_l_ref)[0], np.nan, better)
     span = reference.C.min(), reference.C.max()
     out = []
     for i, c in enumerate(C):
@@ -388,8 +393,8 @@ def compare_arms(
 def _percentiles(v: Array) -> tuple[float, float, float]:
     """Point estimate (first) and 95 % interval of the resamples; infinities are kept as such."""
     draws = v[1:][~np.isnan(v[1:])]
-    if not len(draws):
-        return float(v[0]), np.nan, np.nan
+    if np.isnan(v[0]) or not len(draws):
+        return np.nan, np.nan, np.nan
     low, high = np.percentile(draws, [2.5, 97.5], method="nearest")
     return float(v[0]), float(low), float(high)
 
@@ -420,7 +425,8 @@ def _crossing(arm: ArmFit, reference: ArmFit, ours, theirs, beyond: float) -> Cr
     high = max(arm.C.max(), reference.C.max()) * beyond
     grid = np.geomspace(low, high, 121)
     gap = frontier_values(ours, arm.cost, grid)[2] - frontier_values(theirs, reference.cost, grid)[2]
-    change = (gap[:, :-1] * gap[:, 1:]) <= 0
+    with np.errstate(invalid="ignore"):
+        change = (gap[:, :-1] * gap[:, 1:]) <= 0
     crosses = change.any(1)
     # the crossing nearest to the runs both arms have
     middle = 0.5 * np.sum(np.log(common_range({"a": arm, "b": reference})))
@@ -438,5 +444,7 @@ def _crossing(arm: ArmFit, reference: ArmFit, ours, theirs, beyond: float) -> Cr
         above = names[1] if below == names[0] else names[0]
         interval = tuple(float(v) for v in np.percentile(draws, [2.5, 97.5])) if len(draws) else None
         return Crossing(float(np.exp(at[0])), interval, float(crosses[1:].mean()), (low, high), below, above)  # type: ignore[arg-type]
+    if np.isnan(gap[0]).any():
+        return Crossing(None, None, float(crosses[1:].mean()), (low, high), "", "")
     ahead = names[0] if gap[0, 0] < 0 else names[1]
     return Crossing(None, None, float(crosses[1:].mean()), (low, high), ahead, ahead)

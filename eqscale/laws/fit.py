@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from scipy.optimize import linprog, lsq_linear
 
 from eqscale.errors import InputError
@@ -70,7 +70,7 @@ class Fit:
     @property
     def converged(self) -> bool:
         """Whether the verdict is anything but ``not converged``."""
-        return not self.verdict.startswith("not converged")
+        return "not converged" not in self.verdict
 
     @cached_property
     def features(self) -> dict[str, Array]:
@@ -212,16 +212,20 @@ class Fit:
 
     def t_value(self, level: float) -> float:
         """Student t quantile for a two-sided interval."""
-        return float(stats.t.ppf(0.5 + level / 2, max(self.degrees_of_freedom, 1)))
+        return float(special.stdtrit(max(self.degrees_of_freedom, 1), 0.5 + level / 2))
+
+
+_NORMAL_PEAK = 1 / np.sqrt(2 * np.pi)
 
 
 def _psi_moments(k: float) -> tuple[float, float]:
     """E ψ' and E ψ² of Huber's ψ with threshold k for a standard normal residual."""
     if k < 1e-4:  # the sign function, up to the factor k of ψ
-        slope = 2 * k * float(stats.norm.pdf(0.0))
+        slope = 2 * k * _NORMAL_PEAK
         return slope, k * k
-    inside = float(2 * stats.norm.cdf(k) - 1)
-    return inside, float(inside - 2 * k * stats.norm.pdf(k) + 2 * k * k * stats.norm.sf(k))
+    inside = float(2 * special.ndtr(k) - 1)
+    density = _NORMAL_PEAK * np.exp(-k * k / 2)
+    return inside, float(inside - 2 * k * density + 2 * k * k * special.ndtr(-k))
 
 
 def efficiency(noise: float, loss: Loss) -> float:
@@ -231,7 +235,7 @@ def efficiency(noise: float, loss: Loss) -> float:
     if not loss.is_log or np.isinf(loss.threshold):
         return 1 / noise**2
     if loss.kind == "lad":  # the objective is Σ|r|: ψ is the sign
-        return 2 * float(stats.norm.pdf(0.0)) / noise
+        return 2 * _NORMAL_PEAK / noise
     slope, square = _psi_moments(loss.threshold / noise)
     return slope / square / noise**2
 
@@ -509,9 +513,10 @@ def fit_internal(
     path = [d for d in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8) if d > target]
     starting = len(theta)
     for delta in path:
-        theta, f, _ = solve(theta, delta, *((1e-7, 150) if objective.kind == "lad" else (1e-4, 40)))
+        theta, f, _ = solve(theta, delta, *((1e-7, 150) if objective.kind == "lad" else (1e-4, 25)))
         theta = _best_distinct(theta, f, 12 if len(y) <= 100 else 6)
-    theta, f, done = solve(theta, target, 1e-15)
+    theta, f, _ = solve(theta, target, 1e-7, 50)
+    theta, f, done = solve(_best_distinct(theta, f, 8 if len(y) <= 100 else 4), target, 1e-15)
     late = ~done & (f <= f.min() * 1.001)
     if late.any():
         theta[late], f[late], _ = solve(theta[late], target, 1e-15, 2000)
@@ -525,7 +530,16 @@ def fit_internal(
         smooth = solve(smooth, target, 1e-15, 500)[0]
         value = np.sum(w * np.abs(residuals(form, smooth, x, y[None], True)), axis=1)
         theta[value < f], f = smooth[value < f], np.minimum(f, value)
-    best = int(np.argmin(f))
+    # of equal minima (noise-free data) the one with the fewest terms
+    equal = f <= f.min() * (1 + 1e-12) + _ROUNDING * len(y)
+    best = int(np.argmin(np.where(equal, -1.0 - np.sum(theta < -690.0, axis=1), f)))
+    # a parameter within rounding of its bound belongs on it, or the slope there would look like work undone
+    at_low, at_high = (np.abs(theta[best] - bound) < 1e-9 for bound in (lower, upper))
+    snapped = np.where(at_low, lower, np.where(at_high, upper, theta[best]))
+    if objective.kind != "lad" and (snapped != theta[best]).any():
+        t, g, _ = solve(snapped[None], target, 1e-15)
+        if g[0] <= f[best] * (1 + 1e-12):
+            theta[best] = t[0]
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
     minima = _distinct(f if objective.is_log else f * np.exp(2 * centre.log_loss))
     return _finish(
@@ -554,13 +568,14 @@ def _distinct(f: Array) -> list[float]:
     return out
 
 
+_ROUNDING = 1e-29  # objective per run below which residuals are rounding errors
 _VANISHED = 1e-9  # a term below this fraction of every loss has left the law
 
 
 def _with_faces(form, theta, f, x, y, w, objective, lower, upper):
     """Replace a term that fades away by its face (prefactor exactly 0), if the face is at least as good."""
     theta, f = theta.copy(), f.copy()
-    for k in range(len(theta)):
+    for k in np.flatnonzero(f <= 1.2 * f.min() + _ROUNDING * len(y)):
         for prefactor in form.powers:
             i = form.names.index(prefactor)
             if lower[i] == upper[i]:
@@ -568,7 +583,7 @@ def _with_faces(form, theta, f, x, y, w, objective, lower, upper):
             j = form.names.index(form.powers[prefactor][0])
             without = theta[k].copy()
             without[i] = -700.0
-            if theta[k, j] == 0.0 and form.floors == ("E",) and lower[0] < upper[0]:
+            if theta[k, j] < 1e-6 and form.floors == ("E",) and form.name != "gamma" and lower[0] < upper[0]:
                 without[0] += np.exp(theta[k, i])  # a constant term is part of the floor
             full = form.evaluate(theta[k : k + 1], x, curvature=False).value
             gone = form.evaluate(without[None], x, curvature=False).value
@@ -578,7 +593,8 @@ def _with_faces(form, theta, f, x, y, w, objective, lower, upper):
             lo[i] = hi[i] = -700.0
             lo[j] = hi[j] = theta[k, j]
             t, g, _ = minimise(
-                form, without[None], x, y[None], w[None], objective.threshold, objective.is_log, lo, hi
+                form, without[None], x, y[None], w[None], objective.threshold, objective.is_log, lo, hi,
+                tolerance=1e-15, iterations=1000,
             )  # fmt: skip
             if g[0] <= f[k] * (1 + 1e-9) + 1e-30:
                 theta[k], f[k] = t[0], g[0]
@@ -634,7 +650,7 @@ def _to_vertex(form, theta, x, y, w, lower, upper) -> tuple[Array, float]:
         ev = form.evaluate(best[None], x)
         jac = (ev.jacobian / ev.value[:, None])[0][np.ix_(free, used)]
         r = residuals(form, best[None], x, y[None], True)[0][used]
-        radius = min(radius, np.linalg.norm(r))
+        radius = min(radius, float(np.linalg.norm(r)))
         scale = 1.0 / np.maximum(np.linalg.norm(jac, axis=1), 1e-300)
         u, spectrum, vt = np.linalg.svd((jac * scale[:, None]).T, full_matrices=False)
         back = scale[:, None] * vt.T / np.maximum(spectrum, 1e-9)  # dx = back @ z
@@ -671,7 +687,7 @@ def _finish(form, objective, columns, observed, w, centre, lower, upper, fixed, 
     for name in form.powers:
         if theta[form.names.index(name)] <= -690.0:
             params[name] = 0.0
-    params |= fixed
+    params.update(fixed)
     x = form.features(columns, centre)
     y = observed / np.exp(centre.log_loss)
     r = residuals(form, theta[None], x, y[None], objective.is_log)[0]
@@ -757,8 +773,11 @@ def _verdict(fit: Fit, c: Certificate) -> str:
     """The state of the fit in words."""
     if not np.isfinite(fit.objective) or not np.isfinite(c.decrement):
         return "not converged: the objective is not finite"
+    late = ""
     if c.decrement > 1e-9 and c.gradient > 1e-6:
-        return f"not converged: one more step would lower the objective by {c.decrement:.1e} (relative)"
+        late = f"not converged: one more step would lower the objective by {c.decrement:.1e} (relative)"
+        if c.condition < 1e10:
+            return late
     boundary = f"on boundary: {', '.join(c.active_bounds)}" if c.active_bounds else ""
     idle = [fit.form.powers[p][0] for p in fit.form.powers if fit.params[p] == 0.0 and p not in fit.fixed]
     vague = _vague_parameters(fit)
@@ -769,8 +788,8 @@ def _verdict(fit: Fit, c: Certificate) -> str:
             what = f"{c.weakest_direction} ({'; '.join(vague)})"
         else:
             what = f"{c.weakest_direction} (condition {c.condition:.0e})"
-        return f"unidentified: direction {what}" + (f"; {boundary}" if boundary else "")
-    return boundary or "converged"
+        return "; ".join(filter(None, (f"unidentified: direction {what}", boundary, late)))
+    return late or boundary or "converged"
 
 
 def _vague_parameters(fit: Fit) -> list[str]:

@@ -21,6 +21,9 @@ Features = Mapping[str, Array]
 """Centred regressors by name, each of shape (m,)."""
 
 
+_GONE = -600.0  # internal logarithm of a prefactor that is zero
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A law at b parameter vectors and m runs."""
@@ -103,6 +106,7 @@ class Form:
                 if name in self.powers:
                     exponent, regressor = self.powers[name]
                     unit = unit + by_name[exponent] * np.longdouble(centre.logs[regressor])
+                v = np.where(v <= _GONE, -np.inf, v)
                 out["log_" + name] = (v + unit).astype(float)
                 out[name] = np.exp(v + unit).astype(float)
             elif name in self.floors:

@@ -8,7 +8,7 @@ import numpy as np
 
 from eqscale.errors import InputError
 from eqscale.laws.fit import Coefficients, Fit
-from eqscale.laws.uncertainty import Bootstrap
+from eqscale.laws.uncertainty import Bootstrap, percentiles
 
 Array = np.ndarray
 
@@ -206,7 +206,8 @@ def cost_to_reach(
     Args:
         c: coefficients, b sets.
         cost: cost model.
-        loss: (b, k) or (k,); what lies at or below E is out of reach: infinite.
+        loss: (b, k) or (k,); what lies at or below E is out of reach: infinite. NaN for a law that lost a
+            term, which has no optimum.
         span: range of log N searched.
     """
     alpha, beta = c["alpha"][:, None], c["beta"][:, None]
@@ -223,12 +224,14 @@ def cost_to_reach(
         middle = 0.5 * (left + right)
         worse = law_value(c, middle, tokens(middle)) > loss
         left, right = np.where(worse, middle, left), np.where(worse, right, middle)
-    log_n = 0.5 * (left + right)
-    log_n = np.where(loss > c["E"][:, None], log_n, np.inf)
-    log_d = np.where(np.isfinite(log_n), tokens(np.where(np.isfinite(log_n), log_n, 0.0)), np.inf)
+    log_n = np.where(loss > c["E"][:, None], 0.5 * (left + right), np.inf)
+    whole = np.isfinite(c["log_A"] + c["log_B"])[:, None] & (alpha > 0) & (beta > 0)
+    log_n = np.where(whole & ~np.isnan(loss), log_n, np.nan)  # without one of its terms a law has no optimum
     finite = np.isfinite(log_n)
-    spent = cost._log_per_token(np.where(finite, log_n, 0.0))[0] + cost.power * np.where(finite, log_d, 0.0)
-    return np.where(finite, spent, np.inf), log_n, log_d
+    at = np.where(finite, log_n, 0.0)
+    log_d = np.where(finite, tokens(at), log_n)
+    spent = cost._log_per_token(at)[0] + cost.power * log_d
+    return np.where(finite, spent, log_n), log_n, log_d
 
 
 def _require_allocation(fit: Fit) -> None:
@@ -287,11 +290,10 @@ def frontier(
     robust: dict[str, Band] = {}
     if boot is not None:
         values = boot.values(stacked)
-        tail = 50 * (1 - level)
-        robust = bands(*np.nanpercentile(values, [tail, 100 - tail], axis=0))
+        robust = bands(*percentiles(values, level))
         r = fit.residuals if fit.loss.is_log else np.log1p(fit.residuals / (fit.observed - fit.residuals))
         drawn = np.random.default_rng(boot.seed).choice(r, (boot.resamples, 1))
-        new = np.nanpercentile(values[:, 2 * k :] + drawn, [tail, 100 - tail], axis=0)
+        new = percentiles(values[:, 2 * k :] + drawn, level)
         robust["new_run"] = Band(np.exp(new[0]), np.exp(new[1]))
     spent = cost.cost(fit.columns["N"], fit.columns["D"])
     inside = (spent.min() * (1 - 1e-9) <= C) & (spent.max() * (1 + 1e-9) >= C)

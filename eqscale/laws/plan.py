@@ -213,17 +213,25 @@ def plan_runs(
     cheapest = min(s[6].min() for s in state.values())
     if budget < cheapest:
         raise InputError(f"budget {budget:g} is below the cheapest run, {cheapest:g}")
-    now, left, chosen = float(np.sqrt(se2)), budget, []
+    plans = [_greedy(state, se2, budget, runs, per_cost) for per_cost in (True, False)]
+    # by gain per cost unless the number of runs, not the budget, is what limits
+    best = min(plans, key=lambda p: p[-1].expected_se if p else np.inf)
+    return Plan(question.name, question.estimate, float(np.sqrt(se2)), tuple(best))
+
+
+def _greedy(state: dict, se2: float, left: float, runs: int, per_cost: bool) -> list[PlannedRun]:
+    """One run after the other by its gain, or its gain per cost."""
+    state, chosen, start = dict(state), [], se2
     for _ in range(runs):
         best = None
         for name, (sigma, gradient, jac, noise, _, _, C) in state.items():
             pull = jac @ sigma
             gain = (pull @ gradient) ** 2 / (noise + np.einsum("mp,mp->m", pull, jac))
-            worth = np.where(left * (1 + 1e-9) >= C, gain / C, 0.0)
+            worth = np.where(left * (1 + 1e-9) >= C, gain / C if per_cost else gain, 0.0)
             k = int(np.argmax(worth))
             if worth[k] > 0 and (best is None or worth[k] > best[0]):
                 best = (worth[k], name, k, gain[k])
-        if best is None or best[3] <= 1e-12 * se2:
+        if best is None or best[3] <= 1e-12 * start:
             break
         _, name, k, gain_k = best
         sigma, gradient, jac, noise, N, D, C = state[name]
@@ -233,7 +241,7 @@ def plan_runs(
         se2 -= float(gain_k)
         left -= float(C[k])
         chosen.append(PlannedRun(name, float(N[k]), float(D[k]), float(C[k]), float(np.sqrt(max(se2, 0.0)))))
-    return Plan(question.name, question.estimate, now, tuple(chosen))
+    return chosen
 
 
 def select_runs(arm: ArmFit, question: Question, share: float) -> Array:

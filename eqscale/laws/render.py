@@ -127,7 +127,7 @@ def multiplier_rows(comparison: Comparison) -> list[list[str]]:
             "[" + ", ".join(_factor(v) for v in m.compute_model) + "]",
             factor_text(m.data),
             factor_text(m.parameters),
-            f"{m.probability_better:.2f}",
+            "–" if math.isnan(m.probability_better) else f"{m.probability_better:.2f}",
         ]
         for m in comparison.multipliers
     ]

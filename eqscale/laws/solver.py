@@ -152,6 +152,23 @@ def _solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
     return x, good
 
 
+def _damped_step(d: Derivatives, g: Array, held: Array, damping: Array) -> Array:
+    """Newton step with ``held`` components at rest; by the majoriser where the Hessian is not positive."""
+    eye = np.eye(g.shape[1])
+    diagonal = np.einsum("bii->bi", d.majoriser)
+    scale = np.where(held, 1.0, 1.0 / np.sqrt(np.maximum(diagonal, 1e-290)))
+    outer = scale[:, :, None] * scale[:, None, :]
+    mask = held[:, :, None] | held[:, None, :]
+    ridge = damping[:, None, None] * eye
+    slope = np.where(held, 0.0, g * scale)
+    step, good = _solve_positive(np.where(mask, eye, d.h * outer + ridge), -slope)
+    if not good.all():
+        bad = np.flatnonzero(~good)
+        soft = np.where(mask[bad], eye, d.majoriser[bad] * outer[bad] + ridge[bad] + 1e-10 * eye)
+        step[bad] = _solve_positive(soft, -slope[bad])[0]
+    return step * scale
+
+
 def minimise(
     form: Form,
     start: Array,
@@ -182,14 +199,14 @@ def minimise(
     if b > size:
         parts = []
         for i in range(0, b, size):
-            rows = slice(i, i + size)
+            block = slice(i, i + size)
             parts.append(
                 minimise(
                     form,
-                    start[rows],
+                    start[block],
                     x,
-                    loss if len(loss) == 1 else loss[rows],
-                    weights if len(weights) == 1 else weights[rows],
+                    loss if len(loss) == 1 else loss[block],
+                    weights if len(weights) == 1 else weights[block],
                     delta,
                     is_log,
                     lower,
@@ -215,25 +232,21 @@ def minimise(
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         now = derivatives(form, theta, x, loss, weights, delta, is_log)
         live = np.arange(b)
-        eye = np.eye(start.shape[1])
         for _ in range(iterations):
             if not live.size:
                 break
             t, d = theta[live], now.take(live)
             held = fixed | ((t <= lower) & (d.g > 0)) | ((t >= upper) & (d.g < 0))
-            diagonal = np.einsum("bii->bi", d.majoriser)
-            scale = np.where(held, 1.0, 1.0 / np.sqrt(np.maximum(diagonal, 1e-290)))
-            outer = scale[:, :, None] * scale[:, None, :]
-            mask = held[:, :, None] | held[:, None, :]
-            ridge = damping[live][:, None, None] * eye
-            g = np.where(held, 0.0, d.g * scale)
-            newton = np.where(mask, eye, d.h * outer + ridge)
-            step, good = _solve_positive(newton, -g)
-            if not good.all():
-                bad = np.flatnonzero(~good)
-                soft = np.where(mask[bad], eye, d.majoriser[bad] * outer[bad] + ridge[bad] + 1e-10 * eye)
-                step[bad] = _solve_positive(soft, -g[bad])[0]
-            step *= scale
+            step = _damped_step(d, d.g, held, damping[live])
+            beyond = ~held & ((t + step < lower) | (t + step > upper))
+            rows = np.flatnonzero(beyond.any(1))
+            if rows.size:
+                # those go to their bound and the others answer to that; clipping alone would stall at a face
+                part, over = d.take(rows), beyond[rows]
+                to_bound = np.where(over, np.clip(t[rows] + step[rows], lower, upper) - t[rows], 0.0)
+                shifted = part.g + np.einsum("bij,bj->bi", part.h, to_bound)
+                answer = _damped_step(part, shifted, held[rows] | over, damping[live[rows]])
+                step[rows] = np.where(over, to_bound, answer)
             longest = np.max(np.abs(step) / reach, axis=1, keepdims=True)
             step /= np.maximum(longest, 1.0)
             new = np.clip(t + step, lower, upper)

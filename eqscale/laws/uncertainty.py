@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,10 +49,17 @@ class Bootstrap:
 
     def interval(self, quantity: Quantity, level: float = 0.95) -> tuple[Array, Array]:
         """Percentile interval of a quantity, each (k,)."""
-        v = self.values(quantity).reshape(self.resamples, -1)
-        tail = 50 * (1 - level)
-        low, high = np.nanpercentile(v, [tail, 100 - tail], axis=0)
-        return low, high
+        return percentiles(self.values(quantity).reshape(self.resamples, -1), level)
+
+
+def percentiles(values: Array, level: float = 0.95) -> tuple[Array, Array]:
+    """Central percentile interval of each column, over its finite values; NaN where there are none."""
+    tail = 50 * (1 - level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column without a finite value
+        finite = np.where(np.isfinite(values), values, np.nan)
+        low, high = np.nanpercentile(finite, [tail, 100 - tail], axis=0)
+    return low, high
 
 
 def bootstrap(
@@ -101,10 +109,21 @@ def bootstrap(
     else:
         y = _resampled_losses(fit, kind, resamples, rng)
     theta, _, done = minimise(
-        fit.form, np.repeat(fit.theta[None], resamples, 0), fit.features, y, w.astype(float),
+        fit.form, np.repeat(_restart(fit)[None], resamples, 0), fit.features, y, w.astype(float),
         max(fit.loss.threshold, 1e-4), fit.loss.is_log, fit.lower, fit.upper, tolerance=1e-9, iterations=200,
     )  # fmt: skip
     return Bootstrap(fit, kind, seed, theta, int((~done).sum()))
+
+
+def _restart(fit: Fit) -> Array:
+    """Where refits start: at the fit, with vanished terms made small instead, so that they may return."""
+    start = fit.theta.copy()
+    for prefactor, (exponent, _) in fit.form.powers.items():
+        i, j = fit.form.names.index(prefactor), fit.form.names.index(exponent)
+        if fit.params[prefactor] == 0.0 and prefactor not in fit.fixed:
+            start[i] = -6.0
+            start[j] = np.clip(0.3, fit.lower[j], fit.upper[j])
+    return start
 
 
 def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Generator) -> Array:

@@ -113,11 +113,19 @@ def test_tests_accept_what_is_shared_and_reject_what_is_not():
     assert same.weight < 1e-6
 
 
+def test_arm_without_an_optimum_is_undecidable():
+    flat = runs_of("flat", 3).assign(loss=lambda f: 1.5 + 400 / f.N**0.4)  # D plays no part
+    arms = fit_arms(pd.concat([runs_of("plain", 1), flat]), resamples=10)
+    found = compare_arms(arms["flat"], arms["plain"])
+    assert all(np.isnan(m.compute[0]) for m in found.multipliers)
+    assert found.crossing.describe().startswith("undecidable")
+
+
 def test_disjoint_costs_are_refused():
     low = runs_of("low", 1)
     high = runs_of("high", 2).assign(C=lambda f: f.C * 1e6, D=lambda f: f.D * 1e6)
     arms = fit_arms(pd.concat([low, high]), resamples=5)
-    with pytest.raises(InputError, match="high .* and low .* have no cost in common"):
+    with pytest.raises(InputError, match=r"high .* and low .* have no cost in common"):
         compare_arms(arms["high"], arms["low"])
 
 

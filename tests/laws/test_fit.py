@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import check_grad
+from scipy.optimize import check_grad, nnls
 
 from eqscale.errors import InputError
 from eqscale.laws import FORMS, alloc_exponents, fit
 from eqscale.laws.forms import Centre
 from eqscale.laws.solver import derivatives
+from eqscale.laws.varpro import nonnegative_least_squares
 
 # reference/laws.md, section 1.3: the minimum of the log-Huber(1e-3) objective on the 240 runs
 LOG_HUBER = {"E": 1.81722, "A": 477.826, "B": 2143.42, "alpha": 0.34731, "beta": 0.36717}
@@ -109,6 +110,17 @@ def test_term_that_vanished_leaves_its_exponent_unidentified(isoflop):
     assert found.params["A"] == pytest.approx(400, rel=1e-6)
     assert found.verdict.startswith("unidentified: direction")
     assert "beta" in found.verdict
+
+
+def test_handful_of_runs_with_hardly_a_law_ends_at_its_face():
+    """Nine runs in which D says little and N nothing: the optimum is a corner, E = A = 0."""
+    N = [1115, 1987, 3819, 1115, 1987, 6499, 1115, 1987, 6499]
+    D = [32829, 17311, 9671, 65631, 34415, 11754, 130617, 68950, 23401]
+    loss = [0.716373, 0.835483, 0.807467, 0.681261, 0.791870, 0.902949, 0.663347, 0.787379, 0.711318]
+    found = fit(N, D, loss)
+    assert (found.params["E"], found.params["A"]) == (0.0, 0.0)
+    assert "on boundary: E = 0" in found.verdict
+    assert found.objective == pytest.approx(fit(D=D, loss=loss, form="power:D").objective, rel=1e-9)
 
 
 def test_equal_exponents(isoflop):
@@ -219,3 +231,12 @@ def test_too_few_distinct_runs(isoflop):
 def test_bad_options_are_named(isoflop, options, message):
     with pytest.raises(InputError, match=message):
         fit(isoflop.N, isoflop.D, isoflop.loss, **options)
+
+
+def test_nonnegative_least_squares_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        design = rng.uniform(0, 1, (10, 3))
+        target = rng.normal(size=10) + design @ rng.normal(size=3)
+        found, _ = nonnegative_least_squares((design.T @ design)[None], (design.T @ target)[None], (0, 1, 2))
+        np.testing.assert_allclose(found[0], nnls(design, target)[0], atol=1e-8)

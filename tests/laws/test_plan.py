@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -28,13 +29,13 @@ def arms():
 
 @pytest.mark.parametrize("text", ["a", "alpha", "E", "size@1e22", "loss@1e22"])
 def test_planned_runs_deliver_the_standard_error_they_promise(arms, text):
-    """Making the planned runs (noise-free at the fitted law) and refitting gives the expected standard error."""
+    """Making the planned runs (noise-free at the fitted law) and refitting gives the promised error."""
     one = {"plain": arms["plain"]}
     question = parse_question(text, one)
     plan = plan_runs(question, one, budget=3e20, runs=8)
     assert plan.cost <= 3e20 * (1 + 1e-9)
     errors = [plan.se_now, *(r.expected_se for r in plan.runs)]
-    assert all(b < a for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(errors))
     old = arms["plain"].fit
     N, D = (np.array([getattr(r, k) for r in plan.runs]) for k in ("N", "D"))
     loss = np.concatenate([old.observed, old.predict(N, D)])

@@ -92,7 +92,7 @@ def test_approaches_find_the_optimum_and_refuse_edges(isoflop, law):
         found = isoflop_optima(isoflop.N, isoflop.D, isoflop.loss, isoflop.C, approach)
         assert found.optimum(1e19)[0] == pytest.approx(truth, rel=0.6 if approach == 1 else 0.25)
         assert found.a + found.b == pytest.approx(1.0, abs=0.02)
-    small = isoflop[isoflop.N < 0.1 * np.sqrt(isoflop.C)]
+    small = isoflop[0.1 * np.sqrt(isoflop.C) > isoflop.N]
     with pytest.raises(InputError, match="add sizes beyond the edges"):
         isoflop_optima(small.N, small.D, small.loss, small.C, 1)
 

@@ -1,5 +1,6 @@
 """GATr against a literal reference, its symmetries, masks, gradients, ways to run, and bad inputs."""
 
+import copy
 import math
 
 import pytest
@@ -335,22 +336,25 @@ def test_runs_on_aten_where_there_is_no_compiler(monkeypatch):
     monkeypatch.setattr(native, "_library", lambda: None)
     net = network(dtype=torch.float32)
     mv, s, mask = inputs(torch.float32)
-    assert net.compile_for_training() == "eager"
+    assert not native.available(mv)
     out, _ = net(mv, s, mask)
     assert out.isfinite().all()
 
 
-def test_compiles_into_one_graph():
-    """One graph without breaks, one for all shapes; what Inductor then makes of it is checked in the
-    benchmark."""
-    from torch._dynamo.testing import CompileCounter
+def test_compiles_into_one_graph_of_the_same_function():
+    """One graph without breaks for all shapes, forward and backward, without Inductor's code generation."""
+    from torch._dynamo.testing import CompileCounterWithBackend
 
-    counter = CompileCounter()
+    counter = CompileCounterWithBackend("aot_eager")
     net = network(blocks=1)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
     for batch, tokens in ((4, 9), (8, 11)):  # sizes that equal no number of channels
         mv, s, mask = inputs(batch=batch, tokens=tokens)
-        torch.testing.assert_close(compiled(mv, s, mask)[0], net(mv, s, mask)[0], rtol=1e-9, atol=1e-9)
+        got, want = (
+            outputs_and_gradients(lambda x, y, f=f, mask=mask: f(x, y, mask), net, mv, s)
+            for f in (compiled, net)
+        )
+        assert worst(got, want) < 1e-10
     assert counter.frame_count == 1
 
 
@@ -388,3 +392,40 @@ def test_bad_inputs_are_named():
     mv[1, 2, 0, 3] = math.inf
     with pytest.raises(InputError, match=r"multivectors: not finite at index \[1, 2, 0, 3\]"):
         net(mv, s, mask)
+
+
+def test_copies_and_state_dicts():
+    net = network()
+    mv, s, mask = inputs()
+    want, _ = net(mv, s, mask)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(twin(mv, s, mask)[0], want, rtol=0, atol=0)
+    net.load_state_dict(twin.state_dict())
+    torch.testing.assert_close(net(mv, s, mask)[0], want, rtol=0, atol=0)
+    assert sum(p.numel() for p in net.parameters()) == sum(x.numel() for x in net.state_dict().values())
+
+
+def test_kernels_that_do_not_build_are_reported_once(monkeypatch, tmp_path):
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text("#!/bin/sh\necho no such luck >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("EQSCALE_CACHE", str(tmp_path / "cache"))
+    native._library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="no such luck"):
+            assert not native.available(torch.zeros(1))
+    finally:
+        native._library.cache_clear()
+
+
+def test_kernels_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("EQSCALE_NATIVE", "0")
+    native._library.cache_clear()
+    try:
+        assert not native.available(torch.zeros(1))
+    finally:
+        native._library.cache_clear()

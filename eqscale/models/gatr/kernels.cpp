@@ -48,12 +48,24 @@ template <class T> inline typename Simd<T>::V exponential(typename Simd<T>::V x)
     V shifted = x * (T)1.4426950408889634 + Simd<T>::magic;
     V n = shifted - Simd<T>::magic;
     V r = x - n * hi - n * lo;
-    // Taylor series by Horner's rule with reciprocals that are known at compile time.
-    static constexpr T inverse[14] = {1,          1,          (T)1 / 2,  (T)1 / 3,  (T)1 / 4,  (T)1 / 5,  (T)1 / 6,
-                                      (T)1 / 7,   (T)1 / 8,   (T)1 / 9,  (T)1 / 10, (T)1 / 11, (T)1 / 12, (T)1 / 13};
-    V p = V{} + (T)1;
+    // Taylor series by Horner's rule.
+    static constexpr T inverse_factorial[14] = {1,
+                                                1,
+                                                (T)(1 / 2.0),
+                                                (T)(1 / 6.0),
+                                                (T)(1 / 24.0),
+                                                (T)(1 / 120.0),
+                                                (T)(1 / 720.0),
+                                                (T)(1 / 5040.0),
+                                                (T)(1 / 40320.0),
+                                                (T)(1 / 362880.0),
+                                                (T)(1 / 3628800.0),
+                                                (T)(1 / 39916800.0),
+                                                (T)(1 / 479001600.0),
+                                                (T)(1 / 6227020800.0)};
+    V p = V{} + inverse_factorial[Simd<T>::taylor];
 #pragma GCC unroll 16
-    for (int k = Simd<T>::taylor; k >= 1; --k) p = p * (r * inverse[k]) + (T)1;
+    for (int k = Simd<T>::taylor - 1; k >= 0; --k) p = p * r + inverse_factorial[k];
     I bits = ((I)shifted << Simd<T>::mantissa) + ((I{} + Simd<T>::bias) << Simd<T>::mantissa);
     return p * (V)bits;
 }
@@ -392,15 +404,16 @@ static inline void dot_tile(const T* A, int lda, const T* B, int ldb, T* C, int 
         }
 }
 
-// Nb must be a multiple of 4 (pad B with zero rows).
+// Nb must be even (pad B with a zero row).
 template <class T>
 static void dots(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int M, int Nb, int lanes) {
-    for (int n = 0; n < Nb; n += 4) {
+    for (int n = 0; n < Nb; n += 2) {
         const T* b = B + n * ldb;
+        T* c = C + n;
         int m = 0;
-        for (; m + 3 <= M; m += 3) dot_tile<T, 3, 4>(A + m * lda, lda, b, ldb, C + m * ldc + n, ldc, lanes);
-        if (M - m == 2) dot_tile<T, 2, 4>(A + m * lda, lda, b, ldb, C + m * ldc + n, ldc, lanes);
-        if (M - m == 1) dot_tile<T, 1, 4>(A + m * lda, lda, b, ldb, C + m * ldc + n, ldc, lanes);
+        for (; m + 6 <= M; m += 6) dot_tile<T, 6, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
+        for (; m + 2 <= M; m += 2) dot_tile<T, 2, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
+        if (m < M) dot_tile<T, 1, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
     }
 }
 
@@ -548,29 +561,30 @@ template <class T> struct Sample {
     }
 
     // p (len, lanes) = softmax over keys of scale * k^T q
-    void probabilities(const T* q, T* p, int lanes) const {
+    void probabilities(const T* q, T* p, int lanes, int ld) const {
         typedef typename Simd<T>::V V;
         const int W = width<T>();
         const T scale = 1 / std::sqrt((T)features);
-        gemm(k.data(), 1, padded, q, lanes, p, lanes, len, features, lanes);
+        gemm(k.data(), 1, padded, q, ld, p, ld, len, features, lanes);
         for (int l = 0; l < lanes; l += W) {
             V top = load(p + l), sum = V{};
             for (int j = 1; j < len; ++j) {
-                const V x = load(p + j * lanes + l);
+                const V x = load(p + j * ld + l);
                 top = x > top ? x : top;
             }
             for (int j = 0; j < len; ++j) {
-                const V x = exponential<T>((load(p + j * lanes + l) - top) * scale);
-                store(p + j * lanes + l, x);
+                const V x = exponential<T>((load(p + j * ld + l) - top) * scale);
+                store(p + j * ld + l, x);
                 sum += x;
             }
             sum = (V{} + (T)1) / sum;
-            for (int j = 0; j < len; ++j) store(p + j * lanes + l, load(p + j * lanes + l) * sum);
+            for (int j = 0; j < len; ++j) store(p + j * ld + l, load(p + j * ld + l) * sum);
         }
     }
 };
 
 static const int BLOCK = 256;  // lanes of one attention block
+static const int SPARE = 16;   // rows of a block lie this much further apart: round strides share cache sets
 
 struct Segment {
     int head, query, count, lane;
@@ -602,15 +616,16 @@ static void attention(const T* e, T* out, int64_t N, const AttentionTables& t, c
         Sample<T> s(t, e, N, starts[b], len, eps, weights);
         std::vector<T> q, p, o;
         for_blocks<T>((int)t.heads, len, [&](const std::vector<Segment>& block, int lanes) {
-            q.assign((size_t)s.features * lanes, 0);
-            p.resize((size_t)len * lanes);
-            o.resize((size_t)t.values * lanes);
-            for (const Segment& g : block) s.queries(g.head, g.query, g.count, q.data() + g.lane, lanes);
-            s.probabilities(q.data(), p.data(), lanes);
-            gemm(s.v.data(), s.padded, 1, p.data(), lanes, o.data(), lanes, (int)t.values, len, lanes);
+            const int ld = lanes + SPARE;
+            q.assign((size_t)s.features * ld, 0);
+            p.resize((size_t)len * ld);
+            o.resize((size_t)t.values * ld);
+            for (const Segment& g : block) s.queries(g.head, g.query, g.count, q.data() + g.lane, ld);
+            s.probabilities(q.data(), p.data(), lanes, ld);
+            gemm(s.v.data(), s.padded, 1, p.data(), ld, o.data(), ld, (int)t.values, len, lanes);
             for (const Segment& g : block)
                 for (int f = 0; f < t.values; ++f)
-                    std::copy(&o[f * lanes + g.lane], &o[f * lanes + g.lane] + g.count,
+                    std::copy(&o[f * ld + g.lane], &o[f * ld + g.lane] + g.count,
                               out + t.out[g.head * t.values + f] * N + starts[b] + g.query);
         });
         std::fill(out + t.ones_row * N + starts[b], out + t.ones_row * N + starts[b + 1], (T)1);
@@ -633,33 +648,34 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
         std::vector<T> q, p, ds, go, gq;
         std::vector<T> gk((size_t)s.features * s.padded, 0), gv((size_t)t.values * s.padded, 0);
         for_blocks<T>((int)t.heads, len, [&](const std::vector<Segment>& block, int lanes) {
-            q.assign((size_t)s.features * lanes, 0);
-            go.assign((size_t)t.values * lanes, 0);
+            const int ld = lanes + SPARE;
+            q.assign((size_t)s.features * ld, 0);
+            go.assign((size_t)t.values * ld, 0);
             const size_t keys = (len + 3) / 4 * 4;  // zero rows for dots()
-            p.assign(keys * lanes, 0), ds.assign(keys * lanes, 0), gq.resize((size_t)s.features * lanes);
+            p.assign(keys * ld, 0), ds.assign(keys * ld, 0), gq.resize((size_t)s.features * ld);
             for (const Segment& seg : block) {
-                s.queries(seg.head, seg.query, seg.count, q.data() + seg.lane, lanes);
+                s.queries(seg.head, seg.query, seg.count, q.data() + seg.lane, ld);
                 for (int f = 0; f < t.values; ++f) {
                     const int32_t* r = t.out + seg.head * t.values + f;
                     const T* x = g + *r * N + starts[b] + seg.query;
                     if (f + AHEAD < t.values) prefetch(g + r[AHEAD] * N + starts[b] + seg.query, seg.count);
-                    std::copy(x, x + seg.count, &go[f * lanes + seg.lane]);
+                    std::copy(x, x + seg.count, &go[f * ld + seg.lane]);
                 }
             }
-            s.probabilities(q.data(), p.data(), lanes);
-            gemm(s.v.data(), 1, s.padded, go.data(), lanes, ds.data(), lanes, len, (int)t.values, lanes);
+            s.probabilities(q.data(), p.data(), lanes, ld);
+            gemm(s.v.data(), 1, s.padded, go.data(), ld, ds.data(), ld, len, (int)t.values, lanes);
             for (int l = 0; l < lanes; l += W) {
                 V dot = V{};
-                for (int j = 0; j < len; ++j) dot += load(&p[j * lanes + l]) * load(&ds[j * lanes + l]);
+                for (int j = 0; j < len; ++j) dot += load(&p[j * ld + l]) * load(&ds[j * ld + l]);
                 for (int j = 0; j < len; ++j)
-                    store(&ds[j * lanes + l], load(&p[j * lanes + l]) * (load(&ds[j * lanes + l]) - dot) * scale);
+                    store(&ds[j * ld + l], load(&p[j * ld + l]) * (load(&ds[j * ld + l]) - dot) * scale);
             }
-            gemm(s.k.data(), s.padded, 1, ds.data(), lanes, gq.data(), lanes, s.features, len, lanes);
-            dots(go.data(), lanes, p.data(), lanes, gv.data(), s.padded, (int)t.values, (int)keys, lanes);
-            dots(q.data(), lanes, ds.data(), lanes, gk.data(), s.padded, s.features, (int)keys, lanes);
+            gemm(s.k.data(), s.padded, 1, ds.data(), ld, gq.data(), ld, s.features, len, lanes);
+            dots(go.data(), ld, p.data(), ld, gv.data(), s.padded, (int)t.values, (int)keys, lanes);
+            dots(q.data(), ld, ds.data(), ld, gk.data(), s.padded, s.features, (int)keys, lanes);
             for (const Segment& seg : block) {
                 for (int f = 0; f < t.inner; ++f) {
-                    const T* x = &gq[f * lanes + seg.lane];
+                    const T* x = &gq[f * ld + seg.lane];
                     std::copy(x, x + seg.count, grow(t.q_inner[seg.head * t.inner + f]) + seg.query);
                 }
                 for (int d = 0; d < t.distances; ++d) {
@@ -669,8 +685,8 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
                     const T* x[4] = {s.row(r[0]) + o, s.row(r[1]) + o, s.row(r[2]) + o, s.row(r[3]) + o};
                     T* gx[4] = {grow(r[0]) + o, grow(r[1]) + o, grow(r[2]) + o, grow(r[3]) + o};
                     gweights[b * t.heads * t.distances + channel] += distance_features_gradient(
-                        x, &s.center[3 * d], eps, false, weights[channel], &gq[(t.inner + 5 * d) * lanes + seg.lane],
-                        lanes, gx, seg.count);
+                        x, &s.center[3 * d], eps, false, weights[channel], &gq[(t.inner + 5 * d) * ld + seg.lane],
+                        ld, gx, seg.count);
                 }
             }
         });

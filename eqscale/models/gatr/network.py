@@ -189,7 +189,12 @@ class Block(nn.Module):
 
 
 class GATr(nn.Module):
-    """Geometric algebra transformer; the public ``(..., C, 16)`` format lives only at its borders."""
+    """Geometric algebra transformer; the public ``(..., C, 16)`` format lives only at its borders.
+
+    On a CPU with a C++ compiler it runs on kernels of its own (``eqscale.models.gatr.native``), which serve
+    every shape and are built once a machine; otherwise on ATen operations. ``torch.compile(net, dynamic=True,
+    fullgraph=True)`` traces it into one graph, for devices without kernels.
+    """
 
     _columns: Tensor
     _rows: Tensor
@@ -218,21 +223,6 @@ class GATr(nn.Module):
         rows += [target.scalar(i) for i in range(target.scalars)]
         self.register_buffer("_columns", torch.tensor(columns), persistent=False)
         self.register_buffer("_rows", torch.tensor(rows), persistent=False)
-
-    def compile_for_training(self) -> str:
-        """Choose the fastest way to run on the device of the parameters: "kernels", "compiled" or "eager".
-
-        On a CPU with a C++ compiler the network's own kernels serve every shape and cost seconds once a
-        machine, so nothing is compiled per run. On a GPU the whole network is compiled into one graph
-        (``torch.compile`` with dynamic shapes). On a CPU without a compiler it stays eager.
-        """
-        parameter = next(self.parameters())
-        if native.available(parameter):
-            return "kernels"
-        if parameter.device.type == "cuda":
-            self.compile(dynamic=True, fullgraph=True)
-            return "compiled"
-        return "eager"
 
     def forward(
         self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None = None

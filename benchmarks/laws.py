@@ -1,0 +1,206 @@
+"""Fitting laws: speed beside the usual recipe, objectives, and the coverage of intervals.
+
+    OMP_NUM_THREADS=1 python benchmarks/laws.py                 # all of it, about five minutes
+    OMP_NUM_THREADS=1 python benchmarks/laws.py --part speed    # the recipe and ours in one run
+
+The recipe is Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.3) as published: L-BFGS-B with SciPy's
+defaults on (log E, log A, log B, α, β) from a grid of 4,500 starts. Its cost is measured on a random sample
+of those starts and scaled up, since all of them take minutes.
+
+The data are the 240 Chinchilla runs digitised by Besiroglu et al. 2024 where ``--data`` (or EQSCALE_DATA)
+has chinchilla_epoch.csv, otherwise as many synthetic runs on their fitted surface.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import minimize
+
+from eqscale.laws import alloc_exponents, bootstrap, fit
+from eqscale.laws.frontier import nd_cost, optimal_log_n
+
+KNOWN_OBJECTIVE = 1.01827401780060e-3
+TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
+STARTS = {
+    "E": np.arange(-1, 1.5, 0.5),
+    "A": np.arange(0, 30, 5),
+    "B": np.arange(0, 30, 5),
+    "alpha": np.arange(0, 2.5, 0.5),
+    "beta": np.arange(0, 2.5, 0.5),
+}
+
+
+def surface(N, D, E, A, B, alpha, beta):
+    return E + A / N**alpha + B / D**beta
+
+
+def read_data(folder: Path | None) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    places = [folder, Path(os.environ["EQSCALE_DATA"]) if "EQSCALE_DATA" in os.environ else None]
+    places += [parent / "shared" / "data" for parent in Path(__file__).resolve().parents]
+    for place in filter(None, places):
+        if (place / "chinchilla_epoch.csv").is_file():
+            frame = pd.read_csv(place / "chinchilla_epoch.csv")
+            frame = frame[frame.excluded_by_epoch == 0]
+            return "Chinchilla, 240 runs", *(frame[c].to_numpy() for c in ("N", "D", "loss"))
+    rng = np.random.default_rng(0)
+    C = 10 ** rng.uniform(18.8, 22, 240)
+    N = 0.1 * np.sqrt(C) * np.exp(rng.uniform(-2, 2, 240))
+    loss = surface(N, C / (6 * N), **TRUTH) * np.exp(0.006 * rng.standard_normal(240))
+    return "synthetic, 240 runs", N, C / (6 * N), loss
+
+
+def recipe_objective(theta, log_n, log_d, log_l, delta=1e-3):
+    e, a, b, alpha, beta = theta
+    predicted = np.logaddexp.reduce([a - alpha * log_n, b - beta * log_d, np.full_like(log_n, e)], axis=0)
+    r = np.abs(predicted - log_l)
+    return np.sum(np.where(r <= delta, 0.5 * r * r, delta * (r - 0.5 * delta)))
+
+
+def run_recipe(N, D, loss, sample: int) -> dict[str, float]:
+    """The published recipe on a random sample of its starts."""
+    starts = np.array(list(itertools.product(*STARTS.values())))
+    rng = np.random.default_rng(0)
+    chosen = starts[rng.choice(len(starts), sample, replace=False)]
+    data = np.log(N), np.log(D), np.log(loss)
+    began = time.perf_counter()
+    found = [minimize(recipe_objective, s, args=data, method="L-BFGS-B") for s in chosen]
+    seconds = (time.perf_counter() - began) * len(starts) / sample
+    values = np.array([f.fun for f in found])
+    return {
+        "seconds": seconds,
+        "best": float(values.min()),
+        "success": float(np.mean([f.success for f in found])),
+        "median": float(np.median(values)),
+        "starts": len(starts),
+        "values": values,
+    }
+
+
+def median_time(call, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def speed(console: Console, folder: Path | None, sample: int) -> None:
+    name, N, D, loss = read_data(folder)
+    found = fit(N, D, loss)
+    ours = median_time(lambda: fit(N, D, loss), 30)
+    boot = median_time(lambda: bootstrap(found, resamples=4000), 3)
+    recipe = run_recipe(N, D, loss, sample)
+    near = float(np.mean(recipe["values"] <= found.objective * 1.01))
+    table = Table("procedure", "one core", "objective", "above ours", title=name, title_justify="left")
+    table.add_row(
+        f"multi-start L-BFGS-B, {recipe['starts']} starts (from {sample})",
+        f"{recipe['seconds']:.0f} s",
+        f"{recipe['best']:.14e}",
+        f"{recipe['best'] / found.objective - 1:.1e}",
+    )
+    table.add_row("eqscale.laws.fit", f"{1e3 * ours:.1f} ms", f"{found.objective:.14e}", "–")
+    table.add_row("eqscale.laws.bootstrap, 4000 refits", f"{boot:.2f} s", "", "")
+    console.print(table)
+    console.print(
+        f"speed-up of one fit: {recipe['seconds'] / ours:.0f}×. Of the recipe's starts "
+        f"{100 * recipe['success']:.0f} % report success, {100 * near:.0f} % come within 1 % of the "
+        f"minimum; their median objective is "
+        f"{recipe['median'] / found.objective:.0f}× it."
+    )
+    if name.startswith("Chinchilla"):
+        console.print(f"against the best value known: {found.objective / KNOWN_OBJECTIVE - 1:+.1e}")
+
+
+def exactness(console: Console, trials: int) -> None:
+    """Noise-free recovery over a wide random range."""
+    rng = np.random.default_rng(1)
+    worst = []
+    for _ in range(trials):
+        alpha, beta = np.exp(rng.uniform(np.log(0.05), np.log(1.5), 2))
+        n, d = rng.uniform(6, 10, 40), rng.uniform(8, 12, 40)
+        A, B = 10 ** (rng.uniform(-1.5, 1) + 8 * alpha), 10 ** (rng.uniform(-1.5, 1) + 10 * beta)
+        E = rng.choice([0.05, 1.0, 3.0])
+        found = fit(10**n, 10**d, surface(10**n, 10**d, E, A, B, alpha, beta)).params
+        truth = {"E": E, "A": A, "B": B, "alpha": alpha, "beta": beta}
+        worst.append(max(abs(found[k] / v - 1) for k, v in truth.items()))
+    console.print(
+        f"noise-free, {trials} random laws: relative error of the worst parameter, median "
+        f"{np.median(worst):.1e}, largest {np.max(worst):.1e}"
+    )
+
+
+def quantities(c):
+    """α, β, a and log N_opt at 1e20 and 1e23."""
+    log_n = optimal_log_n(c, nd_cost(), np.array([1e20, 1e23]))
+    return np.column_stack([c["alpha"], c["beta"], alloc_exponents(c)[:, 0], log_n])
+
+
+def coverage(console: Console, trials: int, resamples: int) -> None:
+    """Coverage of 95 % intervals for 20 to 30 runs with 0.6 % noise, without and with outliers."""
+    names = ["α", "β", "a", "log N_opt(1e20)", "log N_opt(1e23)"]
+    table = Table("runs", "outliers", "interval", *names, "width / Wald", title=f"coverage, {trials} trials")
+    truth_logs = {f"log_{k}": np.log([TRUTH[k]]) for k in "AB"}
+    truth = quantities({k: np.array([v]) for k, v in TRUTH.items()} | truth_logs)[0]
+    for budgets, sizes in ((4, 5), (5, 5), (5, 6)):
+        C = np.repeat(10.0 ** np.linspace(17, 21, budgets), sizes)
+        N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(1 / 6, 6, sizes), budgets)
+        D = C / (6 * N)
+        clean = surface(N, D, **TRUTH)
+        for share, size in ((0.0, 1.0), (0.05, 5.0), (0.1, 8.0)):
+            rng = np.random.default_rng(7)
+            hits, widths = {k: [] for k in ("model", "case")}, {k: [] for k in ("model", "case")}
+            for trial in range(trials):
+                noise = 0.006 * rng.standard_normal(len(N))
+                noise *= np.where(rng.random(len(N)) < share, size, 1.0)
+                loss = clean * np.exp(noise)
+                found = fit(N, D, loss)
+                wald = fit(N, D, loss, loss_fn="log-lsq").interval(quantities)
+                limits = {"model": found.interval(quantities)}
+                if resamples:
+                    limits["case"] = bootstrap(found, resamples=resamples, seed=trial).interval(quantities)
+                for kind, (low, high) in limits.items():
+                    hits[kind].append((low <= truth) & (truth <= high))
+                    widths[kind].append((high - low) / (wald[1] - wald[0]))
+            for kind in hits:
+                if hits[kind]:
+                    rates = [f"{100 * v:.1f} %" for v in np.mean(hits[kind], axis=0)]
+                    what = f"{100 * share:.0f} % at {size:.0f}σ" if share else "none"
+                    table.add_row(str(len(N)), what, kind, *rates, f"{np.median(widths[kind]):.2f}")
+    console.print(table)
+    console.print("Wald: Gauss–Newton t of least squares on the same runs; case: percentile bootstrap")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=("speed", "exact", "coverage", "all"), default="all")
+    parser.add_argument("--data", type=Path, help="folder with chinchilla_epoch.csv")
+    parser.add_argument("--sample", type=int, default=200, help="starts of the recipe that are run")
+    parser.add_argument("--trials", type=int, default=400, help="data sets per row of the coverage table")
+    parser.add_argument(
+        "--resamples", type=int, default=0, help="also cover the case bootstrap with so many refits"
+    )
+    args = parser.parse_args()
+    console = Console(width=130)
+    if args.part in ("speed", "all"):
+        speed(console, args.data, args.sample)
+    if args.part in ("exact", "all"):
+        exactness(console, 300)
+    if args.part in ("coverage", "all"):
+        coverage(console, args.trials, args.resamples)
+
+
+if __name__ == "__main__":
+    main()
