@@ -73,7 +73,7 @@ def fit_arms(
     cluster: str | None = None,
     resamples: int = 1000,
     seed: int = 0,
-    where: str = "runs",
+    where: str = "",
 ) -> dict[str, ArmFit]:
     """Fit each arm of a checked run table by itself.
 
@@ -96,7 +96,9 @@ def fit_arms(
     """
     for column in filter(None, (by, cost, budget, cluster, weights)):
         if column not in runs.columns:
-            raise InputError(f"{where}: no column {column!r}; columns: {', '.join(map(str, runs.columns))}")
+            raise InputError(
+                f"{where or 'runs'}: no column {column!r}; columns: {', '.join(map(str, runs.columns))}"
+            )
     out = {}
     for position, name in enumerate(dict.fromkeys(runs[by].astype(str))):
         part = runs[runs[by].astype(str) == name]
@@ -104,7 +106,7 @@ def fit_arms(
             part["N"], part["D"], part["loss"],
             U=part["U"] if "U" in part.columns else None,
             form=form, loss_fn=loss_fn, delta=delta, fix=fix,
-            weights=part[weights] if weights else None, where=f"{where}, {by} = {name}",
+            weights=part[weights] if weights else None, where=f"{where}, {by} = {name}" if where else f"{by} = {name}",
         )  # fmt: skip
         spent = (part[cost] if cost else 6 * part["N"] * part["D"]).to_numpy(float)
         model = fit_cost(part["N"], part["D"], spent) if cost else nd_cost()
