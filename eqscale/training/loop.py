@@ -65,6 +65,26 @@ def build_model(spec: RunSpec) -> nn.Module:
         return get_arm(spec.arm).build(spec.size)
 
 
+def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
+    """Spec and model of a weights file that ``train`` wrote.
+
+    Raises:
+        InputError: if the file is absent, damaged, or of an arm or size that this code doesn't know.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {str(path)!r}")
+    state = checkpoint.load_file(path)
+    if state is None or "spec" not in state:
+        raise InputError(f"checkpoint {str(path)!r} is damaged or not one of a finished run")
+    spec = RunSpec.from_dict(state["spec"])
+    model = build_model(spec)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise InputError(f"checkpoint {str(path)!r} is of another version of the arm {spec.arm!r}") from error
+    return spec, model.eval()
+
+
 def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.AdamW:
     """Fused AdamW; only matrices decay, gains and biases don't."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]

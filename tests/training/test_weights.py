@@ -1,0 +1,38 @@
+import dataclasses
+
+import pytest
+from PIL import Image
+
+from eqscale.cli import main
+from eqscale.errors import InputError
+from eqscale.training.loop import load_trained, train
+from tests.training.conftest import DATA
+from tests.training.test_loop import make_spec
+
+
+@pytest.fixture
+def weights(windows, tmp_path):
+    path = tmp_path / "run.pt"
+    spec = dataclasses.replace(make_spec(steps=5), data=DATA.digest)
+    train(spec, *windows, checkpoints=tmp_path / "c", weights=path)
+    return path
+
+
+def test_trained_weights_load_and_animate(weights, data_root, tmp_path):
+    spec, model = load_trained(weights)
+    assert spec.steps == 5
+    assert not model.training
+    out = tmp_path / "prediction.gif"
+    assert main(["scenes", "--checkpoint", str(weights), "--data", str(data_root), "--out", str(out)]) == 0
+    with Image.open(out) as image:
+        assert image.n_frames > 3
+
+
+def test_a_checkpoint_of_other_data_or_a_damaged_one_is_refused(weights, capsys, tmp_path):
+    assert main(["scenes", "--checkpoint", str(weights), "--seed", "9"]) == 2
+    assert "was trained on other data" in capsys.readouterr().err
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(InputError, match="damaged"):
+        load_trained(weights)
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        load_trained(tmp_path / "absent.pt")
