@@ -17,17 +17,16 @@ import sys
 from eqscale.cli import run_or_exit
 from eqscale.report import write_report
 from eqscale.study.grid import compute_grid
-from eqscale.study.job import StudyOutcome, parse_options, run_study
+from eqscale.study.job import parse_options, run_study
 
 
 def main() -> int:
     """Plan, train what is missing, report."""
     options = parse_options(__doc__)
 
-    def publish(outcome: StudyOutcome) -> None:
-        write_report(outcome.table, options.results, stage_seconds=outcome.stage_seconds)
-
-    return run_study(compute_grid(options.preset), options, publish)
+    return run_study(
+        compute_grid(options.preset), options, publish=lambda table: write_report(table, options.results)
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from eqscale.laws.render import fit_record, markdown_table, number
 LOSS = "test NMSE"
 REFERENCE = "transformer"
 RESAMPLES = 1000
+NEVER = "∞"
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta", "a")
 
 
@@ -61,14 +62,14 @@ AXES: dict[str, Axis] = {
 }
 
 
-def write_report(table: pd.DataFrame, folder: Path, stage_seconds: Mapping[str, float] | None = None) -> None:
+def write_report(table: pd.DataFrame, folder: Path) -> None:
     """Write ``fits.json``, ``coefficients.csv``, the figures (PNG and SVG) and ``report.md`` into ``folder``.
 
     Args:
         table: run table with the columns of ``eqscale.study.table`` that the fits need: arm, budget, N, D,
             loss, status and the compute axes. Only rows with status ``finished`` enter the fits.
-        folder: created if needed; files of an earlier report are overwritten.
-        stage_seconds: wall time of the study's stages, for the report.
+        folder: created if needed; files of an earlier report are overwritten. If it holds a ``study.json``, the
+            wall times of the study's stages are taken from there.
 
     Raises:
         InputError: if no arm has enough finished runs for a fit; the message says how many each has.
@@ -82,7 +83,7 @@ def write_report(table: pd.DataFrame, folder: Path, stage_seconds: Mapping[str, 
     (folder / "fits.json").write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
     coefficients(found).to_csv(folder / "coefficients.csv", index=False)
     figures = draw_figures(arms, folder)
-    (folder / "report.md").write_text(render(table, arms, found, figures, stage_seconds or {}))
+    (folder / "report.md").write_text(render(table, arms, found, figures, _stage_seconds(folder)))
 
 
 def fit_every_arm(finished: pd.DataFrame) -> dict[str, ArmFit]:
@@ -184,7 +185,7 @@ def render(
         "## How it was run",
         _provenance(table, stage_seconds),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _best_runs(finished: pd.DataFrame) -> str:
@@ -246,14 +247,23 @@ def _multipliers(fits: Mapping[str, ArmFit], axis: str) -> list[str]:
         if not np.isfinite(best.loss):
             sentences.append(f"- On {label}: the law of `{name}` has no optimum, so it says nothing here.")
             continue
-        estimate, low, high = (f"{value:.3g}" if np.isfinite(value) else "∞" for value in best.compute)
+        estimate, low, high = map(_factor, best.compute)
+        need = (
+            f"the law of `{reference.name}` never gets there (95 %: from {low} times the compute)"
+            if estimate == NEVER
+            else f"`{reference.name}` would need {estimate} times the compute [{low}, {high}] for that"
+        )
         sentences.append(
-            f"- On {label}, at {best.C:.3g} {unit}: `{reference.name}` would need {estimate} times the compute "
-            f"[{low}, {high}] to reach the {best.loss:.3f} that the law predicts for `{name}`; "
+            f"- On {label}, at {best.C:.3g} {unit}: `{name}` reaches {best.loss:.3f} by its law; {need}; "
             f"`{name}` is ahead in {100 * best.probability_better:.0f} % of the resamples"
             + (", extrapolating beyond the runs." if best.extrapolated else ".")
         )
     return sentences
+
+
+def _factor(value: float) -> str:
+    """A multiplier, or that there is none: beyond a million the reference's floor E is in the way."""
+    return f"{value:.3g}" if value < 1e6 else NEVER
 
 
 def _coefficients(found: Mapping[str, Mapping[str, Interval]]) -> str:
@@ -321,6 +331,11 @@ def _caveats(table: pd.DataFrame, fits: Mapping[str, ArmFit]) -> str:
     for row in lost.itertuples():
         notes.append(f"- Not in the fits: `{row.name}` {row.status}.")
     return "\n".join(notes)
+
+
+def _stage_seconds(folder: Path) -> dict[str, float]:
+    path = folder / "study.json"
+    return json.loads(path.read_text())["stage_seconds"] if path.is_file() else {}
 
 
 def _provenance(table: pd.DataFrame, stage_seconds: Mapping[str, float]) -> str:

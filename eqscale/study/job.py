@@ -52,17 +52,6 @@ class JobOptions:
     dry_run: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class StudyOutcome:
-    """What a study leaves for its report."""
-
-    table: pd.DataFrame
-    missing: int
-    """Planned runs that have neither ended nor failed."""
-    stage_seconds: dict[str, float]
-    """Wall time of the stages so far."""
-
-
 def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOptions:
     """Parse the command line that all tune jobs share.
 
@@ -236,7 +225,7 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int |
 def run_study(
     specs: list[RunSpec],
     options: JobOptions,
-    publish: Callable[[StudyOutcome], None],
+    publish: Callable[[pd.DataFrame], None],
     console: Console | None = None,
 ) -> int:
     """Run the planned trials that have no record yet, then publish; returns the exit code.
@@ -244,7 +233,7 @@ def run_study(
     Args:
         specs: the runs of the study.
         options: where and how.
-        publish: writes table, fits, figures and report from the outcome into ``options.results``.
+        publish: writes fits, figures and report from the run table into ``options.results``.
         console: where to print.
 
     Raises:
@@ -289,9 +278,9 @@ def run_study(
             missing = sum(s.run_id not in ledger and s.run_id not in ledger.failures() for s in specs)
             table = run_table(specs, ledger)
             write_table(table, options.results)
-            outcome = StudyOutcome(table, missing, stages)
+            _describe_study(options, stages)
             try:
-                publish(outcome)
+                publish(table)
             except InputError as error:
                 if not missing:
                     raise
@@ -316,6 +305,19 @@ def run_study(
             console.print(f"[yellow]stopped with {missing} runs to go[/yellow]: the same command continues")
             return 130
         return 1 if ledger.failures().keys() & {spec.run_id for spec in specs} else 0
+
+
+def _describe_study(options: JobOptions, stage_seconds: dict[str, float]) -> None:
+    """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran."""
+    path = options.results / "study.json"
+    earlier = json.loads(path.read_text())["stage_seconds"] if path.is_file() else {}
+    content = {
+        "study": options.study,
+        "preset": options.preset_name,
+        "values": dataclasses.asdict(options.preset),
+        "stage_seconds": earlier | {name: round(seconds, 1) for name, seconds in stage_seconds.items()},
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _train_missing(

@@ -35,7 +35,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
 
     def run():
         options = parse_options("", arguments)
-        run_study(compute_grid(options.preset), options, publish=lambda outcome: None)
+        run_study(compute_grid(options.preset), options, publish=lambda table: None)
 
     with pytest.raises(InputError) as caught:
         run()
