@@ -61,9 +61,9 @@ PRESETS: dict[str, Preset] = {
         test_scenes=3000,
         test_windows_per_scene=4,
         data_seed=0,
-        batch_size=64,
-        cost_range=16.0,
-        min_steps=200,
+        batch_size=32,
+        cost_range=12.0,
+        min_steps=100,
     ),
     # A GPU cluster: the budgets of the paper.
     "paper": Preset(

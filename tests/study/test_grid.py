@@ -10,6 +10,13 @@ from eqscale.training.arms import get_arm
 QUICK = dataclasses.replace(PRESETS["quick"], arms=("transformer", "transformer_aligned"))
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_planned(name):
+    preset = PRESETS[name]
+    specs = compute_grid(preset)
+    assert len(specs) == len(preset.budgets) * len(preset.arms) * preset.sizes_per_budget * len(preset.seeds)
+
+
 def test_every_run_spends_its_budget():
     batch = expected_batch(QUICK)
     for spec in compute_grid(QUICK):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from eqscale.errors import InputError
@@ -26,7 +27,7 @@ TINY_ARGUMENTS = [word for name, values in TINY.items() for word in (f"--{name}"
 def job(folder, *arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tune_jobs" / "compute_grid.py"), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def refuse(tmp_path, monkeypatch, *arguments):
@@ -111,3 +112,32 @@ def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
         path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")
     } == records
     assert (results / "runs.csv").read_text().splitlines() == table
+
+
+BROKEN_ARM = """
+import dataclasses
+from eqscale.training.arms import get_arm, register
+
+
+plain = get_arm("transformer")
+register(dataclasses.replace(plain, name="broken", build=lambda size: Broken(plain.build(size))))
+
+
+class Broken(type(plain.build(plain.ladder[0]))):
+    def __init__(self, whole):
+        super().__init__(whole.net.config)
+
+    def forward(self, batch):
+        raise RuntimeError("this arm is broken")
+"""
+
+
+def test_failing_trials_do_not_stop_the_study(tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN_ARM)
+    result = job(tmp_path, *TINY_ARGUMENTS, "--arm-file", "broken.py", "--arms", "broken", "transformer")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "RuntimeError: this arm is broken" in result.stdout
+    rows = pd.read_csv(tmp_path / "results/quick/runs.csv").groupby("arm")["status"].agg(set)
+    assert rows["broken"] == {"failed"}
+    assert rows["transformer"] == {"finished"}
+    assert "failed" in (tmp_path / "results/quick/report.md").read_text()

@@ -50,18 +50,18 @@ def test_the_plain_transformer_is_not_equivariant(batch):
 
 
 @pytest.mark.parametrize("name", ARMS)
-def test_ladders_rise_in_parameters_from_1e3_to_1e6(name):
+def test_ladders_rise_in_parameters_from_1e3_to_nearly_1e9(name):
     arm = get_arm(name)
     counts = [arm.parameters(size) for size in arm.ladder]
     assert counts == sorted(counts)
     assert counts[0] < 1.5e3
-    assert counts[-1] > 5e5
+    assert counts[-1] > 5e8
     assert max(np.diff(np.log(counts))) < np.log(2.1)
 
 
 @pytest.mark.parametrize("name", ARMS)
 def test_predictions_start_small_at_every_rung(name, batch):
-    for size in get_arm(name).ladder[::3]:
+    for size in get_arm(name).ladder[:20:4]:
         model = build(name, size)
         spread = float(model(batch)[batch.mask].std())
         assert 1e-3 < spread < 2.0

@@ -122,13 +122,15 @@ def _learning_rate(parameters: int) -> float:
     return 1.5e-2 * (parameters / 5e3) ** -0.25
 
 
-# About 1e3 to 1e6 parameters; width counts multivector channels, half of them true, half pseudo. At small budgets
+# About 1e3 to 1e9 parameters; width counts multivector channels, half of them true, half pseudo. At small budgets
 # width pays and depth doesn't.
 _LADDER = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
         (2, 1, 2), (3, 1, 2), (4, 1, 2), (5, 1, 2), (6, 1, 2), (8, 1, 4), (8, 2, 4), (8, 3, 4), (12, 2, 4),
         (12, 3, 4), (12, 4, 4), (16, 3, 4), (16, 4, 4), (16, 6, 4), (20, 6, 4), (24, 6, 4), (32, 5, 8), (40, 5, 8),
+        (48, 6, 8), (56, 7, 8), (72, 7, 8), (96, 7, 8), (112, 8, 8), (144, 8, 8), (176, 9, 8), (208, 10, 8),
+        (256, 11, 8), (320, 11, 8), (384, 12, 8), (448, 14, 8), (512, 16, 8),
     )
 )  # fmt: skip
 

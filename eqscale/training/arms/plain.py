@@ -80,13 +80,15 @@ def _learning_rate(parameters: int) -> float:
     return 8e-3 * (parameters / 1e4) ** -0.25
 
 
-# About 1e3 to 1e6 parameters; width and depth grow together, heads are at least 8 wide.
+# About 1e3 to 1e9 parameters; width and depth grow together, heads are at least 8 wide.
 _LADDER = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
         (8, 1, 1), (8, 2, 1), (12, 2, 1), (16, 2, 2), (16, 3, 2), (24, 2, 3), (24, 3, 3), (24, 4, 3),
         (32, 3, 4), (32, 4, 4), (40, 4, 5), (48, 4, 6), (48, 6, 6), (64, 5, 8), (80, 5, 10), (96, 5, 12),
-        (112, 5, 14), (128, 6, 16),
+        (112, 5, 14), (128, 6, 16), (160, 6, 16), (192, 7, 16), (256, 6, 16), (320, 7, 20), (384, 8, 24), (512, 8, 32),
+        (640, 8, 40), (768, 9, 48), (896, 10, 56), (1024, 12, 64), (1280, 12, 80), (1536, 13, 96), (1792, 15, 112),
+        (2048, 18, 128), (2304, 20, 144),
     )
 )  # fmt: skip
 
