@@ -117,18 +117,22 @@ def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
 BROKEN_ARM = """
 import dataclasses
 from eqscale.training.arms import get_arm, register
-
+from eqscale.training.arms.plain import PlainModel
 
 plain = get_arm("transformer")
-register(dataclasses.replace(plain, name="broken", build=lambda size: Broken(plain.build(size))))
 
 
-class Broken(type(plain.build(plain.ladder[0]))):
-    def __init__(self, whole):
-        super().__init__(whole.net.config)
-
+class Broken(PlainModel):
     def forward(self, batch):
-        raise RuntimeError("this arm is broken")
+        raise RuntimeError("the smallest size is broken")
+
+
+def build(size):
+    model = plain.build(size)
+    return Broken(model.net.config) if size == plain.ladder[0] else model
+
+
+register(dataclasses.replace(plain, name="broken", build=build))
 """
 
 
@@ -136,8 +140,8 @@ def test_failing_trials_do_not_stop_the_study(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN_ARM)
     result = job(tmp_path, *TINY_ARGUMENTS, "--arm-file", "broken.py", "--arms", "broken", "transformer")
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "RuntimeError: this arm is broken" in result.stdout
+    assert "RuntimeError: the smallest size is broken" in result.stdout
     rows = pd.read_csv(tmp_path / "results/quick/runs.csv").groupby("arm")["status"].agg(set)
-    assert rows["broken"] == {"failed"}
+    assert rows["broken"] == {"failed", "finished"}
     assert rows["transformer"] == {"finished"}
     assert "failed" in (tmp_path / "results/quick/report.md").read_text()
