@@ -8,6 +8,7 @@ of the parameter space; prefactors enter as logarithms.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -45,7 +46,7 @@ class Centre:
     """Mean logarithm of each regressor."""
 
 
-class Form:
+class Form(ABC):
     """A scaling law as the fitter sees it; subclass and list the instance in ``FORMS`` to add one.
 
     ``names`` are the public parameters in the order of the internal ones. A parameter in ``log_names`` is
@@ -68,13 +69,13 @@ class Form:
         """Centred logarithms of the regressors."""
         return {c: np.log(columns[c]) - centre.logs[c] for c in self.columns}
 
+    @abstractmethod
     def evaluate(self, theta: Array, x: Features, curvature: bool = True) -> Evaluation:
         """Loss (in units of the centre) and exact derivatives at ``theta`` (b, p)."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def starts(self, x: Features, loss: Array, weights: Array, fixed: Mapping[int, float]) -> Array:
         """Starting points (k, p), best first, given internal values of the fixed parameters by index."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
     def internal_bounds(self) -> tuple[Array, Array]:
         """Lower and upper bounds of the internal parameters, each (p,)."""
