@@ -80,6 +80,7 @@ def test_too_few_runs_is_one_clear_error(tmp_path):
         (lambda t: t.drop(columns="N"), "the column 'N' is missing"),
         (lambda t: t.assign(D=t["D"].where(t.index != 3, -1.0)), "column 'D'"),
         (lambda t: t.assign(loss=t["loss"].where(t.index != 3, np.inf)), "column 'loss'"),
+        (lambda t: t.assign(seconds=t["seconds"].where(t.index != 3)), "column 'seconds'"),
     ],
 )
 def test_the_command_names_what_is_wrong_with_a_table(tmp_path, capsys, damage, message):
@@ -88,6 +89,15 @@ def test_the_command_names_what_is_wrong_with_a_table(tmp_path, capsys, damage, 
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_an_empty_table_is_one_line(tmp_path, capsys):
+    (tmp_path / "runs.csv").write_text("")
+    assert main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "not a readable table" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
 
 
 def test_a_folder_without_a_run_table_is_refused(tmp_path, capsys):

@@ -18,21 +18,20 @@ def register(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    import pandas as pd
-
     from eqscale.errors import InputError
     from eqscale.laws import check_runs
+    from eqscale.laws.table import load_table
     from eqscale.report import AXES, write_report
 
     found = [args.folder / name for name in ("runs.parquet", "runs.csv") if (args.folder / name).is_file()]
     if not found:
         raise InputError(f"{str(args.folder)!r} holds neither runs.parquet nor runs.csv")
-    table = pd.read_parquet(found[0]) if found[0].suffix == ".parquet" else pd.read_csv(found[0])
-    required = ("N", "D", "loss", "arm", "budget", "status", *(axis.column for axis in AXES.values()))
-    for column in required:
+    table = load_table(found[0])
+    for column in ("N", "D", "loss", "arm", "budget", "status", *(axis.column for axis in AXES.values())):
         if column not in table:
             raise InputError(f"{found[0]}: the column {column!r} is missing")
-    check_runs(table, where={"status": "finished"}, source=str(found[0]))
+    for axis in AXES.values():
+        check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=str(found[0]))
     write_report(table, args.folder)
     print(f"written: {args.folder / 'report.md'}")
     return 0

@@ -44,7 +44,8 @@ def parse_where(entries: Sequence[str]) -> dict[str, str]:
     return out
 
 
-def _load(source: str | Path) -> pd.DataFrame:
+def load_table(source: str | Path) -> pd.DataFrame:
+    """A .csv, .tsv or .parquet file, or an MLflow experiment, as it is; raises InputError if unreadable."""
     text = str(source)
     if text.startswith("mlflow:"):
         from eqscale.laws.tracking import read_experiment
@@ -200,5 +201,5 @@ def read_runs(
         InputError: see ``check_runs``; also an unreadable file or unknown experiment.
     """
     return check_runs(
-        _load(source), mapping, required=required, where=where, source=str(source), duplicates=duplicates
+        load_table(source), mapping, required=required, where=where, source=str(source), duplicates=duplicates
     )

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, prepare
 from eqscale.rigid.families import family
-from eqscale.rigid.windows import STARTS
+from eqscale.rigid.windows import HORIZONS, STARTS
 from eqscale.study.engine import Storage, StudyEvents, load_arm_files, ray_session, run_trials
 from eqscale.study.estimate import estimator
 from eqscale.study.grid import dataset_spec, expected_batch
@@ -113,6 +113,10 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     preset = dataclasses.replace(PRESETS[args.preset], **given)
     _check(preset)
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers must be at least 1, not {args.workers}")
+    if args.max_hours is not None and not args.max_hours > 0:
+        raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
     study = args.study or args.preset
     return JobOptions(
         preset_name=args.preset,
@@ -145,16 +149,19 @@ def _check(preset: Preset) -> None:
     family(preset.family)
     if preset.frame not in ("random", "upright"):
         raise InputError(f"unknown frame {preset.frame!r}; choose from random, upright")
+    if preset.horizon not in HORIZONS:
+        raise InputError(
+            f"unknown horizon {preset.horizon}; choose from {', '.join(map(str, HORIZONS))} frames"
+        )
     positive = (
         "sizes_per_budget",
-        "horizon",
         "train_scenes",
         "test_scenes",
         "test_windows_per_scene",
         "batch_size",
     )
     for field in (*positive, "cost_range", "min_steps"):
-        if getattr(preset, field) <= 0:
+        if not getattr(preset, field) > 0:
             raise InputError(f"--{field.replace('_', '-')} must be positive, not {getattr(preset, field)}")
     for field in ("arms", "budgets", "seeds"):
         values = getattr(preset, field)
