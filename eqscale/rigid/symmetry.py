@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from eqscale.errors import InputError
 from eqscale.rigid.batch import Batch
+from eqscale.rigid.motion import rotation_by
 
 _VECTORS = ("position", "velocity", "center", "center_velocity", "target", "floor_normal", "gravity")
 
@@ -33,6 +35,32 @@ def translate(batch: Batch, shift: Tensor) -> Batch:
         center=batch.center + by,
         floor_offset=batch.floor_offset + (batch.floor_normal * shift).sum(-1),
     )
+
+
+def shuffle_objects(batch: Batch, generator: torch.Generator | None = None) -> Batch:
+    """Give the objects of every window another order, tokens and labels with them; padding stays at the end."""
+    labels = batch.object_index
+    n = int(labels.max()) + 1
+    objects = torch.where(batch.mask, labels, -1).amax(1, keepdim=True) + 1
+    draw = torch.rand(len(labels), n, generator=generator).to(labels.device)
+    draw[torch.arange(n, device=labels.device) >= objects] = 2.0  # absent ones go last
+    rank = draw.argsort(1).argsort(1)
+    label = torch.where(batch.mask, rank.gather(1, labels), n)
+    order = label.argsort(dim=1, stable=True)
+    moved = {"object_index": torch.where(batch.mask, label.gather(1, order), 0)}
+    row = torch.arange(len(labels), device=labels.device)[:, None]
+    for name in (
+        "position",
+        "velocity",
+        "center",
+        "center_velocity",
+        "material",
+        "target",
+        "weight",
+        "contact",
+    ):
+        moved[name] = getattr(batch, name)[row, order]
+    return dataclasses.replace(batch, **moved)
 
 
 def random_orthogonal(
@@ -72,16 +100,67 @@ def _signs(n: int, generator: torch.Generator | None, device: torch.device) -> T
     return 1.0 - 2.0 * torch.randint(2, (n,), generator=generator, dtype=torch.float64, device=device)
 
 
-def augment(batch: Batch, frame: str, generator: torch.Generator | None = None) -> Batch:
-    """Act with a fresh element, per window, of the frame protocol's own symmetry group.
+def random_unit(
+    n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Vectors (n, 3) uniform on the sphere."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    v = torch.randn(n, 3, generator=generator, dtype=torch.float64, device=device)
+    return (v / v.norm(dim=1, keepdim=True)).to(dtype)
 
-    'random': all of O(3); 'upright': rotations about the vertical and mirror (gravity must be along -z). The
-    data's distribution is invariant under it, so augmentation never changes the task.
+
+def _yaw(batch: Batch, generator: torch.Generator) -> Batch:
+    axis = batch.gravity / batch.gravity.norm(dim=1, keepdim=True)
+    angle = 2 * math.pi * torch.rand(len(axis), 1, generator=generator, dtype=torch.float64)
+    return transform(batch, rotation_by(angle.to(axis) * axis))
+
+
+def _rotation(batch: Batch, generator: torch.Generator) -> Batch:
+    matrix = random_orthogonal(len(batch.gravity), generator, torch.float64)
+    return transform(batch, (torch.linalg.det(matrix)[:, None, None] * matrix).to(batch.position))
+
+
+def _reflection(batch: Batch, generator: torch.Generator) -> Batch:
+    normal = random_unit(len(batch.gravity), generator, torch.float64)
+    matrix = torch.eye(3, dtype=torch.float64) - 2 * normal[:, :, None] * normal[:, None, :]
+    return transform(batch, matrix.to(batch.position))
+
+
+def _translation(batch: Batch, generator: torch.Generator) -> Batch:
+    return translate(batch, random_unit(len(batch.gravity), generator, torch.float64).to(batch.position))
+
+
+ELEMENTS: dict[str, Callable[[Batch, torch.Generator], Batch]] = {
+    "yaw": _yaw,
+    "rotation": _rotation,
+    "reflection": _reflection,
+    "translation": _translation,
+    "permutation": shuffle_objects,
+}
+"""Act with a random element of each class, a fresh one per window: a uniform turn about gravity's axis; a uniform
+rotation; a reflection in a uniform plane through the origin; a shift of 1 m in a uniform direction; another order
+of the objects. Generators live on the CPU."""
+
+
+def frame_elements(
+    frame: str, n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Matrices (n, 3, 3), uniform on the frame protocol's own symmetry group.
+
+    'random': all of O(3); 'upright': rotations about the vertical and mirror (gravity must be along -z).
     """
     groups = {"random": random_orthogonal, "upright": random_vertical}
     if frame not in groups:
         raise InputError(f"unknown frame protocol {frame!r}: choose from {', '.join(groups)}")
-    matrix = groups[frame](len(batch.gravity), generator, batch.position.dtype)
+    return groups[frame](n, generator, dtype)
+
+
+def augment(batch: Batch, frame: str, generator: torch.Generator | None = None) -> Batch:
+    """Act with a fresh element, per window, of the frame protocol's own symmetry group (``frame_elements``).
+
+    The data's distribution is invariant under it, so augmentation never changes the task.
+    """
+    matrix = frame_elements(frame, len(batch.gravity), generator, batch.position.dtype)
     return transform(batch, matrix.to(batch.position.device))
 
 
