@@ -169,14 +169,14 @@ SEARCHES: dict[str, LearningRateSearch] = {
     # Two cores, no GPU: about two hours. Gave the recipes of the built-in arms.
     "cpu": LearningRateSearch(
         arms=ALL_ARMS,
-        budgets=(1e10, 3e10, 1e11),
+        budgets=(1e10, 3e10, 6e10),
         sizes_per_budget=2,
-        trials=12,
+        trials=10,
         rates=_RATES,
         batch_sizes=(8, 64),
-        check_budgets=(2e11, 5e11),
+        check_budgets=(1e11, 3e11),
         seeds=(0,),
-        **(_CPU | {"test_scenes": 1000, "test_windows_per_scene": 2, "cost_range": 6.0, "min_steps": 40}),
+        **(_CPU | {"test_scenes": 1000, "test_windows_per_scene": 2, "cost_range": 16.0, "min_steps": 20}),
     ),
     "paper": LearningRateSearch(
         arms=ALL_ARMS,

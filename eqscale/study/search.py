@@ -23,6 +23,7 @@ from eqscale.study.grid import choose_sizes, design_run
 from eqscale.study.presets import LearningRateSearch
 from eqscale.training.arms import Recipe, Size, get_arm
 from eqscale.training.arms.recipe import BATCH, BUDGET, PARAMETERS, STEPS
+from eqscale.training.loop import CURVE_POINTS
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
@@ -86,15 +87,18 @@ class Search:
             study_name=cell.name,
             storage=storage,
             load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(
-                n_startup_trials=_RANDOM_TRIALS,
-                multivariate=True,
-                constant_liar=True,
-                seed=zlib.crc32(cell.name.encode()) + self.preset.seeds[0],
-            ),
             pruner=optuna.pruners.MedianPruner(
-                n_startup_trials=_RANDOM_TRIALS, n_warmup_steps=round(100 * _PRUNE_FROM), n_min_trials=3
+                n_startup_trials=_RANDOM_TRIALS,
+                n_warmup_steps=round(CURVE_POINTS * _PRUNE_FROM),
+                n_min_trials=3,
             ),
+        )
+        study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=_RANDOM_TRIALS,
+            multivariate=True,
+            constant_liar=True,
+            # a restart must not draw the first trials' numbers again
+            seed=zlib.crc32(f"{cell.name} {self.preset.seeds[0]} {len(study.trials)}".encode()),
         )
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.enqueue_trial(trial.params)
@@ -138,7 +142,7 @@ class Search:
     def should_prune(self, spec: RunSpec, point: CurvePoint) -> bool:
         """Whether a trial is worse than the median of its cell at the same share of the budget."""
         _, trial = self._running[spec.run_id]
-        trial.report(point.test_nmse, round(100 * point.step / spec.steps))
+        trial.report(point.test_nmse, round(CURVE_POINTS * point.step / spec.steps))
         return point.step < spec.steps and trial.should_prune()
 
     def tell(self, spec: RunSpec, record: RunRecord | None) -> None:
