@@ -151,19 +151,19 @@ def equivariance(
 def averaged(predict: Predictor, frame: str, k: int, seed: int = 0) -> Predictor:
     """Test-time averaging: the mean of g^-1 f(g x) over k elements g of the frame protocol's symmetry group.
 
-    The first g is the identity, so k = 1 is the predictor itself; the others are drawn afresh for every window.
-    Raises InputError if k is less than 1.
+    The first g is the identity, so k = 1 is the predictor itself; the others are random, and differ between the windows
+    of a batch but not between calls. Raises InputError if k is less than 1.
     """
     if k < 1:
         raise InputError(f"averaging over {k} group elements: at least 1 is needed (1: no averaging)")
-    generator = torch.Generator().manual_seed(seed)
 
     def mean(batch: Batch) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
         total = predict(batch)
         for _ in range(k - 1):
             matrix = frame_elements(frame, len(batch.gravity), generator, batch.position.dtype)
             matrix = matrix.to(batch.position.device)
-            total = total + predict(transform(batch, matrix)).to(total) @ matrix.to(total)
+            total = total + predict(transform(batch, matrix)) @ matrix.to(total)
         return total / k
 
     return mean
