@@ -18,11 +18,11 @@ _VECTORS = ("position", "velocity", "center", "center_velocity", "target", "floo
 
 def transform(batch: Batch, matrix: Tensor) -> Batch:
     """Act with matrix (B, 3, 3) in O(3) about the origin on everything, gravity and floor included."""
+    rows = matrix.transpose(1, 2)
     moved = {}
     for name in _VECTORS:
         value = getattr(batch, name)
-        turned = value.reshape(len(value), -1, 3) @ matrix.transpose(1, 2)
-        moved[name] = turned.reshape(value.shape)
+        moved[name] = torch.bmm(value, rows) if value.ndim == 3 else torch.bmm(value[:, None], rows)[:, 0]
     return dataclasses.replace(batch, **moved)
 
 
@@ -63,6 +63,23 @@ def shuffle_objects(batch: Batch, generator: torch.Generator | None = None) -> B
     return dataclasses.replace(batch, **moved)
 
 
+def _quaternion_to_rotation() -> tuple[Tensor, ...]:
+    """For the nine entries of a rotation: identity + factor * (q_a q_b + sign * q_c q_d), q = (w, x, y, z)."""
+    w, x, y, z = range(4)
+    pairs = [
+        ((y, y), (z, z), 1), ((x, y), (w, z), -1), ((x, z), (w, y), 1),
+        ((x, y), (w, z), 1), ((x, x), (z, z), 1), ((y, z), (w, x), -1),
+        ((x, z), (w, y), -1), ((y, z), (w, x), 1), ((x, x), (y, y), 1),
+    ]  # fmt: skip
+    first, second = (torch.tensor([4 * pair[k][0] + pair[k][1] for pair in pairs]) for k in (0, 1))
+    identity = torch.eye(3, dtype=torch.float64).reshape(9)
+    sign = torch.tensor([pair[2] for pair in pairs], dtype=torch.float64)
+    return first, second, sign, 2 - 4 * identity, identity
+
+
+_QUATERNION_TO_ROTATION = _quaternion_to_rotation()
+
+
 def random_orthogonal(
     n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -70,15 +87,10 @@ def random_orthogonal(
     device = generator.device if generator is not None else torch.device("cpu")
     # A uniform quaternion gives a uniform rotation; a fair sign extends SO(3) to O(3).
     q = torch.randn(n, 4, generator=generator, dtype=torch.float64, device=device)
-    w, x, y, z = (q / q.norm(dim=1, keepdim=True)).unbind(1)
-    rotation = torch.stack(
-        [
-            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-        ],
-        dim=1,
-    )  # fmt: skip
+    q = q / q.norm(dim=1, keepdim=True)
+    products = (q[:, :, None] * q[:, None, :]).reshape(n, 16)
+    first, second, sign, factor, identity = (constant.to(device) for constant in _QUATERNION_TO_ROTATION)
+    rotation = identity + factor * (products[:, first] + sign * products[:, second])
     return (_signs(n, generator, device)[:, None] * rotation).reshape(n, 3, 3).to(dtype)
 
 
