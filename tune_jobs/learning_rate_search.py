@@ -44,7 +44,7 @@ def plan(options: JobOptions, preset: LearningRateSearch) -> str:
 
 def main() -> int:
     """Search, fit, check, report."""
-    options = parse_options(__doc__, SEARCHES, job="learning-rate")
+    options = parse_options(__doc__, SEARCHES, job="learning_rate")
     preset = options.preset
     assert isinstance(preset, LearningRateSearch)
     console = make_console()

@@ -68,7 +68,8 @@ def parse_options(
     Args:
         description: text of ``--help``.
         presets: the job's presets; the first is the default, and each of their values has an option.
-        job: ends the default name of the study, so that the jobs' studies lie side by side.
+        job: what the job adds to the name of the study, so that several jobs of one study lie side by side;
+            its results are a folder of the study's.
         argv: the words, from ``sys.argv`` if None.
 
     Raises:
@@ -92,7 +93,9 @@ def parse_options(
     )
     places.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     places.add_argument(
-        "--results", type=Path, help="folder of table, figures and report (default: results/STUDY)"
+        "--results",
+        type=Path,
+        help=f"folder of table, figures and report (default: {Path('results') / 'STUDY' / job})",
     )
     places.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
     engine = parser.add_argument_group("engine")
@@ -136,13 +139,14 @@ def parse_options(
         raise InputError(f"--workers must be at least 1, not {args.workers}")
     if args.max_hours is not None and not args.max_hours > 0:
         raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
-    study = args.study or "-".join(filter(None, (args.preset, job)))
+    name = args.study or args.preset
+    study = f"{name}-{job}" if job else name
     return JobOptions(
         preset_name=args.preset,
         preset=preset,
         study=study,
         storage=Storage(args.storage / study, args.data),
-        results=args.results or Path("results") / study,
+        results=args.results or Path("results") / name / job,
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         address=args.address,
         workers=args.workers,
