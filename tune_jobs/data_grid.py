@@ -18,13 +18,12 @@ from eqscale.cli import run_or_exit
 from eqscale.report import write_report
 from eqscale.study.grid import data_grid
 from eqscale.study.job import parse_options, run_study
-from eqscale.study.presets import DATA_GRIDS, DataGrid
+from eqscale.study.presets import DATA_GRIDS
 
 
 def main() -> int:
     """Plan, train what is missing, report."""
     options = parse_options(__doc__, DATA_GRIDS, job="data_grid")
-    assert isinstance(options.preset, DataGrid)
     return run_study(
         data_grid(options.preset), options, publish=lambda table: write_report(table, options.results)
     )

@@ -15,6 +15,7 @@ import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import pandas as pd
 from rich.console import Console
@@ -41,13 +42,15 @@ from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_lin
 from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
 
+P = TypeVar("P", bound=Preset, covariant=True)
+
 
 @dataclasses.dataclass(frozen=True)
-class JobOptions:
+class JobOptions(Generic[P]):
     """What the command line of a tune job says."""
 
     preset_name: str
-    preset: Preset
+    preset: P
     study: str
     """Name of the study: its folder under the storage and its MLflow experiment."""
     storage: Storage
@@ -61,8 +64,8 @@ class JobOptions:
 
 
 def parse_options(
-    description: str, presets: Mapping[str, Preset], job: str, argv: Sequence[str] | None = None
-) -> JobOptions:
+    description: str, presets: Mapping[str, P], job: str, argv: Sequence[str] | None = None
+) -> JobOptions[P]:
     """Parse the command line that all tune jobs share.
 
     Args:
@@ -255,7 +258,7 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int |
 class Session:
     """An open study: this driver alone trains its trials, keeps its ledger and writes its MLflow runs."""
 
-    def __init__(self, options: JobOptions, tracker: Tracker, console: Console) -> None:
+    def __init__(self, options: JobOptions[Preset], tracker: Tracker, console: Console) -> None:
         self.options, self.tracker, self.console = options, tracker, console
         self.ledger = options.storage.ledger
         self.complete = False
@@ -355,7 +358,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_study(options: JobOptions, console: Console) -> Iterator[Session]:
+def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Session]:
     """Open a study for this driver, and close its MLflow runs however the job ends.
 
     Raises:
@@ -390,7 +393,7 @@ def open_study(options: JobOptions, console: Console) -> Iterator[Session]:
 
 def run_study(
     specs: list[RunSpec],
-    options: JobOptions,
+    options: JobOptions[Preset],
     publish: Callable[[pd.DataFrame], None],
     console: Console | None = None,
 ) -> int:
