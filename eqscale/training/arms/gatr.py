@@ -144,7 +144,7 @@ def _arm(name: str, description: str, symmetry: str, ladder: tuple[Size, ...] = 
         ladder,
         _learning_rate,
         optimal_cost=0.3,
-        packed=True,
+        packed=GATr.packs,
     )
 
 
