@@ -3,7 +3,7 @@
     python benchmarks/arms.py                                  # everything: about two core-hours
     python benchmarks/arms.py --only gatr-embedding --seeds 0  # one group, one seed
 
-Every variant is trained by the recipe of the studies, with the learning-rate rule of its arm, on the data of the
+Every variant is trained by the recipe of the studies, with the batch size and learning rate of its arm, on the data of the
 preset quick. Prints one table per group. Each result goes to --json FILE as soon as it is there, and what is there
 is not trained again: after an interruption, or with more seeds, start the same command once more.
 """
@@ -35,16 +35,16 @@ from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.models.transformer import TransformerConfig, transformer_training_flops
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import open_split
-from eqscale.study.grid import dataset_spec, expected_batch
+from eqscale.study.grid import dataset_spec, design_run
 from eqscale.study.job import make_console, prepare_data
-from eqscale.study.presets import PRESETS
+from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training.arms import Arm, Size, get_arm, register
 from eqscale.training.arms.gatr import token_invariants
 from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel
 from eqscale.training.loop import train
 from eqscale.training.spec import RunSpec
 
-PRESET = PRESETS["quick"]
+PRESET = COMPUTE_GRIDS["quick"]
 
 
 # ---------------------------------------------------------------- plain transformer
@@ -192,20 +192,15 @@ class Results:
 
 def run_group(group: Group, seeds: list[int], root: Path, results: Results, console: Console) -> list:
     """Train every variant without a result; returns rows of (variant, size, N, steps, losses, seconds)."""
-    batch, data = expected_batch(PRESET), dataset_spec(PRESET)
+    data = dataset_spec(PRESET)
     train_windows = open_split(data, root, "train", scenes=PRESET.train_scenes)
     test_windows = open_split(data, root, "test", scenes=PRESET.test_scenes)
     rows = []
     for arm in group.variants():
         for size in group.sizes:
-            steps = round(group.budget / batch.executed_flops(arm, size))
-            rate = arm.learning_rate(arm.parameters(size))
             losses, seconds = [], []
             for seed in seeds:
-                spec = RunSpec(
-                    arm.name, size, group.budget, steps, PRESET.batch_size, float(f"{rate:.4g}"), seed, data.digest,
-                    PRESET.train_scenes, PRESET.test_scenes, PRESET.test_windows_per_scene,
-                )  # fmt: skip
+                spec = design_run(arm, size, group.budget, PRESET, seed)
                 if spec.run_id not in results.done:
                     with tempfile.TemporaryDirectory() as folder:
                         record = train(
@@ -216,7 +211,9 @@ def run_group(group: Group, seeds: list[int], root: Path, results: Results, cons
                 console.print(f"{arm.name} {size} seed {seed}: {result['nmse']:.4f}", markup=False)
                 losses.append(result["nmse"])
                 seconds.append(result["seconds"])
-            rows.append((arm.name, str(size), arm.parameters(size), steps, losses, statistics.mean(seconds)))
+            rows.append(
+                (arm.name, str(size), arm.parameters(size), spec.steps, losses, statistics.mean(seconds))
+            )
     return rows
 
 
