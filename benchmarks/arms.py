@@ -3,9 +3,9 @@
     python benchmarks/arms.py                                  # everything: about two core-hours
     python benchmarks/arms.py --only gatr-embedding --seeds 0  # one group, one seed
 
-Every variant is trained by the recipe of the studies, with the batch size and learning rate of its arm, on the data of the
-preset quick. Prints one table per group. Each result goes to --json FILE as soon as it is there, and what is there
-is not trained again: after an interruption, or with more seeds, start the same command once more.
+Every variant is trained as in the studies, with batch size and learning rate by the recipe of its arm, on the
+data of the preset quick. Prints one table per group. Each result goes to --json FILE as soon as it is there, and
+what is there is not trained again: after an interruption, or with more seeds, start the same command once more.
 """
 
 from __future__ import annotations
