@@ -264,9 +264,7 @@ def main() -> None:
     )
     parser.add_argument("--parameters", type=float, nargs="+", default=[3e3, 3e4, 3e5])
     parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch (default: 16)")
-    parser.add_argument(
-        "--budget", type=float, default=1e11, help="executed FLOPs of the run (default: 1e11)"
-    )
+    parser.add_argument("--budget", type=float, help="executed FLOPs of every run (default: by size)")
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="CPU seconds of steps to time (default: 2)"
     )
