@@ -110,8 +110,8 @@ def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.AdamW:
 
 
 def evaluation_indices(windows: Windows, scenes: int, per_scene: int) -> np.ndarray:
-    """Windows of the first ``scenes`` scenes with ``per_scene`` evenly spaced starts each."""
-    starts = np.linspace(0, windows.windows_per_scene - 1, per_scene).round().astype(np.int64)
+    """Windows of the first ``scenes`` scenes, with the starts in the middle of ``per_scene`` equal parts of each."""
+    starts = ((np.arange(per_scene) + 0.5) * windows.windows_per_scene / per_scene).astype(np.int64)
     return (np.arange(scenes)[:, None] * windows.windows_per_scene + starts).ravel()
 
 

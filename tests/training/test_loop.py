@@ -10,7 +10,7 @@ from eqscale.models.gatr.flops import PRODUCT_TERMS
 from eqscale.study.table import COLUMNS
 from eqscale.training import checkpoint, loop
 from eqscale.training.arms import Size, get_arm
-from eqscale.training.loop import learning_rate_at, train
+from eqscale.training.loop import evaluation_indices, learning_rate_at, train
 from eqscale.training.spec import RunSpec
 
 
@@ -203,3 +203,11 @@ def test_a_spec_that_cannot_work_is_refused_in_one_line(change, message):
     with pytest.raises(InputError, match=message) as error:
         dataclasses.replace(make_spec(), **change)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("per_scene", "starts"), [(1, [12]), (2, [6, 18]), (4, [3, 9, 15, 21]), (24, list(range(24)))]
+)
+def test_evaluation_takes_the_starts_of_a_scene_evenly(windows, per_scene, starts):
+    found = evaluation_indices(windows[1], 2, per_scene)
+    assert found.tolist() == [*starts, *(24 + start for start in starts)]
