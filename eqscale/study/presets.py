@@ -160,12 +160,12 @@ SEARCHES: dict[str, LearningRateSearch] = {
         seeds=(0,),
         **_QUICK,
     ),
-    # Two cores, no GPU: about an hour and a half. Gave the recipes of the built-in arms.
+    # Two cores, no GPU: about an hour. Gave the recipes of the built-in arms.
     "cpu": LearningRateSearch(
         arms=SEARCHED_ARMS,
         budgets=(1e10, 3e10, 6e10),
         sizes_per_budget=2,
-        trials=10,
+        trials=8,
         rates=_RATES,
         batch_sizes=(16, 64),
         check_budgets=(1e11, 3e11),
