@@ -188,11 +188,16 @@ class Frontier:
     cost: CostModel
     level: float
     model: dict[str, Band]
-    """Gauss–Newton t bands of ``N``, ``D``, ``loss`` and ``new_run`` (one further run's loss)."""
+    """Gauss–Newton t bands of ``N``, ``D``, ``per_token``, ``loss`` and ``new_run`` (a further run's loss)."""
     robust: dict[str, Band]
     """Bootstrap bands of the same, empty without a bootstrap."""
     inside: Array
     """Whether C lies within the cost of the runs that were fitted; elsewhere it extrapolates."""
+
+    @property
+    def per_token(self) -> Array:
+        """Cost of one training token at the optimal size: model size in the units that are paid."""
+        return self.C / self.D
 
 
 def cost_to_reach(
@@ -278,10 +283,11 @@ def frontier(
     se = fit.standard_error(stacked)
 
     def bands(low: Array, high: Array) -> dict[str, Band]:
-        return {
+        found = {
             name: Band(np.exp(low[i * k : (i + 1) * k]), np.exp(high[i * k : (i + 1) * k]))
             for i, name in enumerate(names)
         }
+        return found | {"per_token": Band(C / found["D"].high, C / found["D"].low)}
 
     model = bands(centre - t * se, centre + t * se)
     noise = fit.spread if fit.loss.is_log else fit.spread / loss
