@@ -183,7 +183,7 @@ def find_edges(arm: ArmFit, axis: str) -> list[Edge]:
         sizes = np.unique(arm.N[here])
         if len(sizes) < 3:
             continue
-        losses = [np.log(at_level.loss[here & (arm.N == n)]).mean() for n in sizes]
+        losses = [np.log(at_level.loss[here & (n == arm.N)]).mean() for n in sizes]
         best = int(np.argmin(losses))
         if 0 < best < len(sizes) - 1:
             continue

@@ -17,7 +17,7 @@ from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import common_range
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
 from eqscale.laws.fit import Coefficients, Quantity
-from eqscale.laws.render import number
+from eqscale.laws.render import interval_text, number
 from eqscale.report.axes import AUGMENTED, AXES, BASELINE, EQUIVARIANT
 from eqscale.report.data_grid import DataGrid, Gap, gap, levels_with_epochs
 
@@ -56,8 +56,8 @@ class Conclusion:
     axis: str
     """Name of the compute axis; empty where the conclusion is about one budget."""
     checks: tuple[Check, ...]
-    source: str
-    """The figures and tables that show it."""
+    sources: tuple[str, ...]
+    """The figures and tables that show it, such as ``Figure 1``; none if nothing was run for it."""
 
     @property
     def verdict(self) -> str:
@@ -85,11 +85,14 @@ def conclude(arms: Mapping[str, Mapping[str, ArmFit]], grid: DataGrid | None) ->
         arms: laws by axis and arm, as in ``Analysis``.
         grid: the data grid, if there is one.
     """
-    out = [Conclusion(1, "", _data_checks(grid), "Figure 2, Table 5")]
+    out = [Conclusion(1, "", _data_checks(grid), ("Figure 2", "Table 5") if grid else ())]
+    sources = {2: ("Figure 1", "Table 3", "Table 4"), 3: ("Figure 5", "Table 2")} if arms else {}
     for axis in AXES:
-        out.append(Conclusion(2, axis, _compute_checks(arms.get(axis, {}), axis), "Figure 1, Table 3"))
+        checks = _compute_checks(arms.get(axis, {}), axis)
+        out.append(Conclusion(2, axis, checks, sources.get(2, ())))
     for axis in AXES:
-        out.append(Conclusion(3, axis, _allocation_checks(arms.get(axis, {}), axis), "Figure 5, Table 2"))
+        checks = _allocation_checks(arms.get(axis, {}), axis)
+        out.append(Conclusion(3, axis, checks, sources.get(3, ())))
     return out
 
 
@@ -115,7 +118,7 @@ def _within(low: float, high: float, limit: float) -> str:
 
 def both_intervals(e: Estimate, digits: int = 3) -> str:
     """An estimate as ``value [model-based] [robust]``."""
-    limits = " ".join(f"[{number(a, digits)}, {number(b, digits)}]" for a, b in (e.model, e.robust))
+    limits = " ".join(interval_text(limits, digits) for limits in (e.model, e.robust))
     return f"{number(e.value, digits)} {limits}"
 
 
@@ -204,9 +207,7 @@ def _bend(arm: ArmFit, low: float, high: float) -> Quantity:
     third = (high / low) ** (1 / 3)
 
     def of(c: Coefficients) -> np.ndarray:
-        a, b, d, e = (
-            log_optimum(arm.cost, C, "loss")(c) for C in (low, low * third, high / third, high)
-        )
+        a, b, d, e = (log_optimum(arm.cost, C, "loss")(c) for C in (low, low * third, high / third, high))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.log(np.maximum(d - e, 0.0) / np.maximum(a - b, 1e-300))
 

@@ -113,8 +113,8 @@ def _add_law_figures(add, analysis: Analysis, palette: Mapping[str, str]) -> Non
     )  # fmt: skip
     add(
         4, "Loss against model size at equal compute",
-        "Dots are runs, lines the law, ticks its optimum. On executed FLOPs a panel holds the runs of one budget; on the "
-        "other axes each run is moved along its law to the nearest panel's cost, its residual kept.",
+        "Dots are runs, lines the law, ticks its optimum. On executed FLOPs a panel holds the runs of one budget; on "
+        "the other axes each run is moved along its law to the nearest panel's cost, its residual kept.",
         {
             (f"fig4_isoflop{AXES[axis].suffix}", axis): plots.isoflop_panels(
                 arms if axis == "executed" else equal_cost_panels(arms),
@@ -188,7 +188,9 @@ def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
 
 def _epochs_on_top(axes: Axes, grid: DataGrid) -> None:
     """Second x axis: scenes and epochs of each level."""
-    levels = grid.levels.groupby("unique_scenes").agg(tokens=("unique_tokens", "max"), epochs=("epochs", "mean"))
+    levels = grid.levels.groupby("unique_scenes").agg(
+        tokens=("unique_tokens", "max"), epochs=("epochs", "mean")
+    )
     top = axes.secondary_xaxis("top")
     top.set_xticks(levels["tokens"], [f"{u:g}\n{e:.2g}" for u, e in levels["epochs"].items()], fontsize=7)
     top.tick_params(which="minor", length=0)

@@ -23,7 +23,9 @@ def write_page(content: Content, folder: Path) -> None:
     body = MarkdownIt("commonmark").enable("table").render(render(content, _placeholder))
     for group in content.figures:
         body = body.replace(_placeholder(group), _embedded(group, folder))
-    page = Environment(loader=PackageLoader("eqscale.report", "."), keep_trailing_newline=True).get_template("page.html")
+    page = Environment(loader=PackageLoader("eqscale.report", "."), keep_trailing_newline=True).get_template(
+        "page.html"
+    )
     title = re.search(r"<h1>(.*?)</h1>", body)
     text = page.render(title=title[1] if title else "Report", body=body, axes=AXES.values())
     write_text(folder / "report.html", text)
@@ -34,10 +36,10 @@ def _placeholder(group: FigureGroup) -> str:
 
 
 def _embedded(group: FigureGroup, folder: Path) -> str:
-    panels = [
-        f'<div class="panel" data-axis="{panel.axis}">{inline_svg((folder / f"{panel.file}.svg").read_text(), panel.file)}</div>'
-        for panel in group.panels
-    ]
+    panels = []
+    for panel in group.panels:
+        svg = inline_svg((folder / f"{panel.file}.svg").read_text(), panel.file)
+        panels.append(f'<div class="panel" data-axis="{panel.axis}">{svg}</div>')
     return f'<div class="figure">{"".join(panels)}</div>'
 
 

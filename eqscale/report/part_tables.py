@@ -54,10 +54,12 @@ def data_tables(grid: DataGrid) -> list[Table]:
         [f"`{arm}`", str(law.fit.n), two_intervals(law.found["R"]), two_intervals(law.found["beta"]), law.fit.verdict]
         for arm, law in grid.laws.items()
     ]  # fmt: skip
-    law_rows += [[f"`{arm}`", _UNSEEN, _UNSEEN, _UNSEEN, f"no law: {why}"] for arm, why in grid.unfitted.items()]
+    law_rows += [
+        [f"`{arm}`", _UNSEEN, _UNSEEN, _UNSEEN, f"no law: {why}"] for arm, why in grid.unfitted.items()
+    ]
     note = (
-        "L = E + A/N^α + B/D_eff^β with D_eff = U (1 + R (1 − exp(−(D/U − 1)/R))) for U unique of D tokens (Muennighoff "
-        "et al. 2023), fitted to the compute grid and the data grid together: repeated data are worth at most R "
+        "L = E + A/N^α + B/D_eff^β with D_eff = U (1 + R (1 − exp(−(D/U − 1)/R))) for U unique of D tokens (Muennighoff et "
+        "al. 2023), fitted to the compute grid and the data grid together: repeated data are worth at most R "
         "times the unique ones. Intervals as in Table 1. The law can't express a loss that rises with more epochs."
     )
     header = ["arm", "runs", "R", "β", "verdict"]
@@ -140,8 +142,8 @@ def control_table(study: Study, analysis: Analysis) -> Table | None:
     header += [f"over the best `{a}`" for a in (EQUIVARIANT, BASELINE)]
     return Table(
         10, "Controls", header, rows,
-        "Means over seeds. A control of the same arm and size in another frame is compared with its twin: their ratio with "
-        "the 95 % interval that seed noise alone would give it.",
+        "Means over seeds. A control of the same arm and size in another frame is compared with its twin: their ratio "
+        "with the 95 % interval that seed noise alone would give it.",
     )  # fmt: skip
 
 
@@ -184,8 +186,8 @@ def contact_table(study: Study) -> Table | None:
     ]
     return Table(
         11, "Errors of the best models by kind", ["arm", "budget", "N", "NMSE", *shown.values()], rows,
-        "The best run of each arm at its largest budget. NMSE by what a body touches is over the mean squared target of all "
-        "bodies; the others are root mean squares.",
+        "The best run of each arm at its largest budget. NMSE by what a body touches is over the mean squared target of "
+        "all bodies; the others are root mean squares.",
     )  # fmt: skip
 
 
@@ -203,8 +205,8 @@ def equivariance_table(study: Study) -> Table | None:
     names = [str(c).removeprefix("equivariance_").replace("_", " ") for c in columns]
     return Table(
         14, "Equivariance error of trained models", ["arm", "budget", *names], rows,
-        "|f(gx) − g f(x)| / |f(x)| (root mean square), median over the runs of a budget, by the kind of transformation; "
-        "*loss share*: what averaging over the symmetry group would take off the loss.",
+        "|f(gx) − g f(x)| / |f(x)| (root mean square), median over the runs of a budget, by the kind of "
+        "transformation; *loss share*: what averaging over the symmetry group would take off the loss.",
     )  # fmt: skip
 
 
@@ -214,7 +216,12 @@ def measured_tables(evaluations: Sequence[Mapping[str, Any]]) -> list[Table]:
     for content in evaluations:
         spec = content.get("spec", {})
         for result in content.get("results", []):
-            who = [f"`{spec.get('arm', '?')}`", f"{spec.get('budget', math.nan):.3g}", result["frame"], result["predictor"]]
+            who = [
+                f"`{spec.get('arm', '?')}`",
+                f"{spec.get('budget', math.nan):.3g}",
+                result["frame"],
+                result["predictor"],
+            ]
             errors = result["errors"]
             averages.append([*who, f"{number(errors['nmse'])} ± {number(errors['nmse_se'], 2)}"])
             if result.get("rollout"):

@@ -22,7 +22,9 @@ from eqscale.report.parts import Study
 _SIZES = np.geomspace(1 / 8, 8, 49)
 
 
-def predict(study: Study, compute: float, axis: str = "executed", up_to: float | None = None) -> dict[str, Any]:
+def predict(
+    study: Study, compute: float, axis: str = "executed", up_to: float | None = None
+) -> dict[str, Any]:
     """Predict each arm's loss and optimal size at a cost, from the compute grid's budgets below it.
 
     Args:
@@ -142,7 +144,9 @@ def outcomes(prediction: Mapping[str, Any], validation: pd.DataFrame) -> list[Ou
         if not at["N"][0] <= run["N"] <= at["N"][-1]:
             continue
         log_n = np.log(at["N"])
-        values = [float(np.exp(np.interp(np.log(run["N"]), log_n, np.log(at[k])))) for k in ("loss", "low", "high")]
+        values = [
+            float(np.exp(np.interp(np.log(run["N"]), log_n, np.log(at[k])))) for k in ("loss", "low", "high")
+        ]
         found.append(Outcome(int(row), run["arm"], float(run["N"]), float(run["loss"]), *values))  # type: ignore[arg-type]
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from eqscale.laws import disagreement
 from eqscale.laws.compare import Comparison
-from eqscale.laws.plan import Advice
+from eqscale.laws.plan import Advice, advise
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report import part_tables, tables
 from eqscale.report.analysis import Analysis
@@ -74,6 +74,7 @@ def render(content: Content, show: Callable[[FigureGroup], str]) -> str:
 def answer(content: Content) -> str:
     """A few bullets, each pointing at its figure or table."""
     lines = [_winner(content.analysis, axis) for axis in content.analysis.ranking]
+    lines += _measured(content)
     lines += _crossings(content.analysis)
     for n in STATEMENTS:
         own = [c for c in content.conclusions if c.number == n]
@@ -101,11 +102,13 @@ def _winner(analysis: Analysis, axis: str) -> str:
         only = levels[-1][0]
         return (
             f"On **{label}**: only `{only.arm}` has a law; at {only.C:.3g} {unit} its compute-optimal loss is "
-            f"{number(only.loss)} {interval_text(only.loss_band)} {where}."
+            f"{number(only.loss, 3)} {interval_text(only.loss_band, 3)} {where}."
         )
     first, top = levels[0], levels[-1]
     if all(_sure(level[0]) and level[0].arm == top[0].arm for level in levels):
-        start = f"`{top[0].arm}` is ahead over the whole tested range, {first[0].C:.3g} to {top[0].C:.3g} {unit}"
+        start = (
+            f"`{top[0].arm}` is ahead over the whole tested range, {first[0].C:.3g} to {top[0].C:.3g} {unit}"
+        )
     else:
         start = "; ".join(
             f"at {level[0].C:.3g} {unit} "
@@ -117,11 +120,48 @@ def _winner(analysis: Analysis, axis: str) -> str:
             for level in levels
         )
     end = (
-        f"At {top[0].C:.3g} {unit} it is "
-        + " against ".join(f"{number(a.loss, 3)} {interval_text(a.loss_band)} for `{a.arm}`" for a in top[:2])
+        f"At {top[0].C:.3g} {unit} the compute-optimal loss is "
+        + " against ".join(
+            f"{number(a.loss, 3)} {interval_text(a.loss_band, 3)} for `{a.arm}`" for a in top[:2]
+        )
         + _worth(analysis, axis, top[0].arm, top[1].arm)
     )
     return f"On **{label}**: {start}. {end} {where}."
+
+
+def _measured(content: Content) -> list[str]:
+    """Who has the best run at each budget, law or no law, and where the laws say otherwise."""
+    finished = content.study.part("compute")
+    if finished["arm"].nunique() < 2:
+        return []
+    means = finished.groupby(["budget", "arm", "N"])["loss"].mean()
+    best = means.groupby(["budget", "arm"]).min().unstack()
+    best = best[best.notna().sum(axis=1) > 1]
+    if best.empty:
+        return []
+    winners = best.idxmin(axis=1)
+    ratio = best.apply(lambda row: row.nsmallest(2).iloc[1] / row.min(), axis=1)
+    counts = winners.value_counts()
+    if len(counts) == 1:
+        said = f"`{counts.index[0]}` has the best run at every budget"
+    else:
+        said = "the best run is " + "; ".join(
+            f"`{arm}`'s at {', '.join(f'{b:.2g}' for b in winners.index[winners == arm])}"
+            for arm in counts.index
+        )
+    line = (
+        f"Measured, at equal executed FLOPs: {said}; the next arm's best run has {ratio.min():.2f} to "
+        f"{ratio.max():.2f} times its loss ({link(6)})."
+    )
+    laws = content.analysis.arms.get("executed", {})
+    surprises = []
+    for budget, winner in winners.items():
+        predicted = {a.arm: a.loss for a in advise(laws, float(budget)) if math.isfinite(a.loss)}  # type: ignore[arg-type]
+        if winner in predicted and min(predicted, key=lambda name: predicted[name]) != winner:
+            surprises.append(f"{budget:.2g}")
+    if surprises:
+        line += f" The laws say otherwise at {', '.join(surprises)}: there they miss the best runs."
+    return [line]
 
 
 def _sure(advice: Advice) -> bool:
@@ -154,7 +194,7 @@ def _crossings(analysis: Analysis) -> list[str]:
             if pair.crossing.C is None:
                 none += 1
                 continue
-            limits = interval_text(pair.crossing.interval)
+            limits = interval_text(pair.crossing.interval, 2)
             found.append(
                 f"`{pair.crossing.better_below}` and `{pair.crossing.better_above}` at {pair.crossing.C:.2g} "
                 f"{limits} {AXES[axis].unit} (in {100 * pair.crossing.probability:.0f} % of the resamples; "
@@ -187,8 +227,8 @@ def _conclusions(content: Content) -> str:
     """Statement, verdict and the table of checks of each conclusion."""
     parts = [
         "Stated as in the abstract and captions of arXiv 2410.23179; none of its numbers enters. A check *holds* or "
-        "*fails* only if its whole 95 % interval does, the wider of the model-based [first brackets] and the robust one "
-        "[second]; all hold: reproduced; one fails: not reproduced; else not decidable at this scale."
+        "*fails* only if its whole 95 % interval does, the wider of the model-based [first brackets] and the robust "
+        "one [second]; all hold: reproduced; one fails: not reproduced; else not decidable at this scale."
     ]
     for n, statement in STATEMENTS.items():
         own = [c for c in content.conclusions if c.number == n]
@@ -201,10 +241,11 @@ def _conclusions(content: Content) -> str:
         verdicts = "; ".join(
             f"**{c.verdict}**" + (f" on {AXES[c.axis].label}" if c.axis else "") for c in own
         )
-        sources = own[0].source
+        links = [link(int(s.split()[1]), s.split()[0].lower()) for s in own[0].sources]
+        shown = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
         parts += [
             f'<a id="conclusion{n}"></a>**{n}. {statement}**',
-            f"{verdicts[:1].upper()}{verdicts[1:]}. Shown by {sources}.",
+            f"{verdicts}. {shown}",
             markdown_table(["axis", "check", "criterion", "outcome", "measured"], rows),
         ]
     return "\n\n".join(part.strip() for part in parts)
@@ -305,7 +346,9 @@ def caveats(content: Content) -> list[str]:
     lost = study.lost
     if len(lost):
         counts = ", ".join(f"{n} {status}" for status, n in lost["status"].value_counts().items())
-        names = ", ".join(f"`{name}` {status}" for name, status in zip(lost["name"], lost["status"], strict=True))
+        names = ", ".join(
+            f"`{name}` {status}" for name, status in zip(lost["name"], lost["status"], strict=True)
+        )
         notes.append(f"Runs that are in no fit: {counts} ({names}; {link(12)}).")
     else:
         notes.append(f"No run was lost or left out of the fits ({link(12)}).")
@@ -316,9 +359,7 @@ def _law_doubts(analysis: Analysis, name: str) -> list[str]:
     """What is doubtful about one arm's law."""
     fit, notes = analysis.arms["executed"][name].fit, []
     if fit.verdict != "converged":
-        notes.append(
-            f"`{name}`: {fit.verdict}: its coefficients must not be read one by one ({link(1)})."
-        )
+        notes.append(f"`{name}`: {fit.verdict}: its coefficients must not be read one by one ({link(1)}).")
     if warning := disagreement(analysis.intervals[name]):
         notes.append(f"`{name}`: {warning} ({link(1)}).")
     test = analysis.lack_of_fit[name]
@@ -333,7 +374,9 @@ def _law_doubts(analysis: Analysis, name: str) -> list[str]:
         )
     odd = analysis.outliers[name]
     if odd:
-        notes.append(f"`{name}`: {len(odd)} run{'s' if len(odd) > 1 else ''} that the law does not explain ({link(12)}).")
+        notes.append(
+            f"`{name}`: {len(odd)} run{'s' if len(odd) > 1 else ''} that the law does not explain ({link(12)})."
+        )
     return notes
 
 
@@ -345,7 +388,9 @@ def _provenance(study: Study) -> str:
     if "hardware" in finished:
         kinds = sorted(finished["hardware"].dropna().unique())
         gpu = any("NVIDIA" in kind for kind in kinds)
-        lines.append(f"Hardware: {'; '.join(kinds)} per run." + ("" if gpu else " No GPU figure is in this report."))
+        lines.append(
+            f"Hardware: {'; '.join(kinds)} per run." + ("" if gpu else " No GPU figure is in this report.")
+        )
     if "code" in finished:
         lines.append(f"Code: {'; '.join(sorted(finished['code'].dropna().unique()))}.")
     if "data" in runs:
@@ -354,7 +399,7 @@ def _provenance(study: Study) -> str:
     lines += [f"{axis.label}: {axis.meaning}." for axis in AXES.values()]
     lines.append(
         "The run table is `runs.csv` (and `.parquet`), its columns are explained in `columns.md`, the fits are "
-        "`fits.json`, `coefficients.csv` and `allocation.csv`, the verdicts `conclusions.json`. `eqscale report` on this "
-        "folder rebuilds everything from the run tables."
+        "`fits.json`, `coefficients.csv` and `allocation.csv`, the verdicts `conclusions.json`. `eqscale report` on "
+        "this folder rebuilds everything from the run tables."
     )
     return "\n".join(f"- {line}" for line in lines)

@@ -41,7 +41,8 @@ def write_report(folder: Path) -> None:
         coefficients_frame(analysis).to_csv(folder / "coefficients.csv", index=False)
         allocation_frame(analysis).to_csv(folder / "allocation.csv", index=False)
     record = [
-        {"conclusion": c.number, "axis": c.axis, "verdict": c.verdict, "checks": c.checks} for c in conclusions
+        {"conclusion": c.number, "axis": c.axis, "verdict": c.verdict, "checks": c.checks}
+        for c in conclusions
     ]
     write_json(folder / "conclusions.json", record)
     content = Content(study, analysis, grid, conclusions, figures)

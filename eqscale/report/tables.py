@@ -34,7 +34,9 @@ class Table:
 
     def markdown(self) -> str:
         """Caption with an anchor, then the table."""
-        caption = f'<a id="table{self.number}"></a>**Table {self.number}. {self.title}.** {self.note}'.rstrip()
+        caption = (
+            f'<a id="table{self.number}"></a>**Table {self.number}. {self.title}.** {self.note}'.rstrip()
+        )
         return f"{caption}\n\n{markdown_table(self.header, self.rows)}"
 
 
@@ -65,7 +67,14 @@ def coefficient_table(analysis: Analysis) -> Table:
                 analysis.arms["executed"][arm].fit.verdict,
             ]
         )
-    header = ["arm", "runs", *(_GREEK.get(n, n) for n in COEFFICIENTS), "residual scatter", "lack of fit", "verdict"]
+    header = [
+        "arm",
+        "runs",
+        *(_GREEK.get(n, n) for n in COEFFICIENTS),
+        "residual scatter",
+        "lack of fit",
+        "verdict",
+    ]
     return Table(
         1, "Coefficients of L(N, D) = E + A/N^α + B/D^β", header, rows,
         "Log-Huber fit (δ = 1e-3). Under each estimate its 95 % intervals: [model-based, Gauss–Newton t] and [robust, "
@@ -108,7 +117,8 @@ def allocation_table(analysis: Analysis) -> Table:
         for name, arm in arms.items()
     ]
     return Table(
-        2, "Exponents of compute-optimal allocation", ["axis", "arm", "N_opt", "D_opt", "cost per token", "L_opt"], rows,
+        2, "Exponents of compute-optimal allocation",
+        ["axis", "arm", "N_opt", "D_opt", "cost per token", "L_opt"], rows,
         "x in N_opt ∝ C^x and so on, between the smallest and the largest cost of the arm's runs, under the measured "
         "cost of its own runs. Intervals as in Table 1.",
     )  # fmt: skip
@@ -158,7 +168,9 @@ def comparison_table(analysis: Analysis) -> Table:
                         f"`{pair.arm}` against `{pair.reference}`",
                         f"{top.C:.3g} {AXES[axis].unit}" + (" *" if top.extrapolated else ""),
                         f"{factor_text(top.compute)} {limits}",
-                        "–" if math.isnan(top.probability_better) else f"{100 * top.probability_better:.0f} %",
+                        "–"
+                        if math.isnan(top.probability_better)
+                        else f"{100 * top.probability_better:.0f} %",
                         pair.crossing.describe(),
                     ]
                 )
@@ -226,8 +238,8 @@ def edge_table(analysis: Analysis) -> Table:
     ]
     return Table(
         8, "Optima at an edge of the sizes", ["axis", "arm", "budget", "best size", "size to add"], rows,
-        "Means over seeds; within a budget, losses are moved along the law to equal cost on the axis. With the best size "
-        "at an edge the optimum is not bracketed and rests on the law's form.",
+        "Means over seeds; within a budget, losses are moved along the law to equal cost on the axis. With the best "
+        "size at an edge the optimum is not bracketed and rests on the law's form.",
     )  # fmt: skip
 
 
@@ -246,7 +258,11 @@ def run_rows(study: Study, analysis: Analysis) -> list[dict[str, object]]:
             reason = run.get("reason")
             fate += f": {reason}" if isinstance(reason, str) and reason else ""
         elif run["part"] == "compute":
-            fate = f"not fitted: {analysis.unfitted[run['arm']]}" if run["arm"] in analysis.unfitted else "fitted"
+            fate = (
+                f"not fitted: {analysis.unfitted[run['arm']]}"
+                if run["arm"] in analysis.unfitted
+                else "fitted"
+            )
             fate += f", outlier ({odd[row]:+.1f} sd)" if row in odd else ""  # type: ignore[index]
         else:
             fate = PARTS[str(run["part"])]
