@@ -61,7 +61,7 @@ class Analysis:
     """By axis, the arms at the lowest, middle and highest cost that all arms' runs cover; best first."""
 
 
-def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
+def analyse(study: Study) -> Analysis:
     """Fit every arm of the compute grid and compare them on every axis.
 
     Raises:
@@ -70,7 +70,7 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
     grid = study.part("compute")
     if grid.empty and (study.runs["part"] != "compute").all():
         return Analysis({}, {}, {}, {}, {}, {}, seed_noise(study.part("data_grid")), [], {}, {})
-    fitted, unfitted = fit_every_arm(grid, resamples)
+    fitted, unfitted = fit_every_arm(grid)
     arms = {axis: {name: on_axis(arm, grid, axis) for name, arm in fitted.items()} for axis in AXES}
     return Analysis(
         arms,
@@ -86,9 +86,7 @@ def analyse(study: Study, resamples: int = RESAMPLES) -> Analysis:
     )
 
 
-def fit_every_arm(
-    finished: pd.DataFrame, resamples: int = RESAMPLES
-) -> tuple[dict[str, ArmFit], dict[str, str]]:
+def fit_every_arm(finished: pd.DataFrame) -> tuple[dict[str, ArmFit], dict[str, str]]:
     """Fit every arm that has enough runs, with costs in executed FLOPs; also why the others have no law.
 
     Raises:
@@ -99,7 +97,7 @@ def fit_every_arm(
     for name in dict.fromkeys(finished["arm"]):
         runs = finished[finished["arm"] == name]
         try:
-            fitted |= fit_arms(runs, cost=AXES["executed"].column, budget="budget", resamples=resamples)
+            fitted |= fit_arms(runs, cost=AXES["executed"].column, budget="budget", resamples=RESAMPLES)
         except InputError as error:
             unfitted[name] = str(error)
     if not fitted:

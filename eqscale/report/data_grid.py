@@ -12,7 +12,8 @@ from scipy import stats
 
 from eqscale.errors import InputError
 from eqscale.laws import Bootstrap, Fit, Interval, bootstrap, fit, intervals
-from eqscale.report.analysis import RESAMPLES, pooled_noise, seed_noise
+from eqscale.report import analysis
+from eqscale.report.analysis import pooled_noise, seed_noise
 
 Array = np.ndarray
 
@@ -79,7 +80,7 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame) -> DataGrid | None
         except InputError as error:
             unfitted[arm] = str(error)
             continue
-        boot = bootstrap(law, resamples=RESAMPLES, seed=position)
+        boot = bootstrap(law, resamples=analysis.RESAMPLES, seed=position)
         laws[arm] = RepetitionLaw(arm, law, boot, intervals(law, boot))
     return DataGrid(data, _levels(data), laws, unfitted)
 
