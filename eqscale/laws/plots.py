@@ -69,6 +69,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write ``path`` as PNG and SVG (any suffix is replaced); without dates, so that reruns are identical."""
     out = [path.with_suffix(".png"), path.with_suffix(".svg")]
     with style():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not twice for each format
         figure.savefig(out[0], metadata={"Software": None})
         figure.savefig(out[1], metadata={"Date": None, "Creator": None})
     return out
