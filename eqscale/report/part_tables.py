@@ -59,8 +59,8 @@ def data_tables(grid: DataGrid) -> list[Table]:
     ]
     note = (
         "L = E + A/N^α + B/D_eff^β with D_eff = U (1 + R (1 − exp(−(D/U − 1)/R))) for U unique of D tokens "
-        "(Muennighoff et al. 2023), fitted to the compute grid and the data grid together: repeated data are worth at most R "
-        "times the unique ones. Intervals as in Table 1. The law can't express a loss that rises with more epochs."
+        "(Muennighoff et al. 2023), fitted to the compute grid and the data grid together: repeated data are worth at "
+        "most R times the unique ones. Intervals as in Table 1. The law can't express a loss that rises with epochs."
     )
     header = ["arm", "runs", "R", "β", "verdict"]
     return [*tables, Table(13, "Law of repeated data", header, law_rows, note)]

@@ -156,7 +156,7 @@ def test_contrasts_cover_the_planted_difference():
     arms = planted.UNLIKE_THE_PAPER
     one, two = (planted.optimal_loss(law, kappa, 1e12) for law, kappa, *_ in arms.values())
     hits = 0
-    for seed in range(20):
+    for seed in range(10):
         fitted, _ = fit_every_arm(planted.compute_grid(arms, seeds=(0,), noise=0.01, rng=seed))
         found = contrast(
             [
@@ -166,7 +166,7 @@ def test_contrasts_cover_the_planted_difference():
         )
         hits += found.low < np.log(one / two) < found.high
         assert found.low <= found.model[0] < found.value < found.model[1] <= found.high
-    assert hits >= 18
+    assert hits >= 9
 
 
 def test_predictions_are_made_once_and_above_the_runs(tmp_path, capsys):
