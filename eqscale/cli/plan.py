@@ -18,6 +18,7 @@ from eqscale.cli.law_options import (
 from eqscale.errors import InputError
 
 if TYPE_CHECKING:
+    from eqscale.laws.arms import ArmFit
     from eqscale.report.advice import Suggestion
 
 _PLAN_HELP = """\
@@ -150,7 +151,8 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     if runs.empty:
         raise InputError(f"--from {args.study}: no finished run of a compute grid")
     args.runs = str(args.study)
-    fitted, problems = {}, []
+    fitted: dict[str, ArmFit] = {}
+    problems = []
     for name in dict.fromkeys(runs["arm"]):
         try:
             fitted |= read_arms(args, AXES["executed"].column, runs[runs["arm"] == name])

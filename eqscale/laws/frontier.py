@@ -44,7 +44,7 @@ class CostModel:
         """Cost of training N parameters on D tokens."""
         return np.exp(self._log_per_token(np.log(N))[0] + self.power * np.log(D))
 
-    def tokens(self, N: Array, C: Array) -> Array:
+    def tokens(self, N: Array, C: Array | float) -> Array:
         """Tokens that cost C pays for at N parameters."""
         return np.exp(self.log_tokens(np.log(N), np.log(C)))
 

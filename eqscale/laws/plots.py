@@ -225,7 +225,7 @@ def surface_panels(
         axes_of_cost: the same arms by cost axis: one frontier each, of its own line style (at most three).
     """
     frontiers = axes_of_cost or {"": arms}
-    strokes = dict(zip(frontiers, ("-", (0, (4, 2)), (0, (1, 1.2))), strict=False))
+    strokes: dict[str, Any] = dict(zip(frontiers, ("-", (0, (4, 2)), (0, (1, 1.2))), strict=False))
     with style():
         figure, axes = panel_grid(len(arms), height=2.7, sharex=True, sharey=True)
         losses = np.concatenate([a.loss for a in arms.values()])

@@ -192,7 +192,7 @@ def _epochs_on_top(axes: Axes, grid: DataGrid) -> None:
         tokens=("unique_tokens", "max"), epochs=("epochs", "mean")
     )
     top = axes.secondary_xaxis("top")
-    top.set_xticks(levels["tokens"], [f"{u:g}\n{e:.2g}" for u, e in levels["epochs"].items()], fontsize=7)
+    top.set_xticks(levels["tokens"], [f"{u:g}\n{e:.3g}" for u, e in levels["epochs"].items()], fontsize=7)
     top.tick_params(which="minor", length=0)
     top.set_xlabel("unique scenes and, below, epochs", fontsize=8)
 

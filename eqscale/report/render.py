@@ -15,7 +15,7 @@ from eqscale.laws.render import factor_text, interval_text, markdown_table, numb
 from eqscale.report import part_tables, tables
 from eqscale.report.analysis import Analysis
 from eqscale.report.axes import AXES
-from eqscale.report.conclusions import STATEMENTS, Conclusion
+from eqscale.report.conclusions import NOT_REPRODUCED, STATEMENTS, Conclusion
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.figures import FigureGroup
 from eqscale.report.parts import Study
@@ -76,18 +76,27 @@ def answer(content: Content) -> str:
     lines = [_winner(content.analysis, axis) for axis in content.analysis.ranking]
     lines += _measured(content)
     lines += _crossings(content.analysis)
-    for n in STATEMENTS:
-        own = [c for c in content.conclusions if c.number == n]
-        verdicts = {c.verdict for c in own}
-        said = (
-            verdicts.pop()
-            if len(verdicts) == 1
-            else "; ".join(f"{c.verdict} on {AXES[c.axis].label}" for c in own)
-        )
-        lines.append(f"Conclusion {n} of the paper: **{said}** ([below](#conclusion{n})).")
+    lines += [_verdict_line(n, [c for c in content.conclusions if c.number == n]) for n in STATEMENTS]
     if content.study.prediction is not None:
         lines.append(_prediction_line(content.study))
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _verdict_line(n: int, own: list[Conclusion]) -> str:
+    """Verdict on one conclusion by axis, and the checks that stand in its way."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for c in own:
+        blocking = "fails" if c.verdict == NOT_REPRODUCED else "open"
+        claims = [f"“{check.claim}”" for check in c.checks if check.outcome == blocking]
+        why = f"{' and '.join(claims)}: {blocking}" if claims else ""
+        reasons.setdefault((c.verdict, why), []).append(AXES[c.axis].label if c.axis else "")
+    said = [
+        f"**{verdict}**"
+        + (f" on {' and '.join(axes)}" if len(reasons) > 1 else "")
+        + (f" ({why})" if why else "")
+        for (verdict, why), axes in reasons.items()
+    ]
+    return f"Conclusion {n} of the paper: {'; '.join(said)} ([criteria and figures](#conclusion{n}))."
 
 
 def _winner(analysis: Analysis, axis: str) -> str:
@@ -186,8 +195,8 @@ def _worth(analysis: Analysis, axis: str, first: str, second: str) -> str:
 
 
 def _crossings(analysis: Analysis) -> list[str]:
-    """Where lines are predicted to cross, one line an axis."""
-    lines = []
+    """Where lines are predicted to cross, on every axis."""
+    parts = []
     for axis, pairs in analysis.comparisons.items():
         found, none = [], 0
         for pair in (p for p in pairs if isinstance(p, Comparison)):
@@ -201,10 +210,10 @@ def _crossings(analysis: Analysis) -> list[str]:
                 f"`{pair.crossing.better_above}` ahead above)"
             )
         if found or none:
-            said = "; ".join(found) if found else "none in range"
-            more = f"; none in range for {none} other pair{'s' if none > 1 else ''}" if found and none else ""
-            lines.append(f"Predicted crossings on {AXES[axis].label}: {said}{more} ({link(4)}).")
-    return lines
+            said = ", ".join(found) or "none in range"
+            more = f", none in range for {none} other pair{'s' if none > 1 else ''}" if found and none else ""
+            parts.append(f"on {AXES[axis].label}: {said}{more}")
+    return [f"Where lines are predicted to cross: {'; '.join(parts)} ({link(4)})."] if parts else []
 
 
 def _prediction_line(study: Study) -> str:
@@ -358,7 +367,9 @@ def caveats(content: Content) -> list[str]:
 def _law_doubts(analysis: Analysis, name: str) -> list[str]:
     """What is doubtful about one arm's law."""
     fit, notes = analysis.arms["executed"][name].fit, []
-    if fit.verdict != "converged":
+    if fit.verdict.startswith("on boundary"):
+        notes.append(f"`{name}`: {fit.verdict}: the intervals of what lies there are one-sided ({link(1)}).")
+    elif fit.verdict != "converged":
         notes.append(f"`{name}`: {fit.verdict}: its coefficients must not be read one by one ({link(1)}).")
     if warning := disagreement(analysis.intervals[name]):
         notes.append(f"`{name}`: {warning} ({link(1)}).")

@@ -46,6 +46,9 @@ def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the
     for label in ("executed", "dense nominal", "seconds"):
         assert any(label in line and "`gatr` is ahead over the whole tested range" in line for line in lines)
     assert all("](#" in line for line in lines)
+    assert "executed: none in range; on training FLOPs, dense nominal: none in range" in answer(
+        like_the_paper
+    )
     factor = planted.optimal_loss(*planted.LIKE_THE_PAPER["transformer"][:2], 1e13)
     factor /= planted.optimal_loss(*planted.LIKE_THE_PAPER["gatr"][:2], 1e13)
     times = float(re.search(r"executed\*\*.*would need ([\d.]+)×", answer(like_the_paper))[1])
