@@ -13,8 +13,9 @@ from eqscale.report.conclusions import Conclusion, conclude
 from eqscale.report.data_grid import equivalent_data, gap, read_data_grid
 from eqscale.report.parts import read_study
 from eqscale.report.prediction import predict
-from eqscale.report.render import Content, answer
+from eqscale.report.render import Content, answer, render
 from tests.report import planted
+from tests.report.planted import BUDGETS
 
 
 def analysed(tmp_path, table) -> Content:
@@ -55,6 +56,19 @@ def test_noise_makes_the_conclusions_undecidable(tmp_path):
     table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,), sizes=4, noise=0.25)
     found = verdicts(analysed(tmp_path, table).conclusions)
     assert found[2, "executed"] == found[3, "executed"] == "not decidable at this scale"
+
+
+@pytest.mark.parametrize("rng", range(4))
+def test_hopeless_runs_still_get_a_report(tmp_path, rng):
+    """Laws that lose a term have no optimum; the report says so instead of failing."""
+    table = planted.compute_grid(
+        planted.LIKE_THE_PAPER, BUDGETS[:3], sizes=3, seeds=(0,), noise=0.8, spread=2.0, rng=rng
+    )
+    content = analysed(tmp_path, table)
+    text = render(content, lambda figure: "")
+    assert "not decidable at this scale" in text
+    assert set(re.findall(r"\]\(#(table\d+)\)", text)) <= set(re.findall(r'<a id="(\w+)">', text))
+    assert " nan" not in text
 
 
 def test_one_arm_alone_gets_a_report_without_a_comparison(tmp_path):
