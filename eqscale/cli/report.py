@@ -35,6 +35,6 @@ def register(verbs: argparse._SubParsersAction) -> None:
 def _run(args: argparse.Namespace) -> int:
     from eqscale.report import write_report
 
-    write_report(args.folder)
-    print(f"written: {args.folder / 'report.md'} and {args.folder / 'report.html'}")
+    folder = write_report(args.folder)
+    print(f"written: {folder / 'report.md'} and {folder / 'report.html'}")
     return 0

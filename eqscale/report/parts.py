@@ -63,6 +63,13 @@ def run_table_path(folder: Path) -> Path | None:
     return next((p for p in (folder / "runs.parquet", folder / "runs.csv") if p.is_file()), None)
 
 
+def study_folder(folder: Path) -> Path:
+    """The results folder of the whole study: the parent if ``folder`` is a part of a study with a compute grid."""
+    absolute = folder.absolute()
+    is_part = absolute.name in PARTS and run_table_path(absolute.parent) is not None
+    return absolute.parent if is_part else folder
+
+
 def read_study(folder: Path) -> Study:
     """Read all parts of a results folder.
 

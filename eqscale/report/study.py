@@ -10,23 +10,28 @@ from eqscale.report.conclusions import conclude
 from eqscale.report.data_grid import read_data_grid
 from eqscale.report.figures import FigureGroup, draw_figures
 from eqscale.report.page import write_page
-from eqscale.report.parts import read_study
+from eqscale.report.parts import read_study, study_folder
 from eqscale.report.render import Content, render
 from eqscale.report.tables import allocation_frame, coefficients_frame
 
 
-def write_report(folder: Path) -> None:
+def write_report(folder: Path) -> Path:
     """Write fits, tables, figures (PNG and SVG), ``report.md`` and ``report.html`` from the run tables in a folder.
 
     Files of an earlier report are overwritten; equal run tables give equal files, byte for byte.
 
     Args:
-        folder: results folder of a study, see ``eqscale.report.parts`` for what it may hold.
+        folder: results folder of a study, see ``eqscale.report.parts`` for what it may hold; the folder of one
+            part of a study, such as ``data_grid``, stands for the whole study.
+
+    Returns:
+        The folder that holds the report.
 
     Raises:
         InputError: no run table, a bad value in one, or no arm with enough finished runs for a law; nothing is
             written then.
     """
+    folder = study_folder(folder)
     study = read_study(folder)
     analysis = analyse(study)
     grid = read_data_grid(study.part("data_grid"), study.part("compute"))
@@ -48,6 +53,7 @@ def write_report(folder: Path) -> None:
     content = Content(study, analysis, grid, conclusions, figures)
     write_text(folder / "report.md", render(content, _images))
     write_page(content, folder)
+    return folder
 
 
 def _images(group: FigureGroup) -> str:

@@ -138,7 +138,7 @@ def test_the_page_works_offline_and_knows_the_run_behind_every_dot(like_the_pape
 
 def test_the_command_rebuilds_the_same_files(like_the_paper, tmp_path, copy_inputs):
     copy_inputs(like_the_paper, tmp_path)
-    assert main(["report", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path / "data_grid")]) == 0  # a part stands for its study
     written = sorted(p.relative_to(like_the_paper) for p in like_the_paper.rglob("*") if p.is_file())
     assert written == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
     for path in written:
