@@ -88,6 +88,7 @@ def slope(quantity_low: Quantity, quantity_high: Quantity, distance: float) -> Q
     """Difference quotient of two quantities, such as an exponent between two costs."""
 
     def of(c: Coefficients) -> Array:
-        return (np.asarray(quantity_high(c)) - np.asarray(quantity_low(c))) / distance
+        with np.errstate(invalid="ignore"):  # a law without one of its terms has no optimum: NaN
+            return (np.asarray(quantity_high(c)) - np.asarray(quantity_low(c))) / distance
 
     return of

@@ -166,7 +166,8 @@ def law_value(c: Coefficients, log_n: Array, log_d: Array) -> Array:
             c["log_B"][:, None] - c["beta"][:, None] * log_d,
         )
     gamma = c["gamma"][:, None] if "gamma" in c else 1.0
-    return c["E"][:, None] + np.exp(gamma * t)
+    with np.errstate(over="ignore"):  # a resample's law may be infinite far from its runs
+        return c["E"][:, None] + np.exp(gamma * t)
 
 
 @dataclass(frozen=True)
