@@ -210,7 +210,8 @@ def validation_figure(study: Study, palette: Mapping[str, str]) -> Figure:
             panel.fill_between(at["N"], at["low"], at["high"], color=colour, alpha=0.18, linewidth=0)
             panel.plot(at["N"], at["loss"], color=colour)
             low, high = record["N_interval"]["robust"]
-            panel.axvspan(low, high, color="0.5", alpha=0.12, linewidth=0)
+            if None not in (low, high):  # else no resample has an optimum
+                panel.axvspan(low, high, color="0.5", alpha=0.12, linewidth=0)
             panel.axvline(record["N"], color="0.4", linewidth=0.8)
             own = [o for o in found if o.arm == name]
             panel.scatter(

@@ -79,7 +79,24 @@ def answer(content: Content) -> str:
     lines += [_verdict_line(n, [c for c in content.conclusions if c.number == n]) for n in STATEMENTS]
     if content.study.prediction is not None:
         lines.append(_prediction_line(content.study))
-    return "\n".join(f"- {line}" for line in lines)
+    bullets = "\n".join(f"- {line}" for line in lines)
+    return "\n\n".join(filter(None, (_headline(content.analysis), bullets)))
+
+
+def _headline(analysis: Analysis) -> str:
+    """Who is ahead at the largest compute, in one sentence."""
+    ahead: dict[str, list[str]] = {}
+    for axis, levels in analysis.ranking.items():
+        top = [a for a in levels[-1] if math.isfinite(a.loss)] if levels else []
+        if len(top) > 1:
+            ahead.setdefault(f"`{top[0].arm}`" if _sure(top[0]) else "no arm for sure", []).append(axis)
+    if not ahead:
+        return ""
+    said = ", ".join(
+        f"{who} on {'all three axes' if len(axes) == len(AXES) else ' and '.join(axes)}"
+        for who, axes in ahead.items()
+    )
+    return f"**At the largest compute that all arms were given, ahead is {said}** ({link(3)})."
 
 
 def _verdict_line(n: int, own: list[Conclusion]) -> str:
