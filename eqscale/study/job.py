@@ -23,11 +23,12 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, prepare
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import HORIZONS, STARTS
-from eqscale.study.engine import Storage, StudyEvents, load_arm_files, ray_session, run_trials
-from eqscale.study.estimate import estimator
+from eqscale.study.engine import Storage, StudyEvents, gpu_names, load_arm_files, ray_session, run_trials
+from eqscale.study.estimate import Estimator, device_guess
 from eqscale.study.grid import dataset_spec, expected_batch
 from eqscale.study.presets import PRESETS, Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
+from eqscale.study.schedule import longest_first, wall_seconds
 from eqscale.study.table import run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
 from eqscale.training.arms import arm_names
@@ -252,13 +253,13 @@ def run_study(
     done = {spec.run_id for spec in specs if spec.run_id in ledger}
     batch = expected_batch(preset)
     windows = preset.train_scenes * STARTS
-    estimate = estimator(ledger.read(run_id) for run_id in done)
-    todo = sorted((s for s in specs if s.run_id not in done), key=estimate, reverse=True)
+    estimate = Estimator(ended=(ledger.read(run_id) for run_id in done))
+    todo = longest_first([spec for spec in specs if spec.run_id not in done], estimate)
 
     console.print(plan_table(specs, batch, windows, estimate, done))
     workers = options.workers or os.cpu_count() or 1
     if todo:
-        wall = max(sum(map(estimate, todo)) / workers, max(map(estimate, todo)))
+        wall = wall_seconds([estimate(spec) for spec in todo], workers)
         console.print(
             f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers"
         )
@@ -332,7 +333,7 @@ def _train_missing(
     data: DatasetSpec,
     options: JobOptions,
     tracker: Tracker,
-    estimate: Callable[[RunSpec], float],
+    estimate: Estimator,
     console: Console,
 ) -> dict[str, float]:
     """Data, then trials; returns the wall time of each stage."""
@@ -346,6 +347,8 @@ def _train_missing(
 
     begin = time.monotonic()
     with ray_session(options.address, options.workers) as workers:
+        estimate.assume(device_guess(gpu_names()))
+        todo = longest_first(todo, estimate)
         with StudyProgress(todo, estimate, workers, console) as display:
 
             def started(spec: RunSpec) -> None:
@@ -358,6 +361,7 @@ def _train_missing(
 
             def ended(spec: RunSpec) -> None:
                 record = ledger.read(spec.run_id)
+                estimate.add(record)
                 display.ended(spec, record)
                 tracker.run_ended(record)
 

@@ -11,7 +11,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from eqscale.study.estimate import Estimator
 from eqscale.study.grid import BatchShape
+from eqscale.study.schedule import wall_seconds
 from eqscale.training.arms import get_arm
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
@@ -69,13 +71,13 @@ def plan_table(
 class StudyProgress:
     """Live on a terminal; one line per ended run elsewhere."""
 
-    def __init__(
-        self, specs: list[RunSpec], seconds: Callable[[RunSpec], float], workers: int, console: Console
-    ) -> None:
-        self._estimate = {spec.run_id: seconds(spec) for spec in specs}
-        self._left = dict(self._estimate)
-        self._correction = 1.0
-        self._spent = self._guessed = 0.0
+    def __init__(self, specs: list[RunSpec], estimate: Estimator, workers: int, console: Console) -> None:
+        """Display the runs ``specs``, which start in this order on so many workers; ``estimate`` may improve."""
+        self._estimate = estimate
+        self._waiting = {spec.run_id: spec for spec in specs}
+        self._used: dict[str, float] = {}  # seconds behind and ahead of the running trials
+        self._left: dict[str, float] = {}
+        self._spent = 0.0
         self._workers, self._console = max(1, workers), console
         self._done = self._failed = 0
         self._total = len(specs)
@@ -88,7 +90,7 @@ class StudyProgress:
         self._trials = Progress(
             TextColumn("  {task.description:<36}"), bar, TextColumn("{task.fields[note]}")
         )
-        self._all = self._overall.add_task("", total=max(sum(self._estimate.values()), 1e-9))
+        self._all = self._overall.add_task("", total=1.0)
         self._live = Live(Group(self._overall, self._trials), console=console, refresh_per_second=4)
 
     def __enter__(self) -> StudyProgress:
@@ -102,21 +104,24 @@ class StudyProgress:
             self._live.stop()
 
     def _refresh(self) -> None:
-        left = sum(self._left.values()) * self._correction / self._workers
-        if self._left:
-            left = max(left, max(self._left.values()) * self._correction)
+        waiting = [self._estimate(spec) for spec in self._waiting.values()]
+        wall = wall_seconds([*self._left.values(), *waiting], self._workers)
+        spent = self._spent + sum(self._used.values())
+        left = sum(self._left.values()) + sum(waiting)
         failed = f", [red]{self._failed} failed[/red]" if self._failed else ""
         text = f"{self._done} of {self._total} runs done, {len(self._running)} running{failed}, "
         self._overall.update(
             self._all,
-            description=text + f"about {human_time(left)} left",
-            completed=sum(self._estimate.values()) - sum(self._left.values()),
+            description=text + f"about {human_time(wall)} left",
+            completed=spent / max(spent + left, 1e-9),
         )
 
     def started(self, spec: RunSpec) -> None:
         """A trial begins."""
         if spec.run_id not in self._running:
             self._running[spec.run_id] = self._trials.add_task(spec.name, total=spec.steps, note="")
+        self._waiting.pop(spec.run_id, None)
+        self._left[spec.run_id] = self._estimate(spec)
         self._refresh()
 
     def point(self, spec: RunSpec, point: CurvePoint) -> None:
@@ -124,7 +129,8 @@ class StudyProgress:
         if spec.run_id in self._running:
             note = f"train {point.train_loss:.3f}  test {point.test_nmse:.3f}"
             self._trials.update(self._running[spec.run_id], completed=point.step, note=note)
-        self._left[spec.run_id] = self._estimate[spec.run_id] * (1 - point.step / spec.steps)
+        self._used[spec.run_id] = point.seconds
+        self._left[spec.run_id] = self._estimate.left(spec, point.step, point.seconds)
         self._refresh()
 
     def ended(self, spec: RunSpec, record: RunRecord) -> None:
@@ -132,8 +138,6 @@ class StudyProgress:
         self._drop(spec)
         self._done += 1
         self._spent += record.seconds + record.evaluation_seconds
-        self._guessed += self._estimate[spec.run_id]
-        self._correction = self._spent / max(self._guessed, 1e-9)
         result = (
             f"NMSE {record.test['nmse']:.4f}"
             if record.status == "finished"
@@ -148,7 +152,9 @@ class StudyProgress:
         self._line(f"{spec.name:<36} [red]failed[/red]: {error}")
 
     def _drop(self, spec: RunSpec) -> None:
+        self._waiting.pop(spec.run_id, None)
         self._left.pop(spec.run_id, None)
+        self._used.pop(spec.run_id, None)
         if spec.run_id in self._running:
             self._trials.remove_task(self._running.pop(spec.run_id))
 
