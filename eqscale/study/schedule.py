@@ -16,7 +16,7 @@ PENDING_TRIALS = 16
 
 _WORTHWHILE = 1.6  # twice the devices must make a trial this much faster
 _TIGHTNESSES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1)
-_REHEARSALS, _ESTIMATE_ERROR = 5, 0.1
+_FINALISTS, _REHEARSALS, _ESTIMATE_ERROR = 5, 6, 0.1
 
 Seconds = Callable[[RunSpec, float], float]
 """(run, devices) -> seconds the run takes on that many devices."""
@@ -182,20 +182,28 @@ def plan(
     if largest == 1 or not specs:
         order = longest_first(specs, lambda spec: seconds(spec, smallest(spec)))
         return [Allotment(spec, smallest(spec)) for spec in order]
-    rng = random.Random(0)
-    errors = [{spec: math.exp(rng.gauss(0, _ESTIMATE_ERROR)) for spec in specs} for _ in range(_REHEARSALS)]
+    limits = [2**k for k in range(1, largest.bit_length())]
+    longest = max(seconds(spec, smallest(spec)) for spec in specs)
+    tried = [_greedy(specs, seconds, cluster, smallest, 1, lambda even: even)]
+    for limit in limits:
+        for tightness in _TIGHTNESSES:
+            tried.append(
+                _greedy(specs, seconds, cluster, smallest, limit, lambda even, t=tightness: t * even)
+            )
+        for tightness in _TIGHTNESSES[1:]:
+            tried.append(
+                _greedy(specs, seconds, cluster, smallest, limit, lambda even, t=tightness: t * longest)
+            )
 
-    def wall(allotments: list[Allotment]) -> float:
+    def wall(allotments: list[Allotment], errors: list[dict[RunSpec, float]]) -> float:
         runs = [run_list(allotments, lambda s, g, e=e: seconds(s, g) * e[s], cluster) for e in errors]
         return sum(max(placement.end for placement in run) for run in runs)
 
-    limits = [2**k for k in range(largest.bit_length())]
-    tried = [
-        _greedy(specs, seconds, cluster, smallest, limit, tightness)
-        for limit in limits
-        for tightness in (_TIGHTNESSES if limit > 1 else (1.0,))
-    ]
-    return min(tried, key=wall)
+    rng = random.Random(0)
+    exact = [dict.fromkeys(specs, 1.0)]
+    errors = [{spec: math.exp(rng.gauss(0, _ESTIMATE_ERROR)) for spec in specs} for _ in range(_REHEARSALS)]
+    tried = sorted(tried, key=lambda allotments: wall(allotments, exact))[:_FINALISTS]
+    return min(tried, key=lambda allotments: wall(allotments, errors))
 
 
 def _greedy(
@@ -204,9 +212,12 @@ def _greedy(
     cluster: Cluster,
     smallest: Callable[[RunSpec], float],
     largest: int,
-    tightness: float,
+    target: Callable[[float], float],
 ) -> list[Allotment]:
-    """One plan: the order in which trials start in virtual time, with the devices they get."""
+    """One plan: the order in which trials start in virtual time, with the devices they get.
+
+    ``target`` is the time in which a trial should end, given that of an even split of what is left.
+    """
     pool = _Pool(cluster)
     work = {spec: smallest(spec) * seconds(spec, smallest(spec)) for spec in specs}
     queue = longest_first(specs, lambda spec: seconds(spec, smallest(spec)))
@@ -216,9 +227,9 @@ def _greedy(
     now = 0.0
     while queue:
         left = waiting + sum((end - now) * taken.devices for end, _, taken in running)
-        target = tightness * left / cluster.devices
+        goal = target(left / cluster.devices)
         for position, spec in enumerate(queue[:PENDING_TRIALS]):
-            devices = _devices(spec, seconds, target, smallest(spec), largest)
+            devices = _devices(spec, seconds, goal, smallest(spec), largest)
             taken = pool.take(devices)
             if taken is not None:
                 del queue[position]
