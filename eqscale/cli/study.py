@@ -86,13 +86,13 @@ def _simulate(args: argparse.Namespace) -> int:
     from eqscale.errors import InputError
     from eqscale.study.estimate import DDP_EFFICIENCY
     from eqscale.study.grid import compute_grid
-    from eqscale.study.presets import PRESETS
+    from eqscale.study.presets import COMPUTE_GRIDS
     from eqscale.study.progress import human_time
     from eqscale.study.schedule import Cluster
     from eqscale.study.simulate import forecast
 
-    if args.preset not in PRESETS:
-        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(PRESETS)}")
+    if args.preset not in COMPUTE_GRIDS:
+        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(COMPUTE_GRIDS)}")
     for name in ("flops_per_second", "price"):
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
@@ -106,7 +106,7 @@ def _simulate(args: argparse.Namespace) -> int:
         raise InputError(f"--estimate-error must lie between 0 and 1, not {args.estimate_error:g}")
 
     estimate, speed = _throughput(args)
-    specs = compute_grid(PRESETS[args.preset])
+    specs = compute_grid(COMPUTE_GRIDS[args.preset])
     forecasts = [
         forecast(
             specs,

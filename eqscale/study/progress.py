@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -11,8 +11,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from eqscale.rigid.windows import STARTS
 from eqscale.study.estimate import Estimator
-from eqscale.study.grid import BatchShape
+from eqscale.study.grid import expected_batch
 from eqscale.study.schedule import wall_seconds
 from eqscale.training.arms import get_arm
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
@@ -31,7 +32,7 @@ def human_time(seconds: float) -> str:
 
 
 def plan_table(
-    specs: list[RunSpec], batch: BatchShape, windows: int, seconds: Callable[[RunSpec], float], done: set[str]
+    specs: Sequence[RunSpec], family: str, seconds: Callable[[RunSpec], float], done: set[str]
 ) -> Table:
     """The plan of a study: one row per run, before anything is spent."""
     table = Table(title=f"{len(specs)} runs", title_justify="left")
@@ -43,6 +44,8 @@ def plan_table(
         "width",
         "depth",
         "steps",
+        "batch",
+        "l. rate",
         "tokens",
         "epochs",
         "est. time",
@@ -61,8 +64,10 @@ def plan_table(
             str(spec.size.width),
             str(spec.size.depth),
             f"{spec.steps:,}",
-            f"{spec.steps * batch.tokens:.3g}",
-            f"{spec.steps * spec.batch_size / windows:.2g}",
+            str(spec.batch_size),
+            f"{spec.learning_rate:.2g}",
+            f"{spec.steps * expected_batch(family, spec.batch_size).tokens:.3g}",
+            f"{spec.steps * spec.batch_size / (spec.train_scenes * STARTS):.2g}",
             "done" if spec.run_id in done else human_time(seconds(spec)),
         )
     return table
@@ -71,16 +76,27 @@ def plan_table(
 class StudyProgress:
     """Live on a terminal; one line per ended run elsewhere."""
 
-    def __init__(self, specs: list[RunSpec], estimate: Estimator, workers: int, console: Console) -> None:
-        """Display the runs ``specs``, which start in this order on so many workers; ``estimate`` may improve."""
-        self._estimate = estimate
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        estimate: Estimator,
+        workers: int,
+        console: Console,
+        unknown: int = 0,
+    ) -> None:
+        """Show the given runs, and ``unknown`` more that are still to be chosen.
+
+        ``estimate`` may improve while the study runs.
+        """
+        self._estimate, self._unknown = estimate, unknown
+        self._seen: set[str] = {spec.run_id for spec in specs}
         self._waiting = {spec.run_id: spec for spec in specs}
         self._used: dict[str, float] = {}  # seconds behind and ahead of the running trials
         self._left: dict[str, float] = {}
-        self._spent = 0.0
+        self._spent = self._wall = 0.0
         self._workers, self._console = max(1, workers), console
         self._done = self._failed = 0
-        self._total = len(specs)
+        self._total = len(specs) + unknown
         self._running: dict[str, TaskID] = {}
         self._begin = time.monotonic()
         bar = BarColumn(bar_width=30)
@@ -90,7 +106,7 @@ class StudyProgress:
         self._trials = Progress(
             TextColumn("  {task.description:<36}"), bar, TextColumn("{task.fields[note]}")
         )
-        self._all = self._overall.add_task("", total=1.0)
+        self._all = self._overall.add_task("", total=1)
         self._live = Live(Group(self._overall, self._trials), console=console, refresh_per_second=4)
 
     def __enter__(self) -> StudyProgress:
@@ -104,20 +120,25 @@ class StudyProgress:
             self._live.stop()
 
     def _refresh(self) -> None:
-        waiting = [self._estimate(spec) for spec in self._waiting.values()]
-        wall = wall_seconds([*self._left.values(), *waiting], self._workers)
+        known = [*self._left.values(), *(self._estimate(spec) for spec in self._waiting.values())]
         spent = self._spent + sum(self._used.values())
-        left = sum(self._left.values()) + sum(waiting)
+        ended = max(1, self._done + self._failed)
+        mean = sum(known) / len(known) if known else spent / ended
+        known += [mean] * self._unknown
+        self._wall = wall_seconds(known, self._workers)
         failed = f", [red]{self._failed} failed[/red]" if self._failed else ""
         text = f"{self._done} of {self._total} runs done, {len(self._running)} running{failed}, "
         self._overall.update(
             self._all,
-            description=text + f"about {human_time(wall)} left",
-            completed=spent / max(spent + left, 1e-9),
+            description=text + f"about {human_time(self._wall)} left",
+            completed=spent / max(spent + sum(known), 1e-9),
         )
 
     def started(self, spec: RunSpec) -> None:
         """A trial begins."""
+        if spec.run_id not in self._seen:
+            self._seen.add(spec.run_id)
+            self._unknown -= 1
         if spec.run_id not in self._running:
             self._running[spec.run_id] = self._trials.add_task(spec.name, total=spec.steps, note="")
         self._waiting.pop(spec.run_id, None)
@@ -145,6 +166,12 @@ class StudyProgress:
         )
         self._line(f"{spec.name:<36} {result}  {human_time(record.seconds)}")
 
+    def pruned(self, spec: RunSpec) -> None:
+        """A trial has been given up."""
+        self._drop(spec)
+        self._done += 1
+        self._line(f"{spec.name:<36} [dim]pruned[/dim]")
+
     def failed(self, spec: RunSpec, error: str) -> None:
         """A trial has failed for good."""
         self._drop(spec)
@@ -152,15 +179,14 @@ class StudyProgress:
         self._line(f"{spec.name:<36} [red]failed[/red]: {error}")
 
     def _drop(self, spec: RunSpec) -> None:
-        self._waiting.pop(spec.run_id, None)
-        self._left.pop(spec.run_id, None)
-        self._used.pop(spec.run_id, None)
+        for seconds in (self._waiting, self._left, self._used):
+            seconds.pop(spec.run_id, None)
         if spec.run_id in self._running:
             self._trials.remove_task(self._running.pop(spec.run_id))
 
     def _line(self, text: str) -> None:
         self._refresh()
         counter = f"[{self._done + self._failed:>{len(str(self._total))}}/{self._total}]"
-        self._console.print(
-            f"[dim]{human_time(time.monotonic() - self._begin):>12}[/dim] {counter} {text}", highlight=False
-        )
+        passed = f"[dim]{human_time(time.monotonic() - self._begin):>12}[/dim]"
+        left = "" if self._console.is_terminal else f"[dim], about {human_time(self._wall)} left[/dim]"
+        self._console.print(f"{passed} {counter} {text}{left}", highlight=False)
