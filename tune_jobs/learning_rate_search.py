@@ -75,7 +75,7 @@ def main() -> int:
             checks = check_specs(preset, recipes, finished_losses(ended))
         runs = run_table(checks, ledger)
         write_search_report(trials, runs, check_table(preset, recipes, runs), fits, options.results)
-        session.describe()
+        session.describe([*specs, *checks])
         session.track([*specs, *checks])
         session.complete = True
     return 0

@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from eqscale.study.estimate import Estimator
     from eqscale.study.simulate import Forecast
 
+_CHECK = """Compare a study's ledger, which is the truth, with its views: the run table and the MLflow runs.
+
+Lists runs that are missing, doubled, different or unknown in a view, MLflow runs left RUNNING, damaged records,
+checkpoints and weights that belong to nothing, and records of earlier code or other data. Exit code 0 if all
+agree, 1 if not. --mend writes the views anew where they differ, and sets damaged records aside: the next start
+of the study trains those runs again.
+
+    eqscale check quick
+    eqscale check quick --mend
+"""
+
 _SIMULATE = """Say what a preset's compute grid would take on a cluster: wall time, GPU-hours, utilisation, cost.
 
 Plans the study with the engine's own scheduling policy and runs the plan in virtual time, for each number of
@@ -22,8 +33,100 @@ times of an earlier study on the same hardware (--throughput-from).
 
 
 def register(verbs: argparse._SubParsersAction) -> None:
-    """Add the verb ``simulate``."""
+    """Add the verbs ``check`` and ``simulate``."""
+    _register_check(verbs)
     _register_simulate(verbs)
+
+
+def _register_check(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "check",
+        help="compare a study's ledger with its run table and its MLflow runs, and mend those",
+        description=_CHECK,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", metavar="STUDY", help="name of the study, e.g. quick")
+    parser.add_argument(
+        "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
+    )
+    parser.add_argument("--results", type=Path, help="folder of the run table (default: results/STUDY)")
+    parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
+    parser.add_argument(
+        "--mend", action="store_true", help="write run table and MLflow anew where they differ"
+    )
+    parser.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from eqscale.errors import InputError
+    from eqscale.study.check import Study, check, mend
+    from eqscale.study.engine import Storage
+    from eqscale.study.job import only_driver
+    from eqscale.study.tracking import default_tracking_uri
+
+    storage = Storage(args.storage / args.study, Path())
+    if not storage.ledger.folder.is_dir():
+        there = sorted(path.parent.name for path in args.storage.glob("*/ledger"))
+        known = f"; there are: {', '.join(there)}" if there else ""
+        raise InputError(f"there is no study {args.study!r} in {str(args.storage)!r}{known}")
+    study = Study(
+        name=args.study,
+        storage=storage,
+        results=args.results or Path("results") / args.study,
+        tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
+        experiment=f"eqscale-{args.study}",
+    )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    if args.mend:
+        with only_driver(storage.study):
+            before = {finding for finding in check(study) if not finding.note}
+            if before:
+                mend(study)
+            findings = check(study)
+        mended = len(before - set(findings))
+        console.print(f"mended: {mended} of {len(before)}" if before else "nothing to mend")
+    else:
+        running = _driver_at_work(storage.study)
+        if running:
+            console.print(f"[yellow]{running}[/yellow]: what is in the making isn't counted", highlight=False)
+        findings = check(study, running=bool(running))
+    counts = Counter(finding.note for finding in findings)
+    if findings:
+        table = Table(box=None)
+        for heading in ("", "where", "what", "run", "detail"):
+            table.add_column(heading, overflow="fold")
+        for finding in sorted(findings, key=lambda f: (f.note, f.where, f.kind, f.what)):
+            mark = "[dim]note[/dim]" if finding.note else "[red]differs[/red]"
+            table.add_row(mark, finding.where, finding.kind, finding.what, finding.detail)
+        console.print(table)
+    records = len(storage.ledger.records())
+    verdict = (
+        f"{counts[False]} disagreements" if counts[False] else "run table and MLflow agree with the ledger"
+    )
+    advice = " (--mend writes them anew)" if counts[False] and not args.mend else ""
+    console.print(
+        f"{args.study}: {records} records; {verdict}{advice}, {counts[True]} notes", highlight=False
+    )
+    return 1 if counts[False] else 0
+
+
+def _driver_at_work(folder: Path) -> str:
+    """What the study's lock says of a living driver; empty if there is none."""
+    from eqscale.errors import InputError
+    from eqscale.study.job import only_driver
+
+    try:
+        with only_driver(folder):
+            return ""
+    except InputError as error:
+        return str(error)
 
 
 def _register_simulate(verbs: argparse._SubParsersAction) -> None:

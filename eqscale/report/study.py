@@ -327,7 +327,10 @@ def _caveats(table: pd.DataFrame, fits: Mapping[str, ArmFit]) -> str:
         notes.append(
             f"- Some runs see their data more than once (up to {epochs:.2g} epochs), which the law ignores."
         )
-    lost = table[table["status"] != "finished"]
+    outdated = int((table["status"] == "outdated").sum())
+    if outdated:
+        notes.append(f"- Not in the fits: {outdated} runs of earlier code or other data (status `outdated`).")
+    lost = table[~table["status"].isin(["finished", "outdated"])]
     for row in lost.itertuples():
         notes.append(f"- Not in the fits: `{row.name}` {row.status}.")
     return "\n".join(notes)

@@ -38,7 +38,7 @@ from eqscale.study.grid import dataset_spec
 from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
 from eqscale.study.schedule import longest_first, wall_seconds
-from eqscale.study.table import run_table, write_table
+from eqscale.study.table import is_outdated, run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
 from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
@@ -201,7 +201,7 @@ def _check_writable(folder: Path, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
+def only_driver(folder: Path) -> Iterator[None]:
     """Hold the study's driver lock; the system releases it however the process ends."""
     path = folder / "driver.lock"
     with path.open("a+") as file:
@@ -338,7 +338,7 @@ class Session:
     def _count(self, stage: str, begin: float) -> None:
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.monotonic() - begin
 
-    def describe(self) -> None:
+    def describe(self, specs: Iterable[RunSpec]) -> None:
         """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran."""
         options, path = self.options, self.options.results / "study.json"
         earlier = json.loads(path.read_text())["stage_seconds"] if path.is_file() else {}
@@ -348,11 +348,14 @@ class Session:
             "preset": options.preset_name,
             "values": dataclasses.asdict(options.preset),
             "stage_seconds": earlier | measured,
+            "runs": sorted(spec.run_id for spec in specs),
         }
         path.write_text(json.dumps(content, indent=1) + "\n")
 
     def track(self, specs: Iterable[RunSpec]) -> None:
-        """Bring MLflow up to date with the ledger, and attach the results."""
+        """Bring MLflow up to date with the ledger, mark what is outdated, and attach the results."""
+        data = {dataset_spec(self.options.preset).digest}
+        self.tracker.mark_outdated(r.run_id for r in self.ledger.records() if is_outdated(r, data))
         self.tracker.sync(self.ledger.read(spec.run_id) for spec in specs if spec.run_id in self.ledger)
         self.tracker.artifacts(self.options.results)
 
@@ -368,7 +371,7 @@ def open_study(options: JobOptions, console: Console) -> Iterator[Session]:
     _check_writable(options.results, "results folder")
     _check_writable(options.storage.study, "study folder")
     _check_writable(options.storage.data, "data folder")
-    with _only_driver(options.storage.study):
+    with only_driver(options.storage.study):
         tags = {
             "study": options.study,
             "preset": options.preset_name,
@@ -429,9 +432,9 @@ def run_study(
     with open_study(options, console) as session:
         session.train(todo)
         missing = session.missing(specs)
-        table = run_table(specs, ledger)
+        table = run_table(specs, ledger, outdated=True)
         write_table(table, options.results)
-        session.describe()
+        session.describe(specs)
         try:
             publish(table)
         except InputError as error:

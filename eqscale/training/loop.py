@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqscale import __version__
 from eqscale.errors import InputError
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import Windows
@@ -29,7 +28,7 @@ from eqscale.rigid.symmetry import augment
 from eqscale.training import checkpoint
 from eqscale.training.arms import get_arm
 from eqscale.training.order import DataOrder
-from eqscale.training.spec import RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
+from eqscale.training.spec import CODE, CurvePoint, RunRecord, RunSpec
 
 DIVERGED_LOSS = 10.0  # ballistic motion has loss 1
 CURVE_POINTS = 12
@@ -336,6 +335,6 @@ def train(
         test=test,
         curve=[CurvePoint(**point) for point in progress.curve],
         hardware=_hardware(trainer.device),
-        code=f"eqscale {__version__}, results version {RESULTS_VERSION}",
+        code=CODE,
         started=started,
     )

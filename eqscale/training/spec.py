@@ -7,12 +7,15 @@ import hashlib
 import json
 from typing import Any
 
+from eqscale import __version__
 from eqscale.errors import InputError
 from eqscale.training.arms import Size, get_arm
 
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
 RESULTS_VERSION = 2
+CODE = f"eqscale {__version__}, results version {RESULTS_VERSION}"
+"""What a record names as its code."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +136,11 @@ class RunRecord:
     """Package version and results version."""
     started: str
     """UTC time, ISO 8601."""
+
+    @property
+    def outdated(self) -> bool:
+        """True for a record of an earlier results version: the same run would have another identity now."""
+        return self.run_id != self.spec.run_id
 
     def to_json(self) -> str:
         """Serialise, losslessly."""
