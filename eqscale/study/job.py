@@ -15,6 +15,7 @@ import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import pandas as pd
 from rich.console import Console
@@ -43,13 +44,15 @@ from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_lin
 from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
 
+P = TypeVar("P", bound=Preset, covariant=True)
+
 
 @dataclasses.dataclass(frozen=True)
-class JobOptions:
+class JobOptions(Generic[P]):
     """What the command line of a tune job says."""
 
     preset_name: str
-    preset: Preset
+    preset: P
     study: str
     """Name of the study: its folder under the storage and its MLflow experiment."""
     storage: Storage
@@ -63,14 +66,15 @@ class JobOptions:
 
 
 def parse_options(
-    description: str, presets: Mapping[str, Preset], job: str, argv: Sequence[str] | None = None
-) -> JobOptions:
+    description: str, presets: Mapping[str, P], job: str, argv: Sequence[str] | None = None
+) -> JobOptions[P]:
     """Parse the command line that all tune jobs share.
 
     Args:
         description: text of ``--help``.
         presets: the job's presets; the first is the default, and each of their values has an option.
-        job: ends the default name of the study, so that the jobs' studies lie side by side.
+        job: what the job adds to the name of the study, so that several jobs of one study lie side by side;
+            its results are a folder of the study's.
         argv: the words, from ``sys.argv`` if None.
 
     Raises:
@@ -94,7 +98,9 @@ def parse_options(
     )
     places.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     places.add_argument(
-        "--results", type=Path, help="folder of table, figures and report (default: results/STUDY)"
+        "--results",
+        type=Path,
+        help=f"folder of table, figures and report (default: {Path('results') / 'STUDY' / job})",
     )
     places.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
     engine = parser.add_argument_group("engine")
@@ -138,13 +144,14 @@ def parse_options(
         raise InputError(f"--workers must be at least 1, not {args.workers}")
     if args.max_hours is not None and not args.max_hours > 0:
         raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
-    study = args.study or "-".join(filter(None, (args.preset, job)))
+    name = args.study or args.preset
+    study = f"{name}-{job}" if job else name
     return JobOptions(
         preset_name=args.preset,
         preset=preset,
         study=study,
         storage=Storage(args.storage / study, args.data),
-        results=args.results or Path("results") / study,
+        results=args.results or Path("results") / name / job,
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         address=args.address,
         workers=args.workers,
@@ -253,7 +260,7 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int |
 class Session:
     """An open study: this driver alone trains its trials, keeps its ledger and writes its MLflow runs."""
 
-    def __init__(self, options: JobOptions, tracker: Tracker, console: Console) -> None:
+    def __init__(self, options: JobOptions[Preset], tracker: Tracker, console: Console) -> None:
         self.options, self.tracker, self.console = options, tracker, console
         self.ledger = options.storage.ledger
         self.complete = False
@@ -361,7 +368,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_study(options: JobOptions, console: Console) -> Iterator[Session]:
+def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Session]:
     """Open a study for this driver, and close its MLflow runs however the job ends.
 
     Raises:
@@ -396,7 +403,7 @@ def open_study(options: JobOptions, console: Console) -> Iterator[Session]:
 
 def run_study(
     specs: list[RunSpec],
-    options: JobOptions,
+    options: JobOptions[Preset],
     publish: Callable[[pd.DataFrame], None],
     console: Console | None = None,
 ) -> int:
