@@ -49,7 +49,9 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
     )
-    parser.add_argument("--results", type=Path, help="folder of the run table (default: results/STUDY)")
+    parser.add_argument(
+        "--results", type=Path, help="folder of the run table (default: the study's under results)"
+    )
     parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
     parser.add_argument(
         "--mend", action="store_true", help="write run table and MLflow anew where they differ"
@@ -77,7 +79,7 @@ def _check(args: argparse.Namespace) -> int:
     study = Study(
         name=args.study,
         storage=storage,
-        results=args.results or Path("results") / args.study,
+        results=args.results or _results(args.study),
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         experiment=f"eqscale-{args.study}",
     )
@@ -115,6 +117,13 @@ def _check(args: argparse.Namespace) -> int:
         f"{args.study}: {records} records; {verdict}{advice}, {counts[True]} notes", highlight=False
     )
     return 1 if counts[False] else 0
+
+
+def _results(study: str) -> Path:
+    """results/STUDY, or results/NAME/JOB where the study is called NAME-JOB."""
+    folders = [Path("results") / study]
+    folders += [Path("results") / study[:k] / study[k + 1 :] for k, c in enumerate(study) if c == "-"]
+    return next((folder for folder in folders if (folder / "study.json").is_file()), folders[0])
 
 
 def _driver_at_work(folder: Path) -> str:
