@@ -28,7 +28,7 @@ from eqscale.rigid.symmetry import augment
 from eqscale.training import checkpoint
 from eqscale.training.arms import get_arm
 from eqscale.training.order import DataOrder
-from eqscale.training.spec import CODE, CurvePoint, RunRecord, RunSpec
+from eqscale.training.spec import CODE, RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
 DIVERGED_LOSS = 10.0  # ballistic motion has loss 1
 CURVE_POINTS = 12
