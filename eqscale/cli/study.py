@@ -164,7 +164,7 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
         type=int,
         default=8,
         metavar="N",
-        help="most GPUs that one trial may use, on one node (default: 8)",
+        help="most GPUs that one trial may use, on one node (default: 8; 1: as many trials as GPUs)",
     )
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--gpu", help="GPU model, e.g. A100 (default) or H100: its FP32 peak x 0.35, assumed")
@@ -232,7 +232,7 @@ def _simulate(args: argparse.Namespace) -> int:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)
+        console = Console(width=170)
     alone = [estimate(spec) for spec in specs]
     longest = max(specs, key=estimate)
     console.print(
