@@ -23,8 +23,8 @@ from mlflow.tracking import MlflowClient
 from eqscale.errors import InputError
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
-_STUDY_TAG = "eqscale.study"
-_RUN_TAG = "eqscale.run_id"
+STUDY_TAG = "eqscale.study"
+RUN_TAG = "eqscale.run_id"
 
 
 def default_tracking_uri(folder: Path) -> str:
@@ -96,15 +96,15 @@ class Tracker:
         """End what a killed driver left RUNNING; return run_id -> MLflow id of the completed runs."""
         for run in self._search("attributes.status = 'RUNNING'"):
             self._client.set_terminated(run.info.run_id, "KILLED")
-        done = self._search(f"attributes.status = 'FINISHED' and tags.`{_RUN_TAG}` != ''")
-        return {run.data.tags[_RUN_TAG]: run.info.run_id for run in done}
+        done = self._search(f"attributes.status = 'FINISHED' and tags.`{RUN_TAG}` != ''")
+        return {run.data.tags[RUN_TAG]: run.info.run_id for run in done}
 
     def _open_parent(self) -> str:
         study = self._tags["study"]
-        found = self._search(f"tags.`{_STUDY_TAG}` = '{study}'")
+        found = self._search(f"tags.`{STUDY_TAG}` = '{study}'")
         if found:
             return found[0].info.run_id
-        tags = self._tags | {_STUDY_TAG: study}
+        tags = self._tags | {STUDY_TAG: study}
         return self._client.create_run(self.experiment_id, run_name=f"study-{study}", tags=tags).info.run_id
 
     def _work(self) -> None:
@@ -123,7 +123,7 @@ class Tracker:
         if spec.run_id in self._open:
             return
         tags = self._tags | {
-            _RUN_TAG: spec.run_id,
+            RUN_TAG: spec.run_id,
             "mlflow.parentRunId": self.parent_id,
             "arm": spec.arm,
             "budget": f"{spec.budget:g}",
@@ -134,7 +134,7 @@ class Tracker:
         run = self._client.create_run(self.experiment_id, run_name=spec.name, tags=tags)
         self._open[spec.run_id] = run.info.run_id
         self._client.log_batch(
-            run.info.run_id, params=[Param(k, str(v)) for k, v in _parameters(spec).items()]
+            run.info.run_id, params=[Param(k, str(v)) for k, v in run_parameters(spec).items()]
         )
 
     def point(self, run_id: str, point: CurvePoint) -> None:
@@ -163,15 +163,7 @@ class Tracker:
         self._start(record.spec)
         self._log_points(record.run_id, record.curve)
         now = int(time.time() * 1000)
-        values = {
-            "N": record.parameters,
-            "D": record.tokens,
-            "flops_nominal": record.flops_nominal,
-            "flops_executed": record.flops_executed,
-            "seconds": record.seconds,
-            "epochs": record.epochs,
-            "peak_memory_mb": record.peak_memory_mb,
-        } | {f"final_{name}": value for name, value in record.test.items()}
+        values = final_metrics(record)
         metrics = [Metric(name, float(value), now, record.steps_done) for name, value in values.items()]
         mlflow_id = self._open.pop(record.run_id)
         outcome = [RunTag("outcome", record.status), RunTag("hardware", record.hardware)]
@@ -206,6 +198,16 @@ class Tracker:
         for record in records:
             self.run_ended(record)
 
+    def mark_outdated(self, run_ids: Iterable[str]) -> None:
+        """Tag the completed runs of earlier code or other data, so that nobody compares them unknowingly."""
+
+        def mark() -> None:
+            for run_id in ids & self._known.keys():
+                self._client.set_tag(self._known[run_id], "outcome", "outdated")
+
+        ids = set(run_ids)
+        self._queue.put(mark)
+
     def artifacts(self, folder: Path) -> None:
         """Attach a folder (plan, fits, figures, report) to the study's parent run."""
         self._queue.put(lambda: self._client.log_artifacts(self.parent_id, str(folder)))
@@ -224,7 +226,21 @@ class Tracker:
             self._thread.join(patience_seconds)
 
 
-def _parameters(spec: RunSpec) -> dict[str, object]:
+def final_metrics(record: RunRecord) -> dict[str, float]:
+    """Metrics of an ended run, beside its curves."""
+    return {
+        "N": record.parameters,
+        "D": record.tokens,
+        "flops_nominal": record.flops_nominal,
+        "flops_executed": record.flops_executed,
+        "seconds": record.seconds,
+        "epochs": record.epochs,
+        "peak_memory_mb": record.peak_memory_mb,
+    } | {f"final_{name}": value for name, value in record.test.items()}
+
+
+def run_parameters(spec: RunSpec) -> dict[str, object]:
+    """What is logged as parameters of a run."""
     return {
         "arm": spec.arm,
         "budget": f"{spec.budget:g}",

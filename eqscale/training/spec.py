@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+from eqscale import __version__
 from eqscale.errors import InputError
 from eqscale.rigid.windows import STARTS
 from eqscale.training.arms import Size, get_arm
@@ -15,6 +16,8 @@ from eqscale.training.arms import Size, get_arm
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
 RESULTS_VERSION = 2
+CODE = f"eqscale {__version__}, results version {RESULTS_VERSION}"
+"""What a record names as its code."""
 
 MAX_LEARNING_RATE = 1.0
 """Weights start at 1 / sqrt(fan-in): a step of this size leaves nothing of them."""
@@ -166,6 +169,11 @@ class RunRecord:
     """Package version and results version."""
     started: str
     """UTC time, ISO 8601."""
+
+    @property
+    def outdated(self) -> bool:
+        """True for a record of an earlier results version: the same run would have another identity now."""
+        return self.run_id != self.spec.run_id
 
     def to_json(self) -> str:
         """Serialise, losslessly."""
