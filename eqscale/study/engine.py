@@ -25,10 +25,12 @@ os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
 import ray
 import torch
 from ray import tune
+from ray.exceptions import AuthenticationError
 
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
 from eqscale.study.ledger import Ledger
+from eqscale.study.preflight import check_ray_address
 from eqscale.training.loop import train
 from eqscale.training.spec import CurvePoint, RunSpec
 
@@ -66,24 +68,46 @@ class StudyEvents:
     failed: Callable[[RunSpec, str], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What a Ray cluster has, or may have once its autoscaler has started every node it is allowed."""
+
+    cpus: int
+    gpus: int
+
+
+def _devices() -> Devices:
+    there = ray.cluster_resources()
+    # A cluster that starts its GPU nodes on demand has none yet; only its configuration tells.
+    promised = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    cpus, gpus = (int(max(there.get(name, 0), promised.get(name, 0))) for name in ("CPU", "GPU"))
+    return Devices(max(1, cpus), gpus)
+
+
 @contextlib.contextmanager
-def ray_session(address: str | None, cpus: int | None = None) -> Iterator[int]:
-    """Connect to a Ray cluster, or start one on this machine; yields the number of CPUs it has.
+def ray_session(address: str | None, cpus: int | None = None) -> Iterator[Devices]:
+    """Connect to a Ray cluster, or start one on this machine; yields the devices it has.
 
     Raises:
-        InputError: if the address doesn't answer.
+        InputError: if the address doesn't answer or refuses this driver.
     """
     if address is None:
         options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
     else:
+        check_ray_address(address)
         options = {"address": address}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except AuthenticationError as error:
+        raise InputError(
+            f"the Ray cluster at {address!r} refuses this driver's token: set RAY_AUTH_MODE=token here and on "
+            "every node, with the same ~/.ray/auth_token"
+        ) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"Ray address {address!r} doesn't answer: {reason}") from error
     try:
-        yield int(ray.cluster_resources().get("CPU", 1))
+        yield _devices()
     finally:
         ray.shutdown()
 
@@ -192,16 +216,16 @@ def run_trials(
     storage: Storage,
     events: StudyEvents,
     *,
+    gpus: int = 0,
     arm_files: Sequence[str] = (),
     max_seconds: float | None = None,
 ) -> None:
-    """Train the given runs with Ray Tune, in the given order, as many side by side as there are CPUs.
+    """Train the given runs with Ray Tune, in the given order, as many side by side as there are devices.
 
     A trial that fails is retried once from its newest checkpoint; then it is reported as failed and the others
     go on. Must be called inside ``ray_session``. Every call is a fresh Tune experiment: what is left to do
     follows from the ledger alone.
     """
-    gpus = ray.cluster_resources().get("GPU", 0)
     resources = {"cpu": 1.0, "gpu": 1.0} if gpus else {"cpu": 1.0}
     configs = [dataclasses.asdict(spec) for spec in specs]
     attempt = datetime.datetime.now(datetime.UTC).strftime("attempt-%Y%m%d-%H%M%S-%f")

@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -25,7 +26,8 @@ from eqscale.rigid.families import family
 from eqscale.rigid.windows import HORIZONS, STARTS
 from eqscale.study.engine import Storage, StudyEvents, load_arm_files, ray_session, run_trials
 from eqscale.study.estimate import estimator
-from eqscale.study.grid import dataset_spec, expected_batch
+from eqscale.study.grid import compute_grid, dataset_spec, expected_batch
+from eqscale.study.preflight import CPU_LIMIT_SECONDS, check_devices, study_seconds
 from eqscale.study.presets import PRESETS, Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
 from eqscale.study.table import run_table, write_table
@@ -115,9 +117,13 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
     _check(preset)
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers must be at least 1, not {args.workers}")
+    if args.workers is not None and args.address is not None:
+        raise InputError("--workers is for this machine; a cluster named by --address has its own: give one")
     if args.max_hours is not None and not args.max_hours > 0:
         raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
     study = args.study or args.preset
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", study):
+        raise InputError(f"--study {study!r}: use letters, digits, '.', '_' and '-' only")
     return JobOptions(
         preset_name=args.preset,
         preset=preset,
@@ -197,6 +203,15 @@ def _only_driver(folder: Path) -> Iterator[None]:
         yield
 
 
+def _fitting(estimate: Callable[[RunSpec], float], cpus: int) -> list[str]:
+    """Presets that the CPUs of this machine can train."""
+    return [
+        name
+        for name, preset in PRESETS.items()
+        if study_seconds(compute_grid(preset), estimate, cpus) <= CPU_LIMIT_SECONDS
+    ]
+
+
 def _git_commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
@@ -211,8 +226,8 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
-def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int | None = None) -> None:
-    """Generate what is missing of a data set, with a progress bar."""
+def prepare_data(data: DatasetSpec, root: Path, console: Console, backend: str = "processes") -> None:
+    """Generate what is missing of a data set, with a progress bar; see ``eqscale.rigid.dataset.prepare``."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -224,7 +239,7 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int |
         prepare(
             data,
             root,
-            workers=workers,
+            backend=backend,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
@@ -258,7 +273,7 @@ def run_study(
     console.print(plan_table(specs, batch, windows, estimate, done))
     workers = options.workers or os.cpu_count() or 1
     if todo:
-        wall = max(sum(map(estimate, todo)) / workers, max(map(estimate, todo)))
+        wall = study_seconds(todo, estimate, workers)
         console.print(
             f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers"
         )
@@ -341,12 +356,14 @@ def _train_missing(
     begin = time.monotonic()
     if not todo:
         return stages
-    prepare_data(data, storage.data, console, options.workers)
-    stages["data"] = time.monotonic() - begin
+    # Ray first: an address that doesn't answer, or a lack of GPUs, must show before data are made.
+    with ray_session(options.address, options.workers) as devices:
+        check_devices(todo, estimate, devices.cpus, devices.gpus, lambda: _fitting(estimate, devices.cpus))
+        prepare_data(data, storage.data, console, backend="ray")
+        stages["data"] = time.monotonic() - begin
 
-    begin = time.monotonic()
-    with ray_session(options.address, options.workers) as workers:
-        with StudyProgress(todo, estimate, workers, console) as display:
+        begin = time.monotonic()
+        with StudyProgress(todo, estimate, devices.gpus or devices.cpus, console) as display:
 
             def started(spec: RunSpec) -> None:
                 display.started(spec)
@@ -371,6 +388,7 @@ def _train_missing(
                 data,
                 storage,
                 StudyEvents(started, point, ended, failed),
+                gpus=devices.gpus,
                 arm_files=options.arm_files,
                 max_seconds=options.max_seconds,
             )

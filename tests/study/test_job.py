@@ -57,6 +57,13 @@ def refuse(tmp_path, monkeypatch, *arguments):
         (["--frame", "sideways"], "unknown frame 'sideways'; choose from random, upright"),
         (["--horizon", "3"], "unknown horizon 3; choose from 1, 2, 4, 8 frames"),
         (["--workers", "0"], "--workers must be at least 1, not 0"),
+        (
+            ["--workers", "2", "--address", "auto"],
+            "--workers is for this machine; a cluster named by --address",
+        ),
+        (["--address", "head"], "Ray address 'head' is neither auto nor HOST:PORT"),
+        (["--address", "127.0.0.1:9"], "Ray address '127.0.0.1:9' doesn't answer"),
+        (["--study", "../elsewhere"], "--study '../elsewhere': use letters, digits"),
         (["--max-hours", "0"], "--max-hours must be positive, not 0"),
         (["--cost-range", "nan"], "--cost-range must be positive, not nan"),
         (["--batch-size", "0"], "--batch-size must be positive, not 0"),
