@@ -29,6 +29,8 @@ from ray.exceptions import AuthenticationError
 
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
+from eqscale.storage import AnyPath, RemotePath, absolute, open_place
+from eqscale.study import shared_data
 from eqscale.study.ledger import Ledger
 from eqscale.study.preflight import check_ray_address
 from eqscale.training.loop import train
@@ -37,11 +39,11 @@ from eqscale.training.spec import CurvePoint, RunSpec
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Where a study lives; every node must see the same folders."""
+    """Where a study lives: folders that every node sees, or places on an object store."""
 
-    study: Path
+    study: AnyPath
     """Folder of this study: ledger, checkpoints, weights, Ray's own files."""
-    data: Path
+    data: AnyPath
     """Folder of the generated data sets."""
 
     @property
@@ -49,11 +51,11 @@ class Storage:
         """The study's ledger."""
         return Ledger(self.study / "ledger")
 
-    def checkpoints(self, run_id: str) -> Path:
+    def checkpoints(self, run_id: str) -> AnyPath:
         """Folder of a running trial's checkpoints."""
         return self.study / "checkpoints" / run_id
 
-    def weights(self, run_id: str) -> Path:
+    def weights(self, run_id: str) -> AnyPath:
         """File of a finished run's final weights."""
         return self.study / "weights" / f"{run_id}.pt"
 
@@ -143,14 +145,14 @@ def _trial(config: dict[str, Any]) -> None:
     """One Tune trial: train the run of ``config["spec"]`` and write its record to the ledger."""
     load_arm_files(config["arm_files"])
     spec = RunSpec.from_dict(config["spec"])
-    storage = Storage(Path(config["study_folder"]), Path(config["data_folder"]))
+    storage = Storage(open_place(config["study_folder"]), open_place(config["data_folder"]))
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     if spec.run_id in storage.ledger:  # an attempt that died after writing its record
         return
-    open_windows = functools.partial(
-        _windows, config["data"], storage.data, horizon=spec.horizon, frame=spec.frame
-    )
+    scenes = {"train": spec.train_scenes, "test": spec.test_scenes}
+    root = shared_data.fetch(config["data"], storage.data, scenes)
+    open_windows = functools.partial(_windows, config["data"], root, horizon=spec.horizon, frame=spec.frame)
     record = train(
         spec,
         open_windows(split="train", scenes=spec.train_scenes),
@@ -210,6 +212,12 @@ def _spec_of(trial: Any) -> RunSpec:
     return RunSpec.from_dict(trial.config["spec"])
 
 
+def _tune_storage(place: AnyPath) -> dict[str, Any]:
+    if isinstance(place, RemotePath):
+        return {"storage_filesystem": place.filesystem, "storage_path": place.path}
+    return {"storage_path": str(place.resolve())}
+
+
 def run_trials(
     specs: Sequence[RunSpec],
     data: DatasetSpec,
@@ -235,8 +243,8 @@ def run_trials(
         param_space={
             "spec": tune.grid_search(configs),
             "data": data,
-            "study_folder": str(storage.study.resolve()),
-            "data_folder": str(storage.data.resolve()),
+            "study_folder": str(absolute(storage.study)),
+            "data_folder": str(absolute(storage.data)),
             "arm_files": [str(Path(file).resolve()) for file in arm_files],
         },
         tune_config=tune.TuneConfig(
@@ -247,7 +255,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=attempt,
-            storage_path=str((storage.study / "ray").resolve()),
+            **_tune_storage(storage.study / "ray"),
             callbacks=[_Events(events)],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
-import socket
 import subprocess
 import time
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -24,9 +21,12 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, prepare
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import HORIZONS, STARTS
+from eqscale.storage import RemotePath, check_writable, open_place
+from eqscale.study import shared_data
 from eqscale.study.engine import Storage, StudyEvents, load_arm_files, ray_session, run_trials
 from eqscale.study.estimate import estimator
 from eqscale.study.grid import compute_grid, dataset_spec, expected_batch
+from eqscale.study.lease import only_driver
 from eqscale.study.preflight import CPU_LIMIT_SECONDS, check_devices, study_seconds
 from eqscale.study.presets import PRESETS, Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
@@ -74,9 +74,13 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
         "--study", help="name of the study (default: the preset's); the same name continues it"
     )
     places.add_argument(
-        "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
+        "--storage",
+        default="studies",
+        help="folder of studies that every node sees, or a URI: s3://bucket/path, gs://… (default: studies)",
     )
-    places.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
+    places.add_argument(
+        "--data", help="folder or URI of data sets (default: data, or under --storage if that is a URI)"
+    )
     places.add_argument(
         "--results", type=Path, help="folder of table, figures and report (default: results/STUDY)"
     )
@@ -121,6 +125,8 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
         raise InputError("--workers is for this machine; a cluster named by --address has its own: give one")
     if args.max_hours is not None and not args.max_hours > 0:
         raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
+    studies = open_place(args.storage)
+    default_data = str(studies / "data") if isinstance(studies, RemotePath) else "data"
     study = args.study or args.preset
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", study):
         raise InputError(f"--study {study!r}: use letters, digits, '.', '_' and '-' only")
@@ -128,7 +134,7 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
         preset_name=args.preset,
         preset=preset,
         study=study,
-        storage=Storage(args.storage / study, args.data),
+        storage=Storage(studies / study, open_place(args.data or default_data)),
         results=args.results or Path("results") / study,
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         address=args.address,
@@ -173,34 +179,6 @@ def _check(preset: Preset) -> None:
         values = getattr(preset, field)
         if len(set(values)) < len(values):
             raise InputError(f"--{field} names a value twice: {_show(values)}")
-
-
-def _check_writable(folder: Path, what: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{what} {str(folder)!r} can't be written: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
-    """Hold the study's driver lock; the system releases it however the process ends."""
-    path = folder / "driver.lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise InputError(
-                f"study {folder.name!r} is already being run by {file.read().strip()}"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def _fitting(estimate: Callable[[RunSpec], float], cpus: int) -> list[str]:
@@ -282,10 +260,10 @@ def run_study(
     if options.dry_run:
         return 0
 
-    _check_writable(options.results, "results folder")
-    _check_writable(storage.study, "study folder")
-    _check_writable(storage.data, "data folder")
-    with _only_driver(storage.study):
+    check_writable(options.results, "results folder")
+    check_writable(storage.study, "study folder")
+    check_writable(storage.data, "data folder")
+    with only_driver(storage.study):
         data = dataset_spec(preset)
         tags = {
             "study": options.study,
@@ -359,7 +337,8 @@ def _train_missing(
     # Ray first: an address that doesn't answer, or a lack of GPUs, must show before data are made.
     with ray_session(options.address, options.workers) as devices:
         check_devices(todo, estimate, devices.cpus, devices.gpus, lambda: _fitting(estimate, devices.cpus))
-        prepare_data(data, storage.data, console, backend="ray")
+        prepare_data(data, shared_data.fetch(data, storage.data), console, backend="ray")
+        shared_data.publish(data, storage.data)
         stages["data"] = time.monotonic() - begin
 
         begin = time.monotonic()

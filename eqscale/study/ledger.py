@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from eqscale.training.checkpoint import write_atomically
+from eqscale.storage import AnyPath, write_atomically
 from eqscale.training.spec import RunRecord, RunSpec
 
 
 class Ledger:
     """Records of a study, one JSON file per run, named by the run's identity."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self.folder = folder
         self._failures = folder / "failed"
 
-    def _path(self, run_id: str) -> Path:
+    def _path(self, run_id: str) -> AnyPath:
         return self.folder / f"{run_id}.json"
 
     def __contains__(self, run_id: object) -> bool:

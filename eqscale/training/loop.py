@@ -8,7 +8,6 @@ import datetime
 import math
 import platform
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from eqscale.rigid.dataset import Windows
 from eqscale.rigid.loader import batches
 from eqscale.rigid.metrics import evaluate
 from eqscale.rigid.symmetry import augment
+from eqscale.storage import AnyPath, remove_folder
 from eqscale.training import checkpoint
 from eqscale.training.arms import get_arm
 from eqscale.training.order import DataOrder
@@ -150,7 +150,7 @@ class _Trainer:
         spec: RunSpec,
         train_windows: Windows,
         test_windows: Windows,
-        checkpoints: Path,
+        checkpoints: AnyPath,
         report: Callable[[CurvePoint], None],
     ) -> None:
         self.spec, self.arm = spec, get_arm(spec.arm)
@@ -268,8 +268,8 @@ def train(
     train_windows: Windows,
     test_windows: Windows,
     *,
-    checkpoints: Path,
-    weights: Path | None = None,
+    checkpoints: AnyPath,
+    weights: AnyPath | None = None,
     report: Callable[[CurvePoint], None] = lambda point: None,
 ) -> RunRecord:
     """Train one run to its last step, or go on from its newest checkpoint, and evaluate it.
@@ -310,7 +310,7 @@ def train(
             )
     except _Diverged:
         status, test = "diverged", {}
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    remove_folder(checkpoints)
 
     progress, flops = trainer.progress, trainer.arm.flops(spec.size)
     computed = (progress.padded_tokens, progress.padded_pairs)
