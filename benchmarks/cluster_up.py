@@ -109,7 +109,10 @@ def ssh_server(folder: Path, port: int) -> Iterator[None]:
         home = folder / address
         # RAY_TMPDIR keeps Ray's sessions in the node's home, where they end with it.
         environment = f"HOME={home} RAY_TMPDIR={home} NODE_ADDRESS={address} PYTHONPATH={home}/eqscale"
-        lines += [f"Match LocalAddress {address}", f"  SetEnv {environment} OMP_NUM_THREADS=1 RAY_worker_niceness=0"]
+        lines += [
+            f"Match LocalAddress {address}",
+            f"  SetEnv {environment} OMP_NUM_THREADS=1 RAY_worker_niceness=0",
+        ]
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     # The head's key: ssh takes ~ from the password file, not from HOME.
     key = 'key="$HOME/ray_bootstrap_key.pem"\n[ -f "$key" ] && set -- -i "$key" "$@"'

@@ -99,9 +99,6 @@ class RemotePath:
             if info.type == fs.FileType.File and fnmatch.fnmatchcase(info.base_name, pattern):
                 yield self / info.base_name
 
-    def __lt__(self, other: RemotePath) -> bool:
-        return self.path < other.path
-
 
 AnyPath = Path | RemotePath
 
@@ -132,6 +129,11 @@ def open_place(text: str | Path) -> AnyPath:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"storage {text!r} can't be opened: {reason}") from error
     return RemotePath(filesystem, path, text)
+
+
+def matching(folder: AnyPath, pattern: str) -> list[AnyPath]:
+    """Files directly in a folder whose names match, sorted by name."""
+    return sorted(folder.glob(pattern), key=lambda path: path.name)
 
 
 def absolute(place: AnyPath) -> AnyPath:

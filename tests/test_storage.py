@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from eqscale.errors import InputError
-from eqscale.storage import RemotePath, check_writable, open_place, remove_folder, write_atomically
+from eqscale.storage import RemotePath, check_writable, matching, open_place, remove_folder, write_atomically
 from eqscale.study.lease import only_driver
 from eqscale.study.ledger import Ledger
 from eqscale.training import checkpoint
@@ -23,7 +23,7 @@ def test_files_are_written_found_replaced_and_deleted(place):
     for name in ("b.json", "a.json", "c.txt"):
         write_atomically(place / "sub" / name, b"first")
     write_atomically(place / "sub" / "a.json", b"second")
-    assert [path.name for path in sorted((place / "sub").glob("*.json"))] == ["a.json", "b.json"]
+    assert [path.name for path in matching(place / "sub", "*.json")] == ["a.json", "b.json"]
     file = place / "sub" / "a.json"
     assert (file.read_bytes(), file.read_text(), file.stem) == (b"second", "second", "a")
     assert file.exists()

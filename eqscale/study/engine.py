@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 # Must be set before Ray is imported: our own progress display replaces Tune's, and trials keep their own logs.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -26,6 +26,8 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import AuthenticationError
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
@@ -34,7 +36,7 @@ from eqscale.study import shared_data
 from eqscale.study.ledger import Ledger
 from eqscale.study.preflight import check_ray_address
 from eqscale.training.loop import train
-from eqscale.training.spec import CurvePoint, RunSpec
+from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,23 @@ class StudyEvents:
     point: Callable[[RunSpec, CurvePoint], None]
     ended: Callable[[RunSpec], None]
     failed: Callable[[RunSpec, str], None]
+    pruned: Callable[[RunSpec], None]
+
+
+class TrialSource(Protocol):
+    """Trials that are chosen while others run, as a search does."""
+
+    def __len__(self) -> int:
+        """Number of trials still to be asked for."""
+
+    def ask(self) -> RunSpec | None:
+        """The next trial, or None if there are no more."""
+
+    def should_prune(self, spec: RunSpec, point: CurvePoint) -> bool:
+        """Whether a running trial that has reached ``point`` is not worth going on."""
+
+    def tell(self, spec: RunSpec, record: RunRecord | None) -> None:
+        """A trial has ended with its record, or without one because it was pruned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +189,12 @@ def _trial(config: dict[str, Any]) -> None:
 class _Events(tune.Callback):
     """Passes Tune's events on; holds live objects, so it must not be pickled into Tune's own state."""
 
-    def __init__(self, events: StudyEvents) -> None:
+    def __init__(self, events: StudyEvents, pruner: _Pruner | None) -> None:
         self._events: StudyEvents | None = events
-        self._started: set[str] = set()
+        self._pruner = pruner
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_events": None, "_started": set()}
+        return {"_events": None, "_pruner": None}
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial begins, or begins again after a failure."""
@@ -185,14 +204,17 @@ class _Events(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         """A trial reports a point of its curve."""
         assert self._events is not None
-        names = [field.name for field in dataclasses.fields(CurvePoint)]
-        if all(name in result for name in names):
-            self._events.point(_spec_of(trial), CurvePoint(**{name: result[name] for name in names}))
+        point = _point_of(result)
+        if point is not None:
+            self._events.point(_spec_of(trial), point)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial has written its record."""
+        """A trial has written its record, or was given up."""
         assert self._events is not None
-        self._events.ended(_spec_of(trial))
+        if self._pruner is not None and trial.trial_id in self._pruner.pruned:
+            self._events.pruned(_spec_of(trial))
+        else:
+            self._events.ended(_spec_of(trial))
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
@@ -208,8 +230,61 @@ def _error_text(trial: Any) -> str:
     return str(getattr(trial, "error_msg", "") or "")
 
 
+def _point_of(result: dict[str, Any]) -> CurvePoint | None:
+    """The point of the training curve in a result, if it carries one: Tune adds results of its own."""
+    names = [field.name for field in dataclasses.fields(CurvePoint)]
+    return CurvePoint(**{name: result[name] for name in names}) if names[0] in result else None
+
+
 def _spec_of(trial: Any) -> RunSpec:
     return RunSpec.from_dict(trial.config["spec"])
+
+
+class _Searcher(Searcher):
+    """Passes Tune's questions to a TrialSource, whose state is its own: nothing here is saved or restored."""
+
+    def __init__(self, source: TrialSource | None) -> None:
+        super().__init__(metric="test_nmse", mode="min")
+        self._source = source
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_source": None}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Configuration of the next trial, or Tune's mark that there are no more."""
+        assert self._source is not None
+        spec = self._source.ask()
+        return Searcher.FINISHED if spec is None else {"spec": dataclasses.asdict(spec)}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Nothing to do: the driver's events tell the source."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class _Pruner(FIFOScheduler):
+    """Stops the trials that a TrialSource gives up."""
+
+    def __init__(self, source: TrialSource | None) -> None:
+        super().__init__()
+        self._source = source
+        self.pruned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_source": None}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        """Decide at a point of the trial's curve."""
+        assert self._source is not None
+        point = _point_of(result)
+        if point is not None and self._source.should_prune(_spec_of(trial), point):
+            self.pruned.add(trial.trial_id)
+            return FIFOScheduler.STOP
+        return FIFOScheduler.CONTINUE
 
 
 def _tune_storage(place: AnyPath) -> dict[str, Any]:
@@ -219,7 +294,7 @@ def _tune_storage(place: AnyPath) -> dict[str, Any]:
 
 
 def run_trials(
-    specs: Sequence[RunSpec],
+    trials: Sequence[RunSpec] | TrialSource,
     data: DatasetSpec,
     storage: Storage,
     events: StudyEvents,
@@ -228,20 +303,33 @@ def run_trials(
     arm_files: Sequence[str] = (),
     max_seconds: float | None = None,
 ) -> None:
-    """Train the given runs with Ray Tune, in the given order, as many side by side as there are devices.
+    """Train runs with Ray Tune, in the given order or as a source asks, as many side by side as devices allow.
 
     A trial that fails is retried once from its newest checkpoint; then it is reported as failed and the others
     go on. Must be called inside ``ray_session``. Every call is a fresh Tune experiment: what is left to do
     follows from the ledger alone.
     """
     resources = {"cpu": 1.0, "gpu": 1.0} if gpus else {"cpu": 1.0}
-    configs = [dataclasses.asdict(spec) for spec in specs]
+    given: dict[str, Any] = {}
+    search: dict[str, Any] = {}
+    pruner = None
+    if isinstance(trials, Sequence):
+        given = {"spec": tune.grid_search([dataclasses.asdict(spec) for spec in trials])}
+    else:
+        pruner = _Pruner(trials)
+        slots = int(gpus or ray.cluster_resources().get("CPU", 1))
+        search = {
+            "search_alg": _Searcher(trials),
+            "scheduler": pruner,
+            "num_samples": len(trials),
+            "max_concurrent_trials": slots,
+        }
     attempt = datetime.datetime.now(datetime.UTC).strftime("attempt-%Y%m%d-%H%M%S-%f")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
         tune.with_resources(_trial, resources),
         param_space={
-            "spec": tune.grid_search(configs),
+            **given,
             "data": data,
             "study_folder": str(absolute(storage.study)),
             "data_folder": str(absolute(storage.data)),
@@ -252,11 +340,12 @@ def run_trials(
             time_budget_s=max_seconds,
             trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: trial.trial_id,
+            **search,
         ),
         run_config=tune.RunConfig(
             name=attempt,
             **_tune_storage(storage.study / "ray"),
-            callbacks=[_Events(events)],
+            callbacks=[_Events(events, pruner)],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),

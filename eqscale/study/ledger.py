@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from eqscale.storage import AnyPath, write_atomically
+from eqscale.storage import AnyPath, matching, write_atomically
 from eqscale.training.spec import RunRecord, RunSpec
 
 
@@ -37,10 +37,10 @@ class Ledger:
 
     def records(self) -> list[RunRecord]:
         """All records, in the order of their identities."""
-        return [self.read(path.stem) for path in sorted(self.folder.glob("*.json"))]
+        return [self.read(path.stem) for path in matching(self.folder, "*.json")]
 
     def failures(self) -> dict[str, str]:
         """Identity -> error of the runs whose latest attempt failed."""
         return {
-            path.stem: json.loads(path.read_text())["error"] for path in sorted(self._failures.glob("*.json"))
+            path.stem: json.loads(path.read_text())["error"] for path in matching(self._failures, "*.json")
         }

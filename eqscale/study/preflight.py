@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eqscale.errors import InputError
 from eqscale.study.progress import human_time
@@ -46,7 +46,7 @@ def check_devices(
     seconds: Callable[[RunSpec], float],
     cpus: int,
     gpus: int,
-    fitting: Callable[[], Sequence[str]],
+    presets: Mapping[str, float],
 ) -> None:
     """Refuse a study for GPUs on a machine or cluster that has none and can't start any.
 
@@ -55,7 +55,7 @@ def check_devices(
         seconds: estimate of a run's time on one CPU core.
         cpus: CPU cores there are.
         gpus: GPUs there are, or that the cluster's autoscaler may start.
-        fitting: names of the presets that do fit; called only for the message.
+        presets: largest budget of each preset there is, to name those that do fit.
 
     Raises:
         InputError: says what the study would need, and which presets fit.
@@ -65,7 +65,8 @@ def check_devices(
         return
     flops = sum(spec.budget for spec in specs)
     largest = max(get_arm(spec.arm).parameters(spec.size) for spec in specs)
-    names = ", ".join(fitting())
+    affordable = max(spec.budget for spec in specs) * CPU_LIMIT_SECONDS / wall
+    names = ", ".join(name for name, budget in presets.items() if budget <= affordable)
     fits = f"--preset {names} fits this machine" if names else "lower --budgets to what the machine can do"
     raise InputError(
         f"these {len(specs)} runs need GPUs and there is none: {flops:.2g} FLOPs and models of up to "

@@ -179,6 +179,17 @@ class Tracker:
         self._client.set_terminated(mlflow_id, "FINISHED")
         self._known[record.run_id] = mlflow_id
 
+    def run_pruned(self, spec: RunSpec) -> None:
+        """End the MLflow run of a trial that was given up."""
+
+        def end() -> None:
+            mlflow_id = self._open.pop(spec.run_id, None)
+            if mlflow_id is not None:
+                self._client.set_tag(mlflow_id, "outcome", "pruned")
+                self._client.set_terminated(mlflow_id, "KILLED")
+
+        self._queue.put(end)
+
     def run_failed(self, spec: RunSpec, error: str) -> None:
         """Mark the MLflow run of a trial as failed."""
 

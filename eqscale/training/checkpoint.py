@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eqscale.storage import AnyPath, write_atomically
+from eqscale.storage import AnyPath, matching, write_atomically
 
 _KEEP = 2  # the newest may be cut short by a full disk: the one before must survive
 
@@ -28,7 +28,7 @@ def save_file(path: AnyPath, state: dict[str, Any]) -> None:
 def save(directory: AnyPath, step: int, state: dict[str, Any]) -> None:
     """Store ``state`` as the checkpoint of ``step`` and drop all but the newest two."""
     save_file(_path(directory, step), state)
-    for old in sorted(directory.glob("step-*.pt"))[:-_KEEP]:
+    for old in matching(directory, "step-*.pt")[:-_KEEP]:
         old.unlink()
 
 
@@ -43,7 +43,7 @@ def load_file(path: AnyPath) -> dict[str, Any] | None:
 
 def load_newest(directory: AnyPath) -> dict[str, Any] | None:
     """State of the newest undamaged checkpoint in ``directory``, or None if there is none."""
-    for path in sorted(directory.glob("step-*.pt"), reverse=True):
+    for path in reversed(matching(directory, "step-*.pt")):
         state = load_file(path)
         if state is not None:
             return state

@@ -17,7 +17,7 @@ def cpu_core(spec):
 
 def test_a_study_for_gpus_says_what_it_needs_and_what_fits():
     with pytest.raises(InputError) as caught:
-        check_devices(HUGE, cpu_core, cpus=2, gpus=0, fitting=lambda: ["quick", "cpu"])
+        check_devices(HUGE, cpu_core, cpus=2, gpus=0, presets={"quick": 1e11, "cpu": 1e13, "paper": 1e19})
     message = str(caught.value)
     for part in ("3 runs need GPUs", "3e+17 FLOPs", "2 CPU cores", "8 GPU-hours", "--preset quick, cpu fits"):
         assert part in message
@@ -25,12 +25,12 @@ def test_a_study_for_gpus_says_what_it_needs_and_what_fits():
 
 
 def test_gpus_or_enough_time_or_enough_cores_lift_the_refusal():
-    check_devices(HUGE, cpu_core, cpus=2, gpus=1, fitting=list)
-    check_devices(HUGE, lambda spec: 3600.0, cpus=2, gpus=0, fitting=list)
+    check_devices(HUGE, cpu_core, cpus=2, gpus=1, presets={})
+    check_devices(HUGE, lambda spec: 3600.0, cpus=2, gpus=0, presets={})
     edge = CPU_LIMIT_SECONDS * 0.99
-    check_devices(HUGE, lambda spec: edge, cpus=3, gpus=0, fitting=list)
+    check_devices(HUGE, lambda spec: edge, cpus=3, gpus=0, presets={})
     with pytest.raises(InputError):
-        check_devices(HUGE, lambda spec: edge, cpus=2, gpus=0, fitting=list)
+        check_devices(HUGE, lambda spec: edge, cpus=2, gpus=0, presets={})
 
 
 def test_wall_time_is_the_mean_load_or_the_longest_run():
