@@ -144,6 +144,13 @@ def node_processes(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def describe(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        words = [Path(word).name for word in process.cmdline()[:6]]
+        return f"{Path(process.environ()['HOME']).name}: {' '.join(words)}"
+    return str(process.pid)
+
+
 def wait_until_gone(folder: Path, seconds: float) -> tuple[float, list[psutil.Process]]:
     """Wait for all node processes to end by themselves; returns the time it took and who is left."""
     begin = time.monotonic()
@@ -246,8 +253,8 @@ def exercise(folder: Path, rows: list[tuple[str, str]], autoscaler_v2: bool, ver
         seconds, _ = run(folder, "ray down", ["down", "-y", config], 120, verbose)
         ran_down = True
         rows.append(("`ray down`", f"{seconds:.0f} s"))
-        seconds, left = wait_until_gone(folder, 180)
-        names = ", ".join(sorted({p.name() for p in left})) or "none"
+        seconds, left = wait_until_gone(folder, 120)
+        names = ", ".join(f"`{describe(process)}`" for process in left) or "none"
         rows.append(("processes that outlive it", f"{names} (after {seconds:.0f} s)"))
     finally:
         if not ran_down:
