@@ -31,10 +31,12 @@ from ray.tune.search import Searcher
 
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
+from eqscale.rigid.families import Family
 from eqscale.storage import AnyPath, RemotePath, absolute, open_place
 from eqscale.study import shared_data
 from eqscale.study.ledger import Ledger
 from eqscale.study.preflight import check_ray_address
+from eqscale.study.resources import gpu_share
 from eqscale.training.loop import train
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
@@ -287,6 +289,36 @@ class _Pruner(FIFOScheduler):
         return FIFOScheduler.CONTINUE
 
 
+def _gpu_bytes() -> float:
+    """Memory of a GPU of the cluster, asked of one; waits for the autoscaler if none is there yet."""
+
+    def ask() -> float | None:
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+    found = ray.get(ray.remote(num_cpus=1, num_gpus=1)(ask).remote())
+    if found is None:
+        raise InputError(
+            "the cluster has GPUs, but PyTorch on its nodes can't use them: install a CUDA build of torch there"
+        )
+    return found
+
+
+def trial_resources(
+    data: DatasetSpec, gpu_bytes: float | None
+) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+    """Trial's configuration -> what Ray reserves for it: a core, and its share of a GPU where there are any."""
+    scenes: Family = data.family  # type: ignore[assignment]
+
+    def reserve(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        if gpu_bytes is None:
+            return tune.PlacementGroupFactory([{"CPU": 1.0}])
+        spec = RunSpec.from_dict(config["spec"])
+        share = gpu_share(spec, scenes.max_objects * scenes.max_vertices, gpu_bytes)
+        return tune.PlacementGroupFactory([{"CPU": 1.0, "GPU": share}])
+
+    return reserve
+
+
 def _tune_storage(place: AnyPath) -> dict[str, Any]:
     if isinstance(place, RemotePath):
         return {"storage_filesystem": place.filesystem, "storage_path": place.path}
@@ -309,7 +341,11 @@ def run_trials(
     go on. Must be called inside ``ray_session``. Every call is a fresh Tune experiment: what is left to do
     follows from the ledger alone.
     """
-    resources = {"cpu": 1.0, "gpu": 1.0} if gpus else {"cpu": 1.0}
+    resources = trial_resources(data, _gpu_bytes() if gpus else None)
+    for spec in trials if isinstance(trials, Sequence) else ():
+        resources(
+            {"spec": dataclasses.asdict(spec)}
+        )  # a run too large for the GPUs must show before any starts
     given: dict[str, Any] = {}
     search: dict[str, Any] = {}
     pruner = None
