@@ -1,3 +1,5 @@
+import urllib.request
+
 import pytest
 import torch
 
@@ -9,13 +11,37 @@ from eqscale.training import checkpoint
 from tests.study.test_ledger import make_record, make_spec
 
 
-@pytest.fixture(params=["path", "file", "memory", "local"])
+@pytest.fixture(scope="module")
+def s3():
+    """URI of a folder in a bucket of a simulated S3, with the query that leads there."""
+    server = pytest.importorskip("moto.server", reason="needs moto[server], of the extra dev")
+    simulated = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    simulated.start()
+    host, port = simulated.get_host_and_port()
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT"), timeout=30)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
+            patch.setenv(name, "true")
+        yield f"s3://bucket/{{}}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    simulated.stop()
+
+
+@pytest.fixture(params=["path", "file", "memory", "local", "s3"])
 def place(request, tmp_path):
-    """The same empty place on this machine, and on two filesystems that are reached through pyarrow."""
-    uri = {"path": "{}", "file": "file://{}", "memory": "memory://{}", "local": "local://{}"}[request.param]
-    place = open_place(uri.format(tmp_path / "a place"))
+    """The same empty place on this machine, on two filesystems of fsspec's and in a bucket."""
+    uris = {"path": "{}", "file": "file://{}", "memory": "memory://{}", "local": "local://{}"}
+    if request.param == "s3":
+        place = open_place(request.getfixturevalue("s3").format(f"studies/{tmp_path.name}"))
+    else:
+        place = open_place(uris[request.param].format(tmp_path / "a place"))
     yield place
     remove_folder(place)
+
+
+def test_a_bucket_that_is_not_there_is_named(s3):
+    with pytest.raises(InputError, match="can't be written: Bucket 'nowhere' not found") as caught:
+        check_writable(open_place(s3.replace("bucket", "nowhere").format("studies")), "study folder")
+    assert "\n" not in str(caught.value)
 
 
 def test_files_are_written_found_replaced_and_deleted(place):
