@@ -27,8 +27,9 @@ from eqscale.study.table import run_table
 from eqscale.training.arms import get_arm
 
 
-def plan(options: JobOptions, preset: LearningRateSearch) -> str:
+def plan(options: JobOptions[LearningRateSearch]) -> str:
     """What the search will train, in words."""
+    preset = options.preset
     cells = search_cells(preset)
     recipes = {name: get_arm(name).recipe for name in preset.arms}
     checks = check_specs(preset, recipes, {})
@@ -44,11 +45,10 @@ def plan(options: JobOptions, preset: LearningRateSearch) -> str:
 
 def main() -> int:
     """Search, fit, check, report."""
-    options = parse_options(__doc__, SEARCHES, job="learning-rate")
+    options = parse_options(__doc__, SEARCHES, job="learning_rate")
     preset = options.preset
-    assert isinstance(preset, LearningRateSearch)
     console = make_console()
-    console.print(plan(options, preset), highlight=False)
+    console.print(plan(options), highlight=False)
     if options.dry_run:
         return 0
     with open_study(options, console) as session:

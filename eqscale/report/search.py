@@ -24,11 +24,25 @@ _SHOWN = 2.0  # panels show losses up to this multiple of the lowest
 class FittedRecipe(Protocol):
     """What the search fits to an arm's trials."""
 
-    recipe: Any
-    trials: int
-    scatter: float
-    curvature_rate: float
-    curvature_batch: float
+    @property
+    def recipe(self) -> Any:
+        """Its batch size and learning rate as power laws."""
+
+    @property
+    def trials(self) -> int:
+        """Trials that entered the fit."""
+
+    @property
+    def scatter(self) -> float:
+        """Relative deviation of the losses from the fitted surface."""
+
+    @property
+    def curvature_rate(self) -> float:
+        """Twice the relative loss for a learning rate off by a factor e."""
+
+    @property
+    def curvature_batch(self) -> float:
+        """The same for the batch size."""
 
 
 def write_search_report(

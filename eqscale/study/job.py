@@ -14,6 +14,7 @@ import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import pandas as pd
 from rich.console import Console
@@ -44,13 +45,15 @@ from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_lin
 from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
 
+P = TypeVar("P", bound=Preset, covariant=True)
+
 
 @dataclasses.dataclass(frozen=True)
-class JobOptions:
+class JobOptions(Generic[P]):
     """What the command line of a tune job says."""
 
     preset_name: str
-    preset: Preset
+    preset: P
     largest_budgets: dict[str, float]
     """Of each of the job's presets: says which of them a machine can train."""
     study: str
@@ -66,14 +69,15 @@ class JobOptions:
 
 
 def parse_options(
-    description: str, presets: Mapping[str, Preset], job: str, argv: Sequence[str] | None = None
-) -> JobOptions:
+    description: str, presets: Mapping[str, P], job: str, argv: Sequence[str] | None = None
+) -> JobOptions[P]:
     """Parse the command line that all tune jobs share.
 
     Args:
         description: text of ``--help``.
         presets: the job's presets; the first is the default, and each of their values has an option.
-        job: ends the default name of the study, so that the jobs' studies lie side by side.
+        job: what the job adds to the name of the study, so that several jobs of one study lie side by side;
+            its results are a folder of the study's.
         argv: the words, from ``sys.argv`` if None.
 
     Raises:
@@ -101,7 +105,9 @@ def parse_options(
         "--data", help="folder or URI of data sets (default: data, or under --storage if that is a URI)"
     )
     places.add_argument(
-        "--results", type=Path, help="folder of table, figures and report (default: results/STUDY)"
+        "--results",
+        type=Path,
+        help=f"folder of table, figures and report (default: {Path('results') / 'STUDY' / job})",
     )
     places.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
     engine = parser.add_argument_group("engine")
@@ -147,9 +153,10 @@ def parse_options(
         raise InputError("--workers is for this machine; a cluster named by --address has its own: give one")
     if args.max_hours is not None and not args.max_hours > 0:
         raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
-    study = args.study or "-".join(filter(None, (args.preset, job)))
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", study):
-        raise InputError(f"--study {study!r}: use letters, digits, '.', '_' and '-' only")
+    name = args.study or args.preset
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        raise InputError(f"--study {name!r}: use letters, digits, '.', '_' and '-' only")
+    study = f"{name}-{job}" if job else name
     studies = open_place(args.storage)
     default_data = str(studies / "data") if isinstance(studies, RemotePath) else "data"
     return JobOptions(
@@ -158,7 +165,7 @@ def parse_options(
         largest_budgets={name: _largest_budget(other) for name, other in presets.items()},
         study=study,
         storage=Storage(studies / study, open_place(args.data or default_data)),
-        results=args.results or Path("results") / study,
+        results=args.results or Path("results") / name / job,
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         address=args.address,
         workers=args.workers,
@@ -243,7 +250,7 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, backend: str =
 class Session:
     """An open study: this driver alone trains its trials, keeps its ledger and writes its MLflow runs."""
 
-    def __init__(self, options: JobOptions, tracker: Tracker, console: Console) -> None:
+    def __init__(self, options: JobOptions[Preset], tracker: Tracker, console: Console) -> None:
         self.options, self.tracker, self.console = options, tracker, console
         self.ledger = options.storage.ledger
         self.complete = False
@@ -349,7 +356,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_study(options: JobOptions, console: Console) -> Iterator[Session]:
+def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Session]:
     """Open a study for this driver, and close its MLflow runs however the job ends.
 
     Raises:
@@ -384,7 +391,7 @@ def open_study(options: JobOptions, console: Console) -> Iterator[Session]:
 
 def run_study(
     specs: list[RunSpec],
-    options: JobOptions,
+    options: JobOptions[Preset],
     publish: Callable[[pd.DataFrame], None],
     console: Console | None = None,
 ) -> int:

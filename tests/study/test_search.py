@@ -182,7 +182,7 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path):
 
     first = run()
     assert first.returncode == 0, first.stdout + first.stderr
-    folder = tmp_path / "results/quick-learning-rate"
+    folder = tmp_path / "results/quick/learning_rate"
     trials = pd.read_csv(folder / "trials.csv")
     assert len(trials) == 12
     assert json.loads((folder / "recipes.json").read_text()).keys() == {"transformer"}
