@@ -10,7 +10,9 @@ import gc
 import importlib.util
 import logging
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,10 @@ from ray import tune
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
 from eqscale.study.ledger import Ledger
+from eqscale.study.watch import Watch
+from eqscale.training.checkpoint import write_patiently
 from eqscale.training.loop import train
+from eqscale.training.memory import read_micro_batch, write_micro_batch
 from eqscale.training.spec import CurvePoint, RunSpec
 
 
@@ -63,6 +68,7 @@ class StudyEvents:
     started: Callable[[RunSpec], None]
     point: Callable[[RunSpec, CurvePoint], None]
     ended: Callable[[RunSpec], None]
+    retried: Callable[[RunSpec, str], None]
     failed: Callable[[RunSpec, str], None]
 
 
@@ -110,6 +116,9 @@ def load_arm_files(files: Sequence[str]) -> None:
             raise InputError(f"arm file {file!r} can't be imported: {error}") from error
 
 
+_LOOK_SECONDS = 1.0
+
+
 @functools.lru_cache(maxsize=8)
 def _windows(data: DatasetSpec, root: Path, split: str, horizon: int, frame: str, scenes: int) -> Windows:
     return open_split(data, root, split, horizon=horizon, frame=frame, scenes=scenes)
@@ -122,7 +131,9 @@ def _trial(config: dict[str, Any]) -> None:
     storage = Storage(Path(config["study_folder"]), Path(config["data_folder"]))
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+    checkpoints = storage.checkpoints(spec.run_id)
     if spec.run_id in storage.ledger:  # an attempt that died after writing its record
+        shutil.rmtree(checkpoints, ignore_errors=True)
         return
     open_windows = functools.partial(
         _windows, config["data"], storage.data, horizon=spec.horizon, frame=spec.frame
@@ -131,48 +142,97 @@ def _trial(config: dict[str, Any]) -> None:
         spec,
         open_windows(split="train", scenes=spec.train_scenes),
         open_windows(split="test", scenes=spec.test_scenes),
-        checkpoints=storage.checkpoints(spec.run_id),
+        checkpoints=checkpoints,
         weights=storage.weights(spec.run_id),
         report=lambda point: tune.report(dataclasses.asdict(point)),
+        alive=lambda step: tune.report({"step": step}),
     )
-    storage.ledger.write(record)
+    write_patiently(lambda: storage.ledger.write(record), f"the record of run {spec.name}")
+    shutil.rmtree(checkpoints, ignore_errors=True)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class _Events(tune.Callback):
-    """Passes Tune's events on; holds live objects, so it must not be pickled into Tune's own state."""
+    """Passes Tune's events on and kills trials that hang.
 
-    def __init__(self, events: StudyEvents) -> None:
-        self._events: StudyEvents | None = events
-        self._started: set[str] = set()
+    It holds live objects, so it must not be pickled into Tune's own state.
+    """
+
+    def __init__(self, events: StudyEvents, watch: Watch, storage: Storage) -> None:
+        self._events, self._watch, self._storage = events, watch, storage
+        self._trials: dict[str, Any] = {}
+        self._killed: dict[str, str] = {}
+        self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_events": None, "_started": set()}
+        return {}
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial begins, or begins again after a failure."""
-        assert self._events is not None
-        self._events.started(_spec_of(trial))
+        spec = _spec_of(trial)
+        self._trials[spec.run_id] = trial
+        self._watch.started(spec)
+        self._events.started(spec)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        """A trial reports a point of its curve."""
-        assert self._events is not None
+        """A trial reports a point of its curve, or just that it is alive."""
+        spec = _spec_of(trial)
+        if self._watch.sign(spec.run_id, result.get("step", 0)):
+            trial.max_failures = trial.num_failures + 1  # it gains ground: the next failure is retried
         names = [field.name for field in dataclasses.fields(CurvePoint)]
         if all(name in result for name in names):
-            self._events.point(_spec_of(trial), CurvePoint(**{name: result[name] for name in names}))
+            self._events.point(spec, CurvePoint(**{name: result[name] for name in names}))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial has written its record."""
-        assert self._events is not None
-        self._events.ended(_spec_of(trial))
+        spec = _spec_of(trial)
+        self._forget(spec)
+        self._events.ended(spec)
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial has failed and will be tried again."""
+        spec = _spec_of(trial)
+        if _ran_out_of_memory(trial):
+            folder = self._storage.checkpoints(spec.run_id)
+            size = read_micro_batch(folder, spec.batch_size)
+            if size > 1:
+                write_micro_batch(folder, size // 2)
+                trial.max_failures = trial.num_failures + 1
+        self._events.retried(spec, self._reason(trial))
+        self._forget(spec)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
-        assert self._events is not None
-        lines = [line for line in _error_text(trial).strip().splitlines() if line.strip()]
-        self._events.failed(_spec_of(trial), lines[-1].strip() if lines else "unknown error")
+        spec = _spec_of(trial)
+        self._events.failed(spec, self._reason(trial))
+        self._forget(spec)
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        """Called about ten times a second, whatever the trials do."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for run_id, seconds in self._watch.hanging().items():
+            self._killed[run_id] = f"killed: no sign of life for {seconds:.0f} s"
+            actor = self._trials[run_id].temporary_state.ray_actor
+            if actor is not None:
+                ray.kill(actor)  # Tune then sees a dead worker, and retries
+
+    def _reason(self, trial: Any) -> str:
+        lines = [line.strip() for line in _error_text(trial).splitlines() if line.strip()]
+        return self._killed.get(_spec_of(trial).run_id) or (lines[-1] if lines else "unknown error")
+
+    def _forget(self, spec: RunSpec) -> None:
+        self._watch.ended(spec.run_id)
+        self._trials.pop(spec.run_id, None)
+        self._killed.pop(spec.run_id, None)
+
+
+def _ran_out_of_memory(trial: Any) -> bool:
+    """Whether Ray killed the trial's worker before the node ran out of memory."""
+    return "running low on memory" in _error_text(trial).rpartition("Failure #")[2]
 
 
 def _error_text(trial: Any) -> str:
@@ -192,14 +252,16 @@ def run_trials(
     storage: Storage,
     events: StudyEvents,
     *,
+    silence: Callable[[RunSpec], float],
     arm_files: Sequence[str] = (),
     max_seconds: float | None = None,
 ) -> None:
     """Train the given runs with Ray Tune, in the given order, as many side by side as there are CPUs.
 
-    A trial that fails is retried once from its newest checkpoint; then it is reported as failed and the others
-    go on. Must be called inside ``ray_session``. Every call is a fresh Tune experiment: what is left to do
-    follows from the ledger alone.
+    A trial that fails, loses its worker or node, or gives no sign of life for ``silence(spec)`` seconds is
+    retried from its newest checkpoint. After two failures in a row, without new ground gained between them, it
+    is reported as failed, and the others go on. Must be called inside ``ray_session``. Every call is a fresh
+    Tune experiment: what is left to do follows from the ledger alone.
     """
     gpus = ray.cluster_resources().get("GPU", 0)
     resources = {"cpu": 1.0, "gpu": 1.0} if gpus else {"cpu": 1.0}
@@ -224,7 +286,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=attempt,
             storage_path=str((storage.study / "ray").resolve()),
-            callbacks=[_Events(events)],
+            callbacks=[_Events(events, Watch(silence), storage)],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),

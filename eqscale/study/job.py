@@ -30,6 +30,7 @@ from eqscale.study.presets import PRESETS, Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
 from eqscale.study.table import run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
+from eqscale.study.watch import SILENT_SECONDS, silence_limit
 from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
 
@@ -49,6 +50,8 @@ class JobOptions:
     workers: int | None
     arm_files: tuple[str, ...]
     max_seconds: float | None
+    silent_seconds: float
+    """Least silence after which a trial hangs."""
     dry_run: bool
 
 
@@ -88,6 +91,13 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
     )
     engine.add_argument("--max-hours", type=float, help="stop after this time; the same command continues")
     engine.add_argument(
+        "--hang-minutes",
+        type=float,
+        default=SILENT_SECONDS / 60,
+        help="kill and retry a trial without a sign of life for this long, or for a tenth of its estimated time "
+        "if that is more (default: %(default)g)",
+    )
+    engine.add_argument(
         "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
     )
     override = parser.add_argument_group("preset values", "each overrides the preset's value")
@@ -117,6 +127,8 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
         raise InputError(f"--workers must be at least 1, not {args.workers}")
     if args.max_hours is not None and not args.max_hours > 0:
         raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
+    if not args.hang_minutes > 0:
+        raise InputError(f"--hang-minutes must be positive, not {args.hang_minutes:g}")
     study = args.study or args.preset
     return JobOptions(
         preset_name=args.preset,
@@ -129,6 +141,7 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
         workers=args.workers,
         arm_files=tuple(args.arm_file),
         max_seconds=args.max_hours * 3600 if args.max_hours else None,
+        silent_seconds=args.hang_minutes * 60,
         dry_run=args.dry_run,
     )
 
@@ -300,9 +313,11 @@ def run_study(
             status = "KILLED" if missing else "FINISHED"
         finally:
             tracker.close(status)
+        if tracker.outages:
+            console.print(f"MLflow stopped answering {tracker.outages} times; trials were not held up")
         if tracker.errors:
             console.print(
-                f"[yellow]{tracker.errors} writes to MLflow failed[/yellow]; the next start mends them"
+                f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them"
             )
         console.print(f"results: {options.results}")
         console.print(
@@ -362,7 +377,8 @@ def _train_missing(
                 tracker.run_ended(record)
 
             def failed(spec: RunSpec, error: str) -> None:
-                ledger.write_failure(spec, error)
+                with contextlib.suppress(OSError):  # a full disk: without a note the run is just not done
+                    ledger.write_failure(spec, error)
                 display.failed(spec, error)
                 tracker.run_failed(spec, error)
 
@@ -370,7 +386,8 @@ def _train_missing(
                 todo,
                 data,
                 storage,
-                StudyEvents(started, point, ended, failed),
+                StudyEvents(started, point, ended, display.retried, failed),
+                silence=lambda spec: silence_limit(estimate(spec), options.silent_seconds),
                 arm_files=options.arm_files,
                 max_seconds=options.max_seconds,
             )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 _KEEP = 2  # the newest may be cut short by a full disk: the one before must survive
+_RETRY_SECONDS = (1.0, 4.0, 15.0, 40.0)
 
 
 def _path(directory: Path, step: int) -> Path:
@@ -29,6 +32,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_patiently(write: Callable[[], None], what: str) -> None:
+    """Call ``write``; while it fails for a full disk or the like, try again, four times within a minute.
+
+    Raises:
+        OSError: if it fails to the end; the message is one line that says what can't be written.
+    """
+    for wait in (*_RETRY_SECONDS, None):
+        try:
+            return write()
+        except OSError as error:
+            if wait is None:
+                raise OSError(
+                    f"{what} can't be written ({error.strerror or error}): free some space and start the study "
+                    "again; the run goes on from its last checkpoint"
+                ) from error
+        time.sleep(wait)
 
 
 def save_file(path: Path, state: dict[str, Any]) -> None:
@@ -53,6 +74,16 @@ def load_file(path: Path) -> dict[str, Any] | None:
     if hashlib.sha256(payload).digest() != digest:
         return None
     return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+
+
+def steps(directory: Path) -> list[int]:
+    """Steps of the checkpoints in ``directory``, damaged or not, oldest first."""
+    return sorted(int(path.stem.removeprefix("step-")) for path in directory.glob("step-*.pt"))
+
+
+def remove(directory: Path, step: int) -> None:
+    """Delete one checkpoint."""
+    _path(directory, step).unlink(missing_ok=True)
 
 
 def load_newest(directory: Path) -> dict[str, Any] | None:
