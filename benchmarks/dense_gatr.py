@@ -75,7 +75,7 @@ class DenseGATr(nn.Module):
         normaliser = w / (w * w + DISTANCE_EPS)
         t0, ti = (w * normaliser)[..., None], point[..., _IDEAL] * normaliser[..., None]
         square = ti.square().sum(-1, keepdim=True)
-        phi = torch.cat([square, t0 * t0, t0 * ti], -1)[:, :h] * layer.log_weights.exp()[:, None, :, None]
+        phi = torch.cat([square, t0 * t0, t0 * ti], -1)[:, :h] * layer.distance_weights()[:, None, :, None]
         psi = torch.cat([-t0 * t0, -square, 2 * t0 * ti], -1)[:, h:]
         inner = point[..., _INNER].flatten(3)
         pad = -shape.features % 8, -shape.values % 8

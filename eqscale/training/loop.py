@@ -102,7 +102,7 @@ def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
 
 
 def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.AdamW:
-    """Fused AdamW; only matrices decay, gains and biases don't."""
+    """Fused AdamW; only matrices decay. Gains and biases don't: models keep them one-dimensional."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     groups = [

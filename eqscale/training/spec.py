@@ -12,7 +12,7 @@ from eqscale.training.arms import Size, get_arm
 
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)

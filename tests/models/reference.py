@@ -97,7 +97,7 @@ def attention(layer, mv: Tensor, s: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
         inner = inner - (q[..., distance, e123] * k[..., distance, e123]).sum(-1)
         (wq, tq), (wk, tk) = point(q[..., distance, :]), point(k[..., distance, :])
         square = (wk[..., None] * tq - wq[..., None] * tk).square().sum(-1)
-        logit = (logits[:, h] + inner - (square * layer.log_weights[h].exp()).sum(-1)) / math.sqrt(
+        logit = (logits[:, h] + inner - (square * layer.distance_weights()[h]).sum(-1)) / math.sqrt(
             shape.features
         )
         p = torch.softmax(logit.masked_fill(~mask[:, None, :], -math.inf), -1)

@@ -99,6 +99,19 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+@pytest.mark.parametrize("arm", ["transformer", "gatr", "gatr_published", "gatr_off"])
+def test_only_matrices_decay(arm):
+    model = loop.build_model(make_spec(arm=arm, size=Size(8, 2, 2)))
+    decay = {
+        id(p): group["weight_decay"]
+        for group in loop.build_optimizer(model, make_spec()).param_groups
+        for p in group["params"]
+    }
+    gains = ("bias", "log_weights", "norm.weight")
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.0 if name.endswith(gains) else 0.01), name
+
+
 def test_wrong_data_is_named_before_training(windows, tmp_path):
     with pytest.raises(InputError, match="asks for 21 training and 6 test scenes; the data have 20 and 6"):
         train(make_spec(train_scenes=21), *windows, checkpoints=tmp_path)

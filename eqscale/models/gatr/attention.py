@@ -141,8 +141,12 @@ class Attention(nn.Module):
         for name, rows in self.kernel_tables.items():
             self.register_buffer(f"rows_{name}", rows.long().flatten(), persistent=False)
         self.register_buffer("order", self.rows_out.argsort(), persistent=False)
-        self.log_weights = nn.Parameter(torch.zeros(heads, shape.distances))
-        """Logarithm of the weight of each channel's distances, (heads, channels)."""
+        self.log_weights = nn.Parameter(torch.zeros(heads * shape.distances))
+        """Logarithm of the weight of each channel's distances, (heads * channels,): gains, so one-dimensional."""
+
+    def distance_weights(self) -> Tensor:
+        """Weight of each channel's distances, (heads, channels)."""
+        return self.log_weights.exp().view(self.shape.heads, self.shape.distances)
 
     def kernel_struct(self) -> native.AttentionTables:
         """Tables as the kernels take them."""
@@ -159,7 +163,7 @@ class Attention(nn.Module):
 
     def forward(self, e: Tensor, tokens: Tokens) -> Tensor:
         """Rows of queries, keys and values (source.rows, N) -> attended values (out.rows, N)."""
-        weights = self.log_weights.exp()
+        weights = self.distance_weights()
         if native.available(e) and tokens.starts is not None:
             return _NativeAttention.apply(e, weights, tokens.starts, self)
         if tokens.packed is None:

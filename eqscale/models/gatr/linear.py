@@ -2,7 +2,9 @@
 
 Between channels of equal parity all Pin(3,0,1)-equivariant maps are five gains of the grades and four
 multiplications by e0 (arXiv 2305.18415, proposition 2). Scalar channels exchange with the invariant
-components of the multivectors: 1 of true, e0123 (and, as a source, e123) of pseudo channels.
+components of the multivectors: 1 of true, e0123 (and, as a source, e123) of pseudo channels. The seven
+equivariant maps between channels of different parity (multiplications of grades 0 to 3 by e0123; e123 and
+e0123 to 1, e0123 to e0) are left out: they would fill blocks that typing leaves empty.
 """
 
 from __future__ import annotations
