@@ -146,6 +146,7 @@ def _trial(config: dict[str, Any]) -> None:
         weights=storage.weights(spec.run_id),
         report=lambda point: tune.report(dataclasses.asdict(point)),
         alive=lambda step: tune.report({"step": step}),
+        checkpoint_seconds=config["checkpoint_seconds"],
     )
     write_patiently(lambda: storage.ledger.write(record), f"the record of run {spec.name}")
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -253,6 +254,7 @@ def run_trials(
     events: StudyEvents,
     *,
     silence: Callable[[RunSpec], float],
+    checkpoint_seconds: float | None = None,
     arm_files: Sequence[str] = (),
     max_seconds: float | None = None,
 ) -> None:
@@ -275,6 +277,7 @@ def run_trials(
             "data": data,
             "study_folder": str(storage.study.resolve()),
             "data_folder": str(storage.data.resolve()),
+            "checkpoint_seconds": checkpoint_seconds,
             "arm_files": [str(Path(file).resolve()) for file in arm_files],
         },
         tune_config=tune.TuneConfig(

@@ -52,6 +52,7 @@ class JobOptions:
     max_seconds: float | None
     silent_seconds: float
     """Least silence after which a trial hangs."""
+    checkpoint_seconds: float
     dry_run: bool
 
 
@@ -91,6 +92,12 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
     )
     engine.add_argument("--max-hours", type=float, help="stop after this time; the same command continues")
     engine.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=30.0,
+        help="time between two checkpoints of a trial, the most that a kill costs (default: %(default)g)",
+    )
+    engine.add_argument(
         "--hang-minutes",
         type=float,
         default=SILENT_SECONDS / 60,
@@ -127,8 +134,9 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
         raise InputError(f"--workers must be at least 1, not {args.workers}")
     if args.max_hours is not None and not args.max_hours > 0:
         raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
-    if not args.hang_minutes > 0:
-        raise InputError(f"--hang-minutes must be positive, not {args.hang_minutes:g}")
+    for option in ("hang_minutes", "checkpoint_seconds"):
+        if not getattr(args, option) > 0:
+            raise InputError(f"--{option.replace('_', '-')} must be positive, not {getattr(args, option):g}")
     study = args.study or args.preset
     return JobOptions(
         preset_name=args.preset,
@@ -142,6 +150,7 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
         arm_files=tuple(args.arm_file),
         max_seconds=args.max_hours * 3600 if args.max_hours else None,
         silent_seconds=args.hang_minutes * 60,
+        checkpoint_seconds=args.checkpoint_seconds,
         dry_run=args.dry_run,
     )
 
@@ -388,6 +397,7 @@ def _train_missing(
                 storage,
                 StudyEvents(started, point, ended, display.retried, failed),
                 silence=lambda spec: silence_limit(estimate(spec), options.silent_seconds),
+                checkpoint_seconds=options.checkpoint_seconds,
                 arm_files=options.arm_files,
                 max_seconds=options.max_seconds,
             )

@@ -237,6 +237,7 @@ class Tracker:
                 self._client.set_tag(mlflow_id, "error", error[:500])
                 self._client.set_terminated(mlflow_id, "FAILED")
                 del self._open[spec.run_id]
+                self._described.discard(spec.run_id)
 
         self._queue.put(fail)
 

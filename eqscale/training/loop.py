@@ -170,10 +170,12 @@ class _Trainer:
         checkpoints: Path,
         report: Callable[[CurvePoint], None],
         alive: Callable[[int], None],
+        checkpoint_seconds: float | None,
     ) -> None:
         self.spec, self.arm = spec, get_arm(spec.arm)
         self.train_windows, self.test_windows = train_windows, test_windows
         self.checkpoints, self.report, self.alive = checkpoints, report, alive
+        self.checkpoint_seconds = _CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         self.last_sign = time.perf_counter()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         _, order_seed, self.augmentation_seed = spawn_seeds(spec.seed)
@@ -211,7 +213,7 @@ class _Trainer:
             self._step(batch)
             at_curve_point = progress.step in self.curve_steps
             now = time.perf_counter()
-            due = now - last_checkpoint > _CHECKPOINT_SECONDS
+            due = now - last_checkpoint > self.checkpoint_seconds
             if at_curve_point or due or len(self.pending) >= _CHECK_STEPS:
                 self._read_losses()
             if at_curve_point or due:
@@ -332,6 +334,7 @@ def train(
     weights: Path | None = None,
     report: Callable[[CurvePoint], None] = lambda point: None,
     alive: Callable[[int], None] = lambda step: None,
+    checkpoint_seconds: float | None = None,
 ) -> RunRecord:
     """Train one run to its last step, or go on from its newest checkpoint, and evaluate it.
 
@@ -343,6 +346,7 @@ def train(
         weights: file that receives the final weights, if any.
         report: called with every point of the training curve.
         alive: called with the step after every checkpoint, and now and then in a long evaluation.
+        checkpoint_seconds: time between two checkpoints (default: 30 s).
 
     Returns:
         The record, with status ``finished`` or ``diverged``; metrics are those of the last step, never the
@@ -358,7 +362,7 @@ def train(
             f"the data have {train_windows.n_scenes} and {test_windows.n_scenes}"
         )
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    trainer = _Trainer(spec, train_windows, test_windows, checkpoints, report, alive)
+    trainer = _Trainer(spec, train_windows, test_windows, checkpoints, report, alive, checkpoint_seconds)
     status, test = "finished", {}
     begin = time.perf_counter()
     try:

@@ -58,6 +58,8 @@ def refuse(tmp_path, monkeypatch, *arguments):
         (["--horizon", "3"], "unknown horizon 3; choose from 1, 2, 4, 8 frames"),
         (["--workers", "0"], "--workers must be at least 1, not 0"),
         (["--max-hours", "0"], "--max-hours must be positive, not 0"),
+        (["--hang-minutes", "0"], "--hang-minutes must be positive, not 0"),
+        (["--checkpoint-seconds", "-1"], "--checkpoint-seconds must be positive, not -1"),
         (["--cost-range", "nan"], "--cost-range must be positive, not nan"),
         (["--batch-size", "0"], "--batch-size must be positive, not 0"),
         (["--seeds", "1", "1"], "--seeds names a value twice"),
