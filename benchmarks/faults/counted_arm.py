@@ -1,7 +1,8 @@
 """The arm ``counted``: the plain transformer, which counts the steps that it really takes, and fails when told to.
 
-Environment: FAULTS_FOLDER receives the counters and the marks of the faults; FAULTS_KIND names the fault; it
-happens FAULTS_TIMES times, over all processes, in runs of FAULTS_PARAMETERS parameters (0: any).
+Environment: FAULTS_FOLDER receives the counters and the marks of the faults; FAULTS_KIND names faults, with
+commas; "hang" and "kill" happen FAULTS_TIMES times each over all processes; FAULTS_PARAMETERS restricts them to
+runs of that many parameters.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import dataclasses
 import os
 import resource
+import signal
 import time
 from pathlib import Path
 
@@ -78,16 +80,19 @@ def before_forward(model: nn.Module, arguments: tuple[Batch, ...]) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     count = counter(parameters)
     count[0] += 1
-    kind = os.environ.get("FAULTS_KIND")
+    kinds = os.environ.get("FAULTS_KIND", "").split(",")
     if int(os.environ.get("FAULTS_PARAMETERS", "0")) not in (0, parameters):
         return
     windows = len(arguments[0].weight)
-    if kind == "exhaust":
+    if "exhaust" in kinds:
         exhaust(windows)
-    elif kind == "overfill":
+    if "overfill" in kinds:
         overfill(windows)
-    elif kind == "hang" and count[0] >= STEP_OF_FAULT and claim("hang"):
-        hang()
+    if count[0] >= STEP_OF_FAULT:
+        if "hang" in kinds and claim("hang"):
+            hang()
+        if "kill" in kinds and claim("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def build(size: Size) -> nn.Module:
