@@ -60,6 +60,14 @@ class Storage:
         """File of a finished run's final weights."""
         return self.study / "weights" / f"{run_id}.pt"
 
+    def sweep(self) -> None:
+        """Delete what killed processes left behind: half-written files, checkpoints of runs with a record."""
+        for partial in (*self.ledger.folder.rglob(".*.tmp"), *self.weights("").parent.glob(".*.tmp")):
+            partial.unlink(missing_ok=True)
+        for folder in (self.study / "checkpoints").glob("*"):
+            if folder.name in self.ledger:
+                shutil.rmtree(folder, ignore_errors=True)
+
 
 @dataclasses.dataclass
 class StudyEvents:
@@ -117,6 +125,12 @@ def load_arm_files(files: Sequence[str]) -> None:
 
 
 _LOOK_SECONDS = 1.0
+_LOW_MEMORY = "running low on memory"
+_DEATHS = {
+    _LOW_MEMORY: "its worker was killed because the node ran low on memory",
+    "its worker process has died": "its worker process died",
+    "its node has died": "its node died",
+}
 
 
 @functools.lru_cache(maxsize=8)
@@ -222,8 +236,14 @@ class _Events(tune.Callback):
                 ray.kill(actor)  # Tune then sees a dead worker, and retries
 
     def _reason(self, trial: Any) -> str:
-        lines = [line.strip() for line in _error_text(trial).splitlines() if line.strip()]
-        return self._killed.get(_spec_of(trial).run_id) or (lines[-1] if lines else "unknown error")
+        if reason := self._killed.get(_spec_of(trial).run_id):
+            return reason
+        error = _last_error(trial)
+        for said, reason in _DEATHS.items():
+            if said in error:
+                return reason
+        lines = [line.strip() for line in error.splitlines() if line.strip()]
+        return lines[-1] if lines else "unknown error"
 
     def _forget(self, spec: RunSpec) -> None:
         self._watch.ended(spec.run_id)
@@ -233,13 +253,14 @@ class _Events(tune.Callback):
 
 def _ran_out_of_memory(trial: Any) -> bool:
     """Whether Ray killed the trial's worker before the node ran out of memory."""
-    return "running low on memory" in _error_text(trial).rpartition("Failure #")[2]
+    return _LOW_MEMORY in _last_error(trial)
 
 
-def _error_text(trial: Any) -> str:
+def _last_error(trial: Any) -> str:
+    """What Tune has noted about the latest failure of a trial."""
     error_file = getattr(trial, "error_file", None)
     if error_file and Path(error_file).exists():
-        return Path(error_file).read_text()
+        return Path(error_file).read_text().rpartition("Failure #")[2]
     return str(getattr(trial, "error_msg", "") or "")
 
 

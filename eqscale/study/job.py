@@ -293,6 +293,7 @@ def run_study(
     _check_writable(storage.study, "study folder")
     _check_writable(storage.data, "data folder")
     with _only_driver(storage.study):
+        storage.sweep()
         data = dataset_spec(preset)
         tags = {
             "study": options.study,

