@@ -36,14 +36,14 @@ from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import open_split
 from eqscale.study.grid import dataset_spec, expected_batch
 from eqscale.study.job import make_console, prepare_data
-from eqscale.study.presets import PRESETS
+from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training.arms import Arm, Size, get_arm, register
 from eqscale.training.arms.gatr import token_invariants
 from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel
 from eqscale.training.loop import train
 from eqscale.training.spec import RunSpec
 
-PRESET = PRESETS["quick"]
+PRESET = COMPUTE_GRIDS["quick"]
 
 
 # ---------------------------------------------------------------- plain transformer

@@ -18,11 +18,12 @@ from eqscale.cli import run_or_exit
 from eqscale.report import write_report
 from eqscale.study.grid import compute_grid
 from eqscale.study.job import parse_options, run_study
+from eqscale.study.presets import COMPUTE_GRIDS
 
 
 def main() -> int:
     """Plan, train what is missing, report."""
-    options = parse_options(__doc__)
+    options = parse_options(__doc__, COMPUTE_GRIDS, job="")
 
     return run_study(
         compute_grid(options.preset), options, publish=lambda table: write_report(table, options.results)

@@ -24,12 +24,13 @@ from mlflow.tracking import MlflowClient
 
 from eqscale.study.grid import compute_grid
 from eqscale.study.job import JobOptions, parse_options
+from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training import checkpoint
 from eqscale.training.arms import get_arm
 from eqscale.training.spec import RunRecord, RunSpec
 
 HERE = Path(__file__).resolve().parent
-PATIENCE = 300.0
+PATIENCE = 600.0
 
 
 @dataclasses.dataclass
@@ -93,7 +94,7 @@ class Study:
         }
         values = [word for key, value in grid.items() for word in (f"--{key}", *value.split())]
         self.arguments = [*(str(word) for pair in places.items() for word in pair), *values, *options]
-        self.options: JobOptions = parse_options("", self.arguments)
+        self.options: JobOptions = parse_options("", COMPUTE_GRIDS, job="", argv=self.arguments)
         self.specs: list[RunSpec] = compute_grid(self.options.preset)
         self.ledger = self.options.storage.ledger
         self.fault = fault or {}
@@ -107,6 +108,7 @@ class Study:
         environment = os.environ | {
             "FAULTS_FOLDER": str(self.marks.resolve()),
             "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",
             "PYTHONPATH": str(HERE.parents[1]),
             **(self.fault if fault is None else fault),
         }
@@ -157,9 +159,17 @@ class Study:
         time.sleep(seconds)
         return {pid for (size, pid), count in self.steps().items() if count > before[size, pid]}
 
-    def wait_training(self, exclude: set[int] = frozenset()) -> set[int]:
-        """Wait until processes other than the given ones take steps."""
-        return wait_for(lambda: self.training(0.1) - exclude, "a training step")
+    def ended(self) -> bool:
+        """Whether the driver has ended."""
+        return self.driver is None or self.driver.poll() is not None
+
+    def wait_training(self, exclude: set[int] = frozenset()) -> set[int]:  # type: ignore[assignment]
+        """Wait until processes other than the given ones take steps; none if the study ends first."""
+
+        def found() -> set[int]:
+            return self.training(0.1) - exclude or ({-1} if self.ended() else set())
+
+        return wait_for(found, "a training step") - {-1}
 
     def known(self) -> set[int]:
         """All processes that have ever taken a step."""
@@ -168,7 +178,7 @@ class Study:
     def continued(self, known: set[int], begin: float) -> float | None:
         """Seconds from ``begin`` until a new process takes a step; None if the study ended instead."""
         while not self.known() - known:
-            if self.driver is not None and self.driver.poll() is not None:
+            if self.ended():
                 return None
             time.sleep(0.01)
         return time.monotonic() - begin

@@ -57,12 +57,13 @@ def worker(root: Path, reference: Study) -> list[Row]:
     rng, study = random.Random(0), Study(root, "worker", GRID)
     study.start()
     continued, times = [], 5
-    for _ in range(times):
-        study.wait_training()
+    while len(continued) < times:
+        if not study.wait_training():
+            break
         time.sleep(rng.uniform(1.0, 3.0))
         known, victims = study.known(), sorted(study.training())
         if not victims:
-            break
+            continue
         os.kill(rng.choice(victims), signal.SIGKILL)
         continued.append(study.continued(known, time.monotonic()))
     code = study.finish()
@@ -78,15 +79,20 @@ def driver(root: Path, reference: Study) -> list[Row]:
     continued, times = [], 3
     try:
         for _ in range(times):
-            study.wait_training(study.known())
-            time.sleep(rng.uniform(2.0, 5.0))
+            if not study.wait_training(study.known()):
+                break
+            time.sleep(rng.uniform(2.0, 4.0))
             known = study.known()
             study.kill_driver()
             begin = time.monotonic()
             study.start()
             continued.append(study.continued(known, begin))
         code = study.finish()
-        return [study.row("`kill -9` of the driver", times, reference, continued, note=f"exit code {code}")]
+        return [
+            study.row(
+                "`kill -9` of the driver", len(continued), reference, continued, note=f"exit code {code}"
+            )
+        ]
     finally:
         study.clean()
 
@@ -103,7 +109,8 @@ def node(root: Path, reference: Study) -> list[Row]:
         study.start()
         continued, times = [], 3
         for _ in range(times):
-            study.wait_training(study.known())
+            if not study.wait_training(study.known()):
+                break
             time.sleep(2.5)
             known = study.known()
             begin = time.monotonic()
@@ -111,7 +118,7 @@ def node(root: Path, reference: Study) -> list[Row]:
             nodes.append(cluster.add_node(num_cpus=1))
             continued.append(study.continued(known, begin))
         code = study.finish()
-        return [study.row("a Ray node lost", times, reference, continued, note=f"exit code {code}")]
+        return [study.row("a Ray node lost", len(continued), reference, continued, note=f"exit code {code}")]
     finally:
         cluster.shutdown()
 
@@ -314,7 +321,7 @@ def storm(root: Path, reference: Study) -> list[Row]:
             if victims and rng.random() < 0.85:
                 os.kill(rng.choice(victims), signal.SIGKILL)
                 workers += 1
-            elif drivers < 8 and known:
+            elif drivers < 5 and known:
                 study.kill_driver()
                 drivers += 1
                 study.start()

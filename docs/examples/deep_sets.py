@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.rigid.batch import Batch
-from eqscale.training.arms import Arm, Size, register
+from eqscale.training.arms import Arm, Recipe, Size, register
 from eqscale.training.arms.plain import TOKEN_FEATURES, token_features
 
 
@@ -44,6 +44,6 @@ register(
         ladder=tuple(
             Size(width, depth, 1) for width, depth in ((8, 2), (12, 2), (16, 3), (24, 3), (32, 4), (48, 4))
         ),
-        learning_rate=lambda parameters: 8e-3 * (parameters / 1e4) ** -0.25,
+        recipe=Recipe(rate=8e-3),
     )
 )

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 # Must be set before Ray is imported: our own progress display replaces Tune's, and trials keep their own logs.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -23,10 +23,13 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # signs of life carry no metric
 
 import ray
 import torch
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
@@ -35,7 +38,7 @@ from eqscale.study.watch import Watch
 from eqscale.training.checkpoint import write_patiently
 from eqscale.training.loop import train
 from eqscale.training.memory import read_micro_batch, write_micro_batch
-from eqscale.training.spec import CurvePoint, RunSpec
+from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,23 @@ class StudyEvents:
     ended: Callable[[RunSpec], None]
     retried: Callable[[RunSpec, str], None]
     failed: Callable[[RunSpec, str], None]
+    pruned: Callable[[RunSpec], None]
+
+
+class TrialSource(Protocol):
+    """Trials that are chosen while others run, as a search does."""
+
+    def __len__(self) -> int:
+        """Number of trials still to be asked for."""
+
+    def ask(self) -> RunSpec | None:
+        """The next trial, or None if there are no more."""
+
+    def should_prune(self, spec: RunSpec, point: CurvePoint) -> bool:
+        """Whether a running trial that has reached ``point`` is not worth going on."""
+
+    def tell(self, spec: RunSpec, record: RunRecord | None) -> None:
+        """A trial has ended with its record, or without one because it was pruned."""
 
 
 @contextlib.contextmanager
@@ -124,6 +144,7 @@ def load_arm_files(files: Sequence[str]) -> None:
             raise InputError(f"arm file {file!r} can't be imported: {error}") from error
 
 
+_ALIVE = "alive_at_step"
 _LOOK_SECONDS = 1.0
 _LOW_MEMORY = "running low on memory"
 _DEATHS = {
@@ -159,7 +180,7 @@ def _trial(config: dict[str, Any]) -> None:
         checkpoints=checkpoints,
         weights=storage.weights(spec.run_id),
         report=lambda point: tune.report(dataclasses.asdict(point)),
-        alive=lambda step: tune.report({"step": step}),
+        alive=lambda step: tune.report({_ALIVE: step}),
         checkpoint_seconds=config["checkpoint_seconds"],
     )
     write_patiently(lambda: storage.ledger.write(record), f"the record of run {spec.name}")
@@ -175,8 +196,8 @@ class _Events(tune.Callback):
     It holds live objects, so it must not be pickled into Tune's own state.
     """
 
-    def __init__(self, events: StudyEvents, watch: Watch, storage: Storage) -> None:
-        self._events, self._watch, self._storage = events, watch, storage
+    def __init__(self, events: StudyEvents, pruner: _Pruner | None, watch: Watch, storage: Storage) -> None:
+        self._events, self._pruner, self._watch, self._storage = events, pruner, watch, storage
         self._trials: dict[str, Any] = {}
         self._killed: dict[str, str] = {}
         self._looked = time.monotonic()
@@ -194,17 +215,20 @@ class _Events(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         """A trial reports a point of its curve, or just that it is alive."""
         spec = _spec_of(trial)
-        if self._watch.sign(spec.run_id, result.get("step", 0)):
+        point = _point_of(result)
+        if self._watch.sign(spec.run_id, point.step if point is not None else result.get(_ALIVE, 0)):
             trial.max_failures = trial.num_failures + 1  # it gains ground: the next failure is retried
-        names = [field.name for field in dataclasses.fields(CurvePoint)]
-        if all(name in result for name in names):
-            self._events.point(spec, CurvePoint(**{name: result[name] for name in names}))
+        if point is not None:
+            self._events.point(spec, point)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial has written its record."""
+        """A trial has written its record, or was given up."""
         spec = _spec_of(trial)
         self._forget(spec)
-        self._events.ended(spec)
+        if self._pruner is not None and trial.trial_id in self._pruner.pruned:
+            self._events.pruned(spec)
+        else:
+            self._events.ended(spec)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial has failed and will be tried again."""
@@ -264,12 +288,65 @@ def _last_error(trial: Any) -> str:
     return str(getattr(trial, "error_msg", "") or "")
 
 
+def _point_of(result: dict[str, Any]) -> CurvePoint | None:
+    """The point of the training curve in a result, if it carries one: Tune adds results of its own."""
+    names = [field.name for field in dataclasses.fields(CurvePoint)]
+    return CurvePoint(**{name: result[name] for name in names}) if names[0] in result else None
+
+
 def _spec_of(trial: Any) -> RunSpec:
     return RunSpec.from_dict(trial.config["spec"])
 
 
+class _Searcher(Searcher):
+    """Passes Tune's questions to a TrialSource, whose state is its own: nothing here is saved or restored."""
+
+    def __init__(self, source: TrialSource | None) -> None:
+        super().__init__(metric="test_nmse", mode="min")
+        self._source = source
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_source": None}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Configuration of the next trial, or Tune's mark that there are no more."""
+        assert self._source is not None
+        spec = self._source.ask()
+        return Searcher.FINISHED if spec is None else {"spec": dataclasses.asdict(spec)}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Nothing to do: the driver's events tell the source."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class _Pruner(FIFOScheduler):
+    """Stops the trials that a TrialSource gives up."""
+
+    def __init__(self, source: TrialSource | None) -> None:
+        super().__init__()
+        self._source = source
+        self.pruned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_source": None}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        """Decide at a point of the trial's curve."""
+        assert self._source is not None
+        point = _point_of(result)
+        if point is not None and self._source.should_prune(_spec_of(trial), point):
+            self.pruned.add(trial.trial_id)
+            return FIFOScheduler.STOP
+        return FIFOScheduler.CONTINUE
+
+
 def run_trials(
-    specs: Sequence[RunSpec],
+    trials: Sequence[RunSpec] | TrialSource,
     data: DatasetSpec,
     storage: Storage,
     events: StudyEvents,
@@ -279,7 +356,7 @@ def run_trials(
     arm_files: Sequence[str] = (),
     max_seconds: float | None = None,
 ) -> None:
-    """Train the given runs with Ray Tune, in the given order, as many side by side as there are CPUs.
+    """Train runs with Ray Tune, in the given order or as a source asks, as many side by side as there are CPUs.
 
     A trial that fails, loses its worker or node, or gives no sign of life for ``silence(spec)`` seconds is
     retried from its newest checkpoint. After two failures in a row, without new ground gained between them, it
@@ -288,13 +365,26 @@ def run_trials(
     """
     gpus = ray.cluster_resources().get("GPU", 0)
     resources = {"cpu": 1.0, "gpu": 1.0} if gpus else {"cpu": 1.0}
-    configs = [dataclasses.asdict(spec) for spec in specs]
+    given: dict[str, Any] = {}
+    search: dict[str, Any] = {}
+    pruner = None
+    if isinstance(trials, Sequence):
+        given = {"spec": tune.grid_search([dataclasses.asdict(spec) for spec in trials])}
+    else:
+        pruner = _Pruner(trials)
+        slots = int(gpus or ray.cluster_resources().get("CPU", 1))
+        search = {
+            "search_alg": _Searcher(trials),
+            "scheduler": pruner,
+            "num_samples": len(trials),
+            "max_concurrent_trials": slots,
+        }
     attempt = datetime.datetime.now(datetime.UTC).strftime("attempt-%Y%m%d-%H%M%S-%f")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
         tune.with_resources(_trial, resources),
         param_space={
-            "spec": tune.grid_search(configs),
+            **given,
             "data": data,
             "study_folder": str(storage.study.resolve()),
             "data_folder": str(storage.data.resolve()),
@@ -306,11 +396,12 @@ def run_trials(
             time_budget_s=max_seconds,
             trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: trial.trial_id,
+            **search,
         ),
         run_config=tune.RunConfig(
             name=attempt,
             storage_path=str((storage.study / "ray").resolve()),
-            callbacks=[_Events(events, Watch(silence), storage)],
+            callbacks=[_Events(events, pruner, Watch(silence), storage)],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),

@@ -1,8 +1,9 @@
-"""Grid design: a pure function from a preset to the runs of the study."""
+"""Grid design: pure functions from a preset to the runs of a study."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -12,7 +13,7 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import STARTS
-from eqscale.study.presets import Preset
+from eqscale.study.presets import ComputeGrid, DataGrid, Preset
 from eqscale.training.arms import Arm, Size, get_arm
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
@@ -42,19 +43,20 @@ class BatchShape:
         return count.total(self.padded_tokens, self.padded_pairs)
 
 
-def expected_batch(preset: Preset) -> BatchShape:
+@functools.lru_cache(maxsize=64)
+def expected_batch(family_name: str, batch_size: int) -> BatchShape:
     """Shape of the average training batch, from token counts drawn as the family draws its objects."""
-    scenes = family(preset.family)
+    scenes = family(family_name)
     rng = np.random.default_rng(0)
     vertices = rng.choice(
         [len(hull.vertices) for hull in scenes.hulls], (_SAMPLED_SCENES, scenes.max_objects)
     )
     objects = rng.integers(scenes.objects[0], scenes.objects[1] + 1, (_SAMPLED_SCENES, 1))
     tokens = np.where(np.arange(scenes.max_objects) < objects, vertices, 0).sum(1)
-    order = DataOrder(tokens, STARTS, preset.batch_size, seed=0)
+    order = DataOrder(tokens, STARTS, batch_size, seed=0)
     T = np.array(list(itertools.islice(order.padded_tokens(), order.batches_per_epoch)), float)
     means = (tokens.mean(), (tokens**2).mean(), T.mean(), (T**2).mean())
-    return BatchShape(*(preset.batch_size * float(mean) for mean in means))
+    return BatchShape(*(batch_size * float(mean) for mean in means))
 
 
 def dataset_spec(preset: Preset) -> DatasetSpec:
@@ -67,68 +69,83 @@ def dataset_spec(preset: Preset) -> DatasetSpec:
     )
 
 
-def choose_sizes(arm: Arm, budget: float, preset: Preset, batch: BatchShape) -> list[Size]:
+def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Size]:
     """Rungs of the arm's ladder for one budget, evenly spread in log FLOPs around the guessed optimum.
 
     Raises:
         InputError: if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
     """
+    batch_size = preset.batch_size or arm.recipe.batch_size(budget)
+    batch = expected_batch(preset.family, batch_size)
     step_flops = {size: batch.executed_flops(arm, size) for size in arm.ladder}
     smallest = min(step_flops.values())
     if budget < smallest:
         raise InputError(
             f"budget {budget:g} FLOPs is too small for a single step of the smallest {arm.name} "
-            f"({smallest:.3g} FLOPs with batch size {preset.batch_size})"
+            f"({smallest:.3g} FLOPs with batch size {batch_size})"
         )
     affordable = [size for size in arm.ladder if budget / step_flops[size] >= preset.min_steps]
-    if len(affordable) < preset.sizes_per_budget:
+    if len(affordable) < count:
         raise InputError(
             f"budget {budget:g} FLOPs trains only {len(affordable)} sizes of {arm.name} for "
-            f"{preset.min_steps} steps or more; {preset.sizes_per_budget} are asked for: "
+            f"{preset.min_steps} steps or more; {count} are asked for: "
             "raise the budget, or lower --min-steps or --sizes-per-budget"
         )
     center = math.log(arm.optimal_cost * math.sqrt(budget))
-    half = math.log(preset.cost_range) / 2
+    half = math.log(preset.cost_range) / 2 if count > 1 else 0.0
     cost = {size: math.log(step_flops[size] / batch.tokens) for size in affordable}
     chosen: list[Size] = []
-    for goal in np.linspace(center - half, center + half, preset.sizes_per_budget):
+    for goal in np.linspace(center - half, center + half, count):
         free = [size for size in affordable if size not in chosen]
         chosen.append(min(free, key=lambda size: abs(cost[size] - goal)))
     return sorted(chosen, key=lambda size: cost[size])
 
 
-def compute_grid(preset: Preset) -> list[RunSpec]:
+def design_run(
+    arm: Arm,
+    size: Size,
+    budget: float,
+    preset: Preset,
+    seed: int,
+    *,
+    train_scenes: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+) -> RunSpec:
+    """One run that spends its budget exactly, by the arm's recipe where nothing else is asked for."""
+    batch_size = batch_size or preset.batch_size or arm.recipe.batch_size(budget)
+    steps = max(1, round(budget / expected_batch(preset.family, batch_size).executed_flops(arm, size)))
+    if learning_rate is None:
+        learning_rate = arm.recipe.learning_rate(arm.parameters(size), steps, batch_size)
+    return RunSpec(
+        arm=arm.name,
+        size=size,
+        budget=budget,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        data=dataset_spec(preset).digest,
+        train_scenes=train_scenes or preset.train_scenes,
+        test_scenes=preset.test_scenes,
+        test_windows_per_scene=preset.test_windows_per_scene,
+        horizon=preset.horizon,
+        frame=preset.frame,
+    )
+
+
+def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
 
     Raises:
         InputError: for an unknown arm or family, a budget that is too small, or too few runs to fit a law.
     """
-    batch = expected_batch(preset)
-    data = dataset_spec(preset).digest
     specs = []
     for budget, name in itertools.product(preset.budgets, preset.arms):
         arm = get_arm(name)
-        for size in choose_sizes(arm, budget, preset, batch):
-            steps = max(1, round(budget / batch.executed_flops(arm, size)))
-            rate = arm.learning_rate(arm.parameters(size))
-            for seed in preset.seeds:
-                specs.append(
-                    RunSpec(
-                        arm=name,
-                        size=size,
-                        budget=budget,
-                        steps=steps,
-                        batch_size=preset.batch_size,
-                        learning_rate=float(f"{rate:.4g}"),
-                        seed=seed,
-                        data=data,
-                        train_scenes=preset.train_scenes,
-                        test_scenes=preset.test_scenes,
-                        test_windows_per_scene=preset.test_windows_per_scene,
-                        horizon=preset.horizon,
-                        frame=preset.frame,
-                    )
-                )
+        seeds = preset.seeds if budget <= preset.replicate_up_to else preset.seeds[:1]
+        for size in choose_sizes(arm, budget, preset.sizes_per_budget, preset):
+            specs += [design_run(arm, size, budget, preset, seed) for seed in seeds]
     for name in preset.arms:
         points = len({(spec.size, spec.steps) for spec in specs if spec.arm == name})
         if points < MIN_POINTS:
@@ -136,4 +153,26 @@ def compute_grid(preset: Preset) -> list[RunSpec]:
                 f"{points} budgets x sizes are too few to fit a law to {name}; at least {MIN_POINTS} are needed: "
                 "add --budgets or raise --sizes-per-budget"
             )
+    return specs
+
+
+def data_grid(preset: DataGrid) -> list[RunSpec]:
+    """All runs of the data grid: one size an arm, numbers of unique scenes x arms x seeds at one budget.
+
+    Raises:
+        InputError: for an unknown arm or family, a budget that is too small, or more scenes than there are.
+    """
+    if max(preset.scenes) > preset.train_scenes:
+        raise InputError(
+            f"--scenes asks for {max(preset.scenes)} unique scenes; --train-scenes has {preset.train_scenes}"
+        )
+    specs = []
+    for name in preset.arms:
+        arm = get_arm(name)
+        (size,) = choose_sizes(arm, preset.budget, 1, preset)
+        for scenes in preset.scenes:
+            seeds = preset.seeds if scenes <= preset.replicate_up_to else preset.seeds[:1]
+            specs += [
+                design_run(arm, size, preset.budget, preset, seed, train_scenes=scenes) for seed in seeds
+            ]
     return specs

@@ -7,13 +7,15 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import socket
 import subprocess
 import time
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import pandas as pd
 from rich.console import Console
@@ -22,11 +24,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, prepare
 from eqscale.rigid.families import family
-from eqscale.rigid.windows import HORIZONS, STARTS
-from eqscale.study.engine import Storage, StudyEvents, load_arm_files, ray_session, run_trials
+from eqscale.rigid.windows import HORIZONS
+from eqscale.study.engine import (
+    Storage,
+    StudyEvents,
+    TrialSource,
+    load_arm_files,
+    ray_session,
+    run_trials,
+)
 from eqscale.study.estimate import estimator
-from eqscale.study.grid import dataset_spec, expected_batch
-from eqscale.study.presets import PRESETS, Preset
+from eqscale.study.grid import dataset_spec
+from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
 from eqscale.study.table import run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
@@ -34,13 +43,15 @@ from eqscale.study.watch import SILENT_SECONDS, silence_limit
 from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
 
+P = TypeVar("P", bound=Preset, covariant=True)
+
 
 @dataclasses.dataclass(frozen=True)
-class JobOptions:
+class JobOptions(Generic[P]):
     """What the command line of a tune job says."""
 
     preset_name: str
-    preset: Preset
+    preset: P
     study: str
     """Name of the study: its folder under the storage and its MLflow experiment."""
     storage: Storage
@@ -56,8 +67,17 @@ class JobOptions:
     dry_run: bool
 
 
-def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOptions:
+def parse_options(
+    description: str, presets: Mapping[str, P], job: str, argv: Sequence[str] | None = None
+) -> JobOptions[P]:
     """Parse the command line that all tune jobs share.
+
+    Args:
+        description: text of ``--help``.
+        presets: the job's presets; the first is the default, and each of their values has an option.
+        job: what the job adds to the name of the study, so that several jobs of one study lie side by side;
+            its results are a folder of the study's.
+        argv: the words, from ``sys.argv`` if None.
 
     Raises:
         InputError: for an unknown preset or an arm file that can't be imported.
@@ -66,7 +86,7 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--preset", default="quick", help=f"what to run: {', '.join(PRESETS)} (default: quick)"
+        "--preset", default="quick", help=f"what to run: {', '.join(presets)} (default: quick)"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and stop before anything is spent"
@@ -80,7 +100,9 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
     )
     places.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     places.add_argument(
-        "--results", type=Path, help="folder of table, figures and report (default: results/STUDY)"
+        "--results",
+        type=Path,
+        help=f"folder of table, figures and report (default: {Path('results') / 'STUDY' / job})",
     )
     places.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
     engine = parser.add_argument_group("engine")
@@ -108,11 +130,12 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
         "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
     )
     override = parser.add_argument_group("preset values", "each overrides the preset's value")
-    types = typing.get_type_hints(Preset)
-    for field in dataclasses.fields(Preset):
+    kind_of_preset = type(presets["quick"])
+    types = typing.get_type_hints(kind_of_preset)
+    for field in dataclasses.fields(kind_of_preset):
         flag, kind = f"--{field.name.replace('_', '-')}", types[field.name]
         values = ", ".join(
-            f"{name}: {_show(getattr(preset, field.name))}" for name, preset in PRESETS.items()
+            f"{name}: {_show(getattr(preset, field.name))}" for name, preset in presets.items()
         )
         text = f"{field.metadata['help']} ({values})"
         if typing.get_origin(kind) is tuple:
@@ -121,14 +144,16 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
             override.add_argument(flag, type=kind, help=text, metavar="VALUE")
     args = parser.parse_args(argv)
 
-    if args.preset not in PRESETS:
-        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(PRESETS)}")
+    if args.preset not in presets:
+        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(presets)}")
     load_arm_files(args.arm_file)
     given = {
-        f.name: getattr(args, f.name) for f in dataclasses.fields(Preset) if getattr(args, f.name) is not None
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(kind_of_preset)
+        if getattr(args, field.name) is not None
     }
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    preset = dataclasses.replace(PRESETS[args.preset], **given)
+    preset = dataclasses.replace(presets[args.preset], **given)
     _check(preset)
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers must be at least 1, not {args.workers}")
@@ -137,13 +162,14 @@ def parse_options(description: str, argv: Sequence[str] | None = None) -> JobOpt
     for option in ("hang_minutes", "checkpoint_seconds"):
         if not getattr(args, option) > 0:
             raise InputError(f"--{option.replace('_', '-')} must be positive, not {getattr(args, option):g}")
-    study = args.study or args.preset
+    name = args.study or args.preset
+    study = f"{name}-{job}" if job else name
     return JobOptions(
         preset_name=args.preset,
         preset=preset,
         study=study,
         storage=Storage(args.storage / study, args.data),
-        results=args.results or Path("results") / study,
+        results=args.results or Path("results") / name / job,
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         address=args.address,
         workers=args.workers,
@@ -165,9 +191,6 @@ def _check(preset: Preset) -> None:
     for name in preset.arms:
         if name not in arm_names():
             raise InputError(f"unknown arm {name!r}; choose from {', '.join(arm_names())}")
-    for budget in preset.budgets:
-        if not 0 < budget < float("inf"):
-            raise InputError(f"budget {budget:g} is not a positive number of FLOPs")
     family(preset.family)
     if preset.frame not in ("random", "upright"):
         raise InputError(f"unknown frame {preset.frame!r}; choose from random, upright")
@@ -175,20 +198,23 @@ def _check(preset: Preset) -> None:
         raise InputError(
             f"unknown horizon {preset.horizon}; choose from {', '.join(map(str, HORIZONS))} frames"
         )
-    positive = (
-        "sizes_per_budget",
-        "train_scenes",
-        "test_scenes",
-        "test_windows_per_scene",
-        "batch_size",
-    )
-    for field in (*positive, "cost_range", "min_steps"):
-        if not getattr(preset, field) > 0:
-            raise InputError(f"--{field.replace('_', '-')} must be positive, not {getattr(preset, field)}")
-    for field in ("arms", "budgets", "seeds"):
-        values = getattr(preset, field)
+    may_be_zero = ("batch_size", "replicate_up_to", "data_seed", "seeds")
+    for field in dataclasses.fields(preset):
+        value = getattr(preset, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        option = f"--{field.name.replace('_', '-')}"
+        for number in values:
+            if isinstance(number, str):
+                continue
+            if not (number > 0 or (number == 0 and field.name in may_be_zero)) or math.isnan(number):
+                least = "must not be negative" if field.name in may_be_zero else "must be positive"
+                raise InputError(f"{option} {least}, not {number:g}")
+            if math.isinf(number) and field.name != "replicate_up_to":
+                raise InputError(f"{option} must be finite")
+        if not values:
+            raise InputError(f"{option} needs at least one value")
         if len(set(values)) < len(values):
-            raise InputError(f"--{field} names a value twice: {_show(values)}")
+            raise InputError(f"{option} names a value twice: {_show(value)}")
 
 
 def _check_writable(folder: Path, what: str) -> None:
@@ -251,9 +277,151 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int |
         )
 
 
+class Session:
+    """An open study: this driver alone trains its trials, keeps its ledger and writes its MLflow runs."""
+
+    def __init__(self, options: JobOptions[Preset], tracker: Tracker, console: Console) -> None:
+        self.options, self.tracker, self.console = options, tracker, console
+        self.ledger = options.storage.ledger
+        self.complete = False
+        """Set by the job once every run has ended; until then the study's MLflow run counts as killed."""
+        self.stage_seconds: dict[str, float] = {}
+        self._begin = time.monotonic()
+
+    def train(self, trials: Sequence[RunSpec] | TrialSource, stage: str = "training") -> None:
+        """Train trials, data first; returns when all have ended or the time is up.
+
+        Args:
+            trials: runs without a record, in the order in which they start, or a source that chooses them.
+            stage: name of the stage in ``study.json``.
+        """
+        if not len(trials):
+            return
+        options, ledger = self.options, self.ledger
+        data = dataset_spec(options.preset)
+        begin = time.monotonic()
+        prepare_data(data, options.storage.data, self.console, options.workers)
+        self._count("data", begin)
+        begin = time.monotonic()
+        known = trials if isinstance(trials, Sequence) else []
+        source = None if isinstance(trials, Sequence) else trials
+        estimate = estimator(ledger.records())
+        with (
+            ray_session(options.address, options.workers) as workers,
+            StudyProgress(known, estimate, workers, self.console, len(trials) - len(known)) as display,
+        ):
+
+            def started(spec: RunSpec) -> None:
+                display.started(spec)
+                self.tracker.run_started(spec)
+
+            def point(spec: RunSpec, point: CurvePoint) -> None:
+                display.point(spec, point)
+                self.tracker.point(spec.run_id, point)
+
+            def ended(spec: RunSpec) -> None:
+                record = ledger.read(spec.run_id)
+                display.ended(spec, record)
+                self.tracker.run_ended(record)
+                if source is not None:
+                    source.tell(spec, record)
+
+            def pruned(spec: RunSpec) -> None:
+                display.pruned(spec)
+                self.tracker.run_pruned(spec)
+                assert source is not None
+                source.tell(spec, None)
+
+            def failed(spec: RunSpec, error: str) -> None:
+                with contextlib.suppress(OSError):  # a full disk: without a note the run is just not done
+                    ledger.write_failure(spec, error)
+                display.failed(spec, error)
+                self.tracker.run_failed(spec, error)
+
+            run_trials(
+                trials,
+                data,
+                options.storage,
+                StudyEvents(started, point, ended, display.retried, failed, pruned),
+                silence=lambda spec: silence_limit(estimate(spec), options.silent_seconds),
+                checkpoint_seconds=options.checkpoint_seconds,
+                arm_files=options.arm_files,
+                max_seconds=self.seconds_left(),
+            )
+        self._count(stage, begin)
+
+    def seconds_left(self) -> float | None:
+        """Time that ``--max-hours`` leaves, at least one second; None without a limit."""
+        limit = self.options.max_seconds
+        return None if limit is None else max(1.0, limit - (time.monotonic() - self._begin))
+
+    def missing(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
+        """The runs that have neither a record nor a failure."""
+        failures = self.ledger.failures()
+        return [s for s in specs if s.run_id not in self.ledger and s.run_id not in failures]
+
+    def _count(self, stage: str, begin: float) -> None:
+        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.monotonic() - begin
+
+    def describe(self) -> None:
+        """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran."""
+        options, path = self.options, self.options.results / "study.json"
+        earlier = json.loads(path.read_text())["stage_seconds"] if path.is_file() else {}
+        measured = {name: round(seconds, 1) for name, seconds in self.stage_seconds.items()}
+        content = {
+            "study": options.study,
+            "preset": options.preset_name,
+            "values": dataclasses.asdict(options.preset),
+            "stage_seconds": earlier | measured,
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+    def track(self, specs: Iterable[RunSpec]) -> None:
+        """Bring MLflow up to date with the ledger, and attach the results."""
+        self.tracker.sync(self.ledger.read(spec.run_id) for spec in specs if spec.run_id in self.ledger)
+        self.tracker.artifacts(self.options.results)
+
+
+@contextlib.contextmanager
+def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Session]:
+    """Open a study for this driver, and close its MLflow runs however the job ends.
+
+    Raises:
+        InputError: before any compute is spent, for folders or addresses that can't be used, or if another
+            driver runs the study.
+    """
+    _check_writable(options.results, "results folder")
+    _check_writable(options.storage.study, "study folder")
+    _check_writable(options.storage.data, "data folder")
+    with _only_driver(options.storage.study):
+        options.storage.sweep()
+        tags = {
+            "study": options.study,
+            "preset": options.preset_name,
+            "git_commit": _git_commit(),
+            "data": dataset_spec(options.preset).digest,
+        }
+        tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
+        session = Session(options, tracker, console)
+        try:
+            yield session
+        finally:
+            tracker.close("FINISHED" if session.complete else "KILLED")
+        if tracker.outages:
+            console.print(f"MLflow stopped answering {tracker.outages} times; trials were not held up")
+        if tracker.errors:
+            console.print(
+                f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them"
+            )
+        console.print(f"results: {options.results}")
+        console.print(
+            f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}"
+        )
+
+
 def run_study(
     specs: list[RunSpec],
-    options: JobOptions,
+    options: JobOptions[Preset],
     publish: Callable[[pd.DataFrame], None],
     console: Console | None = None,
 ) -> int:
@@ -269,15 +437,12 @@ def run_study(
         InputError: before any compute is spent, for folders, addresses or budgets that can't work.
     """
     console = console or make_console()
-    preset, storage = options.preset, options.storage
-    ledger = storage.ledger
+    ledger = options.storage.ledger
     done = {spec.run_id for spec in specs if spec.run_id in ledger}
-    batch = expected_batch(preset)
-    windows = preset.train_scenes * STARTS
     estimate = estimator(ledger.read(run_id) for run_id in done)
     todo = sorted((s for s in specs if s.run_id not in done), key=estimate, reverse=True)
 
-    console.print(plan_table(specs, batch, windows, estimate, done))
+    console.print(plan_table(specs, options.preset.family, estimate, done))
     workers = options.workers or os.cpu_count() or 1
     if todo:
         wall = max(sum(map(estimate, todo)) / workers, max(map(estimate, todo)))
@@ -289,118 +454,23 @@ def run_study(
     if options.dry_run:
         return 0
 
-    _check_writable(options.results, "results folder")
-    _check_writable(storage.study, "study folder")
-    _check_writable(storage.data, "data folder")
-    with _only_driver(storage.study):
-        storage.sweep()
-        data = dataset_spec(preset)
-        tags = {
-            "study": options.study,
-            "preset": options.preset_name,
-            "git_commit": _git_commit(),
-            "data": data.digest,
-        }
-        tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
-        status = "KILLED"
+    with open_study(options, console) as session:
+        session.train(todo)
+        missing = session.missing(specs)
+        table = run_table(specs, ledger)
+        write_table(table, options.results)
+        session.describe()
         try:
-            stages = _train_missing(todo, data, options, tracker, estimate, console)
-            missing = sum(s.run_id not in ledger and s.run_id not in ledger.failures() for s in specs)
-            table = run_table(specs, ledger)
-            write_table(table, options.results)
-            _describe_study(options, stages)
-            try:
-                publish(table)
-            except InputError as error:
-                if not missing:
-                    raise
-                console.print(f"no report yet: {error}", markup=False)
-            (options.results / "preset.json").write_text(
-                json.dumps(dataclasses.asdict(preset), indent=1) + "\n"
-            )
-            tracker.sync(ledger.read(spec.run_id) for spec in specs if spec.run_id in ledger)
-            tracker.artifacts(options.results)
-            status = "KILLED" if missing else "FINISHED"
-        finally:
-            tracker.close(status)
-        if tracker.outages:
-            console.print(f"MLflow stopped answering {tracker.outages} times; trials were not held up")
-        if tracker.errors:
-            console.print(
-                f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them"
-            )
-        console.print(f"results: {options.results}")
-        console.print(
-            f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}"
-        )
+            publish(table)
+        except InputError as error:
+            if not missing:
+                raise
+            console.print(f"no report yet: {error}", markup=False)
+        session.track(specs)
+        session.complete = not missing
         if missing:
-            console.print(f"[yellow]stopped with {missing} runs to go[/yellow]: the same command continues")
-            return 130
-        return 1 if ledger.failures().keys() & {spec.run_id for spec in specs} else 0
-
-
-def _describe_study(options: JobOptions, stage_seconds: dict[str, float]) -> None:
-    """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran."""
-    path = options.results / "study.json"
-    earlier = json.loads(path.read_text())["stage_seconds"] if path.is_file() else {}
-    content = {
-        "study": options.study,
-        "preset": options.preset_name,
-        "values": dataclasses.asdict(options.preset),
-        "stage_seconds": earlier | {name: round(seconds, 1) for name, seconds in stage_seconds.items()},
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _train_missing(
-    todo: list[RunSpec],
-    data: DatasetSpec,
-    options: JobOptions,
-    tracker: Tracker,
-    estimate: Callable[[RunSpec], float],
-    console: Console,
-) -> dict[str, float]:
-    """Data, then trials; returns the wall time of each stage."""
-    storage, ledger = options.storage, options.storage.ledger
-    stages: dict[str, float] = {}
-    begin = time.monotonic()
-    if not todo:
-        return stages
-    prepare_data(data, storage.data, console, options.workers)
-    stages["data"] = time.monotonic() - begin
-
-    begin = time.monotonic()
-    with ray_session(options.address, options.workers) as workers:
-        with StudyProgress(todo, estimate, workers, console) as display:
-
-            def started(spec: RunSpec) -> None:
-                display.started(spec)
-                tracker.run_started(spec)
-
-            def point(spec: RunSpec, point: CurvePoint) -> None:
-                display.point(spec, point)
-                tracker.point(spec.run_id, point)
-
-            def ended(spec: RunSpec) -> None:
-                record = ledger.read(spec.run_id)
-                display.ended(spec, record)
-                tracker.run_ended(record)
-
-            def failed(spec: RunSpec, error: str) -> None:
-                with contextlib.suppress(OSError):  # a full disk: without a note the run is just not done
-                    ledger.write_failure(spec, error)
-                display.failed(spec, error)
-                tracker.run_failed(spec, error)
-
-            run_trials(
-                todo,
-                data,
-                storage,
-                StudyEvents(started, point, ended, display.retried, failed),
-                silence=lambda spec: silence_limit(estimate(spec), options.silent_seconds),
-                checkpoint_seconds=options.checkpoint_seconds,
-                arm_files=options.arm_files,
-                max_seconds=options.max_seconds,
+            console.print(
+                f"[yellow]stopped with {len(missing)} runs to go[/yellow]: the same command continues"
             )
-        stages["training"] = time.monotonic() - begin
-    return stages
+            return 130
+    return 1 if ledger.failures().keys() & {spec.run_id for spec in specs} else 0

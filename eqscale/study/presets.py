@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+ALL_ARMS = (
+    "transformer",
+    "transformer_aug",
+    "transformer_aligned",
+    "gatr",
+    "gatr_published",
+    "gatr_off",
+)
+
 
 def _option(help_text: str) -> Any:
     return dataclasses.field(metadata={"help": help_text})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """All values of a compute-grid study; each can be overridden on the command line."""
+    """What every job says about its data and its trials; each value can be overridden on the command line."""
 
     arms: tuple[str, ...] = _option("arms to compare")
-    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, e.g. 1e10 3e10 1e11")
-    sizes_per_budget: int = _option("model sizes trained at each budget (isoFLOP points)")
     seeds: tuple[int, ...] = _option("seeds; each sets initialisation, data order and augmentation")
     family: str = _option("scene family: S (3-5 small hulls), M (3-10) or L (3-10 hulls of 33-64 vertices)")
     frame: str = _option("frame of the samples: random (no direction is special) or upright")
@@ -25,61 +32,161 @@ class Preset:
     test_scenes: int = _option("scenes in the test split")
     test_windows_per_scene: int = _option("start frames evaluated in each test scene")
     data_seed: int = _option("root seed of the scenes")
-    batch_size: int = _option("windows in a batch")
+    batch_size: int = _option("windows in a batch; 0: by the arm's recipe")
     cost_range: float = _option("FLOPs per token of the largest over the smallest model at one budget")
     min_steps: int = _option("models that would train for fewer steps than this at a budget are left out")
 
 
-PRESETS: dict[str, Preset] = {
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeGrid(Preset):
+    """Budgets x arms x sizes x seeds."""
+
+    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, e.g. 1e10 3e10 1e11")
+    sizes_per_budget: int = _option("model sizes trained at each budget (isoFLOP points)")
+    replicate_up_to: float = _option("larger budgets are trained with the first seed only")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataGrid(Preset):
+    """Numbers of unique scenes x arms x seeds at one budget."""
+
+    budget: float = _option("training budget in executed FLOPs")
+    scenes: tuple[int, ...] = _option(
+        "numbers of unique training scenes, each the first so many of the split"
+    )
+    replicate_up_to: int = _option("runs on more scenes than this are trained with the first seed only")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearningRateSearch(Preset):
+    """Proxy runs from which each arm's recipe is fitted, and larger ones that check it."""
+
+    budgets: tuple[float, ...] = _option("budgets of the proxy runs in executed FLOPs")
+    sizes_per_budget: int = _option("model sizes searched at each budget")
+    trials: int = _option("trials at each arm, budget and size")
+    rates: tuple[float, ...] = _option("smallest and largest learning rate")
+    batch_sizes: tuple[int, ...] = _option("smallest and largest batch size")
+    check_budgets: tuple[float, ...] = _option("larger budgets at which the recipe is checked, one size each")
+
+
+_QUICK: dict[str, Any] = {
+    "family": "S",
+    "frame": "random",
+    "horizon": 4,
+    "train_scenes": 4000,
+    "test_scenes": 600,
+    "test_windows_per_scene": 3,
+    "data_seed": 0,
+    "batch_size": 0,
+    "cost_range": 6.0,
+    "min_steps": 40,
+}
+_CPU: dict[str, Any] = _QUICK | {
+    "train_scenes": 100_000,
+    "test_scenes": 3000,
+    "test_windows_per_scene": 4,
+    "cost_range": 12.0,
+    "min_steps": 100,
+}
+_PAPER: dict[str, Any] = _CPU | {
+    "family": "L",
+    "train_scenes": 400_000,
+    "cost_range": 16.0,
+    "min_steps": 1000,
+}
+_RATES = (1e-3, 1e-1)
+
+COMPUTE_GRIDS: dict[str, ComputeGrid] = {
     # Two cores, no GPU: about ten minutes, all included.
-    "quick": Preset(
+    "quick": ComputeGrid(
         arms=("transformer", "gatr"),
         budgets=(1e10, 3e10, 1e11, 2e11),
         sizes_per_budget=4,
         seeds=(0,),
-        family="S",
-        frame="random",
-        horizon=4,
-        train_scenes=4000,
-        test_scenes=600,
-        test_windows_per_scene=3,
-        data_seed=0,
-        batch_size=16,
-        cost_range=6.0,
-        min_steps=40,
+        replicate_up_to=0,
+        **_QUICK,
     ),
     # Two cores, no GPU: some ten hours.
-    "cpu": Preset(
+    "cpu": ComputeGrid(
         arms=("transformer", "transformer_aligned", "gatr"),
         budgets=(1e11, 3e11, 1e12, 3e12, 1e13),
         sizes_per_budget=6,
-        seeds=(0,),
-        family="S",
-        frame="random",
-        horizon=4,
-        train_scenes=100_000,
-        test_scenes=3000,
-        test_windows_per_scene=4,
-        data_seed=0,
-        batch_size=32,
-        cost_range=12.0,
-        min_steps=100,
+        seeds=(0, 1, 2),
+        replicate_up_to=1e12,
+        **_CPU,
     ),
     # A GPU cluster: the budgets of the paper.
-    "paper": Preset(
+    "paper": ComputeGrid(
         arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
         budgets=(1e16, 1e17, 1e18, 1e19),
         sizes_per_budget=6,
         seeds=(0,),
-        family="L",
-        frame="random",
-        horizon=4,
-        train_scenes=400_000,
-        test_scenes=3000,
-        test_windows_per_scene=4,
-        data_seed=0,
-        batch_size=256,
-        cost_range=16.0,
-        min_steps=1000,
+        replicate_up_to=0,
+        **_PAPER,
+    ),
+}
+
+DATA_GRIDS: dict[str, DataGrid] = {
+    "quick": DataGrid(
+        arms=("transformer", "transformer_aug", "gatr"),
+        budget=5e10,
+        scenes=(30, 100, 400, 4000),
+        seeds=(0,),
+        replicate_up_to=0,
+        **_QUICK,
+    ),
+    "cpu": DataGrid(
+        arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
+        budget=3e12,
+        scenes=(30, 100, 300, 1000, 3000, 10_000, 100_000),
+        seeds=(0, 1, 2),
+        replicate_up_to=100,
+        **_CPU,
+    ),
+    "paper": DataGrid(
+        arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
+        budget=1e18,
+        scenes=(100, 400, 1600, 6400, 25_600, 102_400, 400_000),
+        seeds=(0, 1, 2),
+        replicate_up_to=400,
+        **_PAPER,
+    ),
+}
+
+SEARCHES: dict[str, LearningRateSearch] = {
+    # Two cores, no GPU: some ten minutes; enough to see an arm of one's own in the right range.
+    "quick": LearningRateSearch(
+        arms=("transformer", "gatr"),
+        budgets=(1e10, 3e10),
+        sizes_per_budget=2,
+        trials=8,
+        rates=_RATES,
+        batch_sizes=(8, 64),
+        check_budgets=(6e10, 1e11),
+        seeds=(0,),
+        **_QUICK,
+    ),
+    # Two cores, no GPU: about two hours. Gave the recipes of the built-in arms.
+    "cpu": LearningRateSearch(
+        arms=ALL_ARMS,
+        budgets=(1e10, 3e10, 6e10),
+        sizes_per_budget=2,
+        trials=10,
+        rates=_RATES,
+        batch_sizes=(8, 64),
+        check_budgets=(1e11, 3e11),
+        seeds=(0,),
+        **(_CPU | {"test_scenes": 1000, "test_windows_per_scene": 2, "cost_range": 16.0, "min_steps": 20}),
+    ),
+    "paper": LearningRateSearch(
+        arms=ALL_ARMS,
+        budgets=(1e14, 1e15, 1e16),
+        sizes_per_budget=2,
+        trials=16,
+        rates=(1e-4, 3e-2),
+        batch_sizes=(32, 1024),
+        check_budgets=(1e17, 1e18),
+        seeds=(0,),
+        **_PAPER,
     ),
 }

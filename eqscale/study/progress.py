@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from eqscale.study.grid import BatchShape
+from eqscale.rigid.windows import STARTS
+from eqscale.study.grid import expected_batch
 from eqscale.training.arms import get_arm
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
@@ -30,7 +31,7 @@ def human_time(seconds: float) -> str:
 
 
 def plan_table(
-    specs: list[RunSpec], batch: BatchShape, windows: int, seconds: Callable[[RunSpec], float], done: set[str]
+    specs: Sequence[RunSpec], family: str, seconds: Callable[[RunSpec], float], done: set[str]
 ) -> Table:
     """The plan of a study: one row per run, before anything is spent."""
     table = Table(title=f"{len(specs)} runs", title_justify="left")
@@ -42,6 +43,8 @@ def plan_table(
         "width",
         "depth",
         "steps",
+        "batch",
+        "l. rate",
         "tokens",
         "epochs",
         "est. time",
@@ -60,8 +63,10 @@ def plan_table(
             str(spec.size.width),
             str(spec.size.depth),
             f"{spec.steps:,}",
-            f"{spec.steps * batch.tokens:.3g}",
-            f"{spec.steps * spec.batch_size / windows:.2g}",
+            str(spec.batch_size),
+            f"{spec.learning_rate:.2g}",
+            f"{spec.steps * expected_batch(family, spec.batch_size).tokens:.3g}",
+            f"{spec.steps * spec.batch_size / (spec.train_scenes * STARTS):.2g}",
             "done" if spec.run_id in done else human_time(seconds(spec)),
         )
     return table
@@ -71,15 +76,22 @@ class StudyProgress:
     """Live on a terminal; one line per ended run elsewhere."""
 
     def __init__(
-        self, specs: list[RunSpec], seconds: Callable[[RunSpec], float], workers: int, console: Console
+        self,
+        specs: Sequence[RunSpec],
+        seconds: Callable[[RunSpec], float],
+        workers: int,
+        console: Console,
+        unknown: int = 0,
     ) -> None:
+        """Show the given runs, and ``unknown`` more that are still to be chosen."""
+        self._seconds, self._unknown = seconds, unknown
         self._estimate = {spec.run_id: seconds(spec) for spec in specs}
         self._left = dict(self._estimate)
         self._correction = 1.0
         self._spent = self._guessed = 0.0
         self._workers, self._console = max(1, workers), console
         self._done = self._failed = 0
-        self._total = len(specs)
+        self._total = len(specs) + unknown
         self._running: dict[str, TaskID] = {}
         self._begin = time.monotonic()
         bar = BarColumn(bar_width=30)
@@ -89,7 +101,7 @@ class StudyProgress:
         self._trials = Progress(
             TextColumn("  {task.description:<36}"), bar, TextColumn("{task.fields[note]}")
         )
-        self._all = self._overall.add_task("", total=max(sum(self._estimate.values()), 1e-9))
+        self._all = self._overall.add_task("", total=1)
         self._live = Live(Group(self._overall, self._trials), console=console, refresh_per_second=4)
 
     def __enter__(self) -> StudyProgress:
@@ -103,7 +115,10 @@ class StudyProgress:
             self._live.stop()
 
     def _refresh(self) -> None:
-        left = sum(self._left.values()) * self._correction / self._workers
+        known = sum(self._estimate.values())
+        guessed = self._unknown * known / max(1, len(self._estimate))
+        to_go = sum(self._left.values()) + guessed
+        left = to_go * self._correction / self._workers
         if self._left:
             left = max(left, max(self._left.values()) * self._correction)
         failed = f", [red]{self._failed} failed[/red]" if self._failed else ""
@@ -111,11 +126,14 @@ class StudyProgress:
         self._overall.update(
             self._all,
             description=text + f"about {human_time(left)} left",
-            completed=sum(self._estimate.values()) - sum(self._left.values()),
+            completed=1 - to_go / max(known + guessed, 1e-9),
         )
 
     def started(self, spec: RunSpec) -> None:
         """A trial begins."""
+        if spec.run_id not in self._estimate:
+            self._unknown -= 1
+            self._estimate[spec.run_id] = self._left[spec.run_id] = self._seconds(spec)
         if spec.run_id not in self._running:
             self._running[spec.run_id] = self._trials.add_task(spec.name, total=spec.steps, note="")
         self._refresh()
@@ -147,6 +165,12 @@ class StudyProgress:
         """A trial has failed and will go on from its last checkpoint."""
         self._stop(spec)
         self._line(f"{spec.name:<36} [yellow]will be retried[/yellow]: {escape(error)}")
+
+    def pruned(self, spec: RunSpec) -> None:
+        """A trial has been given up."""
+        self._drop(spec)
+        self._done += 1
+        self._line(f"{spec.name:<36} [dim]pruned[/dim]")
 
     def failed(self, spec: RunSpec, error: str) -> None:
         """A trial has failed for good."""

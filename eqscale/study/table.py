@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ COLUMNS: dict[str, str] = {
     "arm": "architecture and how it meets the symmetry",
     "budget": "executed training FLOPs that the run was designed to spend",
     "seed": "seed of initialisation, data order and augmentation",
-    "status": "finished, diverged or failed",
+    "status": "finished, diverged, failed, or pruned by a search",
     "N": "trainable parameters",
     "D": "training tokens processed (real vertex tokens, repeats included)",
     "loss": "final test NMSE at the last step (ballistic motion = 1)",
@@ -101,8 +101,8 @@ def _row(record: RunRecord) -> dict[str, object]:
     }
 
 
-def run_table(specs: Iterable[RunSpec], ledger: Ledger) -> pd.DataFrame:
-    """Table of the given runs as far as the ledger knows them, failed ones included.
+def run_table(specs: Iterable[RunSpec], ledger: Ledger, pruned: Collection[str] = ()) -> pd.DataFrame:
+    """Table of the given runs as far as the ledger knows them, failed ones included, and of ``pruned`` ones.
 
     Columns as in ``COLUMNS``; rows sorted by arm, budget, N and seed. Runs of other studies or of earlier
     versions of code or data that may lie in the same ledger don't enter.
@@ -114,6 +114,8 @@ def run_table(specs: Iterable[RunSpec], ledger: Ledger) -> pd.DataFrame:
             rows.append(_row(ledger.read(spec.run_id)))
         elif spec.run_id in failures:
             rows.append(_spec_columns(spec) | {"status": "failed"})
+        elif spec.run_id in pruned:
+            rows.append(_spec_columns(spec) | {"status": "pruned"})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.sort_values(["arm", "budget", "N", "seed"], kind="stable", ignore_index=True)
 

@@ -228,18 +228,21 @@ class Tracker:
         self._known[record.run_id] = mlflow_id
         del self._open[record.run_id]
 
+    def run_pruned(self, spec: RunSpec) -> None:
+        """End the MLflow run of a trial that was given up."""
+        self._queue.put(lambda: self._end(spec, "KILLED", RunTag("outcome", "pruned")))
+
     def run_failed(self, spec: RunSpec, error: str) -> None:
         """Mark the MLflow run of a trial as failed."""
+        self._queue.put(lambda: self._end(spec, "FAILED", RunTag("error", error[:500])))
 
-        def fail() -> None:
-            mlflow_id = self._open.get(spec.run_id)
-            if mlflow_id is not None:
-                self._client.set_tag(mlflow_id, "error", error[:500])
-                self._client.set_terminated(mlflow_id, "FAILED")
-                del self._open[spec.run_id]
-                self._described.discard(spec.run_id)
-
-        self._queue.put(fail)
+    def _end(self, spec: RunSpec, status: str, tag: RunTag) -> None:
+        mlflow_id = self._open.get(spec.run_id)
+        if mlflow_id is not None:
+            self._client.log_batch(mlflow_id, tags=[tag])
+            self._client.set_terminated(mlflow_id, status)
+            del self._open[spec.run_id]
+            self._described.discard(spec.run_id)
 
     def sync(self, records: Iterable[RunRecord]) -> None:
         """Write every record that MLflow doesn't have yet."""

@@ -33,7 +33,7 @@ from eqscale.training.order import DataOrder
 from eqscale.training.spec import RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
 DIVERGED_LOSS = 10.0  # ballistic motion has loss 1
-_CURVE_POINTS = 12
+CURVE_POINTS = 12
 _CURVE_WINDOWS = 192
 _CHECKPOINT_SECONDS = 30.0
 _CHECK_STEPS = 20  # reading the loss synchronises a GPU: do it rarely
@@ -188,7 +188,7 @@ class _Trainer:
         self.optimizer = build_optimizer(self.model, spec)
         self.progress = _Progress()
         self.pending: list[Tensor] = []
-        self.curve_steps = {round(spec.steps * k / _CURVE_POINTS) for k in range(1, _CURVE_POINTS + 1)}
+        self.curve_steps = {round(spec.steps * k / CURVE_POINTS) for k in range(1, CURVE_POINTS + 1)}
         self.curve_indices = evaluation_indices(test_windows, min(_CURVE_WINDOWS, spec.test_scenes), 1)
         state = checkpoint.load_newest(checkpoints)
         if state is not None:

@@ -3,23 +3,41 @@ import dataclasses
 import pytest
 
 from eqscale.errors import InputError
-from eqscale.study.grid import choose_sizes, compute_grid, expected_batch
-from eqscale.study.presets import PRESETS
+from eqscale.study.grid import choose_sizes, compute_grid, data_grid, expected_batch
+from eqscale.study.presets import COMPUTE_GRIDS, DATA_GRIDS
 from eqscale.training.arms import get_arm
 
-QUICK = dataclasses.replace(PRESETS["quick"], arms=("transformer", "transformer_aligned"))
+QUICK = dataclasses.replace(COMPUTE_GRIDS["quick"], arms=("transformer", "transformer_aligned"))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", COMPUTE_GRIDS)
 def test_every_preset_can_be_planned(name):
-    preset = PRESETS[name]
+    preset = COMPUTE_GRIDS[name]
     specs = compute_grid(preset)
-    assert len(specs) == len(preset.budgets) * len(preset.arms) * preset.sizes_per_budget * len(preset.seeds)
+    replicated = sum(budget <= preset.replicate_up_to for budget in preset.budgets)
+    per_size = len(preset.budgets) + replicated * (len(preset.seeds) - 1)
+    assert len(specs) == per_size * len(preset.arms) * preset.sizes_per_budget
+
+
+@pytest.mark.parametrize("name", DATA_GRIDS)
+def test_every_data_grid_can_be_planned(name):
+    preset = DATA_GRIDS[name]
+    specs = data_grid(preset)
+    assert {spec.train_scenes for spec in specs} == set(preset.scenes)
+    assert len({(spec.size, spec.steps) for spec in specs if spec.arm == "gatr"}) == 1
+    few = [spec for spec in specs if spec.train_scenes <= preset.replicate_up_to]
+    assert {spec.seed for spec in few} <= set(preset.seeds)
+    assert {spec.seed for spec in specs if spec not in few} == {preset.seeds[0]}
+
+
+def test_a_data_grid_beyond_the_data_is_an_error():
+    with pytest.raises(InputError, match="--scenes asks for 5000 unique scenes; --train-scenes has 4000"):
+        data_grid(dataclasses.replace(DATA_GRIDS["quick"], scenes=(100, 5000)))
 
 
 def test_every_run_spends_its_budget():
-    batch = expected_batch(QUICK)
     for spec in compute_grid(QUICK):
+        batch = expected_batch("S", spec.batch_size)
         spent = spec.steps * batch.executed_flops(get_arm(spec.arm), spec.size)
         assert spent == pytest.approx(spec.budget, rel=0.5 / spec.steps + 1e-12)
 
@@ -40,7 +58,8 @@ def test_identities_are_stable_and_depend_on_every_field():
 
 
 def test_more_budgets_leave_the_other_runs_alone():
-    larger = dataclasses.replace(QUICK, budgets=(*QUICK.budgets, 1e12), seeds=(0, 1))
+    larger = dataclasses.replace(QUICK, budgets=(*QUICK.budgets, 1e12), seeds=(0, 1), replicate_up_to=3e10)
+    assert {s.budget for s in compute_grid(larger) if s.seed == 1} == {1e10, 3e10}
     assert {s.run_id for s in compute_grid(QUICK)} < {s.run_id for s in compute_grid(larger)}
 
 
@@ -62,8 +81,9 @@ def test_too_few_runs_for_a_law_are_refused_before_they_are_run():
 
 
 def test_sizes_are_spread_around_the_guessed_optimum():
-    batch, arm = expected_batch(QUICK), get_arm("transformer")
-    sizes = choose_sizes(arm, 1e11, QUICK, batch)
+    arm = get_arm("transformer")
+    batch = expected_batch("S", arm.recipe.batch_size(1e11))
+    sizes = choose_sizes(arm, 1e11, 4, QUICK)
     cost = [batch.executed_flops(arm, size) / batch.tokens for size in sizes]
     assert cost == sorted(cost)
     assert cost[0] < arm.optimal_cost * 1e11**0.5 < cost[-1]

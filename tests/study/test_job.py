@@ -10,6 +10,7 @@ import pytest
 from eqscale.errors import InputError
 from eqscale.study.grid import compute_grid
 from eqscale.study.job import parse_options, run_study
+from eqscale.study.presets import COMPUTE_GRIDS
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -35,7 +36,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
     monkeypatch.chdir(tmp_path)
 
     def run():
-        options = parse_options("", arguments)
+        options = parse_options("", COMPUTE_GRIDS, "", arguments)
         run_study(compute_grid(options.preset), options, publish=lambda table: None)
 
     with pytest.raises(InputError) as caught:
@@ -50,9 +51,9 @@ def refuse(tmp_path, monkeypatch, *arguments):
     [
         (["--preset", "huge"], "unknown preset 'huge'; choose from quick, cpu, paper"),
         (["--arms", "cnn"], "unknown arm 'cnn'; choose from transformer, transformer_aug"),
-        (["--budgets", "-1"], "budget -1 is not a positive number of FLOPs"),
+        (["--budgets", "-1"], "--budgets must be positive, not -1"),
         (["--budgets", "1e3"], "too small for a single step of the smallest transformer"),
-        (["--budgets", "nan"], "budget nan is not a positive number of FLOPs"),
+        (["--budgets", "nan"], "--budgets must be positive, not nan"),
         (["--family", "XL"], "'XL'"),
         (["--frame", "sideways"], "unknown frame 'sideways'; choose from random, upright"),
         (["--horizon", "3"], "unknown horizon 3; choose from 1, 2, 4, 8 frames"),
@@ -61,7 +62,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
         (["--hang-minutes", "0"], "--hang-minutes must be positive, not 0"),
         (["--checkpoint-seconds", "-1"], "--checkpoint-seconds must be positive, not -1"),
         (["--cost-range", "nan"], "--cost-range must be positive, not nan"),
-        (["--batch-size", "0"], "--batch-size must be positive, not 0"),
+        (["--batch-size", "-1"], "--batch-size must not be negative, not -1"),
         (["--seeds", "1", "1"], "--seeds names a value twice"),
         (["--arm-file", "absent.py"], "arm file 'absent.py'"),
         (["--results", "/proc/nowhere"], "results folder '/proc/nowhere' can't be written"),

@@ -26,7 +26,7 @@ def test_the_gradient_of_the_parts_is_that_of_the_batch(windows, arm, micro_batc
     assert scale > 1e-3
     for parameter, expected in zip(model.parameters(), whole, strict=True):
         assert (parameter.grad - expected).abs().max() <= 1e-12 * scale
-    assert float(loss) == pytest.approx(float(weighted_mse(model(batch), batch)), rel=1e-12)
+    assert loss.item() == pytest.approx(weighted_mse(model(batch), batch).item(), rel=1e-12)
 
 
 def test_a_batch_that_fits_is_not_touched(windows):

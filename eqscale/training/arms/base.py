@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from eqscale.errors import InputError
 from eqscale.models.flops import TrainingFlops
+from eqscale.training.arms.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -41,8 +43,8 @@ class Arm:
     """Size -> forward + backward FLOPs of one sample."""
     ladder: tuple[Size, ...]
     """Sizes in order of parameters."""
-    learning_rate: Callable[[int], float]
-    """Number of parameters -> peak learning rate."""
+    recipe: Recipe
+    """Batch size and learning rate of its runs."""
     optimal_cost: float = 0.15
     """Guess of the compute-optimal FLOPs per token over sqrt(budget): grids lay their sizes around it."""
     augmented: bool = False
@@ -52,8 +54,13 @@ class Arm:
 
     def parameters(self, size: Size) -> int:
         """Number of trainable parameters, counted without allocating them."""
-        with torch.device("meta"):
-            return sum(p.numel() for p in self.build(size).parameters() if p.requires_grad)
+        return _count(self.build, size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _count(build: Callable[[Size], nn.Module], size: Size) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(size).parameters() if p.requires_grad)
 
 
 _ARMS: dict[str, Arm] = {}

@@ -12,6 +12,7 @@ from eqscale.models.flops import TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.rigid.batch import Batch
 from eqscale.training.arms.base import Arm, Size
+from eqscale.training.arms.recipe import fitted_recipe
 
 # Typical sizes of the inputs (m/s, m/s^2), so that every channel is of order one.
 _SPEED, _ACCELERATION = 2.0, 9.81
@@ -118,10 +119,6 @@ def _flops(size: Size, symmetry: str) -> TrainingFlops:
     return gatr_training_flops(_config(size, symmetry))
 
 
-def _learning_rate(parameters: int) -> float:
-    return 1.5e-2 * (parameters / 5e3) ** -0.25
-
-
 # About 1e3 to 1e9 parameters; width counts multivector channels, half of them true, half pseudo. At small budgets
 # width pays and depth doesn't.
 _LADDER = tuple(
@@ -142,7 +139,7 @@ def _arm(name: str, description: str, symmetry: str, ladder: tuple[Size, ...] = 
         functools.partial(_build, symmetry=symmetry),
         functools.partial(_flops, symmetry=symmetry),
         ladder,
-        _learning_rate,
+        fitted_recipe(name),
         optimal_cost=0.3,
         packed=True,
     )

@@ -10,6 +10,7 @@ from eqscale.models.transformer import Transformer, TransformerConfig, transform
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.symmetry import align
 from eqscale.training.arms.base import Arm, Size
+from eqscale.training.arms.recipe import fitted_recipe
 
 # Typical sizes of the inputs (m, m/s, m/s^2), so that every feature is of order one.
 _LENGTH, _SPEED, _ACCELERATION = 1.0, 2.0, 9.81
@@ -76,10 +77,6 @@ def _build_aligned(size: Size) -> nn.Module:
     return PlainModel(_config(size), aligned=True)
 
 
-def _learning_rate(parameters: int) -> float:
-    return 8e-3 * (parameters / 1e4) ** -0.25
-
-
 # About 1e3 to 1e9 parameters; width and depth grow together, heads are at least 8 wide.
 _LADDER = tuple(
     Size(width, depth, heads)
@@ -99,7 +96,7 @@ ARMS = (
         _build,
         _flops,
         _LADDER,
-        _learning_rate,
+        fitted_recipe("transformer"),
     ),
     Arm(
         "transformer_aug",
@@ -107,7 +104,7 @@ ARMS = (
         _build,
         _flops,
         _LADDER,
-        _learning_rate,
+        fitted_recipe("transformer_aug"),
         augmented=True,
     ),
     Arm(
@@ -116,6 +113,6 @@ ARMS = (
         _build_aligned,
         _flops,
         _LADDER,
-        _learning_rate,
+        fitted_recipe("transformer_aligned"),
     ),
 )

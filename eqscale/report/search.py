@@ -1,0 +1,178 @@
+"""From the trials of a learning-rate search to recipes, a figure and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from eqscale.laws.plots import MARKERS, WIDTH, save, style
+from eqscale.laws.render import markdown_table, number
+
+GOAL = 0.02
+"""Largest relative loss that a recipe's pick may lie above the best found."""
+_SHOWN = 2.0  # panels show losses up to this multiple of the lowest
+
+
+class FittedRecipe(Protocol):
+    """What the search fits to an arm's trials."""
+
+    @property
+    def recipe(self) -> Any:
+        """Its batch size and learning rate as power laws."""
+
+    @property
+    def trials(self) -> int:
+        """Trials that entered the fit."""
+
+    @property
+    def scatter(self) -> float:
+        """Relative deviation of the losses from the fitted surface."""
+
+    @property
+    def curvature_rate(self) -> float:
+        """Twice the relative loss for a learning rate off by a factor e."""
+
+    @property
+    def curvature_batch(self) -> float:
+        """The same for the batch size."""
+
+
+def write_search_report(
+    trials: pd.DataFrame,
+    runs: pd.DataFrame,
+    checks: pd.DataFrame,
+    fits: Mapping[str, FittedRecipe],
+    folder: Path,
+) -> None:
+    """Write ``trials.csv``, ``checks.csv``, ``recipes.json``, ``search.png`` and ``.svg``, ``report.md``.
+
+    Args:
+        trials: all trials of the search, pruned ones included, in the columns of the run table.
+        runs: the check runs, in the same columns.
+        checks: loss of the recipe's pick beside the best found, per arm and budget.
+        fits: the fitted recipe of each arm.
+        folder: created if needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trials.to_csv(folder / "trials.csv", index=False)
+    runs.to_csv(folder / "check_runs.csv", index=False)
+    checks.to_csv(folder / "checks.csv", index=False)
+    recipes = {arm: dataclasses.asdict(fit.recipe) for arm, fit in fits.items()}
+    (folder / "recipes.json").write_text(json.dumps(recipes, indent=1) + "\n")
+    save(_figure(trials, runs, fits), folder / "search")
+    (folder / "report.md").write_text(_report(trials, checks, fits))
+
+
+def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, FittedRecipe]) -> Figure:
+    """Loss against learning rate: a row per arm, a column per budget, a marker per size, a colour per batch size."""
+    ended = pd.concat([trials, runs])
+    ended = ended[ended["status"] == "finished"]
+    arms, budgets = list(fits), sorted(ended["budget"].unique())
+    with style():
+        figure = Figure(figsize=(1.6 * WIDTH, 1.7 * len(arms)), layout="constrained")
+        axes = figure.subplots(len(arms), len(budgets), sharex=True, squeeze=False)
+        norm = LogNorm(max(1, ended["batch_size"].min() / 2), ended["batch_size"].max() * 2)
+        for row, arm in zip(axes, arms, strict=True):
+            for panel, budget in zip(row, budgets, strict=True):
+                here = ended[(ended["arm"] == arm) & (ended["budget"] == budget)]
+                groups = here.groupby(["N", "width", "depth"])
+                for marker, ((N, *_), group) in zip(MARKERS, groups, strict=False):
+                    panel.scatter(
+                        group["learning_rate"],
+                        group["loss"],
+                        c=group["batch_size"],
+                        norm=norm,
+                        cmap="viridis",
+                        marker=marker,
+                        s=14,
+                        label=f"N = {number(N)}",
+                    )
+                    recipe = fits[arm].recipe
+                    batch = recipe.batch_size(budget)
+                    steps = (group["steps"] * group["batch_size"]).median() / batch
+                    panel.axvline(recipe.learning_rate(N, steps, batch), color="0.6", lw=0.8, zorder=0)
+                panel.set_xscale("log")
+                if len(here):
+                    panel.set_ylim(0.97 * here["loss"].min(), _SHOWN * here["loss"].min())
+                panel.legend(fontsize=6, loc="upper right")
+                if row is axes[0]:
+                    panel.set_title(f"{budget:.3g} FLOPs")
+                if row is axes[-1]:
+                    panel.set_xlabel("learning rate")
+            row[0].set_ylabel(f"{arm}\ntest NMSE")
+        figure.colorbar(panel.collections[0], ax=axes, label="batch size", fraction=0.02, format="%d")
+    return figure
+
+
+def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, FittedRecipe]) -> str:
+    recipes = [
+        {
+            "arm": arm,
+            "learning rate": number(fit.recipe.rate),
+            "∝ N^": f"{fit.recipe.by_parameters:.2f}",
+            "∝ steps^": f"{fit.recipe.by_steps:.2f}",
+            "∝ batch^": f"{fit.recipe.by_batch:.2f}",
+            "batch": number(fit.recipe.batch),
+            "∝ budget^": f"{fit.recipe.by_budget:.2f}",
+            "trials used": str(fit.trials),
+            "scatter": f"{100 * fit.scatter:.1f} %",
+            "loss for 2 x rate": f"{50 * fit.curvature_rate * np.log(2) ** 2:.1f} %",
+            "loss for 2 x batch": f"{50 * fit.curvature_batch * np.log(2) ** 2:.1f} %",
+        }
+        for arm, fit in fits.items()
+    ]
+    shown = [
+        {
+            "arm": str(row["arm"]),
+            "budget": number(row["budget"]),
+            "N": f"{row['N']:,}",
+            "batch": str(row["batch_size"]),
+            "recipe's rate": number(row["learning_rate"]),
+            "loss": f"{row['loss']:.4f}",
+            "best rate tried": number(row["best_learning_rate"]),
+            "its loss": f"{row['best_loss']:.4f}",
+            "above": f"{100 * row['excess']:.1f} %",
+        }
+        for row in checks.to_dict("records")
+    ]
+    within = int((checks["excess"] <= GOAL).sum())
+    status = trials.groupby(["arm", "status"]).size().unstack(fill_value=0)
+    count = [
+        {"arm": arm, **{k: str(v) for k, v in row.items()}} for arm, row in status.to_dict("index").items()
+    ]
+    paragraphs = [
+        "# Learning rates and batch sizes",
+        "One search for every arm, with the same number of trials for each: Optuna (TPE, median pruner) proposes "
+        "learning rate and batch size of proxy runs, each of which spends its budget exactly. All trials are in "
+        "`trials.csv`.",
+        _table(count),
+        "## Recipes",
+        "Learning rate at 10,000 parameters, 1,000 steps and batches of 16; batch size at 1e11 executed FLOPs, "
+        "rounded to a power of two. Fitted to all finished trials of an arm that end at most 30 % above the best "
+        "of their cell: log loss is a parabola around the recipe's learning rate plus one around its batch size, "
+        "plus a constant per cell. Exponents have a normal prior (standard deviation 0.5) around the usual -0.25 "
+        "(parameters), -0.15 (steps), 0.35 (batch) and 0.2 (batch in budget): what one seed and a few cells can't "
+        "tell is taken from there. The last two columns say what being off by a factor of two costs.",
+        _table(recipes),
+        "![loss against learning rate](search.png)",
+        "Grey lines: the recipe's learning rate for each size at the recipe's batch size. The rightmost budgets are "
+        "those of the check.",
+        "## Check at larger budgets",
+        "Larger runs at the recipe's batch size with half, once and twice its learning rate, and further out until "
+        f"the best is bracketed. {within} of {len(checks)} picks lie within {100 * GOAL:.0f} % of the best rate "
+        "tried; one seed each, so a difference of the size of the seed noise means nothing.",
+        _table(shown),
+    ]
+    return "\n\n".join(paragraph.strip() for paragraph in paragraphs) + "\n"
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])

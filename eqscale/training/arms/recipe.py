@@ -1,0 +1,56 @@
+"""Batch size and learning rate of an arm's runs: power laws fitted by ``tune_jobs/learning_rate_search.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+PARAMETERS, STEPS, BATCH, BUDGET = 1e4, 1e3, 16, 1e11
+"""Where the scales of a recipe are meant: parameters, steps, windows in a batch, executed FLOPs."""
+_SMALLEST_BATCH = 8
+_FILE = Path(__file__).with_name("recipes.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Learning rate = ``rate`` (N / 1e4)^``by_parameters`` (steps / 1e3)^``by_steps`` (batch / 16)^``by_batch``."""
+
+    rate: float
+    """Peak learning rate at 1e4 parameters, 1e3 steps and batches of 16."""
+    by_parameters: float = -0.25
+    by_steps: float = 0.0
+    by_batch: float = 0.0
+    batch: float = 16.0
+    """Windows in a batch at 1e11 executed FLOPs, before rounding."""
+    by_budget: float = 0.0
+    """Exponent of the batch size in the budget."""
+
+    def batch_size(self, budget: float) -> int:
+        """Windows in a batch at a budget of executed FLOPs: the nearest power of two, at least 8."""
+        exact = math.log2(self.batch) + self.by_budget * math.log2(budget / BUDGET)
+        return max(_SMALLEST_BATCH, 2 ** round(exact))
+
+    def learning_rate(self, parameters: int, steps: int, batch_size: int) -> float:
+        """Peak learning rate of a run, to four digits."""
+        rate = (
+            self.rate
+            * (parameters / PARAMETERS) ** self.by_parameters
+            * (steps / STEPS) ** self.by_steps
+            * (batch_size / BATCH) ** self.by_batch
+        )
+        return float(f"{rate:.4g}")
+
+
+def fitted_recipe(arm: str) -> Recipe:
+    """The recipe that the search found for a built-in arm."""
+    return Recipe(**json.loads(_FILE.read_text())[arm])
+
+
+def adopt_recipes(recipes: dict[str, Recipe]) -> Path:
+    """Make recipes those of the built-in arms they are named after; returns the file that holds them."""
+    known = json.loads(_FILE.read_text())
+    known |= {arm: dataclasses.asdict(recipe) for arm, recipe in recipes.items() if arm in known}
+    _FILE.write_text(json.dumps(known, indent=1) + "\n")
+    return _FILE

@@ -1,0 +1,196 @@
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eqscale.errors import InputError
+from eqscale.study.presets import SEARCHES
+from eqscale.study.search import Search, check_specs, fit_recipe, search_cells
+from eqscale.training.arms import Recipe, arm_names, get_arm
+from eqscale.training.spec import CurvePoint, RunRecord
+
+ROOT = Path(__file__).parents[2]
+PRESET = dataclasses.replace(
+    SEARCHES["quick"], arms=("transformer",), budgets=(1e9, 3e9), min_steps=5, trials=7, train_scenes=100
+)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_arm_gets_the_same_number_of_trials(name):
+    preset = SEARCHES[name]
+    counts = pd.Series([cell.arm for cell in search_cells(preset)]).value_counts()
+    assert set(counts.index) == set(preset.arms)
+    assert counts.nunique() == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rates": (1e-2, 1e-3)}, "--rates needs two values, the smaller first"),
+        ({"rates": (1e-3,)}, "--rates needs two values"),
+        ({"batch_sizes": (8, 48)}, "--batch-sizes must be powers of two"),
+        ({"budgets": (1e4,)}, "too small for a single step"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        search_cells(dataclasses.replace(PRESET, **changes))
+
+
+def record(spec, loss, status="finished"):
+    return RunRecord(
+        spec=spec, run_id=spec.run_id, status=status, parameters=1, tokens=1, padded_tokens=1, epochs=1.0,
+        unique_windows=1, unique_tokens=1, flops_nominal=1.0, flops_executed=1.0, seconds=1.0,
+        evaluation_seconds=0.0, peak_memory_mb=1.0, steps_done=spec.steps, test={"nmse": loss}, curve=[],
+        hardware="", code="", started="",
+    )  # fmt: skip
+
+
+def loss_of(spec, best=1e-2):
+    return 0.5 + 0.1 * math.log(spec.learning_rate / best) ** 2
+
+
+def point(spec, share, loss):
+    return CurvePoint(round(share * spec.steps), 0.0, loss, 0.0, 0.0)
+
+
+def test_a_search_asks_each_cell_for_its_trials_and_learns_from_them(tmp_path):
+    preset = dataclasses.replace(PRESET, trials=20)
+    search = Search(preset, tmp_path / "journal")
+    assert len(search) == 4 * 20
+    tried = []
+    while (spec := search.ask()) is not None:
+        tried.append(spec)
+        search.tell(spec, record(spec, loss_of(spec)))
+    assert len(tried) == 80
+    assert len(search) == 0
+    assert {spec.batch_size for spec in tried} <= {8, 16, 32, 64}
+    assert all(1e-3 <= spec.learning_rate <= 1e-1 for spec in tried)
+    off = np.abs(np.log([spec.learning_rate / 1e-2 for spec in tried]))
+    assert np.median(off[-40:]) < 0.7 * np.median(off[:20])  # the sampler closes in on the optimum
+
+
+def test_bad_trials_are_pruned_in_their_second_half(tmp_path):
+    search = Search(PRESET, tmp_path / "journal")
+    pruned = []
+    for k in range(4 * 7):
+        spec = search.ask()
+        loss = 0.5 if k < 20 else 5.0
+        assert not search.should_prune(spec, point(spec, 0.25, loss))
+        if search.should_prune(spec, point(spec, 0.75, loss)):
+            pruned.append(spec)
+            search.tell(spec, None)
+        else:
+            search.tell(spec, record(spec, loss))
+    assert len(pruned) == 8
+    assert len(search.ended_specs()) == 28
+    assert search.ask() is None
+
+
+def test_a_killed_search_goes_on_with_the_runs_that_were_under_way(tmp_path):
+    first = Search(PRESET, tmp_path / "journal")
+    done, cut = first.ask(), first.ask()
+    first.tell(done, record(done, 0.5))
+    second = Search(PRESET, tmp_path / "journal")
+    assert len(second) == 4 * 7 - 1
+    asked = [second.ask() for _ in range(4)]
+    assert cut.run_id in {spec.run_id for spec in asked}
+    assert done.run_id not in {spec.run_id for spec in asked}
+
+
+def planted(recipe, seed, noise=0.01):
+    """Trials whose losses are parabolas around a known recipe."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for budget in (1e10, 3e10, 1e11):
+        for width, N in ((8, 2000), (16, 12_000)):
+            for _ in range(12):
+                batch = int(2 ** rng.integers(3, 7))
+                steps = max(50, round(budget / (6 * N * 31 * batch)))
+                rate = 10 ** rng.uniform(-3, -1)
+                off = math.log(rate / recipe.learning_rate(N, steps, batch))
+                off_batch = math.log(batch / (recipe.batch * (budget / 1e11) ** recipe.by_budget))
+                loss = 0.4 * N**-0.02 * math.exp(0.02 * off**2 + 0.01 * off_batch**2 + noise * rng.normal())
+                rows.append(
+                    {"budget": budget, "width": width, "depth": 1, "N": N, "steps": steps, "batch_size": batch,
+                     "learning_rate": rate, "loss": loss}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_planted_recipe_is_recovered():
+    truth = Recipe(rate=1.2e-2, by_parameters=-0.4, by_steps=-0.1, by_batch=0.3, batch=20.0, by_budget=0.25)
+    off = []
+    for seed in range(5):
+        fit = fit_recipe(planted(truth, seed))
+        assert fit.scatter < 0.02
+        off += [
+            math.log(fit.recipe.learning_rate(N, steps, 16) / truth.learning_rate(N, steps, 16))
+            for N, steps in ((2000, 1000), (12_000, 1000), (12_000, 300))
+        ]
+        assert 10 < fit.recipe.batch < 40
+    assert np.sqrt(np.mean(np.square(off))) < 0.3
+
+
+def test_too_few_trials_for_a_recipe_are_an_error():
+    with pytest.raises(InputError, match="too few to fit a recipe"):
+        fit_recipe(planted(Recipe(rate=1e-2), 0).head(5))
+
+
+def test_checks_go_on_until_the_best_rate_is_bracketed():
+    preset = dataclasses.replace(PRESET, check_budgets=(6e9,))
+    recipes = {"transformer": get_arm("transformer").recipe}
+    specs = check_specs(preset, recipes, {})
+    picked = specs[1].learning_rate
+    assert [s.learning_rate for s in specs] == [float(f"{picked * f:.4g}") for f in (0.5, 1, 2)]
+    losses = {}
+    while any(spec.run_id not in losses for spec in specs):
+        losses |= {spec.run_id: loss_of(spec, best=5 * picked) for spec in specs}
+        specs = check_specs(preset, recipes, losses)
+    assert len(specs) == 5  # up to 8 times the pick: 4 times is best
+    assert max(s.learning_rate for s in specs) == float(f"{8 * picked:.4g}")
+
+
+def test_recipes_round_batches_to_powers_of_two():
+    recipe = Recipe(rate=1e-2, batch=20.0, by_budget=0.3)
+    assert [recipe.batch_size(budget) for budget in (1e8, 1e11, 1e13)] == [8, 16, 64]
+    assert recipe.learning_rate(160_000, 1000, 16) == pytest.approx(5e-3)
+
+
+def test_every_built_in_arm_has_a_recipe_of_its_own():
+    recipes = json.loads((ROOT / "eqscale/training/arms/recipes.json").read_text())
+    assert set(recipes) == {name for name in arm_names() if name in SEARCHES["cpu"].arms}
+
+
+def test_the_job_searches_fits_checks_and_continues(tmp_path):
+    command = [
+        sys.executable, str(ROOT / "tune_jobs/learning_rate_search.py"), "--arms", "transformer",
+        "--budgets", "3e8", "--check-budgets", "6e8", "--trials", "6", "--min-steps", "5",
+        "--train-scenes", "24", "--test-scenes", "8", "--batch-sizes", "4", "16",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def run():
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    first = run()
+    assert first.returncode == 0, first.stdout + first.stderr
+    folder = tmp_path / "results/quick/learning_rate"
+    trials = pd.read_csv(folder / "trials.csv")
+    assert len(trials) == 12
+    assert json.loads((folder / "recipes.json").read_text()).keys() == {"transformer"}
+    assert (folder / "search.png").exists()
+    report = (folder / "report.md").read_text()
+    checks = pd.read_csv(folder / "check_runs.csv")
+    assert len(checks) >= 3
+    second = run()
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert (folder / "report.md").read_text() == report
+    assert "[1/" not in second.stdout  # nothing was trained again

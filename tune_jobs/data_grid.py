@@ -1,0 +1,33 @@
+"""Data grid: what is a unique scene worth, to each arm, when the compute is fixed?
+
+Trains one size of every arm at one budget on ever more unique scenes, as many epochs as the budget pays for,
+with Ray Tune, logs every run to MLflow, and writes the run table, figure and report.
+
+    python tune_jobs/data_grid.py                    # preset quick: some minutes on two cores
+    python tune_jobs/data_grid.py --dry-run          # print the plan only
+    python tune_jobs/data_grid.py --preset cpu       # hours; stop with Ctrl-C, the same command continues
+
+Runs that have a record in the study's ledger are not trained again.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from eqscale.cli import run_or_exit
+from eqscale.report import write_report
+from eqscale.study.grid import data_grid
+from eqscale.study.job import parse_options, run_study
+from eqscale.study.presets import DATA_GRIDS
+
+
+def main() -> int:
+    """Plan, train what is missing, report."""
+    options = parse_options(__doc__, DATA_GRIDS, job="data_grid")
+    return run_study(
+        data_grid(options.preset), options, publish=lambda table: write_report(table, options.results)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_or_exit(main))
