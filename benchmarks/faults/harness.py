@@ -60,6 +60,14 @@ def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE
     raise TimeoutError(f"{what} didn't happen within {patience:g} s")
 
 
+def empty_database(root: Path) -> Path:
+    """An MLflow database without runs: to make one takes seconds, to copy it none."""
+    path = root / "empty.db"
+    if not path.exists():
+        MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
 class Study:
     """One study of the scenario: its command, its processes and its files."""
 
@@ -81,6 +89,8 @@ class Study:
         self.marks = self.folder / "faults"
         self.marks.mkdir(parents=True, exist_ok=keep)
         self.uri = tracking_uri or f"sqlite:///{self.folder.resolve() / 'mlruns.db'}"
+        if tracking_uri is None and not (self.folder / "mlruns.db").exists():
+            shutil.copy(empty_database(root), self.folder / "mlruns.db")
         places = {
             "--study": name,
             "--storage": storage or self.folder,

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -24,7 +25,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from harness import PATIENCE, Row, Study, fill, mlflow_server, parameters_of, small_disk, table, wait_for
+from harness import (
+    PATIENCE,
+    Row,
+    Study,
+    empty_database,
+    fill,
+    mlflow_server,
+    parameters_of,
+    small_disk,
+    table,
+    wait_for,
+)
 
 # Eight runs of some seconds each.
 GRID = {
@@ -38,7 +50,7 @@ GRID = {
     "test-scenes": "40",
 }
 # 200 runs of a second or less.
-TINY = GRID | {"budgets": "1e8 2e8 3e8 4e8 5e8", "seeds": "0 1 2 3 4 5 6 7 8 9", "batch-size": "8"}
+TINY = GRID | {"budgets": "5e7 1e8 1.5e8 2e8 2.5e8", "seeds": "0 1 2 3 4 5 6 7 8 9", "batch-size": "8"}
 Scenario = Callable[[Path, "Study"], list[Row]]
 
 
@@ -128,6 +140,7 @@ def mlflow(root: Path, reference: Study) -> list[Row]:
     folder = root / "mlflow-server"
     folder.mkdir(parents=True, exist_ok=True)
     database = folder / f"mlruns-{time.time_ns()}.db"
+    shutil.copy(empty_database(root), database)
     with mlflow_server(database.resolve(), port=5873) as act:
         study = Study(root, "mlflow", GRID, tracking_uri="http://127.0.0.1:5873")
         study.start()

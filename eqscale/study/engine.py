@@ -28,6 +28,8 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # signs of li
 import ray
 import torch
 from ray import tune
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -39,6 +41,10 @@ from eqscale.training.checkpoint import write_patiently
 from eqscale.training.loop import train
 from eqscale.training.memory import read_micro_batch, write_micro_batch
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
+
+# A worker that Ray kills on a node low on memory ends with an error that Tune's actor manager doesn't know for
+# an actor's death: it would end the whole study.
+actor_manager.RayActorError = (RayActorError, OutOfMemoryError)  # type: ignore[misc, assignment]
 
 
 @dataclasses.dataclass(frozen=True)
