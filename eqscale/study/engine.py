@@ -243,7 +243,8 @@ class _Events(tune.Callback):
             folder = self._storage.checkpoints(spec.run_id)
             size = read_micro_batch(folder, spec.batch_size)
             if size > 1:
-                write_micro_batch(folder, size // 2)
+                with contextlib.suppress(OSError):
+                    write_micro_batch(folder, size // 2)
                 trial.max_failures = trial.num_failures + 1
         self._events.retried(spec, self._reason(trial))
         self._forget(spec)
