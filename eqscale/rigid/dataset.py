@@ -358,10 +358,6 @@ def open_split(
     ``frame``: 'random' (each scene in its own element of O(3), gravity and floor with it) or 'upright'.
     Raises InputError for an unknown split, frame or horizon, too many scenes, or data missing or damaged.
     """
-    if horizon not in HORIZONS:
-        raise InputError(f"unknown horizon {horizon!r}: choose from {', '.join(map(str, HORIZONS))} frames")
-    if frame not in FRAME_PROTOCOLS:
-        raise InputError(f"unknown frame protocol {frame!r}: choose from {', '.join(FRAME_PROTOCOLS)}")
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     available = spec.scenes[split]
@@ -369,10 +365,38 @@ def open_split(
     if not 1 <= scenes <= available:
         raise InputError(f"{scenes} {split} scenes: must lie in 1..{available}")
     folder = spec.folder(root)
-    manifest = _read_manifest(folder, spec)
+    return _open(folder, _read_manifest(folder, spec), split, horizon, frame, scenes)
+
+
+def open_stored(
+    digest: str, root: Path, split: str, *, horizon: int = 4, frame: str = "random", scenes: int
+) -> Windows:
+    """Like ``open_split``, for the data whose definition has that digest, as a run's spec names it.
+
+    Raises InputError if no folder under ``root`` holds it, and as ``open_split`` does.
+    """
+    found = {}
+    for path in sorted(Path(root).glob(f"*/{_MANIFEST}")):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            manifest = json.loads(path.read_text())
+            found[manifest.get("digest")] = path.parent, manifest
+    if digest not in found:
+        held = ", ".join(folder.name for folder, _ in found.values()) or "no data set at all"
+        raise InputError(f"data {digest[:12]} are not under {str(root)!r}, which holds {held}")
+    return _open(*found[digest], split, horizon, frame, scenes)
+
+
+def _open(
+    folder: Path, manifest: dict[str, Any] | None, split: str, horizon: int, frame: str, scenes: int
+) -> Windows:
+    if horizon not in HORIZONS:
+        raise InputError(f"unknown horizon {horizon!r}: choose from {', '.join(map(str, HORIZONS))} frames")
+    if frame not in FRAME_PROTOCOLS:
+        raise InputError(f"unknown frame protocol {frame!r}: choose from {', '.join(FRAME_PROTOCOLS)}")
     entries = manifest[split][: -(-scenes // SHARD)] if manifest else []
     if manifest is None or not manifest["sigma"] or sum(e["scenes"] for e in entries) < scenes:
         raise InputError(f"{folder} does not hold {scenes} {split} scenes yet: prepare the dataset first")
     shards = [_open_shard(_shard(folder, split, k), entry) for k, entry in enumerate(entries)]
     shards[-1] = shards[-1][: scenes - SHARD * (len(shards) - 1)]
-    return Windows(shards, horizon, manifest["sigma"][str(horizon)], ENGINES[spec.engine].time_step, frame)
+    time_step = 1.0 / manifest["definition"]["engine"]["rate"]
+    return Windows(shards, horizon, manifest["sigma"][str(horizon)], time_step, frame)

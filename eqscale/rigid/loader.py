@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -16,8 +17,13 @@ from eqscale.rigid.windows import Windows
 
 T = TypeVar("T")
 
+_PER_WINDOW = ("floor_normal", "floor_offset", "gravity", "floor_material", "scene")
+
 _DEPTH = 3
 """Batches made ahead: enough to ride out a slow disk read, little pinned memory."""
+
+_TOGETHER = 512
+"""Windows assembled at once: small batches cost a third less of their time in a larger one that is then cut."""
 
 
 def batches(
@@ -31,13 +37,39 @@ def batches(
     On a GPU a thread builds them ahead in pinned memory and copies without blocking. On a CPU the trainer's
     own threads need the cores, and a second thread would only take turns with them.
     """
+    built = _assemble(windows, order, dtype)
     if torch.device(device).type == "cpu":
-        for indices in order:
-            yield windows.batch(indices, dtype=dtype)
+        yield from built
         return
-    pinned = (_pin(windows.batch(indices, dtype=dtype)) for indices in order)
+    pinned = map(_pin, built)
     for batch in ahead(pinned, _DEPTH):
         yield batch.to(device, non_blocking=True)
+
+
+def _assemble(windows: Windows, order: Iterable[np.ndarray], dtype: torch.dtype) -> Iterator[Batch]:
+    """The batches of the index arrays; several small ones are assembled together, with the same bits."""
+    order = iter(order)
+    for indices in order:
+        group = [indices]
+        if len(indices):
+            group += itertools.islice(order, _TOGETHER // len(indices) - 1 if len(indices) < _TOGETHER else 0)
+        yield from _cut(windows.batch(np.concatenate(group), dtype=dtype), [len(i) for i in group])
+
+
+def _cut(batch: Batch, sizes: list[int]) -> Iterator[Batch]:
+    """Cut a batch into consecutive ones of those sizes, each padded only to its own most tokens."""
+    tokens = batch.mask.sum(1).tolist()
+    begin = 0
+    for size in sizes:
+        rows = slice(begin, begin + size)
+        most = max(tokens[rows], default=0)
+        parts = {}
+        for field in dataclasses.fields(batch):
+            value = getattr(batch, field.name)[rows]
+            per_token = field.name not in _PER_WINDOW
+            parts[field.name] = (value[:, :most] if per_token else value).contiguous()
+        yield Batch(**parts)
+        begin += size
 
 
 def _pin(batch: Batch) -> Batch:

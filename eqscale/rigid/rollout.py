@@ -1,4 +1,4 @@
-"""Rollouts: a predictor fed with its own predictions for one second, six times 1/6 s.
+"""Rollouts: a predictor fed with its own predictions, by default for one second, six times 1/6 s.
 
 The target holds positions only, so each step turns a predicted displacement into a state: a Kabsch fit
 gives position and orientation, and the velocities follow from taking the residual to ballistic motion as one
@@ -29,14 +29,12 @@ _IMPULSE = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Root mean squared errors after each step; objects, then windows have equal weight."""
+    """Root mean squared errors after each step, (steps,); objects, then windows have equal weight."""
 
     time_s: np.ndarray
-    """(STEPS,)."""
     translation_rmse_m: np.ndarray
-    """Of the centres of mass, (STEPS,)."""
+    """Of the centres of mass."""
     rotation_rmse_deg: np.ndarray
-    """(STEPS,)."""
     n_windows: int
     n_scenes: int
 
@@ -73,32 +71,38 @@ def centred(batch: Batch) -> Batch:
     return translate(batch, -mean)
 
 
+def last_start(windows: Windows, steps: int = STEPS) -> int:
+    """Last frame at which a rollout of that many steps can start; less than 1 if none can."""
+    return FRAMES - steps * windows.horizon
+
+
 def rollout(
     predict: Predictor,
     windows: Windows,
     indices: np.ndarray,
+    steps: int = STEPS,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Batch]:
-    """Roll out six steps from each window.
+    """Roll out ``steps`` steps from each window.
 
-    Returns predicted and true vertices, (STEPS + 1, B, T, 3) each, m, in the coordinates of the first batch,
-    and that batch. Raises InputError if a window's scene ends before the sixth step.
+    Returns predicted and true vertices, (steps + 1, B, T, 3) each, m, in the coordinates of the first batch,
+    and that batch. Raises InputError if a window's scene ends before the last step.
     """
     indices = np.asarray(indices, np.int64)
     start = indices % windows.windows_per_scene + 1
-    last = FRAMES - STEPS * windows.horizon
+    last = last_start(windows, steps)
     if last < 1 or (start > last).any():
         raise InputError(
-            f"rollouts of {STEPS} x {windows.horizon} frames start in frames 1..{last} of a scene's {FRAMES}"
+            f"rollouts of {steps} x {windows.horizon} frames start in frames 1..{last} of a scene's {FRAMES}"
         )
     first = windows.batch(indices, device, dtype)
-    truth = windows.track(indices, windows.horizon * np.arange(STEPS + 1), device, dtype)
+    truth = windows.track(indices, windows.horizon * np.arange(steps + 1), device, dtype)
     state = first
     track = [first.position]
     with torch.no_grad():
-        for _ in range(STEPS):
+        for _ in range(steps):
             residual = predict(centred(state)).to(dtype) * windows.sigma
             state = step(state, residual, windows)
             track.append(state.position)
@@ -109,20 +113,21 @@ def evaluate_rollout(
     predict: Predictor,
     windows: Windows,
     indices: np.ndarray,
+    steps: int = STEPS,
     batch_size: int = 256,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Rollout:
-    """Translation and rotation error over one second of rollout from the windows of those indices."""
-    squares = torch.zeros(2, STEPS, dtype=torch.float64)
+    """Translation and rotation error after each step of rollouts from the windows of those indices."""
+    squares = torch.zeros(2, steps, dtype=torch.float64)
     for begin in range(0, len(indices), batch_size):
         track, truth, batch = rollout(
-            predict, windows, indices[begin : begin + batch_size], device=device, dtype=dtype
+            predict, windows, indices[begin : begin + batch_size], steps, device=device, dtype=dtype
         )
         objects = Objects(batch)
         weight = objects.exists / objects.exists.sum(1, keepdim=True)
-        for k in range(STEPS):
+        for k in range(steps):
             rotation, center = kabsch(batch, objects, track[k + 1])
             true_rotation, true_center = kabsch(batch, objects, truth[k + 1])
             turned = rotation_angle(rotation @ true_rotation.transpose(-1, -2))
@@ -130,7 +135,7 @@ def evaluate_rollout(
             squares[1, k] += (weight * turned.square()).sum().cpu()
     rms = (squares / len(indices)).sqrt().numpy()
     return Rollout(
-        time_s=windows.time * np.arange(1, STEPS + 1),
+        time_s=windows.time * np.arange(1, steps + 1),
         translation_rmse_m=rms[0],
         rotation_rmse_deg=np.degrees(rms[1]),
         n_windows=len(indices),

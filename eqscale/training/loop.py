@@ -24,7 +24,7 @@ from eqscale.errors import InputError
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import Windows
 from eqscale.rigid.loader import batches
-from eqscale.rigid.metrics import evaluate
+from eqscale.rigid.metrics import equivariance, evaluate
 from eqscale.rigid.symmetry import augment
 from eqscale.training import checkpoint
 from eqscale.training.arms import get_arm
@@ -35,6 +35,7 @@ from eqscale.training.spec import RESULTS_VERSION, CurvePoint, RunRecord, RunSpe
 DIVERGED_LOSS = 10.0  # ballistic motion has loss 1
 CURVE_POINTS = 12
 _CURVE_WINDOWS = 192
+_SYMMETRY_WINDOWS = 64
 _CHECKPOINT_SECONDS = 30.0
 _CHECK_STEPS = 20  # reading the loss synchronises a GPU: do it rarely
 
@@ -85,14 +86,24 @@ def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
     """Spec and model of a weights file that ``train`` wrote.
 
     Raises:
-        InputError: if the file is absent, damaged, or of an arm or size that this code doesn't know.
+        InputError: if the file is absent, damaged, or of another version of the code or an arm that it doesn't
+            know.
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {str(path)!r}")
     state = checkpoint.load_file(path)
     if state is None or "spec" not in state:
         raise InputError(f"checkpoint {str(path)!r} is damaged or not one of a finished run")
-    spec = RunSpec.from_dict(state["spec"])
+    version = state.get("results_version")
+    if version != RESULTS_VERSION:
+        raise InputError(
+            f"checkpoint {str(path)!r} was written by another version of the code (results version "
+            f"{version or 'unknown'}; this is {RESULTS_VERSION}): train the run again, or use that version"
+        )
+    try:
+        spec = RunSpec.from_dict(state["spec"])
+    except InputError as error:
+        raise InputError(f"checkpoint {str(path)!r}: {error}") from error
     model = build_model(spec)
     try:
         model.load_state_dict(state["model"])
@@ -115,9 +126,15 @@ def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.AdamW:
 
 
 def evaluation_indices(windows: Windows, scenes: int, per_scene: int) -> np.ndarray:
-    """Windows of the first ``scenes`` scenes with ``per_scene`` evenly spaced starts each."""
-    starts = np.linspace(0, windows.windows_per_scene - 1, per_scene).round().astype(np.int64)
+    """Windows of the first ``scenes`` scenes, with the starts in the middle of ``per_scene`` equal parts of each."""
+    starts = ((np.arange(per_scene) + 0.5) * windows.windows_per_scene / per_scene).astype(np.int64)
     return (np.arange(scenes)[:, None] * windows.windows_per_scene + starts).ravel()
+
+
+def symmetry_indices(windows: Windows, scenes: int) -> np.ndarray:
+    """Windows on which the equivariance error is measured: few, evenly spread over scenes and starts."""
+    total = scenes * windows.windows_per_scene
+    return np.linspace(0, total - 1, min(_SYMMETRY_WINDOWS, total)).round().astype(np.int64)
 
 
 def _hardware(device: torch.device) -> str:
@@ -192,6 +209,11 @@ class _Trainer:
         self.curve_indices = evaluation_indices(test_windows, min(_CURVE_WINDOWS, spec.test_scenes), 1)
         state = checkpoint.load_newest(checkpoints)
         if state is not None:
+            if state.get("run_id") != spec.run_id:
+                raise InputError(
+                    f"the checkpoints in {str(checkpoints)!r} are of another run (other arm, size, data or version "
+                    f"of the code) than {spec.name}: delete them, or choose another folder"
+                )
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = _Progress(**state["progress"])
@@ -233,7 +255,9 @@ class _Trainer:
         result = dataclasses.asdict(evaluate(self._predict, self.test_windows, indices))
         for field, prefix in (("nmse_by_contact", "nmse"), ("contact_share", "share")):
             result |= {f"{prefix}_{contact}": value for contact, value in result.pop(field).items()}
-        return result
+        return result | equivariance(
+            self._predict, self.test_windows, symmetry_indices(self.test_windows, spec.test_scenes)
+        )
 
     def _step(self, batch: Batch) -> None:
         spec, progress = self.spec, self.progress
@@ -301,6 +325,7 @@ class _Trainer:
 
     def _save(self) -> None:
         state = {
+            "run_id": self.spec.run_id,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": dataclasses.asdict(self.progress),
@@ -353,7 +378,7 @@ def train(
         best of the curve.
 
     Raises:
-        InputError: if the data don't have the scenes that the spec asks for.
+        InputError: if the data don't have the scenes that the spec asks for, or the checkpoints are of another run.
         OSError: if the final weights can't be written.
     """
     if train_windows.n_scenes != spec.train_scenes or test_windows.n_scenes < spec.test_scenes:
@@ -372,7 +397,11 @@ def train(
         if not math.isfinite(test["nmse"]):
             raise _Diverged
         if weights is not None:
-            state = {"spec": dataclasses.asdict(spec), "model": trainer.model.state_dict()}
+            state = {
+                "results_version": RESULTS_VERSION,
+                "spec": dataclasses.asdict(spec),
+                "model": trainer.model.state_dict(),
+            }
             save = functools.partial(checkpoint.save_file, weights, state)
             checkpoint.write_patiently(save, f"the weights of run {spec.name}")
     except _Diverged:

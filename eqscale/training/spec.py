@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
 from eqscale.errors import InputError
+from eqscale.rigid.windows import STARTS
 from eqscale.training.arms import Size, get_arm
 
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
 RESULTS_VERSION = 2
+
+MAX_LEARNING_RATE = 1.0
+"""Weights start at 1 / sqrt(fan-in): a step of this size leaves nothing of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +58,44 @@ class RunSpec:
     """Largest norm of the gradient."""
 
     def __post_init__(self) -> None:
-        get_arm(self.arm)
-        for name in ("steps", "batch_size", "train_scenes", "test_scenes", "test_windows_per_scene"):
-            if getattr(self, name) < 1:
+        arm = get_arm(self.arm)
+        self._require(
+            "steps", "batch_size", "train_scenes", "test_scenes", "test_windows_per_scene", at_least=1
+        )
+        self._require("seed", "weight_decay", at_least=0)
+        for name in ("budget", "learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(
-                    f"run of arm {self.arm}: {name} must be at least 1, not {getattr(self, name)}"
+                    f"run of arm {self.arm}: {name} must be positive and finite, not {getattr(self, name)}"
                 )
-        if not 0 < self.learning_rate < float("inf"):
+        if self.learning_rate > MAX_LEARNING_RATE:
             raise InputError(
-                f"run of arm {self.arm}: learning rate must be positive, not {self.learning_rate}"
+                f"run of arm {self.arm}: learning rate {self.learning_rate:g} can't work: AdamW moves every weight by "
+                f"about as much in a step; at most {MAX_LEARNING_RATE:g}"
             )
+        if not 0 <= self.warmup <= 1:
+            raise InputError(f"run of arm {self.arm}: warmup must be a share of the steps, not {self.warmup}")
+        available = self.train_scenes * STARTS
+        if self.batch_size > available:
+            raise InputError(
+                f"run of arm {self.arm}: batch size {self.batch_size} exceeds the {available} windows of "
+                f"{self.train_scenes} training scenes: at most {available}, or more scenes"
+            )
+        if self.test_windows_per_scene > STARTS:
+            raise InputError(
+                f"run of arm {self.arm}: {self.test_windows_per_scene} test windows per scene; a scene has {STARTS}"
+            )
+        try:
+            arm.flops(self.size)
+        except InputError as error:
+            raise InputError(f"run of arm {self.arm}, size {self.size}: {error}") from error
+
+    def _require(self, *names: str, at_least: int) -> None:
+        for name in names:
+            if not getattr(self, name) >= at_least:
+                raise InputError(
+                    f"run of arm {self.arm}: {name} must be at least {at_least}, not {getattr(self, name)}"
+                )
 
     @property
     def run_id(self) -> str:

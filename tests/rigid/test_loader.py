@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 
 import numpy as np
@@ -15,6 +16,20 @@ def test_batches_come_in_the_order_given(train):
     order = [np.array([5, 3]), np.array([100]), np.array([7, 7, 9])]
     for indices, batch in zip(order, batches(train, order), strict=True):
         torch.testing.assert_close(batch.target, train.batch(indices).target, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 600])
+def test_batches_assembled_together_have_the_bits_of_each_alone(train, size):
+    rng = np.random.default_rng(size)
+    order = [rng.integers(len(train), size=size) for _ in range(2 + 1200 // size)]
+    built = list(batches(train, iter(order)))
+    assert len(built) == len(order)
+    for indices, batch in zip(order, built, strict=True):
+        alone = train.batch(indices)
+        for field in dataclasses.fields(alone):
+            one, other = getattr(batch, field.name), getattr(alone, field.name)
+            assert torch.equal(one, other)
+            assert one.is_contiguous()
 
 
 def test_making_ahead_keeps_order_and_bound():

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from eqscale.errors import InputError
-from eqscale.rigid.metrics import evaluate
+from eqscale.rigid.dataset import open_split
+from eqscale.rigid.metrics import equivariance, evaluate
 from eqscale.rigid.motion import Objects, kabsch, rotation_by, rotation_vector
 from eqscale.rigid.rollout import STEPS, evaluate_rollout, rollout
-from eqscale.rigid.symmetry import random_orthogonal, transform
+from eqscale.rigid.symmetry import augment, random_orthogonal, transform
 
 
 def zero(batch):
@@ -80,6 +81,76 @@ def test_the_standard_error_is_that_of_resampled_scenes(test_split):
     bootstrap = (error[draws].sum(1) / scale[draws].sum(1)).std()
     assert result.nmse_se == pytest.approx(bootstrap, rel=0.25)
     assert math.isnan(parts[0].nmse_se)
+
+
+def broken_classes(predict, windows):
+    """Classes of group elements under which a predictor is not equivariant, and its share of the loss."""
+    result = equivariance(predict, windows, np.arange(0, len(windows), 7), batch_size=30)
+    share = result.pop("equivariance_loss_share")
+    assert all(value < 1e-5 or value > 0.05 for value in result.values())
+    return {name.removeprefix("equivariance_") for name, value in result.items() if value > 0.05}, share
+
+
+@pytest.mark.parametrize(
+    ("predict", "broken"),
+    [
+        (lambda b: b.velocity, set()),
+        (lambda b: b.position - b.floor_offset[:, None, None] * b.floor_normal[:, None], {"translation"}),
+        (lambda b: torch.linalg.cross(b.velocity, b.gravity[:, None]), {"reflection"}),
+        (lambda b: b.velocity * torch.tensor([1.0, 1.0, 3.0]), {"yaw", "rotation", "reflection"}),
+        (lambda b: b.velocity * (b.object_index == 0)[..., None], {"permutation"}),
+        (lambda b: b.velocity * (torch.arange(b.mask.shape[1]) < 10)[:, None], {"permutation"}),
+    ],
+    ids=["equivariant", "position", "pseudovector", "preferred axis", "object label", "token order"],
+)
+def test_the_equivariance_error_names_the_broken_symmetry(test_split, predict, broken):
+    found, share = broken_classes(predict, test_split)
+    assert found == broken
+    assert (share > 1e-3) == bool(broken & {"rotation", "reflection"})
+
+
+def test_the_equivariance_error_has_the_size_of_what_is_added(test_split):
+    """A covariant prediction v and a fixed vector c: |f(gx) - g f(x)| = |c - g c|, sqrt(2) |c| in the mean."""
+    c = torch.tensor([0.0, 3.0, 4.0])
+    indices = np.arange(len(test_split))
+
+    def f(batch):
+        return (20 * batch.floor_normal[:, None] + c).expand_as(batch.target)
+
+    result = equivariance(f, test_split, indices)
+    size = np.mean([float((20 * n + c.numpy()) @ (20 * n + c.numpy())) for n in test_split.matrix[:, :, 2]])
+    assert result["equivariance_rotation"] == pytest.approx(np.sqrt(2) * 5 / np.sqrt(size), rel=0.1)
+    assert result == equivariance(f, test_split, indices)
+
+
+@pytest.mark.parametrize("frame", ["random", "upright"])
+def test_the_share_of_the_loss_is_what_averaging_over_the_group_removes(spec, root, frame):
+    """Brute force: the loss of the mean over 64 elements of g^-1 f(g x), plus what 64 elements leave."""
+    windows = open_split(
+        spec, root, "train", frame=frame
+    )  # 128 scenes, for a law of x that is nearly invariant
+    indices = np.arange(0, len(windows), 5)
+    matrix = torch.tensor([[1.5, 0.4, 0.0], [-0.3, 0.2, 0.8], [0.0, 0.6, 0.5]])
+
+    def f(batch):
+        return 0.3 * batch.velocity @ matrix
+
+    batch = windows.batch(indices)
+    plain = float((batch.weight * (f(batch) - batch.target).square().sum(-1)).sum())
+    total = torch.zeros_like(batch.target)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(64):
+        # g^-1 f(g x), with g read off from what it does to three probes carried along as targets
+        probes = dataclasses.replace(
+            batch, target=torch.eye(3).repeat(len(indices), 20, 1)[:, : batch.target.shape[1]]
+        )
+        moved = augment(probes, frame, generator)
+        g = moved.target[:, :3].transpose(1, 2)
+        total += f(moved) @ g
+    averaged = float((batch.weight * (total / 64 - batch.target).square().sum(-1)).sum())
+    removed = (1 - averaged / plain) / (1 - 1 / 64)
+    share = equivariance(f, windows, indices)["equivariance_loss_share"]
+    assert 0.05 < share == pytest.approx(removed, rel=0.15)
 
 
 def test_kabsch_finds_the_rotation_also_of_a_reflected_scene(train):

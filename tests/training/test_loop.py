@@ -2,11 +2,15 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from eqscale.errors import InputError
+from eqscale.models.gatr import native
+from eqscale.models.gatr.flops import PRODUCT_TERMS
+from eqscale.study.table import COLUMNS
 from eqscale.training import checkpoint, loop
 from eqscale.training.arms import Size, get_arm
-from eqscale.training.loop import learning_rate_at, train
+from eqscale.training.loop import evaluation_indices, learning_rate_at, train
 from eqscale.training.spec import RunSpec
 
 
@@ -74,6 +78,41 @@ def test_a_killed_run_resumes_to_the_same_bits(windows, tmp_path, monkeypatch, a
     assert [p.train_loss for p in resumed.curve] == [p.train_loss for p in straight.curve]
 
 
+def test_checkpoints_of_another_run_are_refused(windows, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
+
+    def kill(point):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_spec(), *windows, checkpoints=tmp_path, report=kill)
+    assert list(tmp_path.glob("step-*.pt"))
+    with pytest.raises(InputError, match=r"of another run .* than transformer_aug"):
+        train(make_spec(arm="transformer_aug"), *windows, checkpoints=tmp_path)
+
+
+def test_measuring_the_equivariance_error_changes_no_bit_of_a_run(windows, tmp_path, monkeypatch):
+    spec = make_spec(arm="transformer_aug")
+    record = train(spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / "a.pt")
+    classes = [name for name in record.test if name.startswith("equivariance_")]
+    assert set(classes) <= set(COLUMNS)
+    assert record.test["equivariance_rotation"] > 0.05
+    assert record.test["equivariance_permutation"] < 1e-4
+    monkeypatch.setattr(loop, "equivariance", lambda *a: {})
+    without = train(spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / "b.pt")
+    assert {k: v for k, v in record.test.items() if k not in classes} == without.test
+    a, b = final_weights(tmp_path / "a.pt"), final_weights(tmp_path / "b.pt")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_gatr_has_no_equivariance_error_but_rounding(windows, tmp_path):
+    spec = make_spec(arm="gatr", size=Size(4, 1, 2))
+    test = train(spec, *windows, checkpoints=tmp_path).test
+    for name in ("yaw", "rotation", "reflection", "translation", "permutation"):
+        assert test[f"equivariance_{name}"] < 1e-4
+    assert test["equivariance_loss_share"] < 1e-6
+
+
 def test_a_nan_ends_the_run_as_diverged(windows, tmp_path, monkeypatch):
     healthy = loop.weighted_mse
     calls = []
@@ -88,6 +127,28 @@ def test_a_nan_ends_the_run_as_diverged(windows, tmp_path, monkeypatch):
     assert record.test == {}
     assert record.steps_done < 30
     assert not (tmp_path / "w.pt").exists()
+
+
+@pytest.mark.parametrize("arm", ["transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off"])
+def test_executed_flops_are_those_of_the_steps_taken(windows, tmp_path, monkeypatch, arm):
+    """torch's counter over the steps of a run. It sees matrix products only, so GATr's kernels are switched off and
+    its geometric products and joins, elementwise then, are added; without kernels padding costs GATr something, so
+    its batches have none."""
+    monkeypatch.setattr(native, "available", lambda x: False)
+    packed = get_arm(arm).packed
+    spec = make_spec(arm=arm, size=Size(16, 2, 2), steps=5, batch_size=1 if packed else 8, learning_rate=1e-5)
+    step, counted = loop._Trainer._step, []
+
+    def counting(trainer, batch):
+        with FlopCounterMode(display=False) as counter:
+            step(trainer, batch)
+        counted.append(counter.get_total_flops())
+
+    monkeypatch.setattr(loop._Trainer, "_step", counting)
+    record = train(spec, *windows, checkpoints=tmp_path)
+    products = 6 * record.tokens * 2 * 16 * PRODUCT_TERMS if packed else 0
+    assert len(counted) == 5
+    assert sum(counted) + products == pytest.approx(record.flops_executed, rel=0.01)
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero():
@@ -117,7 +178,36 @@ def test_wrong_data_is_named_before_training(windows, tmp_path):
         train(make_spec(train_scenes=21), *windows, checkpoints=tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"learning_rate": -1.0}, {"arm": "no_such_arm"}])
-def test_a_spec_that_cannot_work_is_refused(change):
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 481}, "batch size 481 exceeds the 480 windows of 20 training scenes"),
+        ({"test_windows_per_scene": 25}, "25 test windows per scene; a scene has 24"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive and finite, not -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive and finite, not nan"),
+        ({"learning_rate": 3.0}, "learning rate 3 can't work: .* at most 1"),
+        ({"budget": float("inf")}, "budget must be positive and finite"),
+        ({"clip": 0.0}, "clip must be positive"),
+        ({"warmup": 1.5}, "warmup must be a share of the steps"),
+        ({"arm": "no_such_arm"}, "unknown arm 'no_such_arm'; choose from transformer"),
+        ({"size": Size(10, 1, 3)}, "transformer, size 10x1: .*width 10 is not divisible by 3 heads"),
+        ({"size": Size(8, 0, 2)}, "transformer, size 8x0: .*depth must be at least 1"),
+        ({"arm": "gatr", "size": Size(10, 1, 3)}, "gatr, size 10x1: .*do not divide by heads 3"),
+        ({"arm": "gatr", "size": Size(1, 1, 1)}, "gatr, size 1x1: .*needs true >= 1"),
+    ],
+)
+def test_a_spec_that_cannot_work_is_refused_in_one_line(change, message):
+    with pytest.raises(InputError, match=message) as error:
         dataclasses.replace(make_spec(), **change)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("per_scene", "starts"), [(1, [12]), (2, [6, 18]), (4, [3, 9, 15, 21]), (24, list(range(24)))]
+)
+def test_evaluation_takes_the_starts_of_a_scene_evenly(windows, per_scene, starts):
+    found = evaluation_indices(windows[1], 2, per_scene)
+    assert found.tolist() == [*starts, *(24 + start for start in starts)]

@@ -5,7 +5,9 @@ from PIL import Image
 
 from eqscale.cli import main
 from eqscale.errors import InputError
+from eqscale.training import checkpoint
 from eqscale.training.loop import load_trained, train
+from eqscale.training.spec import RESULTS_VERSION
 from tests.training.conftest import DATA
 from tests.training.test_loop import make_spec
 
@@ -26,6 +28,20 @@ def test_trained_weights_load_and_animate(weights, data_root, tmp_path):
     assert main(["scenes", "--checkpoint", str(weights), "--data", str(data_root), "--out", str(out)]) == 0
     with Image.open(out) as image:
         assert image.n_frames > 3
+
+
+def test_a_checkpoint_of_another_version_or_of_an_unknown_arm_is_refused(weights):
+    state = checkpoint.load_file(weights)
+    checkpoint.save_file(weights, state | {"results_version": RESULTS_VERSION - 1})
+    with pytest.raises(InputError, match=f"results version {RESULTS_VERSION - 1}; this is"):
+        load_trained(weights)
+    checkpoint.save_file(weights, state | {"spec": state["spec"] | {"arm": "mine"}})
+    with pytest.raises(InputError, match=r"run.pt'?: unknown arm 'mine'; choose from"):
+        load_trained(weights)
+    wider = state["spec"] | {"size": state["spec"]["size"] | {"width": 16}}
+    checkpoint.save_file(weights, state | {"spec": wider})
+    with pytest.raises(InputError, match="of another version of the arm 'transformer'"):
+        load_trained(weights)
 
 
 def test_a_checkpoint_of_other_data_or_a_damaged_one_is_refused(weights, capsys, tmp_path):

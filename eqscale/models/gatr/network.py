@@ -162,6 +162,7 @@ class Block(nn.Module):
         self.from_products = Linear(maps.from_products)
         self.to_stream = Linear(maps.to_stream)
         self._start_products_near_identity(maps.products)
+        self._open_gates(maps.from_products)
 
     @torch.no_grad()
     def _start_products_near_identity(self, plan: Bilinear) -> None:
@@ -170,6 +171,13 @@ class Block(nn.Module):
         bias = self.to_factors.bias
         for channel in plan.right_factors:
             bias[channel if self.to_factors.map.symmetric else plan.inputs.invariant(channel)] += 1.0
+
+    @torch.no_grad()
+    def _open_gates(self, maps: LinearMap) -> None:
+        # GELU(0) = 0: with closed gates the branch starts with a tenth of the stream, and some seeds stay on a
+        # plateau for hundreds of steps.
+        for channel in range(maps.target.channels):
+            self.from_products.bias[channel if maps.symmetric else maps.target.invariant(channel)] += 1.0
 
     def linears(self) -> list[Linear]:
         """The linear maps in the order of their weights in :meth:`forward`."""

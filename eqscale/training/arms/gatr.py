@@ -132,14 +132,14 @@ _LADDER = tuple(
 )  # fmt: skip
 
 
-def _arm(name: str, description: str, symmetry: str, ladder: tuple[Size, ...] = _LADDER) -> Arm:
+def _arm(name: str, description: str, symmetry: str, recipe: str | None = None) -> Arm:
     return Arm(
         name,
         description,
         functools.partial(_build, symmetry=symmetry),
         functools.partial(_flops, symmetry=symmetry),
-        ladder,
-        fitted_recipe(name),
+        _LADDER,
+        fitted_recipe(recipe or name),
         optimal_cost=0.3,
         packed=True,
     )
@@ -147,6 +147,11 @@ def _arm(name: str, description: str, symmetry: str, ladder: tuple[Size, ...] = 
 
 ARMS = (
     _arm("gatr", "build it in: geometric algebra transformer, exactly E(3)-equivariant", "parity"),
-    _arm("gatr_published", "GATr as published: untyped channels, exact for rotations only", "published"),
+    _arm(
+        "gatr_published",
+        "GATr as published: untyped channels, exact for rotations only",
+        "published",
+        recipe="gatr",
+    ),
     _arm("gatr_off", "the control: GATr's backbone with unconstrained maps, no symmetry left", "off"),
 )
