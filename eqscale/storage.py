@@ -136,6 +136,14 @@ def matching(folder: AnyPath, pattern: str) -> list[AnyPath]:
     return sorted(folder.glob(pattern), key=lambda path: path.name)
 
 
+def subfolders(place: AnyPath) -> list[str]:
+    """Names of the folders directly in a folder, sorted."""
+    if isinstance(place, RemotePath):
+        found = place.filesystem.get_file_info(fs.FileSelector(place.path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+    return sorted(path.name for path in place.glob("*") if path.is_dir())
+
+
 def absolute(place: AnyPath) -> AnyPath:
     """The same place, named so that it means the same in any folder of any process."""
     return place if isinstance(place, RemotePath) else place.resolve()

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from eqscale.errors import InputError
-from eqscale.storage import RemotePath, check_writable, matching, open_place, remove_folder, write_atomically
+from eqscale.storage import (
+    RemotePath,
+    check_writable,
+    matching,
+    open_place,
+    remove_folder,
+    subfolders,
+    write_atomically,
+)
 from eqscale.study.lease import only_driver
 from eqscale.study.ledger import Ledger
 from eqscale.training import checkpoint
@@ -55,6 +63,8 @@ def test_files_are_written_found_replaced_and_deleted(place):
     assert file.exists()
     assert file.is_file()
     assert not (place / "sub").is_file()
+    assert subfolders(place) == ["sub"]
+    assert subfolders(place / "sub") == subfolders(place / "nowhere") == []
     assert file.parent.name == "sub"
     file.unlink()
     file.unlink(missing_ok=True)

@@ -42,6 +42,7 @@ from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
 from eqscale.study.table import run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
+from eqscale.study.watch import SILENT_SECONDS, silence_limit
 from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
 
@@ -65,6 +66,9 @@ class JobOptions(Generic[P]):
     workers: int | None
     arm_files: tuple[str, ...]
     max_seconds: float | None
+    silent_seconds: float
+    """Least silence after which a trial hangs."""
+    checkpoint_seconds: float
     dry_run: bool
 
 
@@ -119,6 +123,19 @@ def parse_options(
     )
     engine.add_argument("--max-hours", type=float, help="stop after this time; the same command continues")
     engine.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=30.0,
+        help="time between two checkpoints of a trial, the most that a kill costs (default: %(default)g)",
+    )
+    engine.add_argument(
+        "--hang-minutes",
+        type=float,
+        default=SILENT_SECONDS / 60,
+        help="kill and retry a trial without a sign of life for this long, or for a tenth of its estimated time "
+        "if that is more (default: %(default)g)",
+    )
+    engine.add_argument(
         "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
     )
     override = parser.add_argument_group("preset values", "each overrides the preset's value")
@@ -153,6 +170,9 @@ def parse_options(
         raise InputError("--workers is for this machine; a cluster named by --address has its own: give one")
     if args.max_hours is not None and not args.max_hours > 0:
         raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
+    for option in ("hang_minutes", "checkpoint_seconds"):
+        if not getattr(args, option) > 0:
+            raise InputError(f"--{option.replace('_', '-')} must be positive, not {getattr(args, option):g}")
     name = args.study or args.preset
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise InputError(f"--study {name!r}: use letters, digits, '.', '_' and '-' only")
@@ -171,6 +191,8 @@ def parse_options(
         workers=args.workers,
         arm_files=tuple(args.arm_file),
         max_seconds=args.max_hours * 3600 if args.max_hours else None,
+        silent_seconds=args.hang_minutes * 60,
+        checkpoint_seconds=args.checkpoint_seconds,
         dry_run=args.dry_run,
     )
 
@@ -308,7 +330,8 @@ class Session:
                 source.tell(spec, None)
 
             def failed(spec: RunSpec, error: str) -> None:
-                ledger.write_failure(spec, error)
+                with contextlib.suppress(OSError):  # a full disk: without a note the run is just not done
+                    ledger.write_failure(spec, error)
                 display.failed(spec, error)
                 self.tracker.run_failed(spec, error)
 
@@ -316,8 +339,10 @@ class Session:
                 trials,
                 data,
                 options.storage,
-                StudyEvents(started, point, ended, failed, pruned),
+                StudyEvents(started, point, ended, display.retried, failed, pruned),
                 gpus=devices.gpus,
+                silence=lambda spec: silence_limit(estimate(spec), options.silent_seconds),
+                checkpoint_seconds=options.checkpoint_seconds,
                 arm_files=options.arm_files,
                 max_seconds=self.seconds_left(),
             )
@@ -367,6 +392,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Sessio
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study):
+        options.storage.sweep()
         tags = {
             "study": options.study,
             "preset": options.preset_name,
@@ -379,9 +405,11 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Sessio
             yield session
         finally:
             tracker.close("FINISHED" if session.complete else "KILLED")
+        if tracker.outages:
+            console.print(f"MLflow stopped answering {tracker.outages} times; trials were not held up")
         if tracker.errors:
             console.print(
-                f"[yellow]{tracker.errors} writes to MLflow failed[/yellow]; the next start mends them"
+                f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them"
             )
         console.print(f"results: {options.results}")
         console.print(

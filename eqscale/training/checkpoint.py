@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +13,29 @@ import torch
 from eqscale.storage import AnyPath, matching, write_atomically
 
 _KEEP = 2  # the newest may be cut short by a full disk: the one before must survive
+_RETRY_SECONDS = (1.0, 4.0, 15.0, 40.0)
 
 
 def _path(directory: AnyPath, step: int) -> AnyPath:
     return directory / f"step-{step:09d}.pt"
+
+
+def write_patiently(write: Callable[[], None], what: str) -> None:
+    """Call ``write``; while it fails for a full disk or the like, try again, four times within a minute.
+
+    Raises:
+        OSError: if it fails to the end; the message is one line that says what can't be written.
+    """
+    for wait in (*_RETRY_SECONDS, None):
+        try:
+            return write()
+        except OSError as error:
+            if wait is None:
+                raise OSError(
+                    f"{what} can't be written ({error.strerror or error}): free some space and start the study "
+                    "again; the run goes on from its last checkpoint"
+                ) from error
+        time.sleep(wait)
 
 
 def save_file(path: AnyPath, state: dict[str, Any]) -> None:
@@ -39,6 +60,16 @@ def load_file(path: AnyPath) -> dict[str, Any] | None:
     if hashlib.sha256(payload).digest() != digest:
         return None
     return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+
+
+def steps(directory: AnyPath) -> list[int]:
+    """Steps of the checkpoints in ``directory``, damaged or not, oldest first."""
+    return [int(path.stem.removeprefix("step-")) for path in matching(directory, "step-*.pt")]
+
+
+def remove(directory: AnyPath, step: int) -> None:
+    """Delete one checkpoint."""
+    _path(directory, step).unlink(missing_ok=True)
 
 
 def load_newest(directory: AnyPath) -> dict[str, Any] | None:

@@ -66,6 +66,8 @@ def refuse(tmp_path, monkeypatch, *arguments):
         (["--address", "127.0.0.1:9"], "Ray address '127.0.0.1:9' doesn't answer"),
         (["--study", "../elsewhere"], "--study '../elsewhere': use letters, digits"),
         (["--max-hours", "0"], "--max-hours must be positive, not 0"),
+        (["--hang-minutes", "0"], "--hang-minutes must be positive, not 0"),
+        (["--checkpoint-seconds", "-1"], "--checkpoint-seconds must be positive, not -1"),
         (["--cost-range", "nan"], "--cost-range must be positive, not nan"),
         (["--batch-size", "-1"], "--batch-size must not be negative, not -1"),
         (["--seeds", "1", "1"], "--seeds names a value twice"),
