@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 
@@ -37,13 +38,19 @@ def node(folder, environment, *arguments):
             yield log
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def wait_for(log, text):
     """Until a line of a node's log says that it is up."""
+    begin = time.monotonic()
     while text not in log.read_text():
         assert "Traceback" not in log.read_text(), log.read_text()
+        assert time.monotonic() - begin < 300, f"no {text!r} after five minutes: {log.read_text()}"
+        time.sleep(0.2)
 
 
 @pytest.fixture
