@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from eqscale.storage import AnyPath
     from eqscale.study.estimate import Estimator
     from eqscale.study.simulate import Forecast
 
@@ -46,9 +47,7 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", metavar="STUDY", help="name of the study, e.g. quick")
-    parser.add_argument(
-        "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
-    )
+    parser.add_argument("--storage", default="studies", help="folder or URI of studies (default: studies)")
     parser.add_argument(
         "--results", type=Path, help="folder of the run table (default: the study's under results)"
     )
@@ -66,16 +65,18 @@ def _check(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from eqscale.errors import InputError
+    from eqscale.storage import open_place, subfolders
     from eqscale.study.check import Study, check, mend
     from eqscale.study.engine import Storage
-    from eqscale.study.job import only_driver
+    from eqscale.study.lease import only_driver
     from eqscale.study.tracking import default_tracking_uri
 
-    storage = Storage(args.storage / args.study, Path())
-    if not storage.ledger.folder.is_dir():
-        there = sorted(path.parent.name for path in args.storage.glob("*/ledger"))
+    place = open_place(args.storage)
+    storage = Storage(place / args.study, Path())
+    if not storage.ledger.folder.exists():
+        there = [name for name in subfolders(place) if (place / name / "ledger").exists()]
         known = f"; there are: {', '.join(there)}" if there else ""
-        raise InputError(f"there is no study {args.study!r} in {str(args.storage)!r}{known}")
+        raise InputError(f"there is no study {args.study!r} in {args.storage!r}{known}")
     study = Study(
         name=args.study,
         storage=storage,
@@ -126,10 +127,10 @@ def _results(study: str) -> Path:
     return next((folder for folder in folders if (folder / "study.json").is_file()), folders[0])
 
 
-def _driver_at_work(folder: Path) -> str:
+def _driver_at_work(folder: AnyPath) -> str:
     """What the study's lock says of a living driver; empty if there is none."""
     from eqscale.errors import InputError
-    from eqscale.study.job import only_driver
+    from eqscale.study.lease import only_driver
 
     try:
         with only_driver(folder):

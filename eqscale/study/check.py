@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 from mlflow.tracking import MlflowClient
 
 from eqscale.errors import InputError
+from eqscale.storage import matching, subfolders
 from eqscale.study.engine import Storage
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.table import COLUMNS, is_outdated, record_row, sorted_table, write_table
@@ -112,7 +113,7 @@ def mend(study: Study) -> None:
 
 def _describe(study: Study) -> dict[str, Any]:
     """What the last start wrote about itself: preset, and the identities of the planned runs."""
-    if not study.storage.ledger.folder.is_dir():
+    if not study.storage.ledger.folder.exists():
         raise InputError(f"there is no study at {str(study.storage.study)!r}: no folder {'ledger'!r} in it")
     path = study.results / "study.json"
     return json.loads(path.read_text()) if path.is_file() else {}
@@ -305,8 +306,8 @@ def _check_mlflow(study: Study, ledger: _Ledger, running: bool) -> list[Finding]
 
 def _check_storage(study: Study, ledger: _Ledger, running: bool) -> list[Finding]:
     findings = []
-    checkpoints = _names(study.storage.study / "checkpoints")
-    weights = {name.removesuffix(".pt") for name in _names(study.storage.study / "weights")}
+    checkpoints = set(subfolders(study.storage.study / "checkpoints"))
+    weights = {path.stem for path in matching(study.storage.study / "weights", "[!.]*.pt")}
     ended = ledger.readable.keys()
     for run_id in sorted(checkpoints & ended):
         detail = "checkpoints of a run that has ended: can be deleted"
@@ -324,7 +325,3 @@ def _check_storage(study: Study, ledger: _Ledger, running: bool) -> list[Finding
                 Finding("storage", "missing", ledger.readable[run_id].spec.name, detail, note=True)
             )
     return findings
-
-
-def _names(folder: Any) -> Collection[str]:
-    return {path.name for path in folder.glob("*") if not path.name.startswith(".")}

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,27 +22,42 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # signs of life carry no metric
 
 import ray
 import torch
 from ray import tune
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
+from eqscale.rigid.families import Family
+from eqscale.storage import AnyPath, RemotePath, absolute, matching, open_place, remove_folder, subfolders
+from eqscale.study import shared_data
 from eqscale.study.ledger import Ledger
+from eqscale.study.preflight import check_ray_address
+from eqscale.study.resources import gpu_share
+from eqscale.study.watch import Watch
+from eqscale.training.checkpoint import write_patiently
 from eqscale.training.loop import train
+from eqscale.training.memory import read_micro_batch, write_micro_batch
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
+
+# A worker that Ray kills on a node low on memory ends with an error that Tune's actor manager doesn't know for
+# an actor's death: it would end the whole study.
+actor_manager.RayActorError = (RayActorError, OutOfMemoryError)  # type: ignore[misc, assignment]
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Where a study lives; every node must see the same folders."""
+    """Where a study lives: folders that every node sees, or places on an object store."""
 
-    study: Path
+    study: AnyPath
     """Folder of this study: ledger, checkpoints, weights, Ray's own files."""
-    data: Path
+    data: AnyPath
     """Folder of the generated data sets."""
 
     @property
@@ -49,13 +65,22 @@ class Storage:
         """The study's ledger."""
         return Ledger(self.study / "ledger")
 
-    def checkpoints(self, run_id: str) -> Path:
+    def checkpoints(self, run_id: str) -> AnyPath:
         """Folder of a running trial's checkpoints."""
         return self.study / "checkpoints" / run_id
 
-    def weights(self, run_id: str) -> Path:
+    def weights(self, run_id: str) -> AnyPath:
         """File of a finished run's final weights."""
         return self.study / "weights" / f"{run_id}.pt"
+
+    def sweep(self) -> None:
+        """Delete what killed processes left behind: half-written files, checkpoints of runs with a record."""
+        for folder in (self.ledger.folder, self.ledger.folder / "failed", self.study / "weights"):
+            for partial in matching(folder, ".*.tmp"):
+                partial.unlink(missing_ok=True)
+        for run_id in subfolders(self.study / "checkpoints"):
+            if run_id in self.ledger:
+                remove_folder(self.checkpoints(run_id))
 
 
 @dataclasses.dataclass
@@ -65,6 +90,7 @@ class StudyEvents:
     started: Callable[[RunSpec], None]
     point: Callable[[RunSpec, CurvePoint], None]
     ended: Callable[[RunSpec], None]
+    retried: Callable[[RunSpec, str], None]
     failed: Callable[[RunSpec, str], None]
     pruned: Callable[[RunSpec], None]
 
@@ -85,24 +111,46 @@ class TrialSource(Protocol):
         """A trial has ended with its record, or without one because it was pruned."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What a Ray cluster has, or may have once its autoscaler has started every node it is allowed."""
+
+    cpus: int
+    gpus: int
+
+
+def _devices() -> Devices:
+    there = ray.cluster_resources()
+    # A cluster that starts its GPU nodes on demand has none yet; only its configuration tells.
+    promised = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    cpus, gpus = (int(max(there.get(name, 0), promised.get(name, 0))) for name in ("CPU", "GPU"))
+    return Devices(max(1, cpus), gpus)
+
+
 @contextlib.contextmanager
-def ray_session(address: str | None, cpus: int | None = None) -> Iterator[int]:
-    """Connect to a Ray cluster, or start one on this machine; yields the number of CPUs it has.
+def ray_session(address: str | None, cpus: int | None = None) -> Iterator[Devices]:
+    """Connect to a Ray cluster, or start one on this machine; yields the devices it has.
 
     Raises:
-        InputError: if the address doesn't answer.
+        InputError: if the address doesn't answer or refuses this driver.
     """
     if address is None:
         options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
     else:
+        check_ray_address(address)
         options = {"address": address}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except AuthenticationError as error:
+        raise InputError(
+            f"the Ray cluster at {address!r} refuses this driver's token: set RAY_AUTH_MODE=token here and on "
+            "every node, with the same ~/.ray/auth_token"
+        ) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"Ray address {address!r} doesn't answer: {reason}") from error
     try:
-        yield int(ray.cluster_resources().get("CPU", 1))
+        yield _devices()
     finally:
         ray.shutdown()
 
@@ -135,6 +183,16 @@ def load_arm_files(files: Sequence[str]) -> None:
             raise InputError(f"arm file {file!r} can't be imported: {error}") from error
 
 
+_ALIVE = "alive_at_step"
+_LOOK_SECONDS = 1.0
+_LOW_MEMORY = "running low on memory"
+_DEATHS = {
+    _LOW_MEMORY: "its worker was killed because the node ran low on memory",
+    "its worker process has died": "its worker process died",
+    "its node has died": "its node died",
+}
+
+
 @functools.lru_cache(maxsize=8)
 def _windows(data: DatasetSpec, root: Path, split: str, horizon: int, frame: str, scenes: int) -> Windows:
     return open_split(data, root, split, horizon=horizon, frame=frame, scenes=scenes)
@@ -144,69 +202,129 @@ def _trial(config: dict[str, Any]) -> None:
     """One Tune trial: train the run of ``config["spec"]`` and write its record to the ledger."""
     load_arm_files(config["arm_files"])
     spec = RunSpec.from_dict(config["spec"])
-    storage = Storage(Path(config["study_folder"]), Path(config["data_folder"]))
+    storage = Storage(open_place(config["study_folder"]), open_place(config["data_folder"]))
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+    checkpoints = storage.checkpoints(spec.run_id)
     if spec.run_id in storage.ledger:  # an attempt that died after writing its record
+        remove_folder(checkpoints)
         return
-    open_windows = functools.partial(
-        _windows, config["data"], storage.data, horizon=spec.horizon, frame=spec.frame
-    )
+    scenes = {"train": spec.train_scenes, "test": spec.test_scenes}
+    root = shared_data.fetch(config["data"], storage.data, scenes)
+    open_windows = functools.partial(_windows, config["data"], root, horizon=spec.horizon, frame=spec.frame)
     record = train(
         spec,
         open_windows(split="train", scenes=spec.train_scenes),
         open_windows(split="test", scenes=spec.test_scenes),
-        checkpoints=storage.checkpoints(spec.run_id),
+        checkpoints=checkpoints,
         weights=storage.weights(spec.run_id),
         report=lambda point: tune.report(dataclasses.asdict(point)),
+        alive=lambda step: tune.report({_ALIVE: step}),
+        checkpoint_seconds=config["checkpoint_seconds"],
     )
-    storage.ledger.write(record)
+    write_patiently(lambda: storage.ledger.write(record), f"the record of run {spec.name}")
+    remove_folder(checkpoints)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class _Events(tune.Callback):
-    """Passes Tune's events on; holds live objects, so it must not be pickled into Tune's own state."""
+    """Passes Tune's events on and kills trials that hang.
 
-    def __init__(self, events: StudyEvents, pruner: _Pruner | None) -> None:
-        self._events: StudyEvents | None = events
-        self._pruner = pruner
+    It holds live objects, so it must not be pickled into Tune's own state.
+    """
+
+    def __init__(self, events: StudyEvents, pruner: _Pruner | None, watch: Watch, storage: Storage) -> None:
+        self._events, self._pruner, self._watch, self._storage = events, pruner, watch, storage
+        self._trials: dict[str, Any] = {}
+        self._killed: dict[str, str] = {}
+        self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_events": None, "_pruner": None}
+        return {}
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial begins, or begins again after a failure."""
-        assert self._events is not None
-        self._events.started(_spec_of(trial))
+        spec = _spec_of(trial)
+        self._trials[spec.run_id] = trial
+        self._watch.started(spec)
+        self._events.started(spec)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        """A trial reports a point of its curve."""
-        assert self._events is not None
+        """A trial reports a point of its curve, or just that it is alive."""
+        spec = _spec_of(trial)
         point = _point_of(result)
+        if self._watch.sign(spec.run_id, point.step if point is not None else result.get(_ALIVE, 0)):
+            trial.max_failures = trial.num_failures + 1  # it gains ground: the next failure is retried
         if point is not None:
-            self._events.point(_spec_of(trial), point)
+            self._events.point(spec, point)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial has written its record, or was given up."""
-        assert self._events is not None
+        spec = _spec_of(trial)
+        self._forget(spec)
         if self._pruner is not None and trial.trial_id in self._pruner.pruned:
-            self._events.pruned(_spec_of(trial))
+            self._events.pruned(spec)
         else:
-            self._events.ended(_spec_of(trial))
+            self._events.ended(spec)
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial has failed and will be tried again."""
+        spec = _spec_of(trial)
+        if _ran_out_of_memory(trial):
+            folder = self._storage.checkpoints(spec.run_id)
+            size = read_micro_batch(folder, spec.batch_size)
+            if size > 1:
+                with contextlib.suppress(OSError):
+                    write_micro_batch(folder, size // 2)
+                trial.max_failures = trial.num_failures + 1
+        self._events.retried(spec, self._reason(trial))
+        self._forget(spec)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
-        assert self._events is not None
-        lines = [line for line in _error_text(trial).strip().splitlines() if line.strip()]
-        self._events.failed(_spec_of(trial), lines[-1].strip() if lines else "unknown error")
+        spec = _spec_of(trial)
+        self._events.failed(spec, self._reason(trial))
+        self._forget(spec)
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        """Called about ten times a second, whatever the trials do."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for run_id, seconds in self._watch.hanging().items():
+            self._killed[run_id] = f"killed: no sign of life for {seconds:.0f} s"
+            actor = self._trials[run_id].temporary_state.ray_actor
+            if actor is not None:
+                ray.kill(actor)  # Tune then sees a dead worker, and retries
+
+    def _reason(self, trial: Any) -> str:
+        if reason := self._killed.get(_spec_of(trial).run_id):
+            return reason
+        error = _last_error(trial)
+        for said, reason in _DEATHS.items():
+            if said in error:
+                return reason
+        lines = [line.strip() for line in error.splitlines() if line.strip()]
+        return lines[-1] if lines else "unknown error"
+
+    def _forget(self, spec: RunSpec) -> None:
+        self._watch.ended(spec.run_id)
+        self._trials.pop(spec.run_id, None)
+        self._killed.pop(spec.run_id, None)
 
 
-def _error_text(trial: Any) -> str:
+def _ran_out_of_memory(trial: Any) -> bool:
+    """Whether Ray killed the trial's worker before the node ran out of memory."""
+    return _LOW_MEMORY in _last_error(trial)
+
+
+def _last_error(trial: Any) -> str:
+    """What Tune has noted about the latest failure of a trial."""
     error_file = getattr(trial, "error_file", None)
     if error_file and Path(error_file).exists():
-        return Path(error_file).read_text()
+        return Path(error_file).read_text().rpartition("Failure #")[2]
     return str(getattr(trial, "error_msg", "") or "")
 
 
@@ -267,23 +385,66 @@ class _Pruner(FIFOScheduler):
         return FIFOScheduler.CONTINUE
 
 
+def _gpu_bytes() -> float:
+    """Memory of a GPU of the cluster, asked of one; waits for the autoscaler if none is there yet."""
+
+    def ask() -> float | None:
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+    found = ray.get(ray.remote(num_cpus=1, num_gpus=1)(ask).remote())
+    if found is None:
+        raise InputError(
+            "the cluster has GPUs, but PyTorch on its nodes can't use them: install a CUDA build of torch there"
+        )
+    return found
+
+
+def trial_resources(
+    data: DatasetSpec, gpu_bytes: float | None
+) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+    """Trial's configuration -> what Ray reserves for it: a core, and its share of a GPU where there are any."""
+    scenes: Family = data.family  # type: ignore[assignment]
+
+    def reserve(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        if gpu_bytes is None:
+            return tune.PlacementGroupFactory([{"CPU": 1.0}])
+        spec = RunSpec.from_dict(config["spec"])
+        share = gpu_share(spec, scenes.max_objects * scenes.max_vertices, gpu_bytes)
+        return tune.PlacementGroupFactory([{"CPU": 1.0, "GPU": share}])
+
+    return reserve
+
+
+def _tune_storage(place: AnyPath) -> dict[str, Any]:
+    if isinstance(place, RemotePath):
+        return {"storage_filesystem": place.filesystem, "storage_path": place.path}
+    return {"storage_path": str(place.resolve())}
+
+
 def run_trials(
     trials: Sequence[RunSpec] | TrialSource,
     data: DatasetSpec,
     storage: Storage,
     events: StudyEvents,
     *,
+    gpus: int = 0,
+    silence: Callable[[RunSpec], float],
+    checkpoint_seconds: float | None = None,
     arm_files: Sequence[str] = (),
     max_seconds: float | None = None,
 ) -> None:
-    """Train runs with Ray Tune, in the given order or as a source asks, as many side by side as there are CPUs.
+    """Train runs with Ray Tune, in the given order or as a source asks, as many side by side as devices allow.
 
-    A trial that fails is retried once from its newest checkpoint; then it is reported as failed and the others
-    go on. Must be called inside ``ray_session``. Every call is a fresh Tune experiment: what is left to do
-    follows from the ledger alone.
+    A trial that fails, loses its worker or node, or gives no sign of life for ``silence(spec)`` seconds is
+    retried from its newest checkpoint. After two failures in a row, without new ground gained between them, it
+    is reported as failed, and the others go on. Must be called inside ``ray_session``. Every call is a fresh
+    Tune experiment: what is left to do follows from the ledger alone.
     """
-    gpus = ray.cluster_resources().get("GPU", 0)
-    resources = {"cpu": 1.0, "gpu": 1.0} if gpus else {"cpu": 1.0}
+    resources = trial_resources(data, _gpu_bytes() if gpus else None)
+    for spec in trials if isinstance(trials, Sequence) else ():
+        resources(
+            {"spec": dataclasses.asdict(spec)}
+        )  # a run too large for the GPUs must show before any starts
     given: dict[str, Any] = {}
     search: dict[str, Any] = {}
     pruner = None
@@ -305,8 +466,9 @@ def run_trials(
         param_space={
             **given,
             "data": data,
-            "study_folder": str(storage.study.resolve()),
-            "data_folder": str(storage.data.resolve()),
+            "study_folder": str(absolute(storage.study)),
+            "data_folder": str(absolute(storage.data)),
+            "checkpoint_seconds": checkpoint_seconds,
             "arm_files": [str(Path(file).resolve()) for file in arm_files],
         },
         tune_config=tune.TuneConfig(
@@ -318,8 +480,8 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=attempt,
-            storage_path=str((storage.study / "ray").resolve()),
-            callbacks=[_Events(events, pruner)],
+            **_tune_storage(storage.study / "ray"),
+            callbacks=[_Events(events, pruner, Watch(silence), storage)],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
-import socket
+import re
 import subprocess
 import time
 import typing
@@ -25,6 +24,8 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, prepare
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import HORIZONS
+from eqscale.storage import RemotePath, check_writable, open_place
+from eqscale.study import shared_data
 from eqscale.study.engine import (
     Storage,
     StudyEvents,
@@ -36,11 +37,14 @@ from eqscale.study.engine import (
 )
 from eqscale.study.estimate import Estimator, device_guess
 from eqscale.study.grid import dataset_spec
+from eqscale.study.lease import only_driver
+from eqscale.study.preflight import check_devices
 from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
 from eqscale.study.schedule import longest_first, wall_seconds
 from eqscale.study.table import is_outdated, run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
+from eqscale.study.watch import SILENT_SECONDS, silence_limit
 from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
 
@@ -53,6 +57,8 @@ class JobOptions(Generic[P]):
 
     preset_name: str
     preset: P
+    largest_budgets: dict[str, float]
+    """Of each of the job's presets: says which of them a machine can train."""
     study: str
     """Name of the study: its folder under the storage and its MLflow experiment."""
     storage: Storage
@@ -62,6 +68,9 @@ class JobOptions(Generic[P]):
     workers: int | None
     arm_files: tuple[str, ...]
     max_seconds: float | None
+    silent_seconds: float
+    """Least silence after which a trial hangs."""
+    checkpoint_seconds: float
     dry_run: bool
 
 
@@ -94,9 +103,13 @@ def parse_options(
         "--study", help="name of the study (default: the preset's); the same name continues it"
     )
     places.add_argument(
-        "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
+        "--storage",
+        default="studies",
+        help="folder of studies that every node sees, or a URI: s3://bucket/path, gs://… (default: studies)",
     )
-    places.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
+    places.add_argument(
+        "--data", help="folder or URI of data sets (default: data, or under --storage if that is a URI)"
+    )
     places.add_argument(
         "--results",
         type=Path,
@@ -111,6 +124,19 @@ def parse_options(
         "--workers", type=int, help="trials side by side on this machine (default: all cores)"
     )
     engine.add_argument("--max-hours", type=float, help="stop after this time; the same command continues")
+    engine.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=30.0,
+        help="time between two checkpoints of a trial, the most that a kill costs (default: %(default)g)",
+    )
+    engine.add_argument(
+        "--hang-minutes",
+        type=float,
+        default=SILENT_SECONDS / 60,
+        help="kill and retry a trial without a sign of life for this long, or for a tenth of its estimated time "
+        "if that is more (default: %(default)g)",
+    )
     engine.add_argument(
         "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
     )
@@ -142,23 +168,39 @@ def parse_options(
     _check(preset)
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers must be at least 1, not {args.workers}")
+    if args.workers is not None and args.address is not None:
+        raise InputError("--workers is for this machine; a cluster named by --address has its own: give one")
     if args.max_hours is not None and not args.max_hours > 0:
         raise InputError(f"--max-hours must be positive, not {args.max_hours:g}")
+    for option in ("hang_minutes", "checkpoint_seconds"):
+        if not getattr(args, option) > 0:
+            raise InputError(f"--{option.replace('_', '-')} must be positive, not {getattr(args, option):g}")
     name = args.study or args.preset
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        raise InputError(f"--study {name!r}: use letters, digits, '.', '_' and '-' only")
     study = f"{name}-{job}" if job else name
+    studies = open_place(args.storage)
+    default_data = str(studies / "data") if isinstance(studies, RemotePath) else "data"
     return JobOptions(
         preset_name=args.preset,
         preset=preset,
+        largest_budgets={name: _largest_budget(other) for name, other in presets.items()},
         study=study,
-        storage=Storage(args.storage / study, args.data),
+        storage=Storage(studies / study, open_place(args.data or default_data)),
         results=args.results or Path("results") / name / job,
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         address=args.address,
         workers=args.workers,
         arm_files=tuple(args.arm_file),
         max_seconds=args.max_hours * 3600 if args.max_hours else None,
+        silent_seconds=args.hang_minutes * 60,
+        checkpoint_seconds=args.checkpoint_seconds,
         dry_run=args.dry_run,
     )
+
+
+def _largest_budget(preset: Preset) -> float:
+    return max(getattr(preset, "budgets", None) or (getattr(preset, "budget"),))  # noqa: B009
 
 
 def _show(value: object) -> str:
@@ -197,34 +239,6 @@ def _check(preset: Preset) -> None:
             raise InputError(f"{option} names a value twice: {_show(value)}")
 
 
-def _check_writable(folder: Path, what: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{what} {str(folder)!r} can't be written: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def only_driver(folder: Path) -> Iterator[None]:
-    """Hold the study's driver lock; the system releases it however the process ends."""
-    path = folder / "driver.lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise InputError(
-                f"study {folder.name!r} is already being run by {file.read().strip()}"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
 def _git_commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
@@ -239,8 +253,8 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
-def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int | None = None) -> None:
-    """Generate what is missing of a data set, with a progress bar."""
+def prepare_data(data: DatasetSpec, root: Path, console: Console, backend: str = "processes") -> None:
+    """Generate what is missing of a data set, with a progress bar; see ``eqscale.rigid.dataset.prepare``."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -252,7 +266,7 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, workers: int |
         prepare(
             data,
             root,
-            workers=workers,
+            backend=backend,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
@@ -279,20 +293,24 @@ class Session:
             return
         options, ledger = self.options, self.ledger
         data = dataset_spec(options.preset)
-        begin = time.monotonic()
-        prepare_data(data, options.storage.data, self.console, options.workers)
-        self._count("data", begin)
-        begin = time.monotonic()
         source = None if isinstance(trials, Sequence) else trials
         estimate = Estimator(ended=ledger.records())
         with contextlib.ExitStack() as stack:
-            workers = stack.enter_context(ray_session(options.address, options.workers))
+            # Ray first: an address that doesn't answer, or a lack of GPUs, must show before data are made.
+            devices = stack.enter_context(ray_session(options.address, options.workers))
             estimate.assume(device_guess(gpu_names()))
+            known: Sequence[RunSpec] = []
             if isinstance(trials, Sequence):
-                trials = longest_first(trials, estimate)
-            known = [] if source else trials
+                trials = known = longest_first(trials, estimate)
+            check_devices(known, estimate, devices.cpus, devices.gpus, options.largest_budgets)
+            begin = time.monotonic()
+            prepare_data(data, shared_data.fetch(data, options.storage.data), self.console, backend="ray")
+            shared_data.publish(data, options.storage.data)
+            self._count("data", begin)
+            begin = time.monotonic()
+            unknown = len(trials) - len(known)
             display = stack.enter_context(
-                StudyProgress(known, estimate, workers, self.console, len(trials) - len(known))
+                StudyProgress(known, estimate, devices.gpus or devices.cpus, self.console, unknown)
             )
 
             def started(spec: RunSpec) -> None:
@@ -318,7 +336,8 @@ class Session:
                 source.tell(spec, None)
 
             def failed(spec: RunSpec, error: str) -> None:
-                ledger.write_failure(spec, error)
+                with contextlib.suppress(OSError):  # a full disk: without a note the run is just not done
+                    ledger.write_failure(spec, error)
                 display.failed(spec, error)
                 self.tracker.run_failed(spec, error)
 
@@ -326,7 +345,10 @@ class Session:
                 trials,
                 data,
                 options.storage,
-                StudyEvents(started, point, ended, failed, pruned),
+                StudyEvents(started, point, ended, display.retried, failed, pruned),
+                gpus=devices.gpus,
+                silence=lambda spec: silence_limit(estimate(spec), options.silent_seconds),
+                checkpoint_seconds=options.checkpoint_seconds,
                 arm_files=options.arm_files,
                 max_seconds=self.seconds_left(),
             )
@@ -375,10 +397,11 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Sessio
         InputError: before any compute is spent, for folders or addresses that can't be used, or if another
             driver runs the study.
     """
-    _check_writable(options.results, "results folder")
-    _check_writable(options.storage.study, "study folder")
-    _check_writable(options.storage.data, "data folder")
+    check_writable(options.results, "results folder")
+    check_writable(options.storage.study, "study folder")
+    check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study):
+        options.storage.sweep()
         tags = {
             "study": options.study,
             "preset": options.preset_name,
@@ -391,9 +414,11 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Sessio
             yield session
         finally:
             tracker.close("FINISHED" if session.complete else "KILLED")
+        if tracker.outages:
+            console.print(f"MLflow stopped answering {tracker.outages} times; trials were not held up")
         if tracker.errors:
             console.print(
-                f"[yellow]{tracker.errors} writes to MLflow failed[/yellow]; the next start mends them"
+                f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them"
             )
         console.print(f"results: {options.results}")
         console.print(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from eqscale.errors import InputError
-from eqscale.training.checkpoint import write_atomically
+from eqscale.storage import AnyPath, matching, write_atomically
 from eqscale.training.spec import CODE, RunRecord, RunSpec
 
 
@@ -22,11 +21,11 @@ class UnreadableRecord(InputError):
 class Ledger:
     """Records of a study, one JSON file per run, named by the run's identity."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self.folder = folder
         self._failures = folder / "failed"
 
-    def _path(self, run_id: str) -> Path:
+    def _path(self, run_id: str) -> AnyPath:
         return self.folder / f"{run_id}.json"
 
     def __contains__(self, run_id: object) -> bool:
@@ -64,7 +63,7 @@ class Ledger:
     def scan(self) -> tuple[list[RunRecord], dict[str, UnreadableRecord]]:
         """All records that can be read, in the order of their identities; identity -> why not, of the others."""
         records, unreadable = [], {}
-        for path in sorted(self.folder.glob("*.json")):
+        for path in matching(self.folder, "*.json"):
             try:
                 records.append(self.read(path.stem))
             except UnreadableRecord as error:
@@ -83,7 +82,7 @@ class Ledger:
     def failures(self) -> dict[str, str]:
         """Identity -> error of the runs whose latest attempt failed."""
         return {
-            path.stem: json.loads(path.read_text())["error"] for path in sorted(self._failures.glob("*.json"))
+            path.stem: json.loads(path.read_text())["error"] for path in matching(self._failures, "*.json")
         }
 
 

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -164,7 +165,13 @@ class StudyProgress:
             if record.status == "finished"
             else f"[red]{record.status}[/red]"
         )
-        self._line(f"{spec.name:<36} {result}  {human_time(record.seconds)}")
+        notes = "".join(f"; [yellow]{escape(note)}[/yellow]" for note in record.notes)
+        self._line(f"{spec.name:<36} {result}  {human_time(record.seconds)}{notes}")
+
+    def retried(self, spec: RunSpec, error: str) -> None:
+        """A trial has failed and will go on from its last checkpoint."""
+        self._stop(spec)
+        self._line(f"{spec.name:<36} [yellow]will be retried[/yellow]: {escape(error)}")
 
     def pruned(self, spec: RunSpec) -> None:
         """A trial has been given up."""
@@ -176,11 +183,14 @@ class StudyProgress:
         """A trial has failed for good."""
         self._drop(spec)
         self._failed += 1
-        self._line(f"{spec.name:<36} [red]failed[/red]: {error}")
+        self._line(f"{spec.name:<36} [red]failed[/red]: {escape(error)}")
 
     def _drop(self, spec: RunSpec) -> None:
         for seconds in (self._waiting, self._left, self._used):
             seconds.pop(spec.run_id, None)
+        self._stop(spec)
+
+    def _stop(self, spec: RunSpec) -> None:
         if spec.run_id in self._running:
             self._trials.remove_task(self._running.pop(spec.run_id))
 

@@ -17,12 +17,13 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from eqscale.errors import InputError
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
+_LONGEST_WAIT_SECONDS = 15.0
+_TRIES = 3
 STUDY_TAG = "eqscale.study"
 RUN_TAG = "eqscale.run_id"
 
@@ -39,7 +40,12 @@ def experiment_link(uri: str, experiment_id: str, port: int = 5000) -> str:
 
 
 class Tracker:
-    """Writes one study to one MLflow experiment: a parent run for the study, a child run per trial."""
+    """Writes one study to one MLflow experiment: a parent run for the study, a child run per trial.
+
+    All writes wait in a queue and are made, in order, by a thread. While the server doesn't answer, the thread
+    tries again, ever less often, and goes on once it does. What is still queued when the study ends, or is lost
+    with the driver, is in the ledger, and the next start writes it.
+    """
 
     def __init__(self, uri: str, experiment: str, study_tags: Mapping[str, str]) -> None:
         """Connect, create the experiment, and end runs that an earlier driver left open.
@@ -65,8 +71,14 @@ class Tracker:
                 f"MLflow tracking URI {uri!r} doesn't answer or can't be written: {reason}"
             ) from error
         self._open: dict[str, str] = {}
+        self._described: set[str] = set()
         self._points: dict[str, int] = {}
         self.errors: list[str] = []
+        """Writes that were given up."""
+        self.outages = 0
+        """How often the server stopped answering."""
+        self._retrying = False
+        self._give_up = threading.Event()
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -109,19 +121,59 @@ class Tracker:
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
+            self._carry_out(job)
+
+    def _carry_out(self, job: Callable[[], None]) -> None:
+        """Do one write; a dead server is waited for, a write that a live server refuses is given up."""
+        self._retrying = False
+        refused = 0
+        wait = 0.5
+        while not self._give_up.is_set():
             try:
-                job()
-            except (MlflowException, OSError) as error:
-                # The ledger has it all: the next start writes what is missing.
-                self.errors.append(str(error))
+                return job()
+            except Exception as error:  # whatever it is, it must not end this thread
+                reason = str(error)
+            if self._answers():
+                refused += 1
+                if refused == _TRIES:
+                    break
+            elif not self._retrying:
+                self.outages += 1
+            self._retrying = True
+            self._give_up.wait(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+        else:
+            reason = "the server doesn't answer"
+        self.errors.append(reason)
+
+    def _answers(self) -> bool:
+        try:
+            self._client.get_experiment(self.experiment_id)
+        except Exception:
+            return False
+        return True
 
     def run_started(self, spec: RunSpec) -> None:
         """Open the MLflow run of a trial (once, also if the trial is retried)."""
         self._queue.put(lambda: self._start(spec))
 
     def _start(self, spec: RunSpec) -> None:
-        if spec.run_id in self._open:
+        if spec.run_id in self._described:
             return
+        if spec.run_id not in self._open:
+            self._open[spec.run_id] = self._half_created(spec) or self._create(spec)
+        params = [Param(name, str(value)) for name, value in run_parameters(spec).items()]
+        self._client.log_batch(self._open[spec.run_id], params=params)
+        self._described.add(spec.run_id)
+
+    def _half_created(self, spec: RunSpec) -> str | None:
+        """MLflow id of a run that the server created without living to say so."""
+        if not self._retrying:
+            return None
+        found = self._search(f"attributes.status = 'RUNNING' and tags.`{RUN_TAG}` = '{spec.run_id}'")
+        return found[0].info.run_id if found else None
+
+    def _create(self, spec: RunSpec) -> str:
         tags = self._tags | {
             RUN_TAG: spec.run_id,
             "mlflow.parentRunId": self.parent_id,
@@ -131,18 +183,14 @@ class Tracker:
             "seed": str(spec.seed),
             "data": spec.data,
         }
-        run = self._client.create_run(self.experiment_id, run_name=spec.name, tags=tags)
-        self._open[spec.run_id] = run.info.run_id
-        self._client.log_batch(
-            run.info.run_id, params=[Param(k, str(v)) for k, v in run_parameters(spec).items()]
-        )
+        return self._client.create_run(self.experiment_id, run_name=spec.name, tags=tags).info.run_id
 
     def point(self, run_id: str, point: CurvePoint) -> None:
         """Add a point to a running trial's curves."""
-        self._queue.put(lambda: self._log_points(run_id, [point]))
+        now = _now()
+        self._queue.put(lambda: self._log_points(run_id, [point], now))
 
-    def _log_points(self, run_id: str, points: Iterable[CurvePoint]) -> None:
-        now = int(time.time() * 1000)
+    def _log_points(self, run_id: str, points: Iterable[CurvePoint], now: int) -> None:
         fresh = [p for p in points if p.step > self._points.get(run_id, 0)]
         metrics = [
             Metric(name, getattr(p, name), now, p.step)
@@ -155,43 +203,38 @@ class Tracker:
 
     def run_ended(self, record: RunRecord) -> None:
         """Complete the MLflow run of a trial from its record."""
-        self._queue.put(lambda: self._complete(record))
+        now = _now()  # the same at every try: MLflow then stores a metric once
+        self._queue.put(lambda: self._complete(record, now))
 
-    def _complete(self, record: RunRecord) -> None:
+    def _complete(self, record: RunRecord, now: int) -> None:
         if record.run_id in self._known:
             return
         self._start(record.spec)
-        self._log_points(record.run_id, record.curve)
-        now = int(time.time() * 1000)
+        self._log_points(record.run_id, record.curve, now)
         values = final_metrics(record)
         metrics = [Metric(name, float(value), now, record.steps_done) for name, value in values.items()]
-        mlflow_id = self._open.pop(record.run_id)
+        mlflow_id = self._open[record.run_id]
         outcome = [RunTag("outcome", record.status), RunTag("hardware", record.hardware)]
         self._client.log_batch(mlflow_id, metrics=metrics, tags=outcome)
         self._client.set_terminated(mlflow_id, "FINISHED")
         self._known[record.run_id] = mlflow_id
+        del self._open[record.run_id]
 
     def run_pruned(self, spec: RunSpec) -> None:
         """End the MLflow run of a trial that was given up."""
-
-        def end() -> None:
-            mlflow_id = self._open.pop(spec.run_id, None)
-            if mlflow_id is not None:
-                self._client.set_tag(mlflow_id, "outcome", "pruned")
-                self._client.set_terminated(mlflow_id, "KILLED")
-
-        self._queue.put(end)
+        self._queue.put(lambda: self._end(spec, "KILLED", RunTag("outcome", "pruned")))
 
     def run_failed(self, spec: RunSpec, error: str) -> None:
         """Mark the MLflow run of a trial as failed."""
+        self._queue.put(lambda: self._end(spec, "FAILED", RunTag("error", error[:500])))
 
-        def fail() -> None:
-            mlflow_id = self._open.pop(spec.run_id, None)
-            if mlflow_id is not None:
-                self._client.set_tag(mlflow_id, "error", error[:500])
-                self._client.set_terminated(mlflow_id, "FAILED")
-
-        self._queue.put(fail)
+    def _end(self, spec: RunSpec, status: str, tag: RunTag) -> None:
+        mlflow_id = self._open.get(spec.run_id)
+        if mlflow_id is not None:
+            self._client.log_batch(mlflow_id, tags=[tag])
+            self._client.set_terminated(mlflow_id, status)
+            del self._open[spec.run_id]
+            self._described.discard(spec.run_id)
 
     def sync(self, records: Iterable[RunRecord]) -> None:
         """Write every record that MLflow doesn't have yet."""
@@ -213,7 +256,10 @@ class Tracker:
         self._queue.put(lambda: self._client.log_artifacts(self.parent_id, str(folder)))
 
     def close(self, status: str = "FINISHED", patience_seconds: float = 60.0) -> None:
-        """Write what is queued, end the parent run with ``status`` and runs that are still open as KILLED."""
+        """Write what is queued, end the parent run with ``status`` and runs that are still open as KILLED.
+
+        What a dead server hasn't taken after ``patience_seconds`` is left to the next start.
+        """
 
         def end() -> None:
             for mlflow_id in self._open.values():
@@ -224,6 +270,13 @@ class Tracker:
         self._queue.put(None)
         with contextlib.suppress(KeyboardInterrupt):
             self._thread.join(patience_seconds)
+        self._give_up.set()
+        with contextlib.suppress(KeyboardInterrupt):
+            self._thread.join(_LONGEST_WAIT_SECONDS)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def final_metrics(record: RunRecord) -> dict[str, float]:

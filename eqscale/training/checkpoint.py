@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-from pathlib import Path
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from eqscale.storage import AnyPath, matching, write_atomically
+
 _KEEP = 2  # the newest may be cut short by a full disk: the one before must survive
+_RETRY_SECONDS = (1.0, 4.0, 15.0, 40.0)
 
 
-def _path(directory: Path, step: int) -> Path:
+def _path(directory: AnyPath, step: int) -> AnyPath:
     return directory / f"step-{step:09d}.pt"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_patiently(write: Callable[[], None], what: str) -> None:
+    """Call ``write``; while it fails for a full disk or the like, try again, four times within a minute.
+
+    Raises:
+        OSError: if it fails to the end; the message is one line that says what can't be written.
+    """
+    for wait in (*_RETRY_SECONDS, None):
+        try:
+            return write()
+        except OSError as error:
+            if wait is None:
+                raise OSError(
+                    f"{what} can't be written ({error.strerror or error}): free some space and start the study "
+                    "again; the run goes on from its last checkpoint"
+                ) from error
+        time.sleep(wait)
 
 
-def save_file(path: Path, state: dict[str, Any]) -> None:
+def save_file(path: AnyPath, state: dict[str, Any]) -> None:
     """Write one checkpoint file atomically: SHA-256 digest, then the pickled tensors."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -39,14 +46,14 @@ def save_file(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, hashlib.sha256(payload).digest() + payload)
 
 
-def save(directory: Path, step: int, state: dict[str, Any]) -> None:
+def save(directory: AnyPath, step: int, state: dict[str, Any]) -> None:
     """Store ``state`` as the checkpoint of ``step`` and drop all but the newest two."""
     save_file(_path(directory, step), state)
-    for old in sorted(directory.glob("step-*.pt"))[:-_KEEP]:
+    for old in matching(directory, "step-*.pt")[:-_KEEP]:
         old.unlink()
 
 
-def load_file(path: Path) -> dict[str, Any] | None:
+def load_file(path: AnyPath) -> dict[str, Any] | None:
     """State stored in one checkpoint file, or None if the file is damaged."""
     content = path.read_bytes()
     digest, payload = content[:32], content[32:]
@@ -55,9 +62,19 @@ def load_file(path: Path) -> dict[str, Any] | None:
     return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
-def load_newest(directory: Path) -> dict[str, Any] | None:
+def steps(directory: AnyPath) -> list[int]:
+    """Steps of the checkpoints in ``directory``, damaged or not, oldest first."""
+    return [int(path.stem.removeprefix("step-")) for path in matching(directory, "step-*.pt")]
+
+
+def remove(directory: AnyPath, step: int) -> None:
+    """Delete one checkpoint."""
+    _path(directory, step).unlink(missing_ok=True)
+
+
+def load_newest(directory: AnyPath) -> dict[str, Any] | None:
     """State of the newest undamaged checkpoint in ``directory``, or None if there is none."""
-    for path in sorted(directory.glob("step-*.pt"), reverse=True):
+    for path in reversed(matching(directory, "step-*.pt")):
         state = load_file(path)
         if state is not None:
             return state

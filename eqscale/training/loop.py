@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import math
 import platform
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -25,8 +25,10 @@ from eqscale.rigid.dataset import Windows
 from eqscale.rigid.loader import batches
 from eqscale.rigid.metrics import equivariance, evaluate
 from eqscale.rigid.symmetry import augment
+from eqscale.storage import AnyPath
 from eqscale.training import checkpoint
 from eqscale.training.arms import get_arm
+from eqscale.training.memory import fitting, parts, read_micro_batch, write_micro_batch
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import CODE, RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
@@ -50,6 +52,21 @@ def learning_rate_at(step: int, spec: RunSpec) -> float:
 def weighted_mse(prediction: Tensor, batch: Batch) -> Tensor:
     """Squared error averaged over an object's vertices, a scene's objects, the batch; ballistic is about 1."""
     return ((prediction - batch.target).square().sum(-1) * batch.weight).sum() / len(batch.weight)
+
+
+def accumulate_gradient(model: nn.Module, batch: Batch, micro_batch: int) -> Tensor:
+    """Add the gradient of the batch's loss to the model, computing ``micro_batch`` windows at once.
+
+    Every part is weighted with its share of the windows: loss and gradient are those of the whole batch but
+    for the order of floating-point sums. Returns the loss.
+    """
+    windows = len(batch.weight)
+    total = torch.zeros((), device=batch.weight.device, dtype=batch.weight.dtype)
+    for part in parts(batch, micro_batch):
+        loss = weighted_mse(model(part), part) * (len(part.weight) / windows)
+        loss.backward()
+        total += loss.detach()
+    return total
 
 
 def spawn_seeds(seed: int) -> tuple[int, int, int]:
@@ -156,6 +173,7 @@ class _Progress:
     loss_sum: float = 0.0
     loss_count: int = 0
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 class _Trainer:
@@ -166,12 +184,16 @@ class _Trainer:
         spec: RunSpec,
         train_windows: Windows,
         test_windows: Windows,
-        checkpoints: Path,
+        checkpoints: AnyPath,
         report: Callable[[CurvePoint], None],
+        alive: Callable[[int], None],
+        checkpoint_seconds: float | None,
     ) -> None:
         self.spec, self.arm = spec, get_arm(spec.arm)
         self.train_windows, self.test_windows = train_windows, test_windows
-        self.checkpoints, self.report = checkpoints, report
+        self.checkpoints, self.report, self.alive = checkpoints, report, alive
+        self.checkpoint_seconds = _CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+        self.last_sign = time.perf_counter()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         _, order_seed, self.augmentation_seed = spawn_seeds(spec.seed)
         self.order = DataOrder(
@@ -195,6 +217,14 @@ class _Trainer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = _Progress(**state["progress"])
+        for step in checkpoint.steps(checkpoints):
+            if step > self.progress.step:
+                self._note(
+                    f"the checkpoint of step {step} was damaged: went on from step {self.progress.step}"
+                )
+                checkpoint.remove(checkpoints, step)
+        self.micro_batch = read_micro_batch(checkpoints, spec.batch_size)
+        self.evaluation_batch: int | None = None  # all that an evaluation asks for at once
 
     def run(self) -> None:
         """Train to the last step; raises _Diverged when the loss leaves the sensible range."""
@@ -205,7 +235,7 @@ class _Trainer:
             self._step(batch)
             at_curve_point = progress.step in self.curve_steps
             now = time.perf_counter()
-            due = now - last_checkpoint > _CHECKPOINT_SECONDS
+            due = now - last_checkpoint > self.checkpoint_seconds
             if at_curve_point or due or len(self.pending) >= _CHECK_STEPS:
                 self._read_losses()
             if at_curve_point or due:
@@ -214,6 +244,7 @@ class _Trainer:
                     self._add_curve_point()
                 if due and progress.step < self.spec.steps:
                     self._save()
+                    self._sign_of_life()
                     last_checkpoint = time.perf_counter()
                 clock = time.perf_counter()
 
@@ -233,9 +264,7 @@ class _Trainer:
         if self.arm.augmented:
             generator = torch.Generator().manual_seed((self.augmentation_seed << 32) + progress.step)
             batch = augment(batch, spec.frame, generator)
-        loss = weighted_mse(self.model(batch), batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
         nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, spec)
@@ -249,6 +278,26 @@ class _Trainer:
         progress.padded_tokens += B * T
         progress.padded_pairs += B * T * T
         progress.step += 1
+
+    def _gradient(self, batch: Batch, micro_batch: int) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        return accumulate_gradient(self.model, batch, micro_batch)
+
+    def _halved(self, micro_batch: int, reason: str) -> None:
+        self.micro_batch = micro_batch
+        self._note(
+            f"out of memory at step {self.progress.step}: {micro_batch} windows at once ({reason[:120]})"
+        )
+        with contextlib.suppress(OSError):  # the next attempt would find out again
+            write_micro_batch(self.checkpoints, micro_batch)
+
+    def _note(self, text: str) -> None:
+        if text not in self.progress.notes:
+            self.progress.notes.append(text)
+
+    def _sign_of_life(self) -> None:
+        self.last_sign = time.perf_counter()
+        self.alive(self.progress.step)
 
     def _read_losses(self) -> None:
         values = [float(loss) for loss in self.pending]
@@ -271,6 +320,7 @@ class _Trainer:
         progress.loss_sum, progress.loss_count = 0.0, 0
         progress.curve.append(dataclasses.asdict(point))
         progress.evaluation_seconds += time.perf_counter() - begin
+        self.last_sign = time.perf_counter()
         self.report(point)
 
     def _save(self) -> None:
@@ -280,11 +330,24 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "progress": dataclasses.asdict(self.progress),
         }
-        checkpoint.save(self.checkpoints, self.progress.step, state)
+        try:
+            checkpoint.save(self.checkpoints, self.progress.step, state)
+        except OSError as error:  # costs minutes if the run is killed before the next one; to stop costs all
+            self._note(f"a checkpoint could not be written: {error.strerror or error}")
 
     def _predict(self, batch: Batch) -> Tensor:
-        with torch.inference_mode():
-            return self.model(batch.to(self.device)).cpu()
+        if time.perf_counter() - self.last_sign > _CHECKPOINT_SECONDS:
+            self._sign_of_life()
+
+        def compute(size: int) -> Tensor:
+            with torch.inference_mode():
+                return torch.cat([self.model(part.to(self.device)).cpu() for part in parts(batch, size)])
+
+        def halved(size: int, reason: str) -> None:
+            self.evaluation_batch = size
+            self._note(f"out of memory in an evaluation: {size} windows at once ({reason[:120]})")
+
+        return fitting(compute, self.evaluation_batch or len(batch.weight), halved)
 
 
 def train(
@@ -292,9 +355,11 @@ def train(
     train_windows: Windows,
     test_windows: Windows,
     *,
-    checkpoints: Path,
-    weights: Path | None = None,
+    checkpoints: AnyPath,
+    weights: AnyPath | None = None,
     report: Callable[[CurvePoint], None] = lambda point: None,
+    alive: Callable[[int], None] = lambda step: None,
+    checkpoint_seconds: float | None = None,
 ) -> RunRecord:
     """Train one run to its last step, or go on from its newest checkpoint, and evaluate it.
 
@@ -302,9 +367,11 @@ def train(
         spec: the run.
         train_windows: training windows, restricted to ``spec.train_scenes`` scenes.
         test_windows: test windows with at least ``spec.test_scenes`` scenes.
-        checkpoints: folder of this run's checkpoints; removed once the run has ended.
+        checkpoints: folder of this run's checkpoints; the caller removes it once it has stored the record.
         weights: file that receives the final weights, if any.
         report: called with every point of the training curve.
+        alive: called with the step after every checkpoint, and now and then in a long evaluation.
+        checkpoint_seconds: time between two checkpoints (default: 30 s).
 
     Returns:
         The record, with status ``finished`` or ``diverged``; metrics are those of the last step, never the
@@ -312,6 +379,7 @@ def train(
 
     Raises:
         InputError: if the data don't have the scenes that the spec asks for, or the checkpoints are of another run.
+        OSError: if the final weights can't be written.
     """
     if train_windows.n_scenes != spec.train_scenes or test_windows.n_scenes < spec.test_scenes:
         raise InputError(
@@ -319,7 +387,7 @@ def train(
             f"the data have {train_windows.n_scenes} and {test_windows.n_scenes}"
         )
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    trainer = _Trainer(spec, train_windows, test_windows, checkpoints, report)
+    trainer = _Trainer(spec, train_windows, test_windows, checkpoints, report, alive, checkpoint_seconds)
     status, test = "finished", {}
     begin = time.perf_counter()
     try:
@@ -334,10 +402,10 @@ def train(
                 "spec": dataclasses.asdict(spec),
                 "model": trainer.model.state_dict(),
             }
-            checkpoint.save_file(weights, state)
+            save = functools.partial(checkpoint.save_file, weights, state)
+            checkpoint.write_patiently(save, f"the weights of run {spec.name}")
     except _Diverged:
         status, test = "diverged", {}
-    shutil.rmtree(checkpoints, ignore_errors=True)
 
     progress, flops = trainer.progress, trainer.arm.flops(spec.size)
     computed = (progress.padded_tokens, progress.padded_pairs)
@@ -365,4 +433,6 @@ def train(
         hardware=_hardware(trainer.device),
         code=CODE,
         started=started,
+        micro_batch=trainer.micro_batch,
+        notes=progress.notes,
     )

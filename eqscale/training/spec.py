@@ -169,6 +169,10 @@ class RunRecord:
     """Package version and results version."""
     started: str
     """UTC time, ISO 8601."""
+    micro_batch: int | None = None
+    """Windows computed at once: the batch, or less after running out of memory. None if not noted."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What happened on the way: memory that ran out, checkpoints that were damaged or not written."""
 
     @property
     def outdated(self) -> bool:

@@ -1,5 +1,6 @@
 import dataclasses
 
+from eqscale.study.engine import Storage
 from eqscale.study.ledger import Ledger
 from eqscale.study.table import COLUMNS, run_table, write_table
 from eqscale.training.arms import Size
@@ -49,3 +50,18 @@ def test_the_table_has_one_documented_row_per_run(tmp_path):
     write_table(table, tmp_path)
     assert (tmp_path / "runs.csv").exists()
     assert (tmp_path / "runs.parquet").exists()
+
+
+def test_what_killed_processes_left_behind_is_swept(tmp_path):
+    storage, done, running = Storage(tmp_path, tmp_path / "data"), make_spec(1), make_spec(2)
+    storage.ledger.write(make_record(done))
+    for folder in (storage.ledger.folder, storage.weights("x").parent):
+        folder.mkdir(exist_ok=True)
+        (folder / ".some.file.123.tmp").write_bytes(b"half")
+    for spec in (done, running):
+        storage.checkpoints(spec.run_id).mkdir(parents=True)
+    storage.sweep()
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not storage.checkpoints(done.run_id).exists()
+    assert storage.checkpoints(running.run_id).exists()
+    assert done.run_id in storage.ledger

@@ -82,3 +82,48 @@ def test_an_address_that_does_not_answer_is_one_line(uri):
 
 def test_records_differ_by_identity():
     assert make_spec(seed=1).run_id != dataclasses.replace(make_spec(seed=1), steps=99).run_id
+
+
+def test_a_write_that_a_live_server_refuses_is_given_up_and_the_next_one_made(uri):
+    spec = make_spec(seed=7)
+    tracker = Tracker(uri, "refused", TAGS)
+    tracker._queue.put(lambda: tracker._client.set_tag("no-such-run", "x", "y"))
+    tracker.run_ended(make_record(spec))
+    tracker.close()
+    assert len(tracker.errors) == 1
+    assert "no-such-run" in tracker.errors[0]
+    assert tracker.outages == 0
+    (run,), _ = runs(uri, "refused")
+    assert run.info.status == "FINISHED"
+
+
+def test_a_run_whose_creation_was_not_confirmed_is_not_created_twice(uri, monkeypatch):
+    tracker = Tracker(uri, "half", TAGS)
+    create = tracker._client.create_run
+
+    def unconfirmed(*args, **kwargs):
+        create(*args, **kwargs)
+        monkeypatch.setattr(tracker._client, "create_run", create)
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(tracker._client, "create_run", unconfirmed)
+    tracker.run_ended(make_record(make_spec(seed=8)))
+    tracker.close()
+    assert tracker.errors == []
+    found, _ = runs(uri, "half")
+    assert [run.info.status for run in found] == ["FINISHED"]
+
+
+def test_a_server_that_stays_away_does_not_hold_up_the_end(uri, monkeypatch):
+    tracker = Tracker(uri, "away", TAGS)
+
+    def dead(*args, **kwargs):
+        raise OSError("connection refused")
+
+    for name in ("get_experiment", "create_run", "log_batch", "set_terminated"):
+        monkeypatch.setattr(tracker._client, name, dead)
+    tracker.run_ended(make_record(make_spec(seed=9)))
+    tracker.close(patience_seconds=0.2)
+    assert not tracker._thread.is_alive()
+    assert tracker.errors == ["the server doesn't answer"] * 2
+    assert tracker.outages == 1

@@ -44,7 +44,7 @@ def test_a_run_learns_and_fills_its_record(windows, tmp_path):
     flops = get_arm("transformer").flops(spec.size)
     assert record.flops_nominal == pytest.approx(flops.nominal.per_token * record.tokens)
     assert record.tokens <= record.padded_tokens
-    assert not (tmp_path / "c").exists()
+    assert (record.micro_batch, record.notes) == (8, [])
     assert final_weights(tmp_path / "w.pt")
 
 

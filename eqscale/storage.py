@@ -1,0 +1,191 @@
+"""Places on this machine or on any filesystem that pyarrow or fsspec reaches, with one small interface.
+
+A local place is a ``pathlib.Path``. Any other is a ``RemotePath``, which offers the part of that interface that
+studies need, so that ledger, checkpoints and weights are written by the same code wherever they live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import os
+import posixpath
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pyarrow import ArrowException, fs
+
+from eqscale.errors import InputError
+
+_PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+
+
+@dataclasses.dataclass(frozen=True)
+class RemotePath:
+    """A file or folder of an object store or another filesystem that is not this machine's."""
+
+    filesystem: fs.FileSystem
+    path: str
+    uri: str
+    """The same as ``open_place`` takes it; query parameters (endpoint, region) included."""
+
+    def __truediv__(self, name: str) -> RemotePath:
+        base, mark, query = self.uri.partition("?")
+        return RemotePath(
+            self.filesystem, posixpath.join(self.path, name), posixpath.join(base, name) + mark + query
+        )
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return posixpath.basename(self.path)
+
+    @property
+    def stem(self) -> str:
+        """Name without its suffix."""
+        return posixpath.splitext(self.name)[0]
+
+    @property
+    def parent(self) -> RemotePath:
+        """The folder that holds it."""
+        base, mark, query = self.uri.partition("?")
+        return RemotePath(
+            self.filesystem, posixpath.dirname(self.path), posixpath.dirname(base) + mark + query
+        )
+
+    def exists(self) -> bool:
+        """Whether a file or folder is there."""
+        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+
+    def is_file(self) -> bool:
+        """Whether a file is there."""
+        return self.filesystem.get_file_info(self.path).type == fs.FileType.File
+
+    def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
+        """Make the folder and those above it, where the filesystem has folders."""
+        self.filesystem.create_dir(self.path, recursive=True)
+
+    def read_bytes(self) -> bytes:
+        """Content of the file; raises FileNotFoundError."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return stream.read()
+
+    def read_text(self) -> str:
+        """Content of the file as UTF-8 text; raises FileNotFoundError."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, content: bytes) -> None:
+        """Replace the file. On an object store the new content appears at once, complete, when it is closed."""
+        with self.filesystem.open_output_stream(self.path) as stream:
+            stream.write(content)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the file."""
+        try:
+            self.filesystem.delete_file(self.path)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """Files directly in this folder whose names match."""
+        for info in self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
+            if info.type == fs.FileType.File and fnmatch.fnmatchcase(info.base_name, pattern):
+                yield self / info.base_name
+
+
+AnyPath = Path | RemotePath
+
+
+def open_place(text: str | Path) -> AnyPath:
+    """The place that a path or URI names: ``studies``, ``file:///…``, ``s3://bucket/…``, ``gs://…``, ….
+
+    pyarrow's own filesystems come first, then whatever fsspec has installed. Nothing is read or written.
+
+    Raises:
+        InputError: for a URI that no filesystem understands.
+    """
+    if isinstance(text, Path) or "://" not in text:
+        return Path(text)
+    parts = urlsplit(text)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    text = text.rstrip("/")
+    try:
+        if parts.scheme in _PYARROW_SCHEMES:
+            filesystem, path = fs.FileSystem.from_uri(text)
+        else:
+            import fsspec
+
+            other, path = fsspec.core.url_to_fs(text)
+            filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
+    except (ArrowException, ImportError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"storage {text!r} can't be opened: {reason}") from error
+    return RemotePath(filesystem, path, text)
+
+
+def matching(folder: AnyPath, pattern: str) -> list[AnyPath]:
+    """Files directly in a folder whose names match, sorted by name."""
+    return sorted(folder.glob(pattern), key=lambda path: path.name)
+
+
+def subfolders(place: AnyPath) -> list[str]:
+    """Names of the folders directly in a folder, sorted."""
+    if isinstance(place, RemotePath):
+        found = place.filesystem.get_file_info(fs.FileSelector(place.path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+    return sorted(path.name for path in place.glob("*") if path.is_dir())
+
+
+def absolute(place: AnyPath) -> AnyPath:
+    """The same place, named so that it means the same in any folder of any process."""
+    return place if isinstance(place, RemotePath) else place.resolve()
+
+
+def write_atomically(path: AnyPath, content: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_folder(path: AnyPath) -> None:
+    """Delete a folder with all it holds; one that is not there is none of its business."""
+    if isinstance(path, RemotePath):
+        with contextlib.suppress(OSError):
+            path.filesystem.delete_dir(path.path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_writable(place: AnyPath, what: str) -> None:
+    """Write and delete a probe.
+
+    Raises:
+        InputError: names the place and the reason, before anything is spent.
+    """
+    probe = place / f".probe-{os.getpid()}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"probe")
+        probe.unlink()
+    except (OSError, ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
+        raise InputError(f"{what} {str(place)!r} can't be written: {reason}") from error

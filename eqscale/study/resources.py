@@ -1,0 +1,130 @@
+"""How much of a GPU a run needs: small runs share one, by estimated memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import torch
+from torch import nn
+
+from eqscale.errors import InputError
+from eqscale.rigid.batch import Batch
+from eqscale.training.arms import Size, get_arm
+from eqscale.training.spec import RunSpec
+
+SHARES = (1.0, 0.5, 0.25)
+"""Shares of a GPU that are given out: few, because a worker process is reused by trials of the same share."""
+
+_STATES = 4  # weights, gradients, and the two moments of AdamW, in float32
+_CONTEXT_BYTES = 0.8e9  # CUDA context and library workspaces of one process
+_USABLE = 0.9  # of a GPU's memory; the rest is lost to fragmentation
+_MARGIN = 1.5  # on the estimated activations: temporaries of the backward pass, which are not counted
+_BUSY_FLOPS = 2e11  # a step with more work than this keeps a GPU busy by itself: sharing would gain nothing
+_PROBE_WINDOWS = 2
+_PROBE_TOKENS = (16, 48)
+_PROBE_COST = 2e6  # FLOPs per token up to which an arm's sizes are probed
+
+
+@functools.cache
+def activation_bytes_per_token(arm_name: str, size: Size) -> float:
+    """Bytes that the forward pass of one token keeps for the backward pass, without attention matrices.
+
+    Measured on the CPU with the largest small size of the arm's ladder, and carried over in proportion to width
+    times depth: every other tensor that a block keeps has as many numbers as the residual stream, or a multiple.
+    """
+    arm = get_arm(arm_name)
+    affordable = [s for s in arm.ladder if arm.flops(s).executed.per_token <= _PROBE_COST]
+    probe = max(affordable or [arm.ladder[0]], key=lambda s: s.width * s.depth)
+    if size.width * size.depth <= probe.width * probe.depth:
+        probe = size
+    return _kept_bytes(arm_name, probe) * size.width * size.depth / (probe.width * probe.depth)
+
+
+def _kept_bytes(arm_name: str, size: Size) -> float:
+    """Bytes that a forward pass keeps for each further token; what doesn't grow with them, as weights, is not."""
+    with torch.random.fork_rng(devices=[]):
+        model = get_arm(arm_name).build(size)
+    few, many = (_kept(model, _blank_batch(_PROBE_WINDOWS, tokens)) for tokens in _PROBE_TOKENS)
+    return (many - few) / (_PROBE_WINDOWS * (_PROBE_TOKENS[1] - _PROBE_TOKENS[0]))
+
+
+def _kept(model: nn.Module, batch: Batch) -> int:
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(batch)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _blank_batch(B: int, T: int) -> Batch:
+    shapes: dict[str, tuple[int, ...]] = {
+        "position": (B, T, 3), "velocity": (B, T, 3), "center": (B, T, 3), "center_velocity": (B, T, 3),
+        "material": (B, T, 3), "object_index": (B, T), "mask": (B, T), "floor_normal": (B, 3),
+        "floor_offset": (B,), "gravity": (B, 3), "floor_material": (B, 2), "target": (B, T, 3), "weight": (B, T),
+        "contact": (B, T), "scene": (B,),
+    }  # fmt: skip
+    kinds = {"object_index": torch.int64, "contact": torch.int64, "scene": torch.int64, "mask": torch.bool}
+    random = torch.Generator().manual_seed(0)
+    fields = {
+        name: torch.zeros(shape, dtype=kinds[name]) if name in kinds else torch.randn(shape, generator=random)
+        for name, shape in shapes.items()
+    }
+    return Batch(**fields | {"mask": torch.ones(B, T, dtype=torch.bool)})
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryNeed:
+    """Estimated bytes of a training run on one GPU."""
+
+    states: float
+    """Weights, gradients and optimiser, whatever the batch."""
+    activations: float
+    """Of a whole batch at its longest; computed in parts they need less."""
+
+    @property
+    def total(self) -> float:
+        """All of it, with the CUDA context."""
+        return self.states + self.activations + _CONTEXT_BYTES
+
+
+def memory_need(spec: RunSpec, tokens: int) -> MemoryNeed:
+    """Memory of a run whose scenes have up to ``tokens`` vertex tokens."""
+    arm = get_arm(spec.arm)
+    per_token = activation_bytes_per_token(spec.arm, spec.size)
+    return MemoryNeed(
+        states=4.0 * _STATES * arm.parameters(spec.size),
+        activations=_MARGIN * per_token * tokens * spec.batch_size,
+    )
+
+
+def gpu_share(spec: RunSpec, tokens: int, device_bytes: float) -> float:
+    """Share of a GPU for one run: the smallest of ``SHARES`` whose part of the memory holds it.
+
+    Sharing pays where a step is too short to keep a GPU busy; longer ones get a GPU of their own. A batch that
+    doesn't fit is computed in parts by the training loop, so that only the states must.
+
+    Args:
+        spec: the run.
+        tokens: most vertex tokens of a scene.
+        device_bytes: memory of a GPU.
+
+    Raises:
+        InputError: if weights, gradients and optimiser alone exceed the GPU.
+    """
+    need = memory_need(spec, tokens)
+    if need.states + _CONTEXT_BYTES > _USABLE * device_bytes:
+        raise InputError(
+            f"run {spec.name} needs {need.states / 1e9:.1f} GB for weights, gradients and optimiser alone; the "
+            f"GPUs have {device_bytes / 1e9:.1f} GB: use larger ones, or lower the largest of --budgets"
+        )
+    if spec.budget / spec.steps > _BUSY_FLOPS:
+        return 1.0
+    fitting = math.floor(_USABLE * device_bytes / need.total)
+    return min((share for share in SHARES if 1 / share <= fitting), default=1.0)

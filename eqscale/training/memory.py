@@ -1,0 +1,69 @@
+"""Runs that don't fit into memory: a batch is computed in parts, and their gradients are summed."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from eqscale.rigid.batch import Batch
+from eqscale.storage import AnyPath, write_atomically
+
+T = TypeVar("T")
+
+_MESSAGES = ("can't allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+_FILE = "micro_batch"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the exceptions by which PyTorch and Python say that memory has run out, on GPU or CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
+
+
+def parts(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in parts of up to ``size`` windows, padded as the whole; a batch that small is its one part."""
+    if len(batch.weight) <= size:
+        yield batch
+        return
+    names = [field.name for field in dataclasses.fields(batch)]
+    for pieces in zip(*(getattr(batch, name).split(size) for name in names), strict=True):
+        yield Batch(**dict(zip(names, pieces, strict=True)))
+
+
+def fitting(compute: Callable[[int], T], size: int, halved: Callable[[int, str], None]) -> T:
+    """``compute(size)``, with ``size`` halved as long as memory runs out.
+
+    Calls ``halved(new_size, reason)`` each time. Raises what ``compute`` raised if it runs out of memory with
+    a size of 1 as well, or fails for any other reason.
+    """
+    while True:
+        try:
+            return compute(size)
+        except (MemoryError, RuntimeError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Only here, outside the handler, has the traceback let go of the activations.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        size //= 2
+        halved(size, reason)
+
+
+def read_micro_batch(checkpoints: AnyPath, batch_size: int) -> int:
+    """Windows that an earlier attempt of this run found to fit, or the whole batch."""
+    try:
+        return min(max(1, int((checkpoints / _FILE).read_text())), batch_size)
+    except (OSError, ValueError):
+        return batch_size
+
+
+def write_micro_batch(checkpoints: AnyPath, size: int) -> None:
+    """Remember, beside the checkpoints, how many windows fit; raises OSError."""
+    write_atomically(checkpoints / _FILE, str(size).encode())

@@ -1,0 +1,137 @@
+"""What the driver does with the events of Tune, without Ray's processes."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError
+
+from eqscale.study import engine
+from eqscale.study.engine import Storage, StudyEvents, _Events
+from eqscale.study.watch import Watch
+from eqscale.training.memory import read_micro_batch
+from eqscale.training.spec import CurvePoint
+from tests.study.test_ledger import make_spec
+
+
+class Trial(SimpleNamespace):
+    """The part of a Tune trial that the driver looks at; fails as Tune lets it fail."""
+
+    def fail(self, error):
+        """Tune's own rule: True if the trial is tried again."""
+        self.num_failures += 1
+        self.error_file.write_text(
+            (self.error_file.read_text() if self.error_file.exists() else "")
+            + f"Failure # {self.num_failures} (occurred at noon)\n{error}\n"
+        )
+        return self.num_failures <= self.max_failures
+
+
+@pytest.fixture
+def study(tmp_path):
+    spec, said, clock = make_spec(), [], SimpleNamespace(now=0.0)
+    trial = Trial(
+        trial_id="a",
+        config={"spec": dataclasses.asdict(spec)},
+        error_file=tmp_path / "error.txt",
+        max_failures=1,
+        num_failures=0,
+        temporary_state=SimpleNamespace(ray_actor="the actor"),
+    )
+    events = StudyEvents(
+        **{
+            field.name: lambda *arguments, name=field.name: said.append((name, *arguments[1:]))
+            for field in dataclasses.fields(StudyEvents)
+        }
+    )
+    storage = Storage(tmp_path / "study", tmp_path / "data")
+    watch = Watch(lambda spec: 60.0, lambda: clock.now)
+    return SimpleNamespace(
+        spec=spec, trial=trial, said=said, clock=clock, storage=storage,
+        callback=_Events(events, None, watch, storage),
+    )  # fmt: skip
+
+
+def run(study, *steps):
+    study.callback.on_trial_start(0, [], study.trial)
+    for step in steps:
+        point = dataclasses.asdict(CurvePoint(step, 0.5, 0.5, 0.01, 1.0))
+        study.callback.on_trial_result(0, [], study.trial, point)
+
+
+def test_two_failures_in_a_row_without_new_ground_are_final(study):
+    run(study, 10, 20)
+    assert study.trial.fail("ValueError: bad")
+    study.callback.on_trial_recover(0, [], study.trial)
+    run(study, 10, 20)  # again, but no further
+    assert not study.trial.fail("ValueError: bad")
+    study.callback.on_trial_error(0, [], study.trial)
+    assert [event[0] for event in study.said if event[0] in ("retried", "failed")] == ["retried", "failed"]
+    assert study.said[-1] == ("failed", "ValueError: bad")
+
+
+def test_a_trial_that_gets_further_each_time_is_always_retried(study):
+    for attempt in range(20):
+        run(study, 10 * (attempt + 1))
+        assert study.trial.fail("The actor is dead because its worker process has died. Worker exit type: X")
+        study.callback.on_trial_recover(0, [], study.trial)
+    assert study.said[-1] == ("retried", "its worker process died")
+
+
+def test_a_checkpoint_is_a_sign_of_life_but_no_point_of_the_curve(study):
+    run(study)
+    study.callback.on_trial_result(0, [], study.trial, {engine._ALIVE: 7})
+    assert [event[0] for event in study.said] == ["started"]
+    assert study.trial.fail("x")
+    assert study.trial.max_failures == 1
+    study.callback.on_trial_result(0, [], study.trial, {engine._ALIVE: 8})
+    assert study.trial.max_failures == 2
+
+
+def test_a_silent_trial_is_killed_and_the_reason_kept(study, monkeypatch):
+    killed = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    monkeypatch.setattr(engine, "_LOOK_SECONDS", 0.0)
+    run(study, 10)
+    study.clock.now = 59.0
+    study.callback.on_step_end(0, [])
+    assert killed == []
+    study.clock.now = 61.0
+    study.callback.on_step_end(0, [])
+    assert killed == ["the actor"]
+    assert study.trial.fail("The actor is dead because it was killed by `ray.kill`.")
+    study.callback.on_trial_recover(0, [], study.trial)
+    assert study.said[-1] == ("retried", "killed: no sign of life for 61 s")
+
+
+def test_a_worker_killed_for_memory_is_retried_with_half_the_micro_batch_until_one_window(study):
+    folder = study.storage.checkpoints(study.spec.run_id)
+    run(study)
+    for size in (8, 4, 2, 1):
+        assert study.trial.fail("2 worker(s) were killed due to the node running low on memory.")
+        study.callback.on_trial_recover(0, [], study.trial)
+        assert read_micro_batch(folder, study.spec.batch_size) == size
+    assert study.trial.fail("1 worker(s) were killed due to the node running low on memory.")
+    study.callback.on_trial_recover(0, [], study.trial)
+    assert not study.trial.fail("1 worker(s) were killed due to the node running low on memory.")
+
+
+def test_a_later_failure_is_not_taken_for_an_earlier_one(study):
+    run(study)
+    study.trial.fail("1 worker(s) were killed due to the node running low on memory.")
+    study.trial.fail("KeyError: 3")
+    study.callback.on_trial_recover(0, [], study.trial)
+    assert study.said[-1] == ("retried", "KeyError: 3")
+    assert not study.storage.checkpoints(study.spec.run_id).exists()
+
+
+def test_tune_takes_a_kill_for_memory_for_the_death_of_an_actor():
+    failures = []
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda actor, error: failures.append(error))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+    error = OutOfMemoryError("the node is running low on memory")
+    RayActorManager._actor_task_failed(manager, task, error)
+    assert failures == [error]
