@@ -228,14 +228,14 @@ def corrupt(root: Path, reference: Study) -> list[Row]:
 def hang(root: Path, reference: Study) -> list[Row]:
     """Trials that stop: in native code that holds the interpreter, by SIGSTOP, and at every attempt."""
     rows = []
-    limit = ("--hang-minutes", "0.2")
+    limit = ("--hang-minutes", "0.5")
     study = Study(root, "hang", GRID, options=limit, fault={"FAULTS_KIND": "hang", "FAULTS_TIMES": "2"})
     study.start()
     wait_for(lambda: len(list(study.marks.glob("hang-*"))) == 2, "both hangs")
     known, begin = study.known(), time.monotonic()
     continued = [study.continued(known, begin)]
     code = study.finish(restarts=0)
-    note = f"limit 12 s; exit code {code}"
+    note = f"limit 30 s; exit code {code}"
     rows.append(study.row("trial stuck in native code", 2, reference, continued, note=note))
 
     study = Study(root, "frozen", GRID, options=limit)
@@ -248,7 +248,7 @@ def hang(root: Path, reference: Study) -> list[Row]:
     continued = [study.continued(known, begin)]
     code = study.finish(restarts=0)
     gone = not victim.is_running()
-    note = f"limit 12 s; process {'gone' if gone else 'STILL THERE'}; exit code {code}"
+    note = f"limit 30 s; process {'gone' if gone else 'STILL THERE'}; exit code {code}"
     rows.append(study.row("worker frozen (`SIGSTOP`)", 1, reference, continued, note=note))
     if not gone:
         victim.kill()
