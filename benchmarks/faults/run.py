@@ -50,7 +50,12 @@ GRID = {
     "test-scenes": "40",
 }
 # 200 runs of a second or less.
-TINY = GRID | {"budgets": "1e8 1.5e8 2e8 2.5e8 3e8", "seeds": "0 1 2 3 4 5 6 7 8 9", "replicate-up-to": "1e9"}
+TINY = GRID | {
+    "budgets": "1e8 1.5e8 2e8 2.5e8 3e8",
+    "seeds": "0 1 2 3 4 5 6 7 8 9",
+    "replicate-up-to": "1e9",
+    "batch-size": "8",
+}
 Scenario = Callable[[Path, "Study"], list[Row]]
 
 
