@@ -3,8 +3,9 @@
     python benchmarks/arms.py                                  # everything: about two core-hours
     python benchmarks/arms.py --only gatr-embedding --seeds 0  # one group, one seed
 
-Every variant is trained by the recipe of the studies, with the learning-rate rule of its arm, on the data of the
-preset quick. Prints one table per group; results that exist in --json FILE are not trained again.
+Every variant is trained as in the studies, with batch size and learning rate by the recipe of its arm, on the
+data of the preset quick. Prints one table per group. Each result goes to --json FILE as soon as it is there, and
+what is there is not trained again: after an interruption, or with more seeds, start the same command once more.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.models.transformer import TransformerConfig, transformer_training_flops
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import open_split
-from eqscale.study.grid import dataset_spec, expected_batch
+from eqscale.study.grid import dataset_spec, design_run
 from eqscale.study.job import make_console, prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training.arms import Arm, Size, get_arm, register
@@ -170,37 +171,49 @@ GROUPS = {
 }
 
 
-def run_group(
-    group: Group, seeds: list[int], root: Path, done: dict[str, dict], save: Callable[[], None]
-) -> list:
-    """Train every variant that is not in ``done``; returns rows of (variant, size, N, steps, losses, seconds)."""
-    batch, data = expected_batch(PRESET), dataset_spec(PRESET)
+class Results:
+    """Results so far, by identity of the run, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
+
+    def add(self, spec: RunSpec, nmse: float, seconds: float) -> None:
+        """Take a result in and replace the file at once, so that no interruption leaves half a file."""
+        self.done[spec.run_id] = {
+            "variant": spec.arm, "size": str(spec.size), "seed": spec.seed, "budget": spec.budget, "steps": spec.steps,
+            "nmse": nmse, "seconds": seconds,
+        }  # fmt: skip
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".part")
+        partial.write_text(json.dumps(self.done, indent=1) + "\n")
+        partial.replace(self.path)
+
+
+def run_group(group: Group, seeds: list[int], root: Path, results: Results, console: Console) -> list:
+    """Train every variant without a result; returns rows of (variant, size, N, steps, losses, seconds)."""
+    data = dataset_spec(PRESET)
     train_windows = open_split(data, root, "train", scenes=PRESET.train_scenes)
     test_windows = open_split(data, root, "test", scenes=PRESET.test_scenes)
     rows = []
     for arm in group.variants():
         for size in group.sizes:
-            steps = round(group.budget / batch.executed_flops(arm, size))
-            rate = arm.learning_rate(arm.parameters(size))
             losses, seconds = [], []
             for seed in seeds:
-                spec = RunSpec(
-                    arm.name, size, group.budget, steps, PRESET.batch_size, float(f"{rate:.4g}"), seed, data.digest,
-                    PRESET.train_scenes, PRESET.test_scenes, PRESET.test_windows_per_scene,
-                )  # fmt: skip
-                if spec.run_id not in done:
+                spec = design_run(arm, size, group.budget, PRESET, seed)
+                if spec.run_id not in results.done:
                     with tempfile.TemporaryDirectory() as folder:
                         record = train(
                             spec, train_windows, test_windows, checkpoints=Path(folder) / "checkpoints"
                         )
-                    done[spec.run_id] = {
-                        "nmse": record.test.get("nmse", float("inf")),
-                        "seconds": record.seconds,
-                    }
-                    save()
-                losses.append(done[spec.run_id]["nmse"])
-                seconds.append(done[spec.run_id]["seconds"])
-            rows.append((arm.name, str(size), arm.parameters(size), steps, losses, statistics.mean(seconds)))
+                    results.add(spec, record.test.get("nmse", float("inf")), record.seconds)
+                result = results.done[spec.run_id]
+                console.print(f"{arm.name} {size} seed {seed}: {result['nmse']:.4f}", markup=False)
+                losses.append(result["nmse"])
+                seconds.append(result["seconds"])
+            rows.append(
+                (arm.name, str(size), arm.parameters(size), spec.steps, losses, statistics.mean(seconds))
+            )
     return rows
 
 
@@ -226,19 +239,12 @@ def main() -> None:
     console = make_console()
     torch.set_num_threads(1)
     prepare_data(dataset_spec(PRESET), args.data, console)
-    done = json.loads(args.json.read_text()) if args.json.exists() else {}
+    results = Results(args.json)
     for name in args.only:
         group = GROUPS[name]
         for arm in group.variants():
             with_name_free(arm)
-        rows = run_group(
-            group,
-            args.seeds,
-            args.data,
-            done,
-            lambda: args.json.write_text(json.dumps(done, indent=1) + "\n"),
-        )
-        print_table(group, rows, console)
+        print_table(group, run_group(group, args.seeds, args.data, results, console), console)
 
 
 def with_name_free(arm: Arm) -> None:

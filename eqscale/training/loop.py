@@ -409,7 +409,7 @@ def train(
 
     progress, flops = trainer.progress, trainer.arm.flops(spec.size)
     computed = (progress.padded_tokens, progress.padded_pairs)
-    if trainer.arm.packed:
+    if trainer.arm.packed and trainer.arm.packed(trainer.device):
         computed = (progress.tokens, progress.pairs)
     windows_drawn = progress.step * spec.batch_size
     return RunRecord(

@@ -315,6 +315,23 @@ def test_flops_match_the_counter(symmetry):
     assert counter.get_total_flops() / 2 == pytest.approx(closed, rel=0.01)
 
 
+@pytest.mark.parametrize("symmetry", ["parity", "off"])
+def test_flops_count_padding_where_it_is_computed(symmetry, way):
+    net = network(symmetry, dtype=torch.float32)
+    mv, s, mask = inputs(torch.float32, batch=4, tokens=30)
+    with FlopCounterMode(display=False) as counter:
+        out, scalars = net(mv, s, mask)
+        (out.sum() + scalars.sum()).backward()
+    lengths = mask.sum(1) if net.packs(mv.device) else torch.full((4,), 30)
+    tokens, pairs = int(lengths.sum()), int((lengths**2).sum())
+    executed = gatr_training_flops(net.config).executed
+    unseen = 6 * tokens * net.config.blocks * 6 * (192 + 81)  # products, and on the kernels attention
+    if way == "kernels":
+        assert tokens < mask.numel()
+        unseen += executed.per_pair * pairs
+    assert counter.get_total_flops() == pytest.approx(executed.total(tokens, pairs) - unseen, rel=0.01)
+
+
 def test_nominal_flops_count_dense_blocks():
     shape = config(
         "published", true=8, scalars=0, blocks=1, true_in=8, true_out=8, scalars_in=0, scalars_out=0

@@ -1,16 +1,18 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqscale.errors import InputError
-from eqscale.models.gatr import native
+from eqscale.models.gatr import GATr, native
 from eqscale.models.gatr.flops import PRODUCT_TERMS
 from eqscale.study.table import COLUMNS
 from eqscale.training import checkpoint, loop
 from eqscale.training.arms import Size, get_arm
-from eqscale.training.loop import evaluation_indices, learning_rate_at, train
+from eqscale.training.loop import evaluation_indices, learning_rate_at, spawn_seeds, train
+from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
 
@@ -211,3 +213,22 @@ def test_a_spec_that_cannot_work_is_refused_in_one_line(change, message):
 def test_evaluation_takes_the_starts_of_a_scene_evenly(windows, per_scene, starts):
     found = evaluation_indices(windows[1], 2, per_scene)
     assert found.tolist() == [*starts, *(24 + start for start in starts)]
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_padding_counts_where_it_is_computed(windows, tmp_path, monkeypatch, packs):
+    if packs and not GATr.packs(torch.device("cpu")):
+        pytest.skip("no C++ compiler here: the kernels are off")
+    if not packs:
+        monkeypatch.setattr(native, "available", lambda x: False)
+    spec = make_spec(arm="gatr", size=Size(4, 1, 2), steps=12)
+    record = train(spec, *windows, checkpoints=tmp_path / "c")
+    order = DataOrder(windows[0].tokens, windows[0].windows_per_scene, spec.batch_size, spawn_seeds(3)[1])
+    lengths = windows[0].tokens[
+        np.stack([order.batch(step) for step in range(12)]) // windows[0].windows_per_scene
+    ]
+    if not packs:
+        lengths = np.broadcast_to(lengths.max(1, keepdims=True), lengths.shape)
+    executed = get_arm("gatr").flops(spec.size).executed
+    assert record.flops_executed == pytest.approx(executed.total(lengths.sum(), (lengths**2).sum()))
+    assert record.padded_tokens > record.tokens

@@ -28,17 +28,15 @@ _TRIVECTOR = [INDEX[name] for name in ("e123", "e023", "e013", "e012")]
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Which tokens attend to each other: padded (B, T) or packed samples."""
+    """Which tokens attend to each other: those of a padded (B, T) batch, or of packed samples."""
 
     batch: int
     length: int
     """T of the padded form."""
     mask: Tensor | None = None
     """(B, T), True for real tokens; None = all."""
-    packed: Tensor | None = None
-    """Flat indices (N,) into B * T of the real tokens, if activations hold only those."""
     starts: Tensor | None = None
-    """(B + 1,) first token of each sample, int64, for the kernels."""
+    """(B + 1,) first token of each sample, int64, if activations hold the real tokens only: for the kernels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +164,7 @@ class Attention(nn.Module):
         weights = self.distance_weights()
         if native.available(e) and tokens.starts is not None:
             return _NativeAttention.apply(e, weights, tokens.starts, self)
-        if tokens.packed is None:
-            out = self._padded(e, weights, tokens)
-        else:
-            padded = e.new_zeros(e.shape[0], tokens.batch * tokens.length).index_copy(1, tokens.packed, e)
-            out = self._padded(padded, weights, tokens).index_select(1, tokens.packed)
+        out = self._padded(e, weights, tokens)
         head = self.shape.out.head - 1
         return torch.cat([out[:head], torch.ones_like(e[:1]), out[head:]])
 

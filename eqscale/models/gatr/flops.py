@@ -14,7 +14,10 @@ PRODUCT_TERMS = len(blades.GEOMETRIC_PRODUCT) + len(blades.JOIN)
 
 
 def gatr_training_flops(config: GATrConfig) -> TrainingFlops:
-    """Forward + backward FLOPs of one sample, as a polynomial in its real tokens T (padding is not computed).
+    """Forward + backward FLOPs of one sample, as a polynomial in its computed tokens T.
+
+    The CPU kernels compute the real tokens only, ATen operations and compiled code the padding too
+    (``GATr.packs``).
 
     Nominal: 6 per weight and token, a pair of multivector channels counted as a dense 16 x 16 block, as the
     authors of arXiv 2410.23179 and GATr's own ``nominal_flops_per_token`` count; attention, products, norms,

@@ -249,43 +249,50 @@ class GATr(nn.Module):
         flat = torch.cat(
             [multivectors.flatten(2), scalars, torch.ones_like(multivectors[..., 0, :1])], -1
         ).flatten(0, 1)
-        tokens = self._tokens(b, t, mask, flat)
+        tokens, packed = self._tokens(b, t, mask, flat)
         reference = None
         if c.symmetry == "published" and c.join_reference == "mean":
             e123 = flat[:, INDEX["e123"] : 16 * (c.true_in + c.pseudo_in) : 16].mean(-1).view(b, t)
             total = e123.sum(1) / t if mask is None else torch.where(mask, e123, 0).sum(1) / mask.sum(1)
             reference = total[:, None].expand(b, t).reshape(b * t).detach()
-        if mask is not None and tokens.packed is None:
+        if packed is not None:
+            flat = flat.index_select(0, packed)
+            reference = None if reference is None else reference.index_select(0, packed)
+        elif mask is not None:
             flat = torch.where(mask.view(-1, 1), flat, 0)
-        if tokens.packed is not None:
-            flat = flat.index_select(0, tokens.packed)
-            reference = None if reference is None else reference.index_select(0, tokens.packed)
         x = flat.t().index_select(0, self._columns)
         embed, *weights, read_out = self._assembly()
         x = apply_linear(x, embed, self.embed.map)
         for i, block in enumerate(self.blocks):
             x = block(x, weights[5 * i : 5 * i + 5], tokens, reference)
         out = apply_linear(self.final_norm(x), read_out, self.read_out.map).index_select(0, self._rows).t()
-        if tokens.packed is not None:
-            out = out.new_zeros(b * t, out.shape[1]).index_copy(0, tokens.packed, out)
+        if packed is not None:
+            out = out.new_zeros(b * t, out.shape[1]).index_copy(0, packed, out)
         elif mask is not None:
             out = torch.where(mask.view(-1, 1), out, 0)
         channels = c.true_out + c.pseudo_out
         out = out.view(b, t, -1)
         return out[..., : 16 * channels].unflatten(-1, (channels, 16)), out[..., 16 * channels :]
 
-    def _tokens(self, b: int, t: int, mask: Tensor | None, flat: Tensor) -> Tokens:
+    def _tokens(self, b: int, t: int, mask: Tensor | None, flat: Tensor) -> tuple[Tokens, Tensor | None]:
+        """How tokens attend to each other and, if padding is dropped, flat indices (N,) of the real tokens."""
         if torch.compiler.is_compiling():
-            return Tokens(b, t, mask)
+            return Tokens(b, t, mask), None
         on_kernels = native.available(flat)
         if mask is None:
-            return Tokens(b, t, starts=torch.arange(0, b * t + 1, t) if on_kernels else None)
+            return Tokens(b, t, starts=torch.arange(0, b * t + 1, t) if on_kernels else None), None
         lengths = mask.sum(1)
         if not lengths.all():
             raise InputError(f"mask: sample {int((lengths == 0).nonzero()[0])} of the batch has no token")
-        starts = _starts(lengths) if on_kernels else None
+        if not on_kernels:
+            return Tokens(b, t, mask), None
         # Padding is dropped rather than computed: only attention needs to know which sample a token is of.
-        return Tokens(b, t, mask, mask.flatten().nonzero().squeeze(1), starts)
+        return Tokens(b, t, mask, _starts(lengths)), mask.flatten().nonzero().squeeze(1)
+
+    @staticmethod
+    def packs(device: torch.device) -> bool:
+        """Whether padding is dropped on this device rather than computed: true of the CPU kernels."""
+        return native.available(torch.empty(0, device=device))
 
     def _check(self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None) -> None:
         c, batch = self.config, tuple(multivectors.shape[:2])

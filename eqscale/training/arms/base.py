@@ -49,8 +49,9 @@ class Arm:
     """Guess of the compute-optimal FLOPs per token over sqrt(budget): grids lay their sizes around it."""
     augmented: bool = False
     """Each drawn sample is transformed by a fresh group element of its frame's symmetry group."""
-    packed: bool = False
-    """The model computes real tokens only, so that padding costs it nothing."""
+    packed: Callable[[torch.device], bool] | None = None
+    """For models that can leave padding out: device -> whether it costs them nothing there. Plans assume so,
+    records count what was computed."""
 
     def parameters(self, size: Size) -> int:
         """Number of trainable parameters, counted without allocating them."""

@@ -141,7 +141,7 @@ def _arm(name: str, description: str, symmetry: str, recipe: str | None = None) 
         _LADDER,
         fitted_recipe(recipe or name),
         optimal_cost=0.3,
-        packed=True,
+        packed=GATr.packs,
     )
 
 
