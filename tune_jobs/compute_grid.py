@@ -25,9 +25,7 @@ def main() -> int:
     """Plan, train what is missing, report."""
     options = parse_options(__doc__, COMPUTE_GRIDS, job="")
 
-    return run_study(
-        compute_grid(options.preset), options, publish=lambda table: write_report(table, options.results)
-    )
+    return run_study(compute_grid(options.preset), options, publish=lambda _: write_report(options.results))
 
 
 if __name__ == "__main__":

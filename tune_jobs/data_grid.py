@@ -24,9 +24,7 @@ from eqscale.study.presets import DATA_GRIDS
 def main() -> int:
     """Plan, train what is missing, report."""
     options = parse_options(__doc__, DATA_GRIDS, job="data_grid")
-    return run_study(
-        data_grid(options.preset), options, publish=lambda table: write_report(table, options.results)
-    )
+    return run_study(data_grid(options.preset), options, publish=lambda _: write_report(options.results))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 
 from eqscale.cli import run_or_exit
 from eqscale.report import write_search_report
-from eqscale.study.estimate import estimator
+from eqscale.study.estimate import Estimator
 from eqscale.study.job import JobOptions, make_console, open_study, parse_options
 from eqscale.study.presets import SEARCHES, LearningRateSearch
 from eqscale.study.progress import human_time
@@ -33,7 +33,7 @@ def plan(options: JobOptions[LearningRateSearch]) -> str:
     cells = search_cells(preset)
     recipes = {name: get_arm(name).recipe for name in preset.arms}
     checks = check_specs(preset, recipes, {})
-    estimate = estimator(options.storage.ledger.records())
+    estimate = Estimator(ended=options.storage.ledger.records())
     per_trial = [estimate(spec) for spec in checks]
     lines = [
         f"{len(cells)} cells (arm, budget, size) x {preset.trials} trials, then {len(checks)} check runs or more"
@@ -75,7 +75,7 @@ def main() -> int:
             checks = check_specs(preset, recipes, finished_losses(ended))
         runs = run_table(checks, ledger)
         write_search_report(trials, runs, check_table(preset, recipes, runs), fits, options.results)
-        session.describe()
+        session.describe([*specs, *checks])
         session.track([*specs, *checks])
         session.complete = True
     return 0

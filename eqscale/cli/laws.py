@@ -1,4 +1,4 @@
-"""``eqscale fit``, ``eqscale compare`` and ``eqscale plan``: scaling laws of any run table."""
+"""``eqscale fit`` and ``eqscale compare``: scaling laws of any run table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eqscale.cli.law_options import (
+    add_arm_options,
+    add_law_options,
+    add_table_options,
+    cluster_column,
+    cost_axes,
+    groups,
+    parse_costs,
+    parse_fixed,
+    print_table,
+    read_arms,
+    read_table,
+)
 from eqscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,17 +50,6 @@ examples:
   eqscale compare runs.parquet --where status=finished --axis flops_executed --axis seconds --json cmp.json
 """
 
-_PLAN_HELP = """\
-With --compute: which arm to train with that much compute, how large and how long.
-With --question and --spend: which further runs would most reduce the uncertainty of an answer, per unit of
-cost, and what standard error to expect after each.
-
-examples:
-  eqscale plan --from results/cpu --compute 1e14 --axis seconds
-  eqscale plan runs.csv --arms gatr,transformer --question gap@1e15 --spend 1e14
-  eqscale plan runs.csv --arms gatr --question a --spend 1e14
-"""
-
 
 def register(subparsers: Any) -> None:
     """Add the verbs of this group."""
@@ -57,8 +59,8 @@ def register(subparsers: Any) -> None:
         description=_FIT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_table_options(parser)
-    _add_law_options(parser)
+    add_table_options(parser)
+    add_law_options(parser)
     parser.add_argument("--by", metavar="COLUMN", help="fit each group of this column separately, e.g. arm")
     parser.add_argument(
         "--budget",
@@ -88,9 +90,9 @@ def register(subparsers: Any) -> None:
         description=_COMPARE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_table_options(parser)
-    _add_law_options(parser)
-    _add_arm_options(parser)
+    add_table_options(parser)
+    add_law_options(parser)
+    add_arm_options(parser)
     parser.add_argument(
         "--reference", metavar="ARM", help="the arm others are measured in (default: the first)"
     )
@@ -103,180 +105,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
     parser.set_defaults(run=_run_compare)
 
-    parser = subparsers.add_parser(
-        "plan",
-        help="what to train with a given cost, or which runs would answer a question best",
-        description=_PLAN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_table_options(parser, optional=True)
-    _add_law_options(parser)
-    _add_arm_options(parser)
-    parser.add_argument(
-        "--from",
-        dest="study",
-        type=Path,
-        metavar="DIR",
-        help="a study's folder: its runs.parquet or runs.csv",
-    )
-    parser.add_argument("--compute", type=float, metavar="C", help="advise what to train with this cost")
-    parser.add_argument(
-        "--question",
-        metavar="Q",
-        help="plan runs for: alpha, beta, E, a, size@C, loss@C (one arm), gap@C or crossing (two arms)",
-    )
-    parser.add_argument("--arms", metavar="ARM,…", help="the arms in question (default: all)")
-    parser.add_argument("--spend", type=float, metavar="C", help="total cost of the new runs")
-    parser.add_argument("--most", type=float, metavar="C", help="highest cost of one new run")
-    parser.add_argument("--runs-planned", type=int, default=10, metavar="K", help="most runs (default: 10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
-    parser.set_defaults(run=_run_plan)
-
-
-def _add_arm_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the arms")
-    group.add_argument(
-        "--by", metavar="COLUMN", default="arm", help="column that names the arm (default: arm)"
-    )
-    group.add_argument(
-        "--axis",
-        metavar="COLUMN",
-        action="append",
-        default=[],
-        help="cost column: FLOPs or seconds; repeatable (default: C if there is one, else 6ND)",
-    )
-
-
-def _add_table_options(parser: argparse.ArgumentParser, optional: bool = False) -> None:
-    group = parser.add_argument_group("the run table")
-    group.add_argument(
-        "runs",
-        metavar="RUNS",
-        nargs="?" if optional else None,
-        help="a .csv or .parquet file, or mlflow:EXPERIMENT",
-    )
-    group.add_argument(
-        "--map",
-        metavar="ROLE=COLUMN,…",
-        help="columns that play the roles N, D, loss, C (cost: FLOPs or seconds) and U (unique tokens) "
-        "if they have other names",
-    )
-    group.add_argument(
-        "--where",
-        metavar="COLUMN=VALUE",
-        action="append",
-        default=[],
-        help="keep only these rows; repeatable",
-    )
-    group.add_argument(
-        "--duplicates",
-        choices=("error", "drop", "keep"),
-        default="error",
-        help="what to do with a row that repeats another entirely (default: %(default)s)",
-    )
-
-
-def _add_law_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the law")
-    group.add_argument(
-        "--form",
-        default="chinchilla",
-        metavar="FORM",
-        help="chinchilla: E + A/N^alpha + B/D^beta (default); gamma: E + (A/N^alpha + B/D^beta)^gamma; "
-        "repetition: D counts for less when repeated (needs U); power:C, power:D, power:N: one variable",
-    )
-    group.add_argument(
-        "--loss-fn",
-        default="log-huber",
-        metavar="NAME",
-        help="log-huber (default), log-lsq, lsq (residuals of the loss itself) or lad (least absolute "
-        "deviations of the log loss)",
-    )
-    group.add_argument(
-        "--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)"
-    )
-    group.add_argument(
-        "--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0"
-    )
-    group.add_argument("--weights", metavar="COLUMN", help="weight of each run")
-    group = parser.add_argument_group("uncertainty")
-    group.add_argument(
-        "--bootstrap",
-        default="case",
-        metavar="KIND",
-        help="case (default), residual, wild, cluster:COLUMN (whole groups, e.g. cluster:budget) or none",
-    )
-    group.add_argument(
-        "--resamples",
-        type=int,
-        default=1000,
-        metavar="K",
-        help="refits of the bootstrap (default: %(default)s)",
-    )
-    group.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-
-
-def _parse_fixed(entries: list[str]) -> dict[str, float]:
-    out: dict[str, float] = {}
-    for entry in ",".join(entries).split(","):
-        if not entry.strip():
-            continue
-        name, sep, value = (part.strip() for part in entry.partition("="))
-        try:
-            out[name] = float(value)
-        except ValueError:
-            sep = ""
-        if not sep:
-            raise InputError(f"--fix: bad entry {entry!r}; write NAME=NUMBER, e.g. E=0")
-    return out
-
-
-def _parse_costs(text: str | None) -> list[float]:
-    try:
-        costs = [float(v) for v in (text or "").split(",") if v.strip()]
-    except ValueError:
-        raise InputError(f"--at: {text!r} is not a list of numbers such as 1e18,1e21") from None
-    if any(not 0 < v < float("inf") for v in costs):
-        raise InputError(f"--at: every cost must be positive and finite, not {text!r}")
-    return costs
-
-
-def _read(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.DataFrame:
-    from eqscale.laws.fit import resolve_form
-    from eqscale.laws.table import parse_map, parse_where, read_runs
-
-    required = (*resolve_form(args.form).columns, "loss")
-    frame = read_runs(
-        args.runs,
-        parse_map(args.map),
-        required=required,
-        where=parse_where(args.where),
-        duplicates=args.duplicates,
-    )
-    for column in filter(None, (*extra, args.weights, _cluster_column(args))):
-        if column not in frame.columns:
-            raise InputError(
-                f"{args.runs}: no column {column!r}; columns: {', '.join(map(str, frame.columns))}"
-            )
-    return frame
-
-
-def _cluster_column(args: argparse.Namespace) -> str | None:
-    kind, _, column = args.bootstrap.partition(":")
-    if kind == "cluster" and not column:
-        raise InputError("--bootstrap cluster needs a column: cluster:COLUMN, e.g. cluster:budget")
-    return column if kind == "cluster" else None
-
-
-def _groups(frame: pd.DataFrame, by: str | None, source: str) -> dict[str, pd.DataFrame]:
-    """Tables by group label; one group with an empty label without ``--by``."""
-    if by is None:
-        return {"": frame}
-    labels = frame[by].astype(str)
-    for i in (frame[by].isna()).to_numpy().nonzero()[0]:
-        raise InputError(f"{source}: row {i + 1}, column {by!r}: empty group")
-    return {label: frame[labels == label].reset_index(drop=True) for label in sorted(labels.unique())}
-
 
 def _fit_group(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> tuple[Fit, Bootstrap | None]:
     from eqscale.laws import bootstrap, fit
@@ -287,14 +115,14 @@ def _fit_group(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> tup
         form=args.form,
         loss_fn=args.loss_fn,
         delta=args.delta,
-        fix=_parse_fixed(args.fix),
+        fix=parse_fixed(args.fix),
         weights=frame[args.weights] if args.weights else None,
         where=where,
         **columns,
     )
     if args.bootstrap == "none":
         return found, None
-    cluster = _cluster_column(args)
+    cluster = cluster_column(args)
     boot = bootstrap(
         found,
         args.bootstrap.partition(":")[0],
@@ -303,16 +131,6 @@ def _fit_group(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> tup
         clusters=frame[cluster].to_numpy() if cluster else None,
     )
     return found, boot
-
-
-def _table(console: Any, header: list[str], rows: list[list[str]], title: str = "") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*header, title=title or None, title_justify="left")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    console.print(table)
 
 
 def _run_fit(args: argparse.Namespace) -> int:
@@ -334,17 +152,17 @@ def _run_fit(args: argparse.Namespace) -> int:
 
     check_writable(args.json, args.latex, args.markdown)
     check_folder(args.figures)
-    at = _parse_costs(args.at)
-    frame = _read(args, tuple(filter(None, (args.by, args.budget))))
+    at = parse_costs(args.at)
+    frame = read_table(args, tuple(filter(None, (args.by, args.budget))))
     console = Console()
     records, rows, arms = {}, [], {}
-    for label, group in _groups(frame, args.by, args.runs).items():
+    for label, group in groups(frame, args.by, args.runs).items():
         name = f"{args.by} = {label}" if label else ""
         found, boot = _fit_group(args, group, f"{args.runs}, {name}" if name else args.runs)
         limits = intervals(found, boot)
         record = fit_record(found, limits, boot)
         console.print(f"\n[bold]{escape(name or args.runs)}[/bold]  {found.n} runs, L = {found.form.formula}")
-        _table(console, COEFFICIENT_HEADER, coefficient_rows(limits))
+        print_table(console, COEFFICIENT_HEADER, coefficient_rows(limits))
         rows += [[label, *row] if label else row for row in coefficient_rows(limits)]
         colour = "green" if found.verdict == "converged" else "yellow"
         console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]", highlight=False)
@@ -402,7 +220,7 @@ def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
 
     free = [n for n in fit.form.names if n not in fit.fixed]
     found = {n: list(profile_interval(fit, n)) for n in free}
-    _table(
+    print_table(
         console, ["parameter", "95 % profile likelihood"], [[n, interval_text(v)] for n, v in found.items()]
     )
     return found
@@ -436,7 +254,7 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
             for h in group
         ]  # fmt: skip
         header = ["held out", "from C", "runs", "median error", "bias", "within 95 %"]
-        _table(console, header, rows, "predicted from the other budgets")
+        print_table(console, header, rows, "predicted from the other budgets")
         record["hold_out"] = [{**plain(h), "median_error": h.median_error, "bias": h.bias} for h in held]
         record["leave_one_budget_out"] = [{**plain(h), "median_error": h.median_error} for h in each]
     return record
@@ -465,7 +283,7 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
         ]
         for i, c in enumerate(C)
     ]
-    _table(console, ["C", "N_opt", "D_opt", "L_opt", "95 % model-based", "95 % robust"], rows)
+    print_table(console, ["C", "N_opt", "D_opt", "L_opt", "95 % model-based", "95 % robust"], rows)
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")
     record = plain(best)
@@ -507,43 +325,6 @@ def _draw(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str = "C") 
     console.print(f"figures: {folder}", highlight=False)
 
 
-def _read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> dict[str, ArmFit]:
-    from eqscale.laws.arms import fit_arms
-    from eqscale.laws.table import positive_column
-
-    if axis is not None:
-        frame = frame.assign(**{axis: positive_column(frame, axis, args.runs)})
-    if args.bootstrap == "none":
-        raise InputError(
-            "--bootstrap none: bands over C need resamples; choose case, residual, wild or cluster:COLUMN"
-        )
-    return fit_arms(
-        frame,
-        by=args.by,
-        cost=axis,
-        form=args.form,
-        loss_fn=args.loss_fn,
-        delta=args.delta,
-        fix=_parse_fixed(args.fix),
-        weights=args.weights,
-        kind=args.bootstrap.partition(":")[0],
-        cluster=_cluster_column(args),
-        resamples=args.resamples,
-        seed=args.seed,
-        where=args.runs,
-    )
-
-
-def _axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]:
-    """Cost columns asked for; C if the table has one, 6ND (None) if not."""
-    for axis in args.axis:
-        if axis not in frame.columns:
-            raise InputError(
-                f"{args.runs}: no column {axis!r}; columns: {', '.join(map(str, frame.columns))}"
-            )
-    return list(dict.fromkeys(args.axis)) or (["C"] if "C" in frame.columns else [None])
-
-
 def _run_compare(args: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -564,10 +345,10 @@ def _run_compare(args: argparse.Namespace) -> int:
 
     check_writable(args.json, args.markdown, args.latex)
     check_folder(args.figures)
-    at = _parse_costs(args.at)
-    frame = _read(args, (args.by,))
-    axes = _axes(args, frame)
-    arms = _read_arms(args, axes[0], frame)
+    at = parse_costs(args.at)
+    frame = read_table(args, (args.by,))
+    axes = cost_axes(args, frame)
+    arms = read_arms(args, axes[0], frame)
     if len(arms) < 2:
         raise InputError(f"{args.runs}: only one {args.by} ({', '.join(arms)}); a comparison needs two")
     reference = args.reference or next(iter(arms))
@@ -578,17 +359,17 @@ def _run_compare(args: argparse.Namespace) -> int:
         console.print(f"{name}: {arm.fit.n} runs, {arm.fit.verdict}", highlight=False)
     others = [n for n in arms if n != reference]
     tested = compare_hypotheses(arms, resamples=min(args.resamples, 499), seed=args.seed)
-    _table(console, HYPOTHESIS_HEADER, hypothesis_rows(tested), "which parameters do the arms share?")
+    print_table(console, HYPOTHESIS_HEADER, hypothesis_rows(tested), "which parameters do the arms share?")
     texts = [markdown_table(HYPOTHESIS_HEADER, hypothesis_rows(tested))]
     latex = [latex_table(HYPOTHESIS_HEADER, hypothesis_rows(tested), "Parameters shared by the arms.")]
     record: dict[str, Any] = {"reference": reference, "hypotheses": plain(tested), "comparisons": []}
     for axis in axes:
-        here = arms if axis == axes[0] else _read_arms(args, axis, frame)
+        here = arms if axis == axes[0] else read_arms(args, axis, frame)
         label = axis or "6ND"
         for name in others:
             found = compare_arms(here[name], here[reference], C=at or None, axis=label)
             title = f"{name} against {reference} on {label}: factors that the reference needs for equal loss"
-            _table(console, MULTIPLIER_HEADER, multiplier_rows(found), title)
+            print_table(console, MULTIPLIER_HEADER, multiplier_rows(found), title)
             console.print(f"crossing: {found.crossing.describe()}", highlight=False)
             texts.append(f"{title}\n\n{markdown_table(MULTIPLIER_HEADER, multiplier_rows(found))}")
             texts.append(f"Crossing: {found.crossing.describe()}.\n")
@@ -603,83 +384,4 @@ def _run_compare(args: argparse.Namespace) -> int:
         write_text(args.markdown, "\n".join(texts))
     if args.latex:
         write_text(args.latex, "\n".join(latex))
-    return 0
-
-
-def _study_table(folder: Path) -> str:
-    for name in ("runs.parquet", "runs.csv"):
-        if (folder / name).is_file():
-            return str(folder / name)
-    raise InputError(f"--from {folder}: holds neither runs.parquet nor runs.csv")
-
-
-def _run_plan(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from eqscale.laws.plan import advise, parse_question, plan_runs
-    from eqscale.laws.render import check_writable, interval_text, number, plain, write_json
-
-    check_writable(args.json)
-    if (args.runs is None) == (args.study is None):
-        raise InputError("plan: give either a run table or --from DIR")
-    if (args.compute is None) == (args.question is None):
-        raise InputError("plan: give either --compute C or --question Q with --spend C")
-    if args.question is not None and args.spend is None:
-        raise InputError("plan: --question needs --spend C, the total cost of the new runs")
-    if args.study is not None:
-        args.runs = _study_table(args.study)
-        import pandas as pd
-
-        columns = (pd.read_parquet if args.runs.endswith("parquet") else pd.read_csv)(args.runs).columns
-        if "status" in columns and not args.where:
-            args.where = ["status=finished"]
-    frame = _read(args, (args.by,))
-    axes = _axes(args, frame)
-    if len(axes) > 1:
-        raise InputError("plan: one --axis at a time")
-    arms = _read_arms(args, axes[0], frame)
-    wanted = [a.strip() for a in (args.arms or "").split(",") if a.strip()] or list(arms)
-    for name in wanted:
-        if name not in arms:
-            raise InputError(f"--arms: no {args.by} {name!r}; there are {', '.join(arms)}")
-    arms = {name: arms[name] for name in wanted}
-    console, label = Console(), axes[0] or "6ND"
-    if args.compute is not None:
-        found = advise(arms, args.compute)
-        rows = [
-            [
-                a.arm,
-                f"{number(a.N)} {interval_text(a.N_band)}",
-                number(a.D),
-                f"{number(a.loss)} {interval_text(a.loss_band)}",
-                "–" if a.probability_best is None else f"{a.probability_best:.2f}",
-            ]
-            for a in found
-        ]
-        header = [args.by, "parameters N", "tokens D", "expected loss", "P(best)"]
-        _table(console, header, rows, f"{label} = {args.compute:.3g}")
-        if any(a.extrapolated for a in found):
-            console.print("this cost is beyond the runs: an extrapolation", style="yellow")
-        record: Any = {"axis": label, "advice": plain(found)}
-    else:
-        plan = plan_runs(
-            parse_question(args.question, arms),
-            arms,
-            budget=args.spend,
-            most=args.most,
-            runs=args.runs_planned,
-        )
-        console.print(
-            f"{plan.question}: {plan.estimate:.4g}, standard error now {plan.se_now:.3g}", highlight=False
-        )
-        rows = [[r.arm, number(r.N), number(r.D), number(r.C), number(r.expected_se, 3)] for r in plan.runs]
-        _table(
-            console,
-            [args.by, "N", "D", label, "standard error after"],
-            rows,
-            f"total {label} = {plan.cost:.3g}",
-        )
-        record = {"axis": label, **plain(plan), "cost": plan.cost}
-    if args.json:
-        write_json(args.json, record)
     return 0

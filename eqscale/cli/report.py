@@ -1,37 +1,40 @@
-"""``eqscale report``: rebuild fits, figures and report from a study's run table."""
+"""``eqscale report``: rebuild fits, figures and reports from a study's run tables."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+_HELP = """\
+Rebuild everything that is published about a study from its run tables: fits, figures, report.md and
+report.html. The folder may hold
+
+  runs.csv              the compute grid (or runs.parquet)
+  data_grid/runs.csv    one budget, ever fewer unique scenes
+  controls/runs.csv     the symmetry switched off, other frames of the data
+  validation/runs.csv   runs above the compute grid's budgets, made after prediction.json
+  prediction.json       from eqscale predict
+  evaluation/*.json     trained models, measured by eqscale evaluate --json
+
+of which the compute grid or the data grid must be there.
+"""
+
 
 def register(verbs: argparse._SubParsersAction) -> None:
     """Add the verb ``report``."""
     parser = verbs.add_parser(
         "report",
-        help="rebuild the fits, figures and report of a results folder from its run table",
-        description="Rebuild fits, figures and report.md of a results folder from its runs.parquet or runs.csv.",
+        help="rebuild the fits, figures and report of a results folder from its run tables",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="results folder, e.g. results/quick")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from eqscale.errors import InputError
-    from eqscale.laws import check_runs
-    from eqscale.laws.table import load_table
-    from eqscale.report import AXES, write_report
+    from eqscale.report import write_report
 
-    found = [args.folder / name for name in ("runs.parquet", "runs.csv") if (args.folder / name).is_file()]
-    if not found:
-        raise InputError(f"{str(args.folder)!r} holds neither runs.parquet nor runs.csv")
-    table = load_table(found[0])
-    for column in ("N", "D", "loss", "arm", "budget", "status", *(axis.column for axis in AXES.values())):
-        if column not in table:
-            raise InputError(f"{found[0]}: the column {column!r} is missing")
-    for axis in AXES.values():
-        check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=str(found[0]))
-    write_report(table, args.folder)
-    print(f"written: {args.folder / 'report.md'}")
+    folder = write_report(args.folder)
+    print(f"written: {folder / 'report.md'} and {folder / 'report.html'}")
     return 0

@@ -27,6 +27,8 @@ class ArmFit:
     """Cost of each run on the axis of ``cost``, (n,)."""
     budget: Array = field(repr=False)
     """Nominal budget of each run, (n,): the runs of one isoFLOP panel share it."""
+    rows: Array | None = field(default=None, repr=False)
+    """Row of each run in the table it came from (its index), (n,): figures name their dots by it."""
 
     @property
     def N(self) -> Array:
@@ -42,6 +44,11 @@ class ArmFit:
     def loss(self) -> Array:
         """Observed loss of each run."""
         return self.fit.observed
+
+    @property
+    def per_token(self) -> Array:
+        """Cost of one training token in each run."""
+        return self.C / self.D
 
 
 def group_budgets(C: Array, tolerance: float = 0.25) -> Array:
@@ -115,5 +122,5 @@ def fit_arms(
             clusters = part[cluster].to_numpy() if cluster else None
             boot = bootstrap(found, kind, resamples=resamples, seed=seed + position, clusters=clusters)
         budgets = part[budget].to_numpy(float) if budget else group_budgets(spent)
-        out[name] = ArmFit(name, found, boot, model, spent, budgets)
+        out[name] = ArmFit(name, found, boot, model, spent, budgets, part.index.to_numpy())
     return out

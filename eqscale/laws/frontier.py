@@ -44,7 +44,7 @@ class CostModel:
         """Cost of training N parameters on D tokens."""
         return np.exp(self._log_per_token(np.log(N))[0] + self.power * np.log(D))
 
-    def tokens(self, N: Array, C: Array) -> Array:
+    def tokens(self, N: Array, C: Array | float) -> Array:
         """Tokens that cost C pays for at N parameters."""
         return np.exp(self.log_tokens(np.log(N), np.log(C)))
 
@@ -166,7 +166,8 @@ def law_value(c: Coefficients, log_n: Array, log_d: Array) -> Array:
             c["log_B"][:, None] - c["beta"][:, None] * log_d,
         )
     gamma = c["gamma"][:, None] if "gamma" in c else 1.0
-    return c["E"][:, None] + np.exp(gamma * t)
+    with np.errstate(over="ignore"):  # a resample's law may be infinite far from its runs
+        return c["E"][:, None] + np.exp(gamma * t)
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,16 @@ class Frontier:
     cost: CostModel
     level: float
     model: dict[str, Band]
-    """Gauss–Newton t bands of ``N``, ``D``, ``loss`` and ``new_run`` (one further run's loss)."""
+    """Gauss–Newton t bands of ``N``, ``D``, ``per_token``, ``loss`` and ``new_run`` (a further run's loss)."""
     robust: dict[str, Band]
     """Bootstrap bands of the same, empty without a bootstrap."""
     inside: Array
     """Whether C lies within the cost of the runs that were fitted; elsewhere it extrapolates."""
+
+    @property
+    def per_token(self) -> Array:
+        """Cost of one training token at the optimal size: model size in the units that are paid."""
+        return self.C / self.D
 
 
 def cost_to_reach(
@@ -278,10 +284,11 @@ def frontier(
     se = fit.standard_error(stacked)
 
     def bands(low: Array, high: Array) -> dict[str, Band]:
-        return {
+        found = {
             name: Band(np.exp(low[i * k : (i + 1) * k]), np.exp(high[i * k : (i + 1) * k]))
             for i, name in enumerate(names)
         }
+        return found | {"per_token": Band(C / found["D"].high, C / found["D"].low)}
 
     model = bands(centre - t * se, centre + t * se)
     noise = fit.spread if fit.loss.is_log else fit.spread / loss

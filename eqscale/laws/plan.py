@@ -15,6 +15,7 @@ from scipy import optimize
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.contrast import log_optimum
 from eqscale.laws.fit import Quantity, alloc_exponents
 from eqscale.laws.frontier import frontier, frontier_values
 
@@ -47,10 +48,6 @@ def _gradient(arm: ArmFit, quantity: Quantity) -> Array:
     return arm.fit.quantity_gradient(quantity)[0]
 
 
-def _log_optimum(arm: ArmFit, C: float, what: int) -> Quantity:
-    return lambda c: frontier_values(c, arm.cost, np.array([C]))[what][:, 0]
-
-
 def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
     """A question such as ``a``, ``loss@1e20``, ``gap@1e20`` or ``crossing`` about one or two arms.
 
@@ -75,8 +72,8 @@ def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
         if name == "crossing":
             C = _find_crossing(one, two, gap)
         gradients = {
-            one.name: _gradient(one, _log_optimum(one, C, 2)),
-            two.name: -_gradient(two, _log_optimum(two, C, 2)),
+            one.name: _gradient(one, log_optimum(one.cost, C, "loss")),
+            two.name: -_gradient(two, log_optimum(two.cost, C, "loss")),
         }
         if name == "gap":
             return Question(text, gap(C), gradients)
@@ -91,7 +88,7 @@ def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
     if name == "a":
         quantity = lambda c: alloc_exponents(c)[:, 0]  # noqa: E731
     elif name in ("size", "loss"):
-        quantity = _log_optimum(arm, C, 0 if name == "size" else 2)
+        quantity = log_optimum(arm.cost, C, "N" if name == "size" else "loss")
     else:
         quantity = lambda c: c[name]  # noqa: E731
     estimate = float(np.asarray(quantity(arm.fit.coefficients)).ravel()[0])
@@ -306,7 +303,7 @@ def advise(arms: Mapping[str, ArmFit], C: float) -> list[Advice]:
                 for a in arms.values()
             ]
         )
-        winner = np.argmin(losses, axis=0)
+        winner = np.argmin(np.where(np.isnan(losses), np.inf, losses), axis=0)
         chances = {name: float(np.mean(winner == i)) for i, name in enumerate(arms)}
     out = []
     for name, f in best.items():
@@ -318,4 +315,4 @@ def advise(arms: Mapping[str, ArmFit], C: float) -> list[Advice]:
                 chances[name], not bool(f.inside[0]),
             )
         )  # fmt: skip
-    return sorted(out, key=lambda a: a.loss)
+    return sorted(out, key=lambda a: np.inf if np.isnan(a.loss) else a.loss)

@@ -2,7 +2,9 @@
 
 Each function takes arms by name (see ``arms.fit_arms``) and returns a matplotlib Figure, made without pyplot
 so that nothing global changes. ``save`` writes PNG and SVG beside each other, byte-identical for equal input.
-Arms keep their colour and marker by position; pass ``colours`` to fix them across figures.
+Arms keep their colour and marker by position; pass ``colours`` to fix them across figures. In the SVG each
+group of dots is named ``runs:`` and the table rows of its runs in order (``ArmFit.rows``), for pages that show
+the run behind a dot.
 """
 
 from __future__ import annotations
@@ -67,6 +69,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write ``path`` as PNG and SVG (any suffix is replaced); without dates, so that reruns are identical."""
     out = [path.with_suffix(".png"), path.with_suffix(".svg")]
     with style():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not twice for each format
         figure.savefig(out[0], metadata={"Software": None})
         figure.savefig(out[1], metadata={"Date": None, "Creator": None})
     return out
@@ -80,7 +84,7 @@ def _looks(arms: Mapping[str, ArmFit], colours: Mapping[str, str] | None) -> dic
     }
 
 
-def _grid(panels: int, most: int = 3, height: float = 2.5, **kwargs) -> tuple[Figure, list[Axes]]:
+def panel_grid(panels: int, most: int = 3, height: float = 2.5, **kwargs) -> tuple[Figure, list[Axes]]:
     """Panels in rows of at most ``most``; superfluous ones removed."""
     columns = 2 if panels == 4 else min(panels, most)
     rows = -(-panels // columns)
@@ -115,7 +119,8 @@ def _power_of_ten(value: float) -> str:
     return rf"${factor}10^{{{int(exponent)}}}$"
 
 
-def _finish(figure: Figure) -> Figure:
+def finish(figure: Figure) -> Figure:
+    """Readable ticks on every logarithmic axis; the last step of each figure."""
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":
@@ -142,6 +147,12 @@ def _draw_frontier(axes: Axes, arm: ArmFit, C: Array, what: str, colour: str) ->
     axes.plot(C, np.where(best.inside, np.nan, values), color=colour, linestyle=(0, (3, 2)), linewidth=1.2)
 
 
+def _dots(axes: Axes, arm: ArmFit, x: Array, y: Array, which: Any = slice(None), **kwargs: Any) -> None:
+    """Runs as dots that carry their table rows into the SVG; ``x`` and ``y`` belong to the runs ``which``."""
+    gid = None if arm.rows is None else "runs:" + ",".join(str(row) for row in np.atleast_1d(arm.rows[which]))
+    axes.scatter(x, y, gid=gid, **kwargs)
+
+
 def _legend(
     axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Sequence[Line2D] = (), **kwargs
 ) -> None:
@@ -161,6 +172,7 @@ def loss_against_compute(
     axis: str = "training FLOPs",
     loss_label: str = "test loss",
     beyond: float = 3.0,
+    later: Mapping[str, tuple[Array, Array, Array]] | None = None,
     colours: Mapping[str, str] | None = None,
 ) -> Figure:
     """Loss of every run against its compute, with each arm's compute-optimal loss and 95 % band.
@@ -170,6 +182,7 @@ def loss_against_compute(
         axis: what the cost is, for the label.
         loss_label: what the loss is.
         beyond: how far past the largest run the lines go (dashed).
+        later: by arm, cost, loss and table row of runs that the laws have not seen: open markers.
         colours: colour by arm.
     """
     looks = _looks(arms, colours)
@@ -179,20 +192,42 @@ def loss_against_compute(
         C = _budget_range(arms, beyond)
         for name, arm in arms.items():
             colour, marker = looks[name]
-            axes.scatter(arm.C, arm.loss, s=14, color=colour, marker=marker, alpha=0.55, linewidths=0)
+            _dots(axes, arm, arm.C, arm.loss, s=14, color=colour, marker=marker, alpha=0.55, linewidths=0)
             _draw_frontier(axes, arm, C, "loss", colour)
+            if later and name in later:
+                cost, loss, rows = later[name]
+                axes.scatter(
+                    cost, loss, s=22, facecolors="none", edgecolors=colour, marker=marker, linewidths=1.1,
+                    gid="runs:" + ",".join(map(str, rows)),
+                )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=loss_label)
-        _legend(axes, looks, [Line2D([], [], color="0.4", linestyle=(0, (3, 2)), label="extrapolated")])
-        return _finish(figure)
+        notes = [Line2D([], [], color="0.4", linestyle=(0, (3, 2)), label="extrapolated")]
+        if later:
+            notes.append(Line2D([], [], color="0.4", linestyle="", marker="o", markerfacecolor="none",
+                                markersize=4, label="runs that the laws have not seen"))  # fmt: skip
+        _legend(axes, looks, notes)
+        return finish(figure)
 
 
-def surface_panels(arms: Mapping[str, ArmFit], *, loss_label: str = "test loss") -> Figure:
+def surface_panels(
+    arms: Mapping[str, ArmFit],
+    *,
+    loss_label: str = "test loss",
+    axes_of_cost: Mapping[str, Mapping[str, ArmFit]] | None = None,
+) -> Figure:
     """The law's prediction as background colour over N × D and the runs as dots in the same colours.
 
-    A dot that vanishes into its background is predicted well. The white line is the compute-optimal frontier.
+    A dot that vanishes into its background is predicted well. White lines are compute-optimal frontiers.
+
+    Args:
+        arms: arms by name.
+        loss_label: what the loss is.
+        axes_of_cost: the same arms by cost axis: one frontier each, of its own line style (at most three).
     """
+    frontiers = axes_of_cost or {"": arms}
+    strokes: dict[str, Any] = dict(zip(frontiers, ("-", (0, (4, 2)), (0, (1, 1.2))), strict=False))
     with style():
-        figure, axes = _grid(len(arms), height=2.7, sharex=True, sharey=True)
+        figure, axes = panel_grid(len(arms), height=2.7, sharex=True, sharey=True)
         losses = np.concatenate([a.loss for a in arms.values()])
         norm = LogNorm(losses.min(), losses.max())
         sizes = np.concatenate([a.N for a in arms.values()])
@@ -204,20 +239,28 @@ def surface_panels(arms: Mapping[str, ArmFit], *, loss_label: str = "test loss")
             panel.pcolormesh(N, D, surface, norm=norm, cmap="viridis", shading="gouraud", rasterized=True)
             panel.contour(N, D, surface, levels=np.geomspace(losses.min(), losses.max(), 9),
                           colors="white", linewidths=0.4, alpha=0.5)  # fmt: skip
-            C = _budget_range({name: arm}, 1.2)
-            best = frontier(arm.fit, C, arm.cost)
-            panel.plot(best.N, best.D, color="white", linewidth=1.4)
-            panel.scatter(
-                arm.N, arm.D, c=arm.loss, norm=norm, cmap="viridis", s=22, edgecolors="black", linewidths=0.6
-            )
+            for label, group in frontiers.items():
+                C = _budget_range({name: group[name]}, 1.2)
+                best = frontier(arm.fit, C, group[name].cost)
+                panel.plot(best.N, best.D, color="white", linewidth=1.4, linestyle=strokes[label])
+            _dots(
+                panel, arm, arm.N, arm.D,
+                c=arm.loss, norm=norm, cmap="viridis", s=22, edgecolors="black", linewidths=0.6,
+            )  # fmt: skip
             panel.set(xscale="log", yscale="log", title=name, xlabel="parameters N")
             panel.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
             panel.grid(False)
         axes[0].set_ylabel("training tokens D")
+        if axes_of_cost:
+            handles = [
+                Line2D([], [], color="0.3", linestyle=stroke, linewidth=1.4, label=f"optimal for {label}")
+                for label, stroke in strokes.items()
+            ]
+            figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
         figure.colorbar(
             ScalarMappable(norm, "viridis"), ax=axes, label=loss_label, pad=0.01, format=ScalarFormatter()
         )
-        return _finish(figure)
+        return finish(figure)
 
 
 def _tokens_in_panel(arm: ArmFit, here: Array, N: Array) -> Array:
@@ -243,16 +286,17 @@ def isoflop_panels(
     looks = _looks(arms, colours)
     budgets = np.unique(np.concatenate([a.budget for a in arms.values()]))
     with style():
-        figure, axes = _grid(len(budgets), height=2.2)
+        figure, axes = panel_grid(len(budgets), height=2.2)
         for budget, panel in zip(budgets, axes, strict=True):
             for name, arm in arms.items():
                 here = arm.budget == budget
                 if not here.any():
                     continue
                 colour, marker = looks[name]
-                panel.scatter(
-                    arm.N[here], arm.loss[here], s=16, color=colour, marker=marker, alpha=0.7, linewidths=0
-                )
+                _dots(
+                    panel, arm, arm.N[here], arm.loss[here], here,
+                    s=16, color=colour, marker=marker, alpha=0.7, linewidths=0,
+                )  # fmt: skip
                 N = np.geomspace(arm.N[here].min() / 1.3, arm.N[here].max() * 1.3, 80)
                 predicted = arm.fit.predict(N, _tokens_in_panel(arm, here, N))
                 panel.plot(N, predicted, color=colour, linewidth=1.3)
@@ -266,7 +310,7 @@ def isoflop_panels(
         for panel in axes[:: 2 if len(budgets) == 4 else 3]:
             panel.set_ylabel(loss_label)
         _legend(figure, looks)
-        return _finish(figure)
+        return finish(figure)
 
 
 def _optimum(arms, what, label, axis, beyond, colours) -> Figure:
@@ -281,13 +325,14 @@ def _optimum(arms, what, label, axis, beyond, colours) -> Figure:
             for budget in np.unique(arm.budget):
                 here = np.flatnonzero(arm.budget == budget)
                 best = here[np.argmin(arm.loss[here])]
-                axes.scatter(
-                    arm.C[best], getattr(arm, what)[best], s=22, color=colour, marker=marker, zorder=3
-                )
+                _dots(
+                    axes, arm, arm.C[best], getattr(arm, what)[best], best,
+                    s=22, color=colour, marker=marker, zorder=3,
+                )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
         _legend(axes, looks, [Line2D([], [], color="0.4", linestyle="", marker="o", markersize=4,
                                      label="best run of a budget")])  # fmt: skip
-        return _finish(figure)
+        return finish(figure)
 
 
 def optimal_size(
@@ -312,22 +357,34 @@ def optimal_tokens(
     return _optimum(arms, "D", "optimal training tokens D", axis, beyond, colours)
 
 
+def optimal_cost_per_token(
+    arms: Mapping[str, ArmFit],
+    *,
+    axis: str = "training FLOPs",
+    unit: str = "FLOPs",
+    beyond: float = 3.0,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Compute-optimal model size as what one training token costs: comparable between architectures."""
+    return _optimum(arms, "per_token", f"optimal {unit} per token", axis, beyond, colours)
+
+
 def residual_panels(arms: Mapping[str, ArmFit], *, colours: Mapping[str, str] | None = None) -> Figure:
     """Residuals of the log loss against N, D and cost: a trend is a form that does not fit."""
     looks = _looks(arms, colours)
     with style():
-        figure, axes = _grid(3, height=2.3, sharey=True)
+        figure, axes = panel_grid(3, height=2.3, sharey=True)
         for name, arm in arms.items():
             colour, marker = looks[name]
             r = 100 * np.log(arm.loss / arm.fit.predict(arm.N, arm.D, **_extra(arm)))
             for panel, values in zip(axes, (arm.N, arm.D, arm.C), strict=True):
-                panel.scatter(values, r, s=14, color=colour, marker=marker, alpha=0.65, linewidths=0)
+                _dots(panel, arm, values, r, s=14, color=colour, marker=marker, alpha=0.65, linewidths=0)
         for panel, label in zip(axes, ("parameters N", "training tokens D", "training cost C"), strict=True):
             panel.axhline(0, color="0.3", linewidth=0.8)
             panel.set(xscale="log", xlabel=label)
         axes[0].set_ylabel("residual of log loss, %")
         _legend(figure, looks)
-        return _finish(figure)
+        return finish(figure)
 
 
 def _extra(arm: ArmFit) -> dict[str, Array]:

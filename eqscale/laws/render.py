@@ -81,9 +81,9 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def interval_text(limits: Sequence[float] | None) -> str:
+def interval_text(limits: Sequence[float] | None, digits: int = 4) -> str:
     """``[low, high]``, or a dash."""
-    return "–" if limits is None else f"[{number(limits[0])}, {number(limits[1])}]"
+    return "–" if limits is None else f"[{number(limits[0], digits)}, {number(limits[1], digits)}]"
 
 
 def coefficient_rows(found: Mapping[str, Interval]) -> list[list[str]]:

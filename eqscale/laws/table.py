@@ -58,7 +58,7 @@ def load_table(source: str | Path) -> pd.DataFrame:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pd.read_parquet(path)
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        return pd.read_csv(path, sep=separator, skipinitialspace=True)
+        return pd.read_csv(path, sep=separator, skipinitialspace=True, float_precision="round_trip")
     except (ValueError, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{source}: not a readable table ({reason})") from error

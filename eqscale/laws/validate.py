@@ -130,10 +130,15 @@ class LackOfFit:
         )
 
 
-def lack_of_fit(fit: Fit) -> LackOfFit | None:
+def lack_of_fit(fit: Fit, points: Array | None = None) -> LackOfFit | None:
     """Test the form with seeds as replicates; None without replicates or spare design points.
 
     The test is exact for least squares, so the form is refitted by it to the log loss.
+
+    Args:
+        fit: the law to test.
+        points: label of each run's design point, (n,), for replicates whose N or D differ a little (another
+            data order has other token counts); by default runs with equal N and D are replicates.
     """
     from eqscale.laws.fit import fit_internal, resolve_loss
 
@@ -141,8 +146,11 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
         fit.form, resolve_loss("log-lsq", 1.0), fit.columns, fit.observed, fit.weights, fit.centre,
         fit.lower, fit.upper, fit.fixed,
     )  # fmt: skip
-    design = np.round(np.log(np.column_stack(list(fit.columns.values()))), 6)
-    _, point = np.unique(design, axis=0, return_inverse=True)
+    if points is None:
+        design = np.round(np.log(np.column_stack(list(fit.columns.values()))), 6)
+        _, point = np.unique(design, axis=0, return_inverse=True)
+    else:
+        _, point = np.unique(np.asarray(points), return_inverse=True)
     point = point.ravel()
     log_loss = np.log(fit.observed)
     means = np.bincount(point, log_loss) / np.bincount(point)

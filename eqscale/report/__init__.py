@@ -1,6 +1,7 @@
-"""Figures, tables and the report of a study, from its run table alone."""
+"""Figures, tables and the report of a study, from its run tables alone."""
 
+from eqscale.report.axes import AXES
 from eqscale.report.search import write_search_report
-from eqscale.report.study import AXES, write_report
+from eqscale.report.study import write_report
 
 __all__ = ["AXES", "write_report", "write_search_report"]

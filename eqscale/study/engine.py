@@ -128,6 +128,12 @@ def ray_session(address: str | None, cpus: int | None = None) -> Iterator[int]:
         ray.shutdown()
 
 
+def gpu_names() -> list[str]:
+    """Models of GPU in the cluster, e.g. "A100"; must be called inside ``ray_session``."""
+    marker = "accelerator_type:"
+    return [name.removeprefix(marker) for name in ray.cluster_resources() if name.startswith(marker)]
+
+
 def load_arm_files(files: Sequence[str]) -> None:
     """Import Python files that register arms of one's own (each once per process).
 

@@ -1,35 +1,154 @@
-"""How long a run will take: a guess per step from depth and FLOPs, corrected by the runs that have ended."""
+"""How long a run will take: a guess from its steps, depth and FLOPs, which runs that have ended correct."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
+import numpy as np
+from scipy.optimize import nnls
+
+from eqscale.training.loop import CURVE_POINTS, CURVE_WINDOWS
 from eqscale.training.spec import RunRecord, RunSpec
 
-# One CPU core, eager PyTorch, small models: overhead of a block and of a step, and the rate beyond it.
-_SECONDS_PER_STEP = 2e-3
-_SECONDS_PER_BLOCK = 2e-3
-_FLOPS_PER_SECOND = 1e10
+DDP_EFFICIENCY = 0.95
+"""Assumed: a trial on twice the GPUs computes 2 x 0.95 times as fast. Not measured here."""
+
+GPU_UTILISATION = 0.35
+"""Assumed share of the peak that training reaches."""
+
+# Dense FP32 peaks (the precision of the training loop) in FLOP/s, from NVIDIA's data sheets.
+GPU_PEAKS = {
+    "T4": 8.1e12,
+    "V100": 15.7e12,
+    "A10G": 31.2e12,
+    "L4": 30.3e12,
+    "A100": 19.5e12,
+    "L40S": 91.6e12,
+    "H100": 67e12,
+    "H200": 67e12,
+}
+
+_METRIC_SECONDS = 1e-4  # metrics of an evaluated window, on one CPU core
+_PRIOR_WEIGHT = 0.03  # of the guess against one run that has ended
 
 
-def _first_guess(spec: RunSpec) -> float:
-    overhead = _SECONDS_PER_STEP + _SECONDS_PER_BLOCK * spec.size.depth
-    return spec.steps * overhead + spec.budget / _FLOPS_PER_SECOND
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """What the time of a run is made of."""
+
+    step: float
+    """Seconds of overhead in a step."""
+    block: float
+    """Seconds of overhead in a step for each block of the network."""
+    flop: float
+    """Seconds a FLOP."""
+
+    def scaled(self, factor: float) -> Throughput:
+        """The same mixture, ``factor`` times as slow."""
+        return Throughput(self.step * factor, self.block * factor, self.flop * factor)
+
+    def training(self, spec: RunSpec, devices: float = 1.0) -> float:
+        """Seconds in the training loop; several devices share the FLOPs, but not the overhead of a step."""
+        speedup = devices * DDP_EFFICIENCY ** math.log2(devices) if devices > 1 else 1.0
+        steps, blocks, flops = _features(spec)
+        return self.step * steps + self.block * blocks + self.flop * flops / speedup
+
+    def seconds(self, spec: RunSpec, devices: float = 1.0) -> float:
+        """Seconds of a run with its evaluations: forward passes at a third of a training step, on one device."""
+        windows = _evaluated_windows(spec)
+        forward = self.training(spec) / (3 * spec.steps * spec.batch_size)
+        return self.training(spec, devices) + (forward + _METRIC_SECONDS) * windows
 
 
-def estimator(finished: Iterable[RunRecord]) -> Callable[[RunSpec], float]:
-    """Seconds a run will take, given the records of runs that have ended.
+CPU_GUESS = Throughput(step=2e-3, block=2e-3, flop=1e-10)
+"""One core, eager PyTorch, small models."""
 
-    The guess is scaled per arm by the median of measured over guessed seconds; arms without a finished run
-    are scaled by the median over all.
-    """
-    ratios: dict[str, list[float]] = {}
-    for record in finished:
+
+def gpu_guess(flops_per_second: float) -> Throughput:
+    """A GPU that executes so many FLOP/s of a large model, with launch overheads as of compiled kernels."""
+    return Throughput(step=2e-3, block=5e-4, flop=1 / flops_per_second)
+
+
+def device_guess(names: Iterable[str]) -> Throughput:
+    """The guess for the slowest of the named GPUs, e.g. "A100" or "NVIDIA A100-SXM4-80GB"; CPU without any."""
+    words = [set(re.split(r"[^A-Za-z0-9]+", name.upper())) for name in names]
+    peaks = [peak for model, peak in GPU_PEAKS.items() if any(model in word for word in words)]
+    if not words:
+        return CPU_GUESS
+    return gpu_guess(GPU_UTILISATION * min(peaks, default=min(GPU_PEAKS.values())))
+
+
+def _features(spec: RunSpec) -> tuple[float, float, float]:
+    return spec.steps, spec.steps * spec.size.depth, spec.budget
+
+
+def _evaluated_windows(spec: RunSpec) -> int:
+    at_curve_points = CURVE_POINTS * min(CURVE_WINDOWS, spec.test_scenes)
+    return at_curve_points + spec.test_scenes * spec.test_windows_per_scene
+
+
+class Estimator:
+    """Seconds a run will take on one device; better with every record that is added."""
+
+    def __init__(self, guess: Throughput = CPU_GUESS, ended: Iterable[RunRecord] = ()) -> None:
+        self._guess = guess
+        self._measured: dict[str, list[tuple[RunSpec, float]]] = {}
+        self._fitted: dict[str, Throughput] = {}
+        for record in ended:
+            self.add(record)
+
+    def assume(self, guess: Throughput) -> None:
+        """Change the guess, e.g. once it is known which devices there are."""
+        self._guess = guess
+        self._fitted.clear()
+
+    def add(self, record: RunRecord) -> None:
+        """Learn from a run that has ended; one that diverged says nothing, as its time is cut short."""
         if record.status == "finished":
-            seconds = record.seconds + record.evaluation_seconds
-            ratios.setdefault(record.spec.arm, []).append(seconds / _first_guess(record.spec))
-    everything = [ratio for values in ratios.values() for ratio in values]
-    default = statistics.median(everything) if everything else 1.0
-    factor = {arm: statistics.median(values) for arm, values in ratios.items()}
-    return lambda spec: _first_guess(spec) * factor.get(spec.arm, default)
+            self.measure(record.spec, record.seconds)
+
+    def measure(self, spec: RunSpec, seconds: float) -> None:
+        """Learn that a run spent so many seconds in the training loop."""
+        self._measured.setdefault(spec.arm, []).append((spec, seconds))
+        self._fitted.clear()
+
+    def throughput(self, arm: str) -> Throughput:
+        """Non-negative least squares in relative errors on the arm's runs, held by the guess.
+
+        The guess is first scaled by the median of measured over guessed seconds: of the arm, or of all arms
+        if the arm has no run yet.
+        """
+        if arm not in self._fitted:
+            runs = self._measured.get(arm, [])
+            others = [run for measured in self._measured.values() for run in measured]
+            ratios = [seconds / self._guess.training(spec) for spec, seconds in runs or others]
+            self._fitted[arm] = _fit(runs, self._guess.scaled(statistics.median(ratios) if ratios else 1.0))
+        return self._fitted[arm]
+
+    def __call__(self, spec: RunSpec, devices: float = 1.0) -> float:
+        """Estimated seconds of a run."""
+        return self.throughput(spec.arm).seconds(spec, devices)
+
+    def left(self, spec: RunSpec, step: int, seconds: float) -> float:
+        """Estimated seconds left of a run that has done ``step`` steps in ``seconds`` of training."""
+        if step < 1:
+            return self(spec)
+        throughput = self.throughput(spec.arm)
+        evaluations = self(spec) - throughput.training(spec)
+        return (seconds * spec.steps / step + evaluations) * (1 - step / spec.steps)
+
+
+def _fit(runs: list[tuple[RunSpec, float]], guess: Throughput) -> Throughput:
+    if not runs:
+        return guess
+    # Unknowns are the coefficients over their guesses, so that 1 is the guess for each.
+    prior = np.array(dataclasses.astuple(guess))
+    features = np.array([_features(spec) for spec, _ in runs]) * prior
+    seconds = np.array([seconds for _, seconds in runs])
+    rows = np.vstack([features / seconds[:, None], math.sqrt(_PRIOR_WEIGHT) * np.eye(3)])
+    factors, _ = nnls(rows, np.concatenate([np.ones(len(runs)), np.full(3, math.sqrt(_PRIOR_WEIGHT))]))
+    return Throughput(*(float(value) for value in prior * factors))

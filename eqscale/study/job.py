@@ -29,15 +29,17 @@ from eqscale.study.engine import (
     Storage,
     StudyEvents,
     TrialSource,
+    gpu_names,
     load_arm_files,
     ray_session,
     run_trials,
 )
-from eqscale.study.estimate import estimator
+from eqscale.study.estimate import Estimator, device_guess
 from eqscale.study.grid import dataset_spec
 from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
-from eqscale.study.table import run_table, write_table
+from eqscale.study.schedule import longest_first, wall_seconds
+from eqscale.study.table import is_outdated, run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
 from eqscale.study.watch import SILENT_SECONDS, silence_limit
 from eqscale.training.arms import arm_names
@@ -228,7 +230,7 @@ def _check_writable(folder: Path, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
+def only_driver(folder: Path) -> Iterator[None]:
     """Hold the study's driver lock; the system releases it however the process ends."""
     path = folder / "driver.lock"
     with path.open("a+") as file:
@@ -292,7 +294,7 @@ class Session:
         """Train trials, data first; returns when all have ended or the time is up.
 
         Args:
-            trials: runs without a record, in the order in which they start, or a source that chooses them.
+            trials: runs without a record, the longest of which start first, or a source that chooses them.
             stage: name of the stage in ``study.json``.
         """
         if not len(trials):
@@ -303,13 +305,17 @@ class Session:
         prepare_data(data, options.storage.data, self.console, options.workers)
         self._count("data", begin)
         begin = time.monotonic()
-        known = trials if isinstance(trials, Sequence) else []
         source = None if isinstance(trials, Sequence) else trials
-        estimate = estimator(ledger.records())
-        with (
-            ray_session(options.address, options.workers) as workers,
-            StudyProgress(known, estimate, workers, self.console, len(trials) - len(known)) as display,
-        ):
+        estimate = Estimator(ended=ledger.records())
+        with contextlib.ExitStack() as stack:
+            workers = stack.enter_context(ray_session(options.address, options.workers))
+            estimate.assume(device_guess(gpu_names()))
+            if isinstance(trials, Sequence):
+                trials = longest_first(trials, estimate)
+            known = [] if source else trials
+            display = stack.enter_context(
+                StudyProgress(known, estimate, workers, self.console, len(trials) - len(known))
+            )
 
             def started(spec: RunSpec) -> None:
                 display.started(spec)
@@ -321,6 +327,7 @@ class Session:
 
             def ended(spec: RunSpec) -> None:
                 record = ledger.read(spec.run_id)
+                estimate.add(record)
                 display.ended(spec, record)
                 self.tracker.run_ended(record)
                 if source is not None:
@@ -363,7 +370,7 @@ class Session:
     def _count(self, stage: str, begin: float) -> None:
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.monotonic() - begin
 
-    def describe(self) -> None:
+    def describe(self, specs: Iterable[RunSpec]) -> None:
         """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran."""
         options, path = self.options, self.options.results / "study.json"
         earlier = json.loads(path.read_text())["stage_seconds"] if path.is_file() else {}
@@ -373,11 +380,14 @@ class Session:
             "preset": options.preset_name,
             "values": dataclasses.asdict(options.preset),
             "stage_seconds": earlier | measured,
+            "runs": sorted(spec.run_id for spec in specs),
         }
         path.write_text(json.dumps(content, indent=1) + "\n")
 
     def track(self, specs: Iterable[RunSpec]) -> None:
-        """Bring MLflow up to date with the ledger, and attach the results."""
+        """Bring MLflow up to date with the ledger, mark what is outdated, and attach the results."""
+        data = {dataset_spec(self.options.preset).digest}
+        self.tracker.mark_outdated(r.run_id for r in self.ledger.records() if is_outdated(r, data))
         self.tracker.sync(self.ledger.read(spec.run_id) for spec in specs if spec.run_id in self.ledger)
         self.tracker.artifacts(self.options.results)
 
@@ -393,7 +403,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Sessio
     _check_writable(options.results, "results folder")
     _check_writable(options.storage.study, "study folder")
     _check_writable(options.storage.data, "data folder")
-    with _only_driver(options.storage.study):
+    with only_driver(options.storage.study):
         options.storage.sweep()
         tags = {
             "study": options.study,
@@ -439,13 +449,13 @@ def run_study(
     console = console or make_console()
     ledger = options.storage.ledger
     done = {spec.run_id for spec in specs if spec.run_id in ledger}
-    estimate = estimator(ledger.read(run_id) for run_id in done)
-    todo = sorted((s for s in specs if s.run_id not in done), key=estimate, reverse=True)
+    estimate = Estimator(ended=(ledger.read(run_id) for run_id in done))
+    todo = longest_first([spec for spec in specs if spec.run_id not in done], estimate)
 
     console.print(plan_table(specs, options.preset.family, estimate, done))
     workers = options.workers or os.cpu_count() or 1
     if todo:
-        wall = max(sum(map(estimate, todo)) / workers, max(map(estimate, todo)))
+        wall = wall_seconds([estimate(spec) for spec in todo], workers)
         console.print(
             f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers"
         )
@@ -457,9 +467,9 @@ def run_study(
     with open_study(options, console) as session:
         session.train(todo)
         missing = session.missing(specs)
-        table = run_table(specs, ledger)
+        table = run_table(specs, ledger, outdated=True)
         write_table(table, options.results)
-        session.describe()
+        session.describe(specs)
         try:
             publish(table)
         except InputError as error:

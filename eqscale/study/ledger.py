@@ -5,8 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from eqscale.errors import InputError
 from eqscale.training.checkpoint import write_atomically
-from eqscale.training.spec import RunRecord, RunSpec
+from eqscale.training.spec import CODE, RunRecord, RunSpec
+
+
+class UnreadableRecord(InputError):
+    """A record that can't be read."""
+
+    def __init__(self, message: str, damaged: bool = True) -> None:
+        super().__init__(message + "; eqscale check STUDY --mend sets it aside" * damaged)
+        self.damaged = damaged
+        """False if it is a record of other code."""
 
 
 class Ledger:
@@ -33,15 +43,52 @@ class Ledger:
         write_atomically(self._failures / f"{spec.run_id}.json", json.dumps(content, indent=1).encode())
 
     def read(self, run_id: str) -> RunRecord:
-        """Record of one run."""
-        return RunRecord.from_json(self._path(run_id).read_text())
+        """Record of one run.
+
+        Raises:
+            UnreadableRecord: if it is damaged, or was written by a version of the code with other fields.
+        """
+        text = self._path(run_id).read_bytes()
+        where = f"record {run_id} in {str(self.folder)!r}"
+        try:
+            record = RunRecord.from_json(text.decode())
+        except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
+            code = _code_of(text)
+            if code not in (None, CODE):
+                raise UnreadableRecord(f"{where} was written by {code}", damaged=False) from error
+            raise UnreadableRecord(f"{where} is damaged ({type(error).__name__}: {error})") from error
+        if record.run_id != run_id or (record.outdated and record.code == CODE):
+            raise UnreadableRecord(f"{where} is damaged (its content has another identity)")
+        return record
+
+    def scan(self) -> tuple[list[RunRecord], dict[str, UnreadableRecord]]:
+        """All records that can be read, in the order of their identities; identity -> why not, of the others."""
+        records, unreadable = [], {}
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                records.append(self.read(path.stem))
+            except UnreadableRecord as error:
+                unreadable[path.stem] = error
+        return records, unreadable
 
     def records(self) -> list[RunRecord]:
-        """All records, in the order of their identities."""
-        return [self.read(path.stem) for path in sorted(self.folder.glob("*.json"))]
+        """All records that can be read, in the order of their identities."""
+        return self.scan()[0]
+
+    def set_aside(self, run_id: str) -> None:
+        """Move a damaged record to the folder ``damaged``: the next start trains the run again."""
+        write_atomically(self.folder / "damaged" / f"{run_id}.json", self._path(run_id).read_bytes())
+        self._path(run_id).unlink()
 
     def failures(self) -> dict[str, str]:
         """Identity -> error of the runs whose latest attempt failed."""
         return {
             path.stem: json.loads(path.read_text())["error"] for path in sorted(self._failures.glob("*.json"))
         }
+
+
+def _code_of(text: bytes) -> str | None:
+    try:
+        return str(json.loads(text)["code"])
+    except (ValueError, TypeError, KeyError):
+        return None

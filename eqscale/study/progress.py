@@ -13,7 +13,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from eqscale.rigid.windows import STARTS
+from eqscale.study.estimate import Estimator
 from eqscale.study.grid import expected_batch
+from eqscale.study.schedule import wall_seconds
 from eqscale.training.arms import get_arm
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
@@ -78,17 +80,21 @@ class StudyProgress:
     def __init__(
         self,
         specs: Sequence[RunSpec],
-        seconds: Callable[[RunSpec], float],
+        estimate: Estimator,
         workers: int,
         console: Console,
         unknown: int = 0,
     ) -> None:
-        """Show the given runs, and ``unknown`` more that are still to be chosen."""
-        self._seconds, self._unknown = seconds, unknown
-        self._estimate = {spec.run_id: seconds(spec) for spec in specs}
-        self._left = dict(self._estimate)
-        self._correction = 1.0
-        self._spent = self._guessed = 0.0
+        """Show the given runs, and ``unknown`` more that are still to be chosen.
+
+        ``estimate`` may improve while the study runs.
+        """
+        self._estimate, self._unknown = estimate, unknown
+        self._seen: set[str] = {spec.run_id for spec in specs}
+        self._waiting = {spec.run_id: spec for spec in specs}
+        self._used: dict[str, float] = {}  # seconds behind and ahead of the running trials
+        self._left: dict[str, float] = {}
+        self._spent = self._wall = 0.0
         self._workers, self._console = max(1, workers), console
         self._done = self._failed = 0
         self._total = len(specs) + unknown
@@ -115,27 +121,29 @@ class StudyProgress:
             self._live.stop()
 
     def _refresh(self) -> None:
-        known = sum(self._estimate.values())
-        guessed = self._unknown * known / max(1, len(self._estimate))
-        to_go = sum(self._left.values()) + guessed
-        left = to_go * self._correction / self._workers
-        if self._left:
-            left = max(left, max(self._left.values()) * self._correction)
+        known = [*self._left.values(), *(self._estimate(spec) for spec in self._waiting.values())]
+        spent = self._spent + sum(self._used.values())
+        ended = max(1, self._done + self._failed)
+        mean = sum(known) / len(known) if known else spent / ended
+        known += [mean] * self._unknown
+        self._wall = wall_seconds(known, self._workers)
         failed = f", [red]{self._failed} failed[/red]" if self._failed else ""
         text = f"{self._done} of {self._total} runs done, {len(self._running)} running{failed}, "
         self._overall.update(
             self._all,
-            description=text + f"about {human_time(left)} left",
-            completed=1 - to_go / max(known + guessed, 1e-9),
+            description=text + f"about {human_time(self._wall)} left",
+            completed=spent / max(spent + sum(known), 1e-9),
         )
 
     def started(self, spec: RunSpec) -> None:
         """A trial begins."""
-        if spec.run_id not in self._estimate:
+        if spec.run_id not in self._seen:
+            self._seen.add(spec.run_id)
             self._unknown -= 1
-            self._estimate[spec.run_id] = self._left[spec.run_id] = self._seconds(spec)
         if spec.run_id not in self._running:
             self._running[spec.run_id] = self._trials.add_task(spec.name, total=spec.steps, note="")
+        self._waiting.pop(spec.run_id, None)
+        self._left[spec.run_id] = self._estimate(spec)
         self._refresh()
 
     def point(self, spec: RunSpec, point: CurvePoint) -> None:
@@ -143,7 +151,8 @@ class StudyProgress:
         if spec.run_id in self._running:
             note = f"train {point.train_loss:.3f}  test {point.test_nmse:.3f}"
             self._trials.update(self._running[spec.run_id], completed=point.step, note=note)
-        self._left[spec.run_id] = self._estimate[spec.run_id] * (1 - point.step / spec.steps)
+        self._used[spec.run_id] = point.seconds
+        self._left[spec.run_id] = self._estimate.left(spec, point.step, point.seconds)
         self._refresh()
 
     def ended(self, spec: RunSpec, record: RunRecord) -> None:
@@ -151,8 +160,6 @@ class StudyProgress:
         self._drop(spec)
         self._done += 1
         self._spent += record.seconds + record.evaluation_seconds
-        self._guessed += self._estimate[spec.run_id]
-        self._correction = self._spent / max(self._guessed, 1e-9)
         result = (
             f"NMSE {record.test['nmse']:.4f}"
             if record.status == "finished"
@@ -179,7 +186,8 @@ class StudyProgress:
         self._line(f"{spec.name:<36} [red]failed[/red]: {escape(error)}")
 
     def _drop(self, spec: RunSpec) -> None:
-        self._left.pop(spec.run_id, None)
+        for seconds in (self._waiting, self._left, self._used):
+            seconds.pop(spec.run_id, None)
         self._stop(spec)
 
     def _stop(self, spec: RunSpec) -> None:
@@ -189,6 +197,6 @@ class StudyProgress:
     def _line(self, text: str) -> None:
         self._refresh()
         counter = f"[{self._done + self._failed:>{len(str(self._total))}}/{self._total}]"
-        self._console.print(
-            f"[dim]{human_time(time.monotonic() - self._begin):>12}[/dim] {counter} {text}", highlight=False
-        )
+        passed = f"[dim]{human_time(time.monotonic() - self._begin):>12}[/dim]"
+        left = "" if self._console.is_terminal else f"[dim], about {human_time(self._wall)} left[/dim]"
+        self._console.print(f"{passed} {counter} {text}{left}", highlight=False)

@@ -81,9 +81,11 @@ def _spec_columns(spec: RunSpec) -> dict[str, object]:
     }
 
 
-def _row(record: RunRecord) -> dict[str, object]:
+def record_row(record: RunRecord) -> dict[str, object]:
+    """Row of a run with a record."""
     test = record.test
     return _spec_columns(record.spec) | {
+        "run_id": record.run_id,  # of the code that wrote the record
         "status": record.status,
         "N": record.parameters,
         "D": record.tokens,
@@ -107,23 +109,44 @@ def _row(record: RunRecord) -> dict[str, object]:
     }
 
 
-def run_table(specs: Iterable[RunSpec], ledger: Ledger, pruned: Collection[str] = ()) -> pd.DataFrame:
+def is_outdated(record: RunRecord, data: Collection[str]) -> bool:
+    """True for a record that mustn't be mixed with runs of the present code on data with these digests."""
+    return record.outdated or (bool(data) and record.spec.data not in data)
+
+
+def run_table(
+    specs: Iterable[RunSpec], ledger: Ledger, pruned: Collection[str] = (), *, outdated: bool = False
+) -> pd.DataFrame:
     """Table of the given runs as far as the ledger knows them, failed ones included, and of ``pruned`` ones.
 
-    Columns as in ``COLUMNS``; rows sorted by arm, budget, N and seed. Runs of other studies or of earlier
-    versions of code or data that may lie in the same ledger don't enter.
+    Columns as in ``COLUMNS``; rows sorted by arm, budget, N and seed. With ``outdated``, what the ledger holds
+    from earlier code or on other data follows with the status ``outdated``; other runs that aren't asked for
+    don't enter.
+
+    Raises:
+        InputError: if the record of one of the runs is damaged.
     """
+    specs = list(specs)
     failures = ledger.failures()
     rows = []
     for spec in specs:
         if spec.run_id in ledger:
-            rows.append(_row(ledger.read(spec.run_id)))
+            rows.append(record_row(ledger.read(spec.run_id)))
         elif spec.run_id in failures:
             rows.append(_spec_columns(spec) | {"status": "failed"})
         elif spec.run_id in pruned:
             rows.append(_spec_columns(spec) | {"status": "pruned"})
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.sort_values(["arm", "budget", "N", "seed"], kind="stable", ignore_index=True)
+    if outdated:
+        data = {spec.data for spec in specs}
+        rows += [record_row(r) | {"status": "outdated"} for r in ledger.records() if is_outdated(r, data)]
+    return sorted_table(pd.DataFrame(rows, columns=list(COLUMNS)))
+
+
+def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows by arm, budget, N and seed, outdated ones last."""
+    order = table.assign(last=table["status"] == "outdated")
+    keys = ["last", "arm", "budget", "N", "seed"]
+    return order.sort_values(keys, kind="stable", ignore_index=True).drop(columns="last")
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:

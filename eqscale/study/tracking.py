@@ -24,8 +24,8 @@ from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 _LONGEST_WAIT_SECONDS = 15.0
 _TRIES = 3
-_STUDY_TAG = "eqscale.study"
-_RUN_TAG = "eqscale.run_id"
+STUDY_TAG = "eqscale.study"
+RUN_TAG = "eqscale.run_id"
 
 
 def default_tracking_uri(folder: Path) -> str:
@@ -108,15 +108,15 @@ class Tracker:
         """End what a killed driver left RUNNING; return run_id -> MLflow id of the completed runs."""
         for run in self._search("attributes.status = 'RUNNING'"):
             self._client.set_terminated(run.info.run_id, "KILLED")
-        done = self._search(f"attributes.status = 'FINISHED' and tags.`{_RUN_TAG}` != ''")
-        return {run.data.tags[_RUN_TAG]: run.info.run_id for run in done}
+        done = self._search(f"attributes.status = 'FINISHED' and tags.`{RUN_TAG}` != ''")
+        return {run.data.tags[RUN_TAG]: run.info.run_id for run in done}
 
     def _open_parent(self) -> str:
         study = self._tags["study"]
-        found = self._search(f"tags.`{_STUDY_TAG}` = '{study}'")
+        found = self._search(f"tags.`{STUDY_TAG}` = '{study}'")
         if found:
             return found[0].info.run_id
-        tags = self._tags | {_STUDY_TAG: study}
+        tags = self._tags | {STUDY_TAG: study}
         return self._client.create_run(self.experiment_id, run_name=f"study-{study}", tags=tags).info.run_id
 
     def _work(self) -> None:
@@ -162,7 +162,7 @@ class Tracker:
             return
         if spec.run_id not in self._open:
             self._open[spec.run_id] = self._half_created(spec) or self._create(spec)
-        params = [Param(name, str(value)) for name, value in _parameters(spec).items()]
+        params = [Param(name, str(value)) for name, value in run_parameters(spec).items()]
         self._client.log_batch(self._open[spec.run_id], params=params)
         self._described.add(spec.run_id)
 
@@ -170,12 +170,12 @@ class Tracker:
         """MLflow id of a run that the server created without living to say so."""
         if not self._retrying:
             return None
-        found = self._search(f"attributes.status = 'RUNNING' and tags.`{_RUN_TAG}` = '{spec.run_id}'")
+        found = self._search(f"attributes.status = 'RUNNING' and tags.`{RUN_TAG}` = '{spec.run_id}'")
         return found[0].info.run_id if found else None
 
     def _create(self, spec: RunSpec) -> str:
         tags = self._tags | {
-            _RUN_TAG: spec.run_id,
+            RUN_TAG: spec.run_id,
             "mlflow.parentRunId": self.parent_id,
             "arm": spec.arm,
             "budget": f"{spec.budget:g}",
@@ -211,15 +211,7 @@ class Tracker:
             return
         self._start(record.spec)
         self._log_points(record.run_id, record.curve, now)
-        values = {
-            "N": record.parameters,
-            "D": record.tokens,
-            "flops_nominal": record.flops_nominal,
-            "flops_executed": record.flops_executed,
-            "seconds": record.seconds,
-            "epochs": record.epochs,
-            "peak_memory_mb": record.peak_memory_mb,
-        } | {f"final_{name}": value for name, value in record.test.items()}
+        values = final_metrics(record)
         metrics = [Metric(name, float(value), now, record.steps_done) for name, value in values.items()]
         mlflow_id = self._open[record.run_id]
         outcome = [RunTag("outcome", record.status), RunTag("hardware", record.hardware)]
@@ -249,6 +241,16 @@ class Tracker:
         for record in records:
             self.run_ended(record)
 
+    def mark_outdated(self, run_ids: Iterable[str]) -> None:
+        """Tag the completed runs of earlier code or other data, so that nobody compares them unknowingly."""
+
+        def mark() -> None:
+            for run_id in ids & self._known.keys():
+                self._client.set_tag(self._known[run_id], "outcome", "outdated")
+
+        ids = set(run_ids)
+        self._queue.put(mark)
+
     def artifacts(self, folder: Path) -> None:
         """Attach a folder (plan, fits, figures, report) to the study's parent run."""
         self._queue.put(lambda: self._client.log_artifacts(self.parent_id, str(folder)))
@@ -277,7 +279,21 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _parameters(spec: RunSpec) -> dict[str, object]:
+def final_metrics(record: RunRecord) -> dict[str, float]:
+    """Metrics of an ended run, beside its curves."""
+    return {
+        "N": record.parameters,
+        "D": record.tokens,
+        "flops_nominal": record.flops_nominal,
+        "flops_executed": record.flops_executed,
+        "seconds": record.seconds,
+        "epochs": record.epochs,
+        "peak_memory_mb": record.peak_memory_mb,
+    } | {f"final_{name}": value for name, value in record.test.items()}
+
+
+def run_parameters(spec: RunSpec) -> dict[str, object]:
+    """What is logged as parameters of a run."""
     return {
         "arm": spec.arm,
         "budget": f"{spec.budget:g}",

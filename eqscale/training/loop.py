@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqscale import __version__
 from eqscale.errors import InputError
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import Windows
@@ -30,11 +29,11 @@ from eqscale.training import checkpoint
 from eqscale.training.arms import get_arm
 from eqscale.training.memory import fitting, parts, read_micro_batch, write_micro_batch
 from eqscale.training.order import DataOrder
-from eqscale.training.spec import RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
+from eqscale.training.spec import CODE, RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
 DIVERGED_LOSS = 10.0  # ballistic motion has loss 1
 CURVE_POINTS = 12
-_CURVE_WINDOWS = 192
+CURVE_WINDOWS = 192
 _SYMMETRY_WINDOWS = 64
 _CHECKPOINT_SECONDS = 30.0
 _CHECK_STEPS = 20  # reading the loss synchronises a GPU: do it rarely
@@ -113,7 +112,7 @@ def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
 
 
 def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.AdamW:
-    """Fused AdamW; only matrices decay. Gains and biases don't: models keep them one-dimensional."""
+    """Fused AdamW; only matrices decay, gains and biases don't."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     groups = [
@@ -206,7 +205,7 @@ class _Trainer:
         self.progress = _Progress()
         self.pending: list[Tensor] = []
         self.curve_steps = {round(spec.steps * k / CURVE_POINTS) for k in range(1, CURVE_POINTS + 1)}
-        self.curve_indices = evaluation_indices(test_windows, min(_CURVE_WINDOWS, spec.test_scenes), 1)
+        self.curve_indices = evaluation_indices(test_windows, min(CURVE_WINDOWS, spec.test_scenes), 1)
         state = checkpoint.load_newest(checkpoints)
         if state is not None:
             if state.get("run_id") != spec.run_id:
@@ -431,7 +430,7 @@ def train(
         test=test,
         curve=[CurvePoint(**point) for point in progress.curve],
         hardware=_hardware(trainer.device),
-        code=f"eqscale {__version__}, results version {RESULTS_VERSION}",
+        code=CODE,
         started=started,
         micro_batch=trainer.micro_batch,
         notes=progress.notes,

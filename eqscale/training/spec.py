@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+from eqscale import __version__
 from eqscale.errors import InputError
 from eqscale.rigid.windows import STARTS
 from eqscale.training.arms import Size, get_arm
@@ -15,6 +16,8 @@ from eqscale.training.arms import Size, get_arm
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
 RESULTS_VERSION = 2
+CODE = f"eqscale {__version__}, results version {RESULTS_VERSION}"
+"""What a record names as its code."""
 
 MAX_LEARNING_RATE = 1.0
 """Weights start at 1 / sqrt(fan-in): a step of this size leaves nothing of them."""
@@ -170,6 +173,11 @@ class RunRecord:
     """Windows computed at once: the batch, or less after running out of memory. None if not noted."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What happened on the way: memory that ran out, checkpoints that were damaged or not written."""
+
+    @property
+    def outdated(self) -> bool:
+        """True for a record of an earlier results version: the same run would have another identity now."""
+        return self.run_id != self.spec.run_id
 
     def to_json(self) -> str:
         """Serialise, losslessly."""

@@ -108,20 +108,20 @@ def test_command(arms, tmp_path, capsys):
     frame = pd.concat([frame.assign(status="finished"), failed.assign(status="failed")])
     frame.to_parquet(tmp_path / "runs.parquet")
     out = tmp_path / "advice.json"
-    assert (
-        main(["plan", "--from", str(tmp_path), "--compute", "1e21", "--resamples", "50", "--json", str(out)])
-        == 0
-    )
-    assert json.loads(out.read_text())["advice"][0]["arm"] == "better"
     table = [str(tmp_path / "runs.parquet"), "--where", "status=finished", "--resamples", "20"]
-    assert main(["plan", *table, "--question", "gap@1e22", "--spend", "1e21", "--json", str(out)]) == 0
+    assert main(["plan", *table, "--compute", "1e21", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["advice"][0]["arm"] == "better"
+    assert main(["design", *table, "--question", "gap@1e22", "--spend", "1e21", "--json", str(out)]) == 0
     assert json.loads(out.read_text())["runs"]
     capsys.readouterr()
+    gap = ("--question", "gap@1e22", "--spend", "1e21")
     for arguments, message in {
-        ("--compute", "1e21", "--arms", "best"): "no arm 'best'; there are plain, better",
-        ("--question", "a"): "--question needs --spend",
-        (): "give either --compute C or --question",
-        ("--compute", "-1"): "compute -1 is not positive",
+        ("design", *table, *gap, "--arms", "best"): "no arm 'best'; there are plain, better",
+        ("design", *table, *gap, "--axis", "hours"): "no column 'hours'",
+        ("plan", *table, "--compute", "-1"): "'-1': not a positive number",
+        ("plan", *table, "--compute", "1h"): "a time needs --axis seconds",
+        ("plan", *table, "--compute", "1", "--from", str(tmp_path)): "either a run table or --from",
+        ("plan", "--from", str(tmp_path), "--compute", "1"): "the column 'budget' is missing",
     }.items():
-        assert main(["plan", *table, *arguments]) == 2
+        assert main(list(arguments)) == 2
         assert message in capsys.readouterr().err

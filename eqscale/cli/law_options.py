@@ -1,0 +1,221 @@
+"""Options and reading that the verbs on run tables share: the table, the law, the arms, the cost axes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from eqscale.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from eqscale.laws.arms import ArmFit
+
+
+def add_arm_options(parser: argparse.ArgumentParser) -> None:
+    """Options of verbs that tell arms apart."""
+    group = parser.add_argument_group("the arms")
+    group.add_argument(
+        "--by", metavar="COLUMN", default="arm", help="column that names the arm (default: arm)"
+    )
+    group.add_argument(
+        "--axis",
+        metavar="COLUMN",
+        action="append",
+        default=[],
+        help="cost column: FLOPs or seconds; of a study's run table also executed, nominal or seconds; repeatable "
+        "(default: C if there is one, else 6ND)",
+    )
+
+
+def add_table_options(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """Options that name the run table and its columns."""
+    group = parser.add_argument_group("the run table")
+    group.add_argument(
+        "runs",
+        metavar="RUNS",
+        nargs="?" if optional else None,
+        help="a .csv or .parquet file, or mlflow:EXPERIMENT",
+    )
+    group.add_argument(
+        "--map",
+        metavar="ROLE=COLUMN,…",
+        help="columns that play the roles N, D, loss, C (cost: FLOPs or seconds) and U (unique tokens) "
+        "if they have other names",
+    )
+    group.add_argument(
+        "--where",
+        metavar="COLUMN=VALUE",
+        action="append",
+        default=[],
+        help="keep only these rows; repeatable",
+    )
+    group.add_argument(
+        "--duplicates",
+        choices=("error", "drop", "keep"),
+        default="error",
+        help="what to do with a row that repeats another entirely (default: %(default)s)",
+    )
+
+
+def add_law_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the form, the loss and the bootstrap."""
+    group = parser.add_argument_group("the law")
+    group.add_argument(
+        "--form",
+        default="chinchilla",
+        metavar="FORM",
+        help="chinchilla: E + A/N^alpha + B/D^beta (default); gamma: E + (A/N^alpha + B/D^beta)^gamma; "
+        "repetition: D counts for less when repeated (needs U); power:C, power:D, power:N: one variable",
+    )
+    group.add_argument(
+        "--loss-fn",
+        default="log-huber",
+        metavar="NAME",
+        help="log-huber (default), log-lsq, lsq (residuals of the loss itself) or lad (least absolute "
+        "deviations of the log loss)",
+    )
+    group.add_argument(
+        "--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)"
+    )
+    group.add_argument(
+        "--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0"
+    )
+    group.add_argument("--weights", metavar="COLUMN", help="weight of each run")
+    group = parser.add_argument_group("uncertainty")
+    group.add_argument(
+        "--bootstrap",
+        default="case",
+        metavar="KIND",
+        help="case (default), residual, wild, cluster:COLUMN (whole groups, e.g. cluster:budget) or none",
+    )
+    group.add_argument(
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="K",
+        help="refits of the bootstrap (default: %(default)s)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+
+
+def parse_fixed(entries: list[str]) -> dict[str, float]:
+    """``--fix`` as values by name; raises InputError for what is not NAME=NUMBER."""
+    out: dict[str, float] = {}
+    for entry in ",".join(entries).split(","):
+        if not entry.strip():
+            continue
+        name, sep, value = (part.strip() for part in entry.partition("="))
+        try:
+            out[name] = float(value)
+        except ValueError:
+            sep = ""
+        if not sep:
+            raise InputError(f"--fix: bad entry {entry!r}; write NAME=NUMBER, e.g. E=0")
+    return out
+
+
+def parse_costs(text: str | None) -> list[float]:
+    """``--at`` as costs; raises InputError for what is not positive."""
+    try:
+        costs = [float(v) for v in (text or "").split(",") if v.strip()]
+    except ValueError:
+        raise InputError(f"--at: {text!r} is not a list of numbers such as 1e18,1e21") from None
+    if any(not 0 < v < float("inf") for v in costs):
+        raise InputError(f"--at: every cost must be positive and finite, not {text!r}")
+    return costs
+
+
+def read_table(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The run table with the columns that the verb needs; raises InputError as ``read_runs`` does."""
+    from eqscale.laws.fit import resolve_form
+    from eqscale.laws.table import parse_map, parse_where, read_runs
+
+    required = (*resolve_form(args.form).columns, "loss")
+    frame = read_runs(
+        args.runs,
+        parse_map(args.map),
+        required=required,
+        where=parse_where(args.where),
+        duplicates=args.duplicates,
+    )
+    for column in filter(None, (*extra, args.weights, cluster_column(args))):
+        if column not in frame.columns:
+            raise InputError(
+                f"{args.runs}: no column {column!r}; columns: {', '.join(map(str, frame.columns))}"
+            )
+    return frame
+
+
+def cluster_column(args: argparse.Namespace) -> str | None:
+    """Column of ``--bootstrap cluster:COLUMN``, None for other kinds."""
+    kind, _, column = args.bootstrap.partition(":")
+    if kind == "cluster" and not column:
+        raise InputError("--bootstrap cluster needs a column: cluster:COLUMN, e.g. cluster:budget")
+    return column if kind == "cluster" else None
+
+
+def groups(frame: pd.DataFrame, by: str | None, source: str) -> dict[str, pd.DataFrame]:
+    """Tables by group label; one group with an empty label without ``--by``."""
+    if by is None:
+        return {"": frame}
+    labels = frame[by].astype(str)
+    for i in (frame[by].isna()).to_numpy().nonzero()[0]:
+        raise InputError(f"{source}: row {i + 1}, column {by!r}: empty group")
+    return {label: frame[labels == label].reset_index(drop=True) for label in sorted(labels.unique())}
+
+
+def print_table(console: Any, header: list[str], rows: list[list[str]], title: str = "") -> None:
+    """A table of plain text on the console."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*header, title=title or None, title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+
+
+def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> dict[str, ArmFit]:
+    """One law an arm, with bands, on one cost axis (None: 6ND)."""
+    from eqscale.laws.arms import fit_arms
+    from eqscale.laws.table import positive_column
+
+    if axis is not None:
+        frame = frame.assign(**{axis: positive_column(frame, axis, args.runs)})
+    if args.bootstrap == "none":
+        raise InputError(
+            "--bootstrap none: bands over C need resamples; choose case, residual, wild or cluster:COLUMN"
+        )
+    return fit_arms(
+        frame,
+        by=args.by,
+        cost=axis,
+        form=args.form,
+        loss_fn=args.loss_fn,
+        delta=args.delta,
+        fix=parse_fixed(args.fix),
+        weights=args.weights,
+        kind=args.bootstrap.partition(":")[0],
+        cluster=cluster_column(args),
+        resamples=args.resamples,
+        seed=args.seed,
+        where=args.runs,
+    )
+
+
+def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]:
+    """Cost columns asked for; C if the table has one, 6ND (None) if not."""
+    from eqscale.report.axes import AXES
+
+    found = []
+    for axis in args.axis:
+        if axis not in frame.columns and axis in AXES:  # a run table of this project
+            axis = AXES[axis].column
+        if axis not in frame.columns:
+            raise InputError(
+                f"{args.runs}: no column {axis!r}; columns: {', '.join(map(str, frame.columns))}"
+            )
+        found.append(axis)
+    return list(dict.fromkeys(found)) or (["C"] if "C" in frame.columns else [None])

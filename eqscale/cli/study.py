@@ -1,0 +1,338 @@
+"""``eqscale simulate`` and ``eqscale check``: a study before it costs anything, and after it has run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eqscale.study.estimate import Estimator
+    from eqscale.study.simulate import Forecast
+
+_CHECK = """Compare a study's ledger, which is the truth, with its views: the run table and the MLflow runs.
+
+Lists runs that are missing, doubled, different or unknown in a view, MLflow runs left RUNNING, damaged records,
+checkpoints and weights that belong to nothing, and records of earlier code or other data. Exit code 0 if all
+agree, 1 if not. --mend writes the views anew where they differ, and sets damaged records aside: the next start
+of the study trains those runs again.
+
+    eqscale check quick
+    eqscale check quick --mend
+"""
+
+_SIMULATE = """Say what a preset's compute grid would take on a cluster: wall time, GPU-hours, utilisation, cost.
+
+Plans the study with the engine's own scheduling policy and runs the plan in virtual time, for each number of
+GPUs. The time of a trial comes from a FLOP/s figure (--gpu or --flops-per-second), or from the measured run
+times of an earlier study on the same hardware (--throughput-from).
+
+    eqscale simulate --preset paper --gpus 8 64 --flops-per-second 1e14 --price 2.5
+    eqscale simulate --preset cpu --gpus 2 --gpus-per-trial 1 --throughput-from results/quick/runs.csv
+"""
+
+
+def register(verbs: argparse._SubParsersAction) -> None:
+    """Add the verbs ``check`` and ``simulate``."""
+    _register_check(verbs)
+    _register_simulate(verbs)
+
+
+def _register_check(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "check",
+        help="compare a study's ledger with its run table and its MLflow runs, and mend those",
+        description=_CHECK,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", metavar="STUDY", help="name of the study, e.g. quick")
+    parser.add_argument(
+        "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="folder of the run table (default: the study's under results)"
+    )
+    parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
+    parser.add_argument(
+        "--mend", action="store_true", help="write run table and MLflow anew where they differ"
+    )
+    parser.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from eqscale.errors import InputError
+    from eqscale.study.check import Study, check, mend
+    from eqscale.study.engine import Storage
+    from eqscale.study.job import only_driver
+    from eqscale.study.tracking import default_tracking_uri
+
+    storage = Storage(args.storage / args.study, Path())
+    if not storage.ledger.folder.is_dir():
+        there = sorted(path.parent.name for path in args.storage.glob("*/ledger"))
+        known = f"; there are: {', '.join(there)}" if there else ""
+        raise InputError(f"there is no study {args.study!r} in {str(args.storage)!r}{known}")
+    study = Study(
+        name=args.study,
+        storage=storage,
+        results=args.results or _results(args.study),
+        tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
+        experiment=f"eqscale-{args.study}",
+    )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    if args.mend:
+        with only_driver(storage.study):
+            before = {finding for finding in check(study) if not finding.note}
+            if before:
+                mend(study)
+            findings = check(study)
+        mended = len(before - set(findings))
+        console.print(f"mended: {mended} of {len(before)}" if before else "nothing to mend")
+    else:
+        running = _driver_at_work(storage.study)
+        if running:
+            console.print(f"[yellow]{running}[/yellow]: what is in the making isn't counted", highlight=False)
+        findings = check(study, running=bool(running))
+    counts = Counter(finding.note for finding in findings)
+    if findings:
+        table = Table(box=None)
+        for heading in ("", "where", "what", "run", "detail"):
+            table.add_column(heading, overflow="fold")
+        for finding in sorted(findings, key=lambda f: (f.note, f.where, f.kind, f.what)):
+            mark = "[dim]note[/dim]" if finding.note else "[red]differs[/red]"
+            table.add_row(mark, finding.where, finding.kind, finding.what, finding.detail)
+        console.print(table)
+    records = len(storage.ledger.records())
+    verdict = (
+        f"{counts[False]} disagreements" if counts[False] else "run table and MLflow agree with the ledger"
+    )
+    advice = " (--mend writes them anew)" if counts[False] and not args.mend else ""
+    console.print(
+        f"{args.study}: {records} records; {verdict}{advice}, {counts[True]} notes", highlight=False
+    )
+    return 1 if counts[False] else 0
+
+
+def _results(study: str) -> Path:
+    """results/STUDY, or results/NAME/JOB where the study is called NAME-JOB."""
+    folders = [Path("results") / study]
+    folders += [Path("results") / study[:k] / study[k + 1 :] for k, c in enumerate(study) if c == "-"]
+    return next((folder for folder in folders if (folder / "study.json").is_file()), folders[0])
+
+
+def _driver_at_work(folder: Path) -> str:
+    """What the study's lock says of a living driver; empty if there is none."""
+    from eqscale.errors import InputError
+    from eqscale.study.job import only_driver
+
+    try:
+        with only_driver(folder):
+            return ""
+    except InputError as error:
+        return str(error)
+
+
+def _register_simulate(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "simulate",
+        help="wall time, GPU-hours, utilisation and cost of a preset on a cluster, before it costs anything",
+        description=_SIMULATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--preset", default="paper", help="preset of tune_jobs/compute_grid.py (default: paper)"
+    )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        nargs="+",
+        default=[1, 8, 16, 32, 64, 128, 256],
+        metavar="N",
+        help="numbers of GPUs (or of workers, whatever the throughput is of); default: 1 8 16 32 64 128 256",
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=8, metavar="N", help="GPUs of a node (default: 8)"
+    )
+    parser.add_argument(
+        "--gpus-per-trial",
+        type=int,
+        default=8,
+        metavar="N",
+        help="most GPUs that one trial may use, on one node (default: 8; 1: as many trials as GPUs)",
+    )
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--gpu", help="GPU model, e.g. A100 (default) or H100: its FP32 peak x 0.35, assumed")
+    speed.add_argument(
+        "--flops-per-second",
+        type=float,
+        metavar="F",
+        help="FLOP/s that training reaches on one GPU, e.g. 1e14",
+    )
+    speed.add_argument(
+        "--throughput-from", type=Path, metavar="RUNS", help="run table of a study that ran on this hardware"
+    )
+    parser.add_argument("--price", type=float, metavar="P", help="price of a GPU-hour, for the cost column")
+    parser.add_argument(
+        "--estimate-error",
+        type=float,
+        default=0.1,
+        metavar="E",
+        help="spread of true around estimated times of trials (default: 0.1, what the fit on quick's runs leaves)",
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw wall time and utilisation against GPUs"
+    )
+    parser.set_defaults(run=_simulate)
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from eqscale.errors import InputError
+    from eqscale.study.estimate import DDP_EFFICIENCY
+    from eqscale.study.grid import compute_grid
+    from eqscale.study.presets import COMPUTE_GRIDS
+    from eqscale.study.progress import human_time
+    from eqscale.study.schedule import Cluster
+    from eqscale.study.simulate import forecast
+
+    if args.preset not in COMPUTE_GRIDS:
+        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(COMPUTE_GRIDS)}")
+    for name in ("flops_per_second", "price"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} must be positive, not {value:g}")
+    for name in ("gpus_per_node", "gpus_per_trial"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    if min(args.gpus) < 1:
+        raise InputError(f"--gpus must be at least 1, not {min(args.gpus)}")
+    if not 0 <= args.estimate_error <= 1:
+        raise InputError(f"--estimate-error must lie between 0 and 1, not {args.estimate_error:g}")
+
+    estimate, speed = _throughput(args)
+    specs = compute_grid(COMPUTE_GRIDS[args.preset])
+    forecasts = [
+        forecast(
+            specs,
+            estimate,
+            Cluster(gpus, min(gpus, args.gpus_per_node)),
+            largest=args.gpus_per_trial,
+            error=args.estimate_error,
+        )
+        for gpus in sorted(set(args.gpus))
+    ]
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=170)
+    alone = [estimate(spec) for spec in specs]
+    longest = max(specs, key=estimate)
+    console.print(
+        f"{args.preset}: {len(specs)} runs, {sum(spec.budget for spec in specs):.3g} FLOPs, "
+        f"{sum(alone) / 3600:,.0f} GPU-hours on one GPU a run; the longest, {longest.name}, "
+        f"takes {human_time(max(alone))}",
+        highlight=False,
+    )
+    console.print(
+        f"speed: {speed}; a gang loses {1 - DDP_EFFICIENCY:.0%} at each doubling (assumed)", highlight=False
+    )
+    table = Table()
+    for heading in (
+        "GPUs",
+        "wall time",
+        "GPU-hours",
+        "in trials",
+        "useful",
+        "even split",
+        "longest trial",
+        "limit",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("GPUs of a trial", no_wrap=True)
+    if args.price:
+        table.add_column("cost", justify="right", no_wrap=True)
+    for result in forecasts:
+        cells = [
+            str(result.cluster.devices),
+            human_time(result.wall),
+            f"{result.device_hours:,.0f}",
+            f"{result.inside:.1%}",
+            f"{result.useful:.1%}",
+            human_time(result.even),
+            human_time(result.longest),
+            "longest trial" if result.longest > result.even else "GPUs",
+            ", ".join(f"{count} x {devices:g}" for devices, count in result.gangs.items()),
+        ]
+        if args.price:
+            cells.append(f"{result.device_hours * args.price:,.0f}")
+        table.add_row(*cells)
+    console.print(table)
+    console.print(
+        "in trials: share of the paid GPU-seconds inside trials; useful: what one-GPU trials would have needed, "
+        "over what is paid;\neven split: the work over the GPUs; longest trial: on the GPUs that it gets; GPUs of "
+        "a trial: trials x GPUs each"
+    )
+    if args.plot:
+        _draw(forecasts, args.plot, f"{args.preset}, {speed}")
+        console.print(f"drawn: {args.plot}")
+    return 0
+
+
+def _throughput(args: argparse.Namespace) -> tuple[Estimator, str]:
+    from eqscale.errors import InputError
+    from eqscale.study.estimate import GPU_PEAKS, GPU_UTILISATION, Estimator, gpu_guess
+    from eqscale.study.simulate import measured_throughput
+
+    if args.throughput_from:
+        estimate, hardware = measured_throughput(args.throughput_from)
+        return estimate, f"as measured on {hardware} in {args.throughput_from}"
+    if args.flops_per_second:
+        return Estimator(
+            gpu_guess(args.flops_per_second)
+        ), f"{args.flops_per_second:g} FLOP/s on a GPU (given)"
+    model = (args.gpu or "A100").upper()
+    if model not in GPU_PEAKS:
+        raise InputError(
+            f"unknown GPU {args.gpu!r}; choose from {', '.join(GPU_PEAKS)}, or use --flops-per-second"
+        )
+    reached = GPU_UTILISATION * GPU_PEAKS[model]
+    text = f"{reached:.3g} FLOP/s on {model} ({GPU_UTILISATION:.0%} of the FP32 peak, assumed)"
+    return Estimator(gpu_guess(reached)), text
+
+
+def _draw(forecasts: list[Forecast], path: Path, title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from eqscale.errors import InputError
+
+    gpus = [result.cluster.devices for result in forecasts]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    left.loglog(gpus, [result.wall / 3600 for result in forecasts], "o-", label="simulated")
+    left.loglog(gpus, [result.even / 3600 for result in forecasts], ":", color="0.4", label="even split")
+    left.set(xlabel="GPUs", ylabel="wall time, hours")
+    right.semilogx(gpus, [result.inside for result in forecasts], "o-", label="inside trials")
+    right.semilogx(gpus, [result.useful for result in forecasts], "s--", label="useful")
+    right.axhline(0.95, color="0.4", lw=0.8, ls=":")
+    right.set(xlabel="GPUs", ylabel="share of paid GPU-seconds", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.set_xticks(gpus, [str(count) for count in gpus])
+        axes.minorticks_off()
+        axes.legend(frameon=False)
+    figure.suptitle(title, fontsize=9)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--plot {str(path)!r} can't be written: {error}") from error
+    finally:
+        plt.close(figure)

@@ -1,0 +1,94 @@
+"""Sums and differences of quantities of several laws, with a model-based and a robust interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eqscale.errors import InputError
+from eqscale.laws.arms import ArmFit
+from eqscale.laws.fit import Coefficients, Quantity
+from eqscale.laws.frontier import CostModel, frontier_values
+
+Array = np.ndarray
+
+_UNDEFINED = 0.05  # share of resamples without the quantity beyond which nothing is known about it
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with two 95 % intervals."""
+
+    value: float
+    model: tuple[float, float]
+    """Gauss–Newton with Student's t; errors of different laws are independent."""
+    robust: tuple[float, float]
+    """Bootstrap percentiles; infinite if too many resamples lack the quantity."""
+
+    @property
+    def low(self) -> float:
+        """The lower of the two lower limits."""
+        return min(self.model[0], self.robust[0])
+
+    @property
+    def high(self) -> float:
+        """The higher of the two upper limits."""
+        return max(self.model[1], self.robust[1])
+
+    def exp(self) -> Estimate:
+        """The same for the exponential of the number."""
+        value, *limits = np.exp(np.minimum([self.value, *self.model, *self.robust], 700.0)).tolist()
+        return Estimate(value, (limits[0], limits[1]), (limits[2], limits[3]))
+
+
+def contrast(terms: Sequence[tuple[ArmFit, Quantity]]) -> Estimate:
+    """Sum of one quantity (k = 1, signed as needed) of each of several arms.
+
+    Args:
+        terms: each arm once, with a quantity of its coefficients.
+
+    Raises:
+        InputError: an arm without a bootstrap.
+    """
+    value, variance, draws = 0.0, 0.0, []
+    for arm, quantity in terms:
+        if arm.boot is None:
+            raise InputError(f"{arm.name}: an interval needs a bootstrap")
+        value += float(np.ravel(quantity(arm.fit.coefficients))[0])
+        variance += float(arm.fit.standard_error(quantity)[0]) ** 2
+        draws.append(np.ravel(arm.boot.values(quantity)))
+    half = max(arm.fit.t_value(0.95) for arm, _ in terms) * np.sqrt(variance)
+    size = min(map(len, draws))
+    with np.errstate(invalid="ignore"):
+        drawn = np.sum([d[:size] for d in draws], axis=0)
+    known = drawn[~np.isnan(drawn)]
+    robust = (-np.inf, np.inf)
+    if len(known) >= (1 - _UNDEFINED) * size:
+        low, high = np.percentile(known, [2.5, 97.5], method="nearest")
+        robust = (float(low), float(high))
+    if not np.isfinite(half):
+        return Estimate(value, (-np.inf, np.inf), robust)
+    return Estimate(value, (value - half, value + half), robust)
+
+
+def log_optimum(cost: CostModel, C: float, what: str) -> Quantity:
+    """Logarithm of the compute-optimal ``N``, ``D`` or ``loss`` at cost C, as a quantity."""
+    index = ("N", "D", "loss").index(what)
+    return lambda c: frontier_values(c, cost, np.array([C]))[index][:, 0]
+
+
+def scaled(quantity: Quantity, factor: float) -> Quantity:
+    """A quantity times a constant."""
+    return lambda c: factor * np.asarray(quantity(c))
+
+
+def slope(quantity_low: Quantity, quantity_high: Quantity, distance: float) -> Quantity:
+    """Difference quotient of two quantities, such as an exponent between two costs."""
+
+    def of(c: Coefficients) -> Array:
+        with np.errstate(invalid="ignore"):  # a law without one of its terms has no optimum: NaN
+            return (np.asarray(quantity_high(c)) - np.asarray(quantity_low(c))) / distance
+
+    return of

@@ -1,0 +1,102 @@
+"""What to train with a given compute: arm, size, duration and the loss to expect."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from eqscale.errors import InputError
+from eqscale.laws.arms import ArmFit
+from eqscale.laws.contrast import Estimate, contrast
+from eqscale.laws.frontier import law_value
+from eqscale.laws.plan import advise
+from eqscale.laws.validate import predict_new_runs
+from eqscale.report.axes import AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """One arm, trained with the given compute at the size that its law likes best."""
+
+    arm: str
+    size: str
+    """Rung of the arm's ladder as width x depth; empty for an arm whose ladder isn't known."""
+    N: float
+    N_optimal: float
+    """The law's own optimum, between rungs."""
+    N_interval: tuple[float, float]
+    """95 % robust."""
+    D: float
+    steps: int | None
+    """Optimiser steps at the batch size of the study's runs."""
+    batch_size: int | None
+    loss: Estimate
+    new_run: tuple[float, float]
+    """95 % limits of one run, model-based."""
+    probability_best: float | None
+    costs: dict[str, float]
+    """What it costs on every axis."""
+    beyond: float
+    """Compute over that of the arm's dearest run; above 1 it is an extrapolation."""
+
+
+def suggest(
+    runs: pd.DataFrame,
+    arms: Mapping[str, Mapping[str, ArmFit]],
+    axis: str,
+    compute: float,
+    rungs: Callable[[str, float], Sequence[tuple[str, int]]],
+) -> list[Suggestion]:
+    """What to train with ``compute`` on an axis; the best arm first.
+
+    Args:
+        runs: finished runs of the compute grid.
+        arms: their laws by axis and arm.
+        axis: one of ``AXES``.
+        compute: in the axis's unit.
+        rungs: arm and parameters to label and parameters of the sizes around that can be built, if known.
+
+    Raises:
+        InputError: no arm has an optimum at this compute, or ``compute`` is not positive and finite.
+    """
+    out = []
+    for advice in advise(arms[axis], compute):
+        if not math.isfinite(advice.loss):
+            continue
+        arm = arms[axis][advice.arm]
+        size, N = _best_rung(arm, compute, rungs(advice.arm, advice.N))
+        N = N or advice.N
+        D = float(arm.cost.tokens(np.array([N]), compute)[0])
+        own = runs[runs["arm"] == advice.arm]
+        per_step = (own["D"] / own["steps"]).median() if "steps" in own else math.nan
+        _, low, high = predict_new_runs(arm.fit, {"N": np.array([N]), "D": np.array([D])})
+        log_n, log_d = np.log([[N]]), np.log([[D]])
+        loss = contrast([(arm, lambda c, n=log_n, d=log_d: np.log(law_value(c, n, d)[:, 0]))])  # type: ignore[misc]
+        costs = {
+            name: float(arms[name][advice.arm].cost.cost(np.array([N]), np.array([D]))[0]) for name in AXES
+        }
+        out.append(
+            Suggestion(
+                advice.arm, size, N, advice.N, advice.N_band, D,
+                round(D / per_step) if per_step > 0 else None,
+                int(own["batch_size"].median()) if "batch_size" in own else None,
+                loss.exp(), (float(low[0]), float(high[0])), advice.probability_best, costs,
+                compute / float(arm.C.max()),
+            )
+        )  # fmt: skip
+    if not out:
+        raise InputError("no arm's law has a compute-optimal point: see the verdicts of eqscale fit")
+    return sorted(out, key=lambda s: s.loss.value)
+
+
+def _best_rung(arm: ArmFit, compute: float, sizes: Sequence[tuple[str, int]]) -> tuple[str, float | None]:
+    """The size with the lowest loss by the law when trained with all of ``compute``."""
+    if not sizes:
+        return "", None
+    N = np.array([float(n) for _, n in sizes])
+    best = int(np.argmin(arm.fit.predict(N, arm.cost.tokens(N, compute))))
+    return sizes[best][0], float(N[best])

@@ -1,0 +1,219 @@
+"""The laws of a study on every compute axis, its noise, and whether its sizes bracket the optima."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from eqscale.errors import InputError
+from eqscale.laws import Interval, fit_cost, intervals
+from eqscale.laws.arms import ArmFit, fit_arms
+from eqscale.laws.compare import Comparison, common_range, compare_arms
+from eqscale.laws.plan import Advice, advise
+from eqscale.laws.validate import HoldOut, LackOfFit, Outlier, hold_out_top, lack_of_fit, outliers
+from eqscale.report.axes import AXES, BASELINE
+from eqscale.report.parts import Study
+
+Array = np.ndarray
+Arms = Mapping[str, ArmFit]
+
+RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """A budget at which an arm's best size is the smallest or the largest that was run."""
+
+    axis: str
+    arm: str
+    budget: float
+    side: str
+    N: float
+    """The size at the edge."""
+    suggested: float
+    """A size that would bracket the optimum."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """Everything computed from the compute grid."""
+
+    arms: dict[str, dict[str, ArmFit]]
+    """By axis and arm: one law an arm, with the costs of that axis. Empty without a compute grid."""
+    unfitted: dict[str, str]
+    """Arms without a law, and why."""
+    intervals: dict[str, dict[str, Interval]]
+    lack_of_fit: dict[str, LackOfFit | None]
+    outliers: dict[str, list[Outlier]]
+    hold_out: dict[str, HoldOut | None]
+    """The largest budget predicted from the others; None where the others can't determine the law."""
+    noise: pd.DataFrame
+    """Seed noise by arm and budget, see ``seed_noise``."""
+    edges: list[Edge]
+    comparisons: dict[str, list[Comparison | str]]
+    """By axis, every pair of arms; a text where they can't be compared."""
+    ranking: dict[str, list[list[Advice]]]
+    """By axis, the arms at the lowest, middle and highest cost that all arms' runs cover; best first."""
+
+
+def analyse(study: Study) -> Analysis:
+    """Fit every arm of the compute grid and compare them on every axis.
+
+    Raises:
+        InputError: there is a compute grid, but no arm has enough finished runs; says how many each has.
+    """
+    grid = study.part("compute")
+    if grid.empty and (study.runs["part"] != "compute").all():
+        return Analysis({}, {}, {}, {}, {}, {}, seed_noise(study.part("data_grid")), [], {}, {})
+    fitted, unfitted = fit_every_arm(grid)
+    arms = {axis: {name: on_axis(arm, grid, axis) for name, arm in fitted.items()} for axis in AXES}
+    return Analysis(
+        arms,
+        unfitted,
+        {name: intervals(arm.fit, arm.boot) for name, arm in fitted.items()},
+        {name: lack_of_fit(arm.fit, design_points(grid, arm)) for name, arm in fitted.items()},
+        {name: outliers(arm.fit) for name, arm in fitted.items()},
+        {name: _hold_out(arm) for name, arm in fitted.items()},
+        seed_noise(grid),
+        [edge for axis, group in arms.items() for arm in group.values() for edge in find_edges(arm, axis)],
+        {axis: _compare_pairs(group, AXES[axis].label) for axis, group in arms.items()},
+        {axis: _rank(group) for axis, group in arms.items()},
+    )
+
+
+def fit_every_arm(finished: pd.DataFrame) -> tuple[dict[str, ArmFit], dict[str, str]]:
+    """Fit every arm that has enough runs, with costs in executed FLOPs; also why the others have no law.
+
+    Raises:
+        InputError: if no arm can be fitted.
+    """
+    fitted: dict[str, ArmFit] = {}
+    unfitted: dict[str, str] = {}
+    for name in dict.fromkeys(finished["arm"]):
+        runs = finished[finished["arm"] == name]
+        try:
+            fitted |= fit_arms(runs, cost=AXES["executed"].column, budget="budget", resamples=RESAMPLES)
+        except InputError as error:
+            unfitted[name] = str(error)
+    if not fitted:
+        reasons = "; ".join(unfitted.values()) or "the table has no finished run"
+        raise InputError(f"no arm can be fitted: {reasons}")
+    return fitted, unfitted
+
+
+def on_axis(arm: ArmFit, runs: pd.DataFrame, axis: str) -> ArmFit:
+    """The same law with its runs' costs on another compute axis."""
+    cost = runs.loc[arm.rows, AXES[axis].column].to_numpy(float)
+    return dataclasses.replace(arm, C=cost, cost=fit_cost(arm.N, arm.D, cost))
+
+
+def design_points(runs: pd.DataFrame, arm: ArmFit) -> Array:
+    """Label of each run's budget and size: seeds share it, although their token counts differ a little."""
+    rows = runs.loc[arm.rows]
+    return (rows["budget"].map("{:.6g}".format) + " " + rows["N"].map("{:.0f}".format)).to_numpy(str)
+
+
+def seed_noise(finished: pd.DataFrame) -> pd.DataFrame:
+    """Scatter between seeds: columns arm, budget, sizes, seeds, sd (of the log loss, pooled over sizes), df.
+
+    Only budgets with replicates have a row; ``unique_scenes`` tells the points of a data grid apart.
+    """
+    point = ["arm", "budget", "N"] + (["unique_scenes"] if "unique_scenes" in finished else [])
+    log_loss = np.log(finished["loss"].astype(float))
+    groups = finished.assign(log_loss=log_loss).groupby(point)["log_loss"]
+    cells = pd.DataFrame({"n": groups.size(), "square": groups.var(ddof=1)}).reset_index()
+    cells = cells[cells["n"] > 1]
+    rows = [
+        (arm, budget, len(at), int(at["n"].max()), math.sqrt(float((at["square"] * (at["n"] - 1)).sum() / df)), df)
+        for (arm, budget), at in cells.groupby(["arm", "budget"])
+        for df in [int((at["n"] - 1).sum())]
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["arm", "budget", "sizes", "seeds", "sd", "df"])
+
+
+def pooled_noise(noise: pd.DataFrame, arm: str) -> tuple[float, int]:
+    """Standard deviation of the log loss between seeds of an arm, and its degrees of freedom; NaN, 0 if none."""
+    own = noise[noise["arm"] == arm]
+    df = int(own["df"].sum())
+    return (math.sqrt(float((own["sd"] ** 2 * own["df"]).sum() / df)), df) if df else (math.nan, 0)
+
+
+def moved(arm: ArmFit, cost: Array) -> ArmFit:
+    """An arm's runs as they would be at other costs: tokens by the cost model, losses along the fitted law.
+
+    The residual of each run is kept, so what is seen is the measurement, shifted a little.
+    """
+    D = arm.D * (cost / arm.C) ** (1 / arm.cost.power)
+    shift = arm.fit.predict(arm.N, D) / arm.fit.predict(arm.N, arm.D)
+    fit = dataclasses.replace(arm.fit, columns={"N": arm.N, "D": D}, observed=arm.loss * shift)
+    return dataclasses.replace(arm, fit=fit, C=cost, budget=cost)
+
+
+def equal_cost_panels(arms: Arms) -> dict[str, ArmFit]:
+    """All runs moved along their laws to the nearest of a few costs, as many as there are budgets."""
+    budgets = len({b for arm in arms.values() for b in arm.budget})
+    everything = np.concatenate([arm.C for arm in arms.values()])
+    # panels in the middle of equal shares of the range
+    ends = np.geomspace(everything.min(), everything.max(), budgets + 1)
+    panels = np.array([float(f"{c:.3g}") for c in np.sqrt(ends[:-1] * ends[1:])])
+    out = {}
+    for name, arm in arms.items():
+        nearest = np.abs(np.log(arm.C)[:, None] - np.log(panels)[None]).argmin(1)
+        out[name] = moved(arm, panels[nearest])
+    return out
+
+
+def find_edges(arm: ArmFit, axis: str) -> list[Edge]:
+    """Budgets whose measured minimum sits at an edge of the sizes.
+
+    Losses are means over seeds; within a budget the runs are first moved to their mean cost on the axis.
+    """
+    out = []
+    levels = {b: float(np.exp(np.log(arm.C[arm.budget == b]).mean())) for b in np.unique(arm.budget)}
+    at_level = moved(arm, np.array([levels[b] for b in arm.budget]))
+    for budget, cost in levels.items():
+        here = arm.budget == budget
+        sizes = np.unique(arm.N[here])
+        if len(sizes) < 3:
+            continue
+        losses = [np.log(at_level.loss[here & (n == arm.N)]).mean() for n in sizes]
+        best = int(np.argmin(losses))
+        if 0 < best < len(sizes) - 1:
+            continue
+        ratio = float(np.median(sizes[1:] / sizes[:-1]))
+        grid = np.geomspace(sizes[0] / 4, sizes[-1] * 4, 200)
+        by_law = grid[np.argmin(arm.fit.predict(grid, arm.cost.tokens(grid, cost)))]
+        if best == 0:
+            out.append(Edge(axis, arm.name, budget, "smallest", sizes[0], min(by_law, sizes[0]) / ratio))
+        else:
+            out.append(Edge(axis, arm.name, budget, "largest", sizes[-1], max(by_law, sizes[-1]) * ratio))
+    return out
+
+
+def _hold_out(arm: ArmFit) -> HoldOut | None:
+    try:
+        return hold_out_top(arm.fit, arm.budget)
+    except InputError:
+        return None
+
+
+def _compare_pairs(arms: Arms, label: str) -> list[Comparison | str]:
+    out: list[Comparison | str] = []
+    for one, two in itertools.combinations(arms.values(), 2):
+        if one.name == BASELINE:  # what others are measured in
+            one, two = two, one
+        try:
+            out.append(compare_arms(one, two, axis=label))
+        except InputError as error:
+            out.append(f"`{one.name}` and `{two.name}`: {error}")
+    return out
+
+
+def _rank(arms: Arms) -> list[list[Advice]]:
+    low, high = common_range(arms)
+    return [advise(arms, float(c)) for c in np.geomspace(low, high, 3)] if low < high else []

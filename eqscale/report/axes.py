@@ -1,0 +1,62 @@
+"""The compute axes that everything is reported on, and the arms that the study's questions are about."""
+
+from __future__ import annotations
+
+import dataclasses
+
+BASELINE = "transformer"
+AUGMENTED = "transformer_aug"
+EQUIVARIANT = "gatr"
+
+COLOURS = {
+    BASELINE: "#0072B2",
+    EQUIVARIANT: "#D55E00",
+    "transformer_aligned": "#009E73",
+    AUGMENTED: "#CC79A7",
+    "gatr_off": "#E69F00",
+}
+"""An arm has one colour in all figures (Okabe & Ito 2008); other arms take what is left by position."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One way to count training compute."""
+
+    name: str
+    column: str
+    label: str
+    unit: str
+    meaning: str
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the names of figures on this axis."""
+        return "" if self.name == "executed" else f"_{self.name}"
+
+
+AXES: dict[str, Axis] = {
+    axis.name: axis
+    for axis in (
+        Axis(
+            "executed",
+            "flops_executed",
+            "training FLOPs, executed",
+            "FLOPs",
+            "multiply-adds × 2 that the implementation executes, forward and backward",
+        ),
+        Axis(
+            "nominal",
+            "flops_nominal",
+            "training FLOPs, dense nominal",
+            "FLOPs",
+            "as the paper's authors count: 6 per weight per token, every multivector map a dense 16×16 block",
+        ),
+        Axis(
+            "seconds",
+            "seconds",
+            "training seconds",
+            "s",
+            "wall time of the training loop on the hardware named below",
+        ),
+    )
+}

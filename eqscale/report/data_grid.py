@@ -1,0 +1,152 @@
+"""Loss against unique training data at one compute budget: gaps between arms and the law of repeated data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from eqscale.errors import InputError
+from eqscale.laws import Bootstrap, Fit, Interval, bootstrap, fit, intervals
+from eqscale.report import analysis
+from eqscale.report.analysis import pooled_noise, seed_noise
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class RepetitionLaw:
+    """An arm's law of N, tokens and unique tokens, from its compute grid and data grid together."""
+
+    arm: str
+    fit: Fit
+    boot: Bootstrap
+    found: dict[str, Interval]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataGrid:
+    """The data grid, read for what it says about repeated data."""
+
+    runs: pd.DataFrame
+    """Finished runs."""
+    levels: pd.DataFrame
+    """One row an arm and number of unique scenes: arm, unique_scenes, unique_tokens, epochs, log_loss (mean
+    over seeds of the best size), n (seeds), N, sd and df (seed noise of the arm, pooled over levels)."""
+    laws: dict[str, RepetitionLaw]
+    unfitted: dict[str, str]
+
+    def arms(self) -> list[str]:
+        """Arms in order of appearance."""
+        return list(dict.fromkeys(self.levels["arm"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """A weighted sum of arms' mean log losses, averaged over levels, with a Student t interval."""
+
+    value: float
+    low: float
+    high: float
+    levels: tuple[int, ...]
+    """Numbers of unique scenes averaged over."""
+    known: bool
+    """Whether seeds tell the noise; without, the limits are infinite."""
+
+
+def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame) -> DataGrid | None:
+    """Levels and repetition laws of a data grid; None without one.
+
+    Args:
+        data: finished runs of the data grid.
+        compute: finished runs of the compute grid, which tell how loss depends on N.
+    """
+    if data.empty:
+        return None
+    for column in ("unique_scenes", "unique_tokens"):
+        if column not in data:
+            raise InputError(f"data grid: the column {column!r} is missing")
+    laws, unfitted = {}, {}
+    for position, arm in enumerate(dict.fromkeys(data["arm"])):
+        runs = pd.concat([part[part["arm"] == arm] for part in (compute, data) if "unique_tokens" in part])
+        try:
+            law = fit(
+                runs["N"], runs["D"], runs["loss"], U=runs["unique_tokens"], form="repetition", where=arm
+            )
+        except InputError as error:
+            unfitted[arm] = str(error)
+            continue
+        boot = bootstrap(law, resamples=analysis.RESAMPLES, seed=position)
+        laws[arm] = RepetitionLaw(arm, law, boot, intervals(law, boot))
+    return DataGrid(data, _levels(data), laws, unfitted)
+
+
+def _levels(data: pd.DataFrame) -> pd.DataFrame:
+    noise = seed_noise(data)
+    log = data.assign(log_loss=np.log(data["loss"].astype(float)))
+    cells = log.groupby(["arm", "unique_scenes", "N"], sort=False).agg(
+        unique_tokens=("unique_tokens", "mean"), epochs=("epochs", "mean"), log_loss=("log_loss", "mean"),
+        n=("log_loss", "size"), D=("D", "mean"),
+    ).reset_index()  # fmt: skip
+    best = cells.loc[cells.groupby(["arm", "unique_scenes"], sort=False)["log_loss"].idxmin()]
+    sd = {arm: pooled_noise(noise, arm) for arm in best["arm"].unique()}
+    best = best.assign(sd=[sd[arm][0] for arm in best["arm"]], df=[sd[arm][1] for arm in best["arm"]])
+    return best.sort_values(["arm", "unique_scenes"], kind="stable", ignore_index=True)
+
+
+def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
+    """Σ weight × mean log loss of the arms, averaged over levels that all of them have.
+
+    The noise is the seeds' scatter; that all arms are tested on the same scenes is left out, which makes the
+    interval a little too wide.
+    """
+    at = {arm: grid.levels[grid.levels["arm"] == arm].set_index("unique_scenes") for arm in weights}
+    shared = [u for u in levels if all(u in table.index for table in at.values())]
+    if not shared:
+        return Gap(math.nan, -math.inf, math.inf, (), False)
+    value = float(
+        np.mean([sum(w * at[arm].loc[u, "log_loss"] for arm, w in weights.items()) for u in shared])
+    )
+    variance, df = 0.0, math.inf
+    for arm, w in weights.items():
+        sd, own = float(at[arm]["sd"].iloc[0]), int(at[arm]["df"].iloc[0])
+        variance += w**2 * sd**2 * float(np.mean(1 / at[arm].loc[shared, "n"])) / len(shared)
+        df = min(df, own)
+    if not df or not math.isfinite(variance):
+        return Gap(value, -math.inf, math.inf, tuple(shared), False)
+    half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance)
+    return Gap(value, value - half, value + half, tuple(shared), True)
+
+
+def levels_with_epochs(grid: DataGrid, arms: list[str], least: float) -> list[int]:
+    """Numbers of unique scenes at which every one of the arms saw its data at least ``least`` times."""
+    here = grid.levels[grid.levels["arm"].isin(arms)]
+    epochs = here.groupby("unique_scenes")["epochs"].agg(["min", "size"])
+    return [int(u) for u in epochs.index[(epochs["min"] >= least) & (epochs["size"] == len(arms))]]
+
+
+def equivalent_data(grid: DataGrid, arm: str, reference: str) -> list[tuple[int, float]]:
+    """By number of unique scenes, how many times as many the reference needs for the arm's loss.
+
+    Read off the measured means, straight lines between them in log–log; infinite where the reference reaches
+    that loss at no number of scenes that was run, NaN where it is better already at its smallest.
+    """
+    ours, theirs = (
+        grid.levels[grid.levels["arm"] == a].sort_values("unique_scenes") for a in (arm, reference)
+    )
+    log_u, log_loss = np.log(theirs["unique_scenes"].to_numpy(float)), theirs["log_loss"].to_numpy()
+    falling = np.minimum.accumulate(log_loss)  # more data never hurt: noise aside
+    out = []
+    for row in ours.itertuples():
+        if row.log_loss < falling[-1]:
+            needed = math.inf
+        elif row.log_loss > falling[0]:
+            needed = math.nan
+        else:
+            needed = float(np.exp(np.interp(-row.log_loss, -falling, log_u)))
+        out.append((int(row.unique_scenes), needed / row.unique_scenes))
+    return out

@@ -1,0 +1,223 @@
+"""All figures of a report: which there are, in which order, and what each shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from eqscale.laws import plots
+from eqscale.report.analysis import Analysis, equal_cost_panels
+from eqscale.report.axes import AXES, COLOURS
+from eqscale.report.data_grid import DataGrid
+from eqscale.report.parts import Study
+from eqscale.report.prediction import outcomes
+
+LOSS = "test NMSE"
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One image file of a figure."""
+
+    file: str
+    """Name without suffix."""
+    axis: str
+    """Name of its compute axis, empty if it has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FigureGroup:
+    """A numbered figure: one image an axis, or one for all."""
+
+    number: int
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+
+    @property
+    def anchor(self) -> str:
+        """Where the report shows it."""
+        return f"fig{self.number}"
+
+
+def colours(names: list[str]) -> dict[str, str]:
+    """Colour by arm, the same in all figures of a report."""
+    free = [c for c in plots.PALETTE if c not in COLOURS.values()]
+    free += ["#332288", "#882255", "#117733"]
+    others = [name for name in names if name not in COLOURS]
+    return COLOURS | {name: free[i % len(free)] for i, name in enumerate(others)}
+
+
+def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder: Path) -> list[FigureGroup]:
+    """Draw every figure that the parts of the study allow, as PNG and SVG."""
+    out: list[FigureGroup] = []
+    names = list(dict.fromkeys(study.runs["arm"].astype(str)))
+    palette = colours(names)
+
+    def add(number: int, title: str, caption: str, images: Mapping[tuple[str, str], Figure]) -> None:
+        for (file, _), figure in images.items():
+            plots.save(figure, folder / f"{file}.png")
+        panels = tuple(Panel(file, axis) for file, axis in images)
+        out.append(FigureGroup(number, title, caption, panels))
+
+    if analysis.arms:
+        add(
+            1, "Loss against compute",
+            "Dots are runs, lines the compute-optimal loss under the fitted laws (dashed beyond an arm's own runs), "
+            "bands its 95 % interval (case bootstrap)"
+            + ("; open markers are runs that the laws have not seen." if len(study.part("validation")) else "."),
+            {
+                (f"fig1_loss_vs_compute{AXES[axis].suffix}", axis): plots.loss_against_compute(
+                    arms, axis=AXES[axis].label, loss_label=LOSS, later=_later(study, axis), colours=palette
+                )
+                for axis, arms in analysis.arms.items()
+            },
+        )  # fmt: skip
+    if grid is not None:
+        add(
+            2, "Loss against unique training data",
+            "All runs spend the same executed FLOPs, so the epochs fall from left to right; the legend says what that "
+            "is on the other two axes. Lines join the means over seeds, dotted lines are the law of repeated data.",
+            {("fig2_loss_vs_data", ""): data_figure(grid, palette)},
+        )  # fmt: skip
+    if analysis.arms:
+        _add_law_figures(add, analysis, palette)
+    if study.prediction is not None and analysis.arms:
+        add(
+            8, "Prediction and outcome",
+            "Lines are the loss predicted before the runs, bands the 95 % limits of a new run, the vertical line the "
+            "predicted optimal size with its 95 % interval; open markers are the runs made afterwards.",
+            {("fig8_validation", study.prediction["axis"]): validation_figure(study, palette)},
+        )  # fmt: skip
+    return out
+
+
+def _add_law_figures(add, analysis: Analysis, palette: Mapping[str, str]) -> None:
+    executed = analysis.arms["executed"]
+    add(
+        3, "Loss over model size and training tokens",
+        "Background: the law; dots: runs in the same colours, so a dot that vanishes is predicted well; white lines: "
+        "the compute-optimal split for each of the three axes.",
+        {
+            ("fig3_surface", ""): plots.surface_panels(
+                executed, loss_label=LOSS,
+                axes_of_cost={a.name: analysis.arms[a.name] for a in AXES.values()},
+            )
+        },
+    )  # fmt: skip
+    add(
+        4, "Loss against model size at equal compute",
+        "Dots are runs, lines the law, ticks its optimum. On executed FLOPs a panel holds the runs of one budget; on "
+        "the other axes each run is moved along its law to the nearest panel's cost, its residual kept.",
+        {
+            (f"fig4_isoflop{AXES[axis].suffix}", axis): plots.isoflop_panels(
+                arms if axis == "executed" else equal_cost_panels(arms),
+                loss_label=LOSS, unit=AXES[axis].unit, colours=palette,
+            )
+            for axis, arms in analysis.arms.items()
+        },
+    )  # fmt: skip
+    size: dict[tuple[str, str], Figure] = {}
+    tokens: dict[tuple[str, str], Figure] = {}
+    for axis, arms in analysis.arms.items():
+        label, suffix = AXES[axis].label, AXES[axis].suffix
+        size[f"fig5_optimal_size{suffix}", axis] = plots.optimal_size(arms, axis=label, colours=palette)
+        size[f"fig5_optimal_cost_per_token{suffix}", axis] = plots.optimal_cost_per_token(
+            arms, axis=label, unit=AXES[axis].unit, colours=palette
+        )
+        tokens[f"fig6_optimal_tokens{suffix}", axis] = plots.optimal_tokens(arms, axis=label, colours=palette)
+    add(
+        5, "Compute-optimal model size",
+        "In parameters, and in what one training token costs, which is comparable between architectures. Lines are "
+        "the laws' optima with 95 % bands, markers the best run of each budget.", size,
+    )  # fmt: skip
+    add(
+        6, "Compute-optimal training tokens",
+        "Lines are the laws' optima with 95 % bands, markers the best run of each budget.", tokens,
+    )  # fmt: skip
+    add(
+        7, "Residuals of the laws",
+        "Observed over fitted loss; a trend is structure that the law misses.",
+        {("fig7_residuals", ""): plots.residual_panels(executed, colours=palette)},
+    )  # fmt: skip
+
+
+def _later(study: Study, axis: str) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Validation runs by arm: cost, loss, row."""
+    return {
+        str(arm): (
+            runs[AXES[axis].column].to_numpy(float), runs["loss"].to_numpy(float), runs.index.to_numpy()
+        )
+        for arm, runs in study.part("validation").groupby("arm")
+    }  # fmt: skip
+
+
+def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
+    """Figure 2: loss against unique training tokens, with the number of scenes and the epochs above."""
+    with plots.style():
+        figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+        axes = figure.subplots()
+        handles = []
+        for i, arm in enumerate(grid.arms()):
+            marker = plots.MARKERS[i % len(plots.MARKERS)]
+            runs, means = grid.runs[grid.runs["arm"] == arm], grid.levels[grid.levels["arm"] == arm]
+            axes.scatter(
+                runs["unique_tokens"], runs["loss"], s=14, color=palette[arm], marker=marker, alpha=0.55,
+                linewidths=0, gid="runs:" + ",".join(map(str, runs.index)),
+            )  # fmt: skip
+            axes.plot(means["unique_tokens"], np.exp(means["log_loss"]), color=palette[arm])
+            if arm in grid.laws:
+                U = np.geomspace(means["unique_tokens"].min(), means["unique_tokens"].max(), 60)
+                N, D = np.exp(np.log(means[["N", "D"]]).mean())
+                predicted = grid.laws[arm].fit.predict(N=N, D=D, U=U)
+                axes.plot(U, predicted, color=palette[arm], linestyle=":", linewidth=1.1)
+            label = f"{arm} ({runs['flops_nominal'].median():.2g} nominal FLOPs, {runs['seconds'].median():.3g} s)"
+            handles.append(Line2D([], [], color=palette[arm], marker=marker, markersize=4, label=label))
+        axes.set(xscale="log", yscale="log", xlabel="unique training tokens", ylabel=LOSS)
+        _epochs_on_top(axes, grid)
+        handles.append(Line2D([], [], color="0.4", linestyle=":", label="law of repeated data"))
+        axes.legend(handles=handles, fontsize=7)
+        return plots.finish(figure)
+
+
+def _epochs_on_top(axes: Axes, grid: DataGrid) -> None:
+    """Second x axis: scenes and epochs of each level."""
+    levels = grid.levels.groupby("unique_scenes").agg(
+        tokens=("unique_tokens", "max"), epochs=("epochs", "mean")
+    )
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(levels["tokens"], [f"{u:g}\n{e:.3g}" for u, e in levels["epochs"].items()], fontsize=7)
+    top.tick_params(which="minor", length=0)
+    top.set_xlabel("unique scenes and, below, epochs", fontsize=8)
+
+
+def validation_figure(study: Study, palette: Mapping[str, str]) -> Figure:
+    """Figure 8: the predicted isoFLOP curve of each arm and the runs that came after."""
+    prediction = study.prediction or {}
+    found = outcomes(prediction, study.part("validation"))
+    arms = [name for name, record in prediction["arms"].items() if "at_sizes" in record]
+    with plots.style():
+        figure, panels = plots.panel_grid(max(len(arms), 1), height=2.6, sharey=True)
+        for name, panel in zip(arms, panels, strict=False):
+            record, colour = prediction["arms"][name], palette.get(name, "0.3")
+            at = record["at_sizes"]
+            panel.fill_between(at["N"], at["low"], at["high"], color=colour, alpha=0.18, linewidth=0)
+            panel.plot(at["N"], at["loss"], color=colour)
+            low, high = record["N_interval"]["robust"]
+            if None not in (low, high):  # else no resample has an optimum
+                panel.axvspan(low, high, color="0.5", alpha=0.12, linewidth=0)
+            panel.axvline(record["N"], color="0.4", linewidth=0.8)
+            own = [o for o in found if o.arm == name]
+            panel.scatter(
+                [o.N for o in own], [o.observed for o in own], s=26, facecolors="none", edgecolors=colour,
+                linewidths=1.3, gid="runs:" + ",".join(str(o.row) for o in own),
+            )  # fmt: skip
+            panel.set(xscale="log", yscale="log", title=name, xlabel="parameters N")
+        panels[0].set_ylabel(LOSS)
+        return plots.finish(figure)

@@ -1,0 +1,63 @@
+"""The report as one HTML file that works offline: the same text, the same figures, with the run behind each dot.
+
+The figures are the SVG files that are published beside it. ``eqscale.laws.plots`` names each group of dots by the
+table rows of its runs; the page's script (in ``page.html``) looks these rows up in the table of every run.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+from markdown_it import MarkdownIt
+
+from eqscale.laws.render import write_text
+from eqscale.report.axes import AXES
+from eqscale.report.figures import FigureGroup
+from eqscale.report.render import Content, render
+
+
+def write_page(content: Content, folder: Path) -> None:
+    """Write ``report.html`` into a folder that holds the figures as SVG."""
+    body = MarkdownIt("commonmark").enable("table").render(render(content, _placeholder))
+    for group in content.figures:
+        body = body.replace(_placeholder(group), _embedded(group, folder))
+    page = Environment(loader=PackageLoader("eqscale.report", "."), keep_trailing_newline=True).get_template(
+        "page.html"
+    )
+    title = re.search(r"<h1>(.*?)</h1>", body)
+    text = page.render(title=title[1] if title else "Report", body=body, axes=AXES.values())
+    write_text(folder / "report.html", text)
+
+
+def _placeholder(group: FigureGroup) -> str:
+    return f'<div class="figure" data-figure="{group.number}"></div>'
+
+
+def _embedded(group: FigureGroup, folder: Path) -> str:
+    panels = []
+    for panel in group.panels:
+        svg = inline_svg((folder / f"{panel.file}.svg").read_text(), panel.file)
+        panels.append(f'<div class="panel" data-axis="{panel.axis}">{svg}</div>')
+    return f'<div class="figure">{"".join(panels)}</div>'
+
+
+def inline_svg(text: str, name: str) -> str:
+    """An SVG file as an element of an HTML page: no prologue or global style, ids unique through ``name``.
+
+    Groups of dots (``id="runs:…"``) become ``data-runs="…"``.
+    """
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'id="runs:([\d,]*)"', r'data-runs="\1"', text)
+    used = set(re.findall(r'\bid="([^"]*)"', text)) & set(re.findall(r'#([\w.:-]+)["\)]', text))
+
+    def renamed(match: re.Match[str]) -> str:
+        return f'id="{name}-{match[1]}"' if match[1] in used else ""
+
+    text = re.sub(r'\bid="([^"]*)"', renamed, text)
+    text = re.sub(r'#([\w.:-]+)(?=["\)])', lambda m: f"#{name}-{m[1]}" if m[1] in used else m[0], text)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1).strip()

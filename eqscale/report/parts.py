@@ -1,0 +1,125 @@
+"""What a results folder holds: the run table of each part of a study.
+
+    results/cpu/runs.csv              compute grid: budgets × arms × sizes × seeds
+    results/cpu/data_grid/runs.csv    one budget, ever fewer unique scenes
+    results/cpu/controls/runs.csv     the symmetry switched off, other frames of the data
+    results/cpu/validation/runs.csv   budgets above the compute grid's, run after ``prediction.json``
+    results/cpu/evaluation/*.json     trained models, measured by ``eqscale evaluate --json``
+
+Each part is optional, but the compute grid or the data grid must be there. A ``runs.parquet`` beside a
+``runs.csv`` holds the same table and is read first. A folder whose own table has one budget and several numbers of
+unique scenes is a data grid by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eqscale.errors import InputError
+from eqscale.laws import check_runs
+from eqscale.laws.table import load_table
+from eqscale.report.axes import AXES
+
+PARTS = {
+    "compute": "compute grid",
+    "data_grid": "data grid",
+    "controls": "control",
+    "validation": "validation",
+}
+"""Parts with a run table, and what one run of each is called; the compute grid lies in the folder itself."""
+
+_REQUIRED = ("N", "D", "loss", "arm", "budget", "status", *(axis.column for axis in AXES.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Everything a report is made of."""
+
+    runs: pd.DataFrame = dataclasses.field(repr=False)
+    """Every run of every part, in the column ``part``; the index names the run in figures."""
+    prediction: dict[str, Any] | None
+    """What ``eqscale predict`` wrote before the validation runs."""
+    evaluations: tuple[dict[str, Any], ...]
+    """What ``eqscale evaluate --json`` wrote, one trained model each."""
+    stage_seconds: dict[str, float]
+
+    def part(self, name: str) -> pd.DataFrame:
+        """Finished runs of a part, empty if it has none."""
+        return self.runs[(self.runs["part"] == name) & (self.runs["status"] == "finished")]
+
+    @property
+    def lost(self) -> pd.DataFrame:
+        """Runs that did not finish."""
+        return self.runs[self.runs["status"] != "finished"]
+
+
+def run_table_path(folder: Path) -> Path | None:
+    """The run table of a folder, if it has one."""
+    return next((p for p in (folder / "runs.parquet", folder / "runs.csv") if p.is_file()), None)
+
+
+def study_folder(folder: Path) -> Path:
+    """The results folder of the whole study: the parent if ``folder`` is a part of a study with a compute grid."""
+    absolute = folder.absolute()
+    is_part = absolute.name in PARTS and run_table_path(absolute.parent) is not None
+    return absolute.parent if is_part else folder
+
+
+def read_study(folder: Path) -> Study:
+    """Read all parts of a results folder.
+
+    Raises:
+        InputError: no run table, an unreadable file, a missing column, or a value that can't be.
+    """
+    tables = []
+    for part in PARTS:
+        path = run_table_path(folder if part == "compute" else folder / part)
+        if path is not None:
+            table = _read_part(path)
+            tables.append(table.assign(part="data_grid" if _is_data_grid(table) else part))
+    if not any(table["part"].iloc[0] in ("compute", "data_grid") for table in tables):
+        raise InputError(
+            f"{str(folder)!r} holds neither runs.parquet nor runs.csv (nor does its folder data_grid)"
+        )
+    return Study(
+        pd.concat(tables, ignore_index=True),
+        _read_json(folder / "prediction.json"),
+        tuple(_read_json(path) or {} for path in sorted((folder / "evaluation").glob("*.json"))),
+        (_read_json(folder / "study.json") or {}).get("stage_seconds", {}),
+    )
+
+
+def _read_part(path: Path) -> pd.DataFrame:
+    table = load_table(path)
+    for column in _REQUIRED:
+        if column not in table:
+            raise InputError(f"{path}: the column {column!r} is missing")
+    if table.empty:
+        raise InputError(f"{path}: the table has no rows")
+    if (table["status"] == "finished").any():
+        for axis in AXES.values():
+            check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=str(path))
+    # optional columns, so that what reads them needs no case of its own
+    defaults = {"seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], "frame": ""}
+    return table.assign(**{name: value for name, value in defaults.items() if name not in table})
+
+
+def _is_data_grid(table: pd.DataFrame) -> bool:
+    return table["budget"].nunique() == 1 and table.get("unique_scenes", pd.Series(dtype=float)).nunique() > 1
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return content

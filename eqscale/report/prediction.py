@@ -1,0 +1,157 @@
+"""A prediction made before the runs, and its comparison with what they gave."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eqscale.errors import InputError
+from eqscale.laws import frontier
+from eqscale.laws.arms import ArmFit
+from eqscale.laws.render import plain
+from eqscale.laws.validate import predict_new_runs
+from eqscale.report.analysis import fit_every_arm, on_axis
+from eqscale.report.axes import AXES
+from eqscale.report.parts import Study
+
+_SIZES = np.geomspace(1 / 8, 8, 49)
+
+
+def predict(
+    study: Study, compute: float, axis: str = "executed", up_to: float | None = None
+) -> dict[str, Any]:
+    """Predict each arm's loss and optimal size at a cost, from the compute grid's budgets below it.
+
+    Args:
+        study: a study with a compute grid.
+        compute: the cost, in units of the axis.
+        axis: one of ``AXES``.
+        up_to: largest budget (executed FLOPs) that the laws may see; by default the largest whose runs all
+            cost less than ``compute`` on the axis.
+
+    Returns:
+        A JSON-ready mapping: what was seen, and for each arm the law, the optimal size and tokens and the loss
+        there with 95 % intervals (``mean``: of the law; ``new_run``: of one further run; each model-based and
+        robust), and at sizes from an eighth to eight times the optimum the loss with new-run limits.
+
+    Raises:
+        InputError: a cost that isn't above the runs that are seen, no compute grid, or too few runs.
+    """
+    if axis not in AXES:
+        raise InputError(f"unknown axis {axis!r}; choose one of {', '.join(AXES)}")
+    if not 0 < compute < np.inf:
+        raise InputError(f"compute {compute:g} is not positive and finite")
+    runs = study.part("compute")
+    dearest_of = runs.groupby("budget")[AXES[axis].column].max()
+    if up_to is None:
+        up_to = dearest_of.index[dearest_of < compute].max()
+    runs = _up_to(runs, up_to)
+    if runs.empty:
+        raise InputError(
+            f"no budget of the compute grid has only runs of less than {compute:g} {AXES[axis].unit}"
+        )
+    dearest = float(runs[AXES[axis].column].max())
+    if dearest >= compute:
+        raise InputError(
+            f"compute {compute:g} is not above the runs to predict from (up to {dearest:.3g} {AXES[axis].unit}): "
+            "nothing would be predicted"
+        )
+    fitted, unfitted = fit_every_arm(runs)
+    return {
+        "axis": axis,
+        "compute": compute,
+        "largest_budget_seen": float(runs["budget"].max()),
+        "runs_seen": len(runs),
+        "runs_digest": _digest(runs),
+        "arms": {name: _predict_arm(on_axis(arm, runs, axis), compute) for name, arm in fitted.items()},
+        "not_predicted": unfitted,
+    }
+
+
+def _up_to(runs: pd.DataFrame, budget: float) -> pd.DataFrame:
+    return runs[runs["budget"] <= budget * (1 + 1e-9)]
+
+
+def _digest(runs: pd.DataFrame) -> str:
+    """SHA-256 of what the fits saw, to tell later whether the runs are still the same."""
+    seen = runs[["arm", "N", "D", "loss"]].sort_values(["arm", "N", "D", "loss"])
+    return hashlib.sha256(seen.to_csv(index=False).encode()).hexdigest()
+
+
+def _predict_arm(arm: ArmFit, compute: float) -> dict[str, Any]:
+    best = frontier(arm.fit, np.array([compute]), arm.cost, arm.boot)
+
+    def limits(what: str) -> dict[str, list[float]]:
+        kinds = (("model", best.model), ("robust", best.robust))
+        return {kind: [float(bands[what].low[0]), float(bands[what].high[0])] for kind, bands in kinds}
+
+    record: dict[str, Any] = {
+        "law": arm.fit.params,
+        "verdict": arm.fit.verdict,
+        "N": float(best.N[0]),
+        "N_interval": limits("N"),
+        "D": float(best.D[0]),
+        "D_interval": limits("D"),
+        "cost_per_token": float(best.per_token[0]),
+        "loss": float(best.loss[0]),
+        "mean": limits("loss"),
+        "new_run": limits("new_run"),
+    }
+    if np.isfinite(best.N[0]):
+        N = best.N[0] * _SIZES
+        D = arm.cost.tokens(N, compute)
+        loss, low, high = predict_new_runs(arm.fit, {"N": N, "D": D})
+        record["at_sizes"] = {"N": N, "D": D, "loss": loss, "low": low, "high": high}
+    return plain(record)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One validation run beside its prediction."""
+
+    row: int
+    arm: str
+    N: float
+    observed: float
+    predicted: float
+    low: float
+    high: float
+    """Limits of a new run at this size."""
+
+    @property
+    def inside(self) -> bool:
+        """Whether the run lies within its 95 % limits."""
+        return self.low <= self.observed <= self.high
+
+
+def outcomes(prediction: Mapping[str, Any], validation: pd.DataFrame) -> list[Outcome]:
+    """Validation runs at the predicted cost, each beside the loss that was predicted for its size.
+
+    Runs that cost another amount on the prediction's axis (by more than 10 %), whose arm was not predicted, or
+    whose size lies beyond eight times the optimum are left out.
+    """
+    column, compute = AXES[prediction["axis"]].column, prediction["compute"]
+    found = []
+    for row, run in validation.iterrows():
+        at = prediction["arms"].get(run["arm"], {}).get("at_sizes")
+        if at is None or abs(run[column] / compute - 1) > 0.1:
+            continue
+        if not at["N"][0] <= run["N"] <= at["N"][-1]:
+            continue
+        log_n = np.log(at["N"])
+        values = [
+            float(np.exp(np.interp(np.log(run["N"]), log_n, np.log(at[k])))) for k in ("loss", "low", "high")
+        ]
+        found.append(Outcome(int(row), run["arm"], float(run["N"]), float(run["loss"]), *values))  # type: ignore[arg-type]
+    return found
+
+
+def seen_the_same_runs(prediction: Mapping[str, Any], study: Study) -> bool:
+    """Whether the runs that the prediction was made from are in the study unchanged."""
+    seen = _up_to(study.part("compute"), prediction["largest_budget_seen"])
+    return _digest(seen) == prediction["runs_digest"]

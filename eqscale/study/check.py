@@ -1,0 +1,330 @@
+"""Do the run table and MLflow agree with the ledger? Finds where not, and mends them from the ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.tracking import MlflowClient
+
+from eqscale.errors import InputError
+from eqscale.study.engine import Storage
+from eqscale.study.ledger import Ledger, UnreadableRecord
+from eqscale.study.table import COLUMNS, is_outdated, record_row, sorted_table, write_table
+from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters
+from eqscale.training.spec import RunRecord
+
+_SAME = 1e-9  # relative difference of numbers that count as equal: text and databases round
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that a check has found."""
+
+    where: str
+    """ledger, run table, MLflow or storage."""
+    kind: str
+    """missing, doubled, different, unknown, unmarked, running, damaged; or of a note: outdated, unplanned..."""
+    what: str
+    """Name of the run, or its identity where nothing else is known."""
+    detail: str
+    note: bool = False
+    """Worth knowing, and no disagreement."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The places that a check compares."""
+
+    name: str
+    storage: Storage
+    results: Path
+    tracking_uri: str
+    experiment: str
+
+
+@dataclasses.dataclass
+class _Ledger:
+    current: dict[str, RunRecord]
+    outdated: dict[str, RunRecord]
+    unreadable: dict[str, UnreadableRecord]
+    failed: dict[str, str]
+
+    @property
+    def readable(self) -> dict[str, RunRecord]:
+        return self.current | self.outdated
+
+
+def check(study: Study, running: bool = False) -> list[Finding]:
+    """Compare ledger, run table, MLflow experiment and storage.
+
+    Args:
+        study: where they are.
+        running: a driver is at work on the study, so that trials may be in the making.
+
+    Raises:
+        InputError: if the study doesn't exist, or MLflow doesn't answer.
+    """
+    described = _describe(study)
+    ledger = _read(study.storage.ledger, described)
+    findings = _check_ledger(ledger, described)
+    findings += _check_table(study, ledger, described)
+    findings += _check_mlflow(study, ledger, running)
+    return findings + _check_storage(study, ledger, running)
+
+
+def mend(study: Study) -> None:
+    """Bring run table and MLflow into agreement with the ledger; nobody else may be at work on the study.
+
+    Damaged records are moved to the ledger's folder ``damaged``, so that the next start trains these runs again.
+    MLflow runs that are doubled, different or unknown to the ledger are deleted as the MLflow UI deletes them:
+    they can be restored there.
+    """
+    described = _describe(study)
+    for run_id, error in _read(study.storage.ledger, described).unreadable.items():
+        if error.damaged:
+            study.storage.ledger.set_aside(run_id)
+    ledger = _read(study.storage.ledger, described)
+
+    if any(
+        finding.where == "run table" and not finding.note
+        for finding in _check_table(study, ledger, described)
+    ):
+        _rewrite_table(study, ledger, described)
+    client, experiment = _client(study)
+    if experiment is not None:
+        for run in _unfit(_completed(client, experiment.experiment_id), ledger):
+            client.delete_run(run.info.run_id)
+    tags = {"study": study.name}
+    if "preset" in described:
+        tags["preset"] = described["preset"]
+    tracker = Tracker(study.tracking_uri, study.experiment, tags)  # ends what was left running
+    tracker.sync(ledger.current.values())
+    tracker.mark_outdated(ledger.outdated)
+    tracker.close("FINISHED" if not set(described.get("runs", ())) - set(ledger.readable) else "KILLED")
+
+
+def _describe(study: Study) -> dict[str, Any]:
+    """What the last start wrote about itself: preset, and the identities of the planned runs."""
+    if not study.storage.ledger.folder.is_dir():
+        raise InputError(f"there is no study at {str(study.storage.study)!r}: no folder {'ledger'!r} in it")
+    path = study.results / "study.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _read(ledger: Ledger, described: Mapping[str, Any]) -> _Ledger:
+    records, unreadable = ledger.scan()
+    planned = set(described.get("runs", ()))
+    data = {record.spec.data for record in records if record.run_id in planned}
+    sorted_out = _Ledger({}, {}, unreadable, ledger.failures())
+    for record in records:
+        (sorted_out.outdated if is_outdated(record, data) else sorted_out.current)[record.run_id] = record
+    return sorted_out
+
+
+def _check_ledger(ledger: _Ledger, described: Mapping[str, Any]) -> list[Finding]:
+    findings = [
+        Finding(
+            "ledger", "damaged" if error.damaged else "outdated", run_id, str(error), note=not error.damaged
+        )
+        for run_id, error in ledger.unreadable.items()
+    ]
+    for record in ledger.outdated.values():
+        why = record.code if record.outdated else "other data"
+        findings.append(Finding("ledger", "outdated", record.spec.name, f"kept and marked: {why}", note=True))
+    planned = described.get("runs")
+    if planned is not None:
+        for run_id in ledger.current.keys() - set(planned):
+            name = ledger.current[run_id].spec.name
+            findings.append(
+                Finding("ledger", "unplanned", name, "not in the plan of the last start", note=True)
+            )
+    for run_id in ledger.failed:
+        findings.append(Finding("ledger", "failed", run_id, ledger.failed[run_id], note=True))
+    return findings
+
+
+def _read_table(study: Study) -> pd.DataFrame | None:
+    path = study.results / "runs.csv"
+    return pd.read_csv(path, float_precision="round_trip") if path.is_file() else None
+
+
+def _expected_rows(ledger: _Ledger, described: Mapping[str, Any]) -> dict[str, dict[str, object]]:
+    planned = described.get("runs", ledger.current.keys())
+    rows = {i: record_row(record) for i, record in ledger.current.items() if i in planned}
+    return rows | {i: record_row(record) | {"status": "outdated"} for i, record in ledger.outdated.items()}
+
+
+def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) -> list[Finding]:
+    table = _read_table(study)
+    if table is None:
+        detail = f"no runs.csv in {str(study.results)!r}"
+        return [Finding("run table", "absent", study.name, detail, note=True)]
+    findings = []
+    found: dict[str, list[Any]] = defaultdict(list)
+    for row in table.to_dict("records"):
+        found[row["run_id"]].append(row)
+    expected = _expected_rows(ledger, described)
+    for run_id, row in expected.items():
+        if run_id not in found:
+            findings.append(Finding("run table", "missing", str(row["name"]), "in the ledger only"))
+            continue
+        if len(found[run_id]) > 1:
+            findings.append(Finding("run table", "doubled", str(row["name"]), f"{len(found[run_id])} rows"))
+        differing = [name for name in row if not _same(row[name], found[run_id][0].get(name))]
+        if differing:
+            findings.append(_different("run table", row, found[run_id][0], differing))
+    for run_id in found.keys() - expected.keys():
+        row = found[run_id][0]
+        if row["status"] in ("finished", "diverged", "outdated"):
+            findings.append(
+                Finding("run table", "unknown", row["name"], f"{row['status']}; not in the ledger")
+            )
+    return findings
+
+
+def _rewrite_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) -> None:
+    table = _read_table(study)
+    assert table is not None
+    expected = _expected_rows(ledger, described)
+    others = table[~table["run_id"].isin(expected.keys()) & table["status"].isin(["failed", "pruned"])]
+    rows = [*expected.values(), *others.to_dict("records")]
+    write_table(sorted_table(pd.DataFrame(rows, columns=list(COLUMNS))), study.results)
+
+
+def _different(where: str, ledger: Mapping[str, Any], view: Mapping[str, Any], names: list[str]) -> Finding:
+    shown = ", ".join(f"{n}: {view.get(n)} instead of {ledger[n]}" for n in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return Finding(where, "different", str(ledger["name"]), shown + more)
+
+
+def _same(first: Any, second: Any) -> bool:
+    empty = [value is None or (isinstance(value, float) and math.isnan(value)) for value in (first, second)]
+    if any(empty):
+        return all(empty)
+    if isinstance(first, (int, float)) and isinstance(second, (int, float)):
+        return math.isclose(first, second, rel_tol=_SAME)
+    return str(first) == str(second)
+
+
+def _client(study: Study) -> tuple[MlflowClient, Any]:
+    path = study.tracking_uri.removeprefix("sqlite:///")
+    if path != study.tracking_uri and not Path(path).exists():
+        raise InputError(
+            f"there is no MLflow database at {study.tracking_uri!r}: name one with --tracking-uri"
+        )
+    try:
+        client = MlflowClient(tracking_uri=study.tracking_uri)
+        return client, client.get_experiment_by_name(study.experiment)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(f"MLflow tracking URI {study.tracking_uri!r} doesn't answer: {reason}") from error
+
+
+def _runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Any]:
+    found: list[Any] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _completed(client: MlflowClient, experiment_id: str) -> dict[str, list[Any]]:
+    runs: dict[str, list[Any]] = defaultdict(list)
+    for run in _runs(client, experiment_id, f"attributes.status = 'FINISHED' and tags.`{RUN_TAG}` != ''"):
+        runs[run.data.tags[RUN_TAG]].append(run)
+    return runs
+
+
+def _differences(record: RunRecord, run: Any) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Ledger's values, MLflow's values, and the names of those that differ."""
+    metrics = final_metrics(record)
+    expected: dict[str, Any] = {"name": record.spec.name, **metrics}
+    seen = {"name": run.info.run_name, **run.data.metrics}
+    for name, value in run_parameters(record.spec).items():  # some share their names with metrics
+        expected[f"parameter {name}"], seen[f"parameter {name}"] = str(value), run.data.params.get(name)
+    outcome = run.data.tags.get("outcome")
+    if outcome != "outdated":
+        expected["outcome"], seen["outcome"] = record.status, outcome
+    return expected, seen, [name for name in expected if not _same(expected[name], seen.get(name))]
+
+
+def _unfit(completed: Mapping[str, list[Any]], ledger: _Ledger) -> list[Any]:
+    """MLflow runs that must go: unknown to the ledger, different from it, or the second of the same run."""
+    unfit = []
+    for run_id, runs in completed.items():
+        record = ledger.readable.get(run_id)
+        if record is None:
+            unfit += [] if run_id in ledger.unreadable else runs
+            continue
+        right = [run for run in runs if not _differences(record, run)[2]]
+        unfit += [run for run in runs if run not in right[:1]]
+    return unfit
+
+
+def _check_mlflow(study: Study, ledger: _Ledger, running: bool) -> list[Finding]:
+    client, experiment = _client(study)
+    if experiment is None:
+        detail = f"MLflow has no experiment {study.experiment!r}"
+        return [Finding("MLflow", "missing", record.spec.name, detail) for record in ledger.current.values()]
+    findings = []
+    completed = _completed(client, experiment.experiment_id)
+    for run_id, record in ledger.readable.items():
+        runs, name = completed.get(run_id, []), record.spec.name
+        if not runs:
+            if run_id in ledger.current:
+                findings.append(Finding("MLflow", "missing", name, "in the ledger only"))
+            continue
+        if len(runs) > 1:
+            findings.append(Finding("MLflow", "doubled", name, f"{len(runs)} finished runs"))
+        expected, seen, differing = _differences(record, runs[0])
+        if differing:
+            findings.append(_different("MLflow", expected, seen, differing))
+        if run_id in ledger.outdated and runs[0].data.tags.get("outcome") != "outdated":
+            findings.append(Finding("MLflow", "unmarked", name, "outdated in the ledger, not tagged so"))
+    for run_id in completed.keys() - ledger.readable.keys() - ledger.unreadable.keys():
+        name = completed[run_id][0].info.run_name
+        findings.append(Finding("MLflow", "unknown", name, "finished; not in the ledger"))
+    for run in _runs(client, experiment.experiment_id, "attributes.status = 'RUNNING'"):
+        what = run.info.run_name
+        if running:
+            findings.append(Finding("MLflow", "running", what, "the driver is at work", note=True))
+        elif RUN_TAG in run.data.tags or STUDY_TAG in run.data.tags:
+            findings.append(Finding("MLflow", "running", what, "left RUNNING; no driver is at work"))
+    return findings
+
+
+def _check_storage(study: Study, ledger: _Ledger, running: bool) -> list[Finding]:
+    findings = []
+    checkpoints = _names(study.storage.study / "checkpoints")
+    weights = {name.removesuffix(".pt") for name in _names(study.storage.study / "weights")}
+    ended = ledger.readable.keys()
+    for run_id in sorted(checkpoints & ended):
+        detail = "checkpoints of a run that has ended: can be deleted"
+        findings.append(Finding("storage", "orphaned", ledger.readable[run_id].spec.name, detail, note=True))
+    if not running:
+        for run_id in sorted(checkpoints - ended):
+            detail = "checkpoints of a run that hasn't ended: the next start goes on from there"
+            findings.append(Finding("storage", "unfinished", run_id, detail, note=True))
+        for run_id in sorted(weights - ended):
+            findings.append(Finding("storage", "orphaned", run_id, "weights without a record", note=True))
+    for run_id in sorted(ended - weights):
+        if ledger.readable[run_id].status == "finished":
+            detail = "no final weights"
+            findings.append(
+                Finding("storage", "missing", ledger.readable[run_id].spec.name, detail, note=True)
+            )
+    return findings
+
+
+def _names(folder: Any) -> Collection[str]:
+    return {path.name for path in folder.glob("*") if not path.name.startswith(".")}

@@ -1,0 +1,229 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eqscale.cli import main
+from eqscale.errors import InputError
+from eqscale.laws.contrast import contrast, log_optimum, scaled
+from eqscale.report.analysis import Analysis, analyse, equal_cost_panels, fit_every_arm, on_axis, seed_noise
+from eqscale.report.conclusions import Conclusion, conclude
+from eqscale.report.data_grid import equivalent_data, gap, read_data_grid
+from eqscale.report.parts import read_study
+from eqscale.report.prediction import predict
+from eqscale.report.render import Content, answer, render
+from tests.report import planted
+from tests.report.planted import BUDGETS
+
+
+def analysed(tmp_path, table) -> Content:
+    planted.write_part(table, tmp_path)
+    study = read_study(tmp_path)
+    found = analyse(study)
+    grid = read_data_grid(study.part("data_grid"), study.part("compute"))
+    return Content(study, found, grid, conclude(found.arms, grid), [])
+
+
+def verdicts(conclusions: list[Conclusion]) -> dict[tuple[int, str], str]:
+    return {(c.number, c.axis): c.verdict for c in conclusions}
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory) -> Content:
+    """The plain arm overtakes the equivariant one."""
+    arms = planted.UNLIKE_THE_PAPER
+    return analysed(tmp_path_factory.mktemp("unlike"), planted.compute_grid(arms, seeds=(0, 1)))
+
+
+def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
+    found = verdicts(unlike.conclusions)
+    assert found[1, ""] == "not decidable at this scale"  # no data grid
+    assert {found[2, axis] for axis in ("executed", "nominal", "seconds")} == {"not reproduced"}
+    truth = planted.crossing(planted.UNLIKE_THE_PAPER, 1e10, 1e13)
+    text = answer(unlike)
+    line = next(line for line in text.splitlines() if "predicted to cross" in line)
+    C, low, high = map(float, re.search(r"at (\S+) \[(\S+), (\S+)\] FLOPs", line).groups())
+    assert low <= truth <= high
+    assert truth == pytest.approx(C, rel=0.3)
+    assert line.count("`transformer` ahead above") == 3
+    assert re.search(r"at 1e\+10 FLOPs `gatr` is ahead; .*at 1e\+13 FLOPs `transformer` is ahead", text)
+    assert "the best run is " in text
+
+
+def test_noise_makes_the_conclusions_undecidable(tmp_path):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,), sizes=4, noise=0.25)
+    found = verdicts(analysed(tmp_path, table).conclusions)
+    assert found[2, "executed"] == found[3, "executed"] == "not decidable at this scale"
+
+
+@pytest.mark.parametrize("rng", range(4))
+def test_hopeless_runs_still_get_a_report(tmp_path, rng):
+    """Laws that lose a term have no optimum; the report says so instead of failing."""
+    table = planted.compute_grid(
+        planted.LIKE_THE_PAPER, BUDGETS[:3], sizes=3, seeds=(0,), noise=0.8, spread=2.0, rng=rng
+    )
+    content = analysed(tmp_path, table)
+    text = render(content, lambda figure: "")
+    assert "not decidable at this scale" in text
+    assert set(re.findall(r"\]\(#(table\d+)\)", text)) <= set(re.findall(r'<a id="(\w+)">', text))
+    assert " nan" not in text
+
+
+def test_one_arm_alone_gets_a_report_without_a_comparison(tmp_path):
+    content = analysed(tmp_path, planted.compute_grid({"gatr": planted.LIKE_THE_PAPER["gatr"]}, seeds=(0,)))
+    assert "only `gatr` has a law" in answer(content)
+    assert set(verdicts(content.conclusions).values()) == {"not decidable at this scale"}
+
+
+def test_augmentation_that_leaves_half_of_the_gap_does_not_close_it():
+    for left, verdict in (
+        (0.0, "reproduced"),
+        (0.5, "not reproduced"),
+        (0.25, "not decidable at this scale"),
+    ):
+        grid = read_data_grid(planted.data_grid(planted.LIKE_THE_PAPER, left=left), pd.DataFrame())
+        assert conclude({}, grid)[0].verdict == verdict, left
+
+
+def test_gaps_need_seeds_to_be_known():
+    data = planted.data_grid(planted.LIKE_THE_PAPER)
+    grid = read_data_grid(data, pd.DataFrame())
+    weights = {"transformer": 1.0, "gatr": -1.0}
+    found = gap(grid, weights, [30, 300])
+    truth = 0.2 + 0.1 * np.mean(np.log10([300, 30]))
+    assert found.low < truth < found.high < found.low + 0.05
+    alone = gap(read_data_grid(data[data["seed"] == 0], pd.DataFrame()), weights, [30, 300])
+    assert not alone.known
+    assert alone.low == -np.inf
+
+
+def test_equivalent_data_reads_off_the_reference_curve():
+    grid = read_data_grid(planted.data_grid(planted.LIKE_THE_PAPER, noise=0.0), pd.DataFrame())
+    worth = dict(equivalent_data(grid, "gatr", "transformer"))
+    assert worth[30000] == np.inf  # the reference never gets there
+    assert 1 < worth[30] < 1000
+    assert dict(equivalent_data(grid, "transformer", "transformer"))[300] == pytest.approx(1.0)
+
+
+def test_the_law_of_repeated_data_comes_back(tmp_path):
+    (E, A, B, alpha, beta), kappa, *_ = spec = planted.LIKE_THE_PAPER["gatr"]
+    rng = np.random.default_rng(0)
+    rows = []
+    for repeats in (0.0, 1.0, 3.0, 10.0, 30.0, 100.0):
+        for N in (2000, 8000, 30000):
+            D = 1e12 / (kappa * N)
+            U = D / (1 + repeats)
+            effective = U * (1 + 8 * (1 - np.exp(-repeats / 8)))
+            value = (E + A / N**alpha + B / effective**beta) * np.exp(0.003 * rng.normal())
+            extra = dict(D=D, unique_tokens=U, unique_scenes=round(U), epochs=1 + repeats)
+            rows.append(planted.row("gatr", spec, 1e12, N, 0, value, **extra))
+    grid = read_data_grid(pd.DataFrame(rows), planted.compute_grid({"gatr": spec}))
+    found = grid.laws["gatr"].found["R"]
+    assert found.estimate == pytest.approx(8, rel=0.15)
+    assert min(found.model[0], found.robust[0]) < 8 < max(found.model[1], found.robust[1])
+
+
+def test_a_folder_with_one_budget_and_several_data_sizes_is_a_data_grid(tmp_path):
+    planted.write_part(planted.data_grid(planted.LIKE_THE_PAPER), tmp_path)
+    study = read_study(tmp_path)
+    assert study.part("compute").empty
+    assert len(study.part("data_grid")) == 36
+    assert analyse(study).arms == {}
+
+
+def test_seed_noise_is_pooled_over_sizes():
+    noise = seed_noise(planted.compute_grid(planted.LIKE_THE_PAPER, noise=0.02, sizes=12))
+    assert len(noise) == 8
+    assert set(noise["df"]) == {24}
+    assert noise["sd"].mean() == pytest.approx(0.02, rel=0.15)
+    assert seed_noise(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,))).empty
+
+
+def test_optima_at_an_edge_are_flagged_with_the_size_to_add(tmp_path):
+    arms = planted.LIKE_THE_PAPER
+    table = planted.compute_grid(arms, seeds=(0,), noise=0.001)
+    (law, kappa, *_) = arms["gatr"]
+    best = optimal = planted.optimal_size(law, kappa, 1e12)
+    cut = (table["arm"] == "gatr") & (table["budget"] == 1e12) & (table["N"] < 1.3 * optimal)
+    edges: list = analysed(tmp_path, table[~cut]).analysis.edges
+    flagged = [e for e in edges if e.arm == "gatr" and e.budget == 1e12]
+    assert {e.axis for e in flagged} == {"executed", "nominal", "seconds"}
+    assert all(e.side == "smallest" and e.suggested < 1.1 * best for e in flagged)
+    assert not [e for e in edges if e not in flagged]
+
+
+def test_panels_of_another_axis_hold_runs_at_equal_cost(unlike: Content):
+    analysis: Analysis = unlike.analysis
+    panels = equal_cost_panels(analysis.arms["seconds"])
+    costs = {float(c) for arm in panels.values() for c in arm.C}
+    assert len(costs) <= len(planted.BUDGETS)
+    for name, arm in panels.items():
+        before = analysis.arms["seconds"][name]
+        np.testing.assert_allclose(arm.cost.cost(arm.N, arm.D), arm.C, rtol=0.02)
+        np.testing.assert_allclose(arm.fit.residuals, before.fit.residuals, atol=1e-9)
+
+
+def test_contrasts_cover_the_planted_difference():
+    """Over simulated studies the wider interval of log L_opt holds the truth at least 90 % of the time."""
+    arms = planted.UNLIKE_THE_PAPER
+    one, two = (planted.optimal_loss(law, kappa, 1e12) for law, kappa, *_ in arms.values())
+    hits = 0
+    for seed in range(10):
+        fitted, _ = fit_every_arm(planted.compute_grid(arms, seeds=(0,), noise=0.01, rng=seed))
+        found = contrast(
+            [
+                (fitted["transformer"], log_optimum(fitted["transformer"].cost, 1e12, "loss")),
+                (fitted["gatr"], scaled(log_optimum(fitted["gatr"].cost, 1e12, "loss"), -1.0)),
+            ]
+        )
+        hits += found.low < np.log(one / two) < found.high
+        assert found.low <= found.model[0] < found.value < found.model[1] <= found.high
+    assert hits >= 9
+
+
+def test_predictions_are_made_once_and_above_the_runs(tmp_path, capsys):
+    planted.write_part(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)), tmp_path)
+    study = read_study(tmp_path)
+    with pytest.raises(InputError, match="nothing would be predicted"):
+        predict(study, 1e12, up_to=1e13)
+    with pytest.raises(InputError, match="unknown axis 'hours'; choose one of executed, nominal, seconds"):
+        predict(study, 1e14, axis="hours")
+    assert predict(study, 1e13)["largest_budget_seen"] == 1e12
+    record = predict(study, 3e4, axis="seconds")
+    assert record["largest_budget_seen"] == 1e13
+    assert record["arms"]["gatr"]["at_sizes"]["low"][0] < record["arms"]["gatr"]["at_sizes"]["high"][0]
+    assert main(["predict", str(tmp_path), "--compute", "3e13"]) == 0
+    assert main(["predict", str(tmp_path), "--compute", "3e13"]) == 2
+    assert "a prediction is made once" in capsys.readouterr().err
+
+
+def test_plan_names_the_arm_and_a_rung_of_its_ladder(tmp_path, capsys):
+    planted.write_part(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)), tmp_path)
+    out = tmp_path / "plan.json"
+    options = ["--resamples", "100", "--json", str(out)]
+    assert main(["plan", "--from", str(tmp_path), "--compute", "2h", "--axis", "seconds", *options]) == 0
+    record = json.loads(out.read_text())
+    assert record["compute"] == 7200
+    best = record["suggestions"][0]
+    law, kappa, *_ = planted.LIKE_THE_PAPER["gatr"]
+    assert best["arm"] == "gatr"
+    assert best["N_optimal"] == pytest.approx(planted.optimal_size(law, kappa, 7.2e12), rel=0.1)
+    assert 0.5 < best["N"] / best["N_optimal"] < 2
+    assert re.fullmatch(r"\d+x\d+", best["size"])
+    assert best["costs"]["seconds"] == pytest.approx(7200, rel=0.01)
+    assert best["costs"]["executed"] == pytest.approx(7.2e12, rel=0.01)
+    truth = planted.loss(law, best["N"], best["D"])
+    low, high = best["new_run"]
+    assert low < truth < high
+    assert best["loss"]["value"] == pytest.approx(truth, rel=0.02)
+    assert "Train gatr" in capsys.readouterr().out
+
+
+def test_arms_keep_their_law_on_every_axis():
+    runs = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,))
+    fitted, _ = fit_every_arm(runs)
+    moved = on_axis(fitted["gatr"], runs, "nominal")
+    assert moved.fit is fitted["gatr"].fit
+    np.testing.assert_allclose(moved.C, 1.5 * fitted["gatr"].C)

@@ -1,0 +1,190 @@
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eqscale.cli import main
+from eqscale.errors import InputError
+from eqscale.report import write_report
+from tests.report import planted
+
+FIGURES = {
+    1: ("fig1_loss_vs_compute", "fig1_loss_vs_compute_nominal", "fig1_loss_vs_compute_seconds"),
+    2: ("fig2_loss_vs_data",),
+    3: ("fig3_surface",),
+    4: ("fig4_isoflop", "fig4_isoflop_nominal", "fig4_isoflop_seconds"),
+    5: ("fig5_optimal_size_seconds", "fig5_optimal_cost_per_token", "fig5_optimal_cost_per_token_nominal"),
+    6: ("fig6_optimal_tokens", "fig6_optimal_tokens_nominal", "fig6_optimal_tokens_seconds"),
+    7: ("fig7_residuals",),
+    8: ("fig8_validation",),
+}
+
+
+def answer(folder):
+    text = (folder / "report.md").read_text()
+    return text[text.index("## The answer") : text.index("## The paper's three")]
+
+
+def verdicts(folder):
+    return {
+        (c["conclusion"], c["axis"]): c["verdict"]
+        for c in json.loads((folder / "conclusions.json").read_text())
+    }
+
+
+def test_planted_conclusions_are_reproduced(like_the_paper):
+    found = verdicts(like_the_paper)
+    assert set(found.values()) == {"reproduced"}, found
+    assert len(found) == 7
+
+
+def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the_paper):
+    lines = answer(like_the_paper).strip().splitlines()[2:]
+    assert lines.pop(0).startswith(
+        "**At the largest compute that all arms were given, ahead is `gatr` on all three"
+    )
+    assert lines.pop(0) == ""
+    for label in ("executed", "dense nominal", "seconds"):
+        assert any(label in line and "`gatr` is ahead over the whole tested range" in line for line in lines)
+    assert all("](#" in line for line in lines)
+    assert "executed: none in range; on training FLOPs, dense nominal: none in range" in answer(
+        like_the_paper
+    )
+    factor = planted.optimal_loss(*planted.LIKE_THE_PAPER["transformer"][:2], 1e13)
+    factor /= planted.optimal_loss(*planted.LIKE_THE_PAPER["gatr"][:2], 1e13)
+    times = float(re.search(r"executed\*\*.*would need ([\d.]+)×", answer(like_the_paper))[1])
+    assert times == pytest.approx(factor**4, rel=0.15)  # both losses fall as C^(1/4)
+
+
+def test_coefficients_and_exponents_come_back(like_the_paper):
+    table = pd.read_csv(like_the_paper / "coefficients.csv").set_index(["arm", "coefficient"])
+    for arm, (law, *_) in planted.LIKE_THE_PAPER.items():
+        for name, value in (("alpha", law[3]), ("beta", law[4])):
+            row = table.loc[(arm, name)]
+            assert row["estimate"] == pytest.approx(value, abs=0.05)
+            assert (
+                min(row["model_low"], row["robust_low"]) < value < max(row["model_high"], row["robust_high"])
+            )
+    table = pd.read_csv(like_the_paper / "allocation.csv").set_index(["axis", "arm", "exponent"])
+    for axis in ("executed", "nominal", "seconds"):
+        assert table.loc[(axis, "gatr", "N"), "estimate"] == pytest.approx(0.6, abs=0.03)
+        assert table.loc[(axis, "transformer", "N"), "estimate"] == pytest.approx(0.5, abs=0.03)
+        assert table.loc[(axis, "gatr", "loss"), "estimate"] == pytest.approx(-0.25, abs=0.01)
+
+
+def test_every_figure_and_reference_is_there(like_the_paper):
+    text = (like_the_paper / "report.md").read_text()
+    for files in FIGURES.values():
+        for name in files:
+            assert f"({name}.png)" in text
+            assert (like_the_paper / f"{name}.png").exists()
+    assert set(re.findall(r"\]\(#(\w+)\)", text)) <= set(re.findall(r'<a id="(\w+)">', text))
+    for number in range(1, 17):
+        assert f'<a id="table{number}">' in text or number == 8, number  # no optimum is at an edge
+    assert "equal within noise" in text
+    assert "0.04 at 0.3 s" in text
+
+
+def test_lost_runs_are_listed_and_left_out(like_the_paper):
+    text = (like_the_paper / "report.md").read_text()
+    assert "`lost-run` diverged" in text
+    assert re.search(r"\| lost-run \|.*\| diverged \|", text)
+    assert json.loads((like_the_paper / "fits.json").read_text())["transformer"]["n"] == 71
+
+
+def test_seed_noise_and_lack_of_fit_use_the_replicates(like_the_paper):
+    text = (like_the_paper / "report.md").read_text()
+    sd = float(re.search(r"\| `gatr` \| all \|  \|  \| \*\*([\d.]+) %", text)[1])
+    assert sd == pytest.approx(0.4, rel=0.25)
+    assert "no replicates" not in text
+
+
+def test_prediction_and_outcome_stand_side_by_side(like_the_paper):
+    prediction = json.loads((like_the_paper / "prediction.json").read_text())
+    for arm, (law, kappa, *_) in planted.LIKE_THE_PAPER.items():
+        found = prediction["arms"][arm]
+        low, high = found["mean"]["model"]
+        assert low < planted.optimal_loss(law, kappa, 3e13) < high
+        low, high = found["N_interval"]["model"]
+        assert low < planted.optimal_size(law, kappa, 3e13) < high
+    line = next(line for line in answer(like_the_paper).splitlines() if "Validation" in line)
+    inside = int(re.search(r"for (\d) of 6 runs", line)[1])
+    assert inside >= 5
+    assert "has changed since the prediction" not in (like_the_paper / "report.md").read_text()
+
+
+def test_the_page_works_offline_and_knows_the_run_behind_every_dot(like_the_paper):
+    page = (like_the_paper / "report.html").read_text()
+    assert len(page) < 2_000_000
+    assert not re.search(r'(src|href)="(?!#|data:)', page.replace('xlink:href="data:', ""))
+    assert "@import" not in page
+    runs = page.count("<tr>", page.index('id="table12"')) - 1
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    groups = 0
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        tree = ElementTree.fromstring(svg)
+        for parent in tree.iter():
+            for defs in [child for child in parent if child.tag.endswith("defs")]:
+                parent.remove(defs)
+        for group in tree.iter():
+            if "data-runs" in group.attrib:
+                rows = [int(row) for row in group.attrib["data-runs"].split(",")]
+                dots = [e for e in group.iter() if e.tag.endswith(("}use", "}path"))]
+                assert len(rows) == len(dots)
+                assert 0 <= min(rows) <= max(rows) < runs
+                groups += 1
+    assert groups > 30
+
+
+def test_the_command_rebuilds_the_same_files(like_the_paper, tmp_path, copy_inputs):
+    copy_inputs(like_the_paper, tmp_path)
+    assert main(["report", str(tmp_path / "data_grid")]) == 0  # a part stands for its study
+    written = sorted(p.relative_to(like_the_paper) for p in like_the_paper.rglob("*") if p.is_file())
+    assert written == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    for path in written:
+        assert (tmp_path / path).read_bytes() == (like_the_paper / path).read_bytes(), path
+
+
+def test_too_few_runs_is_one_clear_error(tmp_path):
+    planted.write_part(planted.compute_grid(planted.LIKE_THE_PAPER, sizes=1, seeds=(0,)), tmp_path)
+    with pytest.raises(InputError, match=r"no arm can be fitted: arm = transformer: .*too few"):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.drop(columns="N"), "the column 'N' is missing"),
+        (lambda t: t.assign(D=t["D"].where(t.index != 3, -1.0)), "column 'D'"),
+        (lambda t: t.assign(loss=t["loss"].where(t.index != 3, np.inf)), "column 'loss'"),
+        (lambda t: t.assign(seconds=t["seconds"].where(t.index != 3)), "column 'seconds'"),
+    ],
+)
+@pytest.mark.parametrize("part", [".", "validation"])
+def test_the_command_names_what_is_wrong_with_a_table(tmp_path, capsys, damage, message, part):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,))
+    planted.write_part(table, tmp_path)
+    planted.write_part(damage(table), tmp_path / part)
+    assert main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_empty_table_is_one_line(tmp_path, capsys):
+    (tmp_path / "runs.csv").write_text("")
+    assert main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "not a readable table" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
+
+
+def test_a_folder_without_a_run_table_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "absent")]) == 2
+    assert "holds neither runs.parquet nor runs.csv" in capsys.readouterr().err
