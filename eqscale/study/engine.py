@@ -29,6 +29,7 @@ import torch
 from ray import tune
 from ray.air.execution._internal import actor_manager
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -46,9 +47,10 @@ from eqscale.training.loop import train
 from eqscale.training.memory import read_micro_batch, write_micro_batch
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
-# A worker that Ray kills on a node low on memory ends with an error that Tune's actor manager doesn't know for
-# an actor's death: it would end the whole study.
-actor_manager.RayActorError = (RayActorError, OutOfMemoryError)  # type: ignore[misc, assignment]
+# A worker that Ray kills on a node low on memory ends with an error that Tune doesn't know for an actor's death:
+# it would end the whole study.
+for _module in (actor_manager, tune_controller):
+    _module.RayActorError = (RayActorError, OutOfMemoryError)  # type: ignore[attr-defined]
 
 
 @dataclasses.dataclass(frozen=True)
