@@ -93,7 +93,7 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, FittedR
                         cmap="viridis",
                         marker=marker,
                         s=14,
-                        label=f"N = {number(N)}",
+                        label=f"N = {N:,.0f}",
                     )
                     recipe = fits[arm].recipe
                     batch = recipe.batch_size(budget)
@@ -103,6 +103,7 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, FittedR
                 if len(here):
                     panel.set_ylim(0.97 * here["loss"].min(), _SHOWN * here["loss"].min())
                 panel.legend(fontsize=6, loc="upper right")
+                panel.tick_params(labelsize=7)
                 if row is axes[0]:
                     panel.set_title(f"{budget:.3g} FLOPs")
                 if row is axes[-1]:
@@ -158,7 +159,7 @@ def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, Fitte
         "Learning rate at 10,000 parameters, 1,000 steps and batches of 16; batch size at 1e11 executed FLOPs, "
         "rounded to a power of two. Fitted to all finished trials of an arm that end at most 30 % above the best "
         "of their cell: log loss is a parabola around the recipe's learning rate plus one around its batch size, "
-        "plus a constant per cell. Exponents have a normal prior (standard deviation 0.5) around the usual -0.25 "
+        "plus a constant per cell. Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 "
         "(parameters), -0.15 (steps), 0.35 (batch) and 0.2 (batch in budget): what one seed and a few cells can't "
         "tell is taken from there. The last two columns say what being off by a factor of two costs.",
         _table(recipes),
