@@ -61,6 +61,8 @@ def search_cells(preset: LearningRateSearch) -> list[Cell]:
             raise InputError(f"{option} needs two values, the smaller first, not {values}")
     if any(size & (size - 1) for size in preset.batch_sizes):
         raise InputError(f"--batch-sizes must be powers of two, not {preset.batch_sizes}")
+    # the sizes of a search must not depend on the recipes that come out of it
+    preset = dataclasses.replace(preset, batch_size=preset.batch_size or BATCH)
     return [
         Cell(name, size, budget)
         for budget, name in itertools.product(preset.budgets, preset.arms)
