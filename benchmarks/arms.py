@@ -31,12 +31,13 @@ from eqscale.algebra import (
     extract_normal,
     extract_weight,
 )
+from eqscale.console import make_console
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.models.transformer import TransformerConfig, transformer_training_flops
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import open_split
 from eqscale.study.grid import dataset_spec, design_run
-from eqscale.study.job import make_console, prepare_data
+from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training.arms import Arm, Size, get_arm, register
 from eqscale.training.arms.gatr import token_invariants

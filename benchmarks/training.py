@@ -27,10 +27,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from eqscale.console import make_console
 from eqscale.rigid.dataset import open_split
 from eqscale.rigid.windows import STARTS, Windows
 from eqscale.study.grid import BatchShape, dataset_spec, design_run, expected_batch
-from eqscale.study.job import make_console, prepare_data
+from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training import loop
 from eqscale.training.arms import Arm, Size, get_arm, plain

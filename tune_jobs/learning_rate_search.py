@@ -17,9 +17,10 @@ from __future__ import annotations
 import sys
 
 from eqscale.cli import run_or_exit
+from eqscale.console import make_console
 from eqscale.report import write_search_report
 from eqscale.study.estimate import Estimator
-from eqscale.study.job import JobOptions, make_console, open_study, parse_options
+from eqscale.study.job import JobOptions, open_study, parse_options
 from eqscale.study.presets import SEARCHES, LearningRateSearch
 from eqscale.study.progress import human_time
 from eqscale.study.search import Search, check_specs, check_table, finished_losses, fit_recipe, search_cells

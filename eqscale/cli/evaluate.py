@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the JSON file if one is asked for."""
     import dataclasses
 
-    from rich.console import Console
-
+    from eqscale.console import make_console
     from eqscale.errors import InputError
     from eqscale.rigid.dataset import open_stored
     from eqscale.training.evaluation import assess, ballistic, predictor, rollout_steps
@@ -91,9 +90,7 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     steps = rollout_steps(args.rollout, opened[0])
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = make_console()
     columns = []
     for windows in opened:
         contestants = [("ballistic", ballistic, 1), ("model", predictor(model), 1)]

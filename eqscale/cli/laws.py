@@ -134,9 +134,9 @@ def _fit_group(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> tup
 
 
 def _run_fit(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.markup import escape
 
+    from eqscale.console import make_console
     from eqscale.laws import disagreement, intervals
     from eqscale.laws.render import (
         COEFFICIENT_HEADER,
@@ -154,7 +154,7 @@ def _run_fit(args: argparse.Namespace) -> int:
     check_folder(args.figures)
     at = parse_costs(args.at)
     frame = read_table(args, tuple(filter(None, (args.by, args.budget))))
-    console = Console()
+    console = make_console()
     records, rows, arms = {}, [], {}
     for label, group in groups(frame, args.by, args.runs).items():
         name = f"{args.by} = {label}" if label else ""
@@ -326,8 +326,7 @@ def _draw(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str = "C") 
 
 
 def _run_compare(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from eqscale.console import make_console
     from eqscale.laws.compare import compare_arms, compare_hypotheses
     from eqscale.laws.render import (
         HYPOTHESIS_HEADER,
@@ -354,7 +353,7 @@ def _run_compare(args: argparse.Namespace) -> int:
     reference = args.reference or next(iter(arms))
     if reference not in arms:
         raise InputError(f"--reference {reference!r}: not one of {', '.join(arms)}")
-    console = Console()
+    console = make_console()
     for name, arm in arms.items():
         console.print(f"{name}: {arm.fit.n} runs, {arm.fit.verdict}", highlight=False)
     others = [n for n in arms if n != reference]

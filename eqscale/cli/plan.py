@@ -134,8 +134,7 @@ def _run_plan(args: argparse.Namespace) -> int:
 
 
 def _plan_from_study(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from eqscale.console import make_console
     from eqscale.laws.render import plain, write_json
     from eqscale.report.advice import suggest
     from eqscale.report.analysis import on_axis
@@ -162,7 +161,7 @@ def _plan_from_study(args: argparse.Namespace) -> int:
         raise InputError("; ".join(problems))
     arms = {a: {name: on_axis(arm, runs, a) for name, arm in fitted.items()} for a in AXES}
     found = suggest(runs, arms, axis, compute, _rungs)
-    console = Console()
+    console = make_console()
     _print_suggestions(
         console, found, f"{compute:.4g} {AXES[axis].unit} ({AXES[axis].label})", axis == "seconds"
     )
@@ -230,8 +229,7 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
 
 
 def _plan_from_table(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from eqscale.console import make_console
     from eqscale.laws.plan import advise
     from eqscale.laws.render import interval_text, number, plain, write_json
 
@@ -249,7 +247,7 @@ def _plan_from_table(args: argparse.Namespace) -> int:
         ]
         for a in found
     ]
-    console = Console()
+    console = make_console()
     header = [args.by, "parameters N", "tokens D", "expected loss", "P(best)"]
     print_table(console, header, rows, f"{axis or '6ND'} = {compute:.3g}")
     if any(a.extrapolated for a in found):
@@ -267,8 +265,7 @@ def _one_axis(args: argparse.Namespace, frame: Any) -> str | None:
 
 
 def _run_design(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from eqscale.console import make_console
     from eqscale.laws.plan import parse_question, plan_runs
     from eqscale.laws.render import check_writable, number, plain, write_json
 
@@ -283,7 +280,7 @@ def _run_design(args: argparse.Namespace) -> int:
     arms = {name: arms[name] for name in wanted}
     question = parse_question(args.question, arms)
     plan = plan_runs(question, arms, budget=args.spend, most=args.most, runs=args.runs_planned)
-    console, label = Console(), axis or "6ND"
+    console, label = make_console(), axis or "6ND"
     console.print(
         f"{plan.question}: {plan.estimate:.4g}, standard error now {plan.se_now:.3g}", highlight=False
     )
@@ -296,8 +293,7 @@ def _run_design(args: argparse.Namespace) -> int:
 
 
 def _run_predict(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from eqscale.console import make_console
     from eqscale.laws.render import check_writable, interval_text, number, write_json
     from eqscale.report.axes import AXES
     from eqscale.report.parts import read_study
@@ -332,7 +328,7 @@ def _run_predict(args: argparse.Namespace) -> int:
         "new run",
         "new run, robust",
     ]
-    console = Console()
+    console = make_console()
     unit = AXES[args.axis].unit
     print_table(console, header, rows, f"{args.compute:.3g} {unit}, from {record['runs_seen']} runs at budgets up to "
                 f"{record['largest_budget_seen']:.3g}")  # fmt: skip

@@ -61,9 +61,9 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
 def _check(args: argparse.Namespace) -> int:
     from collections import Counter
 
-    from rich.console import Console
     from rich.table import Table
 
+    from eqscale.console import make_console
     from eqscale.errors import InputError
     from eqscale.storage import open_place, subfolders
     from eqscale.study.check import Study, check, mend
@@ -84,9 +84,7 @@ def _check(args: argparse.Namespace) -> int:
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         experiment=f"eqscale-{args.study}",
     )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = make_console()
     if args.mend:
         with only_driver(storage.study):
             before = {finding for finding in check(study) if not finding.note}
@@ -193,9 +191,9 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
+    from eqscale.console import make_console
     from eqscale.errors import InputError
     from eqscale.study.estimate import DDP_EFFICIENCY
     from eqscale.study.grid import compute_grid
@@ -231,9 +229,7 @@ def _simulate(args: argparse.Namespace) -> int:
         for gpus in sorted(set(args.gpus))
     ]
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=170)
+    console = make_console()
     alone = [estimate(spec) for spec in specs]
     longest = max(specs, key=estimate)
     console.print(

@@ -20,6 +20,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from eqscale.console import make_console
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, prepare
 from eqscale.rigid.families import family
@@ -245,12 +246,6 @@ def _git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def make_console() -> Console:
-    """Console of a job: as wide as the terminal, or wide enough for the plan in a log file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
 
 
 def prepare_data(data: DatasetSpec, root: Path, console: Console, backend: str = "processes") -> None:

@@ -1,0 +1,13 @@
+"""The console of commands and jobs."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+_LOG_WIDTH = 140
+
+
+def make_console() -> Console:
+    """As wide as the terminal, or wide enough for tables in a log file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_LOG_WIDTH)
