@@ -160,7 +160,7 @@ def test_checks_go_on_until_the_best_rate_is_bracketed():
 
 def test_recipes_round_batches_to_powers_of_two():
     recipe = Recipe(rate=1e-2, batch=20.0, by_budget=0.3)
-    assert [recipe.batch_size(budget) for budget in (1e8, 1e11, 1e13)] == [8, 16, 64]
+    assert [recipe.batch_size(budget) for budget in (1e8, 1e11, 1e13)] == [16, 16, 64]
     assert recipe.learning_rate(160_000, 1000, 16) == pytest.approx(5e-3)
 
 
