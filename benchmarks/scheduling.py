@@ -85,12 +85,12 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     estimate = Estimator()
     engine._trial = recorded(spans_folder)
     begin, cpu = time.time(), sum(os.times()[:2])
-    with open_study(options, Console(file=sys.stderr, width=140)) as session:
-        session.train(longest_first(specs, estimate))
+    with open_study(options, Console(file=sys.stderr, width=140)) as study:
+        study.train(longest_first(specs, estimate))
         trained, driver_cpu = time.time(), sum(os.times()[:2]) - cpu
-        missing = session.missing(specs)
-        table = run_table(specs, session.ledger)
-        session.complete = not missing
+        missing = study.missing(specs)
+        table = run_table(specs, study.ledger)
+        study.complete = not missing
     spans = [Span(**json.loads(path.read_text())) for path in spans_folder.glob("*.json")]
     if missing or len(spans) != len(specs):
         sys.exit(f"error: {len(spans)} trials ran of {len(specs)} planned; {len(missing)} have no record")

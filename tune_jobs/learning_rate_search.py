@@ -15,9 +15,11 @@ eqscale/training/arms/recipes.json: copy it there to make its recipes those of t
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from eqscale.cli import run_or_exit
 from eqscale.console import make_console
+from eqscale.errors import InputError
 from eqscale.report import write_search_report
 from eqscale.study.estimate import Estimator
 from eqscale.study.job import JobOptions, open_study, parse_options
@@ -48,14 +50,19 @@ def main() -> int:
     """Search, fit, check, report."""
     options = parse_options(__doc__, SEARCHES, job="learning_rate")
     preset = options.preset
+    folder = options.storage.study
+    if not isinstance(folder, Path):
+        raise InputError(
+            f"--storage {folder}: a search keeps Optuna's journal in a file and needs a local folder"
+        )
     console = make_console()
     console.print(plan(options), highlight=False)
     if options.dry_run:
         return 0
-    with open_study(options, console) as session:
-        ledger = session.ledger
-        search = Search(preset, options.storage.study / "optuna.journal")
-        session.train(search, "search")
+    with open_study(options, console) as study:
+        ledger = study.ledger
+        search = Search(preset, folder / "optuna.journal")
+        study.train(search, "search")
         if len(search):
             console.print(
                 f"[yellow]stopped with {len(search)} trials to go[/yellow]: the same command continues"
@@ -67,18 +74,18 @@ def main() -> int:
         fits = {name: fit_recipe(finished[finished["arm"] == name]) for name in preset.arms}
         recipes = {name: fit.recipe for name, fit in fits.items()}
         checks = check_specs(preset, recipes, {})
-        while todo := session.missing(checks):
-            session.train(todo, "check")
-            if session.missing(checks):
+        while todo := study.missing(checks):
+            study.train(todo, "check")
+            if study.missing(checks):
                 console.print("[yellow]stopped in the check runs[/yellow]: the same command continues")
                 return 130
             ended = [ledger.read(spec.run_id) for spec in checks if spec.run_id in ledger]
             checks = check_specs(preset, recipes, finished_losses(ended))
         runs = run_table(checks, ledger)
         write_search_report(trials, runs, check_table(preset, recipes, runs), fits, options.results)
-        session.describe([*specs, *checks])
-        session.track([*specs, *checks])
-        session.complete = True
+        study.describe([*specs, *checks])
+        study.track([*specs, *checks])
+        study.complete = True
     return 0
 
 

@@ -266,7 +266,7 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, backend: str =
         )
 
 
-class Session:
+class OpenStudy:
     """An open study: this driver alone trains its trials, keeps its ledger and writes its MLflow runs."""
 
     def __init__(self, options: JobOptions[Preset], tracker: Tracker, console: Console) -> None:
@@ -385,7 +385,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Session]:
+def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenStudy]:
     """Open a study for this driver, and close its MLflow runs however the job ends.
 
     Raises:
@@ -404,11 +404,11 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[Sessio
             "data": dataset_spec(options.preset).digest,
         }
         tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
-        session = Session(options, tracker, console)
+        study = OpenStudy(options, tracker, console)
         try:
-            yield session
+            yield study
         finally:
-            tracker.close("FINISHED" if session.complete else "KILLED")
+            tracker.close("FINISHED" if study.complete else "KILLED")
         if tracker.outages:
             console.print(f"MLflow stopped answering {tracker.outages} times; trials were not held up")
         if tracker.errors:
@@ -456,20 +456,20 @@ def run_study(
     if options.dry_run:
         return 0
 
-    with open_study(options, console) as session:
-        session.train(todo)
-        missing = session.missing(specs)
+    with open_study(options, console) as study:
+        study.train(todo)
+        missing = study.missing(specs)
         table = run_table(specs, ledger, outdated=True)
         write_table(table, options.results)
-        session.describe(specs)
+        study.describe(specs)
         try:
             publish(table)
         except InputError as error:
             if not missing:
                 raise
             console.print(f"no report yet: {error}", markup=False)
-        session.track(specs)
-        session.complete = not missing
+        study.track(specs)
+        study.complete = not missing
         if missing:
             console.print(
                 f"[yellow]stopped with {len(missing)} runs to go[/yellow]: the same command continues"
