@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 from benchmarks.faults.harness import Study, mlflow_server, result_of, wait_for
 from eqscale.rigid.dataset import open_split
@@ -26,7 +27,7 @@ GRID = {
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the faults of this test are Linux's")
-def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch):
+def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch, request):
     study = Study(
         tmp_path,
         "faults",
@@ -49,6 +50,9 @@ def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch):
 
     data, root = dataset_spec(study.options.preset), study.options.storage.data
     monkeypatch.setenv("FAULTS_FOLDER", str(tmp_path))
+    threads = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    torch.set_num_threads(1)  # as in a trial: another number of threads sums in another order
     for spec in study.specs:
         alone = train(
             spec,
