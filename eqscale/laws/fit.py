@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from scipy import special
 from scipy.optimize import linprog, lsq_linear
 
@@ -447,11 +448,12 @@ def _internal_value(form: Form, name: str, value: float, centre: Centre) -> floa
 def _weights(weights: object, n: int, where: str) -> Array:
     if weights is None:
         return np.ones(n)
-    w = np.array(weights, dtype=float).reshape(-1)
+    raw = np.asarray(weights, dtype=object).reshape(-1)
+    w = pd.to_numeric(pd.Series(raw), errors="coerce").to_numpy(float)
     if len(w) != n:
         raise InputError(f"{where}: {len(w)} weights for {n} runs")
     for i in np.flatnonzero(~(np.isfinite(w) & (w >= 0))):
-        raise InputError(f"{where}: row {i + 1}: weight {w[i]:g} is not finite and non-negative")
+        raise InputError(f"{where}: row {i + 1}: weight {raw[i]!r} is not a finite non-negative number")
     return w
 
 
@@ -667,7 +669,7 @@ def _to_vertex(form, theta, x, y, w, lower, upper) -> tuple[Array, float]:
     free = np.flatnonzero((lower < upper) & (theta > -690.0))
     used = np.flatnonzero(w > 0)
     best, objective = theta.copy(), value(theta)
-    m, k = len(used), len(free)
+    k = len(free)
     radius = np.inf
     for _ in range(60):
         ev = form.evaluate(best[None], x)
