@@ -142,8 +142,9 @@ def read_table(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.Data
         required=required,
         where=parse_where(args.where),
         duplicates=args.duplicates,
+        weights=args.weights,
     )
-    for column in filter(None, (*extra, args.weights, cluster_column(args))):
+    for column in filter(None, (*extra, cluster_column(args))):
         if column not in frame.columns:
             raise InputError(
                 f"{args.runs}: no column {column!r}; columns: {', '.join(map(str, frame.columns))}"

@@ -157,16 +157,19 @@ def _run_fit(args: argparse.Namespace) -> int:
     at = parse_costs(args.at)
     frame = read_table(args, tuple(filter(None, (args.by, args.budget))))
     console = make_console()
+    parts = groups(frame, args.by, args.runs)
+    titles = {label: f"{args.by} = {label}" if label else args.runs for label in parts}
+    sources = {label: f"{args.runs}, {titles[label]}" if label else args.runs for label in parts}
+    for label, group in parts.items():
+        _check_hold_out(args, group, sources[label])
+    # all groups are fitted before the first is shown: a group that can't be fitted leaves nothing half-told
+    fits = {label: _fit_group(args, group, sources[label]) for label, group in parts.items()}
     records, rows, arms = {}, [], {}
-    for label, group in groups(frame, args.by, args.runs).items():
-        name = f"{args.by} = {label}" if label else ""
-        where = f"{args.runs}, {name}" if name else args.runs
-        if {"N", "D"} <= set(group.columns):
-            _check_hold_out(args, group, where)
-        found, boot = _fit_group(args, group, where)
+    for label, group in parts.items():
+        found, boot = fits[label]
         limits = intervals(found, boot)
         record = fit_record(found, limits, boot)
-        console.print(f"\n[bold]{escape(name or args.runs)}[/bold]  {found.n} runs, L = {found.form.formula}")
+        console.print(f"\n[bold]{escape(titles[label])}[/bold]  {found.n} runs, L = {found.form.formula}")
         print_table(console, COEFFICIENT_HEADER, coefficient_rows(limits))
         rows += [[label, *row] if label else row for row in coefficient_rows(limits)]
         colour = "green" if found.verdict == "converged" else "yellow"
@@ -222,11 +225,30 @@ def _budgets(args: argparse.Namespace, frame: pd.DataFrame) -> np.ndarray:
 
 
 def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> None:
-    """Refuse to hold out more budgets than there are, before anything is fitted."""
+    """Refuse to hold out so many budgets that the others don't determine the law, before anything is fitted."""
+    import numpy as np
+
+    from eqscale.laws.fit import check_design, resolve_form
+
     if args.hold_out < 0:
         raise InputError(f"--hold-out {args.hold_out}: the number of budgets to hold out is not negative")
-    if args.hold_out and args.hold_out >= (count := len(set(_budgets(args, frame)))):
-        raise InputError(f"{where}: --hold-out {args.hold_out} leaves nothing to fit of {count} budgets")
+    if not args.hold_out:
+        return
+    form = resolve_form(args.form)
+    if not {"N", "D"} <= set(form.columns):
+        raise InputError("--hold-out needs a law in N and D")
+    budget = _budgets(args, frame)
+    values = np.unique(budget)
+    if args.hold_out >= len(values):
+        raise InputError(f"{where}: --hold-out {args.hold_out} leaves nothing to fit of {len(values)} budgets")
+    rest = frame[budget < values[-args.hold_out]]
+    check_design(
+        form,
+        {c: rest[c].to_numpy() for c in form.columns},
+        rest["loss"].to_numpy(),
+        len(form.names) - len(parse_fixed(args.fix)),
+        f"{where}, without the budgets of --hold-out {args.hold_out}",
+    )
 
 
 def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
@@ -257,9 +279,7 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
     if test:
         console.print(f"replicates: {test.describe()}", highlight=False)
     if args.hold_out:
-        if not {"N", "D"} <= set(fit.form.columns):
-            raise InputError("--hold-out needs a law in N and D")
-        budget = _arm_of(args, "", fit, None, frame).budget
+        budget = _budgets(args, frame)
         held = [hold_out_top(fit, budget, k) for k in range(1, args.hold_out + 1)]
         each = leave_one_budget_out(fit, budget)
         rows = [

@@ -153,7 +153,10 @@ class Fit:
         """
         columns = {k: v[keep] for k, v in self.columns.items()}
         free = int(np.sum(self.lower < self.upper))
-        check_design(self.form, columns, self.observed[keep], free, "remaining runs")
+        used = self.weights[keep] > 0
+        check_design(
+            self.form, {k: v[used] for k, v in columns.items()}, self.observed[keep][used], free, "remaining runs"
+        )
         return fit_internal(
             self.form, self.loss, columns, self.observed[keep], self.weights[keep], self.centre,
             self.lower, self.upper, self.fixed,

@@ -77,8 +77,12 @@ def _as_number(value: object) -> float:
         return np.nan
 
 
-def _positive(column: pd.Series, name: str, rows: np.ndarray, source: str, hint: str) -> np.ndarray:
-    """A column as positive float64; numbers may arrive as text, decimals, categories or nullable types."""
+def _positive(
+    column: pd.Series, name: str, rows: np.ndarray, source: str, hint: str, zero: bool = False
+) -> np.ndarray:
+    """A column as positive float64 (with ``zero``: or 0); numbers may arrive as text, decimals, categories or
+    nullable types.
+    """
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
         raise InputError(f"{source}: column {name!r} holds {column.dtype}, not numbers")
     raw = column.astype(object)
@@ -86,8 +90,9 @@ def _positive(column: pd.Series, name: str, rows: np.ndarray, source: str, hint:
     for i in np.flatnonzero(~np.isfinite(out)):
         shown = "empty" if pd.isna(raw.iloc[i]) else repr(raw.iloc[i])
         raise InputError(f"{source}: row {rows[i]}, column {name!r}: {shown} is not a finite number{hint}")
-    for i in np.flatnonzero(out <= 0):
-        raise InputError(f"{source}: row {rows[i]}, column {name!r}: {out[i]:g} is not positive{hint}")
+    for i in np.flatnonzero((out < 0) if zero else (out <= 0)):
+        wrong = "is negative" if zero else "is not positive"
+        raise InputError(f"{source}: row {rows[i]}, column {name!r}: {out[i]:g} {wrong}{hint}")
     return out
 
 
@@ -110,6 +115,7 @@ def check_runs(
     where: Mapping[str, str] | None = None,
     source: str = "table",
     duplicates: str = "error",
+    weights: str | None = None,
 ) -> pd.DataFrame:
     """Rename, filter and check a run table.
 
@@ -120,6 +126,7 @@ def check_runs(
         where: keep rows whose column equals the value (compared as text).
         source: name of the table in messages.
         duplicates: ``error``, ``drop`` or ``keep`` for rows that repeat another run entirely.
+        weights: column with the weight of each run, zero or more.
 
     Returns:
         A table with the required and mapped roles as positive float64 columns, everything else unchanged.
@@ -166,6 +173,10 @@ def check_runs(
         shown = mapping.get(role, role)
         columns[role] = _positive(column, shown, rows, source, hint)
     out = frame.assign(**columns)
+    if weights is not None:
+        if weights not in frame.columns:
+            raise InputError(f"{source}: no column {weights!r} to use as weights; columns: {listed}")
+        out[weights] = _positive(frame[weights], weights, rows, source, hint, zero=True)
     return _check_duplicates(out, rows, columns, source, duplicates)
 
 
@@ -196,16 +207,23 @@ def read_runs(
     required: Sequence[str] = ("N", "D", "loss"),
     where: Mapping[str, str] | None = None,
     duplicates: str = "error",
+    weights: str | None = None,
 ) -> pd.DataFrame:
     """Read and check a run table from a CSV or Parquet file or an MLflow experiment.
 
     Args:
         source: path, or ``mlflow:EXPERIMENT`` (name or id; tracking address from ``MLFLOW_TRACKING_URI``).
-        mapping, required, where, duplicates: see ``check_runs``.
+        mapping, required, where, duplicates, weights: see ``check_runs``.
 
     Raises:
         InputError: see ``check_runs``; also an unreadable file or unknown experiment.
     """
     return check_runs(
-        load_table(source), mapping, required=required, where=where, source=str(source), duplicates=duplicates
+        load_table(source),
+        mapping,
+        required=required,
+        where=where,
+        source=str(source),
+        duplicates=duplicates,
+        weights=weights,
     )

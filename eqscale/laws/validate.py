@@ -111,7 +111,7 @@ class LackOfFit:
     """Classical test of the form against pure error (Draper & Smith 1998, ch. 2)."""
 
     pure_error: float
-    """Standard deviation of the log loss between replicates of one (N, D)."""
+    """Standard deviation of the log loss between replicates of one (N, D), at weight 1."""
     replicates: int
     """Degrees of freedom of the pure error."""
     f_statistic: float
@@ -151,15 +151,16 @@ def lack_of_fit(fit: Fit, points: Array | None = None) -> LackOfFit | None:
         _, point = np.unique(design, axis=0, return_inverse=True)
     else:
         _, point = np.unique(np.asarray(points), return_inverse=True)
-    point = point.ravel()
-    log_loss = np.log(fit.observed)
-    means = np.bincount(point, log_loss) / np.bincount(point)
-    pure = float(np.sum((log_loss - means[point]) ** 2))
-    df_pure = fit.n - len(means)
+    w = fit.weights
+    _, point = np.unique(point.ravel()[w > 0], return_inverse=True)
+    log_loss, r, w = np.log(fit.observed)[w > 0], squares.residuals[w > 0], w[w > 0]
+    means = np.bincount(point, w * log_loss) / np.bincount(point, w)
+    pure = float(np.sum(w * (log_loss - means[point]) ** 2))
+    df_pure = len(w) - len(means)
     df_lack = len(means) - len(squares.free)
     if df_pure < 1 or df_lack < 1 or pure == 0.0:
         return None
-    lack = max(float(np.sum(squares.residuals**2)) - pure, 0.0)
+    lack = max(float(np.sum(w * r**2)) - pure, 0.0)
     f = (lack / df_lack) / (pure / df_pure)
     return LackOfFit(float(np.sqrt(pure / df_pure)), df_pure, f, float(stats.f.sf(f, df_lack, df_pure)))
 

@@ -144,4 +144,4 @@ def test_command(tmp_path, capsys):
     assert ratio == pytest.approx(3.0, rel=0.25)
     assert "crossing" in capsys.readouterr().out
     assert main([*arguments[:2], "--reference", "other", "--resamples", "5"]) == 2
-    assert "--reference 'other': not one of plain, better" in capsys.readouterr().err
+    assert "--reference 'other': not one of better, plain" in capsys.readouterr().err
