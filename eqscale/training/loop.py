@@ -184,6 +184,7 @@ class _Progress:
     step: int = 0
     devices: int = 1
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     tokens: int = 0
     pairs: int = 0
@@ -239,7 +240,8 @@ class _Trainer:
                 )
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.progress = _Progress(**state["progress"])
+            # NaN: a checkpoint from before CPU time was counted
+            self.progress = _Progress(**{"cpu_seconds": math.nan, **state["progress"]})
         if self.progress.devices != group.world:
             self._note(
                 f"devices: {self.progress.devices} up to step {self.progress.step}, then {group.world}"
@@ -264,6 +266,7 @@ class _Trainer:
         """Train to the last step; raises _Diverged when the loss leaves the sensible range."""
         progress = self.progress
         clock = last_checkpoint = time.perf_counter()
+        cpu_clock = time.process_time()
         first, last = progress.step, self.spec.steps
         shares = (self.order.batch(step)[self.group.rows] for step in range(first, last))
         for batch in batches(self.train_windows, shares, self.device):
@@ -271,9 +274,7 @@ class _Trainer:
             at_curve_point = progress.step in self.curve_steps
             now = time.perf_counter()
             due = now - last_checkpoint > self.checkpoint_seconds
-            if (
-                self.group.world > 1
-            ):  # ranks have clocks of their own: they meet at steps that all of them know
+            if self.group.world > 1:  # clocks differ: ranks meet at steps that all of them know
                 reads = at_curve_point or progress.step % _CHECK_STEPS == 0
                 due = due and reads
             else:
@@ -282,13 +283,14 @@ class _Trainer:
                 self._read_losses()
             if (at_curve_point or due) and self.group.rank == 0:
                 progress.seconds += self.group.world * (time.perf_counter() - clock)
+                progress.cpu_seconds += self.group.world * (time.process_time() - cpu_clock)
                 if at_curve_point:
                     self._add_curve_point()
                 if due and progress.step < self.spec.steps:
                     self._save()
                     self._sign_of_life()
                     last_checkpoint = time.perf_counter()
-                clock = time.perf_counter()
+                clock, cpu_clock = time.perf_counter(), time.process_time()
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on the full test selection of the spec."""
@@ -500,6 +502,7 @@ def train(
     if trainer.arm.packed and trainer.arm.packed(trainer.device):
         computed = (progress.tokens, progress.pairs)
     windows_drawn = progress.step * spec.batch_size
+    cpu_known = trainer.device.type == "cpu" and math.isfinite(progress.cpu_seconds)
     return RunRecord(
         spec=spec,
         run_id=spec.run_id,
@@ -524,4 +527,5 @@ def train(
         devices=progress.devices,
         micro_batch=trainer.micro_batch,
         notes=progress.notes,
+        cpu_seconds=progress.cpu_seconds if cpu_known else None,
     )
