@@ -46,16 +46,13 @@ class Group:
 def join(rank: int, world: int, port: int) -> Iterator[Group]:
     """Meet the other ranks at a ``torch.distributed.TCPStore`` on this machine, and leave them at the end.
 
-    Over NCCL where there is a GPU (each process must see one of its own), over Gloo elsewhere.
+    Over NCCL where there is a GPU (each process must see one of its own), over Gloo elsewhere. A rank that fails
+    must end its process: the others wait for it as long as its connections live, and are best ended, too.
     """
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     try:
         yield Group(rank, world)
-    except BaseException:
-        # The others must not wait for this rank, though a traceback may keep its connections alive.
-        dist.distributed_c10d._get_default_group().abort()
-        raise
     finally:
         dist.destroy_process_group()

@@ -15,12 +15,13 @@ from eqscale.training import checkpoint, loop
 from eqscale.training.arms import Size
 from eqscale.training.group import Group, join
 from eqscale.training.loop import follow, train
-from eqscale.training.memory import read_micro_batch, write_micro_batch
+from eqscale.training.memory import NEXT_ATTEMPT, read_micro_batch, write_micro_batch
+from eqscale.training.spec import RunRecord
 from tests.training.conftest import DATA
 from tests.training.test_loop import make_spec
 
 WORLD = 2
-# Seven windows are a share of four and one of three; three more ranks would have 2, 2, 2, 1.
+# Seven windows are a share of four and one of three.
 STEPS = {
     "transformer": make_spec(steps=20, batch_size=7, size=Size(16, 2, 2)),
     "transformer_aug": make_spec(arm="transformer_aug", steps=20, batch_size=7, size=Size(16, 2, 2)),
@@ -42,9 +43,7 @@ def take_steps(group, root, folder, name, dtype):
     loop.build_model = lambda spec: healthy[0](spec).to(dtype)
     loop.batches = functools.partial(batches, dtype=dtype)
     try:
-        trainer = loop._Trainer(
-            STEPS[name], *open_windows(root), folder, print, print, math.inf, group
-        )
+        trainer = loop._Trainer(STEPS[name], *open_windows(root), folder, print, print, math.inf, group)
         trainer.curve_steps = set()
         trainer.run()
     finally:
@@ -90,11 +89,11 @@ def whole_run(group, root, folder, name, **options):
 
 
 def out_of_memory(group, root, folder):
-    """The second rank can't hold more than one window."""
+    """The second rank can't hold its three windows."""
     healthy = loop.weighted_mse
 
     def limited(prediction, batch):
-        if group.rank == 1 and len(batch.weight) > 1:
+        if group.rank == 1 and len(batch.weight) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return healthy(prediction, batch)
 
@@ -107,14 +106,13 @@ def out_of_memory(group, root, folder):
 
 def rank_process(rank, root, folder, tasks):
     torch.set_num_threads(1)
-    errors = []
     for port, task in tasks:
         try:
             with join(rank, WORLD, port) as group:
                 task(group, root, folder)
         except (Killed, RuntimeError) as error:
-            errors.append(error)  # as a debugger would, with the traceback and all that it holds
-    (folder / f"errors-{rank}").write_text("\n".join(f"{type(e).__name__}: {e}" for e in errors))
+            (folder / f"{task.__name__}-{rank}").write_text(str(error))
+            return
 
 
 @pytest.fixture(scope="module")
@@ -122,36 +120,49 @@ def done(data_root, tmp_path_factory):
     """Folder in which two processes have left what they did together."""
     folder = tmp_path_factory.mktemp("together")
     kinds = [(name, dtype) for name in STEPS for dtype in (torch.float64, torch.float32)]
-    tasks = [
-        functools.partial(steps_together, names=kinds),
-        steps_in_parts,
-        functools.partial(whole_run, name="whole"),
-        half_a_run,
-        out_of_memory,
-        functools.partial(whole_run, name="memory"),
-    ]
+    steps = functools.partial(steps_together, names=kinds)
+    whole = functools.partial(whole_run, name="whole")
+    together(data_root, folder, steps, steps_in_parts, whole, half_a_run)
+    together(data_root, folder, out_of_memory)
+    return folder
+
+
+def together(root, folder, *tasks):
+    """Two processes do the tasks, one after the other; a task that fails ends its process."""
     stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in tasks]
     meetings = [(store.port, task) for store, task in zip(stores, tasks, strict=True)]
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=rank_process, args=(rank, data_root, folder, meetings))
-        for rank in range(WORLD)
+        context.Process(target=rank_process, args=(rank, root, folder, meetings)) for rank in range(WORLD)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return folder
+    assert [process.exitcode for process in processes] == [0] * WORLD
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the ranks have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def alone(data_root, tmp_path):
-    """Does the same in this process, on one thread as the ranks do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield functools.partial(take_steps, Group(), data_root, tmp_path)
-    torch.set_num_threads(threads)
+    """Takes the same steps in this process."""
+    return functools.partial(take_steps, Group(), data_root, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def straight(data_root, tmp_path_factory):
+    """The whole run on one device: its record, and its weights."""
+    folder = tmp_path_factory.mktemp("straight")
+    record = train(RUN, *open_windows(data_root), checkpoints=folder / "c", weights=folder / "w.pt")
+    return record, checkpoint.load_file(folder / "w.pt")["model"]
 
 
 def difference(one, other):
@@ -163,7 +174,6 @@ def difference(one, other):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_two_ranks_take_the_steps_of_one(done, alone, name, dtype, tolerance):
     first, second = (torch.load(done / f"{name}-{dtype}-{rank}.pt") for rank in range(WORLD))
-    print(name, dtype, difference(first, alone(name, dtype)))
     assert difference(first, second) == 0.0
     assert difference(first, alone(name, dtype)) < tolerance
 
@@ -172,3 +182,52 @@ def test_ranks_may_compute_in_parts_of_their_own(done, alone):
     result = torch.load(done / "parts-0.pt")
     assert difference(result, torch.load(done / "parts-1.pt")) == 0.0
     assert difference(result, alone("gatr", torch.float64)) < 1e-10
+
+
+def check_same(record, weights, straight):
+    """The same run but for the order of floating-point sums."""
+    expected, expected_weights = straight
+    assert record.run_id == expected.run_id
+    for name in ("status", "tokens", "padded_tokens", "flops_executed", "epochs", "steps_done"):
+        assert getattr(record, name) == getattr(expected, name), name
+    assert difference(checkpoint.load_file(weights)["model"], expected_weights) < 1e-4
+    assert record.test == pytest.approx(expected.test, rel=1e-3, abs=1e-6)
+    assert [point.step for point in record.curve] == [point.step for point in expected.curve]
+    assert [p.train_loss for p in record.curve] == pytest.approx(
+        [p.train_loss for p in expected.curve], rel=1e-5
+    )
+
+
+def test_a_run_on_two_devices_leaves_the_record_of_one(done, straight):
+    record = RunRecord.from_json((done / "whole.json").read_text())
+    check_same(record, done / "whole.pt", straight)
+    assert (record.devices, record.micro_batch, record.notes) == (2, 4, [])
+    assert record.curve[-1].seconds == record.seconds
+
+
+def test_a_run_on_two_devices_goes_on_on_one(done, straight, data_root):
+    assert (done / "half_a_run-0").exists()
+    assert (done / "half_a_run-1").exists()
+    begun = max(checkpoint.steps(done / "resumed"))
+    assert 10 <= begun < 30
+    places = {"checkpoints": done / "resumed", "weights": done / "resumed.pt"}
+    record = train(RUN, *open_windows(data_root), **places)
+    check_same(record, done / "resumed.pt", straight)
+    assert record.devices == 1
+    assert record.notes == [f"devices: 2 up to step {begun}, then 1"]
+
+
+def test_memory_that_runs_out_on_one_rank_ends_the_attempt_and_halves_the_next(done, straight, data_root):
+    expected = f"out of memory at step 0: 1 {NEXT_ATTEMPT}"
+    assert (done / "out_of_memory-1").read_text() == expected
+    assert "out of memory" not in (done / "out_of_memory-0").read_text()
+    assert read_micro_batch(done / "memory", RUN.batch_size) == 1
+    places = {"checkpoints": done / "memory", "weights": done / "memory.pt"}
+    record = train(RUN, *open_windows(data_root), **places)
+    check_same(record, done / "memory.pt", straight)
+    assert record.micro_batch == 1
+
+
+def test_more_devices_than_windows_are_refused(windows, tmp_path):
+    with pytest.raises(InputError, match="can't use 8 devices: its batch has 7 windows"):
+        train(RUN, *windows, checkpoints=tmp_path, group=Group(0, 8))
