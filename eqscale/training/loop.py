@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -79,8 +79,8 @@ def accumulate_gradient(
     pieces = list(parts(batch, micro_batch))
     for piece in pieces:
         last = piece is pieces[-1]
-        together = isinstance(model, DistributedDataParallel)
-        with model.no_sync() if together and not last else contextlib.nullcontext():
+        held = isinstance(model, DistributedDataParallel) and not last
+        with cast(DistributedDataParallel, model).no_sync() if held else contextlib.nullcontext():
             loss = weighted_mse(model(piece), piece) * (len(piece.weight) / windows)
             loss.backward()
         total += loss.detach()
