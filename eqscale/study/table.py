@@ -23,9 +23,9 @@ COLUMNS: dict[str, str] = {
     "loss_se": "standard error of the loss over test scenes",
     "flops_nominal": "training FLOPs as the paper's authors count (6 per weight per token, dense 16x16 maps)",
     "flops_executed": "training FLOPs executed, padding included where the arm computes it",
-    "seconds": "wall time in the training loop on the named hardware, with whatever else ran there",
-    "cpu_seconds": "CPU time of the training process in the same loop, empty on a GPU and for older runs; where it is "
-    "there, reports count it as the run's seconds",
+    "seconds": "wall time in the training loop on the named hardware, with whatever else ran there, times devices",
+    "cpu_seconds": "CPU time of the (first) training process in the same loop, times devices, empty on a GPU and for "
+    "older runs; where it is there, reports count it as the run's seconds",
     "width": "residual width (features, or multivector channels of GATr)",
     "depth": "blocks",
     "heads": "attention heads",

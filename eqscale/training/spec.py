@@ -178,8 +178,8 @@ class RunRecord:
     notes: list[str] = dataclasses.field(default_factory=list)
     """What happened on the way: memory that ran out, checkpoints that were damaged or not written."""
     cpu_seconds: float | None = None
-    """CPU time of the training process over the same stretches as ``seconds``. None on a GPU, where it says
-    nothing, and in records from before it was counted."""
+    """CPU time of the first training process over the same stretches as ``seconds``, times devices. None on a GPU,
+    where it says nothing, and in records from before it was counted."""
 
     @property
     def outdated(self) -> bool:
