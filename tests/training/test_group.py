@@ -58,7 +58,7 @@ def steps_together(group, root, folder, names):
 
 
 def steps_in_parts(group, root, folder):
-    """In parts of two windows, or of one after the other's: ranks may differ."""
+    """One rank computes two windows at once, the other one."""
     here = folder / f"parts-{group.rank}"
     here.mkdir()
     write_micro_batch(here, 2 - group.rank)
@@ -170,17 +170,29 @@ def difference(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_two_ranks_take_the_steps_of_one(done, alone, name, dtype, tolerance):
-    first, second = (torch.load(done / f"{name}-{dtype}-{rank}.pt") for rank in range(WORLD))
+def both(folder, name):
+    """What the two ranks have left, which must be the same."""
+    first, second = (torch.load(folder / f"{name}-{rank}.pt") for rank in range(WORLD))
     assert difference(first, second) == 0.0
-    assert difference(first, alone(name, dtype)) < tolerance
+    return first
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_two_ranks_take_the_steps_of_one(done, alone, name):
+    result = both(done, f"{name}-{torch.float64}")
+    assert difference(result, alone(name, torch.float64)) < 1e-10
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_single_precision_rounds_the_loss_elsewhere(done, alone, name):
+    """Weights may differ by more: AdamW takes steps of full length where a gradient is hardly more than rounding."""
+    result, expected = both(done, f"{name}-{torch.float32}"), alone(name, torch.float32)
+    assert result["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-5)
+    assert difference(result, expected) < 1e-2 * STEPS[name].steps * STEPS[name].learning_rate
 
 
 def test_ranks_may_compute_in_parts_of_their_own(done, alone):
-    result = torch.load(done / "parts-0.pt")
-    assert difference(result, torch.load(done / "parts-1.pt")) == 0.0
+    result = both(done, "parts")
     assert difference(result, alone("gatr", torch.float64)) < 1e-10
 
 
@@ -190,7 +202,7 @@ def check_same(record, weights, straight):
     assert record.run_id == expected.run_id
     for name in ("status", "tokens", "padded_tokens", "flops_executed", "epochs", "steps_done"):
         assert getattr(record, name) == getattr(expected, name), name
-    assert difference(checkpoint.load_file(weights)["model"], expected_weights) < 1e-4
+    assert difference(checkpoint.load_file(weights)["model"], expected_weights) < 1e-3
     assert record.test == pytest.approx(expected.test, rel=1e-3, abs=1e-6)
     assert [point.step for point in record.curve] == [point.step for point in expected.curve]
     assert [p.train_loss for p in record.curve] == pytest.approx(
@@ -218,14 +230,14 @@ def test_a_run_on_two_devices_goes_on_on_one(done, straight, data_root):
 
 
 def test_memory_that_runs_out_on_one_rank_ends_the_attempt_and_halves_the_next(done, straight, data_root):
-    expected = f"out of memory at step 0: 1 {NEXT_ATTEMPT}"
+    expected = f"out of memory at step 0: 2 {NEXT_ATTEMPT}"
     assert (done / "out_of_memory-1").read_text() == expected
     assert "out of memory" not in (done / "out_of_memory-0").read_text()
-    assert read_micro_batch(done / "memory", RUN.batch_size) == 1
+    assert read_micro_batch(done / "memory", RUN.batch_size) == 2
     places = {"checkpoints": done / "memory", "weights": done / "memory.pt"}
     record = train(RUN, *open_windows(data_root), **places)
     check_same(record, done / "memory.pt", straight)
-    assert record.micro_batch == 1
+    assert record.micro_batch == 2
 
 
 def test_more_devices_than_windows_are_refused(windows, tmp_path):
