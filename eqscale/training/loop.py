@@ -256,7 +256,7 @@ class _Trainer:
         self.micro_batch = read_micro_batch(checkpoints, math.ceil(spec.batch_size / group.world))
         self.trained = self.model
         if group.world > 1:
-            # An arm may have weights that no loss depends on, as the last block's multivectors of GATr.
+            # An arm of one's own may have weights that a loss doesn't depend on.
             self.trained = DistributedDataParallel(
                 self.model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
             )
