@@ -23,7 +23,7 @@ import pandas as pd
 from eqscale.errors import InputError
 from eqscale.laws import check_runs
 from eqscale.laws.table import load_table
-from eqscale.report.axes import AXES
+from eqscale.report.axes import AXES, count_seconds
 
 PARTS = {
     "compute": "compute grid",
@@ -101,6 +101,7 @@ def _read_part(path: Path) -> pd.DataFrame:
             raise InputError(f"{path}: the column {column!r} is missing")
     if table.empty:
         raise InputError(f"{path}: the table has no rows")
+    table = count_seconds(table)
     if (table["status"] == "finished").any():
         for axis in AXES.values():
             check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=str(path))

@@ -23,7 +23,9 @@ COLUMNS: dict[str, str] = {
     "loss_se": "standard error of the loss over test scenes",
     "flops_nominal": "training FLOPs as the paper's authors count (6 per weight per token, dense 16x16 maps)",
     "flops_executed": "training FLOPs executed, padding included where the arm computes it",
-    "seconds": "seconds in the training loop on the named hardware",
+    "seconds": "wall time in the training loop on the named hardware, with whatever else ran there",
+    "cpu_seconds": "CPU time of the training process in the same loop, empty on a GPU and for older runs; where it is "
+    "there, reports count it as the run's seconds",
     "width": "residual width (features, or multivector channels of GATr)",
     "depth": "blocks",
     "heads": "attention heads",
@@ -94,6 +96,7 @@ def record_row(record: RunRecord) -> dict[str, object]:
         "flops_nominal": record.flops_nominal,
         "flops_executed": record.flops_executed,
         "seconds": record.seconds,
+        "cpu_seconds": record.cpu_seconds,
         "epochs": record.epochs,
         "unique_windows": record.unique_windows,
         "unique_tokens": record.unique_tokens,

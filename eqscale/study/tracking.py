@@ -307,6 +307,7 @@ def final_metrics(record: RunRecord) -> dict[str, float]:
         "flops_nominal": record.flops_nominal,
         "flops_executed": record.flops_executed,
         "seconds": record.seconds,
+        **({} if record.cpu_seconds is None else {"cpu_seconds": record.cpu_seconds}),
         "epochs": record.epochs,
         "peak_memory_mb": record.peak_memory_mb,
     } | {f"final_{name}": value for name, value in record.test.items()}

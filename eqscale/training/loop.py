@@ -165,6 +165,7 @@ class _Progress:
 
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     tokens: int = 0
     pairs: int = 0
@@ -216,7 +217,8 @@ class _Trainer:
                 )
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.progress = _Progress(**state["progress"])
+            # NaN: a checkpoint from before CPU time was counted
+            self.progress = _Progress(**{"cpu_seconds": math.nan, **state["progress"]})
         for step in checkpoint.steps(checkpoints):
             if step > self.progress.step:
                 self._note(
@@ -230,6 +232,7 @@ class _Trainer:
         """Train to the last step; raises _Diverged when the loss leaves the sensible range."""
         progress = self.progress
         clock = last_checkpoint = time.perf_counter()
+        cpu_clock = time.process_time()
         first, last = progress.step, self.spec.steps
         for batch in batches(self.train_windows, map(self.order.batch, range(first, last)), self.device):
             self._step(batch)
@@ -240,13 +243,14 @@ class _Trainer:
                 self._read_losses()
             if at_curve_point or due:
                 progress.seconds += time.perf_counter() - clock
+                progress.cpu_seconds += time.process_time() - cpu_clock
                 if at_curve_point:
                     self._add_curve_point()
                 if due and progress.step < self.spec.steps:
                     self._save()
                     self._sign_of_life()
                     last_checkpoint = time.perf_counter()
-                clock = time.perf_counter()
+                clock, cpu_clock = time.perf_counter(), time.process_time()
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on the full test selection of the spec."""
@@ -412,6 +416,7 @@ def train(
     if trainer.arm.packed and trainer.arm.packed(trainer.device):
         computed = (progress.tokens, progress.pairs)
     windows_drawn = progress.step * spec.batch_size
+    cpu_known = trainer.device.type == "cpu" and math.isfinite(progress.cpu_seconds)
     return RunRecord(
         spec=spec,
         run_id=spec.run_id,
@@ -435,4 +440,5 @@ def train(
         started=started,
         micro_batch=trainer.micro_batch,
         notes=progress.notes,
+        cpu_seconds=progress.cpu_seconds if cpu_known else None,
     )

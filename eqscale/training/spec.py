@@ -15,7 +15,7 @@ from eqscale.training.arms import Size, get_arm
 
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 CODE = f"eqscale {__version__}, results version {RESULTS_VERSION}"
 """What a record names as its code."""
 
@@ -173,6 +173,9 @@ class RunRecord:
     """Windows computed at once: the batch, or less after running out of memory. None if not noted."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What happened on the way: memory that ran out, checkpoints that were damaged or not written."""
+    cpu_seconds: float | None = None
+    """CPU time of the training process over the same stretches as ``seconds``. None on a GPU, where it says
+    nothing, and in records from before it was counted."""
 
     @property
     def outdated(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.report import write_report
+from eqscale.report.parts import read_study
 from tests.report import planted
 
 FIGURES = {
@@ -174,6 +175,15 @@ def test_the_command_names_what_is_wrong_with_a_table(tmp_path, capsys, damage, 
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_seconds_are_cpu_time_where_the_run_table_has_it(tmp_path):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,))
+    cpu = (0.5 * table["seconds"]).where(table.index > 0)
+    planted.write_part(table.assign(cpu_seconds=cpu), tmp_path)
+    read = read_study(tmp_path).part("compute")
+    assert read["seconds"].iloc[0] == table["seconds"].iloc[0]  # not recorded: wall time
+    assert list(read["seconds"].iloc[1:]) == list(cpu.iloc[1:])
 
 
 def test_an_empty_table_is_one_line(tmp_path, capsys):

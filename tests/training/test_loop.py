@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -78,6 +79,43 @@ def test_a_killed_run_resumes_to_the_same_bits(windows, tmp_path, monkeypatch, a
     assert resumed.test == straight.test
     assert resumed.tokens == straight.tokens
     assert [p.train_loss for p in resumed.curve] == [p.train_loss for p in straight.curve]
+
+
+def test_cpu_time_is_counted_with_the_seconds_and_kept_in_checkpoints(windows, tmp_path, monkeypatch):
+    """Clocks that tick once a reading: the wall clock by 1 s, the CPU clock by 10 s."""
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
+    wall, cpu = itertools.count(0.0, 1.0), itertools.count(0.0, 10.0)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(loop.time, "process_time", lambda: next(cpu))
+
+    class Killed(Exception):
+        pass
+
+    def kill(point):
+        if point.step >= 15:
+            raise Killed
+
+    spec = make_spec()
+    straight = train(spec, *windows, checkpoints=tmp_path / "a")
+    with pytest.raises(Killed):
+        train(spec, *windows, checkpoints=tmp_path / "b", report=kill)
+    resumed = train(spec, *windows, checkpoints=tmp_path / "b")
+    # a stretch ends at every checkpoint and point of the curve, here after every step
+    assert straight.cpu_seconds == resumed.cpu_seconds == 10.0 * spec.steps
+
+    with pytest.raises(Killed):
+        train(spec, *windows, checkpoints=tmp_path / "c", report=kill)
+    monkeypatch.setattr(loop.checkpoint, "load_newest", without_cpu_seconds(checkpoint.load_newest))
+    assert train(spec, *windows, checkpoints=tmp_path / "c").cpu_seconds is None
+
+
+def without_cpu_seconds(load):
+    def loaded(folder):
+        state = load(folder)
+        del state["progress"]["cpu_seconds"]
+        return state
+
+    return loaded
 
 
 def test_checkpoints_of_another_run_are_refused(windows, tmp_path, monkeypatch):

@@ -12,16 +12,16 @@ from eqscale.models.flops import TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.rigid.batch import Batch
 from eqscale.training.arms.base import Arm, Size
+from eqscale.training.arms.invariants import FLOOR_INVARIANTS, SPEED, floor_invariants
 from eqscale.training.arms.recipe import fitted_recipe
 
-# Typical sizes of the inputs (m/s, m/s^2), so that every channel is of order one.
-_SPEED, _ACCELERATION = 2.0, 9.81
-_TRUE_IN, _PSEUDO_IN, _SCALARS_IN = 3, 5, 5
+_ACCELERATION = 9.81  # typical, m/s^2: every channel is of order one
+_TRUE_IN, _PSEUDO_IN, _SCALARS_IN = 3, 5, 5 + FLOOR_INVARIANTS
 _PUBLISHED_IN = 6
 
 
 def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
-    """A vertex and the scene as multivectors (B, T, 8, 16) and invariants (B, T, 5).
+    """A vertex and the scene as multivectors (B, T, 8, 16) and invariants (B, T, 9).
 
     True channels: the floor; planes through the vertex, normal to its velocity and to its distance from the
     centre of mass. Pseudo channels: vertex and centre of mass as points; their velocities and gravity as
@@ -32,12 +32,12 @@ def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
     multivectors = torch.stack(
         [
             everywhere(embed_plane(batch.floor_normal, floor_point)),
-            embed_plane(batch.velocity / _SPEED, batch.position),
+            embed_plane(batch.velocity / SPEED, batch.position),
             embed_plane(batch.position - batch.center, batch.position),
             embed_point(batch.position),
             embed_point(batch.center),
-            embed_direction(batch.velocity / _SPEED),
-            embed_direction(batch.center_velocity / _SPEED),
+            embed_direction(batch.velocity / SPEED),
+            embed_direction(batch.center_velocity / SPEED),
             everywhere(embed_direction(batch.gravity / _ACCELERATION)),
         ],
         2,
@@ -46,12 +46,13 @@ def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def token_invariants(batch: Batch) -> Tensor:
-    """Materials of the vertex's object and of the floor, (B, T, 5)."""
-    return torch.cat([batch.material, _everywhere(batch.floor_material, batch.position.shape[1])], -1)
+    """Materials of the vertex's object and of the floor, and its motion relative to the floor, (B, T, 9)."""
+    floor = _everywhere(batch.floor_material, batch.position.shape[1])
+    return torch.cat([batch.material, floor, floor_invariants(batch)], -1)
 
 
 def published_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The same inputs as published GATr embeds them: multivectors (B, T, 6, 16) and invariants (B, T, 5).
+    """The same inputs as published GATr embeds them: multivectors (B, T, 6, 16) and invariants (B, T, 9).
 
     Points with e123 = +1 in untyped channels, directions as planes through the origin: exact for rotations about
     the origin only (arXiv 2305.18415, table 1).
@@ -62,8 +63,8 @@ def published_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
     multivectors = torch.stack(
         [
             everywhere(embed_plane(batch.floor_normal, floor_point)),
-            embed_plane(batch.velocity / _SPEED, origin),
-            embed_plane(batch.center_velocity / _SPEED, origin),
+            embed_plane(batch.velocity / SPEED, origin),
+            embed_plane(batch.center_velocity / SPEED, origin),
             embed_plane(everywhere(batch.gravity / _ACCELERATION), origin),
             embed_point(batch.position),
             embed_point(batch.center),
@@ -119,15 +120,16 @@ def _flops(size: Size, symmetry: str) -> TrainingFlops:
     return gatr_training_flops(_config(size, symmetry))
 
 
-# About 1e3 to 1e9 parameters; width counts multivector channels, half of them true, half pseudo. At small budgets
-# width pays and depth doesn't.
+# About 1e3 to 1e9 parameters; width counts multivector channels, half of them true, half pseudo. Narrow and deep
+# pays: at 3e11 FLOPs four channels with 2 to 6 blocks end far below eight channels with one (docs/arms.md).
 _LADDER = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
-        (2, 1, 2), (3, 1, 2), (4, 1, 2), (5, 1, 2), (6, 1, 2), (8, 1, 4), (8, 2, 4), (8, 3, 4), (12, 2, 4),
-        (12, 3, 4), (12, 4, 4), (16, 3, 4), (16, 4, 4), (16, 6, 4), (20, 6, 4), (24, 6, 4), (32, 5, 8), (40, 5, 8),
-        (48, 6, 8), (56, 7, 8), (72, 7, 8), (96, 7, 8), (112, 8, 8), (144, 8, 8), (176, 9, 8), (208, 10, 8),
-        (256, 11, 8), (320, 11, 8), (384, 12, 8), (448, 14, 8), (512, 16, 8),
+        (2, 1, 2), (2, 2, 2), (2, 3, 2), (3, 2, 2), (3, 3, 2), (4, 2, 2), (4, 3, 2), (4, 4, 2), (4, 6, 2),
+        (6, 4, 2), (6, 6, 2), (8, 5, 4), (8, 7, 4), (12, 4, 4), (12, 6, 4), (16, 5, 4), (16, 7, 4),
+        (20, 7, 4), (24, 7, 4), (28, 8, 4), (32, 9, 8), (40, 9, 8), (48, 9, 8), (56, 10, 8), (72, 9, 8),
+        (80, 11, 8), (96, 11, 8), (112, 12, 8), (136, 12, 8), (160, 13, 8), (192, 14, 8), (224, 15, 8),
+        (264, 16, 8), (312, 17, 8), (376, 17, 8), (448, 18, 8), (512, 21, 8),
     )
 )  # fmt: skip
 
@@ -140,7 +142,7 @@ def _arm(name: str, description: str, symmetry: str, recipe: str | None = None) 
         functools.partial(_flops, symmetry=symmetry),
         _LADDER,
         fitted_recipe(recipe or name),
-        optimal_cost=0.3,
+        optimal_cost=0.6,
         packed=GATr.packs,
     )
 
