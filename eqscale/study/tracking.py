@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 # Fail fast when an address is wrong; the ledger holds everything, so nothing is lost by giving up.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -36,9 +37,19 @@ def default_tracking_uri(folder: Path) -> str:
 
 
 def experiment_link(uri: str, experiment_id: str, port: int = 5000) -> str:
-    """Address that opens the runs view of an experiment, in the server at ``uri`` or one on this machine."""
+    """Address that opens the charts of an experiment's runs, in the server at ``uri`` or one on this machine.
+
+    Sorted by loss: the UI hides runs below the study's own run, which has no metrics, in its default order.
+    """
     base = uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
-    return f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    view = {
+        "workflowType": "machine_learning",
+        "compareRunsMode": "CHART",
+        "orderByKey": "metrics.`final_nmse`",
+        "orderByAsc": "true",
+        "searchFilter": "tags.arm != ''",
+    }
+    return f"{base}/#/experiments/{experiment_id}/runs?{urlencode(view, quote_via=quote)}"
 
 
 def unreachable(uri: str, error: BaseException) -> InputError:
