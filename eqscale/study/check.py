@@ -18,7 +18,7 @@ from eqscale.storage import matching, subfolders
 from eqscale.study.engine import Storage
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.table import COLUMNS, is_outdated, record_row, sorted_table, write_table
-from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters
+from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters, unreachable
 from eqscale.training.spec import RunRecord
 
 _SAME = 1e-9  # relative difference of numbers that count as equal: text and databases round
@@ -224,8 +224,7 @@ def _client(study: Study) -> tuple[MlflowClient, Any]:
         client = MlflowClient(tracking_uri=study.tracking_uri)
         return client, client.get_experiment_by_name(study.experiment)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"MLflow tracking URI {study.tracking_uri!r} doesn't answer: {reason}") from error
+        raise unreachable(study.tracking_uri, error) from error
 
 
 def _runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Any]:

@@ -188,6 +188,11 @@ def parse_options(
     for option in ("hang_minutes", "checkpoint_seconds"):
         if not getattr(args, option) > 0:
             raise InputError(f"--{option.replace('_', '-')} must be positive, not {getattr(args, option):g}")
+    if args.checkpoint_seconds > args.hang_minutes * 30:
+        raise InputError(
+            f"--checkpoint-seconds {args.checkpoint_seconds:g} is more than half of --hang-minutes "
+            f"{args.hang_minutes:g}: a checkpoint is a trial's sign of life, and without one it counts as hanging"
+        )
     name = args.study or args.preset
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise InputError(f"--study {name!r}: use letters, digits, '.', '_' and '-' only")
