@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from eqscale.storage import write_atomically
 from eqscale.study.ledger import Ledger
 from eqscale.training.spec import RunRecord, RunSpec
 
@@ -154,8 +155,8 @@ def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
     """Write ``runs.csv``, ``runs.parquet`` and ``columns.md``, which explains the columns, into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     meanings = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items())
-    (folder / "columns.md").write_text(f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n")
-    table.to_csv(folder / "runs.csv", index=False)
-    table.to_parquet(folder / "runs.parquet", index=False)
+    columns = f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n"
+    write_atomically(folder / "columns.md", columns.encode())
+    write_atomically(folder / "runs.csv", table.to_csv(index=False).encode())
+    write_atomically(folder / "runs.parquet", table.to_parquet(index=False))
