@@ -41,7 +41,8 @@ from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training.arms import Arm, Size, get_arm, register
 from eqscale.training.arms.gatr import token_invariants
-from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel
+from eqscale.training.arms.invariants import FLOOR_INVARIANTS
+from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel, token_features
 from eqscale.training.loop import train
 from eqscale.training.spec import RunSpec
 
@@ -49,25 +50,33 @@ PRESET = COMPUTE_GRIDS["quick"]
 
 
 # ---------------------------------------------------------------- plain transformer
-def plain(label: str, **changes: object) -> Arm:
+class WithoutInvariants(PlainModel):
+    """The plain transformer that must find its heights above the floor by itself."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.net(token_features(batch), batch.mask)
+
+
+def plain(label: str, model: Callable[[TransformerConfig], nn.Module] = PlainModel, **changes: object) -> Arm:
     """The plain transformer with another configuration."""
 
     def config(size: Size) -> TransformerConfig:
+        features = TOKEN_FEATURES + (0 if model is WithoutInvariants else FLOOR_INVARIANTS)
         values = dict(
-            in_features=TOKEN_FEATURES, out_features=3, width=size.width, depth=size.depth, heads=size.heads
+            in_features=features, out_features=3, width=size.width, depth=size.depth, heads=size.heads
         )
         return TransformerConfig(**(values | changes))  # type: ignore[arg-type]
 
     return dataclasses.replace(
         get_arm("transformer"),
         name=label,
-        build=lambda size: PlainModel(config(size)),
+        build=lambda size: model(config(size)),
         flops=lambda size: transformer_training_flops(config(size)),
     )
 
 
 # ---------------------------------------------------------------- GATr
-def geometry(batch: Batch, planes: bool, ideal: bool, unit: float) -> tuple[Tensor, Tensor]:
+def geometry(batch: Batch, planes: bool, ideal: bool, unit: float, invariants: int) -> tuple[Tensor, Tensor]:
     """Inputs of GATr with directions as planes through the vertex, as ideal points, or both; lengths in ``unit`` m."""
     T = batch.position.shape[1]
 
@@ -86,7 +95,7 @@ def geometry(batch: Batch, planes: bool, ideal: bool, unit: float) -> tuple[Tens
         true += [embed_plane(direction, position) for direction in directions]
     if ideal:
         pseudo += [embed_direction(direction) for direction in directions]
-    return torch.stack(true + pseudo, 2), token_invariants(batch)
+    return torch.stack(true + pseudo, 2), token_invariants(batch)[..., :invariants]
 
 
 class GATrVariant(nn.Module):
@@ -95,7 +104,9 @@ class GATrVariant(nn.Module):
     def __init__(self, config: GATrConfig, planes: bool, ideal: bool, unit: float, read: str) -> None:
         super().__init__()
         self.net, self.read, self.unit = GATr(config), read, unit
-        self.embed = functools.partial(geometry, planes=planes, ideal=ideal, unit=unit)
+        self.embed = functools.partial(
+            geometry, planes=planes, ideal=ideal, unit=unit, invariants=config.scalars_in
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         multivectors, _ = self.net(*self.embed(batch), batch.mask)
@@ -106,15 +117,22 @@ class GATrVariant(nn.Module):
         ]
 
 
-def gatr(label: str, planes: bool = True, ideal: bool = True, unit: float = 1.0, read: str = "both") -> Arm:
+def gatr(
+    label: str,
+    planes: bool = True,
+    ideal: bool = True,
+    unit: float = 1.0,
+    read: str = "both",
+    floor_invariants: bool = True,
+) -> Arm:
     """GATr with other embeddings or read-outs."""
 
     def config(size: Size) -> GATrConfig:
         half = size.width // 2
         return GATrConfig(
-            true_in=5 if planes else 2, pseudo_in=5 if ideal else 2, scalars_in=5, true_out=1, pseudo_out=1,
-            scalars_out=0, true=half, pseudo=size.width - half, scalars=2 * size.width, blocks=size.depth,
-            heads=size.heads,
+            true_in=5 if planes else 2, pseudo_in=5 if ideal else 2,
+            scalars_in=5 + FLOOR_INVARIANTS * floor_invariants, true_out=1, pseudo_out=1, scalars_out=0,
+            true=half, pseudo=size.width - half, scalars=2 * size.width, blocks=size.depth, heads=size.heads,
         )  # fmt: skip
 
     return dataclasses.replace(
@@ -140,6 +158,7 @@ GROUPS = {
         "plain transformer: random Fourier features of positions, attention heads",
         lambda: [
             get_arm("transformer"),
+            plain("without floor invariants", WithoutInvariants),
             plain("multi-head", multi_query=False),
             plain("fourier 1", fourier_inputs=6, fourier_features=32),
             plain("fourier 0.3", fourier_inputs=6, fourier_features=32, fourier_scale=0.3),
@@ -153,6 +172,7 @@ GROUPS = {
         lambda: [
             get_arm("gatr"),
             gatr("directions both ways"),
+            gatr("both ways, without floor invariants", floor_invariants=False),
             gatr("directions as planes", ideal=False),
             gatr("directions as ideal points", planes=False),
             gatr("read e_i", read="normal"),

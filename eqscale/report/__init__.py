@@ -2,6 +2,7 @@
 
 from eqscale.report.axes import AXES
 from eqscale.report.search import write_search_report
+from eqscale.report.shapes import write_shape_report
 from eqscale.report.study import write_report
 
-__all__ = ["AXES", "write_report", "write_search_report"]
+__all__ = ["AXES", "write_report", "write_search_report", "write_shape_report"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,12 +15,13 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import STARTS
-from eqscale.study.presets import ComputeGrid, DataGrid, Preset
+from eqscale.study.presets import AspectRatio, ComputeGrid, DataGrid, Preset
 from eqscale.training.arms import Arm, Size, get_arm
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
 _SAMPLED_SCENES = 4096
+_SAME_COST = 0.12  # relative: near the optimum, losses differ by the square of this
 MIN_POINTS = 7  # five coefficients and two more
 
 
@@ -176,3 +179,66 @@ def data_grid(preset: DataGrid) -> list[RunSpec]:
                 design_run(arm, size, preset.budget, preset, seed, train_scenes=scenes) for seed in seeds
             ]
     return specs
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeGroup:
+    """A rung of a ladder and other shapes that cost as much per token, at one budget."""
+
+    arm: str
+    budget: float
+    rung: Size
+    """The ladder's own shape."""
+    shapes: tuple[Size, ...]
+    """All shapes by depth, the rung among them."""
+
+
+def shape_groups(preset: AspectRatio) -> list[ShapeGroup]:
+    """Rungs to vary and the shapes beside them; a depth that no width brings within 12 % of the cost is left out.
+
+    Raises:
+        InputError: for an unknown arm or a budget that is too small.
+    """
+    groups: dict[ShapeGroup, None] = {}
+    for budget, name, cost in itertools.product(preset.budgets, preset.arms, preset.costs):
+        arm = get_arm(name)
+        wanted = dataclasses.replace(arm, optimal_cost=cost * arm.optimal_cost)
+        (rung,) = choose_sizes(wanted, budget, 1, preset)
+        batch = expected_batch(preset.family, preset.batch_size or arm.recipe.batch_size(budget))
+        goal = batch.executed_flops(arm, rung)
+        shapes = {rung.depth: rung}
+        for depth in preset.depths:
+            off, width, heads = min(
+                (abs(math.log(batch.executed_flops(arm, size) / goal)), size.width, size.heads)
+                for size in _shapes(arm, depth, 4 * rung.width)
+            )
+            if off <= _SAME_COST:
+                shapes.setdefault(depth, Size(width, depth, heads))
+        groups[ShapeGroup(name, budget, rung, tuple(shapes[depth] for depth in sorted(shapes)))] = None
+    return list(groups)
+
+
+def _shapes(arm: Arm, depth: int, widest: int) -> Iterator[Size]:
+    """Every width that works with as many heads as the ladder has at that width."""
+    for width in range(arm.ladder[0].width, max(widest, arm.ladder[0].width) + 1):
+        below = max((rung for rung in arm.ladder if rung.width <= width), key=lambda rung: rung.width)
+        size = Size(width, depth, below.heads)
+        with contextlib.suppress(InputError):
+            arm.flops(size)
+            yield size
+
+
+def aspect_ratio_grid(preset: AspectRatio) -> list[RunSpec]:
+    """All runs of the aspect-ratio study: the shapes of every group x seeds, each spending its budget exactly.
+
+    Raises:
+        InputError: for an unknown arm or a budget that is too small.
+    """
+    runs = {
+        (group.arm, group.budget, shape): None for group in shape_groups(preset) for shape in group.shapes
+    }
+    return [
+        design_run(get_arm(arm), shape, budget, preset, seed)
+        for arm, budget, shape in runs
+        for seed in preset.seeds
+    ]

@@ -52,6 +52,17 @@ class DataGrid(Preset):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AspectRatio(Preset):
+    """Other shapes than the ladder's, at the same cost per token."""
+
+    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs")
+    costs: tuple[float, ...] = _option(
+        "rungs of the ladder to vary: FLOPs per token over the guessed optimum"
+    )
+    depths: tuple[int, ...] = _option("depths to try, each with the width that costs what the rung does")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LearningRateSearch(Preset):
     """Proxy runs from which each arm's recipe is fitted, and larger ones that check it."""
 
@@ -145,6 +156,30 @@ DATA_GRIDS: dict[str, DataGrid] = {
         scenes=(100, 400, 1600, 6400, 25_600, 102_400, 400_000),
         seeds=(0, 1, 2),
         replicate_up_to=400,
+        **_PAPER,
+    ),
+}
+
+ASPECT_RATIOS: dict[str, AspectRatio] = {
+    # Two cores, no GPU: about three minutes; one seed says little.
+    "quick": AspectRatio(
+        arms=("transformer", "gatr"), budgets=(5e10,), costs=(1.0,), depths=(1, 2, 4), seeds=(0,), **_QUICK
+    ),
+    # Two cores, no GPU: about a quarter of an hour.
+    "cpu": AspectRatio(
+        arms=("transformer", "transformer_aligned", "gatr"),
+        budgets=(2e11,),
+        costs=(1.0, 3.0),
+        depths=(1, 2, 4),
+        seeds=(0, 1),
+        **(_CPU | {"train_scenes": 20_000, "test_scenes": 1000}),
+    ),
+    "paper": AspectRatio(
+        arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
+        budgets=(1e17,),
+        costs=(1.0, 3.0),
+        depths=(2, 4, 8, 16),
+        seeds=(0, 1),
         **_PAPER,
     ),
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -176,44 +177,39 @@ class Assembly:
         self.index = torch.cat(index)
         self.blocks = [block for linear in linears for block in linear.map.blocks]
         self.sizes = [block.size for block in self.blocks]
+        self.shapes = [(b.m, b.k) if b.batch == 1 else (b.batch, b.m, b.k) for b in self.blocks]
 
     def __call__(self) -> list[tuple[Tensor, ...]]:
         """Weights of each linear map, one tensor (batch, m, k) or (m, k) per block."""
-        parameters = [
-            p.flatten() for linear in self.linears for p in linear._parameters.values() if p is not None
-        ]
-        bank = torch.cat([parameters[0].new_zeros(1), *parameters])
-        if self.index.device != bank.device:
-            self.index = self.index.to(bank.device)
-        flat = (
-            bank.index_select(0, self.index)
-            if torch.compiler.is_compiling()
-            else _Gather.apply(bank, self.index)
-        )
-        pieces = iter(zip(self.blocks, flat.split(self.sizes), strict=True))
-        out = []
-        for linear in self.linears:
-            weights = []
-            for _ in linear.map.blocks:
-                block, piece = next(pieces)
-                weights.append(
-                    piece.view(block.m, block.k) if block.batch == 1 else piece.view(block.batch, block.m, -1)
-                )
-            out.append(tuple(weights))
-        return out
+        parameters = [p for linear in self.linears for p in linear._parameters.values() if p is not None]
+        if self.index.device != parameters[0].device:
+            self.index = self.index.to(parameters[0].device)
+        traced = torch.compiler.is_compiling()
+        weights = iter(self.gather(*parameters) if traced else _Gather.apply(self, *parameters))
+        return [tuple(next(weights) for _ in linear.map.blocks) for linear in self.linears]
+
+    def gather(self, *parameters: Tensor) -> list[Tensor]:
+        """Weights of each block."""
+        bank = torch.cat([parameters[0].new_zeros(1), *(p.flatten() for p in parameters)])
+        pieces = bank.index_select(0, self.index).split(self.sizes)
+        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
 
 class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, bank: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.size = bank.shape[0]
-        return bank.index_select(0, index)
+    """One node for all: a network has hundreds of parameters and weights, and a small one feels a node each."""
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
-        (index,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.size).index_add_(0, index, gradient), None
+    def forward(ctx, assembly: Assembly, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.assembly, ctx.shapes = assembly, [p.shape for p in parameters]
+        return tuple(assembly.gather(*parameters))
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        sizes = [1, *map(math.prod, ctx.shapes)]
+        flat = torch.cat([g.flatten() for g in gradients])
+        bank = flat.new_zeros(sum(sizes)).index_add_(0, ctx.assembly.index, flat)
+        pieces = bank.split(sizes)[1:]
+        return None, *map(torch.Tensor.view, pieces, ctx.shapes)
 
 
 def apply_linear(

@@ -12,16 +12,16 @@ from eqscale.models.flops import TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.rigid.batch import Batch
 from eqscale.training.arms.base import Arm, Size
+from eqscale.training.arms.invariants import FLOOR_INVARIANTS, SPEED, floor_invariants
 from eqscale.training.arms.recipe import fitted_recipe
 
-# Typical sizes of the inputs (m/s, m/s^2), so that every channel is of order one.
-_SPEED, _ACCELERATION = 2.0, 9.81
-_TRUE_IN, _PSEUDO_IN, _SCALARS_IN = 3, 5, 5
+_ACCELERATION = 9.81  # typical, m/s^2: every channel is of order one
+_TRUE_IN, _PSEUDO_IN, _SCALARS_IN = 3, 5, 5 + FLOOR_INVARIANTS
 _PUBLISHED_IN = 6
 
 
 def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
-    """A vertex and the scene as multivectors (B, T, 8, 16) and invariants (B, T, 5).
+    """A vertex and the scene as multivectors (B, T, 8, 16) and invariants (B, T, 9).
 
     True channels: the floor; planes through the vertex, normal to its velocity and to its distance from the
     centre of mass. Pseudo channels: vertex and centre of mass as points; their velocities and gravity as
@@ -32,12 +32,12 @@ def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
     multivectors = torch.stack(
         [
             everywhere(embed_plane(batch.floor_normal, floor_point)),
-            embed_plane(batch.velocity / _SPEED, batch.position),
+            embed_plane(batch.velocity / SPEED, batch.position),
             embed_plane(batch.position - batch.center, batch.position),
             embed_point(batch.position),
             embed_point(batch.center),
-            embed_direction(batch.velocity / _SPEED),
-            embed_direction(batch.center_velocity / _SPEED),
+            embed_direction(batch.velocity / SPEED),
+            embed_direction(batch.center_velocity / SPEED),
             everywhere(embed_direction(batch.gravity / _ACCELERATION)),
         ],
         2,
@@ -46,12 +46,13 @@ def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def token_invariants(batch: Batch) -> Tensor:
-    """Materials of the vertex's object and of the floor, (B, T, 5)."""
-    return torch.cat([batch.material, _everywhere(batch.floor_material, batch.position.shape[1])], -1)
+    """Materials of the vertex's object and of the floor, and its motion relative to the floor, (B, T, 9)."""
+    floor = _everywhere(batch.floor_material, batch.position.shape[1])
+    return torch.cat([batch.material, floor, floor_invariants(batch)], -1)
 
 
 def published_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The same inputs as published GATr embeds them: multivectors (B, T, 6, 16) and invariants (B, T, 5).
+    """The same inputs as published GATr embeds them: multivectors (B, T, 6, 16) and invariants (B, T, 9).
 
     Points with e123 = +1 in untyped channels, directions as planes through the origin: exact for rotations about
     the origin only (arXiv 2305.18415, table 1).
@@ -62,8 +63,8 @@ def published_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
     multivectors = torch.stack(
         [
             everywhere(embed_plane(batch.floor_normal, floor_point)),
-            embed_plane(batch.velocity / _SPEED, origin),
-            embed_plane(batch.center_velocity / _SPEED, origin),
+            embed_plane(batch.velocity / SPEED, origin),
+            embed_plane(batch.center_velocity / SPEED, origin),
             embed_plane(everywhere(batch.gravity / _ACCELERATION), origin),
             embed_point(batch.position),
             embed_point(batch.center),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -10,10 +12,10 @@ from eqscale.models.transformer import Transformer, TransformerConfig, transform
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.symmetry import align
 from eqscale.training.arms.base import Arm, Size
+from eqscale.training.arms.invariants import FLOOR_INVARIANTS, SPEED, floor_invariants
 from eqscale.training.arms.recipe import fitted_recipe
 
-# Typical sizes of the inputs (m, m/s, m/s^2), so that every feature is of order one.
-_LENGTH, _SPEED, _ACCELERATION = 1.0, 2.0, 9.81
+_LENGTH, _ACCELERATION = 1.0, 9.81  # typical, m and m/s^2: every feature is of order one
 TOKEN_FEATURES = 24
 """Length of the last dimension of ``token_features``."""
 
@@ -34,8 +36,8 @@ def token_features(batch: Batch) -> Tensor:
         [
             (batch.position - batch.center) / _LENGTH,
             batch.center / _LENGTH,
-            (batch.velocity - batch.center_velocity) / _SPEED,
-            batch.center_velocity / _SPEED,
+            (batch.velocity - batch.center_velocity) / SPEED,
+            batch.center_velocity / SPEED,
             batch.material,
             scene[:, None].expand(-1, T, -1),
         ],
@@ -44,7 +46,10 @@ def token_features(batch: Batch) -> Tensor:
 
 
 class PlainModel(nn.Module):
-    """Plain transformer on vertex tokens: Batch -> predicted targets (B, T, 3)."""
+    """Plain transformer on vertex tokens: Batch -> predicted targets (B, T, 3).
+
+    In its own frame it also gets the invariants that GATr gets; in the upright frame they are sums of features.
+    """
 
     def __init__(self, config: TransformerConfig, aligned: bool = False) -> None:
         super().__init__()
@@ -54,27 +59,27 @@ class PlainModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
         if not self.aligned:
-            return self.net(token_features(batch), batch.mask)
+            return self.net(torch.cat([token_features(batch), floor_invariants(batch)], -1), batch.mask)
         upright, rotation = align(batch)
         return self.net(token_features(upright), batch.mask) @ rotation  # back: R^T y, with rows as vectors
 
 
-def _config(size: Size) -> TransformerConfig:
+def _config(size: Size, aligned: bool) -> TransformerConfig:
     return TransformerConfig(
-        in_features=TOKEN_FEATURES, out_features=3, width=size.width, depth=size.depth, heads=size.heads
+        in_features=TOKEN_FEATURES if aligned else TOKEN_FEATURES + FLOOR_INVARIANTS,
+        out_features=3,
+        width=size.width,
+        depth=size.depth,
+        heads=size.heads,
     )
 
 
-def _flops(size: Size) -> TrainingFlops:
-    return transformer_training_flops(_config(size))
+def _flops(size: Size, aligned: bool = False) -> TrainingFlops:
+    return transformer_training_flops(_config(size, aligned))
 
 
-def _build(size: Size) -> nn.Module:
-    return PlainModel(_config(size))
-
-
-def _build_aligned(size: Size) -> nn.Module:
-    return PlainModel(_config(size), aligned=True)
+def _build(size: Size, aligned: bool = False) -> nn.Module:
+    return PlainModel(_config(size, aligned), aligned)
 
 
 # About 1e3 to 1e9 parameters; width and depth grow together, heads are at least 8 wide.
@@ -110,8 +115,8 @@ ARMS = (
     Arm(
         "transformer_aligned",
         "align it: the plain transformer on samples turned upright",
-        _build_aligned,
-        _flops,
+        functools.partial(_build, aligned=True),
+        functools.partial(_flops, aligned=True),
         _LADDER,
         fitted_recipe("transformer_aligned"),
     ),

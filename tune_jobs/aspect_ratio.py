@@ -1,0 +1,36 @@
+"""Aspect ratio: how much does it matter whether an arm is wide or deep, and is its ladder near the best?
+
+Trains, for rungs of every arm's ladder, other depths with the widths that cost as much per token, at equal
+compute, with Ray Tune, logs every run to MLflow, and writes the run table, a table, a figure and a report.
+
+    python tune_jobs/aspect_ratio.py                    # preset quick: some minutes on two cores
+    python tune_jobs/aspect_ratio.py --dry-run          # print the plan only
+    python tune_jobs/aspect_ratio.py --preset cpu       # two seeds: about a quarter of an hour
+
+Runs that have a record in the study's ledger are not trained again.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from eqscale.cli import run_or_exit
+from eqscale.report import write_shape_report
+from eqscale.study.grid import aspect_ratio_grid, shape_groups
+from eqscale.study.job import parse_options, run_study
+from eqscale.study.presets import ASPECT_RATIOS
+
+
+def main() -> int:
+    """Plan, train what is missing, report."""
+    options = parse_options(__doc__, ASPECT_RATIOS, job="aspect_ratio")
+    groups = shape_groups(options.preset)
+    return run_study(
+        aspect_ratio_grid(options.preset),
+        options,
+        publish=lambda runs: write_shape_report(runs, groups, options.results),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_or_exit(main))
