@@ -110,7 +110,8 @@ class RunSpec:
     def name(self) -> str:
         """Readable name for tables and the MLflow UI."""
         budget = f"{self.budget:.3g}".replace("e+", "e")
-        return f"{self.arm}-{budget}-{self.size}-s{self.seed}"
+        frame = "" if self.frame == "random" else f"-{self.frame}"
+        return f"{self.arm}-{budget}-{self.size}-s{self.seed}{frame}"
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> RunSpec:
