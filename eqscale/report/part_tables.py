@@ -163,15 +163,16 @@ def _twin_text(runs: pd.DataFrame, twin: pd.DataFrame, noise: pd.DataFrame) -> s
     return f"{shown} [{math.exp(ratio - half):.3f}, {math.exp(ratio + half):.3f}]: {verdict}"
 
 
-def _best_models(finished: pd.DataFrame) -> pd.DataFrame:
-    """The run with the lowest loss of each arm at its largest budget."""
+def best_models(study: Study) -> pd.DataFrame:
+    """The run with the lowest loss of each arm at its largest budget, of compute grid and validation."""
+    finished = pd.concat([study.part("compute"), study.part("validation")])
     top = finished[finished["budget"] == finished.groupby("arm")["budget"].transform("max")]
     return top.loc[top.groupby("arm", sort=False)["loss"].idxmin()]
 
 
 def contact_table(study: Study) -> Table | None:
     """Table 11: errors of the best models by what a body touches, and in metres and degrees."""
-    finished = pd.concat([study.part("compute"), study.part("validation")])
+    finished = best_models(study)
     columns = {
         **CONTACTS, "vertex_rmse_m": "vertices, m", "center_rmse_m": "centre of mass, m",
         "rotation_error_deg": "rotation, °", "rigidity_error_m": "rigidity, m",
@@ -182,7 +183,7 @@ def contact_table(study: Study) -> Table | None:
     rows = [
         [f"`{run['arm']}`", f"{run['budget']:.3g}", f"{run['N']:.3g}", number(run["loss"])]
         + [number(run[c], 3) for c in shown]
-        for _, run in _best_models(finished).iterrows()
+        for _, run in finished.iterrows()
     ]
     return Table(
         11, "Errors of the best models by kind", ["arm", "budget", "N", "NMSE", *shown.values()], rows,
