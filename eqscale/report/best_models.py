@@ -19,8 +19,11 @@ from eqscale.report.part_tables import best_models
 from eqscale.report.parts import Study
 from eqscale.rigid.animate import animate_prediction
 from eqscale.rigid.dataset import open_stored
+from eqscale.rigid.metrics import Predictor
+from eqscale.rigid.windows import Windows
 from eqscale.training.evaluation import Assessment, assess, evaluation_content, predictor, rollout_steps
 from eqscale.training.loop import load_trained
+from eqscale.training.spec import RunSpec
 
 EXACT_SHARE = 1e-6
 """Averaging can't help an arm whose errors have a smaller share that it would remove: it is equivariant."""
@@ -49,9 +52,6 @@ def choose(
         name: the study's name: weights of validation runs lie in the folder of NAME-validation.
         averages: numbers of group elements.
         arms: which arms.
-
-    Raises:
-        InputError: the weights of one of them are not there.
     """
     chosen = []
     best = best_models(study)
@@ -60,15 +60,23 @@ def choose(
         share = run.get("equivariance_loss_share", float("nan"))
         exact = pd.notna(share) and share < EXACT_SHARE
         weights = storage / folder / "weights" / f"{run['run_id']}.pt"
-        if not weights.is_file():
-            raise InputError(
-                f"the weights of {run['name']}, the best run of {run['arm']}, are not in {str(weights.parent)!r}: "
-                "measure it where it was trained, leave the arm out of --arms, or delete its record and train it again"
-            )
         chosen.append(
             BestModel(run["arm"], run["name"], run["run_id"], weights, () if exact else tuple(averages))
         )
     return chosen
+
+
+def _load(model: BestModel, data: Path) -> tuple[RunSpec, Predictor, Windows]:
+    if not model.weights.is_file():
+        raise InputError(
+            f"the weights of {model.name}, the best run of {model.arm}, are not in {str(model.weights.parent)!r}: "
+            "measure it where it was trained, or leave the arm out of --arms"
+        )
+    spec, net = load_trained(model.weights)
+    windows = open_stored(
+        spec.data, data, "test", horizon=spec.horizon, frame=spec.frame, scenes=spec.test_scenes
+    )
+    return spec, predictor(net), windows
 
 
 def measure(model: BestModel, data: Path, seconds: float) -> Iterator[tuple[str, Assessment]]:
@@ -78,12 +86,11 @@ def measure(model: BestModel, data: Path, seconds: float) -> Iterator[tuple[str,
         model: what to measure.
         data: folder of data sets.
         seconds: length of the rollouts.
+
+    Raises:
+        InputError: its weights or its data are not there, or a bad length.
     """
-    spec, net = load_trained(model.weights)
-    windows = open_stored(
-        spec.data, data, "test", horizon=spec.horizon, frame=spec.frame, scenes=spec.test_scenes
-    )
-    predict = predictor(net)
+    spec, predict, windows = _load(model, data)
     yield "model", assess(predict, spec, windows, 1, rollout_steps(seconds, windows))
     for k in model.averages:
         yield f"model, mean of {k}", assess(predict, spec, windows, k, 0)
@@ -100,13 +107,10 @@ def write_evaluation(model: BestModel, measured: Sequence[tuple[str, Assessment]
 
 def write_animation(model: BestModel, data: Path, scene: int, results: Path) -> Path:
     """Write ``evaluation/ARM.gif``: a test scene, its prediction one horizon ahead, and a rollout."""
-    spec, net = load_trained(model.weights)
-    windows = open_stored(
-        spec.data, data, "test", horizon=spec.horizon, frame=spec.frame, scenes=spec.test_scenes
-    )
+    _, predict, windows = _load(model, data)
     path = results / "evaluation" / f"{model.arm}.gif"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return animate_prediction(predictor(net), windows, scene, path, model.arm)
+    return animate_prediction(predict, windows, scene, path, model.arm)
 
 
 def measured_already(model: BestModel, results: Path) -> bool:

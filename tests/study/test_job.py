@@ -168,6 +168,8 @@ def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeyp
     assert main(["report", "results/quick"]) == 0
     assert "(evaluation/transformer.gif)" in (results / "report.md").read_text()
     (tmp_path / "studies/quick/weights").rename(tmp_path / "elsewhere")
+    assert main(measure) == 0
+    (results / "evaluation/gatr.json").unlink()
     assert main(measure) == 2
     assert "the weights of " in capsys.readouterr().err
 
