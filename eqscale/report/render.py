@@ -77,6 +77,7 @@ def answer(content: Content) -> str:
     lines += _measured(content)
     lines += _crossings(content.analysis)
     lines += [_verdict_line(n, [c for c in content.conclusions if c.number == n]) for n in STATEMENTS]
+    lines += part_tables.control_lines(content.study, content.analysis.noise)
     if content.study.prediction is not None:
         lines.append(_prediction_line(content.study))
     bullets = "\n".join(f"- {line}" for line in lines)
@@ -430,7 +431,10 @@ def _provenance(study: Study) -> str:
         lines.append(f"Code: {'; '.join(sorted(finished['code'].dropna().unique()))}.")
     if "data" in runs:
         lines.append(f"Data: definition {', '.join(sorted(set(runs['data'].astype(str).str[:12])))}.")
-    lines += [f"Wall time, {name}: {seconds:.0f} s." for name, seconds in study.stage_seconds.items()]
+    lines += [
+        f"Wall time, {name}, when it last ran: {seconds:.0f} s."
+        for name, seconds in study.stage_seconds.items()
+    ]
     lines += [f"{axis.label}: {axis.meaning}." for axis in AXES.values()]
     lines.append(
         "The run table is `runs.csv` (and `.parquet`), its columns are explained in `columns.md`, the fits are "

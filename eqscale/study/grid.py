@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -138,17 +138,39 @@ def design_run(
     )
 
 
+def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence[Size]) -> list[Size]:
+    """Sizes of ``extra_sizes`` for an arm and budget that aren't planned anyway."""
+    found = []
+    rungs = {str(size): size for size in arm.ladder}
+    for text in preset.extra_sizes:
+        name, _, rest = text.partition(":")
+        number, _, size = rest.partition(":")
+        try:
+            at = float(number)
+        except ValueError:
+            at = math.nan
+        if name not in preset.arms or at not in preset.budgets or (name == arm.name and size not in rungs):
+            raise InputError(
+                f"--extra-sizes {text!r}: write ARM:BUDGET:WIDTHxDEPTH with one of the --arms, one of the --budgets "
+                "and a size of the arm's ladder" + (f" ({', '.join(rungs)})" if name == arm.name else "")
+            )
+        if (name, at) == (arm.name, budget) and rungs[size] not in planned:
+            found.append(rungs[size])
+    return found
+
+
 def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
 
     Raises:
-        InputError: for an unknown arm or family, a budget that is too small, or too few runs to fit a law.
+        InputError: for an unknown arm, family or extra size, a budget that is too small, or too few runs to fit a law.
     """
     specs = []
     for budget, name in itertools.product(preset.budgets, preset.arms):
         arm = get_arm(name)
         seeds = preset.seeds if budget <= preset.replicate_up_to else preset.seeds[:1]
-        for size in choose_sizes(arm, budget, preset.sizes_per_budget, preset):
+        sizes = choose_sizes(arm, budget, preset.sizes_per_budget, preset)
+        for size in sizes + _extra_sizes(preset, arm, budget, sizes):
             specs += [design_run(arm, size, budget, preset, seed) for seed in seeds]
     for name in preset.arms:
         points = len({(spec.size, spec.steps) for spec in specs if spec.arm == name})

@@ -238,7 +238,7 @@ def _check(preset: Preset) -> None:
                 raise InputError(f"{option} {least}, not {number:g}")
             if math.isinf(number) and field.name != "replicate_up_to":
                 raise InputError(f"{option} must be finite")
-        if not values:
+        if not values and field.default is dataclasses.MISSING:
             raise InputError(f"{option} needs at least one value")
         if len(set(values)) < len(values):
             raise InputError(f"{option} names a value twice: {_show(value)}")

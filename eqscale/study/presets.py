@@ -38,6 +38,13 @@ class ComputeGrid(Preset):
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, e.g. 1e10 3e10 1e11")
     sizes_per_budget: int = _option("model sizes trained at each budget (isoFLOP points)")
     replicate_up_to: float = _option("larger budgets are trained with the first seed only")
+    extra_sizes: tuple[str, ...] = dataclasses.field(
+        default=(),
+        metadata={
+            "help": "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of "
+            "the others (the report's Table 8)"
+        },
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,13 @@ def test_an_animation_is_shown_and_embedded(like_the_paper):
     assert f'src="data:image/gif;base64,{data}"' in (like_the_paper / "report.html").read_text()
 
 
+def test_the_answer_says_what_controls_and_averaging_give(like_the_paper):
+    text = answer(like_the_paper)
+    assert re.search(r"best `gatr_off` has 1\.30 at 1e\+11 executed FLOPs times", text)
+    assert re.search(r"`gatr` in upright frames at 1e\+11: .*equal within noise", text)
+    assert "over 8 group elements takes the best `gatr` from a loss of 0.2 to 0.19, 5.0 % less" in text
+
+
 def test_validation_sizes_come_from_the_prediction(like_the_paper):
     law, kappa, *_ = planted.LIKE_THE_PAPER["gatr"]
     found = predicted_optima(like_the_paper / "prediction.json", 3e13, ["gatr"])

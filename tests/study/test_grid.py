@@ -126,3 +126,20 @@ def test_a_validation_budget_that_trains_too_few_sizes_is_an_error():
     preset = dataclasses.replace(VALIDATIONS["quick"], budget=1e8)
     with pytest.raises(InputError, match=r"trains only \d sizes of transformer .* 3 are asked for"):
         validation_grid(preset, {"transformer": 1e3, "gatr": 1e3})
+
+
+def test_sizes_are_added_where_they_are_asked_for():
+    before = compute_grid(QUICK)
+    known = {spec.size for spec in before if (spec.arm, spec.budget) == ("transformer", 1e11)}
+    new = next(size for size in get_arm("transformer").ladder if size not in known)
+    extra = (f"transformer:1e11:{new}", f"transformer:1e11:{min(known, key=str)}")
+    added = [s for s in compute_grid(dataclasses.replace(QUICK, extra_sizes=extra)) if s not in before]
+    assert [(spec.arm, spec.budget, spec.size) for spec in added] == [("transformer", 1e11, new)]
+
+
+@pytest.mark.parametrize(
+    "text", ["transformer:1e11:7x9", "gatr:1e11:8x1", "transformer:1e12:8x1", "transformer"]
+)
+def test_a_bad_extra_size_is_named(text):
+    with pytest.raises(InputError, match=f"--extra-sizes '{text}'"):
+        compute_grid(dataclasses.replace(QUICK, extra_sizes=(text,)))
