@@ -101,7 +101,8 @@ def write_evaluation(model: BestModel, measured: Sequence[tuple[str, Assessment]
     spec, _ = load_trained(model.weights)
     path = results / "evaluation" / f"{model.arm}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evaluation_content(model.weights, spec, measured), indent=1) + "\n")
+    content = evaluation_content(Path(model.weights.name), spec, measured)  # wherever it lay
+    path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
 

@@ -371,6 +371,12 @@ def caveats(content: Content) -> list[str]:
             f"Some runs of the compute grid see their data more than once (up to {grid['epochs'].max():.2g} epochs), "
             f"which their law ignores ({link(12)})."
         )
+    kinds = sorted(grid["hardware"].dropna().unique()) if "hardware" in grid else []
+    if len(kinds) > 1:
+        notes.append(
+            f"The runs of the compute grid were made on different hardware ({'; '.join(kinds)}), and the axis of "
+            f"seconds mixes it ({link(1, 'figure')})."
+        )
     if study.prediction is not None and not seen_the_same_runs(study.prediction, study):
         notes.append(
             f"The compute grid has changed since the prediction was made: it and the laws here differ ({link(9)})."

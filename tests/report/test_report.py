@@ -12,8 +12,10 @@ import pytest
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.report import write_report
+from eqscale.report.analysis import analyse
 from eqscale.report.parts import read_study
 from eqscale.report.prediction import predicted_optima
+from eqscale.report.render import Content, caveats
 from tests.report import planted
 
 FIGURES = {
@@ -249,6 +251,15 @@ def test_seconds_are_cpu_time_where_the_run_table_has_it(tmp_path):
     read = read_study(tmp_path).part("compute")
     assert read["seconds"].iloc[0] == table["seconds"].iloc[0]  # not recorded: wall time
     assert list(read["seconds"].iloc[1:]) == list(cpu.iloc[1:])
+
+
+def test_mixed_hardware_is_said(tmp_path):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, budgets=planted.BUDGETS[:2], seeds=(0,))
+    table["hardware"] = np.where(table.index % 2, "one, 1 thread", "another, 1 thread")
+    planted.write_part(table, tmp_path)
+    study = read_study(tmp_path)
+    notes = caveats(Content(study, analyse(study), None, [], []))
+    assert any("different hardware (another, 1 thread; one, 1 thread)" in note for note in notes)
 
 
 def test_an_empty_table_is_one_line(tmp_path, capsys):
