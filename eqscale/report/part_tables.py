@@ -214,7 +214,7 @@ def contact_table(study: Study) -> Table | None:
         **CONTACTS, "vertex_rmse_m": "vertices, m", "center_rmse_m": "centre of mass, m",
         "rotation_error_deg": "rotation, °", "rigidity_error_m": "rigidity, m",
     }  # fmt: skip
-    shown = {c: label for c, label in columns.items() if c in finished and finished[c].notna().any()}
+    shown = {c: label for c, label in columns.items() if c in study.runs and study.runs[c].notna().any()}
     if finished.empty or not shown:
         return None
     rows = [
