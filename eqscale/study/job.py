@@ -25,7 +25,7 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, prepare
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import HORIZONS
-from eqscale.storage import RemotePath, check_writable, open_place
+from eqscale.storage import RemotePath, check_writable, open_place, write_atomically
 from eqscale.study import shared_data
 from eqscale.study.engine import (
     Storage,
@@ -43,6 +43,7 @@ from eqscale.study.lease import only_driver
 from eqscale.study.preflight import check_devices
 from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
+from eqscale.study.records import read_records, write_records
 from eqscale.study.schedule import Cluster, longest_first, plan, run_list
 from eqscale.study.table import is_outdated, run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
@@ -51,6 +52,9 @@ from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
 
 P = TypeVar("P", bound=Preset, covariant=True)
+
+PUBLISH_SECONDS = 120.0
+"""While trials run, table and records of the results folder are at most about this much behind the ledger."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +256,7 @@ def _check(preset: Preset) -> None:
                 raise InputError(f"{option} {least}, not {number:g}")
             if math.isinf(number) and field.name != "replicate_up_to":
                 raise InputError(f"{option} must be finite")
-        if not values:
+        if not values and field.default is dataclasses.MISSING:
             raise InputError(f"{option} needs at least one value")
         if len(set(values)) < len(values):
             raise InputError(f"{option} names a value twice: {_show(value)}")
@@ -295,12 +299,18 @@ class OpenStudy:
         self.stage_seconds: dict[str, float] = {}
         self._begin = time.monotonic()
 
-    def train(self, trials: Sequence[RunSpec] | TrialSource, stage: str = "training") -> None:
+    def train(
+        self,
+        trials: Sequence[RunSpec] | TrialSource,
+        stage: str = "training",
+        publish: Callable[[], None] = lambda: None,
+    ) -> None:
         """Train trials, data first; returns when all have ended or the time is up.
 
         Args:
             trials: runs without a record, planned by the scheduling policy, or a source that chooses them.
             stage: name of the stage in ``study.json``.
+            publish: writes what has ended so far; called every few minutes while runs end.
         """
         if not len(trials):
             return
@@ -334,6 +344,8 @@ class OpenStudy:
                 )
             )
 
+            publication = _NowAndThen(publish)
+
             def started(spec: RunSpec) -> None:
                 display.started(spec)
                 self.tracker.run_started(spec)
@@ -341,12 +353,14 @@ class OpenStudy:
             def point(spec: RunSpec, point: CurvePoint) -> None:
                 display.point(spec, point)
                 self.tracker.point(spec.run_id, point)
+                publication.look()
 
             def ended(spec: RunSpec) -> None:
                 record = ledger.read(spec.run_id)
                 estimate.add(record)
                 display.ended(spec, record)
                 self.tracker.run_ended(record)
+                publication.due = True
                 if source is not None:
                     source.tell(spec, record)
 
@@ -361,6 +375,7 @@ class OpenStudy:
                     ledger.write_failure(spec, error)
                 display.failed(spec, error)
                 self.tracker.run_failed(spec, error)
+                publication.due = True
 
             run_trials(
                 planned if source is None else source,
@@ -401,7 +416,15 @@ class OpenStudy:
             "stage_seconds": earlier | measured,
             "runs": sorted(spec.run_id for spec in specs),
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
+        """Write run table, records and ``study.json`` as the ledger has them now; returns the table."""
+        table = run_table(specs, self.ledger, outdated=True)
+        write_table(table, self.options.results)
+        write_records(self.ledger, self.options.results)
+        self.describe(specs)
+        return table
 
     def track(self, specs: Iterable[RunSpec]) -> None:
         """Bring MLflow up to date with the ledger, mark what is outdated, and attach the results."""
@@ -409,6 +432,27 @@ class OpenStudy:
         self.tracker.mark_outdated(r.run_id for r in self.ledger.records() if is_outdated(r, data))
         self.tracker.sync(self.ledger.read(spec.run_id) for spec in specs if spec.run_id in self.ledger)
         self.tracker.artifacts(self.options.results)
+
+
+class _NowAndThen:
+    """Publishes when it is due and the last time is long enough ago: no more than a twentieth of the time."""
+
+    def __init__(self, publish: Callable[[], None]) -> None:
+        self._publish = publish
+        self._next = time.monotonic() + PUBLISH_SECONDS
+        self.due = False
+
+    def look(self) -> None:
+        begin = time.monotonic()
+        if not self.due or begin < self._next:
+            return
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk: the ledger has it, and the end of the job tries again
+            self._publish()
+            self.due = False
+        now = time.monotonic()
+        self._next = now + max(PUBLISH_SECONDS, 20 * (now - begin))
 
 
 @contextlib.contextmanager
@@ -423,6 +467,10 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study):
+        published = read_records(options.results)
+        published.require_sound()
+        if adopted := published.adopt(options.storage.ledger):
+            console.print(f"adopted {adopted} records from {published.path}", markup=False)
         options.storage.sweep()
         tags = {
             "study": options.study,
@@ -467,8 +515,11 @@ def run_study(
     """
     console = console or make_console()
     ledger = options.storage.ledger
-    done = {spec.run_id for spec in specs if spec.run_id in ledger}
-    estimate = Estimator(ended=(ledger.read(run_id) for run_id in done))
+    published = read_records(options.results)
+    published.require_sound()
+    elsewhere = published.missing(ledger)  # which the ledger adopts once the study is open
+    done = {spec.run_id for spec in specs if spec.run_id in ledger or spec.run_id in elsewhere}
+    estimate = Estimator(ended=(elsewhere.get(run_id) or ledger.read(run_id) for run_id in done))
     todo = longest_first([spec for spec in specs if spec.run_id not in done], estimate)
 
     console.print(plan_table(specs, options.preset.family, estimate, done))
@@ -486,11 +537,9 @@ def run_study(
         return 0
 
     with open_study(options, console) as study:
-        study.train(todo)
+        study.train(todo, publish=lambda: study.publish(specs))
         missing = study.missing(specs)
-        table = run_table(specs, ledger, outdated=True)
-        write_table(table, options.results)
-        study.describe(specs)
+        table = study.publish(specs)
         try:
             publish(table)
         except InputError as error:

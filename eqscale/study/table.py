@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from eqscale.storage import write_atomically
 from eqscale.study.ledger import Ledger
 from eqscale.training.spec import RunRecord, RunSpec
 
@@ -17,6 +18,7 @@ COLUMNS: dict[str, str] = {
     "budget": "executed training FLOPs that the run was designed to spend",
     "seed": "seed of initialisation, data order and augmentation",
     "status": "finished, diverged, failed, or pruned by a search",
+    "reason": "why a run has no loss",
     "N": "trainable parameters",
     "D": "training tokens processed (real vertex tokens, repeats included)",
     "loss": "final test NMSE at the last step (ballistic motion = 1)",
@@ -64,6 +66,9 @@ COLUMNS: dict[str, str] = {
 }
 
 
+_DIVERGED = "its loss left the sensible range by step {} of {}"
+
+
 def _spec_columns(spec: RunSpec) -> dict[str, object]:
     return {
         "run_id": spec.run_id,
@@ -90,6 +95,9 @@ def record_row(record: RunRecord) -> dict[str, object]:
     return _spec_columns(record.spec) | {
         "run_id": record.run_id,  # of the code that wrote the record
         "status": record.status,
+        "reason": None
+        if record.status == "finished"
+        else _DIVERGED.format(record.steps_done, record.spec.steps),
         "N": record.parameters,
         "D": record.tokens,
         "loss": test.get("nmse"),
@@ -138,7 +146,8 @@ def run_table(
         if spec.run_id in ledger:
             rows.append(record_row(ledger.read(spec.run_id)))
         elif spec.run_id in failures:
-            rows.append(_spec_columns(spec) | {"status": "failed"})
+            reason = " ".join(failures[spec.run_id].split())
+            rows.append(_spec_columns(spec) | {"status": "failed", "reason": reason})
         elif spec.run_id in pruned:
             rows.append(_spec_columns(spec) | {"status": "pruned"})
     if outdated:
@@ -156,8 +165,8 @@ def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
     """Write ``runs.csv``, ``runs.parquet`` and ``columns.md``, which explains the columns, into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     meanings = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items())
-    (folder / "columns.md").write_text(f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n")
-    table.to_csv(folder / "runs.csv", index=False)
-    table.to_parquet(folder / "runs.parquet", index=False)
+    columns = f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n"
+    write_atomically(folder / "columns.md", columns.encode())
+    write_atomically(folder / "runs.csv", table.to_csv(index=False).encode())
+    write_atomically(folder / "runs.parquet", table.to_parquet(index=False))

@@ -110,7 +110,8 @@ class RunSpec:
     def name(self) -> str:
         """Readable name for tables and the MLflow UI."""
         budget = f"{self.budget:.3g}".replace("e+", "e")
-        return f"{self.arm}-{budget}-{self.size}-s{self.seed}"
+        frame = "" if self.frame == "random" else f"-{self.frame}"
+        return f"{self.arm}-{budget}-{self.size}-s{self.seed}{frame}"
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> RunSpec:
@@ -186,9 +187,9 @@ class RunRecord:
         """True for a record of an earlier results version: the same run would have another identity now."""
         return self.run_id != self.spec.run_id
 
-    def to_json(self) -> str:
-        """Serialise, losslessly."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
+    def to_json(self, indent: int | None = 1) -> str:
+        """Serialise, losslessly; on one line with ``indent`` None."""
+        return json.dumps(dataclasses.asdict(self), indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:

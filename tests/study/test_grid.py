@@ -3,8 +3,15 @@ import dataclasses
 import pytest
 
 from eqscale.errors import InputError
-from eqscale.study.grid import choose_sizes, compute_grid, data_grid, expected_batch
-from eqscale.study.presets import COMPUTE_GRIDS, DATA_GRIDS
+from eqscale.study.grid import (
+    choose_sizes,
+    compute_grid,
+    controls_grid,
+    data_grid,
+    expected_batch,
+    validation_grid,
+)
+from eqscale.study.presets import COMPUTE_GRIDS, CONTROLS, DATA_GRIDS, VALIDATIONS
 from eqscale.training.arms import get_arm
 
 QUICK = dataclasses.replace(COMPUTE_GRIDS["quick"], arms=("transformer", "transformer_aligned"))
@@ -87,3 +94,52 @@ def test_sizes_are_spread_around_the_guessed_optimum():
     cost = [batch.executed_flops(arm, size) / batch.tokens for size in sizes]
     assert cost == sorted(cost)
     assert cost[0] < arm.optimal_cost * 1e11**0.5 < cost[-1]
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_upright_controls_have_twins_in_the_compute_grid(name):
+    specs = controls_grid(CONTROLS[name])
+    off = {(spec.budget, spec.size) for spec in specs if spec.arm == "gatr_off"}
+    assert len({budget for budget, _ in off}) == 3
+    upright = [spec for spec in specs if spec.frame == "upright"]
+    assert len({spec.budget for spec in upright}) == 2
+    grid = {spec.run_id for spec in compute_grid(COMPUTE_GRIDS[name])}
+    for spec in upright:
+        assert dataclasses.replace(spec, frame=COMPUTE_GRIDS[name].frame).run_id in grid
+        assert spec.run_id not in grid
+
+
+@pytest.mark.parametrize("name", VALIDATIONS)
+def test_validation_sizes_lie_around_the_predicted_optimum(name):
+    preset = VALIDATIONS[name]
+    optima = {arm: get_arm(arm).parameters(get_arm(arm).ladder[6]) for arm in preset.arms}
+    specs = validation_grid(preset, optima)
+    assert len(specs) == 3 * len(preset.arms)
+    assert {spec.budget for spec in specs} == {preset.budget}
+    for name in preset.arms:
+        sizes = [get_arm(name).parameters(spec.size) for spec in specs if spec.arm == name]
+        assert sizes == sorted(set(sizes))
+        assert sizes[1] == optima[name]
+
+
+def test_a_validation_budget_that_trains_too_few_sizes_is_an_error():
+    preset = dataclasses.replace(VALIDATIONS["quick"], budget=1e8)
+    with pytest.raises(InputError, match=r"trains only \d sizes of transformer .* 3 are asked for"):
+        validation_grid(preset, {"transformer": 1e3, "gatr": 1e3})
+
+
+def test_sizes_are_added_where_they_are_asked_for():
+    before = compute_grid(QUICK)
+    known = {spec.size for spec in before if (spec.arm, spec.budget) == ("transformer", 1e11)}
+    new = next(size for size in get_arm("transformer").ladder if size not in known)
+    extra = (f"transformer:1e11:{new}", f"transformer:1e11:{min(known, key=str)}")
+    added = [s for s in compute_grid(dataclasses.replace(QUICK, extra_sizes=extra)) if s not in before]
+    assert [(spec.arm, spec.budget, spec.size) for spec in added] == [("transformer", 1e11, new)]
+
+
+@pytest.mark.parametrize(
+    "text", ["transformer:1e11:7x9", "gatr:1e11:8x1", "transformer:1e12:8x1", "transformer"]
+)
+def test_a_bad_extra_size_is_named(text):
+    with pytest.raises(InputError, match=f"--extra-sizes '{text}'"):
+        compute_grid(dataclasses.replace(QUICK, extra_sizes=(text,)))
