@@ -56,7 +56,9 @@ def test_ladders_rise_in_parameters_from_1e3_to_nearly_1e9(name):
     assert counts == sorted(counts)
     assert counts[0] < 1.5e3
     assert counts[-1] > 5e8
-    assert max(np.diff(np.log(counts))) < np.log(2.1)
+    steps = np.exp(np.diff(np.log(counts)))
+    assert steps[0] < 1.8  # whole channels and blocks are too coarse for the very first step
+    assert max(steps[1:]) <= 1.6
 
 
 @pytest.mark.parametrize("name", ARMS)

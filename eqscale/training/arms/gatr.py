@@ -120,15 +120,16 @@ def _flops(size: Size, symmetry: str) -> TrainingFlops:
     return gatr_training_flops(_config(size, symmetry))
 
 
-# About 1e3 to 1e9 parameters; width counts multivector channels, half of them true, half pseudo. At small budgets
-# width pays and depth doesn't.
+# About 1e3 to 1e9 parameters; width counts multivector channels, half of them true, half pseudo. Narrow and deep
+# pays: at 3e11 FLOPs four channels with 2 to 6 blocks end far below eight channels with one (docs/arms.md).
 _LADDER = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
-        (2, 1, 2), (3, 1, 2), (4, 1, 2), (5, 1, 2), (6, 1, 2), (8, 1, 4), (8, 2, 4), (8, 3, 4), (12, 2, 4),
-        (12, 3, 4), (12, 4, 4), (16, 3, 4), (16, 4, 4), (16, 6, 4), (20, 6, 4), (24, 6, 4), (32, 5, 8), (40, 5, 8),
-        (48, 6, 8), (56, 7, 8), (72, 7, 8), (96, 7, 8), (112, 8, 8), (144, 8, 8), (176, 9, 8), (208, 10, 8),
-        (256, 11, 8), (320, 11, 8), (384, 12, 8), (448, 14, 8), (512, 16, 8),
+        (2, 1, 2), (2, 2, 2), (2, 3, 2), (3, 2, 2), (3, 3, 2), (4, 2, 2), (4, 3, 2), (4, 4, 2), (4, 6, 2),
+        (6, 4, 2), (6, 6, 2), (8, 5, 4), (8, 7, 4), (12, 4, 4), (12, 6, 4), (16, 5, 4), (16, 7, 4),
+        (20, 7, 4), (24, 7, 4), (28, 8, 4), (32, 9, 8), (40, 9, 8), (48, 9, 8), (56, 10, 8), (72, 9, 8),
+        (80, 11, 8), (96, 11, 8), (112, 12, 8), (136, 12, 8), (160, 13, 8), (192, 14, 8), (224, 15, 8),
+        (264, 16, 8), (312, 17, 8), (376, 17, 8), (448, 18, 8), (512, 21, 8),
     )
 )  # fmt: skip
 
@@ -141,7 +142,7 @@ def _arm(name: str, description: str, symmetry: str, recipe: str | None = None) 
         functools.partial(_flops, symmetry=symmetry),
         _LADDER,
         fitted_recipe(recipe or name),
-        optimal_cost=0.3,
+        optimal_cost=0.6,
         packed=GATr.packs,
     )
 
