@@ -4,9 +4,9 @@
     python benchmarks/training.py --arms gatr --batch-size 64 --json profile.json
 
 The training loop itself runs, on one thread of a machine that must be idle, with clocks around its parts. Steps are
-timed over a few seconds; curve points, a checkpoint and the
-final evaluation, which a run has a fixed number of, are timed each and put together for a whole run: of the budget at
-which a compute grid has that size in the middle of its sizes, or of --budget FLOPs.
+timed over a few seconds; curve points, a checkpoint and the final evaluation, which a run has a fixed number of, are
+timed each and put together for a whole run: of the budget at which a compute grid has that size in the middle of its
+sizes, or of --budget FLOPs.
 """
 
 from __future__ import annotations
@@ -256,9 +256,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, nargs="+", default=[3e3, 3e4, 3e5])
     parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch (default: 16)")
     parser.add_argument("--budget", type=float, help="executed FLOPs of every run (default: by size)")
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="seconds of steps to time (default: 2)"
-    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of steps to time (default: 2)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file as well")
     args = parser.parse_args()
