@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/laws.py                 # all of it, about five minutes
     OMP_NUM_THREADS=1 python benchmarks/laws.py --part speed    # the recipe and ours in one run
+    OMP_NUM_THREADS=1 python benchmarks/laws.py --part coverage --runs 25 --trials 1000
 
 The recipe is Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.3) as published: L-BFGS-B with SciPy's
 defaults on (log E, log A, log B, α, β) from a grid of 4,500 starts. Its cost is measured on a random sample
@@ -146,13 +147,17 @@ def quantities(c):
     return np.column_stack([c["alpha"], c["beta"], alloc_exponents(c)[:, 0], log_n])
 
 
-def coverage(console: Console, trials: int, resamples: int) -> None:
+GRIDS = {20: (4, 5), 25: (5, 5), 30: (5, 6)}
+"""Budgets × sizes of the simulated studies, by their number of runs."""
+
+
+def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[int, int]]) -> None:
     """Coverage of 95 % intervals for 20 to 30 runs with 0.6 % noise, without and with outliers."""
     names = ["α", "β", "a", "log N_opt(1e20)", "log N_opt(1e23)"]
     table = Table("runs", "outliers", "interval", *names, "width / Wald", title=f"coverage, {trials} trials")
     truth_logs = {f"log_{k}": np.log([TRUTH[k]]) for k in "AB"}
     truth = quantities({k: np.array([v]) for k, v in TRUTH.items()} | truth_logs)[0]
-    for budgets, sizes in ((4, 5), (5, 5), (5, 6)):
+    for budgets, sizes in grids:
         C = np.repeat(10.0 ** np.linspace(17, 21, budgets), sizes)
         N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(1 / 6, 6, sizes), budgets)
         D = C / (6 * N)
@@ -190,6 +195,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200, help="starts of the recipe that are run")
     parser.add_argument("--trials", type=int, default=400, help="data sets per row of the coverage table")
     parser.add_argument(
+        "--runs", type=int, choices=GRIDS, help="only this row group of the coverage table (default: all)"
+    )
+    parser.add_argument(
         "--resamples", type=int, default=0, help="also cover the case bootstrap with so many refits"
     )
     args = parser.parse_args()
@@ -199,7 +207,8 @@ def main() -> None:
     if args.part in ("exact", "all"):
         exactness(console, 300)
     if args.part in ("coverage", "all"):
-        coverage(console, args.trials, args.resamples)
+        grids = [GRIDS[args.runs]] if args.runs else list(GRIDS.values())
+        coverage(console, args.trials, args.resamples, grids)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eqscale.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from eqscale.laws.arms import ArmFit
@@ -132,6 +133,8 @@ def read_table(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.Data
     from eqscale.laws.fit import resolve_form
     from eqscale.laws.table import parse_map, parse_where, read_runs
 
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: a seed is not negative")
     required = (*resolve_form(args.form).columns, "loss")
     frame = read_runs(
         args.runs,
@@ -146,6 +149,14 @@ def read_table(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.Data
                 f"{args.runs}: no column {column!r}; columns: {', '.join(map(str, frame.columns))}"
             )
     return frame
+
+
+def read_arm_table(args: argparse.Namespace) -> pd.DataFrame:
+    """The run table with its column of arms; a table without a column ``arm`` is one arm."""
+    if args.by != "arm":
+        return read_table(args, (args.by,))
+    frame = read_table(args)
+    return frame if "arm" in frame.columns else frame.assign(arm="all runs")
 
 
 def cluster_column(args: argparse.Namespace) -> str | None:
@@ -180,10 +191,9 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
 def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> dict[str, ArmFit]:
     """One law an arm, with bands, on one cost axis (None: 6ND)."""
     from eqscale.laws.arms import fit_arms
-    from eqscale.laws.table import positive_column
 
     if axis is not None:
-        frame = frame.assign(**{axis: positive_column(frame, axis, args.runs)})
+        frame = frame.assign(**{axis: axis_costs(args, axis, frame)})
     if args.bootstrap == "none":
         raise InputError(
             "--bootstrap none: bands over C need resamples; choose case, residual, wild or cluster:COLUMN"
@@ -203,6 +213,15 @@ def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -
         seed=args.seed,
         where=args.runs,
     )
+
+
+def axis_costs(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> np.ndarray:
+    """Cost of each run on an axis (None: 6ND); raises InputError for what is not a positive number."""
+    from eqscale.laws.table import positive_column
+
+    if axis is None:
+        return (6 * frame["N"] * frame["D"]).to_numpy()
+    return positive_column(frame, axis, args.runs)
 
 
 def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]:

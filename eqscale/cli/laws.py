@@ -10,6 +10,7 @@ from eqscale.cli.law_options import (
     add_arm_options,
     add_law_options,
     add_table_options,
+    axis_costs,
     cluster_column,
     cost_axes,
     groups,
@@ -22,6 +23,7 @@ from eqscale.cli.law_options import (
 from eqscale.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from eqscale.laws import Bootstrap, Fit
@@ -158,7 +160,10 @@ def _run_fit(args: argparse.Namespace) -> int:
     records, rows, arms = {}, [], {}
     for label, group in groups(frame, args.by, args.runs).items():
         name = f"{args.by} = {label}" if label else ""
-        found, boot = _fit_group(args, group, f"{args.runs}, {name}" if name else args.runs)
+        where = f"{args.runs}, {name}" if name else args.runs
+        if {"N", "D"} <= set(group.columns):
+            _check_hold_out(args, group, where)
+        found, boot = _fit_group(args, group, where)
         limits = intervals(found, boot)
         record = fit_record(found, limits, boot)
         console.print(f"\n[bold]{escape(name or args.runs)}[/bold]  {found.n} runs, L = {found.form.formula}")
@@ -199,19 +204,29 @@ def _arm_of(
 ) -> ArmFit:
     """The group as an arm: its own C where the table has one, 6ND otherwise."""
     from eqscale.laws import fit_cost, nd_cost
-    from eqscale.laws.arms import ArmFit, group_budgets
+    from eqscale.laws.arms import ArmFit
 
     own = "C" in frame.columns
     cost = fit_cost(frame["N"], frame["D"], frame["C"]) if own else nd_cost()
-    spent = (frame["C"] if own else 6 * frame["N"] * frame["D"]).to_numpy(float)
-    budget = _budgets(frame, args.budget) if args.budget else group_budgets(spent)
-    return ArmFit(label or "law", fit, boot, cost, spent, budget)
+    spent = axis_costs(args, "C" if own else None, frame)
+    return ArmFit(label or "law", fit, boot, cost, spent, _budgets(args, frame))
 
 
-def _budgets(frame: pd.DataFrame, column: str) -> Any:
-    from eqscale.laws.table import positive_column
+def _budgets(args: argparse.Namespace, frame: pd.DataFrame) -> np.ndarray:
+    """Budget of each run: the column that was named, or grouped from the costs."""
+    from eqscale.laws.arms import group_budgets
 
-    return positive_column(frame, column, "budgets")
+    if args.budget:
+        return axis_costs(args, args.budget, frame)
+    return group_budgets(axis_costs(args, "C" if "C" in frame.columns else None, frame))
+
+
+def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> None:
+    """Refuse to hold out more budgets than there are, before anything is fitted."""
+    if args.hold_out < 0:
+        raise InputError(f"--hold-out {args.hold_out}: the number of budgets to hold out is not negative")
+    if args.hold_out and args.hold_out >= (count := len(set(_budgets(args, frame)))):
+        raise InputError(f"{where}: --hold-out {args.hold_out} leaves nothing to fit of {count} budgets")
 
 
 def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
@@ -326,8 +341,10 @@ def _draw(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str = "C") 
 
 
 def _run_compare(args: argparse.Namespace) -> int:
+    import pandas as pd
+
     from eqscale.console import make_console
-    from eqscale.laws.compare import compare_arms, compare_hypotheses
+    from eqscale.laws.compare import check_overlap, compare_arms, compare_hypotheses
     from eqscale.laws.render import (
         HYPOTHESIS_HEADER,
         MULTIPLIER_HEADER,
@@ -347,12 +364,17 @@ def _run_compare(args: argparse.Namespace) -> int:
     at = parse_costs(args.at)
     frame = read_table(args, (args.by,))
     axes = cost_axes(args, frame)
+    names = list(groups(frame, args.by, args.runs))
+    reference = args.reference or str(frame[args.by].iloc[0])
+    if len(names) < 2:
+        raise InputError(f"{args.runs}: only one {args.by} ({names[0]}); a comparison needs two")
+    if reference not in names:
+        raise InputError(f"--reference {reference!r}: not one of {', '.join(names)}")
+    for axis in axes:
+        spent = pd.Series(axis_costs(args, axis, frame)).groupby(frame[args.by].astype(str).to_numpy())
+        for name in names:
+            check_overlap(name, spent.get_group(name), reference, spent.get_group(reference), axis or "6ND")
     arms = read_arms(args, axes[0], frame)
-    if len(arms) < 2:
-        raise InputError(f"{args.runs}: only one {args.by} ({', '.join(arms)}); a comparison needs two")
-    reference = args.reference or next(iter(arms))
-    if reference not in arms:
-        raise InputError(f"--reference {reference!r}: not one of {', '.join(arms)}")
     console = make_console()
     for name, arm in arms.items():
         console.print(f"{name}: {arm.fit.n} runs, {arm.fit.verdict}", highlight=False)

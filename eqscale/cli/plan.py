@@ -12,8 +12,8 @@ from eqscale.cli.law_options import (
     add_table_options,
     cost_axes,
     print_table,
+    read_arm_table,
     read_arms,
-    read_table,
 )
 from eqscale.errors import InputError
 
@@ -233,7 +233,7 @@ def _plan_from_table(args: argparse.Namespace) -> int:
     from eqscale.laws.plan import advise
     from eqscale.laws.render import interval_text, number, plain, write_json
 
-    frame = read_table(args, (args.by,))
+    frame = read_arm_table(args)
     axis = _one_axis(args, frame)
     compute = parse_compute(args.compute, axis == "seconds")
     found = advise(read_arms(args, axis, frame), compute)
@@ -270,7 +270,7 @@ def _run_design(args: argparse.Namespace) -> int:
     from eqscale.laws.render import check_writable, number, plain, write_json
 
     check_writable(args.json)
-    frame = read_table(args, (args.by,))
+    frame = read_arm_table(args)
     axis = _one_axis(args, frame)
     arms = read_arms(args, axis, frame)
     wanted = [a.strip() for a in (args.arms or "").split(",") if a.strip()] or list(arms)

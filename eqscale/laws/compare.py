@@ -313,12 +313,17 @@ def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
     return float((1 + np.sum(drop >= null.objective - full.objective)) / (resamples + 1))
 
 
-def _check_overlap(arm: ArmFit, reference: ArmFit, axis: str) -> None:
-    low, high = max(arm.C.min(), reference.C.min()), min(arm.C.max(), reference.C.max())
+def check_overlap(arm: str, C: Array, reference: str, reference_C: Array, axis: str) -> None:
+    """Refuse two arms whose runs (by their costs) only an extrapolation would compare.
+
+    Raises:
+        InputError: no cost in common.
+    """
+    low, high = max(C.min(), reference_C.min()), min(C.max(), reference_C.max())
     if low > high * (1 + 1e-9):
         raise InputError(
-            f"{axis}: the runs of {arm.name} ({arm.C.min():.3g} to {arm.C.max():.3g}) and {reference.name} "
-            f"({reference.C.min():.3g} to {reference.C.max():.3g}) have no cost in common; "
+            f"{axis}: the runs of {arm} ({C.min():.3g} to {C.max():.3g}) and {reference} "
+            f"({reference_C.min():.3g} to {reference_C.max():.3g}) have no cost in common; "
             "comparing them would rest on extrapolation alone"
         )
 
@@ -351,7 +356,7 @@ def compare_arms(
     Raises:
         InputError: no cost in common, or an arm without a bootstrap.
     """
-    _check_overlap(arm, reference, axis)
+    check_overlap(arm.name, arm.C, reference.name, reference.C, axis)
     if arm.boot is None or reference.boot is None:
         raise InputError("a comparison with intervals needs a bootstrap of each arm")
     low, high = common_range({"a": arm, "b": reference})

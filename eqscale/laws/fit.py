@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from scipy import special
 from scipy.optimize import linprog, lsq_linear
 
@@ -447,11 +448,12 @@ def _internal_value(form: Form, name: str, value: float, centre: Centre) -> floa
 def _weights(weights: object, n: int, where: str) -> Array:
     if weights is None:
         return np.ones(n)
-    w = np.array(weights, dtype=float).reshape(-1)
+    raw = np.asarray(weights, dtype=object).reshape(-1)
+    w = pd.to_numeric(pd.Series(raw), errors="coerce").to_numpy(float)
     if len(w) != n:
         raise InputError(f"{where}: {len(w)} weights for {n} runs")
     for i in np.flatnonzero(~(np.isfinite(w) & (w >= 0))):
-        raise InputError(f"{where}: row {i + 1}: weight {w[i]:g} is not finite and non-negative")
+        raise InputError(f"{where}: row {i + 1}: weight {raw[i]!r} is not a finite non-negative number")
     return w
 
 
@@ -516,6 +518,10 @@ def fit_internal(
         theta, f, _ = solve(theta, delta, *((1e-7, 150) if objective.kind == "lad" else (1e-4, 25)))
         theta = _best_distinct(theta, f, 12 if len(y) <= 100 else 6)
     theta, f, _ = solve(theta, target, 1e-7, 50)
+    folded = _fold_floor(form, theta, lower)
+    if len(folded):
+        folded, g, _ = solve(folded, target, 1e-7, 50)
+        theta, f = np.concatenate([theta, folded]), np.concatenate([f, g])
     theta, f, done = solve(_best_distinct(theta, f, 8 if len(y) <= 100 else 4), target, 1e-15)
     late = ~done & (f <= f.min() * 1.001)
     if late.any():
@@ -536,15 +542,37 @@ def fit_internal(
     # a parameter within rounding of its bound belongs on it, or the slope there would look like work undone
     at_low, at_high = (np.abs(theta[best] - bound) < 1e-9 for bound in (lower, upper))
     snapped = np.where(at_low, lower, np.where(at_high, upper, theta[best]))
-    if objective.kind != "lad" and (snapped != theta[best]).any():
-        t, g, _ = solve(snapped[None], target, 1e-15)
-        if g[0] <= f[best] * (1 + 1e-12):
+    if (snapped != theta[best]).any():
+        t, g, _ = solve(snapped[None], target, 1e-15, 0 if objective.kind == "lad" else 150)
+        if objective.rho(residuals(form, t, x, y[None], objective.is_log)[0]) @ w <= f[best] * (1 + 1e-12):
             theta[best] = t[0]
     solution = _refine(form, theta[best], x, y, w, objective, lower, upper)
     minima = _distinct(f if objective.is_log else f * np.exp(2 * centre.log_loss))
     return _finish(
         form, objective, columns, observed, w, centre, lower, upper, fixed, solution, starting, minima
     )
+
+
+_FLAT = 0.05  # an exponent below which a term is hardly told from the floor
+
+
+def _fold_floor(form: Form, theta: Array, lower: Array) -> Array:
+    """For terms with an exponent near zero: the law without floor that has the same value and slope in the middle
+    of the runs. Towards a logarithm E and A trade places along a valley so flat that Newton only crawls in it,
+    and the minimum is at its end, on the face E = 0.
+    """
+    if "E" not in form.names or lower[form.names.index("E")] > 0 or form.name == "gamma":
+        return theta[:0]
+    found = []
+    for prefactor, (exponent, _) in form.powers.items():
+        i, j = form.names.index(prefactor), form.names.index(exponent)
+        part = theta[(theta[:, j] < _FLAT) & (theta[:, 0] > 0)].copy()
+        term = np.exp(part[:, i])
+        part[:, i] = np.log(term + part[:, 0])
+        part[:, j] *= term / (term + part[:, 0])
+        part[:, 0] = 0.0
+        found.append(part)
+    return np.concatenate(found)
 
 
 def _best_distinct(theta: Array, f: Array, most: int) -> Array:
@@ -641,35 +669,38 @@ def _to_vertex(form, theta, x, y, w, lower, upper) -> tuple[Array, float]:
     free = np.flatnonzero((lower < upper) & (theta > -690.0))
     used = np.flatnonzero(w > 0)
     best, objective = theta.copy(), value(theta)
-    m, k = len(used), len(free)
+    k = len(free)
     radius = np.inf
-    cost = np.concatenate([np.zeros(k), w[used], w[used]])
-    # r - J dx = plus - minus, in coordinates z in which the runs see every direction equally: J dx = U z
-    equality = np.hstack([np.zeros((m, k)), np.eye(m), -np.eye(m)])
     for _ in range(60):
         ev = form.evaluate(best[None], x)
         jac = (ev.jacobian / ev.value[:, None])[0][np.ix_(free, used)]
         r = residuals(form, best[None], x, y[None], True)[0][used]
         radius = min(radius, float(np.linalg.norm(r)))
+        # coordinates z in which the runs see every direction equally: J dx = U z
         scale = 1.0 / np.maximum(np.linalg.norm(jac, axis=1), 1e-300)
         u, spectrum, vt = np.linalg.svd((jac * scale[:, None]).T, full_matrices=False)
         back = scale[:, None] * vt.T / np.maximum(spectrum, 1e-9)  # dx = back @ z
-        equality[:, :k] = u
-        limits, room = [], []
+        limits, room = [np.eye(k), -np.eye(k)], [np.full(2 * k, radius)]
         for sign, bound in ((1, upper), (-1, lower)):
             finite = np.flatnonzero(np.isfinite(bound[free]))
-            limits.append(np.hstack([sign * back[finite], np.zeros((len(finite), 2 * m))]))
+            limits.append(sign * back[finite])
             room.append(sign * (bound - best)[free][finite])
+        walls, space = np.vstack(limits), np.concatenate(room)
+        # min Σ w |r − U z| with walls z ≤ space by its dual, which has k rows however many the runs;
+        # z are the multipliers of those rows
         found = linprog(
-            cost, A_ub=np.vstack(limits), b_ub=np.concatenate(room), A_eq=equality, b_eq=r,
-            bounds=[*[(-radius, radius)] * k, *[(0.0, None)] * (2 * m)], method="highs",
+            np.concatenate([-r, space]), A_eq=np.hstack([-u.T, walls.T]), b_eq=np.zeros(k),
+            bounds=np.column_stack([
+                np.concatenate([-w[used], np.zeros(len(space))]),
+                np.concatenate([w[used], np.full(len(space), np.inf)]),
+            ]), method="highs",
         )  # fmt: skip
         if found.status != 0:
             break
         new = best.copy()
-        new[free] += back @ found.x[:k]
+        new[free] += back @ found.eqlin.marginals
         new = np.clip(new, lower, upper)
-        reached, promised = value(new), objective - found.fun
+        reached, promised = value(new), objective + found.fun
         if reached < objective:
             gained = objective - reached
             radius *= 4.0 if gained > 0.5 * promised else 1.0

@@ -58,10 +58,16 @@ def load_table(source: str | Path) -> pd.DataFrame:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pd.read_parquet(path)
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        return pd.read_csv(path, sep=separator, skipinitialspace=True, float_precision="round_trip")
+        frame = pd.read_csv(path, sep=separator, skipinitialspace=True, float_precision="round_trip")
+        header = pd.read_csv(
+            path, sep=separator, skipinitialspace=True, header=None, nrows=1, dtype=str
+        ).iloc[0]
     except (ValueError, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{source}: not a readable table ({reason})") from error
+    for name in header[header.notna() & header.str.strip().duplicated()]:  # pandas would call it NAME.1
+        raise InputError(f"{source}: column {name!r} appears more than once")
+    return frame
 
 
 def _as_number(value: object) -> float:

@@ -10,7 +10,7 @@ from eqscale.cli import main
 @pytest.fixture
 def table(isoflop, tmp_path):
     path = tmp_path / "runs.csv"
-    isoflop.to_csv(path, index=False)
+    isoflop.assign(note="none").to_csv(path, index=False)
     return path
 
 
@@ -78,6 +78,10 @@ def test_groups_are_fitted_one_by_one(isoflop, tmp_path):
         (["--bootstrap", "magic"], "unknown bootstrap 'magic'"),
         (["--by", "arm"], "no column 'arm'"),
         (["--at", "big"], "--at: 'big'"),
+        (["--seed", "-3"], "--seed -3"),
+        (["--hold-out", "-1"], "--hold-out -1"),
+        (["--hold-out", "5"], "--hold-out 5 leaves nothing to fit of 5 budgets"),
+        (["--weights", "note"], "row 1: weight 'none' is not a finite non-negative number"),
         (["--json", "/nowhere/at/all.json"], "does not exist or is not writable"),
     ],
 )
@@ -89,6 +93,29 @@ def test_bad_input_is_one_line_and_exit_code_two(table, tmp_path, capsys, argume
     assert message in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_column_named_twice_is_refused(table, capsys):
+    table.write_text(table.read_text().replace("note", "loss", 1))
+    assert main(["fit", str(table)]) == 2
+    assert "column 'loss' appears more than once" in capsys.readouterr().err
+
+
+def test_arms_without_a_common_cost_are_refused_before_anything_is_fitted(isoflop, tmp_path, capsys):
+    far = isoflop.assign(arm="far", D=isoflop.D * 1e6, C=isoflop.C * 1e6)
+    pd.concat([isoflop.assign(arm="near"), far]).to_csv(tmp_path / "arms.csv", index=False)
+    assert main(["compare", str(tmp_path / "arms.csv")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "far (1e+23 to 1e+27) and near (1e+17 to 1e+21) have no cost in common" in shown.err
+
+
+@pytest.mark.parametrize(
+    "verb", [["plan", "--compute", "1e22"], ["design", "--question", "a", "--spend", "1e20"]]
+)
+def test_table_without_arms_is_one_arm(table, verb, capsys):
+    assert main([verb[0], str(table), "--resamples", "20", *verb[1:]]) == 0
+    assert "all runs" in capsys.readouterr().out
 
 
 def test_output_with_awkward_values_is_strict_json(isoflop, tmp_path):

@@ -112,6 +112,21 @@ def test_term_that_vanished_leaves_its_exponent_unidentified(isoflop):
     assert "beta" in found.verdict
 
 
+@pytest.mark.parametrize("loss_fn", ["log-huber", "log-lsq", "lad"])
+def test_term_that_turns_logarithmic_ends_on_the_face_without_floor(isoflop, loss_fn):
+    """Loss that bends below −log N: E and A trade places down a flat valley, whose end is E = 0."""
+    z = np.log(isoflop.N / 1e8)
+    loss = 1.0 - 0.01 * z - 0.0005 * z**2 + (1e9 / isoflop.D) ** 0.5
+    found = fit(isoflop.N, isoflop.D, loss, loss_fn=loss_fn)
+    assert found.params["E"] == 0.0
+    assert found.params["alpha"] < 0.05
+    assert "on boundary: E = 0" in found.verdict
+    assert "not converged" not in found.verdict
+    assert found.objective <= fit(isoflop.N, isoflop.D, loss, loss_fn=loss_fn, fix={"E": 0}).objective * (
+        1 + 1e-9
+    )
+
+
 def test_handful_of_runs_with_hardly_a_law_ends_at_its_face():
     """Nine runs in which D says little and N nothing: the optimum is a corner, E = A = 0."""
     N = [1115, 1987, 3819, 1115, 1987, 6499, 1115, 1987, 6499]
