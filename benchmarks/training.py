@@ -20,7 +20,7 @@ import json
 import math
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training import loop
 from eqscale.training.arms import Arm, Size, get_arm, plain
+from eqscale.training.group import Group
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
@@ -48,7 +49,7 @@ class Stopwatch:
     """Seconds by part; a part inside another one is not counted twice."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._open = ["other"]
         self._since = time.perf_counter()
 
@@ -85,7 +86,8 @@ class Stopwatch:
 def clocks(watch: Stopwatch, trainer: loop._Trainer) -> Iterator[None]:
     """Put clocks around the parts of the training loop, and take them away again."""
     places = [
-        (loop, "augment", "data: augmentation"),
+        (loop, "frame_elements", "data: augmentation"),
+        (loop, "transform", "data: augmentation"),
         (plain, "align", "forward: alignment"),
         (trainer.model, "forward", "forward"),
         (loop, "weighted_mse", "forward"),
@@ -166,7 +168,9 @@ def evaluation_seconds(trainer: loop._Trainer) -> float:
 def profile(arm: Arm, size: Size, windows: tuple[Windows, Windows], spec: RunSpec, seconds: float) -> Profile:
     """Train for about ``seconds``, and put a whole run together from the parts."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = loop._Trainer(spec, *windows, Path(folder), lambda point: None, lambda step: None, None)
+        trainer = loop._Trainer(
+            spec, *windows, Path(folder), lambda point: None, lambda step: None, None, Group()
+        )
         begin = time.perf_counter()
         trainer.spec = dataclasses.replace(spec, steps=_WARM_UP)
         trainer.curve_steps = {_WARM_UP}
@@ -277,9 +281,9 @@ def main() -> None:
     print_profiles(profiles)
     print("\nPadding of a pass over the data, padded over real, minus one\n")
     print("| batch | tokens | pairs |\n| --- | --- | --- |")
-    paddings = {size: padding(windows[0], size) for size in (16, 32, 64)}
-    for size, (tokens, pairs) in paddings.items():
-        print(f"| {size} | {100 * tokens:.1f} % | {100 * pairs:.1f} % |")
+    paddings = {count: padding(windows[0], count) for count in (16, 32, 64)}
+    for batch_size, (tokens, pairs) in paddings.items():
+        print(f"| {batch_size} | {100 * tokens:.1f} % | {100 * pairs:.1f} % |")
     if args.json:
         content = {
             "profiles": [dataclasses.asdict(p) | {"share": p.share} for p in profiles],

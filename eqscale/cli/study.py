@@ -25,8 +25,9 @@ of the study trains those runs again.
 _SIMULATE = """Say what a preset's compute grid would take on a cluster: wall time, GPU-hours, utilisation, cost.
 
 Plans the study with the engine's own scheduling policy and runs the plan in virtual time, for each number of
-GPUs. The time of a trial comes from a FLOP/s figure (--gpu or --flops-per-second), or from the measured run
-times of an earlier study on the same hardware (--throughput-from).
+GPUs; a tune job with --devices-per-trial N makes the plan that --gpus-per-trial N shows. The time of a trial
+comes from a FLOP/s figure (--gpu or --flops-per-second), or from the measured run times of an earlier study on
+the same hardware (--throughput-from).
 
     eqscale simulate --preset paper --gpus 8 64 --flops-per-second 1e14 --price 2.5
     eqscale simulate --preset cpu --gpus 2 --gpus-per-trial 1 --throughput-from results/quick/runs.csv

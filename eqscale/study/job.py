@@ -35,6 +35,7 @@ from eqscale.study.engine import (
     load_arm_files,
     ray_session,
     run_trials,
+    smallest_share,
 )
 from eqscale.study.estimate import Estimator, device_guess
 from eqscale.study.grid import dataset_spec
@@ -42,7 +43,7 @@ from eqscale.study.lease import only_driver
 from eqscale.study.preflight import check_devices
 from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
-from eqscale.study.schedule import longest_first, wall_seconds
+from eqscale.study.schedule import Cluster, longest_first, plan, run_list
 from eqscale.study.table import is_outdated, run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
 from eqscale.study.watch import SILENT_SECONDS, silence_limit
@@ -67,6 +68,8 @@ class JobOptions(Generic[P]):
     tracking_uri: str
     address: str | None
     workers: int | None
+    devices_per_trial: int | None
+    """Most devices of one trial; None: what the policy finds best on GPUs, one on CPU cores."""
     arm_files: tuple[str, ...]
     max_seconds: float | None
     silent_seconds: float
@@ -124,6 +127,13 @@ def parse_options(
     engine.add_argument(
         "--workers", type=int, help="trials side by side on this machine (default: all cores)"
     )
+    engine.add_argument(
+        "--devices-per-trial",
+        type=int,
+        metavar="N",
+        help="most GPUs (without any: cores) of a node that one planned trial may use; which trials get several "
+        "follows from the estimated times (default: all GPUs of a node, or one core)",
+    )
     engine.add_argument("--max-hours", type=float, help="stop after this time; the same command continues")
     engine.add_argument(
         "--checkpoint-seconds",
@@ -169,6 +179,8 @@ def parse_options(
     _check(preset)
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers must be at least 1, not {args.workers}")
+    if args.devices_per_trial is not None and args.devices_per_trial < 1:
+        raise InputError(f"--devices-per-trial must be at least 1, not {args.devices_per_trial}")
     if args.workers is not None and args.address is not None:
         raise InputError("--workers is for this machine; a cluster named by --address has its own: give one")
     if args.max_hours is not None and not args.max_hours > 0:
@@ -192,6 +204,7 @@ def parse_options(
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         address=args.address,
         workers=args.workers,
+        devices_per_trial=args.devices_per_trial,
         arm_files=tuple(args.arm_file),
         max_seconds=args.max_hours * 3600 if args.max_hours else None,
         silent_seconds=args.hang_minutes * 60,
@@ -281,7 +294,7 @@ class OpenStudy:
         """Train trials, data first; returns when all have ended or the time is up.
 
         Args:
-            trials: runs without a record, the longest of which start first, or a source that chooses them.
+            trials: runs without a record, planned by the scheduling policy, or a source that chooses them.
             stage: name of the stage in ``study.json``.
         """
         if not len(trials):
@@ -294,18 +307,26 @@ class OpenStudy:
             # Ray first: an address that doesn't answer, or a lack of GPUs, must show before data are made.
             devices = stack.enter_context(ray_session(options.address, options.workers))
             estimate.assume(device_guess(gpu_names()))
-            known: Sequence[RunSpec] = []
-            if isinstance(trials, Sequence):
-                trials = known = longest_first(trials, estimate)
+            known = trials if isinstance(trials, Sequence) else []
             check_devices(known, estimate, devices.cpus, devices.gpus, options.largest_budgets)
             begin = time.monotonic()
             prepare_data(data, shared_data.fetch(data, options.storage.data), self.console, backend="ray")
             shared_data.publish(data, options.storage.data)
             self._count("data", begin)
             begin = time.monotonic()
-            unknown = len(trials) - len(known)
+            # A run too large for the GPUs must show before any starts.
+            smallest = smallest_share(data, devices.gpus)
+            largest = options.devices_per_trial or (devices.per_node if devices.gpus else 1)
+            planned = plan(known, estimate, devices.cluster, smallest=smallest, largest=largest)
+            gangs = {a.spec.run_id: a.devices for a in planned if a.devices > 1}
+
+            def seconds(spec: RunSpec) -> float:
+                return estimate(spec, gangs.get(spec.run_id, 1.0))
+
             display = stack.enter_context(
-                StudyProgress(known, estimate, devices.gpus or devices.cpus, self.console, unknown)
+                StudyProgress(
+                    planned, estimate, devices.gpus or devices.cpus, self.console, len(trials) - len(known)
+                )
             )
 
             def started(spec: RunSpec) -> None:
@@ -337,12 +358,13 @@ class OpenStudy:
                 self.tracker.run_failed(spec, error)
 
             run_trials(
-                trials,
+                planned if source is None else source,
                 data,
                 options.storage,
                 StudyEvents(started, point, ended, display.retried, failed, pruned),
+                smallest=smallest,
                 gpus=devices.gpus,
-                silence=lambda spec: silence_limit(estimate(spec), options.silent_seconds),
+                silence=lambda spec: silence_limit(seconds(spec), options.silent_seconds),
                 checkpoint_seconds=options.checkpoint_seconds,
                 arm_files=options.arm_files,
                 max_seconds=self.seconds_left(),
@@ -447,7 +469,9 @@ def run_study(
     console.print(plan_table(specs, options.preset.family, estimate, done))
     workers = options.workers or os.cpu_count() or 1
     if todo:
-        wall = wall_seconds([estimate(spec) for spec in todo], workers)
+        cluster, largest = Cluster(workers, workers), options.devices_per_trial or 1
+        planned = plan(todo, estimate, cluster, largest=largest)
+        wall = max(placement.end for placement in run_list(planned, estimate, cluster))
         console.print(
             f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers"
         )

@@ -129,7 +129,7 @@ class CurvePoint:
     """NMSE on a small fixed part of the test split."""
     learning_rate: float
     seconds: float
-    """Training seconds so far."""
+    """Training seconds so far, as in the record."""
 
 
 @dataclasses.dataclass
@@ -156,7 +156,8 @@ class RunRecord:
     flops_executed: float
     """Training FLOPs executed by this implementation, padding included where the arm computes it."""
     seconds: float
-    """Seconds in the training loop, evaluations and checkpoints excluded."""
+    """Device-seconds in the training loop, evaluations and checkpoints excluded: on k devices a second counts k
+    times, so that this is what a run costs, whatever the number of its devices."""
     evaluation_seconds: float
     peak_memory_mb: float
     """Peak resident memory of the worker process, MB."""
@@ -169,13 +170,16 @@ class RunRecord:
     """Package version and results version."""
     started: str
     """UTC time, ISO 8601."""
+    devices: int = 1
+    """Processors or GPUs that trained the run together when it ended."""
     micro_batch: int | None = None
-    """Windows computed at once: the batch, or less after running out of memory. None if not noted."""
+    """Windows that a device computed at once: its share of the batch, or less after running out of memory. None if
+    not noted."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What happened on the way: memory that ran out, checkpoints that were damaged or not written."""
     cpu_seconds: float | None = None
-    """CPU time of the training process over the same stretches as ``seconds``. None on a GPU, where it says
-    nothing, and in records from before it was counted."""
+    """CPU time of the first training process over the same stretches as ``seconds``, times devices. None on a GPU,
+    where it says nothing, and in records from before it was counted."""
 
     @property
     def outdated(self) -> bool:

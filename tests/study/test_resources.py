@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import DatasetSpec
 from eqscale.study import resources
-from eqscale.study.engine import trial_resources
+from eqscale.study.engine import reservation
 from eqscale.study.resources import activation_bytes_per_token, gpu_share, memory_need
 from eqscale.training.arms import arm_names, get_arm
 from tests.study.test_ledger import make_spec
@@ -70,7 +69,9 @@ def test_a_model_that_no_gpu_holds_is_refused_by_name():
     assert gpu_share(spec, TOKENS, 80 * GB) == 1.0
 
 
-def test_ray_reserves_a_core_and_the_share():
-    data, config = DatasetSpec(family="S"), {"spec": dataclasses.asdict(run())}
-    assert trial_resources(data, None)(config).required_resources == {"CPU": 1.0}
-    assert trial_resources(data, 24 * GB)(config).required_resources == {"CPU": 1.0, "GPU": 0.25}
+def test_ray_reserves_a_core_for_every_device_and_the_share_of_a_gpu():
+    assert reservation(1.0, gpu=False).required_resources == {"CPU": 1.0}
+    assert reservation(0.25, gpu=True).required_resources == {"CPU": 1.0, "GPU": 0.25}
+    several = reservation(4, gpu=True)
+    assert several.bundles == [{"CPU": 1.0, "GPU": 1.0}] * 4
+    assert several.strategy == "STRICT_PACK"
