@@ -20,7 +20,8 @@ DDP_EFFICIENCY = 0.95
 GPU_UTILISATION = 0.35
 """Assumed share of the peak that training reaches."""
 
-# Dense FP32 peaks (the precision of the training loop) in FLOP/s, from NVIDIA's data sheets.
+# Dense FP32 peaks in FLOP/s, from NVIDIA's data sheets; where training uses bfloat16 it will be faster by a factor
+# that has not been measured.
 GPU_PEAKS = {
     "T4": 8.1e12,
     "V100": 15.7e12,

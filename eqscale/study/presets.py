@@ -201,7 +201,7 @@ ASPECT_RATIOS: dict[str, AspectRatio] = {
     "cpu": AspectRatio(
         arms=("transformer", "transformer_aligned", "gatr"),
         budgets=(2e11,),
-        costs=(1.0, 3.0),
+        costs=(1.0, 2.0),
         depths=(1, 2, 4),
         seeds=(0, 1),
         **(_CPU | {"train_scenes": 20_000, "test_scenes": 1000}),

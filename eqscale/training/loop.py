@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import functools
 import math
+import os
 import platform
 import resource
 import sys
@@ -155,9 +156,26 @@ def symmetry_indices(windows: Windows, scenes: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(_SYMMETRY_WINDOWS, total)).round().astype(np.int64)
 
 
-def _hardware(device: torch.device) -> str:
+def trains_in_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products of training steps run in bfloat16: on GPUs that have it, or as EQSCALE_BF16 (0, 1) says.
+
+    Weights, optimiser and evaluations stay in float32.
+
+    Raises:
+        InputError: if EQSCALE_BF16 is neither.
+    """
+    asked = os.environ.get("EQSCALE_BF16", "")
+    if asked not in ("", "0", "1"):
+        raise InputError(f"EQSCALE_BF16={asked}: must be 0 (float32) or 1 (bfloat16)")
+    if asked:
+        return asked == "1"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _hardware(device: torch.device, bfloat16: bool) -> str:
+    suffix = ", bfloat16 products" if bfloat16 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) + suffix
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -165,7 +183,7 @@ def _hardware(device: torch.device) -> str:
                 name = line.split(":", 1)[1].strip()
                 break
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}{suffix}"
 
 
 def _peak_memory_mb() -> float:
@@ -223,6 +241,11 @@ class _Trainer:
         self.model = build_model(spec).to(self.device)
         if self.device.type == "cuda":
             self.model.compile(dynamic=True)
+        self.bfloat16 = trains_in_bfloat16(self.device)
+        self.precision: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if self.bfloat16:
+            self.precision = torch.autocast(self.device.type, torch.bfloat16)
+        self.parameters = list(self.model.parameters())  # finding them takes a small model 1 % of a step
         self.optimizer = build_optimizer(self.model, spec)
         self.progress = _Progress(devices=group.world)
         self.pending: list[Tensor] = []
@@ -309,8 +332,9 @@ class _Trainer:
             generator = torch.Generator().manual_seed((self.augmentation_seed << 32) + progress.step)
             elements = frame_elements(spec.frame, spec.batch_size, generator, batch.position.dtype)
             batch = transform(batch, elements[self.group.rows].to(self.device))
-        loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
-        nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip)
+        with self.precision:
+            loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
+        nn.utils.clip_grad_norm_(self.parameters, spec.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, spec)
         self.optimizer.step()
@@ -521,7 +545,7 @@ def train(
         steps_done=progress.step,
         test=test,
         curve=[CurvePoint(**point) for point in progress.curve],
-        hardware=_hardware(trainer.device),
+        hardware=_hardware(trainer.device, trainer.bfloat16),
         code=CODE,
         started=started,
         devices=progress.devices,

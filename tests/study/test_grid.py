@@ -4,14 +4,16 @@ import pytest
 
 from eqscale.errors import InputError
 from eqscale.study.grid import (
+    aspect_ratio_grid,
     choose_sizes,
     compute_grid,
     controls_grid,
     data_grid,
     expected_batch,
+    shape_groups,
     validation_grid,
 )
-from eqscale.study.presets import COMPUTE_GRIDS, CONTROLS, DATA_GRIDS, VALIDATIONS
+from eqscale.study.presets import ASPECT_RATIOS, COMPUTE_GRIDS, CONTROLS, DATA_GRIDS, VALIDATIONS
 from eqscale.training.arms import get_arm
 
 QUICK = dataclasses.replace(COMPUTE_GRIDS["quick"], arms=("transformer", "transformer_aligned"))
@@ -143,3 +145,31 @@ def test_sizes_are_added_where_they_are_asked_for():
 def test_a_bad_extra_size_is_named(text):
     with pytest.raises(InputError, match=f"--extra-sizes '{text}'"):
         compute_grid(dataclasses.replace(QUICK, extra_sizes=(text,)))
+
+
+SHAPES = dataclasses.replace(ASPECT_RATIOS["cpu"], budgets=(2e11,), costs=(1.0, 2.0), depths=(1, 2, 4))
+
+
+def test_shapes_of_a_group_cost_the_same_and_the_ladders_own_is_among_them():
+    groups = shape_groups(SHAPES)
+    assert {group.arm for group in groups} == set(SHAPES.arms)
+    for group in groups:
+        arm = get_arm(group.arm)
+        batch = expected_batch("S", arm.recipe.batch_size(group.budget))
+        cost = {shape: batch.executed_flops(arm, shape) for shape in group.shapes}
+        assert group.rung in arm.ladder
+        assert len(group.shapes) >= 3
+        assert {shape.depth for shape in group.shapes} <= {1, 2, 4, group.rung.depth}
+        for shape in group.shapes:
+            assert cost[shape] == pytest.approx(cost[group.rung], rel=0.13)
+            assert (shape.width > group.rung.width) == (shape.depth < group.rung.depth)
+
+
+def test_shapes_are_trained_with_every_seed_at_the_budget():
+    specs = aspect_ratio_grid(SHAPES)
+    shapes = {(group.arm, shape) for group in shape_groups(SHAPES) for shape in group.shapes}
+    assert len(specs) == 2 * len(shapes) == len({spec.run_id for spec in specs})
+    for spec in specs:
+        arm = get_arm(spec.arm)
+        spent = spec.steps * expected_batch("S", spec.batch_size).executed_flops(arm, spec.size)
+        assert spent == pytest.approx(2e11, rel=0.01)
