@@ -3,10 +3,10 @@
     python benchmarks/training.py                       # about two minutes on one core
     python benchmarks/training.py --arms gatr --batch-size 64 --json profile.json
 
-The training loop itself runs, on one thread, with clocks around its parts; times are CPU seconds, so that other work
-on the machine counts as little as possible. Steps are timed over a few seconds; curve points, a checkpoint and the
-final evaluation, which a run has a fixed number of, are timed each and put together for a whole run: of the budget at
-which a compute grid has that size in the middle of its sizes, or of --budget FLOPs.
+The training loop itself runs, on one thread of a machine that must be idle, with clocks around its parts. Steps are
+timed over a few seconds; curve points, a checkpoint and the final evaluation, which a run has a fixed number of, are
+timed each and put together for a whole run: of the budget at which a compute grid has that size in the middle of its
+sizes, or of --budget FLOPs.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training import loop
 from eqscale.training.arms import Arm, Size, get_arm, plain
+from eqscale.training.group import Group
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
@@ -44,46 +46,35 @@ _CHECKPOINT_EVERY = 30.0  # seconds, as in the loop
 
 
 class Stopwatch:
-    """CPU seconds by part; a part inside another one is not counted twice."""
+    """Seconds by part; a part inside another one is not counted twice."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._open = ["other"]
-        self._since = time.process_time()
+        self._since = time.perf_counter()
 
     def _turn(self) -> None:
-        now = time.process_time()
+        now = time.perf_counter()
         self.seconds[self._open[-1]] += now - self._since
         self._since = now
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count what happens inside as ``name``."""
-        self._turn()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._turn()
-            self._open.pop()
 
     def timed(self, name: str, function: Callable) -> Callable:
         """The function, counted as ``name``."""
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
+            self._turn()
+            self._open.append(name)
+            try:
                 return function(*args, **kwargs)
+            finally:
+                self._turn()
+                self._open.pop()
 
         return wrapper
 
     def items(self, name: str, source: Iterator) -> Iterator:
         """The items, the making of which counts as ``name``."""
-        while True:
-            with self.part(name):
-                item = next(source, None)
-            if item is None:
-                return
-            yield item
+        return iter(self.timed(name, functools.partial(next, source, None)), None)
 
     def stop(self) -> dict[str, float]:
         """Seconds so far."""
@@ -95,7 +86,8 @@ class Stopwatch:
 def clocks(watch: Stopwatch, trainer: loop._Trainer) -> Iterator[None]:
     """Put clocks around the parts of the training loop, and take them away again."""
     places = [
-        (loop, "augment", "data: augmentation"),
+        (loop, "frame_elements", "data: augmentation"),
+        (loop, "transform", "data: augmentation"),
         (plain, "align", "forward: alignment"),
         (trainer.model, "forward", "forward"),
         (loop, "weighted_mse", "forward"),
@@ -134,7 +126,7 @@ def central_budget(arm: Arm, size: Size, batch: BatchShape) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """CPU seconds of one arm at one size."""
+    """Seconds of one arm at one size."""
 
     arm: str
     size: str
@@ -164,24 +156,26 @@ def evaluation_seconds(trainer: loop._Trainer) -> float:
     """Of the final evaluation, from a sixth of its scenes and the whole equivariance error."""
     spec, windows = trainer.spec, trainer.test_windows
     scenes = max(1, spec.test_scenes // 6)
-    begin = time.process_time()
+    begin = time.perf_counter()
     loop.evaluate(
         trainer._predict, windows, loop.evaluation_indices(windows, scenes, spec.test_windows_per_scene)
     )
-    middle = time.process_time()
+    middle = time.perf_counter()
     loop.equivariance(trainer._predict, windows, loop.symmetry_indices(windows, spec.test_scenes))
-    return (middle - begin) * spec.test_scenes / scenes + time.process_time() - middle
+    return (middle - begin) * spec.test_scenes / scenes + time.perf_counter() - middle
 
 
 def profile(arm: Arm, size: Size, windows: tuple[Windows, Windows], spec: RunSpec, seconds: float) -> Profile:
     """Train for about ``seconds``, and put a whole run together from the parts."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = loop._Trainer(spec, *windows, Path(folder), lambda point: None)
-        begin = time.process_time()
+        trainer = loop._Trainer(
+            spec, *windows, Path(folder), lambda point: None, lambda step: None, None, Group()
+        )
+        begin = time.perf_counter()
         trainer.spec = dataclasses.replace(spec, steps=_WARM_UP)
         trainer.curve_steps = {_WARM_UP}
         trainer.run()
-        per_step = (time.process_time() - begin) / _WARM_UP
+        per_step = (time.perf_counter() - begin) / _WARM_UP
         timed = max(20, round(seconds / per_step))
         trainer.spec = dataclasses.replace(spec, steps=_WARM_UP + timed)
         trainer.curve_steps = {_WARM_UP + timed}
@@ -190,9 +184,9 @@ def profile(arm: Arm, size: Size, windows: tuple[Windows, Windows], spec: RunSpe
             trainer.run()
             found = watch.stop()
         curve_point = found.pop("curve point")
-        begin = time.process_time()
+        begin = time.perf_counter()
         trainer._save()
-        checkpoint = time.process_time() - begin
+        checkpoint = time.perf_counter() - begin
         evaluation = evaluation_seconds(trainer)
     step = {name: value / timed for name, value in sorted(found.items())}
     parts = {
@@ -220,7 +214,7 @@ def profile(arm: Arm, size: Size, windows: tuple[Windows, Windows], spec: RunSpe
 
 def print_profiles(profiles: list[Profile]) -> None:
     """Print the shares of a run as a Markdown table, and the costs that the shares are made of."""
-    print(f"\nPer cent of the CPU time of a run, batches of {profiles[0].batch_size}\n")
+    print(f"\nPer cent of the time of a run, batches of {profiles[0].batch_size}\n")
     print(
         f"| arm | size | N | FLOPs | steps | run s | {' | '.join(PARTS)} | forward + backward + optimiser |"
     )
@@ -235,7 +229,7 @@ def print_profiles(profiles: list[Profile]) -> None:
             f"{shares} | {100 * core:.1f} |"
         )
     names = sorted({name for p in profiles for name in p.step})
-    print("\nMilliseconds of CPU: of a step by part, and of what a run has a fixed number of\n")
+    print("\nMilliseconds: of a step by part, and of what a run has a fixed number of\n")
     print(f"| arm | N | {' | '.join(names)} | curve point | checkpoint | final evaluation |")
     print("| --- " * (5 + len(names)) + "|")
     for p in profiles:
@@ -266,9 +260,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, nargs="+", default=[3e3, 3e4, 3e5])
     parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch (default: 16)")
     parser.add_argument("--budget", type=float, help="executed FLOPs of every run (default: by size)")
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="CPU seconds of steps to time (default: 2)"
-    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of steps to time (default: 2)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file as well")
     args = parser.parse_args()
@@ -289,9 +281,9 @@ def main() -> None:
     print_profiles(profiles)
     print("\nPadding of a pass over the data, padded over real, minus one\n")
     print("| batch | tokens | pairs |\n| --- | --- | --- |")
-    paddings = {size: padding(windows[0], size) for size in (16, 32, 64)}
-    for size, (tokens, pairs) in paddings.items():
-        print(f"| {size} | {100 * tokens:.1f} % | {100 * pairs:.1f} % |")
+    paddings = {count: padding(windows[0], count) for count in (16, 32, 64)}
+    for batch_size, (tokens, pairs) in paddings.items():
+        print(f"| {batch_size} | {100 * tokens:.1f} % | {100 * pairs:.1f} % |")
     if args.json:
         content = {
             "profiles": [dataclasses.asdict(p) | {"share": p.share} for p in profiles],

@@ -100,8 +100,9 @@ class Study:
             "--arm-file": HERE / "counted_arm.py",
             "--arms": "counted",
             "--checkpoint-seconds": 1,
-            "--workers": 2,
         }
+        if "--address" not in options:
+            places["--workers"] = 2
         values = [word for key, value in grid.items() for word in (f"--{key}", *value.split())]
         self.arguments = [*(str(word) for pair in places.items() for word in pair), *values, *options]
         self.options: JobOptions = parse_options("", COMPUTE_GRIDS, job="", argv=self.arguments)

@@ -38,9 +38,9 @@ from harness import (
     wait_for,
 )
 
-# Eight runs of some seconds each.
+# Eight runs of 3 to 15 seconds each: long enough to be disturbed several times.
 GRID = {
-    "budgets": "2e9 4e9",
+    "budgets": "8e9 1.6e10",
     "sizes-per-budget": "4",
     "seeds": "0",
     "min-steps": "5",

@@ -59,12 +59,10 @@ def register(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the JSON file if one is asked for."""
-    import dataclasses
-
     from eqscale.console import make_console
     from eqscale.errors import InputError
     from eqscale.rigid.dataset import open_stored
-    from eqscale.training.evaluation import assess, ballistic, predictor, rollout_steps
+    from eqscale.training.evaluation import assess, ballistic, evaluation_content, predictor, rollout_steps
     from eqscale.training.loop import load_trained
 
     if args.arm_file:
@@ -109,14 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if steps:
         console.print(_rollouts(columns))
     if args.json is not None:
-        content = {
-            "checkpoint": str(args.checkpoint),
-            "run_id": spec.run_id,
-            "spec": dataclasses.asdict(spec),
-            "results": [{"predictor": name} | assessment.to_dict() for name, assessment in columns],
-        }
-        # What is undefined, such as the relative error of a prediction of zero, is null: JSON knows no NaN.
-        content = json.loads(json.dumps(content), parse_constant=lambda name: None)
+        content = evaluation_content(args.checkpoint, spec, columns)
         args.json.write_text(json.dumps(content, indent=1) + "\n")
         console.print(f"written: {args.json}", highlight=False)
     return 0

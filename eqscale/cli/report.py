@@ -14,7 +14,7 @@ report.html. The folder may hold
   controls/runs.csv     the symmetry switched off, other frames of the data
   validation/runs.csv   runs above the compute grid's budgets, made after prediction.json
   prediction.json       from eqscale predict
-  evaluation/*.json     trained models, measured by eqscale evaluate --json
+  evaluation/*          the best models, from eqscale measure
 
 of which the compute grid or the data grid must be there.
 """

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from eqscale.study.estimate import Estimator
     from eqscale.study.simulate import Forecast
 
-_CHECK = """Compare a study's ledger, which is the truth, with its views: the run table and the MLflow runs.
+_CHECK = """Compare a study's ledger, which is the truth, with its views: run table, records.jsonl and MLflow runs.
 
 Lists runs that are missing, doubled, different or unknown in a view, MLflow runs left RUNNING, damaged records,
 checkpoints and weights that belong to nothing, and records of earlier code or other data. Exit code 0 if all
 agree, 1 if not. --mend writes the views anew where they differ, and sets damaged records aside: the next start
-of the study trains those runs again.
+of the study trains those runs again, unless records.jsonl holds them: what it has and the ledger lacks is adopted.
 
     eqscale check quick
     eqscale check quick --mend
@@ -25,8 +25,9 @@ of the study trains those runs again.
 _SIMULATE = """Say what a preset's compute grid would take on a cluster: wall time, GPU-hours, utilisation, cost.
 
 Plans the study with the engine's own scheduling policy and runs the plan in virtual time, for each number of
-GPUs. The time of a trial comes from a FLOP/s figure (--gpu or --flops-per-second), or from the measured run
-times of an earlier study on the same hardware (--throughput-from).
+GPUs; a tune job with --devices-per-trial N makes the plan that --gpus-per-trial N shows. The time of a trial
+comes from a FLOP/s figure (--gpu or --flops-per-second), or from the measured run times of an earlier study on
+the same hardware (--throughput-from).
 
     eqscale simulate --preset paper --gpus 8 64 --flops-per-second 1e14 --price 2.5
     eqscale simulate --preset cpu --gpus 2 --gpus-per-trial 1 --throughput-from results/quick/runs.csv
@@ -42,7 +43,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
 def _register_check(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "check",
-        help="compare a study's ledger with its run table and its MLflow runs, and mend those",
+        help="compare a study's ledger with its run table, records and MLflow runs, and mend those",
         description=_CHECK,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,7 +54,7 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
     parser.add_argument(
-        "--mend", action="store_true", help="write run table and MLflow anew where they differ"
+        "--mend", action="store_true", help="write run table, records and MLflow anew where they differ"
     )
     parser.set_defaults(run=_check)
 
@@ -108,9 +109,7 @@ def _check(args: argparse.Namespace) -> int:
             table.add_row(mark, finding.where, finding.kind, finding.what, finding.detail)
         console.print(table)
     records = len(storage.ledger.records())
-    verdict = (
-        f"{counts[False]} disagreements" if counts[False] else "run table and MLflow agree with the ledger"
-    )
+    verdict = f"{counts[False]} disagreements" if counts[False] else "all views agree with the ledger"
     advice = " (--mend writes them anew)" if counts[False] and not args.mend else ""
     console.print(
         f"{args.study}: {records} records; {verdict}{advice}, {counts[True]} notes", highlight=False

@@ -23,7 +23,7 @@ def _run(args: argparse.Namespace) -> int:
     from mlflow.tracking import MlflowClient
 
     from eqscale.errors import InputError
-    from eqscale.study.tracking import default_tracking_uri, experiment_link
+    from eqscale.study.tracking import default_tracking_uri, experiment_link, unreachable
 
     uri = args.tracking_uri or default_tracking_uri(Path.cwd())
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
@@ -33,9 +33,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         experiments = MlflowClient(tracking_uri=uri).search_experiments()
     except Exception as error:
-        raise InputError(
-            f"MLflow tracking URI {uri!r} doesn't answer: {str(error).splitlines()[0]}"
-        ) from error
+        raise unreachable(uri, error) from error
     for experiment in experiments:
         if experiment.name.startswith("eqscale-"):
             print(f"{experiment.name}: {experiment_link(uri, experiment.experiment_id, args.port)}")

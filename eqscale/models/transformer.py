@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eqscale.errors import InputError
 from eqscale.models.flops import FlopCount, TrainingFlops
+from eqscale.models.inputs import check_mask, check_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,8 @@ class TransformerConfig:
     """Number of random Fourier features (sine and cosine together), if any."""
     fourier_scale: float = 1.0
     """Standard deviation of the random frequencies, in 1 / units of the inputs."""
+    check_finite: bool = False
+    """Raise InputError on inputs that are not finite (costs a pass over the inputs)."""
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "width", "depth", "heads", "mlp_ratio"):
@@ -143,18 +146,21 @@ class Transformer(nn.Module):
 
         Returns:
             (B, T, out_features); values at padded tokens are meaningless.
+
+        Raises:
+            InputError: a shape, dtype or device that does not fit, or a sample without tokens.
         """
-        if features_BTF.shape[-1] != self.config.in_features:
-            raise InputError(
-                f"features have shape {tuple(features_BTF.shape)}; the last dimension must be {self.config.in_features}"
-            )
+        config, own = self.config, self.embed.weight
+        check_tokens("features", features_BTF, (config.in_features,), own, config.check_finite)
+        if mask_BT is not None:
+            check_mask(mask_BT, tuple(features_BTF.shape[:2]), own.device)
         bias = None
         if mask_BT is not None:
             bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[
                 :, None
             ]
-        if self.config.fourier_inputs:
-            phase = features_BTF[..., : self.config.fourier_inputs] @ self.frequencies
+        if config.fourier_inputs:
+            phase = features_BTF[..., : config.fourier_inputs] @ self.frequencies
             features_BTF = torch.cat([features_BTF, phase.sin(), phase.cos()], -1)
         x = self.embed(features_BTF)
         for block in self.blocks:

@@ -54,6 +54,8 @@ class Analysis:
     """The largest budget predicted from the others; None where the others can't determine the law."""
     noise: pd.DataFrame
     """Seed noise by arm and budget, see ``seed_noise``."""
+    noise_at_sizes: pd.DataFrame
+    """Seed noise by arm, budget and size, see ``noise_at_sizes``."""
     edges: list[Edge]
     comparisons: dict[str, list[Comparison | str]]
     """By axis, every pair of arms; a text where they can't be compared."""
@@ -69,7 +71,8 @@ def analyse(study: Study) -> Analysis:
     """
     grid = study.part("compute")
     if grid.empty and (study.runs["part"] != "compute").all():
-        return Analysis({}, {}, {}, {}, {}, {}, seed_noise(study.part("data_grid")), [], {}, {})
+        data = study.part("data_grid")
+        return Analysis({}, {}, {}, {}, {}, {}, seed_noise(data), noise_at_sizes(data), [], {}, {})
     fitted, unfitted = fit_every_arm(grid)
     arms = {axis: {name: on_axis(arm, grid, axis) for name, arm in fitted.items()} for axis in AXES}
     return Analysis(
@@ -80,6 +83,7 @@ def analyse(study: Study) -> Analysis:
         {name: outliers(arm.fit) for name, arm in fitted.items()},
         {name: _hold_out(arm) for name, arm in fitted.items()},
         seed_noise(grid),
+        noise_at_sizes(grid),
         [edge for axis, group in arms.items() for arm in group.values() for edge in find_edges(arm, axis)],
         {axis: _compare_pairs(group, AXES[axis].label) for axis, group in arms.items()},
         {axis: _rank(group) for axis, group in arms.items()},
@@ -118,20 +122,28 @@ def design_points(runs: pd.DataFrame, arm: ArmFit) -> Array:
     return (rows["budget"].map("{:.6g}".format) + " " + rows["N"].map("{:.0f}".format)).to_numpy(str)
 
 
-def seed_noise(finished: pd.DataFrame) -> pd.DataFrame:
-    """Scatter between seeds: columns arm, budget, sizes, seeds, sd (of the log loss, pooled over sizes), df.
+def noise_at_sizes(finished: pd.DataFrame) -> pd.DataFrame:
+    """Scatter between seeds at each point with replicates: columns arm, budget, N, seeds, sd (of the log loss).
 
-    Only budgets with replicates have a row; ``unique_scenes`` tells the points of a data grid apart.
+    ``unique_scenes`` is a further column where the table has it: it tells the points of a data grid apart.
     """
     point = ["arm", "budget", "N"] + (["unique_scenes"] if "unique_scenes" in finished else [])
     log_loss = np.log(finished["loss"].astype(float))
     groups = finished.assign(log_loss=log_loss).groupby(point)["log_loss"]
-    cells = pd.DataFrame({"n": groups.size(), "square": groups.var(ddof=1)}).reset_index()
-    cells = cells[cells["n"] > 1]
+    cells = pd.DataFrame({"seeds": groups.size(), "sd": groups.std(ddof=1)}).reset_index()
+    return cells[cells["seeds"] > 1].reset_index(drop=True)
+
+
+def seed_noise(finished: pd.DataFrame) -> pd.DataFrame:
+    """Scatter between seeds pooled over sizes: columns arm, budget, sizes, seeds, sd (of the log loss), df.
+
+    Only budgets with replicates have a row.
+    """
     rows = [
-        (arm, budget, len(at), int(at["n"].max()), math.sqrt(float((at["square"] * (at["n"] - 1)).sum() / df)), df)
-        for (arm, budget), at in cells.groupby(["arm", "budget"])
-        for df in [int((at["n"] - 1).sum())]
+        (arm, budget, len(at), int(at["seeds"].max()), math.sqrt(float((at["sd"] ** 2 * (at["seeds"] - 1)).sum() / df)),
+         df)
+        for (arm, budget), at in noise_at_sizes(finished).groupby(["arm", "budget"])
+        for df in [int((at["seeds"] - 1).sum())]
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["arm", "budget", "sizes", "seeds", "sd", "df"])
 

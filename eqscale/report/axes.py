@@ -59,7 +59,8 @@ AXES: dict[str, Axis] = {
             "training seconds",
             "s",
             "time of the training loop on the hardware named below: on a CPU the CPU time of the training process, "
-            "which other work on the machine doesn't inflate; on a GPU, and where it wasn't recorded, wall time",
+            "which other work on the machine doesn't inflate; on a GPU, and where it wasn't recorded, wall time; on "
+            "several devices each of them counts",
         ),
     )
 }

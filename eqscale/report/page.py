@@ -6,6 +6,7 @@ table rows of its runs; the page's script (in ``page.html``) looks these rows up
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def write_page(content: Content, folder: Path) -> None:
     body = MarkdownIt("commonmark").enable("table").render(render(content, _placeholder))
     for group in content.figures:
         body = body.replace(_placeholder(group), _embedded(group, folder))
+    for path in content.study.animations:
+        data = base64.b64encode(path.read_bytes()).decode()
+        body = body.replace(f'src="evaluation/{path.name}"', f'src="data:image/gif;base64,{data}"')
     page = Environment(loader=PackageLoader("eqscale.report", "."), keep_trailing_newline=True).get_template(
         "page.html"
     )

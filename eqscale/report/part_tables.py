@@ -147,6 +147,43 @@ def control_table(study: Study, analysis: Analysis) -> Table | None:
     )  # fmt: skip
 
 
+def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
+    """What controls and test-time averaging say, in a sentence each."""
+    controls, grid = study.part("controls"), study.part("compute")
+    lines = []
+    best = grid[grid["arm"] == EQUIVARIANT].groupby(["budget", "N"])["loss"].mean().groupby("budget").min()
+    for arm, runs in controls[controls["arm"].str.endswith("_off")].groupby("arm"):
+        own = runs.groupby(["budget", "N"])["loss"].mean().groupby("budget").min()
+        ratio = (own / best).dropna()
+        if len(ratio):
+            said = ", ".join(f"{value:.2f} at {budget:.2g}" for budget, value in ratio.items())
+            lines.append(
+                f"The symmetry switched off in the same backbone: the best `{arm}` has {said} executed FLOPs times the "
+                f"loss of the best `{EQUIVARIANT}` ([Table 10](#table10))."
+            )
+    twins = []
+    for (arm, frame, budget, N), runs in controls.groupby(["arm", "frame", "budget", "N"], sort=False):
+        twin = grid[(grid["arm"] == arm) & (grid["N"] == N) & np.isclose(grid["budget"], budget, rtol=1e-6)]
+        twin = twin[twin["frame"] != frame]
+        if len(twin):
+            twins.append(f"`{arm}` in {frame} frames at {budget:.2g}: {_twin_text(runs, twin, noise)}")
+    if twins:
+        lines.append(f"The same arm in other frames: {'; '.join(twins)} ([Table 10](#table10)).")
+    for content in study.evaluations:
+        results = content.get("results", [])
+        plain = [r for r in results if r.get("average") == 1 and r["predictor"] == "model"]
+        most: Mapping[str, Any] = max(results, key=lambda r: r.get("average", 1), default={})
+        same = [r for r in plain if r["frame"] == most.get("frame")]
+        if same and most.get("average", 1) > 1:
+            one, many = same[0]["errors"]["nmse"], most["errors"]["nmse"]
+            lines.append(
+                f"Test-time averaging over {most['average']} group elements takes the best `{content['spec']['arm']}` "
+                f"from a loss of {number(one)} to {number(many)}, {100 * (1 - many / one):.1f} % less, at "
+                f"{most['average']} times the cost of a prediction ([Table 15](#table15))."
+            )
+    return lines
+
+
 def _twin_text(runs: pd.DataFrame, twin: pd.DataFrame, noise: pd.DataFrame) -> str:
     """Ratio to the same size in another frame, and whether seed noise explains it."""
     if twin.empty:
@@ -163,26 +200,27 @@ def _twin_text(runs: pd.DataFrame, twin: pd.DataFrame, noise: pd.DataFrame) -> s
     return f"{shown} [{math.exp(ratio - half):.3f}, {math.exp(ratio + half):.3f}]: {verdict}"
 
 
-def _best_models(finished: pd.DataFrame) -> pd.DataFrame:
-    """The run with the lowest loss of each arm at its largest budget."""
+def best_models(study: Study) -> pd.DataFrame:
+    """The run with the lowest loss of each arm at its largest budget, of compute grid and validation."""
+    finished = pd.concat([study.part("compute"), study.part("validation")])
     top = finished[finished["budget"] == finished.groupby("arm")["budget"].transform("max")]
     return top.loc[top.groupby("arm", sort=False)["loss"].idxmin()]
 
 
 def contact_table(study: Study) -> Table | None:
     """Table 11: errors of the best models by what a body touches, and in metres and degrees."""
-    finished = pd.concat([study.part("compute"), study.part("validation")])
+    finished = best_models(study)
     columns = {
         **CONTACTS, "vertex_rmse_m": "vertices, m", "center_rmse_m": "centre of mass, m",
         "rotation_error_deg": "rotation, °", "rigidity_error_m": "rigidity, m",
     }  # fmt: skip
-    shown = {c: label for c, label in columns.items() if c in finished and finished[c].notna().any()}
+    shown = {c: label for c, label in columns.items() if c in study.runs and study.runs[c].notna().any()}
     if finished.empty or not shown:
         return None
     rows = [
         [f"`{run['arm']}`", f"{run['budget']:.3g}", f"{run['N']:.3g}", number(run["loss"])]
         + [number(run[c], 3) for c in shown]
-        for _, run in _best_models(finished).iterrows()
+        for _, run in finished.iterrows()
     ]
     return Table(
         11, "Errors of the best models by kind", ["arm", "budget", "N", "NMSE", *shown.values()], rows,

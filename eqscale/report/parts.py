@@ -4,7 +4,8 @@
     results/cpu/data_grid/runs.csv    one budget, ever fewer unique scenes
     results/cpu/controls/runs.csv     the symmetry switched off, other frames of the data
     results/cpu/validation/runs.csv   budgets above the compute grid's, run after ``prediction.json``
-    results/cpu/evaluation/*.json     trained models, measured by ``eqscale evaluate --json``
+    results/cpu/evaluation/*.json     trained models, measured by ``eqscale measure`` or ``eqscale evaluate --json``
+    results/cpu/evaluation/*.gif      a prediction beside the truth, by ``eqscale measure``
 
 Each part is optional, but the compute grid or the data grid must be there. A ``runs.parquet`` beside a
 ``runs.csv`` holds the same table and is read first. A folder whose own table has one budget and several numbers of
@@ -45,8 +46,10 @@ class Study:
     prediction: dict[str, Any] | None
     """What ``eqscale predict`` wrote before the validation runs."""
     evaluations: tuple[dict[str, Any], ...]
-    """What ``eqscale evaluate --json`` wrote, one trained model each."""
+    """What ``eqscale measure`` or ``eqscale evaluate --json`` wrote, one trained model each."""
     stage_seconds: dict[str, float]
+    animations: tuple[Path, ...]
+    """Files that ``eqscale measure`` drew, named by their arms."""
 
     def part(self, name: str) -> pd.DataFrame:
         """Finished runs of a part, empty if it has none."""
@@ -91,6 +94,7 @@ def read_study(folder: Path) -> Study:
         _read_json(folder / "prediction.json"),
         tuple(_read_json(path) or {} for path in sorted((folder / "evaluation").glob("*.json"))),
         (_read_json(folder / "study.json") or {}).get("stage_seconds", {}),
+        tuple(sorted((folder / "evaluation").glob("*.gif"))),
     )
 
 

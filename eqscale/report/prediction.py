@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,3 +158,47 @@ def seen_the_same_runs(prediction: Mapping[str, Any], study: Study) -> bool:
     """Whether the runs that the prediction was made from are in the study unchanged."""
     seen = _up_to(study.part("compute"), prediction["largest_budget_seen"])
     return _digest(seen) == prediction["runs_digest"]
+
+
+def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str, float]:
+    """Predicted optimal parameters of arms at a budget, from a prediction that was made before its runs.
+
+    Args:
+        path: what ``eqscale predict`` wrote.
+        budget: executed FLOPs.
+        arms: the arms to be run.
+
+    Raises:
+        InputError: there is no such file, it is in a git repository and not committed, it is about another cost,
+            or it has no optimum for one of the arms.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"there is no prediction {str(path)!r}: write it with eqscale predict {path.parent} --compute "
+            f"{budget:g}, and commit it before these runs"
+        )
+    git = ["git", "-C", str(path.absolute().parent)]
+    if subprocess.run([*git, "rev-parse", "--is-inside-work-tree"], capture_output=True).returncode == 0:
+        status = subprocess.run([*git, "status", "--porcelain", "--", path.name], capture_output=True)
+        if status.stdout or status.returncode:
+            raise InputError(
+                f"prediction {str(path)!r} is not committed as it is: commit it before these runs"
+            )
+    try:
+        prediction = json.loads(path.read_text())
+        axis, compute = prediction["axis"], float(prediction["compute"])
+        found = {name: record["N"] for name, record in prediction["arms"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"prediction {str(path)!r} is damaged ({type(error).__name__}: {error})") from error
+    if axis != "executed" or abs(compute / budget - 1) > 1e-9:
+        raise InputError(
+            f"prediction {str(path)!r} is for {compute:g} {AXES[axis].unit} ({axis}); the runs spend {budget:g} "
+            "FLOPs (executed): name that cost with --budget, or predict for it"
+        )
+    for name in arms:
+        if found.get(name) is None:
+            why = prediction.get("not_predicted", {}).get(name, "no optimum, or not in the compute grid")
+            raise InputError(
+                f"prediction {str(path)!r} has no optimum for {name} ({why}): leave it out of --arms"
+            )
+    return {name: found[name] for name in arms}

@@ -77,6 +77,7 @@ def answer(content: Content) -> str:
     lines += _measured(content)
     lines += _crossings(content.analysis)
     lines += [_verdict_line(n, [c for c in content.conclusions if c.number == n]) for n in STATEMENTS]
+    lines += part_tables.control_lines(content.study, content.analysis.noise)
     if content.study.prediction is not None:
         lines.append(_prediction_line(content.study))
     bullets = "\n".join(f"- {line}" for line in lines)
@@ -314,7 +315,19 @@ def _evidence(content: Content, show: Callable[[FigureGroup], str]) -> list[str]
     parts += with_table(part_tables.equivariance_table(study))
     for table in part_tables.measured_tables(study.evaluations):
         parts += with_table(table)
+    if study.animations:
+        parts.append(_animations(study))
     return parts
+
+
+def _animations(study: Study) -> str:
+    images = [f"![a prediction of {path.stem}](evaluation/{path.name})" for path in study.animations]
+    caption = (
+        "*One test scene: the truth, predictions one horizon ahead of each true state, and a rollout, which holds each "
+        "of its states until its next step. Shapes are those of the truth at the start; a prediction moves each "
+        "vertex by itself.*"
+    )
+    return "\n\n".join(['<a id="fig9"></a>\n\n### Figure 9. Predictions beside the truth', *images, caption])
 
 
 def _doubts(content: Content, show: Callable[[FigureGroup], str]) -> list[str]:
@@ -323,11 +336,8 @@ def _doubts(content: Content, show: Callable[[FigureGroup], str]) -> list[str]:
     residuals = content.figure(7)
     if residuals:
         parts.append(figure_block(residuals, show))
-    noise = analysis.noise
-    if content.grid is not None and study.part("compute").empty:
-        noise = noise.iloc[:0]
-    if len(noise):
-        parts.append(tables.noise_table(noise).markdown())
+    if len(analysis.noise_at_sizes) and not study.part("compute").empty:
+        parts.append(tables.noise_table(analysis.noise_at_sizes, analysis.noise).markdown())
     if analysis.edges:
         parts.append(tables.edge_table(analysis).markdown())
     return parts
@@ -361,6 +371,12 @@ def caveats(content: Content) -> list[str]:
             f"Some runs of the compute grid see their data more than once (up to {grid['epochs'].max():.2g} epochs), "
             f"which their law ignores ({link(12)})."
         )
+    kinds = sorted(grid["hardware"].dropna().unique()) if "hardware" in grid else []
+    if len(kinds) > 1:
+        notes.append(
+            f"The runs of the compute grid were made on different hardware ({'; '.join(kinds)}), and the axis of "
+            f"seconds mixes it ({link(1, 'figure')})."
+        )
     if study.prediction is not None and not seen_the_same_runs(study.prediction, study):
         notes.append(
             f"The compute grid has changed since the prediction was made: it and the laws here differ ({link(9)})."
@@ -372,9 +388,7 @@ def caveats(content: Content) -> list[str]:
     lost = study.lost
     if len(lost):
         counts = ", ".join(f"{n} {status}" for status, n in lost["status"].value_counts().items())
-        names = ", ".join(
-            f"`{name}` {status}" for name, status in zip(lost["name"], lost["status"], strict=True)
-        )
+        names = ", ".join(f"`{run['name']}` {tables.fate(run)}" for _, run in lost.iterrows())
         notes.append(f"Runs that are in no fit: {counts} ({names}; {link(12)}).")
     else:
         notes.append(f"No run was lost or left out of the fits ({link(12)}).")
@@ -423,11 +437,15 @@ def _provenance(study: Study) -> str:
         lines.append(f"Code: {'; '.join(sorted(finished['code'].dropna().unique()))}.")
     if "data" in runs:
         lines.append(f"Data: definition {', '.join(sorted(set(runs['data'].astype(str).str[:12])))}.")
-    lines += [f"Wall time, {name}: {seconds:.0f} s." for name, seconds in study.stage_seconds.items()]
+    lines += [
+        f"Wall time, {name}, when it last ran: {seconds:.0f} s."
+        for name, seconds in study.stage_seconds.items()
+    ]
     lines += [f"{axis.label}: {axis.meaning}." for axis in AXES.values()]
     lines.append(
         "The run table is `runs.csv` (and `.parquet`), its columns are explained in `columns.md`, the fits are "
-        "`fits.json`, `coefficients.csv` and `allocation.csv`, the verdicts `conclusions.json`. `eqscale report` on "
+        "`fits.json`, `coefficients.csv` and `allocation.csv`, the seed noise `seed_noise.csv`, the verdicts "
+        "`conclusions.json`. `records.jsonl` holds the same runs without loss. `eqscale report` on "
         "this folder rebuilds everything from the run tables."
     )
     return "\n".join(f"- {line}" for line in lines)

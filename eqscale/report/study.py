@@ -45,6 +45,7 @@ def write_report(folder: Path) -> Path:
         write_json(folder / "fits.json", records)
         coefficients_frame(analysis).to_csv(folder / "coefficients.csv", index=False)
         allocation_frame(analysis).to_csv(folder / "allocation.csv", index=False)
+        analysis.noise_at_sizes.to_csv(folder / "seed_noise.csv", index=False)
     record = [
         {"conclusion": c.number, "axis": c.axis, "verdict": c.verdict, "checks": c.checks}
         for c in conclusions

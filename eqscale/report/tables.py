@@ -209,17 +209,25 @@ def best_runs_table(finished: pd.DataFrame, noise: pd.DataFrame) -> Table:
     )  # fmt: skip
 
 
-def noise_table(noise: pd.DataFrame) -> Table:
-    """Table 7: scatter between seeds."""
-    rows = [
-        [f"`{r.arm}`", f"{r.budget:.3g}", str(r.sizes), str(r.seeds), f"{100 * r.sd:.2g} %", str(r.df)]
-        for r in noise.itertuples()
-    ]
-    for arm in dict.fromkeys(noise["arm"]):
-        sd, df = pooled_noise(noise, arm)
+def noise_table(at_sizes: pd.DataFrame, noise: pd.DataFrame) -> Table:
+    """Table 7: scatter between seeds at every size with replicates, and pooled over budgets and sizes."""
+    rows = []
+    for arm, cells in at_sizes.groupby("arm", sort=False):
+        rows += [
+            [
+                f"`{arm}`",
+                f"{r.budget:.3g}",
+                f"{r.N:.0f}",
+                str(r.seeds),
+                f"{100 * r.sd:.2g} %",
+                str(r.seeds - 1),
+            ]
+            for r in cells.itertuples()
+        ]
+        sd, df = pooled_noise(noise, str(arm))
         rows.append([f"`{arm}`", "all", "", "", f"**{100 * sd:.2g} %**", str(df)])
     return Table(
-        7, "Seed noise", ["arm", "budget", "sizes", "seeds", "standard deviation of the loss", "degrees of freedom"],
+        7, "Seed noise", ["arm", "budget", "N", "seeds", "standard deviation of the loss", "degrees of freedom"],
         rows, "Of the log loss at equal arm, budget and size; a seed sets initialisation, data order and augmentation.",
     )  # fmt: skip
 
@@ -243,6 +251,12 @@ def edge_table(analysis: Analysis) -> Table:
     )  # fmt: skip
 
 
+def fate(run: pd.Series) -> str:
+    """Status of a run that did not finish, with the reason where the table has it."""
+    reason = run.get("reason")
+    return f"{run['status']}: {reason}" if isinstance(reason, str) and reason else str(run["status"])
+
+
 def run_rows(study: Study, analysis: Analysis) -> list[dict[str, object]]:
     """Every run of every part with what became of it, for Table 12 and the pages that show runs on hovering."""
     residual: dict[int, float] = {}
@@ -253,20 +267,18 @@ def run_rows(study: Study, analysis: Analysis) -> list[dict[str, object]]:
         odd |= {int(arm.rows[o.index]): o.score for o in analysis.outliers[name]}  # type: ignore[index]
     out: list[dict[str, object]] = []
     for row, run in study.runs.iterrows():
-        fate = str(run["status"])
-        if fate != "finished":
-            reason = run.get("reason")
-            fate += f": {reason}" if isinstance(reason, str) and reason else ""
+        if run["status"] != "finished":
+            became = fate(run)
         elif run["part"] == "compute":
-            fate = (
+            became = (
                 f"not fitted: {analysis.unfitted[run['arm']]}"
                 if run["arm"] in analysis.unfitted
                 else "fitted"
             )
-            fate += f", outlier ({odd[row]:+.1f} sd)" if row in odd else ""  # type: ignore[index]
+            became += f", outlier ({odd[row]:+.1f} sd)" if row in odd else ""  # type: ignore[index]
         else:
-            fate = PARTS[str(run["part"])]
-        out.append({"run": run, "fate": fate, "residual": residual.get(row)})  # type: ignore[call-overload]
+            became = PARTS[str(run["part"])]
+        out.append({"run": run, "fate": became, "residual": residual.get(row)})  # type: ignore[call-overload]
     return out
 
 
@@ -285,7 +297,7 @@ def run_cells(entry: Mapping[str, object]) -> list[str]:
     off = "–" if not isinstance(residual, float) else f"{residual:+.1f} %"
     return [
         str(run["name"]), str(run["arm"]), f"{run['budget']:.3g}", str(run["seed"]), *values,
-        number(run["loss"], 4), *costs, off, str(entry["fate"]),
+        number(run["loss"], 4), *costs, off, str(entry["fate"]).replace("|", "\\|"),
     ]  # fmt: skip
 
 

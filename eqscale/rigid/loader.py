@@ -17,13 +17,11 @@ from eqscale.rigid.windows import Windows
 
 T = TypeVar("T")
 
-_PER_WINDOW = ("floor_normal", "floor_offset", "gravity", "floor_material", "scene")
-
 _DEPTH = 3
 """Batches made ahead: enough to ride out a slow disk read, little pinned memory."""
 
 _TOGETHER = 512
-"""Windows assembled at once: small batches cost a third less of their time in a larger one that is then cut."""
+"""Windows assembled at once (``Windows.batches``); fewer cost more calls, more no longer fit the CPU's cache."""
 
 
 def batches(
@@ -52,24 +50,8 @@ def _assemble(windows: Windows, order: Iterable[np.ndarray], dtype: torch.dtype)
     for indices in order:
         group = [indices]
         if len(indices):
-            group += itertools.islice(order, _TOGETHER // len(indices) - 1 if len(indices) < _TOGETHER else 0)
-        yield from _cut(windows.batch(np.concatenate(group), dtype=dtype), [len(i) for i in group])
-
-
-def _cut(batch: Batch, sizes: list[int]) -> Iterator[Batch]:
-    """Cut a batch into consecutive ones of those sizes, each padded only to its own most tokens."""
-    tokens = batch.mask.sum(1).tolist()
-    begin = 0
-    for size in sizes:
-        rows = slice(begin, begin + size)
-        most = max(tokens[rows], default=0)
-        parts = {}
-        for field in dataclasses.fields(batch):
-            value = getattr(batch, field.name)[rows]
-            per_token = field.name not in _PER_WINDOW
-            parts[field.name] = (value[:, :most] if per_token else value).contiguous()
-        yield Batch(**parts)
-        begin += size
+            group += itertools.islice(order, max(0, _TOGETHER // len(indices) - 1))
+        yield from windows.batches(group, dtype=dtype)
 
 
 def _pin(batch: Batch) -> Batch:

@@ -91,7 +91,7 @@ def random_orthogonal(
     q = q / q.norm(dim=1, keepdim=True)
     products = (q[:, :, None] * q[:, None, :]).reshape(n, 16)
     first, second, sign, factor, identity = (constant.to(device) for constant in _QUATERNION_TO_ROTATION)
-    rotation = identity + factor * (products[:, first] + sign * products[:, second])
+    rotation = identity + factor * (products.index_select(1, first) + sign * products.index_select(1, second))
     return (_signs(n, generator, device)[:, None] * rotation).reshape(n, 3, 3).to(dtype)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 
@@ -117,17 +119,12 @@ class Windows:
             vertices[rows] = self._vertices[k][local[rows]]
         return state, vertices
 
-    def _slots(self, scene: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens without gaps, (B, T) each: which are real, their (object, vertex) slot, their object's slot.
+    def _real_slots(self, scene: np.ndarray, width: int) -> np.ndarray:
+        """(object, vertex) slot of every token of the scenes, one scene after the other.
 
-        Slots count through the flattened arrays (B, n, width) and (B, n); padded tokens point past the end.
+        Slots count through the flattened array (B, n, width).
         """
-        tokens = self.tokens[scene]
-        mask = np.arange(tokens.max(initial=0)) < tokens[:, None]
-        count = self._count[scene]
-        slot = np.full(mask.shape, count.size * width)
-        slot[mask] = np.flatnonzero(np.arange(width) < count[..., None])
-        return mask, slot, slot // width
+        return np.flatnonzero(np.arange(width) < self._count[scene][..., None])
 
     def track(
         self,
@@ -147,9 +144,10 @@ class Windows:
         arms = local[:, None] @ rotation_matrix(state[:, 1:, :, 3:7]).swapaxes(-1, -2)
         turn = self.matrix[scene][:, None, None].swapaxes(-1, -2)
         world = (arms + (state[:, 1:, :, :3] - mean[:, None, None])[..., None, :]) @ turn
-        mask, slot, _ = self._slots(scene, local.shape[2])
+        mask = _mask(self.tokens[scene])
+        tokens = np.zeros((len(later), *mask.shape, 3))
         slots = world.swapaxes(0, 1).reshape(len(later), -1, 3)
-        tokens = slots.take(slot, axis=1, mode="clip") * mask[..., None]
+        tokens[:, mask] = slots[:, self._real_slots(scene, local.shape[2])]
         return torch.from_numpy(tokens).to(device=device, dtype=dtype)
 
     def batch(
@@ -159,7 +157,21 @@ class Windows:
 
         Raises IndexError for an index outside 0..len - 1.
         """
-        indices = np.asarray(indices, np.int64)
+        return next(self.batches([indices], device, dtype))
+
+    def batches(
+        self,
+        groups: Sequence[np.ndarray],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Iterator[Batch]:
+        """The batches of several index arrays, each padded to its own most tokens, with the bits of ``batch``.
+
+        What is computed per object is computed for all of them together: small batches take half as long.
+
+        Raises IndexError for an index outside 0..len - 1.
+        """
+        indices = np.concatenate(groups).astype(np.int64, copy=False)
         if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"window indices must lie in 0..{len(self) - 1}")
         scene, start = np.divmod(indices, self.windows_per_scene)
@@ -195,41 +207,56 @@ class Windows:
         by_object = np.zeros((b * n + 1, 9), precision)
         by_object[:-1, :6] = columns[:, :, 3, :6].reshape(-1, 6)
         by_object[:-1, 6:] = self._material[scene].reshape(-1, 3)
-
-        mask, slot, body = self._slots(scene, v)
-        three = np.arange(3)[:, None, None]
-        vectors = by_slot.reshape(-1, 3).take(3 * slot + three, axis=0)
-        vectors_of_object = by_object.reshape(-1, 3).take(3 * body + three, axis=0)
+        slot_rows, object_rows = by_slot.reshape(-1, 3), by_object.reshape(-1, 3)
+        weight = np.zeros(b * n + 1, precision)
+        weight[:-1] = (1.0 / (objects[:, None] * np.maximum(count, 1))).astype(precision).reshape(-1)
         touched = np.bitwise_or.reduce(
             self._contact[scene[:, None], start[:, None] + np.arange(self.horizon)], axis=1
         )
+        contact = np.zeros(b * n + 1, np.int64)
+        contact[:-1] = np.minimum(touched, 2).reshape(-1)
 
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(device=device, dtype=dtype)
 
-        def of_object(values: np.ndarray) -> torch.Tensor:
-            flat = np.zeros(b * n + 1, values.dtype)
-            flat[:-1] = values.reshape(-1)
-            return torch.from_numpy(flat.take(body)).to(device)
+        def exact(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
 
         vertical = np.ascontiguousarray(matrix[:, :, 2])
-        return Batch(
-            position=tensor(vectors[0]),
-            velocity=tensor(vectors[1]),
-            target=tensor(vectors[2]),
-            center=tensor(vectors_of_object[0]),
-            center_velocity=tensor(vectors_of_object[1]),
-            material=tensor(vectors_of_object[2]),
-            weight=of_object((1.0 / (objects[:, None] * np.maximum(count, 1))).astype(precision)),
-            object_index=torch.from_numpy(body % n * mask).to(device),
-            contact=of_object(np.minimum(touched, 2).astype(np.int64)),
-            mask=torch.from_numpy(mask).to(device),
-            floor_normal=tensor(vertical),
-            floor_offset=tensor(-mean[:, 2]),
-            gravity=tensor(-GRAVITY * vertical),
-            floor_material=tensor(self._floor[scene]),
-            scene=torch.from_numpy(scene).to(device),
-        )
+        offset, gravity, floor = -mean[:, 2], -GRAVITY * vertical, self._floor[scene]
+        three = np.arange(3)[:, None, None]
+        tokens, real = self.tokens[scene], self._real_slots(scene, v)
+        end_row = end_token = 0
+        for group in groups:
+            rows = slice(end_row, end_row := end_row + len(group))
+            mask = _mask(tokens[rows])
+            slot = np.full(mask.shape, b * n * v)
+            slot[mask] = real[end_token : (end_token := end_token + int(tokens[rows].sum()))]
+            body = slot // v
+            vectors = slot_rows.take(3 * slot + three, axis=0)
+            vectors_of_object = object_rows.take(3 * body + three, axis=0)
+            yield Batch(
+                position=tensor(vectors[0]),
+                velocity=tensor(vectors[1]),
+                target=tensor(vectors[2]),
+                center=tensor(vectors_of_object[0]),
+                center_velocity=tensor(vectors_of_object[1]),
+                material=tensor(vectors_of_object[2]),
+                weight=exact(weight.take(body)),
+                object_index=exact(body % n * mask),
+                contact=exact(contact.take(body)),
+                mask=exact(mask),
+                floor_normal=tensor(vertical[rows]),
+                floor_offset=tensor(offset[rows]),
+                gravity=tensor(gravity[rows]),
+                floor_material=tensor(floor[rows]),
+                scene=exact(scene[rows]),
+            )
+
+
+def _mask(tokens: np.ndarray) -> np.ndarray:
+    """Which of the padded tokens are real: (B,) counts -> (B, T)."""
+    return np.arange(tokens.max(initial=0)) < tokens[:, None]
 
 
 def ballistic(state: np.ndarray, time: float, time_step: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Do the run table and MLflow agree with the ledger? Finds where not, and mends them from the ledger."""
+"""Do run table, published records and MLflow agree with the ledger? Finds where not, and mends them from it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from eqscale.errors import InputError
 from eqscale.storage import matching, subfolders
 from eqscale.study.engine import Storage
 from eqscale.study.ledger import Ledger, UnreadableRecord
+from eqscale.study.records import read_records, write_records
 from eqscale.study.table import COLUMNS, is_outdated, record_row, sorted_table, write_table
-from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters
+from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters, unreachable
 from eqscale.training.spec import RunRecord
 
 _SAME = 1e-9  # relative difference of numbers that count as equal: text and databases round
@@ -29,9 +30,9 @@ class Finding:
     """One thing that a check has found."""
 
     where: str
-    """ledger, run table, MLflow or storage."""
+    """ledger, run table, records, MLflow or storage."""
     kind: str
-    """missing, doubled, different, unknown, unmarked, running, damaged; or of a note: outdated, unplanned..."""
+    """missing, doubled, different, unknown, not adopted, unmarked, running, damaged; or of a note: outdated..."""
     what: str
     """Name of the run, or its identity where nothing else is known."""
     detail: str
@@ -63,7 +64,7 @@ class _Ledger:
 
 
 def check(study: Study, running: bool = False) -> list[Finding]:
-    """Compare ledger, run table, MLflow experiment and storage.
+    """Compare ledger, run table, published records, MLflow experiment and storage.
 
     Args:
         study: where they are.
@@ -76,14 +77,16 @@ def check(study: Study, running: bool = False) -> list[Finding]:
     ledger = _read(study.storage.ledger, described)
     findings = _check_ledger(ledger, described)
     findings += _check_table(study, ledger, described)
+    findings += _check_records(study, ledger)
     findings += _check_mlflow(study, ledger, running)
     return findings + _check_storage(study, ledger, running)
 
 
 def mend(study: Study) -> None:
-    """Bring run table and MLflow into agreement with the ledger; nobody else may be at work on the study.
+    """Bring run table, records and MLflow into agreement with the ledger; nobody else may be at work on the study.
 
-    Damaged records are moved to the ledger's folder ``damaged``, so that the next start trains these runs again.
+    Damaged records are moved to the ledger's folder ``damaged``. What the ledger then lacks and the published
+    records hold is adopted; the next start trains the other runs again.
     MLflow runs that are doubled, different or unknown to the ledger are deleted as the MLflow UI deletes them:
     they can be restored there.
     """
@@ -91,6 +94,7 @@ def mend(study: Study) -> None:
     for run_id, error in _read(study.storage.ledger, described).unreadable.items():
         if error.damaged:
             study.storage.ledger.set_aside(run_id)
+    read_records(study.results).adopt(study.storage.ledger)
     ledger = _read(study.storage.ledger, described)
 
     if any(
@@ -98,6 +102,8 @@ def mend(study: Study) -> None:
         for finding in _check_table(study, ledger, described)
     ):
         _rewrite_table(study, ledger, described)
+    if any(not finding.note for finding in _check_records(study, ledger)):
+        write_records(study.storage.ledger, study.results)
     client, experiment = _client(study)
     if experiment is not None:
         for run in _unfit(_completed(client, experiment.experiment_id), ledger):
@@ -199,6 +205,32 @@ def _rewrite_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) 
     write_table(sorted_table(pd.DataFrame(rows, columns=list(COLUMNS))), study.results)
 
 
+def _check_records(study: Study, ledger: _Ledger) -> list[Finding]:
+    published = read_records(study.results)
+    if not published.path.is_file():
+        detail = f"no {published.path.name} in {str(study.results)!r}"
+        return [Finding("records", "absent", study.name, detail, note=True)]
+    findings = [
+        Finding("records", "damaged", f"line {number}", reason)
+        for number, reason in published.damaged.items()
+    ]
+    expected = {run_id: record for run_id, record in ledger.readable.items() if not record.outdated}
+    for run_id, record in expected.items():
+        if run_id not in published.records:
+            findings.append(Finding("records", "missing", record.spec.name, "in the ledger only"))
+        elif published.records[run_id].to_json() != record.to_json():
+            detail = "other values than the ledger"
+            findings.append(Finding("records", "different", record.spec.name, detail))
+    for run_id in published.records.keys() - expected.keys() - ledger.unreadable.keys():
+        name = published.records[run_id].spec.name
+        findings.append(
+            Finding("records", "not adopted", name, "not in the ledger; the next start adopts it")
+        )
+    if {run_id: note["error"] for run_id, note in published.failures.items()} != ledger.failed:
+        findings.append(Finding("records", "different", study.name, "other failed runs than the ledger"))
+    return findings
+
+
 def _different(where: str, ledger: Mapping[str, Any], view: Mapping[str, Any], names: list[str]) -> Finding:
     shown = ", ".join(f"{n}: {view.get(n)} instead of {ledger[n]}" for n in names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -224,8 +256,7 @@ def _client(study: Study) -> tuple[MlflowClient, Any]:
         client = MlflowClient(tracking_uri=study.tracking_uri)
         return client, client.get_experiment_by_name(study.experiment)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"MLflow tracking URI {study.tracking_uri!r} doesn't answer: {reason}") from error
+        raise unreachable(study.tracking_uri, error) from error
 
 
 def _runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Any]:

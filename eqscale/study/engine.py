@@ -1,4 +1,4 @@
-"""Ray Tune runs the trials. Ray is known to this module alone."""
+"""Ray Tune runs the trials. Ray is known to this module and ``gang`` alone."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
 from eqscale.rigid.families import Family
 from eqscale.storage import AnyPath, RemotePath, absolute, matching, open_place, remove_folder, subfolders
-from eqscale.study import shared_data
+from eqscale.study import gang, shared_data
 from eqscale.study.ledger import Ledger
 from eqscale.study.preflight import check_ray_address
 from eqscale.study.resources import gpu_share
+from eqscale.study.schedule import Allotment, Cluster
 from eqscale.study.watch import Watch
 from eqscale.training.checkpoint import write_patiently
-from eqscale.training.loop import train
-from eqscale.training.memory import read_micro_batch, write_micro_batch
+from eqscale.training.group import Group
+from eqscale.training.loop import follow, train
+from eqscale.training.memory import NEXT_ATTEMPT, read_micro_batch, write_micro_batch
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 # A worker that Ray kills on a node low on memory ends with an error that Tune doesn't know for an actor's death:
@@ -119,6 +121,13 @@ class Devices:
 
     cpus: int
     gpus: int
+    per_node: int
+    """Devices of the smallest node that has any: GPUs if there are any, else CPU cores."""
+
+    @property
+    def cluster(self) -> Cluster:
+        """What trials are planned for."""
+        return Cluster(self.gpus or self.cpus, self.per_node)
 
 
 def _devices() -> Devices:
@@ -126,7 +135,11 @@ def _devices() -> Devices:
     # A cluster that starts its GPU nodes on demand has none yet; only its configuration tells.
     promised = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     cpus, gpus = (int(max(there.get(name, 0), promised.get(name, 0))) for name in ("CPU", "GPU"))
-    return Devices(max(1, cpus), gpus)
+    kind = "GPU" if gpus else "CPU"
+    nodes = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
+    if config := ray._private.state.state.get_cluster_config():
+        nodes += [group.resources.get(kind, 0) for group in config.node_group_configs if group.max_count]
+    return Devices(max(1, cpus), gpus, int(min((count for count in nodes if count >= 1), default=1)))
 
 
 @contextlib.contextmanager
@@ -211,24 +224,47 @@ def _trial(config: dict[str, Any]) -> None:
     if spec.run_id in storage.ledger:  # an attempt that died after writing its record
         remove_folder(checkpoints)
         return
-    scenes = {"train": spec.train_scenes, "test": spec.test_scenes}
-    root = shared_data.fetch(config["data"], storage.data, scenes)
-    open_windows = functools.partial(_windows, config["data"], root, horizon=spec.horizon, frame=spec.frame)
-    record = train(
-        spec,
-        open_windows(split="train", scenes=spec.train_scenes),
-        open_windows(split="test", scenes=spec.test_scenes),
-        checkpoints=checkpoints,
-        weights=storage.weights(spec.run_id),
-        report=lambda point: tune.report(dataclasses.asdict(point)),
-        alive=lambda step: tune.report({_ALIVE: step}),
-        checkpoint_seconds=config["checkpoint_seconds"],
-    )
+    reserved = tune.get_context().get_trial_resources()
+    if reserved.head_bundle_is_empty:  # the devices are for processes of their own
+        record = gang.run_together(functools.partial(_train, config), reserved.bundles, tune.report)
+    else:
+        record = _train(config, Group(), tune.report)
+    assert record is not None
     write_patiently(lambda: storage.ledger.write(record), f"the record of run {spec.name}")
     remove_folder(checkpoints)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _train(config: dict[str, Any], group: Group, say: gang.Say) -> RunRecord | None:
+    """Train the run of a trial as one rank of a group; the first returns its record."""
+    load_arm_files(config["arm_files"])
+    spec = RunSpec.from_dict(config["spec"])
+    storage = Storage(open_place(config["study_folder"]), open_place(config["data_folder"]))
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    checkpoints = storage.checkpoints(spec.run_id)
+    scenes = {"train": spec.train_scenes, "test": spec.test_scenes}
+    root = shared_data.fetch(config["data"], storage.data, scenes)
+    open_windows = functools.partial(_windows, config["data"], root, horizon=spec.horizon, frame=spec.frame)
+    windows = (
+        open_windows(split="train", scenes=spec.train_scenes),
+        open_windows(split="test", scenes=spec.test_scenes),
+    )
+    if group.rank > 0:
+        follow(spec, *windows, checkpoints=checkpoints, group=group)
+        return None
+    return train(
+        spec,
+        *windows,
+        checkpoints=checkpoints,
+        weights=storage.weights(spec.run_id),
+        report=lambda point: say(dataclasses.asdict(point)),
+        alive=lambda step: say({_ALIVE: step}),
+        checkpoint_seconds=config["checkpoint_seconds"],
+        group=group,
+    )
 
 
 class _Events(tune.Callback):
@@ -281,6 +317,8 @@ class _Events(tune.Callback):
                 with contextlib.suppress(OSError):
                     write_micro_batch(folder, size // 2)
                 trial.max_failures = trial.num_failures + 1
+        if NEXT_ATTEMPT in _last_error(trial):  # one of its processes has halved them itself
+            trial.max_failures = trial.num_failures + 1
         self._events.retried(spec, self._reason(trial))
         self._forget(spec)
 
@@ -401,20 +439,25 @@ def _gpu_bytes() -> float:
     return found
 
 
-def trial_resources(
-    data: DatasetSpec, gpu_bytes: float | None
-) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
-    """Trial's configuration -> what Ray reserves for it: a core, and its share of a GPU where there are any."""
+def smallest_share(data: DatasetSpec, gpus: int) -> Callable[[RunSpec], float]:
+    """Run -> share of a device that it needs at least: of a GPU by its memory, else a core.
+
+    Must be called inside ``ray_session``.
+    """
+    if not gpus:
+        return lambda spec: 1.0
     scenes: Family = data.family  # type: ignore[assignment]
+    tokens, device_bytes = scenes.max_objects * scenes.max_vertices, _gpu_bytes()
+    return lambda spec: gpu_share(spec, tokens, device_bytes)
 
-    def reserve(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        if gpu_bytes is None:
-            return tune.PlacementGroupFactory([{"CPU": 1.0}])
-        spec = RunSpec.from_dict(config["spec"])
-        share = gpu_share(spec, scenes.max_objects * scenes.max_vertices, gpu_bytes)
-        return tune.PlacementGroupFactory([{"CPU": 1.0, "GPU": share}])
 
-    return reserve
+def reservation(devices: float, gpu: bool) -> tune.PlacementGroupFactory:
+    """What Ray reserves for a trial: a core for each device or share of one, all on one node."""
+    if devices <= 1:
+        return tune.PlacementGroupFactory([{"CPU": 1.0, "GPU": devices if gpu else 0.0}])
+    # The trial itself only watches over the processes that have the devices.
+    each = {"CPU": 1.0, "GPU": float(gpu)}
+    return tune.PlacementGroupFactory([{}] + [each] * int(devices), strategy="STRICT_PACK")
 
 
 def _tune_storage(place: AnyPath) -> dict[str, Any]:
@@ -424,11 +467,12 @@ def _tune_storage(place: AnyPath) -> dict[str, Any]:
 
 
 def run_trials(
-    trials: Sequence[RunSpec] | TrialSource,
+    trials: Sequence[Allotment] | TrialSource,
     data: DatasetSpec,
     storage: Storage,
     events: StudyEvents,
     *,
+    smallest: Callable[[RunSpec], float],
     gpus: int = 0,
     silence: Callable[[RunSpec], float],
     checkpoint_seconds: float | None = None,
@@ -437,21 +481,26 @@ def run_trials(
 ) -> None:
     """Train runs with Ray Tune, in the given order or as a source asks, as many side by side as devices allow.
 
+    A planned trial gets the devices of its allotment, one that a source chooses what ``smallest`` says. Several
+    devices are of one node, each with a process of its own; if one dies the trial has failed.
+
     A trial that fails, loses its worker or node, or gives no sign of life for ``silence(spec)`` seconds is
     retried from its newest checkpoint. After two failures in a row, without new ground gained between them, it
     is reported as failed, and the others go on. Must be called inside ``ray_session``. Every call is a fresh
     Tune experiment: what is left to do follows from the ledger alone.
     """
-    resources = trial_resources(data, _gpu_bytes() if gpus else None)
-    for spec in trials if isinstance(trials, Sequence) else ():
-        resources(
-            {"spec": dataclasses.asdict(spec)}
-        )  # a run too large for the GPUs must show before any starts
+    planned = trials if isinstance(trials, Sequence) else ()
+    devices = {allotment.spec.run_id: allotment.devices for allotment in planned}
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        spec = RunSpec.from_dict(config["spec"])
+        return reservation(devices.get(spec.run_id) or smallest(spec), bool(gpus))
+
     given: dict[str, Any] = {}
     search: dict[str, Any] = {}
     pruner = None
     if isinstance(trials, Sequence):
-        given = {"spec": tune.grid_search([dataclasses.asdict(spec) for spec in trials])}
+        given = {"spec": tune.grid_search([dataclasses.asdict(allotment.spec) for allotment in trials])}
     else:
         pruner = _Pruner(trials)
         slots = int(gpus or ray.cluster_resources().get("CPU", 1))

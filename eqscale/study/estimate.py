@@ -20,7 +20,8 @@ DDP_EFFICIENCY = 0.95
 GPU_UTILISATION = 0.35
 """Assumed share of the peak that training reaches."""
 
-# Dense FP32 peaks (the precision of the training loop) in FLOP/s, from NVIDIA's data sheets.
+# Dense FP32 peaks in FLOP/s, from NVIDIA's data sheets; where training uses bfloat16 it will be faster by a factor
+# that has not been measured.
 GPU_PEAKS = {
     "T4": 8.1e12,
     "V100": 15.7e12,
@@ -53,9 +54,8 @@ class Throughput:
 
     def training(self, spec: RunSpec, devices: float = 1.0) -> float:
         """Seconds in the training loop; several devices share the FLOPs, but not the overhead of a step."""
-        speedup = devices * DDP_EFFICIENCY ** math.log2(devices) if devices > 1 else 1.0
-        steps, blocks, flops = _features(spec)
-        return self.step * steps + self.block * blocks + self.flop * flops / speedup
+        steps, blocks, flops = _features(spec, devices)
+        return self.step * steps + self.block * blocks + self.flop * flops
 
     def seconds(self, spec: RunSpec, devices: float = 1.0) -> float:
         """Seconds of a run with its evaluations: forward passes at a third of a training step, on one device."""
@@ -82,8 +82,13 @@ def device_guess(names: Iterable[str]) -> Throughput:
     return gpu_guess(GPU_UTILISATION * min(peaks, default=min(GPU_PEAKS.values())))
 
 
-def _features(spec: RunSpec) -> tuple[float, float, float]:
-    return spec.steps, spec.steps * spec.size.depth, spec.budget
+def _features(spec: RunSpec, devices: float) -> tuple[float, float, float]:
+    """Steps, steps times blocks, and FLOPs of a device, with what it loses to the exchange of gradients."""
+    share = 1.0
+    if devices > 1:
+        largest = math.ceil(spec.batch_size / devices) / spec.batch_size  # a batch is cut by whole windows
+        share = largest / DDP_EFFICIENCY ** math.log2(devices)
+    return spec.steps, spec.steps * spec.size.depth, spec.budget * share
 
 
 def _evaluated_windows(spec: RunSpec) -> int:
@@ -92,11 +97,11 @@ def _evaluated_windows(spec: RunSpec) -> int:
 
 
 class Estimator:
-    """Seconds a run will take on one device; better with every record that is added."""
+    """Seconds a run will take on a number of devices; better with every record that is added."""
 
     def __init__(self, guess: Throughput = CPU_GUESS, ended: Iterable[RunRecord] = ()) -> None:
         self._guess = guess
-        self._measured: dict[str, list[tuple[RunSpec, float]]] = {}
+        self._measured: dict[str, list[_Run]] = {}
         self._fitted: dict[str, Throughput] = {}
         for record in ended:
             self.add(record)
@@ -109,11 +114,11 @@ class Estimator:
     def add(self, record: RunRecord) -> None:
         """Learn from a run that has ended; one that diverged says nothing, as its time is cut short."""
         if record.status == "finished":
-            self.measure(record.spec, record.seconds)
+            self.measure(record.spec, record.seconds, record.devices)
 
-    def measure(self, spec: RunSpec, seconds: float) -> None:
-        """Learn that a run spent so many seconds in the training loop."""
-        self._measured.setdefault(spec.arm, []).append((spec, seconds))
+    def measure(self, spec: RunSpec, seconds: float, devices: int = 1) -> None:
+        """Learn that a run spent so many device-seconds in the training loop."""
+        self._measured.setdefault(spec.arm, []).append((spec, seconds / devices, devices))
         self._fitted.clear()
 
     def throughput(self, arm: str) -> Throughput:
@@ -125,7 +130,7 @@ class Estimator:
         if arm not in self._fitted:
             runs = self._measured.get(arm, [])
             others = [run for measured in self._measured.values() for run in measured]
-            ratios = [seconds / self._guess.training(spec) for spec, seconds in runs or others]
+            ratios = [seconds / self._guess.training(spec, k) for spec, seconds, k in runs or others]
             self._fitted[arm] = _fit(runs, self._guess.scaled(statistics.median(ratios) if ratios else 1.0))
         return self._fitted[arm]
 
@@ -133,22 +138,25 @@ class Estimator:
         """Estimated seconds of a run."""
         return self.throughput(spec.arm).seconds(spec, devices)
 
-    def left(self, spec: RunSpec, step: int, seconds: float) -> float:
-        """Estimated seconds left of a run that has done ``step`` steps in ``seconds`` of training."""
+    def left(self, spec: RunSpec, step: int, seconds: float, devices: float = 1.0) -> float:
+        """Estimated seconds left of a run that has done ``step`` steps in ``seconds`` device-seconds of training."""
         if step < 1:
-            return self(spec)
-        throughput = self.throughput(spec.arm)
-        evaluations = self(spec) - throughput.training(spec)
-        return (seconds * spec.steps / step + evaluations) * (1 - step / spec.steps)
+            return self(spec, devices)
+        evaluations = self(spec, devices) - self.throughput(spec.arm).training(spec, devices)
+        return (seconds / max(1.0, devices) * spec.steps / step + evaluations) * (1 - step / spec.steps)
 
 
-def _fit(runs: list[tuple[RunSpec, float]], guess: Throughput) -> Throughput:
+_Run = tuple[RunSpec, float, int]
+"""A run, its seconds in the training loop, and its devices."""
+
+
+def _fit(runs: list[_Run], guess: Throughput) -> Throughput:
     if not runs:
         return guess
     # Unknowns are the coefficients over their guesses, so that 1 is the guess for each.
     prior = np.array(dataclasses.astuple(guess))
-    features = np.array([_features(spec) for spec, _ in runs]) * prior
-    seconds = np.array([seconds for _, seconds in runs])
+    features = np.array([_features(spec, devices) for spec, _, devices in runs]) * prior
+    seconds = np.array([seconds for _, seconds, _ in runs])
     rows = np.vstack([features / seconds[:, None], math.sqrt(_PRIOR_WEIGHT) * np.eye(3)])
     factors, _ = nnls(rows, np.concatenate([np.ones(len(runs)), np.full(3, math.sqrt(_PRIOR_WEIGHT))]))
     return Throughput(*(float(value) for value in prior * factors))

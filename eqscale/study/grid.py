@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import STARTS
-from eqscale.study.presets import AspectRatio, ComputeGrid, DataGrid, Preset
+from eqscale.study.presets import AspectRatio, ComputeGrid, Controls, DataGrid, Preset, Validation
 from eqscale.training.arms import Arm, Size, get_arm
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
@@ -114,6 +114,7 @@ def design_run(
     train_scenes: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    frame: str | None = None,
 ) -> RunSpec:
     """One run that spends its budget exactly, by the arm's recipe where nothing else is asked for."""
     batch_size = batch_size or preset.batch_size or arm.recipe.batch_size(budget)
@@ -133,21 +134,43 @@ def design_run(
         test_scenes=preset.test_scenes,
         test_windows_per_scene=preset.test_windows_per_scene,
         horizon=preset.horizon,
-        frame=preset.frame,
+        frame=frame or preset.frame,
     )
+
+
+def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence[Size]) -> list[Size]:
+    """Sizes of ``extra_sizes`` for an arm and budget that aren't planned anyway."""
+    found = []
+    rungs = {str(size): size for size in arm.ladder}
+    for text in preset.extra_sizes:
+        name, _, rest = text.partition(":")
+        number, _, size = rest.partition(":")
+        try:
+            at = float(number)
+        except ValueError:
+            at = math.nan
+        if name not in preset.arms or at not in preset.budgets or (name == arm.name and size not in rungs):
+            raise InputError(
+                f"--extra-sizes {text!r}: write ARM:BUDGET:WIDTHxDEPTH with one of the --arms, one of the --budgets "
+                "and a size of the arm's ladder" + (f" ({', '.join(rungs)})" if name == arm.name else "")
+            )
+        if (name, at) == (arm.name, budget) and rungs[size] not in planned:
+            found.append(rungs[size])
+    return found
 
 
 def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
 
     Raises:
-        InputError: for an unknown arm or family, a budget that is too small, or too few runs to fit a law.
+        InputError: for an unknown arm, family or extra size, a budget that is too small, or too few runs to fit a law.
     """
     specs = []
     for budget, name in itertools.product(preset.budgets, preset.arms):
         arm = get_arm(name)
         seeds = preset.seeds if budget <= preset.replicate_up_to else preset.seeds[:1]
-        for size in choose_sizes(arm, budget, preset.sizes_per_budget, preset):
+        sizes = choose_sizes(arm, budget, preset.sizes_per_budget, preset)
+        for size in sizes + _extra_sizes(preset, arm, budget, sizes):
             specs += [design_run(arm, size, budget, preset, seed) for seed in seeds]
     for name in preset.arms:
         points = len({(spec.size, spec.steps) for spec in specs if spec.arm == name})
@@ -242,3 +265,57 @@ def aspect_ratio_grid(preset: AspectRatio) -> list[RunSpec]:
         for arm, budget, shape in runs
         for seed in preset.seeds
     ]
+
+
+def controls_grid(preset: Controls) -> list[RunSpec]:
+    """The control runs: ``arms`` x budgets x sizes x seeds, and one size of ``upright_arms`` on upright frames.
+
+    The upright size is the middle one (of an even number, the lower) of those that the compute grid trains at the
+    budget, so that each upright run has twins in another frame.
+
+    Raises:
+        InputError: for an unknown arm or family, or a budget that is too small.
+    """
+
+    def seeds(budget: float) -> tuple[int, ...]:
+        return preset.seeds if budget <= preset.replicate_up_to else preset.seeds[:1]
+
+    specs = []
+    for budget, name in itertools.product(preset.budgets, preset.arms):
+        arm = get_arm(name)
+        for size in choose_sizes(arm, budget, preset.sizes_per_budget, preset):
+            specs += [design_run(arm, size, budget, preset, seed) for seed in seeds(budget)]
+    for budget, name in itertools.product(preset.upright_budgets, preset.upright_arms):
+        arm = get_arm(name)
+        size = choose_sizes(arm, budget, preset.grid_sizes, preset)[(preset.grid_sizes - 1) // 2]
+        specs += [design_run(arm, size, budget, preset, seed, frame="upright") for seed in seeds(budget)]
+    return specs
+
+
+def validation_grid(preset: Validation, optima: Mapping[str, float]) -> list[RunSpec]:
+    """Runs of each arm at rungs of its ladder around its predicted optimum.
+
+    Args:
+        preset: what to train.
+        optima: predicted optimal parameters of every arm of the preset.
+
+    Raises:
+        InputError: for an unknown arm, or a budget that trains too few sizes for ``min_steps`` steps.
+    """
+    specs = []
+    for name in preset.arms:
+        arm = get_arm(name)
+        runs = [design_run(arm, size, preset.budget, preset, seed=0) for size in arm.ladder]
+        sizes = {run.size: arm.parameters(run.size) for run in runs if run.steps >= preset.min_steps}
+        if len(sizes) < preset.sizes_per_arm:
+            raise InputError(
+                f"budget {preset.budget:g} FLOPs trains only {len(sizes)} sizes of {name} for {preset.min_steps} "
+                f"steps or more; {preset.sizes_per_arm} are asked for: lower --sizes-per-arm or --min-steps"
+            )
+        for k in range(preset.sizes_per_arm):
+            goal = optima[name] * preset.size_step ** (k - (preset.sizes_per_arm - 1) / 2)
+            distance = {size: abs(math.log(count / goal)) for size, count in sizes.items()}
+            size = min(distance, key=distance.__getitem__)
+            del sizes[size]
+            specs += [design_run(arm, size, preset.budget, preset, seed) for seed in preset.seeds]
+    return specs

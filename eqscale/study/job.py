@@ -25,7 +25,7 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, prepare
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import HORIZONS
-from eqscale.storage import RemotePath, check_writable, open_place
+from eqscale.storage import RemotePath, check_writable, open_place, write_atomically
 from eqscale.study import shared_data
 from eqscale.study.engine import (
     Storage,
@@ -35,6 +35,7 @@ from eqscale.study.engine import (
     load_arm_files,
     ray_session,
     run_trials,
+    smallest_share,
 )
 from eqscale.study.estimate import Estimator, device_guess
 from eqscale.study.grid import dataset_spec
@@ -42,7 +43,8 @@ from eqscale.study.lease import only_driver
 from eqscale.study.preflight import check_devices
 from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
-from eqscale.study.schedule import longest_first, wall_seconds
+from eqscale.study.records import read_records, write_records
+from eqscale.study.schedule import Cluster, longest_first, plan, run_list
 from eqscale.study.table import is_outdated, run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
 from eqscale.study.watch import SILENT_SECONDS, silence_limit
@@ -50,6 +52,9 @@ from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
 
 P = TypeVar("P", bound=Preset, covariant=True)
+
+PUBLISH_SECONDS = 120.0
+"""While trials run, table and records of the results folder are at most about this much behind the ledger."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,8 @@ class JobOptions(Generic[P]):
     tracking_uri: str
     address: str | None
     workers: int | None
+    devices_per_trial: int | None
+    """Most devices of one trial; None: what the policy finds best on GPUs, one on CPU cores."""
     arm_files: tuple[str, ...]
     max_seconds: float | None
     silent_seconds: float
@@ -124,6 +131,13 @@ def parse_options(
     engine.add_argument(
         "--workers", type=int, help="trials side by side on this machine (default: all cores)"
     )
+    engine.add_argument(
+        "--devices-per-trial",
+        type=int,
+        metavar="N",
+        help="most GPUs (without any: cores) of a node that one planned trial may use; which trials get several "
+        "follows from the estimated times (default: all GPUs of a node, or one core)",
+    )
     engine.add_argument("--max-hours", type=float, help="stop after this time; the same command continues")
     engine.add_argument(
         "--checkpoint-seconds",
@@ -169,6 +183,8 @@ def parse_options(
     _check(preset)
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers must be at least 1, not {args.workers}")
+    if args.devices_per_trial is not None and args.devices_per_trial < 1:
+        raise InputError(f"--devices-per-trial must be at least 1, not {args.devices_per_trial}")
     if args.workers is not None and args.address is not None:
         raise InputError("--workers is for this machine; a cluster named by --address has its own: give one")
     if args.max_hours is not None and not args.max_hours > 0:
@@ -176,6 +192,11 @@ def parse_options(
     for option in ("hang_minutes", "checkpoint_seconds"):
         if not getattr(args, option) > 0:
             raise InputError(f"--{option.replace('_', '-')} must be positive, not {getattr(args, option):g}")
+    if args.checkpoint_seconds > args.hang_minutes * 30:
+        raise InputError(
+            f"--checkpoint-seconds {args.checkpoint_seconds:g} is more than half of --hang-minutes "
+            f"{args.hang_minutes:g}: a checkpoint is a trial's sign of life, and without one it counts as hanging"
+        )
     name = args.study or args.preset
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise InputError(f"--study {name!r}: use letters, digits, '.', '_' and '-' only")
@@ -192,6 +213,7 @@ def parse_options(
         tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
         address=args.address,
         workers=args.workers,
+        devices_per_trial=args.devices_per_trial,
         arm_files=tuple(args.arm_file),
         max_seconds=args.max_hours * 3600 if args.max_hours else None,
         silent_seconds=args.hang_minutes * 60,
@@ -234,7 +256,7 @@ def _check(preset: Preset) -> None:
                 raise InputError(f"{option} {least}, not {number:g}")
             if math.isinf(number) and field.name != "replicate_up_to":
                 raise InputError(f"{option} must be finite")
-        if not values:
+        if not values and field.default is dataclasses.MISSING:
             raise InputError(f"{option} needs at least one value")
         if len(set(values)) < len(values):
             raise InputError(f"{option} names a value twice: {_show(value)}")
@@ -277,12 +299,18 @@ class OpenStudy:
         self.stage_seconds: dict[str, float] = {}
         self._begin = time.monotonic()
 
-    def train(self, trials: Sequence[RunSpec] | TrialSource, stage: str = "training") -> None:
+    def train(
+        self,
+        trials: Sequence[RunSpec] | TrialSource,
+        stage: str = "training",
+        publish: Callable[[], None] = lambda: None,
+    ) -> None:
         """Train trials, data first; returns when all have ended or the time is up.
 
         Args:
-            trials: runs without a record, the longest of which start first, or a source that chooses them.
+            trials: runs without a record, planned by the scheduling policy, or a source that chooses them.
             stage: name of the stage in ``study.json``.
+            publish: writes what has ended so far; called every few minutes while runs end.
         """
         if not len(trials):
             return
@@ -294,19 +322,29 @@ class OpenStudy:
             # Ray first: an address that doesn't answer, or a lack of GPUs, must show before data are made.
             devices = stack.enter_context(ray_session(options.address, options.workers))
             estimate.assume(device_guess(gpu_names()))
-            known: Sequence[RunSpec] = []
-            if isinstance(trials, Sequence):
-                trials = known = longest_first(trials, estimate)
+            known = trials if isinstance(trials, Sequence) else []
             check_devices(known, estimate, devices.cpus, devices.gpus, options.largest_budgets)
             begin = time.monotonic()
             prepare_data(data, shared_data.fetch(data, options.storage.data), self.console, backend="ray")
             shared_data.publish(data, options.storage.data)
             self._count("data", begin)
             begin = time.monotonic()
-            unknown = len(trials) - len(known)
+            # A run too large for the GPUs must show before any starts.
+            smallest = smallest_share(data, devices.gpus)
+            largest = options.devices_per_trial or (devices.per_node if devices.gpus else 1)
+            planned = plan(known, estimate, devices.cluster, smallest=smallest, largest=largest)
+            gangs = {a.spec.run_id: a.devices for a in planned if a.devices > 1}
+
+            def seconds(spec: RunSpec) -> float:
+                return estimate(spec, gangs.get(spec.run_id, 1.0))
+
             display = stack.enter_context(
-                StudyProgress(known, estimate, devices.gpus or devices.cpus, self.console, unknown)
+                StudyProgress(
+                    planned, estimate, devices.gpus or devices.cpus, self.console, len(trials) - len(known)
+                )
             )
+
+            publication = _NowAndThen(publish)
 
             def started(spec: RunSpec) -> None:
                 display.started(spec)
@@ -315,12 +353,14 @@ class OpenStudy:
             def point(spec: RunSpec, point: CurvePoint) -> None:
                 display.point(spec, point)
                 self.tracker.point(spec.run_id, point)
+                publication.look()
 
             def ended(spec: RunSpec) -> None:
                 record = ledger.read(spec.run_id)
                 estimate.add(record)
                 display.ended(spec, record)
                 self.tracker.run_ended(record)
+                publication.due = True
                 if source is not None:
                     source.tell(spec, record)
 
@@ -335,14 +375,16 @@ class OpenStudy:
                     ledger.write_failure(spec, error)
                 display.failed(spec, error)
                 self.tracker.run_failed(spec, error)
+                publication.due = True
 
             run_trials(
-                trials,
+                planned if source is None else source,
                 data,
                 options.storage,
                 StudyEvents(started, point, ended, display.retried, failed, pruned),
+                smallest=smallest,
                 gpus=devices.gpus,
-                silence=lambda spec: silence_limit(estimate(spec), options.silent_seconds),
+                silence=lambda spec: silence_limit(seconds(spec), options.silent_seconds),
                 checkpoint_seconds=options.checkpoint_seconds,
                 arm_files=options.arm_files,
                 max_seconds=self.seconds_left(),
@@ -374,7 +416,15 @@ class OpenStudy:
             "stage_seconds": earlier | measured,
             "runs": sorted(spec.run_id for spec in specs),
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
+        """Write run table, records and ``study.json`` as the ledger has them now; returns the table."""
+        table = run_table(specs, self.ledger, outdated=True)
+        write_table(table, self.options.results)
+        write_records(self.ledger, self.options.results)
+        self.describe(specs)
+        return table
 
     def track(self, specs: Iterable[RunSpec]) -> None:
         """Bring MLflow up to date with the ledger, mark what is outdated, and attach the results."""
@@ -382,6 +432,27 @@ class OpenStudy:
         self.tracker.mark_outdated(r.run_id for r in self.ledger.records() if is_outdated(r, data))
         self.tracker.sync(self.ledger.read(spec.run_id) for spec in specs if spec.run_id in self.ledger)
         self.tracker.artifacts(self.options.results)
+
+
+class _NowAndThen:
+    """Publishes when it is due and the last time is long enough ago: no more than a twentieth of the time."""
+
+    def __init__(self, publish: Callable[[], None]) -> None:
+        self._publish = publish
+        self._next = time.monotonic() + PUBLISH_SECONDS
+        self.due = False
+
+    def look(self) -> None:
+        begin = time.monotonic()
+        if not self.due or begin < self._next:
+            return
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk: the ledger has it, and the end of the job tries again
+            self._publish()
+            self.due = False
+        now = time.monotonic()
+        self._next = now + max(PUBLISH_SECONDS, 20 * (now - begin))
 
 
 @contextlib.contextmanager
@@ -396,6 +467,10 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study):
+        published = read_records(options.results)
+        published.require_sound()
+        if adopted := published.adopt(options.storage.ledger):
+            console.print(f"adopted {adopted} records from {published.path}", markup=False)
         options.storage.sweep()
         tags = {
             "study": options.study,
@@ -440,14 +515,19 @@ def run_study(
     """
     console = console or make_console()
     ledger = options.storage.ledger
-    done = {spec.run_id for spec in specs if spec.run_id in ledger}
-    estimate = Estimator(ended=(ledger.read(run_id) for run_id in done))
+    published = read_records(options.results)
+    published.require_sound()
+    elsewhere = published.missing(ledger)  # which the ledger adopts once the study is open
+    done = {spec.run_id for spec in specs if spec.run_id in ledger or spec.run_id in elsewhere}
+    estimate = Estimator(ended=(elsewhere.get(run_id) or ledger.read(run_id) for run_id in done))
     todo = longest_first([spec for spec in specs if spec.run_id not in done], estimate)
 
     console.print(plan_table(specs, options.preset.family, estimate, done))
     workers = options.workers or os.cpu_count() or 1
     if todo:
-        wall = wall_seconds([estimate(spec) for spec in todo], workers)
+        cluster, largest = Cluster(workers, workers), options.devices_per_trial or 1
+        planned = plan(todo, estimate, cluster, largest=largest)
+        wall = max(placement.end for placement in run_list(planned, estimate, cluster))
         console.print(
             f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers"
         )
@@ -457,11 +537,9 @@ def run_study(
         return 0
 
     with open_study(options, console) as study:
-        study.train(todo)
+        study.train(todo, publish=lambda: study.publish(specs))
         missing = study.missing(specs)
-        table = run_table(specs, ledger, outdated=True)
-        write_table(table, options.results)
-        study.describe(specs)
+        table = study.publish(specs)
         try:
             publish(table)
         except InputError as error:

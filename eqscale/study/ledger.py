@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath, matching, write_atomically
@@ -13,7 +14,7 @@ class UnreadableRecord(InputError):
     """A record that can't be read."""
 
     def __init__(self, message: str, damaged: bool = True) -> None:
-        super().__init__(message + "; eqscale check STUDY --mend sets it aside" * damaged)
+        super().__init__(message)
         self.damaged = damaged
         """False if it is a record of other code."""
 
@@ -38,8 +39,11 @@ class Ledger:
 
     def write_failure(self, spec: RunSpec, error: str) -> None:
         """Note that a run failed, and why; it counts as not done and is tried again by the next start."""
-        content = {"name": spec.name, "run_id": spec.run_id, "error": error}
-        write_atomically(self._failures / f"{spec.run_id}.json", json.dumps(content, indent=1).encode())
+        self.note_failure({"name": spec.name, "run_id": spec.run_id, "error": error})
+
+    def note_failure(self, note: Mapping[str, str]) -> None:
+        """Store a note as ``failure_notes`` gives it."""
+        write_atomically(self._failures / f"{note['run_id']}.json", json.dumps(note, indent=1).encode())
 
     def read(self, run_id: str) -> RunRecord:
         """Record of one run.
@@ -47,17 +51,15 @@ class Ledger:
         Raises:
             UnreadableRecord: if it is damaged, or was written by a version of the code with other fields.
         """
-        text = self._path(run_id).read_bytes()
         where = f"record {run_id} in {str(self.folder)!r}"
         try:
-            record = RunRecord.from_json(text.decode())
-        except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
-            code = _code_of(text)
-            if code not in (None, CODE):
-                raise UnreadableRecord(f"{where} was written by {code}", damaged=False) from error
-            raise UnreadableRecord(f"{where} is damaged ({type(error).__name__}: {error})") from error
-        if record.run_id != run_id or (record.outdated and record.code == CODE):
-            raise UnreadableRecord(f"{where} is damaged (its content has another identity)")
+            record = parse_record(self._path(run_id).read_bytes(), where)
+            if record.run_id != run_id:
+                raise UnreadableRecord(f"{where} {_ANOTHER}")
+        except UnreadableRecord as error:
+            if not error.damaged:
+                raise
+            raise UnreadableRecord(f"{error}; eqscale check STUDY --mend sets it aside") from error
         return record
 
     def scan(self) -> tuple[list[RunRecord], dict[str, UnreadableRecord]]:
@@ -81,9 +83,36 @@ class Ledger:
 
     def failures(self) -> dict[str, str]:
         """Identity -> error of the runs whose latest attempt failed."""
-        return {
-            path.stem: json.loads(path.read_text())["error"] for path in matching(self._failures, "*.json")
-        }
+        return {note["run_id"]: note["error"] for note in self.failure_notes()}
+
+    def failure_notes(self) -> list[dict[str, str]]:
+        """Name, run_id and error of the runs whose latest attempt failed, in the order of their identities."""
+        return [json.loads(path.read_text()) for path in matching(self._failures, "*.json")]
+
+
+_ANOTHER = "is damaged (its content has another identity)"
+
+
+def parse_record(text: bytes, where: str) -> RunRecord:
+    """The record that a text holds.
+
+    Args:
+        text: what ``RunRecord.to_json`` wrote, as UTF-8.
+        where: what to call it in messages.
+
+    Raises:
+        UnreadableRecord: if it is damaged, or was written by a version of the code with other fields.
+    """
+    try:
+        record = RunRecord.from_json(text.decode())
+    except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
+        code = _code_of(text)
+        if code not in (None, CODE):
+            raise UnreadableRecord(f"{where} was written by {code}", damaged=False) from error
+        raise UnreadableRecord(f"{where} is damaged ({type(error).__name__}: {error})") from error
+    if record.outdated and record.code == CODE:
+        raise UnreadableRecord(f"{where} {_ANOTHER}")
+    return record
 
 
 def _code_of(text: bytes) -> str | None:

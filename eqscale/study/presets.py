@@ -38,6 +38,13 @@ class ComputeGrid(Preset):
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, e.g. 1e10 3e10 1e11")
     sizes_per_budget: int = _option("model sizes trained at each budget (isoFLOP points)")
     replicate_up_to: float = _option("larger budgets are trained with the first seed only")
+    extra_sizes: tuple[str, ...] = dataclasses.field(
+        default=(),
+        metadata={
+            "help": "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of "
+            "the others (the report's Table 8)"
+        },
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,31 @@ class AspectRatio(Preset):
         "rungs of the ladder to vary: FLOPs per token over the guessed optimum"
     )
     depths: tuple[int, ...] = _option("depths to try, each with the width that costs what the rung does")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Controls(Preset):
+    """Arms with the symmetry switched off, and arms of the compute grid on upright frames."""
+
+    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid")
+    sizes_per_budget: int = _option("model sizes trained at each budget")
+    upright_arms: tuple[str, ...] = _option(
+        "arms of the compute grid that are also trained on upright frames"
+    )
+    upright_budgets: tuple[float, ...] = _option("budgets of those, one size each")
+    grid_sizes: int = _option(
+        "sizes per budget of the compute grid, a middle one of which is trained upright"
+    )
+    replicate_up_to: float = _option("larger budgets are trained with the first seed only")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation(Preset):
+    """Sizes around the optimum that was predicted for each arm at a budget above the compute grid's."""
+
+    budget: float = _option("training budget in executed FLOPs, that of the prediction")
+    sizes_per_arm: int = _option("model sizes of each arm around its predicted optimum")
+    size_step: float = _option("parameters of one size over those of the next smaller, about")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +201,7 @@ ASPECT_RATIOS: dict[str, AspectRatio] = {
     "cpu": AspectRatio(
         arms=("transformer", "transformer_aligned", "gatr"),
         budgets=(2e11,),
-        costs=(1.0, 3.0),
+        costs=(1.0, 2.0),
         depths=(1, 2, 4),
         seeds=(0, 1),
         **(_CPU | {"train_scenes": 20_000, "test_scenes": 1000}),
@@ -180,6 +212,64 @@ ASPECT_RATIOS: dict[str, AspectRatio] = {
         costs=(1.0, 3.0),
         depths=(2, 4, 8, 16),
         seeds=(0, 1),
+        **_PAPER,
+    ),
+}
+
+CONTROLS: dict[str, Controls] = {
+    "quick": Controls(
+        arms=("gatr_off",),
+        budgets=(1e10, 3e10, 1e11),
+        sizes_per_budget=2,
+        upright_arms=("gatr",),
+        upright_budgets=(1e10, 3e10),
+        grid_sizes=4,
+        seeds=(0,),
+        replicate_up_to=0,
+        **_QUICK,
+    ),
+    "cpu": Controls(
+        arms=("gatr_off",),
+        budgets=(1e11, 1e12, 3e12),
+        sizes_per_budget=3,
+        upright_arms=("gatr",),
+        upright_budgets=(1e11, 1e12),
+        grid_sizes=6,
+        seeds=(0, 1, 2),
+        replicate_up_to=1e12,
+        **_CPU,
+    ),
+    "paper": Controls(
+        arms=("gatr_off",),
+        budgets=(1e16, 1e17, 1e18),
+        sizes_per_budget=3,
+        upright_arms=("gatr",),
+        upright_budgets=(1e16, 1e17),
+        grid_sizes=6,
+        seeds=(0,),
+        replicate_up_to=0,
+        **_PAPER,
+    ),
+}
+
+VALIDATIONS: dict[str, Validation] = {
+    "quick": Validation(
+        arms=("transformer", "gatr"), budget=4e11, sizes_per_arm=3, size_step=2.0, seeds=(0,), **_QUICK
+    ),
+    "cpu": Validation(
+        arms=("transformer", "transformer_aligned", "gatr"),
+        budget=3e13,
+        sizes_per_arm=3,
+        size_step=2.0,
+        seeds=(0,),
+        **_CPU,
+    ),
+    "paper": Validation(
+        arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
+        budget=3e19,
+        sizes_per_arm=3,
+        size_step=2.0,
+        seeds=(0,),
         **_PAPER,
     ),
 }

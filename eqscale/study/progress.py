@@ -15,7 +15,7 @@ from rich.table import Table
 from eqscale.rigid.windows import STARTS
 from eqscale.study.estimate import Estimator
 from eqscale.study.grid import expected_batch
-from eqscale.study.schedule import wall_seconds
+from eqscale.study.schedule import Allotment, wall_seconds
 from eqscale.training.arms import get_arm
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
@@ -79,7 +79,7 @@ class StudyProgress:
 
     def __init__(
         self,
-        specs: Sequence[RunSpec],
+        planned: Sequence[Allotment],
         estimate: Estimator,
         workers: int,
         console: Console,
@@ -90,14 +90,15 @@ class StudyProgress:
         ``estimate`` may improve while the study runs.
         """
         self._estimate, self._unknown = estimate, unknown
-        self._seen: set[str] = {spec.run_id for spec in specs}
-        self._waiting = {spec.run_id: spec for spec in specs}
-        self._used: dict[str, float] = {}  # seconds behind and ahead of the running trials
+        self._waiting = {allotment.spec.run_id: allotment.spec for allotment in planned}
+        self._seen = set(self._waiting)
+        self._devices = {a.spec.run_id: int(a.devices) for a in planned if a.devices > 1}
+        self._used: dict[str, float] = {}  # device-seconds behind the running trials
         self._left: dict[str, float] = {}
         self._spent = self._wall = 0.0
         self._workers, self._console = max(1, workers), console
         self._done = self._failed = 0
-        self._total = len(specs) + unknown
+        self._total = len(planned) + unknown
         self._running: dict[str, TaskID] = {}
         self._begin = time.monotonic()
         bar = BarColumn(bar_width=30)
@@ -121,7 +122,9 @@ class StudyProgress:
             self._live.stop()
 
     def _refresh(self) -> None:
-        known = [*self._left.values(), *(self._estimate(spec) for spec in self._waiting.values())]
+        left = self._left | {run_id: self._seconds(spec) for run_id, spec in self._waiting.items()}
+        # A trial on several devices keeps each of them for its whole time.
+        known = [seconds for run_id, seconds in left.items() for _ in range(self._devices.get(run_id, 1))]
         spent = self._spent + sum(self._used.values())
         ended = max(1, self._done + self._failed)
         mean = sum(known) / len(known) if known else spent / ended
@@ -135,6 +138,9 @@ class StudyProgress:
             completed=spent / max(spent + sum(known), 1e-9),
         )
 
+    def _seconds(self, spec: RunSpec) -> float:
+        return self._estimate(spec, self._devices.get(spec.run_id, 1))
+
     def started(self, spec: RunSpec) -> None:
         """A trial begins."""
         if spec.run_id not in self._seen:
@@ -143,7 +149,7 @@ class StudyProgress:
         if spec.run_id not in self._running:
             self._running[spec.run_id] = self._trials.add_task(spec.name, total=spec.steps, note="")
         self._waiting.pop(spec.run_id, None)
-        self._left[spec.run_id] = self._estimate(spec)
+        self._left[spec.run_id] = self._seconds(spec)
         self._refresh()
 
     def point(self, spec: RunSpec, point: CurvePoint) -> None:
@@ -152,7 +158,9 @@ class StudyProgress:
             note = f"train {point.train_loss:.3f}  test {point.test_nmse:.3f}"
             self._trials.update(self._running[spec.run_id], completed=point.step, note=note)
         self._used[spec.run_id] = point.seconds
-        self._left[spec.run_id] = self._estimate.left(spec, point.step, point.seconds)
+        self._left[spec.run_id] = self._estimate.left(
+            spec, point.step, point.seconds, self._devices.get(spec.run_id, 1)
+        )
         self._refresh()
 
     def ended(self, spec: RunSpec, record: RunRecord) -> None:

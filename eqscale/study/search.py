@@ -24,7 +24,7 @@ from eqscale.study.presets import LearningRateSearch
 from eqscale.training.arms import Recipe, Size, get_arm
 from eqscale.training.arms.recipe import BATCH, BUDGET, PARAMETERS, STEPS
 from eqscale.training.loop import CURVE_POINTS
-from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
+from eqscale.training.spec import MAX_LEARNING_RATE, CurvePoint, RunRecord, RunSpec
 
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
 _PRUNE_FROM = 0.5  # share of the steps; before that a large learning rate looks worse than it ends
@@ -59,6 +59,8 @@ def search_cells(preset: LearningRateSearch) -> list[Cell]:
     for option, values in (("--rates", preset.rates), ("--batch-sizes", preset.batch_sizes)):
         if len(values) != 2 or values[0] >= values[1]:
             raise InputError(f"{option} needs two values, the smaller first, not {values}")
+    if preset.rates[1] > MAX_LEARNING_RATE:
+        raise InputError(f"--rates must be at most {MAX_LEARNING_RATE:g}, not {preset.rates[1]:g}")
     if any(size & (size - 1) for size in preset.batch_sizes):
         raise InputError(f"--batch-sizes must be powers of two, not {preset.batch_sizes}")
     # the sizes of a search must not depend on the recipes that come out of it

@@ -149,5 +149,6 @@ def measured_throughput(table: Path) -> tuple[Estimator, str]:
             test_scenes=1,
             test_windows_per_scene=1,
         )  # only what sets the time of the training loop counts
-        estimate.measure(spec, float(row.seconds))
+        devices = getattr(row, "devices", 1)  # tables from before trials had several
+        estimate.measure(spec, float(row.seconds), int(devices))
     return estimate, hardware[0]

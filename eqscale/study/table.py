@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from eqscale.storage import write_atomically
 from eqscale.study.ledger import Ledger
 from eqscale.training.spec import RunRecord, RunSpec
 
@@ -17,15 +18,16 @@ COLUMNS: dict[str, str] = {
     "budget": "executed training FLOPs that the run was designed to spend",
     "seed": "seed of initialisation, data order and augmentation",
     "status": "finished, diverged, failed, or pruned by a search",
+    "reason": "why a run has no loss",
     "N": "trainable parameters",
     "D": "training tokens processed (real vertex tokens, repeats included)",
     "loss": "final test NMSE at the last step (ballistic motion = 1)",
     "loss_se": "standard error of the loss over test scenes",
     "flops_nominal": "training FLOPs as the paper's authors count (6 per weight per token, dense 16x16 maps)",
     "flops_executed": "training FLOPs executed, padding included where the arm computes it",
-    "seconds": "wall time in the training loop on the named hardware, with whatever else ran there",
-    "cpu_seconds": "CPU time of the training process in the same loop, empty on a GPU and for older runs; where it is "
-    "there, reports count it as the run's seconds",
+    "seconds": "wall time in the training loop on the named hardware, with whatever else ran there, times devices",
+    "cpu_seconds": "CPU time of the (first) training process in the same loop, times devices, empty on a GPU and for "
+    "older runs; where it is there, reports count it as the run's seconds",
     "width": "residual width (features, or multivector channels of GATr)",
     "depth": "blocks",
     "heads": "attention heads",
@@ -53,7 +55,8 @@ COLUMNS: dict[str, str] = {
     "equivariance_loss_share": "share of the loss that averaging over the frame's symmetry group would remove",
     "evaluation_seconds": "seconds spent in evaluations",
     "peak_memory_mb": "peak resident memory of the worker process, MB",
-    "micro_batch": "windows computed at once: the batch, or less after running out of memory",
+    "devices": "processors or GPUs that trained the run together when it ended",
+    "micro_batch": "windows a device computed at once: its share of the batch, or less after running out of memory",
     "hardware": "processor and threads of the run",
     "frame": "frame of the samples",
     "horizon": "frames of 1/24 s between input and target",
@@ -61,6 +64,9 @@ COLUMNS: dict[str, str] = {
     "code": "package and results version",
     "started": "UTC start of the attempt that ended the run",
 }
+
+
+_DIVERGED = "its loss left the sensible range by step {} of {}"
 
 
 def _spec_columns(spec: RunSpec) -> dict[str, object]:
@@ -89,6 +95,9 @@ def record_row(record: RunRecord) -> dict[str, object]:
     return _spec_columns(record.spec) | {
         "run_id": record.run_id,  # of the code that wrote the record
         "status": record.status,
+        "reason": None
+        if record.status == "finished"
+        else _DIVERGED.format(record.steps_done, record.spec.steps),
         "N": record.parameters,
         "D": record.tokens,
         "loss": test.get("nmse"),
@@ -105,6 +114,7 @@ def record_row(record: RunRecord) -> dict[str, object]:
         **{name: test.get(name) for name in COLUMNS if name in test},
         "evaluation_seconds": record.evaluation_seconds,
         "peak_memory_mb": record.peak_memory_mb,
+        "devices": record.devices,
         "micro_batch": record.micro_batch,
         "hardware": record.hardware,
         "code": record.code,
@@ -136,7 +146,8 @@ def run_table(
         if spec.run_id in ledger:
             rows.append(record_row(ledger.read(spec.run_id)))
         elif spec.run_id in failures:
-            rows.append(_spec_columns(spec) | {"status": "failed"})
+            reason = " ".join(failures[spec.run_id].split())
+            rows.append(_spec_columns(spec) | {"status": "failed", "reason": reason})
         elif spec.run_id in pruned:
             rows.append(_spec_columns(spec) | {"status": "pruned"})
     if outdated:
@@ -154,8 +165,8 @@ def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
     """Write ``runs.csv``, ``runs.parquet`` and ``columns.md``, which explains the columns, into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     meanings = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items())
-    (folder / "columns.md").write_text(f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n")
-    table.to_csv(folder / "runs.csv", index=False)
-    table.to_parquet(folder / "runs.parquet", index=False)
+    columns = f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n"
+    write_atomically(folder / "columns.md", columns.encode())
+    write_atomically(folder / "runs.csv", table.to_csv(index=False).encode())
+    write_atomically(folder / "runs.parquet", table.to_parquet(index=False))

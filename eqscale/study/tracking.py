@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sqlite3
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import quote, urlencode
 
 # Fail fast when an address is wrong; the ledger holds everything, so nothing is lost by giving up.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -24,19 +26,48 @@ from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 _LONGEST_WAIT_SECONDS = 15.0
 _TRIES = 3
+_SQLITE = "sqlite:///"
 STUDY_TAG = "eqscale.study"
 RUN_TAG = "eqscale.run_id"
 
 
 def default_tracking_uri(folder: Path) -> str:
     """SQLite database ``mlruns.db`` in ``folder``."""
-    return f"sqlite:///{(folder / 'mlruns.db').resolve()}"
+    return f"{_SQLITE}{(folder / 'mlruns.db').resolve()}"
 
 
 def experiment_link(uri: str, experiment_id: str, port: int = 5000) -> str:
-    """Address that opens the runs view of an experiment, in the server at ``uri`` or one on this machine."""
+    """Address that opens the charts of an experiment's runs, in the server at ``uri`` or one on this machine.
+
+    Sorted by loss: the UI hides runs below the study's own run, which has no metrics, in its default order.
+    """
     base = uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
-    return f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    view = {
+        "workflowType": "machine_learning",
+        "compareRunsMode": "CHART",
+        "orderByKey": "metrics.`final_nmse`",
+        "orderByAsc": "true",
+        "searchFilter": "tags.arm != ''",
+    }
+    return f"{base}/#/experiments/{experiment_id}/runs?{urlencode(view, quote_via=quote)}"
+
+
+def unreachable(uri: str, error: BaseException) -> InputError:
+    """One line about a tracking URI that can't be used, from what MLflow raised."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause  # MLflow's own message wraps those of three libraries; the innermost says what is wrong
+    reason = textwrap.shorten(str(error), 200, placeholder=" …")
+    return InputError(
+        f"MLflow tracking URI {uri!r} doesn't answer or can't be written: {reason}; give http://HOST:PORT of a "
+        "server, or sqlite:///FILE on this machine"
+    )
+
+
+def _check_database(path: Path) -> None:
+    """Open an SQLite file for writing, or create it: MLflow itself retries for minutes before it gives up."""
+    with contextlib.closing(sqlite3.connect(path, timeout=20.0)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.rollback()
 
 
 class Tracker:
@@ -60,16 +91,16 @@ class Tracker:
         """
         self.uri = uri
         self._tags = dict(study_tags)
+        self._database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
         try:
+            if self._database is not None:
+                _check_database(self._database)
             self._client = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._open_experiment(experiment)
             self._known = self._sweep()
             self.parent_id = self._open_parent()
         except Exception as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise InputError(
-                f"MLflow tracking URI {uri!r} doesn't answer or can't be written: {reason}"
-            ) from error
+            raise unreachable(uri, error) from error
         self._open: dict[str, str] = {}
         self._described: set[str] = set()
         self._points: dict[str, int] = {}
@@ -88,8 +119,8 @@ class Tracker:
         if found is not None:
             return found.experiment_id
         location = None
-        if self.uri.startswith("sqlite:///"):
-            location = (Path(urlparse(self.uri).path).parent / "mlartifacts").resolve().as_uri()
+        if self._database is not None:
+            location = (self._database.resolve().parent / "mlartifacts").as_uri()
         return self._client.create_experiment(name, artifact_location=location)
 
     def _search(self, condition: str) -> list[Any]:

@@ -62,6 +62,18 @@ def load_file(path: AnyPath) -> dict[str, Any] | None:
     return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
+def load(directory: AnyPath, step: int) -> dict[str, Any]:
+    """State of the checkpoint of ``step``.
+
+    Raises:
+        OSError: if it can't be read or is damaged.
+    """
+    state = load_file(_path(directory, step))
+    if state is None:
+        raise OSError(f"the checkpoint of step {step} in {str(directory)!r} is damaged")
+    return state
+
+
 def steps(directory: AnyPath) -> list[int]:
     """Steps of the checkpoints in ``directory``, damaged or not, oldest first."""
     return [int(path.stem.removeprefix("step-")) for path in matching(directory, "step-*.pt")]

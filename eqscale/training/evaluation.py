@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +45,19 @@ class Assessment:
                 if isinstance(value, np.ndarray)
             }
         return fields
+
+
+def evaluation_content(
+    weights: Path, spec: RunSpec, measured: Sequence[tuple[str, Assessment]]
+) -> dict[str, Any]:
+    """Measurements as plain JSON; what is undefined, such as the relative error of a prediction of zero, is null."""
+    content = {
+        "checkpoint": str(weights),
+        "run_id": spec.run_id,
+        "spec": dataclasses.asdict(spec),
+        "results": [{"predictor": name} | assessment.to_dict() for name, assessment in measured],
+    }
+    return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 
 def ballistic(batch: Batch) -> Tensor:

@@ -7,28 +7,31 @@ import dataclasses
 import datetime
 import functools
 import math
+import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from eqscale.errors import InputError
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import Windows
 from eqscale.rigid.loader import batches
 from eqscale.rigid.metrics import equivariance, evaluate
-from eqscale.rigid.symmetry import augment
+from eqscale.rigid.symmetry import frame_elements, transform
 from eqscale.storage import AnyPath
 from eqscale.training import checkpoint
 from eqscale.training.arms import get_arm
-from eqscale.training.memory import fitting, parts, read_micro_batch, write_micro_batch
+from eqscale.training.group import Group
+from eqscale.training.memory import NEXT_ATTEMPT, fitting, parts, read_micro_batch, write_micro_batch
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import CODE, RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
@@ -54,17 +57,33 @@ def weighted_mse(prediction: Tensor, batch: Batch) -> Tensor:
     return ((prediction - batch.target).square().sum(-1) * batch.weight).sum() / len(batch.weight)
 
 
-def accumulate_gradient(model: nn.Module, batch: Batch, micro_batch: int) -> Tensor:
+def accumulate_gradient(
+    model: nn.Module, batch: Batch, micro_batch: int, whole: float | None = None
+) -> Tensor:
     """Add the gradient of the batch's loss to the model, computing ``micro_batch`` windows at once.
 
     Every part is weighted with its share of the windows: loss and gradient are those of the whole batch but
-    for the order of floating-point sums. Returns the loss.
+    for the order of floating-point sums. Ranks exchange gradients once, while the last part's are computed.
+
+    Args:
+        model: the model; ranks of a group have it wrapped in DistributedDataParallel, which averages over them.
+        batch: the windows.
+        micro_batch: most windows in a part.
+        whole: the windows by which the sum is divided, if not those of the batch: for a share of a batch of B
+            windows over k ranks B / k, so that the mean over ranks is that of the whole batch.
+
+    Returns:
+        The loss, a scalar.
     """
-    windows = len(batch.weight)
+    windows = len(batch.weight) if whole is None else whole
     total = torch.zeros((), device=batch.weight.device, dtype=batch.weight.dtype)
-    for part in parts(batch, micro_batch):
-        loss = weighted_mse(model(part), part) * (len(part.weight) / windows)
-        loss.backward()
+    pieces = list(parts(batch, micro_batch))
+    for piece in pieces:
+        last = piece is pieces[-1]
+        held = isinstance(model, DistributedDataParallel) and not last
+        with cast(DistributedDataParallel, model).no_sync() if held else contextlib.nullcontext():
+            loss = weighted_mse(model(piece), piece) * (len(piece.weight) / windows)
+            loss.backward()
         total += loss.detach()
     return total
 
@@ -137,9 +156,26 @@ def symmetry_indices(windows: Windows, scenes: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(_SYMMETRY_WINDOWS, total)).round().astype(np.int64)
 
 
-def _hardware(device: torch.device) -> str:
+def trains_in_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products of training steps run in bfloat16: on GPUs that have it, or as EQSCALE_BF16 (0, 1) says.
+
+    Weights, optimiser and evaluations stay in float32.
+
+    Raises:
+        InputError: if EQSCALE_BF16 is neither.
+    """
+    asked = os.environ.get("EQSCALE_BF16", "")
+    if asked not in ("", "0", "1"):
+        raise InputError(f"EQSCALE_BF16={asked}: must be 0 (float32) or 1 (bfloat16)")
+    if asked:
+        return asked == "1"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _hardware(device: torch.device, bfloat16: bool) -> str:
+    suffix = ", bfloat16 products" if bfloat16 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) + suffix
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -147,7 +183,7 @@ def _hardware(device: torch.device) -> str:
                 name = line.split(":", 1)[1].strip()
                 break
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}{suffix}"
 
 
 def _peak_memory_mb() -> float:
@@ -164,6 +200,7 @@ class _Progress:
     """What a checkpoint carries beside model and optimiser: all else follows from the step."""
 
     step: int = 0
+    devices: int = 1
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -189,8 +226,9 @@ class _Trainer:
         report: Callable[[CurvePoint], None],
         alive: Callable[[int], None],
         checkpoint_seconds: float | None,
+        group: Group,
     ) -> None:
-        self.spec, self.arm = spec, get_arm(spec.arm)
+        self.spec, self.arm, self.group = spec, get_arm(spec.arm), group
         self.train_windows, self.test_windows = train_windows, test_windows
         self.checkpoints, self.report, self.alive = checkpoints, report, alive
         self.checkpoint_seconds = _CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
@@ -203,12 +241,20 @@ class _Trainer:
         self.model = build_model(spec).to(self.device)
         if self.device.type == "cuda":
             self.model.compile(dynamic=True)
+        self.bfloat16 = trains_in_bfloat16(self.device)
+        self.precision: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if self.bfloat16:
+            self.precision = torch.autocast(self.device.type, torch.bfloat16)
+        self.parameters = list(self.model.parameters())  # finding them takes a small model 1 % of a step
         self.optimizer = build_optimizer(self.model, spec)
-        self.progress = _Progress()
+        self.progress = _Progress(devices=group.world)
         self.pending: list[Tensor] = []
         self.curve_steps = {round(spec.steps * k / CURVE_POINTS) for k in range(1, CURVE_POINTS + 1)}
         self.curve_indices = evaluation_indices(test_windows, min(CURVE_WINDOWS, spec.test_scenes), 1)
-        state = checkpoint.load_newest(checkpoints)
+        state = checkpoint.load_newest(checkpoints) if group.rank == 0 else None
+        newest = group.told(-1 if state is None else state["progress"]["step"])
+        if group.rank > 0 and newest >= 0:
+            state = checkpoint.load(checkpoints, newest)
         if state is not None:
             if state.get("run_id") != spec.run_id:
                 raise InputError(
@@ -219,13 +265,24 @@ class _Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             # NaN: a checkpoint from before CPU time was counted
             self.progress = _Progress(**{"cpu_seconds": math.nan, **state["progress"]})
-        for step in checkpoint.steps(checkpoints):
+        if self.progress.devices != group.world:
+            self._note(
+                f"devices: {self.progress.devices} up to step {self.progress.step}, then {group.world}"
+            )
+            self.progress.devices = group.world
+        for step in checkpoint.steps(checkpoints) if group.rank == 0 else ():
             if step > self.progress.step:
                 self._note(
                     f"the checkpoint of step {step} was damaged: went on from step {self.progress.step}"
                 )
                 checkpoint.remove(checkpoints, step)
-        self.micro_batch = read_micro_batch(checkpoints, spec.batch_size)
+        self.micro_batch = read_micro_batch(checkpoints, math.ceil(spec.batch_size / group.world))
+        self.trained = self.model
+        if group.world > 1:
+            # An arm of one's own may have weights that a loss doesn't depend on.
+            self.trained = DistributedDataParallel(
+                self.model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
         self.evaluation_batch: int | None = None  # all that an evaluation asks for at once
 
     def run(self) -> None:
@@ -234,16 +291,22 @@ class _Trainer:
         clock = last_checkpoint = time.perf_counter()
         cpu_clock = time.process_time()
         first, last = progress.step, self.spec.steps
-        for batch in batches(self.train_windows, map(self.order.batch, range(first, last)), self.device):
+        shares = (self.order.batch(step)[self.group.rows] for step in range(first, last))
+        for batch in batches(self.train_windows, shares, self.device):
             self._step(batch)
             at_curve_point = progress.step in self.curve_steps
             now = time.perf_counter()
             due = now - last_checkpoint > self.checkpoint_seconds
-            if at_curve_point or due or len(self.pending) >= _CHECK_STEPS:
+            if self.group.world > 1:  # clocks differ: ranks meet at steps that all of them know
+                reads = at_curve_point or progress.step % _CHECK_STEPS == 0
+                due = due and reads
+            else:
+                reads = at_curve_point or due or len(self.pending) >= _CHECK_STEPS
+            if reads:
                 self._read_losses()
-            if at_curve_point or due:
-                progress.seconds += time.perf_counter() - clock
-                progress.cpu_seconds += time.process_time() - cpu_clock
+            if (at_curve_point or due) and self.group.rank == 0:
+                progress.seconds += self.group.world * (time.perf_counter() - clock)
+                progress.cpu_seconds += self.group.world * (time.process_time() - cpu_clock)
                 if at_curve_point:
                     self._add_curve_point()
                 if due and progress.step < self.spec.steps:
@@ -267,16 +330,18 @@ class _Trainer:
         spec, progress = self.spec, self.progress
         if self.arm.augmented:
             generator = torch.Generator().manual_seed((self.augmentation_seed << 32) + progress.step)
-            batch = augment(batch, spec.frame, generator)
-        loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
-        nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip)
+            elements = frame_elements(spec.frame, spec.batch_size, generator, batch.position.dtype)
+            batch = transform(batch, elements[self.group.rows].to(self.device))
+        with self.precision:
+            loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
+        nn.utils.clip_grad_norm_(self.parameters, spec.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, spec)
         self.optimizer.step()
         self.pending.append(loss.detach())
-        B, T = batch.mask.shape
         indices = self.order.batch(progress.step)
         tokens = self.order.tokens[indices // self.order.windows_per_scene]
+        B, T = spec.batch_size, int(tokens.max())  # padded as on one device
         progress.tokens += int(tokens.sum())
         progress.pairs += int((tokens**2).sum())
         progress.padded_tokens += B * T
@@ -285,9 +350,12 @@ class _Trainer:
 
     def _gradient(self, batch: Batch, micro_batch: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        return accumulate_gradient(self.model, batch, micro_batch)
+        return accumulate_gradient(self.trained, batch, micro_batch, self.spec.batch_size / self.group.world)
 
     def _halved(self, micro_batch: int, reason: str) -> None:
+        if self.group.world > 1:  # the others may be in the middle of exchanging gradients with this rank
+            write_micro_batch(self.checkpoints, micro_batch)
+            raise RuntimeError(f"out of memory at step {self.progress.step}: {micro_batch} {NEXT_ATTEMPT}")
         self.micro_batch = micro_batch
         self._note(
             f"out of memory at step {self.progress.step}: {micro_batch} windows at once ({reason[:120]})"
@@ -304,7 +372,11 @@ class _Trainer:
         self.alive(self.progress.step)
 
     def _read_losses(self) -> None:
-        values = [float(loss) for loss in self.pending]
+        if self.group.world > 1:
+            together = self.group.total(torch.stack(self.pending)) / self.group.world
+            values = together.tolist()
+        else:
+            values = [float(loss) for loss in self.pending]
         self.pending.clear()
         self.progress.loss_sum += sum(values)
         self.progress.loss_count += len(values)
@@ -354,6 +426,36 @@ class _Trainer:
         return fitting(compute, self.evaluation_batch or len(batch.weight), halved)
 
 
+_ALONE = Group()
+
+
+def _check(spec: RunSpec, train_windows: Windows, test_windows: Windows, group: Group) -> None:
+    if train_windows.n_scenes != spec.train_scenes or test_windows.n_scenes < spec.test_scenes:
+        raise InputError(
+            f"run {spec.name} asks for {spec.train_scenes} training and {spec.test_scenes} test scenes; "
+            f"the data have {train_windows.n_scenes} and {test_windows.n_scenes}"
+        )
+    if group.world > spec.batch_size:
+        raise InputError(
+            f"run {spec.name} can't use {group.world} devices: its batch has {spec.batch_size} windows"
+        )
+
+
+def follow(
+    spec: RunSpec, train_windows: Windows, test_windows: Windows, *, checkpoints: AnyPath, group: Group
+) -> None:
+    """Train along as one of the other ranks of a group whose first rank calls ``train``, to the last step.
+
+    Args and errors as of ``train``; returns nothing, as the first rank evaluates and keeps the record.
+    """
+    _check(spec, train_windows, test_windows, group)
+    trainer = _Trainer(
+        spec, train_windows, test_windows, checkpoints, lambda point: None, lambda step: None, None, group
+    )
+    with contextlib.suppress(_Diverged):
+        trainer.run()
+
+
 def train(
     spec: RunSpec,
     train_windows: Windows,
@@ -364,8 +466,15 @@ def train(
     report: Callable[[CurvePoint], None] = lambda point: None,
     alive: Callable[[int], None] = lambda step: None,
     checkpoint_seconds: float | None = None,
+    group: Group = _ALONE,
 ) -> RunRecord:
     """Train one run to its last step, or go on from its newest checkpoint, and evaluate it.
+
+    Several processes train a run together if the first rank of their group calls this and the others ``follow``.
+    Each computes its share of every batch; the result is that of one device but for the order of floating-point
+    sums, and a checkpoint can be gone on from on any number of devices. Then a rank that runs out of memory ends
+    the attempt, as the others may wait for it: the next one computes half as many windows at once. Checkpoints
+    wait for a step at which the losses are exchanged, up to 20 steps.
 
     Args:
         spec: the run.
@@ -376,22 +485,23 @@ def train(
         report: called with every point of the training curve.
         alive: called with the step after every checkpoint, and now and then in a long evaluation.
         checkpoint_seconds: time between two checkpoints (default: 30 s).
+        group: the processes that train together; this one is the first.
 
     Returns:
         The record, with status ``finished`` or ``diverged``; metrics are those of the last step, never the
         best of the curve.
 
     Raises:
-        InputError: if the data don't have the scenes that the spec asks for, or the checkpoints are of another run.
+        InputError: if the data don't have the scenes that the spec asks for, the checkpoints are of another run, or
+            the batch has fewer windows than there are devices.
         OSError: if the final weights can't be written.
+        RuntimeError: if another rank is lost, or this one runs out of memory in a group.
     """
-    if train_windows.n_scenes != spec.train_scenes or test_windows.n_scenes < spec.test_scenes:
-        raise InputError(
-            f"run {spec.name} asks for {spec.train_scenes} training and {spec.test_scenes} test scenes; "
-            f"the data have {train_windows.n_scenes} and {test_windows.n_scenes}"
-        )
+    _check(spec, train_windows, test_windows, group)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    trainer = _Trainer(spec, train_windows, test_windows, checkpoints, report, alive, checkpoint_seconds)
+    trainer = _Trainer(
+        spec, train_windows, test_windows, checkpoints, report, alive, checkpoint_seconds, group
+    )
     status, test = "finished", {}
     begin = time.perf_counter()
     try:
@@ -435,9 +545,10 @@ def train(
         steps_done=progress.step,
         test=test,
         curve=[CurvePoint(**point) for point in progress.curve],
-        hardware=_hardware(trainer.device),
+        hardware=_hardware(trainer.device, trainer.bfloat16),
         code=CODE,
         started=started,
+        devices=progress.devices,
         micro_batch=trainer.micro_batch,
         notes=progress.notes,
         cpu_seconds=progress.cpu_seconds if cpu_known else None,

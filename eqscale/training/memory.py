@@ -17,6 +17,9 @@ T = TypeVar("T")
 _MESSAGES = ("can't allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 _FILE = "micro_batch"
 
+NEXT_ATTEMPT = "windows at once in the next attempt"
+"""Ends the error of a rank that ran out of memory among others, and has noted that half as many may fit."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for the exceptions by which PyTorch and Python say that memory has run out, on GPU or CPU."""

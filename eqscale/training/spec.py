@@ -110,7 +110,8 @@ class RunSpec:
     def name(self) -> str:
         """Readable name for tables and the MLflow UI."""
         budget = f"{self.budget:.3g}".replace("e+", "e")
-        return f"{self.arm}-{budget}-{self.size}-s{self.seed}"
+        frame = "" if self.frame == "random" else f"-{self.frame}"
+        return f"{self.arm}-{budget}-{self.size}-s{self.seed}{frame}"
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> RunSpec:
@@ -129,7 +130,7 @@ class CurvePoint:
     """NMSE on a small fixed part of the test split."""
     learning_rate: float
     seconds: float
-    """Training seconds so far."""
+    """Training seconds so far, as in the record."""
 
 
 @dataclasses.dataclass
@@ -156,7 +157,8 @@ class RunRecord:
     flops_executed: float
     """Training FLOPs executed by this implementation, padding included where the arm computes it."""
     seconds: float
-    """Seconds in the training loop, evaluations and checkpoints excluded."""
+    """Device-seconds in the training loop, evaluations and checkpoints excluded: on k devices a second counts k
+    times, so that this is what a run costs, whatever the number of its devices."""
     evaluation_seconds: float
     peak_memory_mb: float
     """Peak resident memory of the worker process, MB."""
@@ -169,22 +171,25 @@ class RunRecord:
     """Package version and results version."""
     started: str
     """UTC time, ISO 8601."""
+    devices: int = 1
+    """Processors or GPUs that trained the run together when it ended."""
     micro_batch: int | None = None
-    """Windows computed at once: the batch, or less after running out of memory. None if not noted."""
+    """Windows that a device computed at once: its share of the batch, or less after running out of memory. None if
+    not noted."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What happened on the way: memory that ran out, checkpoints that were damaged or not written."""
     cpu_seconds: float | None = None
-    """CPU time of the training process over the same stretches as ``seconds``. None on a GPU, where it says
-    nothing, and in records from before it was counted."""
+    """CPU time of the first training process over the same stretches as ``seconds``, times devices. None on a GPU,
+    where it says nothing, and in records from before it was counted."""
 
     @property
     def outdated(self) -> bool:
         """True for a record of an earlier results version: the same run would have another identity now."""
         return self.run_id != self.spec.run_id
 
-    def to_json(self) -> str:
-        """Serialise, losslessly."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
+    def to_json(self, indent: int | None = 1) -> str:
+        """Serialise, losslessly; on one line with ``indent`` None."""
+        return json.dumps(dataclasses.asdict(self), indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:

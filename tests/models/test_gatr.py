@@ -394,10 +394,16 @@ def test_bad_shapes_are_named(change, message):
 def test_bad_inputs_are_named():
     net = network(check_finite=True)
     mv, s, mask = inputs()
-    with pytest.raises(InputError, match=r"multivectors: expected \(B, T, 5, 16\), got \(3, 7, 5, 8\)"):
+    with pytest.raises(
+        InputError, match=r"multivectors: expected \(B, T, 5, 16\) with B, T >= 1, got \(3, 7, 5, 8\)"
+    ):
         net(mv[..., :8], s, mask)
+    with pytest.raises(InputError, match=r"multivectors: .* got \(0, 7, 5, 16\)"):
+        net(mv[:0], s[:0], mask[:0])
     with pytest.raises(InputError, match="scalars: expected"):
         net(mv, s[..., :2], mask)
+    with pytest.raises(InputError, match="mask: on meta, the network is on cpu"):
+        net(mv, s, mask.to("meta"))
     with pytest.raises(InputError, match="mask: expected bool"):
         net(mv, s, mask[:, :5])
     with pytest.raises(

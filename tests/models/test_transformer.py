@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqscale.errors import InputError
@@ -68,5 +69,44 @@ def test_outputs_and_gradients_start_at_a_sensible_scale(depth):
 def test_bad_shapes_are_named():
     with pytest.raises(InputError, match="not divisible by 4 heads"):
         config(width=18)
-    with pytest.raises(InputError, match="last dimension must be 12"):
-        Transformer(config())(torch.zeros(1, 5, 11))
+    with pytest.raises(InputError, match="fourier_features must be even"):
+        config(fourier_inputs=3, fourier_features=7)
+
+
+def test_bad_inputs_are_named():
+    net = Transformer(config(check_finite=True))
+    x, mask = torch.zeros(2, 5, 12), torch.ones(2, 5, dtype=torch.bool)
+    net(x, mask)
+    empty, broken = mask.clone(), x.clone()
+    empty[1] = False
+    broken[1, 2, 3] = torch.nan
+    for features, real, message in (
+        (x[..., :11], mask, r"features: expected \(B, T, 12\) with B, T >= 1, got \(2, 5, 11\)"),
+        (x[0], None, r"features: expected \(B, T, 12\) with B, T >= 1, got \(5, 12\)"),
+        (x[:0], mask[:0], r"features: .* got \(0, 5, 12\)"),
+        (x.double(), mask, "features: torch.float64 on cpu, the network holds torch.float32"),
+        (x, mask[:, :4], r"mask: expected bool \(2, 5\), got torch.bool \(2, 4\)"),
+        (x, mask.float(), "mask: expected bool"),
+        (x, mask.to("meta"), "mask: on meta, the network is on cpu"),
+        (x, empty, "mask: sample 1 of the batch has no token"),
+        (broken, mask, r"features: not finite at index \[1, 2, 3\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            net(features, real)
+
+
+def test_compiles_into_one_graph_of_the_same_function():
+    torch.compiler.reset()
+    net = Transformer(config(fourier_inputs=3)).double()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    x, mask = torch.randn(3, 7, 12, dtype=torch.float64), torch.ones(3, 7, dtype=torch.bool)
+    mask[1, 4:] = False
+    results = []
+    for forward in (net, compiled):
+        y = forward(x, mask)
+        gradients = torch.autograd.grad(y[mask].square().sum(), list(net.parameters()), allow_unused=True)
+        results.append([y, *gradients])
+    for plain, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, plain, rtol=1e-10, atol=1e-12)
+    assert counter.frame_count == 1

@@ -23,6 +23,7 @@ def like_the_paper(tmp_path_factory, _few_resamples):
     arms = planted.LIKE_THE_PAPER
     table = planted.compute_grid(arms).assign(equivariance_yaw=0.03, nmse_free=0.1)
     table.loc[0, ["status", "loss", "name"]] = ["diverged", np.nan, "lost-run"]
+    table.loc[0, "reason"] = "its loss is NaN"
     planted.write_part(table, folder)
     planted.write_part(planted.data_grid(arms), folder / "data_grid")
     planted.write_part(planted.controls(arms), folder / "controls")
@@ -39,7 +40,7 @@ def copy_inputs():
 
     def copy(source, target):
         for path in source.rglob("*"):
-            if path.name in ("runs.csv", "prediction.json", "gatr.json"):
+            if path.name in ("runs.csv", "prediction.json", "gatr.json", "gatr.gif"):
                 (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target / path.relative_to(source))
 

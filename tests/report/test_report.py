@@ -1,5 +1,8 @@
+import base64
 import json
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -9,7 +12,10 @@ import pytest
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.report import write_report
+from eqscale.report.analysis import analyse
 from eqscale.report.parts import read_study
+from eqscale.report.prediction import predicted_optima
+from eqscale.report.render import Content, caveats
 from tests.report import planted
 
 FIGURES = {
@@ -91,8 +97,8 @@ def test_every_figure_and_reference_is_there(like_the_paper):
 
 def test_lost_runs_are_listed_and_left_out(like_the_paper):
     text = (like_the_paper / "report.md").read_text()
-    assert "`lost-run` diverged" in text
-    assert re.search(r"\| lost-run \|.*\| diverged \|", text)
+    assert "`lost-run` diverged: its loss is NaN;" in text
+    assert re.search(r"\| lost-run \|.*\| diverged: its loss is NaN \|", text)
     assert json.loads((like_the_paper / "fits.json").read_text())["transformer"]["n"] == 71
 
 
@@ -101,6 +107,67 @@ def test_seed_noise_and_lack_of_fit_use_the_replicates(like_the_paper):
     sd = float(re.search(r"\| `gatr` \| all \|  \|  \| \*\*([\d.]+) %", text)[1])
     assert sd == pytest.approx(0.4, rel=0.25)
     assert "no replicates" not in text
+
+
+def test_seed_noise_has_a_row_for_every_size_with_replicates(like_the_paper):
+    table = pd.read_csv(like_the_paper / "seed_noise.csv")
+    assert len(table) == 2 * len(planted.BUDGETS) * 6
+    assert set(table["seeds"]) == {2, 3}  # one run was lost
+    pooled = np.sqrt(np.average(table["sd"] ** 2, weights=table["seeds"] - 1))
+    assert pooled == pytest.approx(0.004, rel=0.2)
+    text = (like_the_paper / "report.md").read_text()
+    at = table[table["arm"] == "gatr"].iloc[0]
+    assert f"| `gatr` | {at['budget']:.3g} | {at['N']:.0f} | 3 | {100 * at['sd']:.2g} % | 2 |" in text
+
+
+def test_an_animation_is_shown_and_embedded(like_the_paper):
+    assert "(evaluation/gatr.gif)" in (like_the_paper / "report.md").read_text()
+    data = base64.b64encode((like_the_paper / "evaluation/gatr.gif").read_bytes()).decode()
+    assert f'src="data:image/gif;base64,{data}"' in (like_the_paper / "report.html").read_text()
+
+
+def test_the_answer_says_what_controls_and_averaging_give(like_the_paper):
+    text = answer(like_the_paper)
+    assert re.search(r"best `gatr_off` has 1\.30 at 1e\+11 executed FLOPs times", text)
+    assert re.search(r"`gatr` in upright frames at 1e\+11: .*equal within noise", text)
+    assert "over 8 group elements takes the best `gatr` from a loss of 0.2 to 0.19, 5.0 % less" in text
+
+
+def test_validation_sizes_come_from_the_prediction(like_the_paper):
+    law, kappa, *_ = planted.LIKE_THE_PAPER["gatr"]
+    found = predicted_optima(like_the_paper / "prediction.json", 3e13, ["gatr"])
+    assert found == {"gatr": pytest.approx(planted.optimal_size(law, kappa, 3e13), rel=0.1)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "budget", "arms", "message"),
+    [
+        (None, 3e13, ["gatr"], "there is no prediction .*eqscale predict"),
+        (lambda t: t[:100], 3e13, ["gatr"], "is damaged"),
+        (lambda t: t, 1e13, ["gatr"], r"is for 3e\+13 FLOPs \(executed\); the runs spend 1e\+13"),
+        (lambda t: t.replace('"executed"', '"seconds"'), 3e13, ["gatr"], r"\(seconds\)"),
+        (lambda t: t, 3e13, ["gatr", "gatr_off"], "no optimum for gatr_off"),
+    ],
+)
+def test_validation_without_its_prediction_is_refused(
+    like_the_paper, tmp_path, damage, budget, arms, message
+):
+    if damage is not None:
+        text = (like_the_paper / "prediction.json").read_text()
+        (tmp_path / "prediction.json").write_text(damage(text))
+    with pytest.raises(InputError, match=message):
+        predicted_optima(tmp_path / "prediction.json", budget, arms)
+
+
+def test_a_prediction_that_is_not_committed_is_refused(like_the_paper, tmp_path):
+    shutil.copy(like_the_paper / "prediction.json", tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    with pytest.raises(InputError, match="is not committed"):
+        predicted_optima(tmp_path / "prediction.json", 3e13, ["gatr"])
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "a prediction"], check=True)
+    assert predicted_optima(tmp_path / "prediction.json", 3e13, ["gatr"])
 
 
 def test_prediction_and_outcome_stand_side_by_side(like_the_paper):
@@ -184,6 +251,15 @@ def test_seconds_are_cpu_time_where_the_run_table_has_it(tmp_path):
     read = read_study(tmp_path).part("compute")
     assert read["seconds"].iloc[0] == table["seconds"].iloc[0]  # not recorded: wall time
     assert list(read["seconds"].iloc[1:]) == list(cpu.iloc[1:])
+
+
+def test_mixed_hardware_is_said(tmp_path):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, budgets=planted.BUDGETS[:2], seeds=(0,))
+    table["hardware"] = np.where(table.index % 2, "one, 1 thread", "another, 1 thread")
+    planted.write_part(table, tmp_path)
+    study = read_study(tmp_path)
+    notes = caveats(Content(study, analyse(study), None, [], []))
+    assert any("different hardware (another, 1 thread; one, 1 thread)" in note for note in notes)
 
 
 def test_an_empty_table_is_one_line(tmp_path, capsys):

@@ -9,6 +9,7 @@ from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.study.check import Study, check, mend
 from eqscale.study.engine import Storage
+from eqscale.study.records import records_path, write_records
 from eqscale.study.table import run_table, write_table
 from eqscale.study.tracking import RUN_TAG, Tracker
 from tests.study.test_ledger import make_record, make_spec
@@ -39,6 +40,7 @@ def publish(study, specs):
     """What the end of a study writes."""
     ledger = study.storage.ledger
     write_table(run_table(specs, ledger, outdated=True), study.results)
+    write_records(ledger, study.results)
     plan = {"preset": "quick", "runs": [spec.run_id for spec in specs]}
     (study.results / "study.json").write_text(json.dumps(plan))
     tracker = Tracker(study.tracking_uri, study.experiment, {"study": study.name})
@@ -84,6 +86,24 @@ def invent_a_table_row(study):
     pd.concat([table, invented]).to_csv(study.results / "runs.csv", index=False)
 
 
+def lose_a_published_record(study):
+    lines = records_path(study.results).read_text().splitlines(keepends=True)
+    records_path(study.results).write_text("".join(lines[1:]))
+
+
+def change_a_published_loss(study):
+    text = records_path(study.results).read_text()
+    records_path(study.results).write_text(text.replace('"nmse": 0.5', '"nmse": 0.25', 1))
+
+
+def cut_a_published_record(study):
+    records_path(study.results).write_text(records_path(study.results).read_text()[:-100])
+
+
+def fail_a_run_unpublished(study):
+    study.storage.ledger.write_failure(make_spec(5), "boom")
+
+
 def lose_an_mlflow_run(study):
     client, runs = completed(study)
     client.delete_run(runs[make_spec(0).name].info.run_id)
@@ -121,6 +141,10 @@ def kill_the_driver(study):
         (double_a_table_row, {("run table", "doubled")}),
         (change_a_loss_in_the_table, {("run table", "different")}),
         (invent_a_table_row, {("run table", "unknown")}),
+        (lose_a_published_record, {("records", "missing")}),
+        (change_a_published_loss, {("records", "different")}),
+        (cut_a_published_record, {("records", "damaged"), ("records", "missing")}),
+        (fail_a_run_unpublished, {("records", "different")}),
         (lose_an_mlflow_run, {("MLflow", "missing")}),
         (double_an_mlflow_run, {("MLflow", "doubled")}),
         (change_a_metric_in_mlflow, {("MLflow", "different")}),
@@ -148,6 +172,7 @@ def test_a_damaged_record_is_set_aside_and_missed_by_the_next_start(study, conte
     ledger, spec = study.storage.ledger, make_spec(0)
     path = ledger.folder / f"{spec.run_id}.json"
     path.write_bytes(make_record(make_spec(1)).to_json().encode() if isinstance(content, str) else content)
+    records_path(study.results).unlink()  # else it would be adopted
     assert ("ledger", "damaged") in found(study)
     with pytest.raises(InputError, match=r"is damaged .*eqscale check STUDY --mend"):
         ledger.read(spec.run_id)
@@ -155,6 +180,18 @@ def test_a_damaged_record_is_set_aside_and_missed_by_the_next_start(study, conte
     assert found(study) == set()
     assert spec.run_id not in ledger
     assert (ledger.folder / "damaged" / path.name).exists()
+
+
+def test_what_is_published_and_not_in_the_ledger_is_adopted(study):
+    ledger, spec = study.storage.ledger, make_spec(0)
+    record = ledger.read(spec.run_id)
+    (ledger.folder / f"{spec.run_id}.json").write_bytes(b"cut")
+    (ledger.folder / f"{make_spec(1).run_id}.json").unlink()
+    assert {("ledger", "damaged"), ("records", "not adopted")} <= found(study)
+    mend(study)
+    assert found(study) == set()
+    assert ledger.read(spec.run_id) == record
+    assert make_spec(1).run_id in ledger
 
 
 def test_records_of_earlier_code_or_other_data_are_kept_marked_and_not_mixed(study):
@@ -173,6 +210,7 @@ def test_records_of_earlier_code_or_other_data_are_kept_marked_and_not_mixed(stu
     (ledger.folder / "00c0ffee00c0ffef.json").write_text(json.dumps(strange))
     specs = [make_spec(seed) for seed in range(3)]
     write_table(run_table(specs, ledger, outdated=True), study.results)
+    write_records(ledger, study.results)
     (study.results / "study.json").write_text(json.dumps({"runs": [spec.run_id for spec in specs]}))
     assert found(study) == {("MLflow", "unmarked")}
     mend(study)
@@ -207,7 +245,7 @@ def test_the_command_says_it_with_its_exit_code(study, capsys):
     arguments = ["--storage", str(study.storage.study.parent), "--results", str(study.results)]
     arguments += ["--tracking-uri", study.tracking_uri]
     assert main(["check", study.name, *arguments]) == 0
-    assert "agree with the ledger" in capsys.readouterr().out
+    assert "all views agree with the ledger" in capsys.readouterr().out
     lose_a_table_row(study)
     assert main(["check", study.name, *arguments]) == 1
     assert "--mend" in capsys.readouterr().out

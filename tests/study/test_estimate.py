@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from eqscale.study.estimate import CPU_GUESS, Estimator, Throughput, device_guess
+from eqscale.study.estimate import CPU_GUESS, DDP_EFFICIENCY, Estimator, Throughput, device_guess
 from eqscale.training.arms import Size
 from tests.study.test_ledger import make_record, make_spec
 
@@ -71,3 +71,21 @@ def test_the_slowest_gpu_that_is_named_sets_the_guess():
     assert device_guess(["NVIDIA A100-SXM4-80GB"]) == device_guess(["A100"])
     assert device_guess(["A100", "T4"]).flop == device_guess(["T4"]).flop > device_guess(["A100"]).flop
     assert device_guess(["Unheard-Of 9000"]).flop == device_guess(["T4"]).flop
+
+
+def test_a_run_on_several_devices_teaches_its_seconds_on_one():
+    one, several = Estimator(), Estimator()
+    for spec in runs():
+        one.measure(spec, TRUTH.training(spec))
+        several.measure(spec, 4 * TRUTH.training(spec, 4), devices=4)
+    for spec in runs():
+        assert several(spec) == pytest.approx(one(spec), rel=0.05)
+        assert several(spec, 4) == pytest.approx(one(spec, 4), rel=0.05)
+
+
+def test_devices_beyond_the_windows_of_a_batch_gain_nothing():
+    spec = dataclasses.replace(make_spec(), batch_size=6)
+    seconds = {devices: Throughput(0.0, 0.0, 1e-10).training(spec, devices) for devices in (1, 2, 4, 8, 16)}
+    assert seconds[2] == pytest.approx(seconds[1] / 2 / DDP_EFFICIENCY)
+    assert seconds[4] == pytest.approx(seconds[1] / 3 / DDP_EFFICIENCY**2)  # the largest share is two windows
+    assert seconds[16] > seconds[8]

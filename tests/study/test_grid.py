@@ -3,8 +3,17 @@ import dataclasses
 import pytest
 
 from eqscale.errors import InputError
-from eqscale.study.grid import choose_sizes, compute_grid, data_grid, expected_batch
-from eqscale.study.presets import COMPUTE_GRIDS, DATA_GRIDS
+from eqscale.study.grid import (
+    aspect_ratio_grid,
+    choose_sizes,
+    compute_grid,
+    controls_grid,
+    data_grid,
+    expected_batch,
+    shape_groups,
+    validation_grid,
+)
+from eqscale.study.presets import ASPECT_RATIOS, COMPUTE_GRIDS, CONTROLS, DATA_GRIDS, VALIDATIONS
 from eqscale.training.arms import get_arm
 
 QUICK = dataclasses.replace(COMPUTE_GRIDS["quick"], arms=("transformer", "transformer_aligned"))
@@ -87,3 +96,80 @@ def test_sizes_are_spread_around_the_guessed_optimum():
     cost = [batch.executed_flops(arm, size) / batch.tokens for size in sizes]
     assert cost == sorted(cost)
     assert cost[0] < arm.optimal_cost * 1e11**0.5 < cost[-1]
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_upright_controls_have_twins_in_the_compute_grid(name):
+    specs = controls_grid(CONTROLS[name])
+    off = {(spec.budget, spec.size) for spec in specs if spec.arm == "gatr_off"}
+    assert len({budget for budget, _ in off}) == 3
+    upright = [spec for spec in specs if spec.frame == "upright"]
+    assert len({spec.budget for spec in upright}) == 2
+    grid = {spec.run_id for spec in compute_grid(COMPUTE_GRIDS[name])}
+    for spec in upright:
+        assert dataclasses.replace(spec, frame=COMPUTE_GRIDS[name].frame).run_id in grid
+        assert spec.run_id not in grid
+
+
+@pytest.mark.parametrize("name", VALIDATIONS)
+def test_validation_sizes_lie_around_the_predicted_optimum(name):
+    preset = VALIDATIONS[name]
+    optima = {arm: get_arm(arm).parameters(get_arm(arm).ladder[6]) for arm in preset.arms}
+    specs = validation_grid(preset, optima)
+    assert len(specs) == 3 * len(preset.arms)
+    assert {spec.budget for spec in specs} == {preset.budget}
+    for name in preset.arms:
+        sizes = [get_arm(name).parameters(spec.size) for spec in specs if spec.arm == name]
+        assert sizes == sorted(set(sizes))
+        assert sizes[1] == optima[name]
+
+
+def test_a_validation_budget_that_trains_too_few_sizes_is_an_error():
+    preset = dataclasses.replace(VALIDATIONS["quick"], budget=1e8)
+    with pytest.raises(InputError, match=r"trains only \d sizes of transformer .* 3 are asked for"):
+        validation_grid(preset, {"transformer": 1e3, "gatr": 1e3})
+
+
+def test_sizes_are_added_where_they_are_asked_for():
+    before = compute_grid(QUICK)
+    known = {spec.size for spec in before if (spec.arm, spec.budget) == ("transformer", 1e11)}
+    new = next(size for size in get_arm("transformer").ladder if size not in known)
+    extra = (f"transformer:1e11:{new}", f"transformer:1e11:{min(known, key=str)}")
+    added = [s for s in compute_grid(dataclasses.replace(QUICK, extra_sizes=extra)) if s not in before]
+    assert [(spec.arm, spec.budget, spec.size) for spec in added] == [("transformer", 1e11, new)]
+
+
+@pytest.mark.parametrize(
+    "text", ["transformer:1e11:7x9", "gatr:1e11:8x1", "transformer:1e12:8x1", "transformer"]
+)
+def test_a_bad_extra_size_is_named(text):
+    with pytest.raises(InputError, match=f"--extra-sizes '{text}'"):
+        compute_grid(dataclasses.replace(QUICK, extra_sizes=(text,)))
+
+
+SHAPES = dataclasses.replace(ASPECT_RATIOS["cpu"], budgets=(2e11,), costs=(1.0, 2.0), depths=(1, 2, 4))
+
+
+def test_shapes_of_a_group_cost_the_same_and_the_ladders_own_is_among_them():
+    groups = shape_groups(SHAPES)
+    assert {group.arm for group in groups} == set(SHAPES.arms)
+    for group in groups:
+        arm = get_arm(group.arm)
+        batch = expected_batch("S", arm.recipe.batch_size(group.budget))
+        cost = {shape: batch.executed_flops(arm, shape) for shape in group.shapes}
+        assert group.rung in arm.ladder
+        assert len(group.shapes) >= 3
+        assert {shape.depth for shape in group.shapes} <= {1, 2, 4, group.rung.depth}
+        for shape in group.shapes:
+            assert cost[shape] == pytest.approx(cost[group.rung], rel=0.13)
+            assert (shape.width > group.rung.width) == (shape.depth < group.rung.depth)
+
+
+def test_shapes_are_trained_with_every_seed_at_the_budget():
+    specs = aspect_ratio_grid(SHAPES)
+    shapes = {(group.arm, shape) for group in shape_groups(SHAPES) for shape in group.shapes}
+    assert len(specs) == 2 * len(shapes) == len({spec.run_id for spec in specs})
+    for spec in specs:
+        arm = get_arm(spec.arm)
+        spent = spec.steps * expected_batch("S", spec.batch_size).executed_flops(arm, spec.size)
+        assert spent == pytest.approx(2e11, rel=0.01)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.study.grid import compute_grid
 from eqscale.study.job import parse_options, run_study
@@ -58,6 +60,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
         (["--frame", "sideways"], "unknown frame 'sideways'; choose from random, upright"),
         (["--horizon", "3"], "unknown horizon 3; choose from 1, 2, 4, 8 frames"),
         (["--workers", "0"], "--workers must be at least 1, not 0"),
+        (["--devices-per-trial", "0"], "--devices-per-trial must be at least 1, not 0"),
         (
             ["--workers", "2", "--address", "auto"],
             "--workers is for this machine; a cluster named by --address",
@@ -94,7 +97,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
+def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeypatch, capsys):
     own_arm = (
         "--arm-file",
         str(ROOT / "docs/examples/deep_sets.py"),
@@ -126,6 +129,50 @@ def test_the_whole_way_and_a_second_call_that_finds_nothing_to_do(tmp_path):
         path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")
     } == records
     assert (results / "runs.csv").read_text().splitlines() == table
+
+    published = (results / "records.jsonl").read_bytes()
+    assert published.count(b"\n") == 27
+    shutil.rmtree(tmp_path / "studies/quick/ledger")  # as on another machine
+    third = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert "adopted 27 records from results/quick/records.jsonl" in third.stdout
+    assert "all 27 runs are done: nothing to train" in third.stdout
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")
+    } == records
+    assert (results / "records.jsonl").read_bytes() == published
+
+    monkeypatch.chdir(tmp_path)
+    measure = [
+        "measure",
+        "results/quick",
+        "--arms",
+        "transformer",
+        "gatr",
+        "--average",
+        "2",
+        "--rollout",
+        "0.5",
+    ]
+    assert main(measure) == 0
+    measured = {
+        arm: json.loads((results / f"evaluation/{arm}.json").read_text())["results"]
+        for arm in ("transformer", "gatr")
+    }
+    assert [result["average"] for result in measured["transformer"]] == [1, 2]
+    assert [result["average"] for result in measured["gatr"]] == [1]  # equivariant
+    runs = pd.read_csv(results / "runs.csv").groupby("arm")["loss"]
+    assert measured["gatr"][0]["errors"]["nmse"] in set(runs.get_group("gatr"))
+    capsys.readouterr()
+    assert main(measure) == 0
+    assert capsys.readouterr().out.count("measured already") == 2
+    assert main(["report", "results/quick"]) == 0
+    assert "(evaluation/transformer.gif)" in (results / "report.md").read_text()
+    (tmp_path / "studies/quick/weights").rename(tmp_path / "elsewhere")
+    assert main(measure) == 0
+    (results / "evaluation/gatr.json").unlink()
+    assert main(measure) == 2
+    assert "the weights of " in capsys.readouterr().err
 
 
 BROKEN_ARM = """

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import DatasetSpec
 from eqscale.study import resources
-from eqscale.study.engine import trial_resources
+from eqscale.study.engine import reservation
 from eqscale.study.resources import activation_bytes_per_token, gpu_share, memory_need
 from eqscale.training.arms import arm_names, get_arm
 from tests.study.test_ledger import make_spec
@@ -47,7 +46,7 @@ def test_kept_bytes_are_those_that_the_backward_pass_needs(monkeypatch):
 def test_small_runs_share_a_gpu_and_large_ones_do_not():
     assert gpu_share(run(), TOKENS, 24 * GB) == 0.25
     assert gpu_share(run(step_flops=1e13), TOKENS, 24 * GB) == 1.0
-    shares = [gpu_share(run(rung=rung), TOKENS, 24 * GB) for rung in range(0, 24, 3)]
+    shares = [gpu_share(run(rung=rung), TOKENS, 24 * GB) for rung in range(0, 30, 3)]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     more_memory = [gpu_share(run(rung=15), TOKENS, n * GB) for n in (8, 16, 24, 80)]
@@ -70,7 +69,9 @@ def test_a_model_that_no_gpu_holds_is_refused_by_name():
     assert gpu_share(spec, TOKENS, 80 * GB) == 1.0
 
 
-def test_ray_reserves_a_core_and_the_share():
-    data, config = DatasetSpec(family="S"), {"spec": dataclasses.asdict(run())}
-    assert trial_resources(data, None)(config).required_resources == {"CPU": 1.0}
-    assert trial_resources(data, 24 * GB)(config).required_resources == {"CPU": 1.0, "GPU": 0.25}
+def test_ray_reserves_a_core_for_every_device_and_the_share_of_a_gpu():
+    assert reservation(1.0, gpu=False).required_resources == {"CPU": 1.0}
+    assert reservation(0.25, gpu=True).required_resources == {"CPU": 1.0, "GPU": 0.25}
+    several = reservation(4, gpu=True)
+    assert several.bundles == [{"CPU": 1.0, "GPU": 1.0}] * 4
+    assert several.strategy == "STRICT_PACK"

@@ -11,7 +11,7 @@ from ray.exceptions import OutOfMemoryError
 from eqscale.study import engine
 from eqscale.study.engine import Storage, StudyEvents, _Events
 from eqscale.study.watch import Watch
-from eqscale.training.memory import read_micro_batch
+from eqscale.training.memory import NEXT_ATTEMPT, read_micro_batch, write_micro_batch
 from eqscale.training.spec import CurvePoint
 from tests.study.test_ledger import make_spec
 
@@ -116,6 +116,18 @@ def test_a_worker_killed_for_memory_is_retried_with_half_the_micro_batch_until_o
     assert study.trial.fail("1 worker(s) were killed due to the node running low on memory.")
     study.callback.on_trial_recover(0, [], study.trial)
     assert not study.trial.fail("1 worker(s) were killed due to the node running low on memory.")
+
+
+def test_a_process_that_has_halved_the_micro_batch_itself_is_retried_with_it(study):
+    folder = study.storage.checkpoints(study.spec.run_id)
+    run(study)
+    for size in (8, 4, 2):
+        write_micro_batch(folder, size)
+        reason = f"RuntimeError: process 2 of 2: out of memory at step 0: {size} {NEXT_ATTEMPT}"
+        assert study.trial.fail(reason)
+        study.callback.on_trial_recover(0, [], study.trial)
+        assert study.said[-1] == ("retried", reason)
+        assert read_micro_batch(folder, study.spec.batch_size) == size
 
 
 def test_a_later_failure_is_not_taken_for_an_earlier_one(study):

@@ -35,6 +35,7 @@ def test_every_arm_gets_the_same_number_of_trials(name):
     [
         ({"rates": (1e-2, 1e-3)}, "--rates needs two values, the smaller first"),
         ({"rates": (1e-3,)}, "--rates needs two values"),
+        ({"rates": (1e-2, 3.0)}, "--rates must be at most 1, not 3"),
         ({"batch_sizes": (8, 48)}, "--batch-sizes must be powers of two"),
         ({"budgets": (1e4,)}, "too small for a single step"),
     ],

@@ -54,30 +54,42 @@ def test_two_runs_of_one_seed_are_identical_and_seeds_differ(windows, tmp_path):
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("arm", ["transformer", "transformer_aug", "transformer_aligned"])
-def test_a_killed_run_resumes_to_the_same_bits(windows, tmp_path, monkeypatch, arm):
-    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
-    spec = make_spec(arm=arm)
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arm", "killed_at"),
+    [("transformer", 1), ("transformer_aug", 2), ("transformer_aligned", 13), ("gatr", 29), ("gatr_off", 18)],
+)
+def test_a_killed_run_resumes_to_the_same_bits(windows, tmp_path, monkeypatch, arm, killed_at):
+    spec = make_spec(arm=arm, size=Size(4, 1, 2))
     straight = train(spec, *windows, checkpoints=tmp_path / "a", weights=tmp_path / "a.pt")
+    step = loop._Trainer._step
 
-    class Killed(Exception):
-        pass
-
-    def kill(point):
-        if point.step >= 15:
+    def kill(trainer, batch):
+        if trainer.progress.step == killed_at:
             raise Killed
+        step(trainer, batch)
 
-    with pytest.raises(Killed):
-        train(spec, *windows, checkpoints=tmp_path / "b", weights=tmp_path / "b.pt", report=kill)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Trainer, "_step", kill)
+        with pytest.raises(Killed):
+            train(spec, *windows, checkpoints=tmp_path / "b", checkpoint_seconds=0.0)
     newest = max((tmp_path / "b").glob("step-*.pt"))
+    assert newest.name == f"step-{killed_at:09d}.pt"
     newest.write_bytes(
         newest.read_bytes()[: newest.stat().st_size // 2]
     )  # and its last checkpoint is cut short
     resumed = train(spec, *windows, checkpoints=tmp_path / "b", weights=tmp_path / "b.pt")
+    assert resumed.notes == [
+        f"the checkpoint of step {killed_at} was damaged: went on from step {killed_at - 1}"
+    ]
     a, b = final_weights(tmp_path / "a.pt"), final_weights(tmp_path / "b.pt")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert resumed.test == straight.test
     assert resumed.tokens == straight.tokens
+    assert resumed.flops_executed == straight.flops_executed
     assert [p.train_loss for p in resumed.curve] == [p.train_loss for p in straight.curve]
 
 
@@ -87,9 +99,6 @@ def test_cpu_time_is_counted_with_the_seconds_and_kept_in_checkpoints(windows, t
     wall, cpu = itertools.count(0.0, 1.0), itertools.count(0.0, 10.0)
     monkeypatch.setattr(loop.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(loop.time, "process_time", lambda: next(cpu))
-
-    class Killed(Exception):
-        pass
 
     def kill(point):
         if point.step >= 15:
@@ -198,6 +207,56 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
     assert max(rates) == pytest.approx(spec.learning_rate)
     assert rates[-1] == pytest.approx(0, abs=1e-12)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("arm", ["transformer", "transformer_aligned", "gatr"])
+def test_bfloat16_is_for_the_products_of_training_alone(windows, tmp_path, monkeypatch, arm):
+    spec = make_spec(arm=arm, size=Size(8, 1, 2), steps=4)
+    found = {}
+
+    def noting(name, function):
+        def wrapper(*args):
+            found[name] = torch.is_autocast_enabled("cpu")
+            return function(*args)
+
+        return wrapper
+
+    monkeypatch.setattr(loop, "accumulate_gradient", noting("training", loop.accumulate_gradient))
+    monkeypatch.setattr(loop, "evaluate", noting("evaluation", loop.evaluate))
+    records = {}
+    for asked in ("", "0", "1"):
+        monkeypatch.setenv("EQSCALE_BF16", asked)
+        records[asked] = train(
+            spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / f"{asked or 'unset'}.pt"
+        )
+        assert found == {"training": asked == "1", "evaluation": False}
+    assert records[""].test == records["0"].test
+    assert records["1"].hardware == records["0"].hardware + ", bfloat16 products"
+    plain, half = (final_weights(tmp_path / f"{asked}.pt") for asked in ("0", "1"))
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    assert any(not torch.equal(plain[name], half[name]) for name in plain)
+    assert records["1"].test["nmse"] == pytest.approx(records["0"].test["nmse"], rel=0.02)
+
+
+def test_a_switch_that_is_none_is_refused(windows, tmp_path, monkeypatch):
+    monkeypatch.setenv("EQSCALE_BF16", "yes")
+    with pytest.raises(InputError, match="EQSCALE_BF16=yes: must be 0"):
+        train(make_spec(), *windows, checkpoints=tmp_path)
+
+
+def test_a_seed_sets_initialisation_order_and_augmentation_separately(monkeypatch):
+    seeds = [spawn_seeds(seed) for seed in range(50)]
+    assert len({value for three in seeds for value in three}) == 150
+
+    def weights():
+        return torch.cat([p.flatten() for p in loop.build_model(make_spec()).parameters()])
+
+    first = weights()
+    init, order, augmentation = spawn_seeds(3)
+    monkeypatch.setattr(loop, "spawn_seeds", lambda seed: (init, order + 1, augmentation + 1))
+    assert torch.equal(weights(), first)
+    monkeypatch.setattr(loop, "spawn_seeds", lambda seed: (init + 1, order, augmentation))
+    assert not torch.equal(weights(), first)
 
 
 @pytest.mark.parametrize("arm", ["transformer", "gatr", "gatr_published", "gatr_off"])

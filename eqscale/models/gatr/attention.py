@@ -23,6 +23,7 @@ DISTANCE_EPS = 1e-3
 SDPA_TOKENS = 128
 """Above this many tokens the ATen path uses SDPA instead of bmm-softmax-bmm (faster from there on CPUs)."""
 
+_GATHERED = ("q_inner", "k_inner", "value", "q_distance", "k_distance")
 _TRIVECTOR = [INDEX[name] for name in ("e123", "e023", "e013", "e012")]
 
 
@@ -86,12 +87,7 @@ class Attention(nn.Module):
     """Softmax attention: rows of queries, keys and values (source.rows, N) -> attended values (out.rows,
     N)."""
 
-    rows_q_inner: Tensor
-    rows_k_inner: Tensor
-    rows_q_distance: Tensor
-    rows_k_distance: Tensor
-    rows_value: Tensor
-    rows_out: Tensor
+    rows: Tensor
     order: Tensor
 
     def __init__(self, shape: AttentionShape):
@@ -136,9 +132,11 @@ class Attention(nn.Module):
             "value": table(whole(source, heads + 1)),
             "out": table([whole(out, h) for h in head_range]),
         }
-        for name, rows in self.kernel_tables.items():
-            self.register_buffer(f"rows_{name}", rows.long().flatten(), persistent=False)
-        self.register_buffer("order", self.rows_out.argsort(), persistent=False)
+        taken = [self.kernel_tables[name].long().flatten() for name in _GATHERED]
+        self.sizes = [len(rows) for rows in taken]
+        self.register_buffer("rows", torch.cat(taken), persistent=False)
+        order = self.kernel_tables["out"].flatten().argsort()
+        self.register_buffer("order", order, persistent=False)
         self.log_weights = nn.Parameter(torch.zeros(heads * shape.distances))
         """Logarithm of the weight of each channel's distances, (heads * channels,): gains, so one-dimensional."""
 
@@ -166,19 +164,20 @@ class Attention(nn.Module):
             return _NativeAttention.apply(e, weights, tokens.starts, self)
         out = self._padded(e, weights, tokens)
         head = self.shape.out.head - 1
-        return torch.cat([out[:head], torch.ones_like(e[:1]), out[head:]])
+        top, planes = out.split((head, len(out) - head))
+        return torch.cat([top, torch.ones_like(e[:1]), planes])
 
     def _padded(self, e: Tensor, weights: Tensor, tokens: Tokens) -> Tensor:
         shape = self.shape
         b, t, h = tokens.batch, tokens.length, shape.heads
-        q = e.index_select(0, self.rows_q_inner).view(h, shape.inner, b, t)
-        k = e.index_select(0, self.rows_k_inner).view(shape.inner, b, t)
-        v = e.index_select(0, self.rows_value).view(shape.values, b, t).permute(1, 2, 0)
+        q, k, v, query, key = _Rows.apply(e, self.rows).split(self.sizes)
+        q, k = q.view(h, shape.inner, b, t), k.view(shape.inner, b, t)
+        v = v.view(shape.values, b, t).permute(1, 2, 0)
         device_type = "cuda" if e.is_cuda else "cpu"
         with torch.autocast(device_type, enabled=False):  # differences of squares: not in half precision
             wide = torch.promote_types(e.dtype, torch.float32)
-            key = e.index_select(0, self.rows_k_distance).view(shape.distances, 4, b, t).to(wide)
-            query = e.index_select(0, self.rows_q_distance).view(h, shape.distances, 4, b, t).to(wide)
+            key = key.view(shape.distances, 4, b, t).to(wide)
+            query = query.view(h, shape.distances, 4, b, t).to(wide)
             counted = key if tokens.mask is None else key * tokens.mask
             # Weighted mean of the keys: a shift of both sides that only improves the rounding far from the
             # origin.
@@ -199,7 +198,22 @@ class Attention(nn.Module):
                 logits = torch.bmm(q * scale, k.mT)
                 y = torch.bmm(torch.softmax(logits if bias is None else logits + bias, -1), v.to(wide))
         y = y.to(e.dtype).view(b, h, t, shape.values).permute(1, 3, 0, 2).reshape(h * shape.values, b * t)
-        return y.index_select(0, self.order)
+        return _Rows.apply(y, self.order)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a matrix, each at most once: the gradient copies them back, where index_select's would add."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.size = x.shape[0]
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        (rows,) = ctx.saved_tensors
+        return g.new_zeros(ctx.size, g.shape[1]).index_copy_(0, rows, g), None
 
 
 def _distance_features(x: Tensor, center: Tensor, key: bool) -> Tensor:

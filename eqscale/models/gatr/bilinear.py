@@ -150,7 +150,8 @@ class Products(nn.Module):
         )
         first, head = self.passed.scalar(0), 2 * self.plan.outputs.channels
         scalars = passed[first : first + self.plan.scalars]
-        return torch.cat([products[:head], scalars, torch.ones_like(z[:1]), products[head:]])
+        top, planes = products.split((head, len(products) - head))
+        return torch.cat([top, scalars, torch.ones_like(z[:1]), planes])
 
 
 class _NativeProducts(torch.autograd.Function):
@@ -214,13 +215,14 @@ def _product(name: str, x: Tensor, y: Tensor, tables: Tensor) -> Tensor:
         products = x.index_select(0, i) * y.index_select(0, j) * sign.to(x.dtype)[:, None, None]
         return products.unflatten(0, (16, 16)).sum(1)
     out = torch.empty_like(x)
-    for k, terms in enumerate(_TERMS[name]):
-        slab, (i, j, sign) = out[k], terms[0]
-        torch.mul(x[i], y[j], out=slab)
+    xs, ys = x.unbind(), y.unbind()  # once: indexing in every term costs as much as its arithmetic
+    for slab, terms in zip(out.unbind(), _TERMS[name], strict=True):
+        i, j, sign = terms[0]
+        torch.mul(xs[i], ys[j], out=slab)
         if sign < 0:
             slab.neg_()
         for i, j, sign in terms[1:]:
-            slab.addcmul_(x[i], y[j], value=sign)
+            slab.addcmul_(xs[i], ys[j], value=sign)
     return out
 
 

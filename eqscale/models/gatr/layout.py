@@ -76,6 +76,15 @@ class Layout:
             rows[IDEAL[blade]] = start + count + c
         return tuple(rows)
 
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Slabs of activations: a and b of the true head, a and b of the pseudo head, scalars, planes of the true
+        and of the pseudo channels.
+
+        One operation: the gradient of every slice on its own would fill all rows.
+        """
+        t, p = self.true, self.pseudo
+        return x.split((t, t, p, p, self.scalars + self.ones, 14 * t, 14 * p))
+
     def invariant(self, channel: int) -> int:
         """Row of the true scalar of a channel: component 1 (true) or e0123 (pseudo)."""
         return self.multivector(channel)[0 if self.is_true(channel) else 15]

@@ -20,6 +20,7 @@ from eqscale.models.gatr.bilinear import Bilinear, Products
 from eqscale.models.gatr.layout import Layout
 from eqscale.models.gatr.linear import Assembly, Linear, LinearMap, apply_linear
 from eqscale.models.gatr.pointwise import Gate, Norm
+from eqscale.models.inputs import check_mask, check_tokens
 
 SYMMETRIES = ("parity", "published", "off")
 
@@ -282,8 +283,6 @@ class GATr(nn.Module):
         if mask is None:
             return Tokens(b, t, starts=torch.arange(0, b * t + 1, t) if on_kernels else None), None
         lengths = mask.sum(1)
-        if not lengths.all():
-            raise InputError(f"mask: sample {int((lengths == 0).nonzero()[0])} of the batch has no token")
         if not on_kernels:
             return Tokens(b, t, mask), None
         # Padding is dropped rather than computed: only attention needs to know which sample a token is of.
@@ -295,23 +294,14 @@ class GATr(nn.Module):
         return native.available(torch.empty(0, device=device))
 
     def _check(self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None) -> None:
-        c, batch = self.config, tuple(multivectors.shape[:2])
-        channels = c.true_in + c.pseudo_in
-        if multivectors.ndim != 4 or multivectors.shape[2:] != (channels, 16):
-            raise InputError(
-                f"multivectors: expected (B, T, {channels}, 16), got {tuple(multivectors.shape)}"
-            )
+        c, own = self.config, self.embed.bias
+        check_tokens("multivectors", multivectors, (c.true_in + c.pseudo_in, 16), own, c.check_finite)
+        batch = tuple(multivectors.shape[:2])
         if scalars.shape != (*batch, c.scalars_in):
             raise InputError(f"scalars: expected {(*batch, c.scalars_in)}, got {tuple(scalars.shape)}")
-        if mask is not None and (mask.shape != batch or mask.dtype != torch.bool):
-            raise InputError(f"mask: expected bool {batch}, got {mask.dtype} {tuple(mask.shape)}")
-        own = self.embed.bias.device, self.embed.bias.dtype
-        for name, x in (("multivectors", multivectors), ("scalars", scalars)):
-            if (x.device, x.dtype) != own:
-                raise InputError(f"{name}: {x.dtype} on {x.device}, the network holds {own[1]} on {own[0]}")
-            if c.check_finite and not x.isfinite().all():
-                where = x.isfinite().logical_not().nonzero()[0].tolist()
-                raise InputError(f"{name}: not finite at index {where}")
+        check_tokens("scalars", scalars, (c.scalars_in,), own, c.check_finite)
+        if mask is not None:
+            check_mask(mask, batch, own.device)
 
 
 def _starts(lengths: Tensor) -> Tensor:

@@ -21,8 +21,6 @@ class Norm(nn.Module):
     (stream.rows, N) -> the same with a row of ones.
     """
 
-    euclidean: Tensor
-
     def __init__(self, stream: Layout):
         super().__init__()
         self.stream = stream
@@ -38,20 +36,22 @@ class Norm(nn.Module):
         self.kernel_scalars = table(
             [(stream.scalar(i), self.out.scalar(i)) for i in range(stream.scalars)], 2
         )
-        self.register_buffer("euclidean", torch.tensor(sorted(euclidean)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised activations with the row of ones."""
         if native.available(x):
             return _NativeNorm.apply(x, self)
-        c, head = 2 * self.stream.channels, self.stream.head
-        mean = x.index_select(0, self.euclidean).square().sum(0) / self.stream.channels
+        true, true_ideal, pseudo, pseudo_ideal, scalars, planes, pseudo_planes = self.stream.split(x)
+        euclidean = [true, pseudo]
+        for slab, channels in ((planes, self.stream.true), (pseudo_planes, self.stream.pseudo)):
+            euclidean.append(slab.unflatten(0, (7, 2, channels))[:, 0].flatten(0, 1))
+        mean = torch.stack([slab.square().sum(0) for slab in euclidean]).sum(0) / self.stream.channels
         factor = mean.clamp(min=NORM_EPS).rsqrt()
-        scalars = x[c:head]
         if self.stream.scalars:
             variance, center = torch.var_mean(scalars, 0, correction=0)
             scalars = (scalars - center) * (variance + _SCALAR_EPS).rsqrt()
-        return torch.cat([x[:c] * factor, scalars, torch.ones_like(x[:1]), x[head:] * factor])
+        head = [slab * factor for slab in (true, true_ideal, pseudo, pseudo_ideal)]
+        return torch.cat([*head, scalars, torch.ones_like(x[:1]), planes * factor, pseudo_planes * factor])
 
 
 class _NativeNorm(torch.autograd.Function):
@@ -108,8 +108,6 @@ class Gate(nn.Module):
     The invariant component is 1 in true and e0123 in pseudo channels. (source.rows, N) -> with a row of ones.
     """
 
-    gates: Tensor
-
     def __init__(self, source: Layout):
         super().__init__()
         self.source = source
@@ -123,19 +121,22 @@ class Gate(nn.Module):
         self.kernel_scalars = table(
             [(source.scalar(i), self.out.scalar(i)) for i in range(source.scalars)], 2
         )
-        channel = {row: c for c in range(source.channels) for row in source.multivector(c)}
-        rows = [channel[r] for r in sorted(channel)]
-        gates = torch.tensor([source.invariant(c) for c in range(source.channels)])
-        self.register_buffer("gates", gates[torch.tensor(rows)], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Activated features with the row of ones."""
         if native.available(x):
             return _NativeGate.apply(x, self)
-        c, head = 2 * self.source.channels, self.source.head
-        gate = functional.gelu(x.index_select(0, self.gates), approximate="tanh")
-        scalars = functional.gelu(x[c:head], approximate="tanh")
-        return torch.cat([x[:c] * gate[:c], scalars, torch.ones_like(x[:1]), x[head:] * gate[c:]])
+        true, true_ideal, pseudo, pseudo_ideal, scalars, planes, pseudo_planes = self.source.split(x)
+        # The invariants are 1 of true and e0123 of pseudo channels.
+        gate, pseudo_gate, scalars = (
+            functional.gelu(slab, approximate="tanh") for slab in (true, pseudo_ideal, scalars)
+        )
+        head = [true * gate, true_ideal * gate, pseudo * pseudo_gate, pseudo_ideal * pseudo_gate]
+        gated = [
+            (slab.unflatten(0, (14, len(by))) * by).flatten(0, 1)
+            for slab, by in ((planes, gate), (pseudo_planes, pseudo_gate))
+        ]
+        return torch.cat([*head, scalars, torch.ones_like(x[:1]), *gated])
 
 
 class _NativeGate(torch.autograd.Function):

@@ -60,7 +60,8 @@ class PlainModel(nn.Module):
         """Predict the targets of a batch, in its own frame."""
         if not self.aligned:
             return self.net(torch.cat([token_features(batch), floor_invariants(batch)], -1), batch.mask)
-        upright, rotation = align(batch)
+        with torch.autocast(batch.position.device.type, enabled=False):  # not coordinates in half precision
+            upright, rotation = align(batch)
         return self.net(token_features(upright), batch.mask) @ rotation  # back: R^T y, with rows as vectors
 
 

@@ -1,0 +1,90 @@
+"""``eqscale measure``: the best model of each arm of a study, measured once from its weights for the report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_HELP = """\
+Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights, and write the numbers
+to the folder "evaluation" of the results, from which eqscale report shows them: rollouts, errors averaged over
+2, 4, ... elements of the symmetry group (test-time averaging) for arms that are not equivariant, and, for the best arm
+and the plain transformer, an animation of a prediction beside the truth.
+
+What has been measured already is left as it is.
+
+    eqscale measure results/cpu && eqscale report results/cpu
+"""
+
+
+def register(verbs: argparse._SubParsersAction) -> None:
+    """Add the verb ``measure``."""
+    parser = verbs.add_parser(
+        "measure",
+        help="measure the best models of a study from their weights: averaging, rollouts, an animation",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="results folder, e.g. results/cpu")
+    parser.add_argument("--study", help="name of the study (default: that of the folder)")
+    parser.add_argument(
+        "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="arms to measure (default: all)")
+    parser.add_argument(
+        "--average",
+        nargs="+",
+        type=int,
+        default=[2, 4, 8, 16],
+        metavar="K",
+        help="numbers of group elements to average predictions over (default: 2 4 8 16)",
+    )
+    parser.add_argument(
+        "--rollout", type=float, default=1.0, metavar="SECONDS", help="length of the rollouts (default: 1)"
+    )
+    parser.add_argument(
+        "--scene", type=int, default=0, metavar="K", help="test scene of the animation (default: 0)"
+    )
+    parser.add_argument(
+        "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from eqscale.console import make_console
+    from eqscale.errors import InputError
+    from eqscale.report import best_models
+    from eqscale.report.parts import read_study
+
+    if args.arm_file:
+        from eqscale.study.engine import load_arm_files
+
+        load_arm_files(args.arm_file)
+    if min(args.average) < 2:
+        raise InputError(f"--average {min(args.average)}: at least 2 (1 is always measured)")
+    study = read_study(args.folder)
+    known = list(dict.fromkeys(study.runs["arm"].astype(str)))
+    for arm in args.arms or []:
+        if arm not in known:
+            raise InputError(f"--arms {arm}: no run of it in {str(args.folder)!r}; it has {', '.join(known)}")
+    name = args.study or args.folder.absolute().name
+    models = best_models.choose(study, args.storage, name, sorted(set(args.average)), args.arms or known)
+    console = make_console()
+    for model in models:
+        if best_models.measured_already(model, args.folder):
+            console.print(f"{model.name}: measured already", highlight=False)
+            continue
+        measured = []
+        for what, assessment in best_models.measure(model, args.data, args.rollout):
+            nmse = f"{assessment.errors.nmse:.4f} ± {assessment.errors.nmse_se:.4f}"
+            console.print(f"{model.name}, {what}: NMSE {nmse}", highlight=False)
+            measured.append((what, assessment))
+        console.print(f"written: {best_models.write_evaluation(model, measured, args.folder)}")
+        (args.folder / "evaluation" / f"{model.arm}.gif").unlink(missing_ok=True)  # of another run
+    for model in best_models.to_animate(models):
+        if not (args.folder / "evaluation" / f"{model.arm}.gif").is_file():
+            path = best_models.write_animation(model, args.data, args.scene, args.folder)
+            console.print(f"written: {path}")
+    return 0

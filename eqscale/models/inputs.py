@@ -1,0 +1,37 @@
+"""What every network asks of its inputs; a misfit is one line with the argument's name and both shapes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eqscale.errors import InputError
+
+
+def check_tokens(name: str, x: Tensor, tail: tuple[int, ...], like: Tensor, finite: bool = False) -> None:
+    """Raise InputError unless ``x`` is (B >= 1, T >= 1, *tail) of the dtype and on the device of ``like``.
+
+    ``finite`` looks at the values, too.
+    """
+    shape = tuple(x.shape)
+    if x.ndim != 2 + len(tail) or shape[2:] != tail or 0 in shape[:2]:
+        expected = ", ".join(map(str, ("B", "T", *tail)))
+        raise InputError(f"{name}: expected ({expected}) with B, T >= 1, got {shape}")
+    if (x.device, x.dtype) != (like.device, like.dtype):
+        raise InputError(f"{name}: {x.dtype} on {x.device}, the network holds {like.dtype} on {like.device}")
+    if finite and not x.isfinite().all():
+        where = x.isfinite().logical_not().nonzero()[0].tolist()
+        raise InputError(f"{name}: not finite at index {where}")
+
+
+def check_mask(mask: Tensor, batch: tuple[int, ...], device: torch.device) -> None:
+    """Raise InputError unless ``mask`` is bool, (B, T) as the tokens and on their device, with a token a sample.
+
+    The last is not asked of traced code, whose graph it would break.
+    """
+    if mask.shape != batch or mask.dtype != torch.bool:
+        raise InputError(f"mask: expected bool {batch}, got {mask.dtype} {tuple(mask.shape)}")
+    if mask.device != device:
+        raise InputError(f"mask: on {mask.device}, the network is on {device}")
+    if not torch.compiler.is_compiling() and not (filled := mask.any(1)).all():
+        raise InputError(f"mask: sample {int(filled.logical_not().nonzero()[0])} of the batch has no token")

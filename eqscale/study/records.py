@@ -1,0 +1,101 @@
+"""``records.jsonl`` of a results folder: the ledger as it is published, from which a study goes on anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from eqscale.errors import InputError
+from eqscale.storage import write_atomically
+from eqscale.study.ledger import Ledger, UnreadableRecord, parse_record
+from eqscale.training.spec import RunRecord
+
+
+def records_path(results: Path) -> Path:
+    """The published records of a results folder."""
+    return results / "records.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedRecords:
+    """What a ``records.jsonl`` holds."""
+
+    path: Path
+    records: dict[str, RunRecord]
+    """By identity; of the present results version."""
+    failures: dict[str, dict[str, str]]
+    """By identity: name, run_id and error of the runs whose latest attempt failed."""
+    outdated: int
+    """Lines of earlier results versions."""
+    damaged: dict[int, str]
+    """Line number -> what is wrong with it."""
+
+    def require_sound(self) -> None:
+        """Raise InputError, which names the lines, if any is damaged."""
+        if self.damaged:
+            lines = "; ".join(f"line {number} {reason}" for number, reason in self.damaged.items())
+            raise InputError(
+                f"{self.path}: {lines}: restore what was published, or delete it and the run is trained again"
+            )
+
+    def missing(self, ledger: Ledger) -> dict[str, RunRecord]:
+        """The records that a ledger lacks."""
+        return {run_id: record for run_id, record in self.records.items() if run_id not in ledger}
+
+    def adopt(self, ledger: Ledger) -> int:
+        """Write to the ledger what it lacks; returns the number of records. Failures are only notes on the side."""
+        records = self.missing(ledger)
+        for record in records.values():
+            ledger.write(record)
+        known = ledger.failures()
+        for run_id, note in self.failures.items():
+            if run_id not in ledger and run_id not in known:
+                ledger.note_failure(note)
+        return len(records)
+
+
+def read_records(results: Path) -> PublishedRecords:
+    """Read the published records of a results folder; none if it has no ``records.jsonl``."""
+    published = PublishedRecords(records_path(results), {}, {}, 0, {})
+    if not published.path.is_file():
+        return published
+    outdated = 0
+    for number, line in enumerate(published.path.read_bytes().splitlines(), start=1):
+        if (failure := _failure(line)) is not None:
+            published.failures[failure["run_id"]] = failure
+            continue
+        try:
+            record = parse_record(line, "")
+        except UnreadableRecord as error:
+            if error.damaged:
+                published.damaged[number] = str(error).strip()
+            else:
+                outdated += 1
+            continue
+        if record.outdated:
+            outdated += 1
+        elif record.to_json() != published.records.setdefault(record.run_id, record).to_json():
+            published.damaged[number] = (
+                f"holds another record of run {record.spec.name} than a line before it"
+            )
+    return dataclasses.replace(published, outdated=outdated)
+
+
+def _failure(line: bytes) -> dict[str, str] | None:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return None
+    is_failure = isinstance(content, dict) and content.keys() == {"name", "run_id", "error"}
+    return content if is_failure else None
+
+
+def write_records(ledger: Ledger, results: Path) -> None:
+    """Publish a ledger: a line for every record of the present results version, then for every failure.
+
+    Each by identity, so that equal ledgers give equal files, byte for byte, and a new run is a new line.
+    """
+    lines = [record.to_json(indent=None) for record in ledger.records() if not record.outdated]
+    lines += [json.dumps(note) for note in ledger.failure_notes()]
+    write_atomically(records_path(results), "".join(f"{line}\n" for line in lines).encode())

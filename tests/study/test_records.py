@@ -1,0 +1,113 @@
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from eqscale.errors import InputError
+from eqscale.study import job
+from eqscale.study.job import parse_options, run_study
+from eqscale.study.ledger import Ledger
+from eqscale.study.presets import COMPUTE_GRIDS
+from eqscale.study.records import read_records, records_path, write_records
+from eqscale.training.spec import CODE
+from tests.study.test_ledger import make_record, make_spec
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Two runs that finished, one that diverged, one that failed."""
+    ledger = Ledger(tmp_path / "ledger")
+    for seed in range(3):
+        record = make_record(make_spec(seed), "diverged" if seed == 2 else "finished")
+        ledger.write(dataclasses.replace(record, seconds=0.1 + seed, notes=["an “odd” note\nof two lines"]))
+    ledger.write_failure(make_spec(3), "out of memory")
+    return ledger
+
+
+def test_an_empty_ledger_adopts_all_that_was_published(ledger, tmp_path):
+    write_records(ledger, tmp_path)
+    elsewhere = Ledger(tmp_path / "elsewhere")
+    assert read_records(tmp_path).adopt(elsewhere) == 3
+    assert elsewhere.records() == ledger.records()
+    assert elsewhere.failures() == ledger.failures()
+    assert read_records(tmp_path).adopt(elsewhere) == 0
+    text = records_path(tmp_path).read_bytes()
+    assert text.count(b"\n") == 4
+    write_records(elsewhere, tmp_path)
+    assert records_path(tmp_path).read_bytes() == text
+
+
+def test_what_the_ledger_has_is_left_alone(ledger, tmp_path):
+    write_records(ledger, tmp_path)
+    ours = dataclasses.replace(make_record(make_spec(0)), seconds=99.0)
+    elsewhere = Ledger(tmp_path / "elsewhere")
+    elsewhere.write(ours)
+    elsewhere.write(make_record(make_spec(3)))  # failed there, finished here
+    assert read_records(tmp_path).adopt(elsewhere) == 2
+    assert elsewhere.read(ours.run_id) == ours
+    assert elsewhere.failures() == {}
+
+
+def test_records_of_an_earlier_results_version_are_not_adopted(ledger, tmp_path):
+    old = dataclasses.replace(make_record(make_spec(8)), run_id="00c0ffee00c0ffee", code="eqscale 0.0.1")
+    ledger.write(old)
+    write_records(ledger, tmp_path)
+    assert "00c0ffee00c0ffee" not in records_path(tmp_path).read_text()
+    strange = json.loads(old.to_json()) | {"weight": 1}
+    with records_path(tmp_path).open("a") as file:
+        file.write(old.to_json(indent=None) + "\n" + json.dumps(strange) + "\n")
+    published = read_records(tmp_path)
+    assert (len(published.records), published.outdated, published.damaged) == (3, 2, {})
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"spec": {"arm": "transf', "is damaged (JSONDecodeError"),
+        (b"<<<<<<< HEAD", "is damaged (JSONDecodeError"),
+        (b"\xff\x00", "is damaged (UnicodeDecodeError"),
+        ("relabelled", "is damaged (its content has another identity)"),
+        ("contradicts", "holds another record of run transformer-1e09-"),
+    ],
+)
+def test_a_damaged_line_is_named_and_the_job_refused(ledger, tmp_path, monkeypatch, line, reason):
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "results/quick"
+    write_records(ledger, results)
+    record = make_record(make_spec(0))
+    if line == "relabelled":
+        relabelled = dataclasses.replace(make_record(make_spec(0)), run_id="0" * 16, code=CODE)
+        line = relabelled.to_json(indent=None).encode()
+    elif line == "contradicts":
+        line = dataclasses.replace(record, seconds=7.0).to_json(indent=None).encode()
+    with records_path(results).open("ab") as file:
+        file.write(line + b"\n")
+    options = parse_options("", COMPUTE_GRIDS, "", [])
+    with pytest.raises(InputError) as caught:
+        run_study([make_spec(0)], options, publish=lambda table: None)
+    assert f"{records_path(options.results)}: line 5 {reason}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "studies").exists()
+
+
+def test_results_are_published_while_runs_end_but_not_all_the_time(monkeypatch):
+    now, written = [1000.0], []
+    monkeypatch.setattr(job.time, "monotonic", lambda: now[0])
+    full = [True]
+
+    def publish():
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        written.append(now[0])
+        now[0] += 30.0  # a slow place
+
+    publication = job._NowAndThen(publish)
+    for seconds in range(0, 3000, 10):
+        now[0] = max(now[0], 1000.0 + seconds)
+        publication.due |= seconds < 2000
+        full[0] = seconds < 300
+        publication.look()
+    assert written[0] >= 1300.0  # the disk was full before
+    assert all(later - earlier >= 600.0 for earlier, later in itertools.pairwise(written))
+    assert 2 <= len(written) <= 4

@@ -1,0 +1,37 @@
+"""Validation: does a loss that was predicted before the runs come true, above the budgets that the laws have seen?
+
+Reads the prediction that `eqscale predict` wrote for the budget (and that must be committed), trains each arm at sizes
+around its predicted optimum with Ray Tune, logs every run to MLflow, and writes the run table and the report of the
+study, which shows prediction and outcome side by side.
+
+    eqscale predict results/cpu --compute 3e13 && git commit -m "A prediction" results/cpu/prediction.json
+    python tune_jobs/validation.py --preset cpu --dry-run    # print the plan only
+    python tune_jobs/validation.py --preset cpu              # hours; stop with Ctrl-C, the same command continues
+
+Runs that have a record in the study's ledger are not trained again.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from eqscale.cli import run_or_exit
+from eqscale.report import write_report
+from eqscale.report.prediction import predicted_optima
+from eqscale.study.grid import validation_grid
+from eqscale.study.job import parse_options, run_study
+from eqscale.study.presets import VALIDATIONS
+
+
+def main() -> int:
+    """Plan, train what is missing, report."""
+    options = parse_options(__doc__, VALIDATIONS, job="validation")
+    preset = options.preset
+    optima = predicted_optima(options.results.parent / "prediction.json", preset.budget, preset.arms)
+    return run_study(
+        validation_grid(preset, optima), options, publish=lambda _: write_report(options.results)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_or_exit(main))
