@@ -172,7 +172,7 @@ def _run_fit(args: argparse.Namespace) -> int:
         console.print(f"\n[bold]{escape(titles[label])}[/bold]  {found.n} runs, L = {found.form.formula}")
         print_table(console, COEFFICIENT_HEADER, coefficient_rows(limits))
         rows += [[label, *row] if label else row for row in coefficient_rows(limits)]
-        colour = "green" if found.verdict == "converged" else "yellow"
+        colour = "green" if found.verdict.startswith("converged") else "yellow"
         console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]", highlight=False)
         console.print(
             f"objective ({found.loss.kind}, summed): {found.objective:.12g}; gradient "
@@ -240,7 +240,9 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
     budget = _budgets(args, frame)
     values = np.unique(budget)
     if args.hold_out >= len(values):
-        raise InputError(f"{where}: --hold-out {args.hold_out} leaves nothing to fit of {len(values)} budgets")
+        raise InputError(
+            f"{where}: --hold-out {args.hold_out} leaves nothing to fit of {len(values)} budgets"
+        )
     rest = frame[budget < values[-args.hold_out]]
     check_design(
         form,
@@ -299,7 +301,7 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
     import numpy as np
 
     from eqscale.laws import frontier
-    from eqscale.laws.approaches import approach_bias, isoflop_optima
+    from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
     from eqscale.laws.render import interval_text, number, plain
 
     C = np.array(at) if at else np.geomspace(arm.C.min(), arm.C.max(), 5)
@@ -322,6 +324,11 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")
     record = plain(best)
+    wrong = misallocation(arm.fit, arm.cost, float(C[-1]), np.array([0.25, 0.5, 2.0, 4.0]))
+    record["misallocation"] = plain(wrong)
+    if all(np.isfinite(m.waste) for m in wrong):
+        shown = ", ".join(f"{100 * m.waste:.2g} % at {m.factor:g} N_opt" for m in wrong)
+        console.print(f"wasted at C = {C[-1]:.3g} by another size: {shown}", highlight=False)
     record["approaches"] = []
     for approach in (1, 2):
         try:

@@ -155,7 +155,11 @@ class Fit:
         free = int(np.sum(self.lower < self.upper))
         used = self.weights[keep] > 0
         check_design(
-            self.form, {k: v[used] for k, v in columns.items()}, self.observed[keep][used], free, "remaining runs"
+            self.form,
+            {k: v[used] for k, v in columns.items()},
+            self.observed[keep][used],
+            free,
+            "remaining runs",
         )
         return fit_internal(
             self.form, self.loss, columns, self.observed[keep], self.weights[keep], self.centre,
@@ -807,6 +811,8 @@ def _verdict(fit: Fit, c: Certificate) -> str:
     """The state of the fit in words."""
     if not np.isfinite(fit.objective) or not np.isfinite(c.decrement):
         return "not converged: the objective is not finite"
+    if len(fit.fixed) == len(fit.form.names):
+        return "converged: all parameters are fixed, nothing was fitted"
     late = ""
     if c.decrement > 1e-9 and c.gradient > 1e-6:
         late = f"not converged: one more step would lower the objective by {c.decrement:.1e} (relative)"

@@ -81,7 +81,7 @@ def test_groups_are_fitted_one_by_one(isoflop, tmp_path):
         (["--seed", "-3"], "--seed -3"),
         (["--hold-out", "-1"], "--hold-out -1"),
         (["--hold-out", "5"], "--hold-out 5 leaves nothing to fit of 5 budgets"),
-        (["--weights", "note"], "row 1: weight 'none' is not a finite non-negative number"),
+        (["--weights", "note"], "row 1, column 'note': 'none' is not a finite number"),
         (["--json", "/nowhere/at/all.json"], "does not exist or is not writable"),
     ],
 )
@@ -93,6 +93,27 @@ def test_bad_input_is_one_line_and_exit_code_two(table, tmp_path, capsys, argume
     assert message in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_hold_out_that_leaves_too_few_runs_is_refused_before_anything_is_printed(isoflop, tmp_path, capsys):
+    few = isoflop[(isoflop.C.min() * 1.5 < isoflop.C) | (isoflop.index < 3)]
+    frame = pd.concat([isoflop.assign(arm="a"), few.assign(arm="b")])
+    frame.to_csv(tmp_path / "arms.csv", index=False)
+    held = str(few.C.round(-9).nunique() - 1)
+    assert main(["fit", str(tmp_path / "arms.csv"), "--by", "arm", "--hold-out", held]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "arm = b, without the budgets of --hold-out 4: 3 distinct runs are too few" in shown.err
+
+
+def test_weight_at_fault_is_named_by_its_row_in_the_table(isoflop, tmp_path, capsys):
+    weight = np.where(np.arange(len(isoflop)) == 7, -1.0, 1.0)
+    status = np.where(np.arange(len(isoflop)) < 3, "failed", "finished")
+    frame = isoflop.assign(weight=weight, status=status)
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    arguments = ["fit", str(tmp_path / "runs.csv"), "--where", "status=finished", "--weights", "weight"]
+    assert main(arguments) == 2
+    assert "row 8, column 'weight': -1 is negative" in capsys.readouterr().err
 
 
 def test_column_named_twice_is_refused(table, capsys):

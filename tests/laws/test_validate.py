@@ -60,6 +60,20 @@ def test_profile_agrees_with_gauss_newton_where_the_law_is_well_determined(loss_
         assert high - low == pytest.approx(model[1] - model[0], rel=0.05 if loss_fn != "log-huber" else 0.6)
 
 
+def test_lack_of_fit_counts_weights(isoflop):
+    """Runs of weight 2 are two runs to the sums of squares, runs of weight 0 none to anything."""
+    rng = np.random.default_rng(5)
+    both = pd.concat([isoflop, isoflop], ignore_index=True)
+    both["loss"] *= np.exp(0.006 * rng.standard_normal(len(both)))
+    plain = lack_of_fit(fit(both.N, both.D, both.loss))
+    doubled = lack_of_fit(fit(both.N, both.D, both.loss, weights=np.full(len(both), 2.0)))
+    assert doubled.f_statistic == pytest.approx(plain.f_statistic, rel=1e-6)
+    wrong = pd.concat([both, both.iloc[:1].assign(loss=99.0)])
+    ignored = lack_of_fit(fit(wrong.N, wrong.D, wrong.loss, weights=np.append(np.ones(len(both)), 0.0)))
+    assert ignored.f_statistic == pytest.approx(plain.f_statistic, rel=1e-6)
+    assert ignored.replicates == plain.replicates
+
+
 def test_profile_of_a_prefactor_is_lopsided_and_of_a_boundary_one_sided(isoflop):
     found = fit(isoflop.N, isoflop.D, isoflop.loss)
     low, high = profile_interval(found, "A")
