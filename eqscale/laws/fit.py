@@ -622,7 +622,7 @@ def _with_faces(form, theta, f, x, y, w, objective, lower, upper):
                 without[0] += np.exp(theta[k, i])  # a constant term is part of the floor
             full = form.evaluate(theta[k : k + 1], x, curvature=False).value
             gone = form.evaluate(without[None], x, curvature=False).value
-            if np.max(np.abs(full / gone - 1)) > _VANISHED:
+            if np.any(np.abs(full - gone) > _VANISHED * gone):
                 continue
             lo, hi = lower.copy(), upper.copy()
             lo[i] = hi[i] = -700.0
