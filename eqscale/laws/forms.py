@@ -325,12 +325,12 @@ class Repetition(Form):
         return Evaluation(theta[:, :1] + t1 + t2, jac, contract)
 
     def starts(self, x: Features, loss: Array, weights: Array, fixed: Mapping[int, float]) -> Array:
-        """The plain law's grid on effective tokens, for a ladder of R*."""
+        """The best minima of the plain law's grid on effective tokens, for a ladder of R*."""
         found = []
         ladder = [fixed[5]] if 5 in fixed else np.log([0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3])
         for rho in ladder:
             d = self._log_effective(np.array([[rho]]), x)[0][0]
-            best = _sum_of_powers_starts(x["N"], d, loss, weights, fixed, fixed.get(0))[:1]
+            best = _sum_of_powers_starts(x["N"], d, loss, weights, fixed, fixed.get(0))[:4]
             found.append(np.column_stack([best, np.full(len(best), rho)]))
         return np.concatenate(found)
 
