@@ -105,6 +105,19 @@ def test_hold_out_that_leaves_too_few_runs_is_refused_before_anything_is_printed
     assert "arm = b, without the budgets of --hold-out 3: 6 distinct runs are too few" in shown.err
 
 
+def test_law_with_all_parameters_fixed_is_judged_but_not_fitted(table, tmp_path):
+    out = tmp_path / "fit.json"
+    fixed = "E=1.8,A=480,B=2100,alpha=0.35,beta=0.37"
+    assert main(["fit", str(table), "--resamples", "10", "--fix", fixed, "--json", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert record["verdict"] == "converged: all parameters are fixed, nothing was fitted"
+    assert (record["E"], record["A"], record["beta"]) == (1.8, 480.0, 0.37)
+    factors = [m["factor"] for m in record["frontier"]["misallocation"]]
+    waste = [m["waste"] for m in record["frontier"]["misallocation"]]
+    assert factors == [0.25, 0.5, 2.0, 4.0]
+    assert min(waste[0], waste[3]) > max(waste[1:3]) > 0.05
+
+
 def test_weight_at_fault_is_named_by_its_row_in_the_table(isoflop, tmp_path, capsys):
     weight = np.where(np.arange(len(isoflop)) == 7, -1.0, 1.0)
     status = np.where(np.arange(len(isoflop)) < 3, "failed", "finished")
