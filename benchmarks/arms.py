@@ -36,12 +36,13 @@ from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.models.transformer import TransformerConfig, transformer_training_flops
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.dataset import open_split
+from eqscale.rigid.symmetry import align
 from eqscale.study.grid import dataset_spec, design_run
 from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training.arms import Arm, Size, get_arm, register
 from eqscale.training.arms.gatr import token_invariants
-from eqscale.training.arms.invariants import FLOOR_INVARIANTS
+from eqscale.training.arms.invariants import FLOOR_INVARIANTS, floor_invariants
 from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel, token_features
 from eqscale.training.loop import train
 from eqscale.training.spec import RunSpec
@@ -57,8 +58,22 @@ class WithoutInvariants(PlainModel):
         return self.net(token_features(batch), batch.mask)
 
 
-def plain(label: str, model: Callable[[TransformerConfig], nn.Module] = PlainModel, **changes: object) -> Arm:
-    """The plain transformer with another configuration."""
+class AlignedWithInvariants(PlainModel):
+    """The plain transformer in the upright frame that gets its heights above the floor as inputs, too."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        upright, rotation = align(batch)
+        features = torch.cat([token_features(upright), floor_invariants(upright)], -1)
+        return self.net(features, batch.mask) @ rotation
+
+
+def plain(
+    label: str,
+    base: str = "transformer",
+    model: Callable[[TransformerConfig], nn.Module] = PlainModel,
+    **changes: object,
+) -> Arm:
+    """The plain transformer with another configuration, by the recipe of ``base``."""
 
     def config(size: Size) -> TransformerConfig:
         features = TOKEN_FEATURES + (0 if model is WithoutInvariants else FLOOR_INVARIANTS)
@@ -68,7 +83,7 @@ def plain(label: str, model: Callable[[TransformerConfig], nn.Module] = PlainMod
         return TransformerConfig(**(values | changes))  # type: ignore[arg-type]
 
     return dataclasses.replace(
-        get_arm("transformer"),
+        get_arm(base),
         name=label,
         build=lambda size: model(config(size)),
         flops=lambda size: transformer_training_flops(config(size)),
@@ -155,16 +170,17 @@ class Group:
 
 GROUPS = {
     "plain": Group(
-        "plain transformer: random Fourier features of positions, attention heads",
+        "plain transformer: floor invariants, attention heads, random Fourier features of positions, MLP",
         lambda: [
             get_arm("transformer"),
-            plain("without floor invariants", WithoutInvariants),
+            plain("without floor invariants", model=WithoutInvariants),
+            get_arm("transformer_aligned"),
+            plain("aligned, with floor invariants", "transformer_aligned", AlignedWithInvariants),
             plain("multi-head", multi_query=False),
-            plain("fourier 1", fourier_inputs=6, fourier_features=32),
             plain("fourier 0.3", fourier_inputs=6, fourier_features=32, fourier_scale=0.3),
             plain("narrow MLP", mlp_ratio=2),
         ],
-        (Size(12, 2, 1), Size(16, 2, 2)),
+        (Size(16, 2, 2), Size(24, 2, 3)),  # at 12x2 there is one head: multi-head would be the same network
         3e10,
     ),
     "gatr-embedding": Group(
@@ -178,16 +194,21 @@ GROUPS = {
             gatr("read e_i", read="normal"),
             gatr("read ideal part", read="ideal"),
             gatr("lengths in dm", unit=0.1),
-            gatr("lengths in 3 m", unit=3.0),
         ],
-        (Size(4, 1, 2), Size(6, 1, 2)),
+        (Size(4, 1, 2), Size(4, 2, 2)),
         3e10,
     ),
     "gatr-symmetry": Group(
         "GATr: parity-typed (exact E(3)) against published, and the same backbone without symmetry",
         lambda: [get_arm("gatr"), get_arm("gatr_published"), get_arm("gatr_off")],
-        (Size(4, 1, 2), Size(6, 1, 2)),
+        (Size(4, 1, 2), Size(4, 2, 2)),
         1e11,
+    ),
+    "gatr-depth": Group(
+        "GATr: narrow and deep or wide and shallow",
+        lambda: [get_arm("gatr")],
+        (Size(4, 2, 2), Size(8, 1, 4), Size(4, 4, 2), Size(6, 2, 2), Size(4, 6, 2)),
+        3e11,
     ),
 }
 
