@@ -68,6 +68,21 @@ def empty_database(root: Path) -> Path:
     return path
 
 
+def _marks(folder: Path) -> Path:
+    """Where the trials of a study leave their marks."""
+    return folder / "faults"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Variables that the trials of the study in ``folder`` need."""
+    return {
+        "FAULTS_FOLDER": str(_marks(folder).resolve()),
+        "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
+
+
 class Study:
     """One study of the scenario: its command, its processes and its files."""
 
@@ -86,7 +101,7 @@ class Study:
         self.folder = root / name
         if self.folder.exists() and not keep:
             shutil.rmtree(self.folder)
-        self.marks = self.folder / "faults"
+        self.marks = _marks(self.folder)
         self.marks.mkdir(parents=True, exist_ok=keep)
         self.uri = tracking_uri or f"sqlite:///{self.folder.resolve() / 'mlruns.db'}"
         if tracking_uri is None and not (self.folder / "mlruns.db").exists():
@@ -116,17 +131,11 @@ class Study:
 
     def start(self, *arguments: str, fault: dict[str, str] | None = None) -> psutil.Popen:
         """Start a driver."""
-        environment = os.environ | {
-            "FAULTS_FOLDER": str(self.marks.resolve()),
-            "OMP_NUM_THREADS": "1",
-            "RAY_worker_niceness": "0",
-            "PYTHONPATH": str(HERE.parents[1]),
-            **(self.fault if fault is None else fault),
-        }
+        variables = os.environ | environment(self.folder) | (self.fault if fault is None else fault)
         self.starts += 1
         with (self.folder / "driver.log").open("a") as log:
             command = [sys.executable, str(HERE / "driver.py"), *self.arguments, *arguments]
-            self.driver = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+            self.driver = psutil.Popen(command, env=variables, stdout=log, stderr=log)
         return self.driver
 
     def finish(self, *, restarts: int = 10) -> int:
@@ -321,7 +330,7 @@ def mlflow_server(database: Path, port: int) -> Iterator[Callable[[str], None]]:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--host", "127.0.0.1"]
     command += ["--artifacts-destination", str(database.parent / "artifacts")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    variables = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server: subprocess.Popen | None = None
 
     def healthy() -> bool:
@@ -334,7 +343,7 @@ def mlflow_server(database: Path, port: int) -> Iterator[Callable[[str], None]]:
         if what == "start":
             with (database.parent / "server.log").open("a") as log:
                 server = subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=log, start_new_session=True
+                    command, env=variables, stdout=log, stderr=log, start_new_session=True
                 )
             wait_for(healthy, "the MLflow server's answer")
         elif server is not None:

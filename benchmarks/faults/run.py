@@ -30,6 +30,7 @@ from harness import (
     Row,
     Study,
     empty_database,
+    environment,
     fill,
     mlflow_server,
     parameters_of,
@@ -117,6 +118,8 @@ def driver(root: Path, reference: Study) -> list[Row]:
 def node(root: Path, reference: Study) -> list[Row]:
     """All processes of a Ray node killed, in a cluster of three nodes on this machine; a new node joins."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    # The nodes' workers inherit from here, not from the driver that the study starts.
+    os.environ |= environment(root / "node")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
