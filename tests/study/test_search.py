@@ -173,7 +173,7 @@ def test_every_built_in_arm_has_a_recipe_of_its_own():
 def test_the_job_searches_fits_checks_and_continues(tmp_path):
     command = [
         sys.executable, str(ROOT / "tune_jobs/learning_rate_search.py"), "--arms", "transformer",
-        "--budgets", "3e8", "--check-budgets", "6e8", "--trials", "6", "--min-steps", "5",
+        "--budgets", "1e9", "--check-budgets", "2e9", "--trials", "10", "--rates", "4e-3", "3e-2", "--min-steps", "5",
         "--train-scenes", "24", "--test-scenes", "8", "--batch-sizes", "4", "16",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -185,7 +185,7 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / "results/quick/learning_rate"
     trials = pd.read_csv(folder / "trials.csv")
-    assert len(trials) == 12
+    assert len(trials) == 20
     assert json.loads((folder / "recipes.json").read_text()).keys() == {"transformer"}
     assert (folder / "search.png").exists()
     report = (folder / "report.md").read_text()
