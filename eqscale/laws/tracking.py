@@ -11,7 +11,8 @@ def read_experiment(name: str) -> pd.DataFrame:
     """All runs of an experiment as a table: params, metrics (last values) and tags become columns.
 
     Where a param and a metric share a name the metric wins (it is what was measured). Run id and status come
-    as ``run_id`` and ``status`` (in MLflow's words, lower case: finished, failed, running, …).
+    as ``run_id`` and ``status`` (in MLflow's words, lower case: finished, failed, running, …). A metric in a section
+    of the UI, such as ``run/N``, is also found under its name without the section, unless that is taken.
 
     Args:
         name: experiment name or id; the tracking address is MLflow's own (``MLFLOW_TRACKING_URI``).
@@ -40,7 +41,8 @@ def read_experiment(name: str) -> pd.DataFrame:
             for run in page:
                 tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
                 head = {"run_id": run.info.run_id, "status": run.info.status.lower()}
-                rows.append({**tags, **run.data.params, **run.data.metrics, **head})
+                plain = {name.rpartition("/")[2]: value for name, value in run.data.metrics.items()}
+                rows.append({**plain, **tags, **run.data.params, **run.data.metrics, **head})
             token = page.token
             if not token:
                 break

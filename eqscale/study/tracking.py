@@ -310,9 +310,16 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
+_CONSTANT = ("n_scenes", "n_windows")  # of a study: no chart of them says anything
+
+
 def final_metrics(record: RunRecord) -> dict[str, float]:
-    """Metrics of an ended run, beside its curves."""
-    return {
+    """Metrics of an ended run, beside its curves.
+
+    The UI charts metrics by section: those without one come first (curves and final NMSE), then what the run cost
+    (``run/``) and further test metrics (``test/``).
+    """
+    cost = {
         "N": record.parameters,
         "D": record.tokens,
         "flops_nominal": record.flops_nominal,
@@ -321,7 +328,14 @@ def final_metrics(record: RunRecord) -> dict[str, float]:
         **({} if record.cpu_seconds is None else {"cpu_seconds": record.cpu_seconds}),
         "epochs": record.epochs,
         "peak_memory_mb": record.peak_memory_mb,
-    } | {f"final_{name}": value for name, value in record.test.items()}
+    }
+    test = {name: value for name, value in record.test.items() if name not in _CONSTANT}
+    final = {"final_nmse": test.pop("nmse")} if "nmse" in test else {}
+    return (
+        final
+        | {f"run/{name}": value for name, value in cost.items()}
+        | {f"test/{name}": value for name, value in test.items()}
+    )
 
 
 def run_parameters(spec: RunSpec) -> dict[str, object]:
