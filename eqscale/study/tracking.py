@@ -45,7 +45,7 @@ def experiment_link(uri: str, experiment_id: str, port: int = 5000) -> str:
     view = {
         "workflowType": "machine_learning",
         "compareRunsMode": "CHART",
-        "orderByKey": "metrics.`final_nmse`",
+        "orderByKey": "metrics.`loss/final_nmse`",
         "orderByAsc": "true",
         "searchFilter": "tags.arm != ''",
     }
@@ -224,9 +224,9 @@ class Tracker:
     def _log_points(self, run_id: str, points: Iterable[CurvePoint], now: int) -> None:
         fresh = [p for p in points if p.step > self._points.get(run_id, 0)]
         metrics = [
-            Metric(name, getattr(p, name), now, p.step)
+            Metric(f"{section}/{name}", getattr(p, name), now, p.step)
             for p in fresh
-            for name in ("train_loss", "test_nmse", "learning_rate")
+            for section, name in (("loss", "train_loss"), ("loss", "test_nmse"), ("run", "learning_rate"))
         ]
         if metrics and run_id in self._open:
             self._client.log_batch(self._open[run_id], metrics=metrics)
@@ -316,8 +316,8 @@ _CONSTANT = ("n_scenes", "n_windows")  # of a study: no chart of them says anyth
 def final_metrics(record: RunRecord) -> dict[str, float]:
     """Metrics of an ended run, beside its curves.
 
-    The UI charts metrics by section: those without one come first (curves and final NMSE), then what the run cost
-    (``run/``) and further test metrics (``test/``).
+    The UI charts metrics by section, in alphabetical order: ``loss/`` (curves and final NMSE), what the run cost
+    (``run/``), further test metrics (``test/``).
     """
     cost = {
         "N": record.parameters,
@@ -330,7 +330,7 @@ def final_metrics(record: RunRecord) -> dict[str, float]:
         "peak_memory_mb": record.peak_memory_mb,
     }
     test = {name: value for name, value in record.test.items() if name not in _CONSTANT}
-    final = {"final_nmse": test.pop("nmse")} if "nmse" in test else {}
+    final = {"loss/final_nmse": test.pop("nmse")} if "nmse" in test else {}
     return (
         final
         | {f"run/{name}": value for name, value in cost.items()}
