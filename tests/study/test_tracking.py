@@ -43,7 +43,10 @@ def test_a_run_is_written_once_with_curves_metrics_and_tags(uri):
     assert run.data.metrics["run/flops_nominal"] == record.flops_nominal
     assert (run.data.tags["arm"], run.data.tags["budget"]) == ("transformer", "1e+09")
     assert run.data.params["width"] == "8"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss/train_loss")] == [50, 100]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss/train_loss")] == [
+        50,
+        100,
+    ]
 
 
 def test_what_a_killed_driver_left_open_is_ended_and_written_anew(uri):
