@@ -15,8 +15,13 @@ PENDING_TRIALS = 16
 """Trials that wait for devices at once; the first of them that fits starts."""
 
 _WORTHWHILE = 1.6  # twice the devices must make a trial this much faster
-_TIGHTNESSES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1)
-_FINALISTS, _REHEARSALS, _ESTIMATE_ERROR = 5, 6, 0.1
+# (tightness, sharpening) of a plan's target time; see ``plan``.
+_TARGETS = [
+    (tightness, sharpening)
+    for sharpening in (0.0, 1.0, 1.5, 2.0)
+    for tightness in (1.0, 0.85, 0.7, 0.6, 0.5, 0.35, 0.25, 0.1)
+]
+_FINALISTS, _REHEARSALS, _ESTIMATE_ERROR = 12, 12, 0.1
 
 Seconds = Callable[[RunSpec, float], float]
 """(run, devices) -> seconds the run takes on that many devices."""
@@ -161,9 +166,11 @@ def plan(
     Yu 1992): longest first, and each trial gets the fewest devices (``smallest``, then powers of two) with which
     it ends by the time at which the devices could have done everything that is left, if they shared it evenly;
     a trial that is longer than that would run on alone while the others idle. The target is re-estimated at each
-    start, so that the last of a group of long trials get more devices than the first. Of several tightnesses of
-    that target the one with the least mean wall time in simulation is taken, over durations that differ from
-    their estimates at random.
+    start, so that the last of a group of long trials get more devices than the first. With the even split of what
+    is left, e, and that of everything, E, the target is t e (e/E)^p: p > 0 spends devices thriftily while there is
+    time to make up for a late trial, and lavishly at the end, where nothing fills a gap any more. Of several t
+    and p those with the least mean wall time in simulation are taken, over durations that differ from their
+    estimates at random.
 
     Args:
         specs: the trials.
@@ -183,17 +190,15 @@ def plan(
         order = longest_first(specs, lambda spec: seconds(spec, smallest(spec)))
         return [Allotment(spec, smallest(spec)) for spec in order]
     limits = [2**k for k in range(1, largest.bit_length())]
-    longest = max(seconds(spec, smallest(spec)) for spec in specs)
+    everything = sum(smallest(spec) * seconds(spec, smallest(spec)) for spec in specs) / cluster.devices
     tried = [_greedy(specs, seconds, cluster, smallest, 1, lambda even: even)]
     for limit in limits:
-        for tightness in _TIGHTNESSES:
-            tried.append(
-                _greedy(specs, seconds, cluster, smallest, limit, lambda even, t=tightness: t * even)
-            )
-        for tightness in _TIGHTNESSES[1:]:
-            tried.append(
-                _greedy(specs, seconds, cluster, smallest, limit, lambda even, t=tightness: t * longest)
-            )
+        for t, p in _TARGETS:
+
+            def target(even: float, t: float = t, p: float = p) -> float:
+                return t * even * (even / everything) ** p
+
+            tried.append(_greedy(specs, seconds, cluster, smallest, limit, target))
 
     def wall(allotments: list[Allotment], errors: list[dict[RunSpec, float]]) -> float:
         runs = [run_list(allotments, lambda s, g, e=e: seconds(s, g) * e[s], cluster) for e in errors]
