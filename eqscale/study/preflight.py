@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +18,18 @@ CPU_LIMIT_SECONDS = 60 * 86400.0
 
 _GPU_FLOPS_PER_SECOND = 1e13  # an assumption for the message, of the order of one data-centre GPU
 _CONNECT_SECONDS = 5.0
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_HTTP2_SETTINGS = 4  # type of the frame with which an HTTP/2 server begins (RFC 9113, 3.4 and 6.5)
 
 
 def check_ray_address(address: str) -> None:
-    """Knock at a ``host:port`` address: Ray itself takes a minute to notice that nobody is there.
+    """Knock at a ``host:port`` address: Ray itself takes a minute to notice that it isn't there.
 
-    ``auto`` and ``local`` are left to Ray, which answers at once.
+    ``auto`` and ``local`` are left to Ray, which answers at once. What listens has to speak HTTP/2, as Ray's gRPC
+    does (unless it is encrypted).
 
     Raises:
-        InputError: if the address is not of that form, or nothing listens there.
+        InputError: if the address is not of that form, or no Ray listens there.
     """
     if address in ("auto", "local"):
         return
@@ -33,8 +37,13 @@ def check_ray_address(address: str) -> None:
     if match is None:
         raise InputError(f"Ray address {address!r} is neither auto nor HOST:PORT (usually HOST:6379)")
     try:
-        with socket.create_connection((match[1], int(match[2])), timeout=_CONNECT_SECONDS):
-            pass
+        with socket.create_connection((match[1], int(match[2])), timeout=_CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+                return
+            connection.sendall(_HTTP2_PREFACE)
+            answer = connection.recv(9)
+            if len(answer) < 4 or answer[3] != _HTTP2_SETTINGS:
+                raise ConnectionError("what listens there isn't Ray")
     except (OSError, OverflowError) as error:
         raise InputError(
             f"Ray address {address!r} doesn't answer: {error}; is the cluster up (ray status), "

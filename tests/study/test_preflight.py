@@ -33,12 +33,20 @@ def test_gpus_or_enough_time_or_enough_cores_lift_the_refusal():
         check_devices(HUGE, lambda spec: edge, cpus=2, gpus=0, presets={})
 
 
-def test_an_address_where_something_listens_is_left_to_ray():
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_server_that_is_not_ray_is_refused(reply):
+    def answer(server):
+        connection, _ = server.accept()
+        connection.recv(1000)
+        connection.sendall(reply)
+        connection.close()
+
     with socket.create_server(("127.0.0.1", 0)) as server:
-        accept = threading.Thread(target=lambda: server.accept()[0].close())
-        accept.start()
-        check_ray_address(f"127.0.0.1:{server.getsockname()[1]}")
-        accept.join()
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        with pytest.raises(InputError, match="isn't Ray"):
+            check_ray_address(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
 
 
 @pytest.mark.parametrize("address", ["", "head", "127.0.0.1", "127.0.0.1:99999", "head:port", "http://a:1/"])
