@@ -28,6 +28,7 @@ from eqscale.algebra import (
     embed_plane,
     embed_point,
     extract_direction,
+    extract_displacement,
     extract_normal,
     extract_weight,
 )
@@ -41,7 +42,7 @@ from eqscale.study.grid import dataset_spec, design_run
 from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training.arms import Arm, Size, get_arm, register
-from eqscale.training.arms.gatr import token_invariants
+from eqscale.training.arms.gatr import token_invariants, token_multivectors
 from eqscale.training.arms.invariants import FLOOR_INVARIANTS, floor_invariants
 from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel, token_features
 from eqscale.training.loop import train
@@ -158,6 +159,26 @@ def gatr(
     )
 
 
+class GATrInUnits(nn.Module):
+    """The arm's own GATr, its multivectors in another unit of length than metres."""
+
+    def __init__(self, model: nn.Module, unit: float) -> None:
+        super().__init__()
+        self.net, self.unit = model.net, unit
+
+    def forward(self, batch: Batch) -> Tensor:
+        lengths = {name: getattr(batch, name) / self.unit for name in ("position", "center", "floor_offset")}
+        multivectors, _ = token_multivectors(dataclasses.replace(batch, **lengths))
+        normal, displaced = self.net(multivectors, token_invariants(batch), batch.mask)[0].unbind(2)
+        return extract_displacement(normal, displaced, batch.position / self.unit)
+
+
+def gatr_in_units(label: str, unit: float) -> Arm:
+    """The arm gatr with lengths in another unit."""
+    arm = get_arm("gatr")
+    return dataclasses.replace(arm, name=label, build=lambda size: GATrInUnits(arm.build(size), unit))
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Variants that answer one question, at the same budget and sizes."""
@@ -203,6 +224,12 @@ GROUPS = {
         lambda: [get_arm("gatr"), get_arm("gatr_published"), get_arm("gatr_off")],
         (Size(4, 1, 2), Size(4, 2, 2)),
         1e11,
+    ),
+    "gatr-unit": Group(
+        "GATr: unit of length",
+        lambda: [get_arm("gatr"), gatr_in_units("multivectors in dm", 0.1)],
+        (Size(4, 2, 2), Size(6, 4, 2)),
+        3e11,
     ),
     "gatr-depth": Group(
         "GATr: narrow and deep or wide and shallow",

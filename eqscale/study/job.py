@@ -279,7 +279,7 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, backend: str =
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("simulating scenes", total=None)
+        task = bar.add_task("preparing scenes", total=None)
         prepare(
             data,
             root,
