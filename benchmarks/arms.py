@@ -42,7 +42,7 @@ from eqscale.study.grid import dataset_spec, design_run
 from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training.arms import Arm, Size, get_arm, register
-from eqscale.training.arms.gatr import token_invariants, token_multivectors
+from eqscale.training.arms.gatr import token_invariants, token_multivectors, with_lengths_in
 from eqscale.training.arms.invariants import FLOOR_INVARIANTS, floor_invariants
 from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel, token_features
 from eqscale.training.loop import train
@@ -160,17 +160,17 @@ def gatr(
 
 
 class GATrInUnits(nn.Module):
-    """The arm's own GATr, its multivectors in another unit of length than metres."""
+    """The arm's own GATr, its multivectors in another unit of length."""
 
     def __init__(self, model: nn.Module, unit: float) -> None:
         super().__init__()
         self.net, self.unit = model.net, unit
 
     def forward(self, batch: Batch) -> Tensor:
-        lengths = {name: getattr(batch, name) / self.unit for name in ("position", "center", "floor_offset")}
-        multivectors, _ = token_multivectors(dataclasses.replace(batch, **lengths))
-        normal, displaced = self.net(multivectors, token_invariants(batch), batch.mask)[0].unbind(2)
-        return extract_displacement(normal, displaced, batch.position / self.unit)
+        scaled = with_lengths_in(batch, self.unit)
+        multivectors, _ = self.net(token_multivectors(scaled), token_invariants(batch), batch.mask)
+        normal, displaced = multivectors.unbind(2)
+        return extract_displacement(normal, displaced, scaled.position)
 
 
 def gatr_in_units(label: str, unit: float) -> Arm:
@@ -227,7 +227,7 @@ GROUPS = {
     ),
     "gatr-unit": Group(
         "GATr: unit of length",
-        lambda: [get_arm("gatr"), gatr_in_units("multivectors in dm", 0.1)],
+        lambda: [get_arm("gatr"), gatr_in_units("in metres", 1.0), gatr_in_units("in cm", 0.01)],
         (Size(4, 2, 2), Size(6, 4, 2)),
         3e11,
     ),

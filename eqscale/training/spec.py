@@ -15,7 +15,7 @@ from eqscale.training.arms import Size, get_arm
 
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 CODE = f"eqscale {__version__}, results version {RESULTS_VERSION}"
 """What a record names as its code."""
 

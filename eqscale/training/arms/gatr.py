@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
@@ -16,12 +17,24 @@ from eqscale.training.arms.invariants import FLOOR_INVARIANTS, SPEED, floor_inva
 from eqscale.training.arms.recipe import fitted_recipe
 
 _ACCELERATION = 9.81  # typical, m/s^2: every channel is of order one
+LENGTH = 0.1
+"""Unit of length of the multivectors in m: larger networks train far better than in metres (docs/arms.md)."""
 _TRUE_IN, _PSEUDO_IN, _SCALARS_IN = 3, 5, 5 + FLOOR_INVARIANTS
 _PUBLISHED_IN = 6
 
 
-def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
-    """A vertex and the scene as multivectors (B, T, 8, 16) and invariants (B, T, 9).
+def with_lengths_in(batch: Batch, unit: float) -> Batch:
+    """The batch with positions and the floor's offset in another unit of length, given in m."""
+    return dataclasses.replace(
+        batch,
+        position=batch.position / unit,
+        center=batch.center / unit,
+        floor_offset=batch.floor_offset / unit,
+    )
+
+
+def token_multivectors(batch: Batch) -> Tensor:
+    """A vertex and the scene as multivectors (B, T, 8, 16), in the batch's unit of length.
 
     True channels: the floor; planes through the vertex, normal to its velocity and to its distance from the
     centre of mass. Pseudo channels: vertex and centre of mass as points; their velocities and gravity as
@@ -29,7 +42,7 @@ def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
     """
     everywhere = functools.partial(_everywhere, tokens=batch.position.shape[1])
     floor_point = batch.floor_normal * batch.floor_offset[:, None]
-    multivectors = torch.stack(
+    return torch.stack(
         [
             everywhere(embed_plane(batch.floor_normal, floor_point)),
             embed_plane(batch.velocity / SPEED, batch.position),
@@ -42,7 +55,6 @@ def token_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
         ],
         2,
     )
-    return multivectors, token_invariants(batch)
 
 
 def token_invariants(batch: Batch) -> Tensor:
@@ -51,8 +63,8 @@ def token_invariants(batch: Batch) -> Tensor:
     return torch.cat([batch.material, floor, floor_invariants(batch)], -1)
 
 
-def published_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The same inputs as published GATr embeds them: multivectors (B, T, 6, 16) and invariants (B, T, 9).
+def published_multivectors(batch: Batch) -> Tensor:
+    """The same inputs as published GATr embeds them: multivectors (B, T, 6, 16), in the batch's unit of length.
 
     Points with e123 = +1 in untyped channels, directions as planes through the origin: exact for rotations about
     the origin only (arXiv 2305.18415, table 1).
@@ -60,7 +72,7 @@ def published_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
     everywhere = functools.partial(_everywhere, tokens=batch.position.shape[1])
     origin = torch.zeros_like(batch.position)
     floor_point = batch.floor_normal * batch.floor_offset[:, None]
-    multivectors = torch.stack(
+    return torch.stack(
         [
             everywhere(embed_plane(batch.floor_normal, floor_point)),
             embed_plane(batch.velocity / SPEED, origin),
@@ -71,7 +83,6 @@ def published_multivectors(batch: Batch) -> tuple[Tensor, Tensor]:
         ],
         2,
     )
-    return multivectors, token_invariants(batch)
 
 
 def _everywhere(x: Tensor, tokens: int) -> Tensor:
@@ -89,9 +100,10 @@ class GATrModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
-        multivectors, _ = self.net(*self.embed(batch), batch.mask)
+        scaled = with_lengths_in(batch, LENGTH)
+        multivectors, _ = self.net(self.embed(scaled), token_invariants(batch), batch.mask)
         normal, displaced = multivectors.unbind(2)
-        return extract_displacement(normal, displaced, batch.position)
+        return extract_displacement(normal, displaced, scaled.position)
 
 
 def _config(size: Size, symmetry: str) -> GATrConfig:
