@@ -17,8 +17,9 @@ from eqscale.training.arms.invariants import FLOOR_INVARIANTS, SPEED, floor_inva
 from eqscale.training.arms.recipe import fitted_recipe
 
 _ACCELERATION = 9.81  # typical, m/s^2: every channel is of order one
-LENGTH = 0.1
-"""Unit of length of the multivectors in m: larger networks train far better than in metres (docs/arms.md)."""
+LENGTHS = {"parity": 0.1, "published": 0.1, "off": 1.0}
+"""Unit of length of the multivectors in m. Larger networks train far better in dm than in metres (docs/arms.md);
+unconstrained maps don't know which components are lengths, and start with huge outputs in dm."""
 _TRUE_IN, _PSEUDO_IN, _SCALARS_IN = 3, 5, 5 + FLOOR_INVARIANTS
 _PUBLISHED_IN = 6
 
@@ -96,11 +97,12 @@ class GATrModel(nn.Module):
     def __init__(self, config: GATrConfig) -> None:
         super().__init__()
         self.net = GATr(config)
+        self.unit = LENGTHS[config.symmetry]
         self.embed = published_multivectors if config.symmetry == "published" else token_multivectors
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
-        scaled = with_lengths_in(batch, LENGTH)
+        scaled = with_lengths_in(batch, self.unit)
         multivectors, _ = self.net(self.embed(scaled), token_invariants(batch), batch.mask)
         normal, displaced = multivectors.unbind(2)
         return extract_displacement(normal, displaced, scaled.position)
