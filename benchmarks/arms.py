@@ -28,7 +28,6 @@ from eqscale.algebra import (
     embed_plane,
     embed_point,
     extract_direction,
-    extract_displacement,
     extract_normal,
     extract_weight,
 )
@@ -42,7 +41,7 @@ from eqscale.study.grid import dataset_spec, design_run
 from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training.arms import Arm, Size, get_arm, register
-from eqscale.training.arms.gatr import token_invariants, token_multivectors, with_lengths_in
+from eqscale.training.arms.gatr import LENGTHS, token_invariants
 from eqscale.training.arms.invariants import FLOOR_INVARIANTS, floor_invariants
 from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel, token_features
 from eqscale.training.loop import train
@@ -137,7 +136,7 @@ def gatr(
     label: str,
     planes: bool = True,
     ideal: bool = True,
-    unit: float = 1.0,
+    unit: float = LENGTHS["parity"],
     read: str = "both",
     floor_invariants: bool = True,
 ) -> Arm:
@@ -159,24 +158,16 @@ def gatr(
     )
 
 
-class GATrInUnits(nn.Module):
-    """The arm's own GATr, its multivectors in another unit of length."""
-
-    def __init__(self, model: nn.Module, unit: float) -> None:
-        super().__init__()
-        self.net, self.unit = model.net, unit
-
-    def forward(self, batch: Batch) -> Tensor:
-        scaled = with_lengths_in(batch, self.unit)
-        multivectors, _ = self.net(token_multivectors(scaled), token_invariants(batch), batch.mask)
-        normal, displaced = multivectors.unbind(2)
-        return extract_displacement(normal, displaced, scaled.position)
-
-
 def gatr_in_units(label: str, unit: float) -> Arm:
-    """The arm gatr with lengths in another unit."""
+    """The arm gatr with multivectors in another unit of length, in m."""
     arm = get_arm("gatr")
-    return dataclasses.replace(arm, name=label, build=lambda size: GATrInUnits(arm.build(size), unit))
+
+    def build(size: Size) -> nn.Module:
+        model = arm.build(size)
+        model.unit = unit  # type: ignore[assignment]
+        return model
+
+    return dataclasses.replace(arm, name=label, build=build)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +205,7 @@ GROUPS = {
             gatr("directions as ideal points", planes=False),
             gatr("read e_i", read="normal"),
             gatr("read ideal part", read="ideal"),
-            gatr("lengths in dm", unit=0.1),
+            gatr("lengths in m", unit=1.0),
         ],
         (Size(4, 1, 2), Size(4, 2, 2)),
         3e10,

@@ -41,8 +41,8 @@ def check_ray_address(address: str) -> None:
             if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
                 return
             connection.sendall(_HTTP2_PREFACE)
-            answer = connection.recv(9)
-            if len(answer) < 4 or answer[3] != _HTTP2_SETTINGS:
+            header = connection.makefile("rb").read(9)  # of the first frame; its fourth byte is the type
+            if len(header) < 9 or header[3] != _HTTP2_SETTINGS:
                 raise ConnectionError("what listens there isn't Ray")
     except (OSError, OverflowError) as error:
         raise InputError(

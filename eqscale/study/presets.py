@@ -287,8 +287,8 @@ SEARCHES: dict[str, LearningRateSearch] = {
         seeds=(0,),
         **_QUICK,
     ),
-    # Two cores, no GPU: about an hour. Gave the recipes of the built-in arms. The largest proxies matter most: from
-    # 6e10 FLOPs on down, recipes came out 7 % off at 1e12.
+    # Two cores, no GPU: about an hour and a half. Gave the recipes of the plain arms; those of gatr and gatr_off are
+    # from budgets up to 6e10 (docs/training.md).
     "cpu": LearningRateSearch(
         arms=SEARCHED_ARMS,
         budgets=(1e10, 6e10, 3e11),

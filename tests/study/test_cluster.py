@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 
 import pytest
 
@@ -24,33 +24,37 @@ def free_port():
 
 @contextlib.contextmanager
 def node(folder, environment, *arguments):
-    """A Ray node with a cache of its own, until the end of the context."""
-    log = folder / "ray.log"
+    """A Ray node with a cache of its own that is up, until the end of the context."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1", *arguments]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command,
-            env=environment | {"XDG_CACHE_HOME": str(folder / "cache")},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    process = subprocess.Popen(
+        command,
+        env=environment | {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said, up = [], threading.Event()
+
+    def listen():  # to its end, so that the node never waits for a full pipe
+        for line in process.stdout:
+            said.append(line)
+            if "Ray runtime started" in line:
+                up.set()
+        up.set()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        assert up.wait(300), f"not up after five minutes: {''.join(said)}"
+        assert process.poll() is None, "".join(said)
+        yield
+    finally:
+        process.terminate()
         try:
-            yield log
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def wait_for(log, text):
-    """Until a line of a node's log says that it is up."""
-    begin = time.monotonic()
-    while text not in log.read_text():
-        assert "Traceback" not in log.read_text(), log.read_text()
-        assert time.monotonic() - begin < 300, f"no {text!r} after five minutes: {log.read_text()}"
-        time.sleep(0.2)
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        listener.join(60)
 
 
 @pytest.fixture
@@ -73,9 +77,9 @@ def cluster(tmp_path):
         short = tempfile.TemporaryDirectory(prefix="eq-", dir="/tmp", ignore_cleanup_errors=True)
         temporary = stack.enter_context(short)
         head = ("--head", "--port", str(port), "--temp-dir", temporary, "--include-dashboard", "false")
-        wait_for(stack.enter_context(node(tmp_path / "head", environment, *head)), "Ray runtime started")
+        stack.enter_context(node(tmp_path / "head", environment, *head))
         worker = ("--address", f"127.0.0.1:{port}")
-        wait_for(stack.enter_context(node(tmp_path / "worker", environment, *worker)), "Ray runtime started")
+        stack.enter_context(node(tmp_path / "worker", environment, *worker))
         yield f"127.0.0.1:{port}", environment
 
 

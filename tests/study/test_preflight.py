@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import socket
 import threading
@@ -33,8 +34,10 @@ def test_gpus_or_enough_time_or_enough_cores_lift_the_refusal():
         check_devices(HUGE, lambda spec: edge, cpus=2, gpus=0, presets={})
 
 
-@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
-def test_a_server_that_is_not_ray_is_refused(reply):
+@contextlib.contextmanager
+def server_that_says(reply):
+    """Address of a server that answers whatever it is told with the reply, and hangs up."""
+
     def answer(server):
         connection, _ = server.accept()
         connection.recv(1000)
@@ -44,9 +47,19 @@ def test_a_server_that_is_not_ray_is_refused(reply):
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=answer, args=(server,))
         thread.start()
-        with pytest.raises(InputError, match="isn't Ray"):
-            check_ray_address(f"127.0.0.1:{server.getsockname()[1]}")
+        yield f"127.0.0.1:{server.getsockname()[1]}"
         thread.join()
+
+
+def test_an_address_where_http2_is_spoken_is_left_to_ray():
+    with server_that_says(bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))) as address:
+        check_ray_address(address)
+
+
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_server_that_is_not_ray_is_refused(reply):
+    with server_that_says(reply) as address, pytest.raises(InputError, match="isn't Ray"):
+        check_ray_address(address)
 
 
 @pytest.mark.parametrize("address", ["", "head", "127.0.0.1", "127.0.0.1:99999", "head:port", "http://a:1/"])

@@ -24,7 +24,7 @@ _TRUE_IN, _PSEUDO_IN, _SCALARS_IN = 3, 5, 5 + FLOOR_INVARIANTS
 _PUBLISHED_IN = 6
 
 
-def with_lengths_in(batch: Batch, unit: float) -> Batch:
+def _with_lengths_in(batch: Batch, unit: float) -> Batch:
     """The batch with positions and the floor's offset in another unit of length, given in m."""
     return dataclasses.replace(
         batch,
@@ -102,7 +102,7 @@ class GATrModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
-        scaled = with_lengths_in(batch, self.unit)
+        scaled = _with_lengths_in(batch, self.unit)
         multivectors, _ = self.net(self.embed(scaled), token_invariants(batch), batch.mask)
         normal, displaced = multivectors.unbind(2)
         return extract_displacement(normal, displaced, scaled.position)
