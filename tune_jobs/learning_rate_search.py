@@ -2,7 +2,8 @@
 
 Optuna searches both in small proxy runs (TPE with a median pruner, the same number of trials for every arm), a
 recipe is fitted to all of an arm's trials, and larger runs check that the recipe's learning rate is as good as
-its neighbours. Writes trials, recipes, a figure and a report, and logs every trial to MLflow.
+its neighbours; if it isn't, the recipe is fitted again, with the check runs, and checked again.
+Writes trials, recipes, a figure and a report, and logs every trial to MLflow.
 
     python tune_jobs/learning_rate_search.py                  # preset quick: about ten minutes on two cores
     python tune_jobs/learning_rate_search.py --preset cpu     # all built-in arms: about two hours
@@ -20,14 +21,15 @@ from pathlib import Path
 from eqscale.cli import run_or_exit
 from eqscale.console import make_console
 from eqscale.errors import InputError
-from eqscale.report import write_search_report
+from eqscale.report import CHECK_ROUNDS, GOAL, write_search_report
 from eqscale.study.estimate import Estimator
-from eqscale.study.job import JobOptions, open_study, parse_options
+from eqscale.study.job import JobOptions, OpenStudy, open_study, parse_options
 from eqscale.study.presets import SEARCHES, LearningRateSearch
 from eqscale.study.progress import human_time
 from eqscale.study.search import Search, check_specs, check_table, finished_losses, fit_recipe, search_cells
 from eqscale.study.table import run_table
-from eqscale.training.arms import get_arm
+from eqscale.training.arms import Recipe, get_arm
+from eqscale.training.spec import RunSpec
 
 
 def plan(options: JobOptions[LearningRateSearch]) -> str:
@@ -44,6 +46,23 @@ def plan(options: JobOptions[LearningRateSearch]) -> str:
     lines += [f"  {cell.name}: {get_arm(cell.arm).parameters(cell.size):,} parameters" for cell in cells]
     lines.append(f"check runs take about {human_time(sum(per_trial))} of one worker")
     return "\n".join(lines)
+
+
+def train_checks(
+    study: OpenStudy, preset: LearningRateSearch, recipes: dict[str, Recipe]
+) -> list[RunSpec] | None:
+    """Train the check runs of recipes until the best rate is bracketed; None if stopped before."""
+    specs: list[RunSpec] = []
+    while True:
+        ended = [study.ledger.read(spec.run_id) for spec in specs]
+        wanted = check_specs(preset, recipes, finished_losses(ended))
+        if wanted == specs:
+            return specs
+        specs = wanted
+        if todo := study.missing(specs):
+            study.train(todo, "check")
+        if study.missing(specs):
+            return None
 
 
 def main() -> int:
@@ -72,19 +91,26 @@ def main() -> int:
         trials = run_table(specs, ledger, pruned={s.run_id for s in specs if s.run_id not in ledger})
         finished = trials[trials["status"] == "finished"]
         fits = {name: fit_recipe(finished[finished["arm"] == name]) for name in preset.arms}
-        recipes = {name: fit.recipe for name, fit in fits.items()}
-        checks = check_specs(preset, recipes, {})
-        while todo := study.missing(checks):
-            study.train(todo, "check")
-            if study.missing(checks):
+        checks: dict[str, RunSpec] = {}
+        wanting = list(preset.arms)
+        for round_ in range(1, CHECK_ROUNDS + 1):
+            ended = train_checks(study, preset, {name: fits[name].recipe for name in wanting})
+            if ended is None:
                 console.print("[yellow]stopped in the check runs[/yellow]: the same command continues")
                 return 130
-            ended = [ledger.read(spec.run_id) for spec in checks if spec.run_id in ledger]
-            checks = check_specs(preset, recipes, finished_losses(ended))
-        runs = run_table(checks, ledger)
-        write_search_report(trials, runs, check_table(preset, recipes, runs), fits, options.results)
-        study.describe([*specs, *checks])
-        study.track([*specs, *checks])
+            checks |= {spec.run_id: spec for spec in ended}
+            runs = run_table(list(checks.values()), ledger)
+            table = check_table(preset, {name: fit.recipe for name, fit in fits.items()}, runs)
+            wanting = list(table.loc[~(table["excess"] <= GOAL), "arm"].unique())
+            if not wanting or round_ == CHECK_ROUNDS:
+                break
+            console.print(f"fitted again, check runs included: {', '.join(wanting)}")
+            checked = runs[runs["status"] == "finished"]
+            for name in wanting:
+                fits[name] = fit_recipe(finished[finished["arm"] == name], checked[checked["arm"] == name])
+        write_search_report(trials, runs, table, fits, options.results)
+        study.describe([*specs, *checks.values()])
+        study.track([*specs, *checks.values()])
         study.complete = True
     return 0
 

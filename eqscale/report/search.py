@@ -18,6 +18,8 @@ from eqscale.laws.render import markdown_table, number
 
 GOAL = 0.02
 """Largest relative loss that a recipe's pick may lie above the best found."""
+CHECK_ROUNDS = 3
+"""Most recipes of an arm that are checked."""
 _SHOWN = 2.0  # panels show losses up to this multiple of the lowest
 
 
@@ -30,7 +32,11 @@ class FittedRecipe(Protocol):
 
     @property
     def trials(self) -> int:
-        """Trials that entered the fit."""
+        """Runs that entered the fit."""
+
+    @property
+    def checks(self) -> int:
+        """Check runs among them."""
 
     @property
     def scatter(self) -> float:
@@ -123,7 +129,8 @@ def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, Fitte
             "∝ batch^": f"{fit.recipe.by_batch:.2f}",
             "batch": number(fit.recipe.batch),
             "∝ budget^": f"{fit.recipe.by_budget:.2f}",
-            "trials used": str(fit.trials),
+            "trials used": str(fit.trials - fit.checks),
+            "check runs used": str(fit.checks),
             "scatter": f"{100 * fit.scatter:.1f} %",
             "loss for 2 x rate": f"{50 * fit.curvature_rate * np.log(2) ** 2:.1f} %",
             "loss for 2 x batch": f"{50 * fit.curvature_batch * np.log(2) ** 2:.1f} %",
@@ -168,8 +175,11 @@ def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, Fitte
         "those of the check.",
         "## Check at larger budgets",
         "Larger runs at the recipe's batch size with half, once and twice its learning rate, and further out until "
-        f"the best is bracketed. {within} of {len(checks)} picks lie within {100 * GOAL:.0f} % of the best rate "
-        "tried; one seed each, so a difference of the size of the seed noise means nothing.",
+        f"the best is bracketed. An arm with a pick more than {100 * GOAL:.0f} % above the best rate tried is fitted "
+        "again, its check runs included (as many as the table above says), and the new picks are checked the same "
+        f"way, {CHECK_ROUNDS} times at most; below are the last picks, beside the best of all rounds. "
+        f"{within} of {len(checks)} picks lie within {100 * GOAL:.0f} % of the best rate tried; one seed each, so a "
+        "difference of the size of the seed noise means nothing.",
         _table(shown),
     ]
     return "\n\n".join(paragraph.strip() for paragraph in paragraphs) + "\n"

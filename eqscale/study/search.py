@@ -175,7 +175,9 @@ class RecipeFit:
 
     recipe: Recipe
     trials: int
-    """Trials that entered: finished, and not far above the best of their cell."""
+    """Runs that entered: finished, and not far above the best of their cell."""
+    checks: int
+    """Check runs among them."""
     scatter: float
     """Root mean squared relative deviation of the losses from the fitted surface."""
     curvature_rate: float
@@ -184,21 +186,23 @@ class RecipeFit:
     """The same for the batch size, at the learning rate that suits it."""
 
 
-def fit_recipe(trials: pd.DataFrame) -> RecipeFit:
-    """Fit one arm's recipe to the trials of all its cells at once.
+def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> RecipeFit:
+    """Fit one arm's recipe to the trials of all its cells at once, and to check runs as further cells.
 
     log loss = a constant per cell + a parabola in log learning rate around the recipe's, + one in log batch
     size around the recipe's. Exponents have a normal prior around usual values, since a few cells of one
     seed can't pin them all down: what the trials don't say is taken from there.
     Args:
         trials: finished trials of one arm: columns budget, width, depth, N, steps, batch_size, learning_rate, loss.
+        checks: finished check runs of the arm in the same columns, of a recipe that was found wanting.
 
     Raises:
         InputError: if fewer than eight trials are near the best of their cell.
     """
     keys = ["budget", "width", "depth"]
-    best = trials.groupby(keys)["loss"].transform("min")
-    near = trials[trials["loss"] <= (1 + _WORTH) * best]
+    runs = pd.concat({False: trials, True: trials.head(0) if checks is None else checks})
+    best = runs.groupby(keys)["loss"].transform("min")
+    near = runs[runs["loss"] <= (1 + _WORTH) * best]
     if len(near) < 8:
         raise InputError(f"{len(near)} trials are too few to fit a recipe; run more --trials")
     cell = near.groupby(keys).ngroup().to_numpy()
@@ -235,7 +239,15 @@ def fit_recipe(trials: pd.DataFrame) -> RecipeFit:
         **{name: round(float(value), 3) for name, value in values.items()},
     )
     scatter = float(np.sqrt(np.mean(deviation**2)))
-    return RecipeFit(recipe, len(near), scatter, math.exp(log_q), math.exp(log_p))
+    check_runs = int(near.index.get_level_values(0).to_numpy().sum())
+    return RecipeFit(recipe, len(near), check_runs, scatter, math.exp(log_q), math.exp(log_p))
+
+
+def _picked_run(preset: LearningRateSearch, arm_name: str, budget: float, recipe: Recipe) -> RunSpec:
+    """The check run by a recipe itself."""
+    arm = dataclasses.replace(get_arm(arm_name), recipe=recipe)
+    (size,) = choose_sizes(arm, budget, 1, preset)
+    return design_run(arm, size, budget, preset, preset.seeds[0])
 
 
 def check_specs(
@@ -248,14 +260,12 @@ def check_specs(
 
     Args:
         preset: the search.
-        recipes: recipe of each arm.
+        recipes: recipe of each arm to check.
         losses: run_id -> final loss of the check runs that have ended (inf if diverged).
     """
     specs = []
-    for budget, name in itertools.product(preset.check_budgets, preset.arms):
-        arm = dataclasses.replace(get_arm(name), recipe=recipes[name])
-        (size,) = choose_sizes(arm, budget, 1, preset)
-        picked = design_run(arm, size, budget, preset, preset.seeds[0])
+    for budget, name in itertools.product(preset.check_budgets, recipes):
+        picked = _picked_run(preset, name, budget, recipes[name])
 
         def at(exponent: int, picked: RunSpec = picked) -> RunSpec:
             return dataclasses.replace(
@@ -273,24 +283,29 @@ def check_specs(
 
 
 def check_table(preset: LearningRateSearch, recipes: dict[str, Recipe], runs: pd.DataFrame) -> pd.DataFrame:
-    """Loss of the recipe's pick beside the best loss found, per arm and check budget.
+    """Loss of each recipe's pick beside the best loss found, per arm and check budget.
 
     Columns: arm, budget, N, batch_size, learning_rate, loss, best_learning_rate, best_loss, excess (relative).
+
+    Args:
+        preset: the search.
+        recipes: the recipes whose picks are among the runs.
+        runs: check runs in the columns of the run table; those of earlier recipes count among the best.
     """
     rows = []
-    for (name, budget), group in runs.groupby(["arm", "budget"], sort=False):
-        arm = dataclasses.replace(get_arm(str(name)), recipe=recipes[str(name)])
-        first = group.iloc[0]
-        rate = arm.recipe.learning_rate(int(first["N"]), int(first["steps"]), int(first["batch_size"]))
-        picked = group.loc[(group["learning_rate"] - rate).abs().idxmin()]
+    for name, budget in itertools.product(recipes, preset.check_budgets):
+        spec = _picked_run(preset, name, budget, recipes[name])
+        group = runs[(runs["arm"] == name) & (runs["budget"] == budget)]
+        recipe = (group["learning_rate"] == spec.learning_rate) & (group["batch_size"] == spec.batch_size)
+        picked = group[recipe].iloc[0]
         best = group.loc[group["loss"].idxmin()]
         rows.append(
             {
                 "arm": name,
                 "budget": budget,
-                "N": int(first["N"]),
-                "batch_size": int(first["batch_size"]),
-                "learning_rate": picked["learning_rate"],
+                "N": int(picked["N"]),
+                "batch_size": spec.batch_size,
+                "learning_rate": spec.learning_rate,
                 "loss": picked["loss"],
                 "best_learning_rate": best["learning_rate"],
                 "best_loss": best["loss"],

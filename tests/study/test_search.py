@@ -12,7 +12,7 @@ import pytest
 
 from eqscale.errors import InputError
 from eqscale.study.presets import SEARCHES
-from eqscale.study.search import Search, check_specs, fit_recipe, search_cells
+from eqscale.study.search import Search, check_specs, check_table, fit_recipe, search_cells
 from eqscale.training.arms import Recipe, arm_names, get_arm
 from eqscale.training.spec import CurvePoint, RunRecord
 
@@ -138,6 +138,39 @@ def test_a_planted_recipe_is_recovered():
         ]
         assert 10 < fit.recipe.batch < 40
     assert np.sqrt(np.mean(np.square(off))) < 0.3
+
+
+def test_check_runs_pull_a_recipe_towards_their_best_rate():
+    trials = planted(Recipe(rate=1.2e-2, by_steps=-0.15), 0)
+    first = fit_recipe(trials)
+    N, steps = 20_000, 10_000
+    best = first.recipe.learning_rate(N, steps, 16) / 3
+    checks = pd.DataFrame(
+        {"budget": 1e12, "width": 24, "depth": 3, "N": N, "steps": steps, "batch_size": 16, "learning_rate": rate,
+         "loss": 0.3 * math.exp(0.05 * math.log(rate / best) ** 2)}
+        for rate in best * np.array([0.5, 1, 2, 4])
+    )  # fmt: skip
+    again = fit_recipe(trials, checks)
+    assert (first.checks, again.checks, again.trials) == (0, 4, first.trials + 4)
+    off = [math.log(fit.recipe.learning_rate(N, steps, 16) / best) for fit in (first, again)]
+    assert 0 <= off[1] < 0.95 * off[0]
+
+
+def test_picks_are_compared_with_the_best_of_all_rounds():
+    preset = dataclasses.replace(PRESET, check_budgets=(6e9, 1e10))
+    old = {"transformer": Recipe(rate=2e-2)}
+    new = {"transformer": Recipe(rate=5e-3)}
+    rows = [
+        {"arm": spec.arm, "budget": spec.budget, "N": 1000, "batch_size": spec.batch_size,
+         "learning_rate": spec.learning_rate, "loss": loss}
+        for recipes, losses in ((old, (0.5, 0.4, 0.6)), (new, (0.52, 0.44, 0.58)))
+        for spec, loss in zip(check_specs(preset, recipes, {}), losses * 2, strict=True)
+    ]  # fmt: skip
+    table = check_table(preset, new, pd.DataFrame(rows))
+    assert list(table["budget"]) == [6e9, 1e10]
+    assert list(table["loss"]) == [0.44, 0.44]
+    assert list(table["best_loss"]) == [0.4, 0.4]
+    assert table["excess"].to_numpy() == pytest.approx([0.1, 0.1])
 
 
 def test_too_few_trials_for_a_recipe_are_an_error():
