@@ -287,8 +287,7 @@ SEARCHES: dict[str, LearningRateSearch] = {
         seeds=(0,),
         **_QUICK,
     ),
-    # Two cores, no GPU: about an hour and a half. Gave the recipes of the plain arms; those of gatr and gatr_off are
-    # from budgets up to 6e10 (docs/training.md).
+    # Two cores, no GPU: about an hour and a half. Gave the recipes of the built-in arms.
     "cpu": LearningRateSearch(
         arms=SEARCHED_ARMS,
         budgets=(1e10, 6e10, 3e11),

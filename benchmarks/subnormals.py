@@ -1,0 +1,69 @@
+"""What subnormal numbers cost: steps of a trained model with and without flushing them to zero.
+
+    python benchmarks/subnormals.py studies/cpu/weights/RUN_ID.pt --data data
+
+Both kinds of step alternate in one process, on one thread, from the run's final weights and on its own batches; times
+are CPU seconds. Freshly initialised networks hold few subnormals: only trained ones show the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from eqscale.console import make_console
+from eqscale.rigid.dataset import open_stored
+from eqscale.rigid.loader import batches
+from eqscale.training.loop import accumulate_gradient, build_optimizer, load_trained
+from eqscale.training.order import DataOrder
+
+_STEPS = 20  # of one kind, before the other takes its turn
+
+
+def main() -> None:
+    """Time both and print the ratio."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("weights", type=Path, nargs="+", help="final weights of runs")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each kind")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    console = make_console()
+    for path in args.weights:
+        spec, model = load_trained(path)
+        model.train()
+        windows = open_stored(
+            spec.data, args.data, "train", horizon=spec.horizon, frame=spec.frame, scenes=spec.train_scenes
+        )
+        order = DataOrder(windows.tokens, windows.windows_per_scene, spec.batch_size, spec.seed)
+        source = batches(windows, (order.batch(step) for step in itertools.count()))
+        optimizer, parameters = build_optimizer(model, spec), list(model.parameters())
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0  # the weights stay those of the end of the run
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for flush in (False, True) * args.rounds:
+            torch.set_flush_denormal(flush)
+            begin = time.process_time()
+            for batch in itertools.islice(source, _STEPS):
+                optimizer.zero_grad()
+                accumulate_gradient(model, batch, spec.batch_size, spec.batch_size)
+                nn.utils.clip_grad_norm_(parameters, spec.clip)
+                optimizer.step()
+            times[flush].append((time.process_time() - begin) / _STEPS * 1e3)
+        kept, flushed = (statistics.median(times[flush]) for flush in (False, True))
+        console.print(
+            f"{spec.name}, batches of {spec.batch_size}: {kept:.1f} ms a step with subnormals, {flushed:.1f} ms with "
+            f"zeros: {kept / flushed:.2f} times"
+        )
+
+
+if __name__ == "__main__":
+    main()
