@@ -83,13 +83,14 @@ def _build(size: Size, aligned: bool = False) -> nn.Module:
     return PlainModel(_config(size, aligned), aligned)
 
 
-# About 1e3 to 1e9 parameters; width and depth grow together, heads are at least 8 wide.
+# About 1e3 to 1e9 parameters; heads are at least 8 wide. One block up to 1e4 parameters, two up to 1e5: deeper ones of
+# equal cost end up to 30 % higher (docs/training.md).
 _LADDER = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
-        (8, 1, 1), (10, 1, 1), (8, 2, 1), (10, 2, 1), (12, 2, 1), (16, 2, 2), (16, 3, 2), (24, 2, 3),
-        (24, 3, 3), (24, 4, 3), (32, 3, 4), (32, 4, 4), (40, 4, 5), (48, 4, 6), (48, 6, 6), (64, 5, 8),
-        (80, 5, 10), (96, 5, 12), (112, 5, 14), (128, 6, 16), (160, 6, 16), (192, 6, 16), (224, 7, 16),
+        (8, 1, 1), (10, 1, 1), (12, 1, 1), (16, 1, 2), (20, 1, 2), (24, 1, 3), (30, 1, 3), (24, 2, 3),
+        (30, 2, 3), (36, 2, 4), (42, 2, 3), (52, 2, 4), (64, 2, 8), (64, 3, 8), (80, 3, 10), (80, 4, 10),
+        (96, 4, 12), (112, 4, 14), (112, 5, 14), (128, 6, 16), (160, 6, 16), (192, 6, 16), (224, 7, 16),
         (256, 8, 16), (320, 8, 20), (384, 8, 24), (448, 9, 28), (512, 10, 32), (640, 10, 40), (768, 10, 48),
         (896, 11, 56), (1024, 13, 64), (1280, 13, 80), (1536, 14, 96), (1792, 16, 112), (2048, 19, 128),
         (2304, 21, 144),
