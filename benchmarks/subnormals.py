@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from eqscale.cli import run_or_exit
 from eqscale.console import make_console
 from eqscale.rigid.dataset import open_stored
 from eqscale.rigid.loader import batches
@@ -24,16 +26,16 @@ from eqscale.training.loop import accumulate_gradient, build_optimizer, load_tra
 from eqscale.training.order import DataOrder
 
 _STEPS = 20  # of one kind, before the other takes its turn
+_ROUNDS = 3
 
 
-def main() -> None:
+def main() -> int:
     """Time both and print the ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("weights", type=Path, nargs="+", help="final weights of runs")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each kind")
     args = parser.parse_args()
     torch.set_num_threads(1)
     console = make_console()
@@ -49,7 +51,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # the weights stay those of the end of the run
         times: dict[bool, list[float]] = {False: [], True: []}
-        for flush in (False, True) * args.rounds:
+        for flush in (False, True) * _ROUNDS:
             torch.set_flush_denormal(flush)
             begin = time.process_time()
             for batch in itertools.islice(source, _STEPS):
@@ -63,7 +65,8 @@ def main() -> None:
             f"{spec.name}, batches of {spec.batch_size}: {kept:.1f} ms a step with subnormals, {flushed:.1f} ms with "
             f"zeros: {kept / flushed:.2f} times"
         )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_or_exit(main))
