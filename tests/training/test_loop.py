@@ -29,6 +29,14 @@ def final_weights(path):
     return checkpoint.load_file(path)["model"]
 
 
+def test_runs_count_subnormal_numbers_as_zero():
+    torch.set_flush_denormal(False)
+    tiny = torch.full((4,), 1e-40)
+    assert (tiny * 2 > 0).all()
+    loop.build_model(make_spec())
+    assert (tiny * 2 == 0).all()
+
+
 def test_a_run_learns_and_fills_its_record(windows, tmp_path):
     spec = make_spec(steps=150)
     points = []
