@@ -298,7 +298,7 @@ def check_table(preset: LearningRateSearch, recipes: dict[str, Recipe], runs: pd
         group = runs[(runs["arm"] == name) & (runs["budget"] == budget)]
         recipe = (group["learning_rate"] == spec.learning_rate) & (group["batch_size"] == spec.batch_size)
         picked = group[recipe].iloc[0]
-        best = group.loc[group["loss"].idxmin()]
+        best = picked if group["loss"].isna().all() else group.loc[group["loss"].idxmin()]  # all diverged
         rows.append(
             {
                 "arm": name,

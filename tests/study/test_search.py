@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from eqscale.errors import InputError
+from eqscale.report import GOAL
 from eqscale.study.presets import SEARCHES
 from eqscale.study.search import Search, check_specs, check_table, fit_recipe, search_cells
 from eqscale.training.arms import Recipe, arm_names, get_arm
@@ -171,6 +172,25 @@ def test_picks_are_compared_with_the_best_of_all_rounds():
     assert list(table["loss"]) == [0.44, 0.44]
     assert list(table["best_loss"]) == [0.4, 0.4]
     assert table["excess"].to_numpy() == pytest.approx([0.1, 0.1])
+
+
+def test_a_check_whose_runs_all_diverged_is_not_within_the_goal():
+    preset = dataclasses.replace(PRESET, check_budgets=(6e9,))
+    recipes = {"transformer": get_arm("transformer").recipe}
+    specs = check_specs(preset, recipes, {})
+    runs = pd.DataFrame(
+        {
+            "arm": s.arm,
+            "budget": s.budget,
+            "N": 1,
+            "batch_size": s.batch_size,
+            "learning_rate": s.learning_rate,
+        }
+        for s in specs
+    ).assign(loss=math.nan)
+    table = check_table(preset, recipes, runs)
+    assert list(table["learning_rate"]) == [specs[1].learning_rate]
+    assert not (table["excess"] <= GOAL).any()
 
 
 def test_too_few_trials_for_a_recipe_are_an_error():
