@@ -6,6 +6,8 @@ import dataclasses
 
 import pandas as pd
 
+from eqscale.report.step_times import seconds_by_step_times
+
 BASELINE = "transformer"
 AUGMENTED = "transformer_aug"
 EQUIVARIANT = "gatr"
@@ -58,20 +60,26 @@ AXES: dict[str, Axis] = {
             "seconds",
             "training seconds",
             "s",
-            "time of the training loop on the hardware named below: on a CPU the CPU time of the training process, "
-            "which other work on the machine doesn't inflate; on a GPU, and where it wasn't recorded, wall time; on "
-            "several devices each of them counts",
+            "steps × the time of a step, if `eqscale time` has timed all shapes in one sitting; else time of the "
+            "training loop, on a CPU as CPU time of the training process, which other work on the machine hardly "
+            "inflates, on a GPU and where it wasn't recorded as wall time; on several devices each of them counts",
         ),
     )
 }
 
 
-def count_seconds(runs: pd.DataFrame) -> pd.DataFrame:
+def count_seconds(runs: pd.DataFrame, step_times: pd.DataFrame | None = None) -> pd.DataFrame:
     """The run table with ``seconds`` as the axis of that name counts them.
 
-    CPU time of the training process where the table has it (``cpu_seconds``; a trial trains on one thread, so that
-    on an idle core it is the wall time), else the wall time that ``seconds`` holds: GPUs, older runs.
+    Args:
+        runs: run table.
+        step_times: times of all shapes of the runs, taken in one sitting: then seconds are steps × time of a step.
+            Otherwise CPU time of the training process where the table has it (``cpu_seconds``; a trial trains on one
+            thread, so that on an idle core it is the wall time), else the wall time that ``seconds`` holds: GPUs,
+            older runs.
     """
+    if step_times is not None:
+        return runs.assign(seconds=seconds_by_step_times(runs, step_times).fillna(runs["seconds"]))
     if "cpu_seconds" not in runs:
         return runs
     return runs.assign(seconds=runs["cpu_seconds"].fillna(runs["seconds"]))

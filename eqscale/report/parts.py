@@ -4,6 +4,7 @@
     results/cpu/data_grid/runs.csv    one budget, ever fewer unique scenes
     results/cpu/controls/runs.csv     the symmetry switched off, other frames of the data
     results/cpu/validation/runs.csv   budgets above the compute grid's, run after ``prediction.json``
+    results/cpu/step_times.csv        time of a training step of every shape, by ``eqscale time``
     results/cpu/evaluation/*.json     trained models, measured by ``eqscale measure`` or ``eqscale evaluate --json``
     results/cpu/evaluation/*.gif      a prediction beside the truth, by ``eqscale measure``
 
@@ -25,6 +26,7 @@ from eqscale.errors import InputError
 from eqscale.laws import check_runs
 from eqscale.laws.table import load_table
 from eqscale.report.axes import AXES, count_seconds
+from eqscale.report.step_times import read_step_times, untimed_shapes
 
 PARTS = {
     "compute": "compute grid",
@@ -48,6 +50,8 @@ class Study:
     evaluations: tuple[dict[str, Any], ...]
     """What ``eqscale measure`` or ``eqscale evaluate --json`` wrote, one trained model each."""
     stage_seconds: dict[str, float]
+    untimed: int | None
+    """Shapes that ``step_times.csv`` lacks; with 0 the axis of seconds comes from it. None: there is no such file."""
     animations: tuple[Path, ...]
     """Files that ``eqscale measure`` drew, named by their arms."""
 
@@ -79,12 +83,15 @@ def read_study(folder: Path) -> Study:
     Raises:
         InputError: no run table, an unreadable file, a missing column, or a value that can't be.
     """
+    paths = {part: run_table_path(folder if part == "compute" else folder / part) for part in PARTS}
+    raw = {part: (path, _read_table(path)) for part, path in paths.items() if path is not None}
+    step_times, untimed = read_step_times(folder), None
+    if step_times is not None:
+        untimed = sum(untimed_shapes(table, step_times) for _, table in raw.values())
     tables = []
-    for part in PARTS:
-        path = run_table_path(folder if part == "compute" else folder / part)
-        if path is not None:
-            table = _read_part(path)
-            tables.append(table.assign(part="data_grid" if _is_data_grid(table) else part))
+    for part, (path, table) in raw.items():
+        table = _checked(count_seconds(table, None if untimed else step_times), path)
+        tables.append(table.assign(part="data_grid" if _is_data_grid(table) else part))
     if not any(table["part"].iloc[0] in ("compute", "data_grid") for table in tables):
         raise InputError(
             f"{str(folder)!r} holds neither runs.parquet nor runs.csv (nor does its folder data_grid)"
@@ -94,18 +101,22 @@ def read_study(folder: Path) -> Study:
         _read_json(folder / "prediction.json"),
         tuple(_read_json(path) or {} for path in sorted((folder / "evaluation").glob("*.json"))),
         (_read_json(folder / "study.json") or {}).get("stage_seconds", {}),
+        untimed,
         tuple(sorted((folder / "evaluation").glob("*.gif"))),
     )
 
 
-def _read_part(path: Path) -> pd.DataFrame:
+def _read_table(path: Path) -> pd.DataFrame:
     table = load_table(path)
     for column in _REQUIRED:
         if column not in table:
             raise InputError(f"{path}: the column {column!r} is missing")
     if table.empty:
         raise InputError(f"{path}: the table has no rows")
-    table = count_seconds(table)
+    return table
+
+
+def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     if (table["status"] == "finished").any():
         for axis in AXES.values():
             check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=str(path))

@@ -372,10 +372,15 @@ def caveats(content: Content) -> list[str]:
             f"which their law ignores ({link(12)})."
         )
     kinds = sorted(grid["hardware"].dropna().unique()) if "hardware" in grid else []
-    if len(kinds) > 1:
+    if len(kinds) > 1 and study.untimed != 0:
         notes.append(
             f"The runs of the compute grid were made on different hardware ({'; '.join(kinds)}), and the axis of "
             f"seconds mixes it ({link(1, 'figure')})."
+        )
+    if study.untimed:
+        notes.append(
+            f"`step_times.csv` lacks {study.untimed} of the shapes that were trained, so seconds are those that each "
+            "run recorded; `eqscale time` times all of them."
         )
     if study.prediction is not None and not seen_the_same_runs(study.prediction, study):
         notes.append(
@@ -442,6 +447,8 @@ def _provenance(study: Study) -> str:
         for name, seconds in study.stage_seconds.items()
     ]
     lines += [f"{axis.label}: {axis.meaning}." for axis in AXES.values()]
+    if study.untimed == 0:
+        lines.append("Seconds come from step times taken in one sitting, `step_times.csv`.")
     lines.append(
         "The run table is `runs.csv` (and `.parquet`), its columns are explained in `columns.md`, the fits are "
         "`fits.json`, `coefficients.csv` and `allocation.csv`, the seed noise `seed_noise.csv`, the verdicts "

@@ -27,7 +27,7 @@ COLUMNS: dict[str, str] = {
     "flops_executed": "training FLOPs executed, padding included where the arm computes it",
     "seconds": "wall time in the training loop on the named hardware, with whatever else ran there, times devices",
     "cpu_seconds": "CPU time of the (first) training process in the same loop, times devices, empty on a GPU and for "
-    "older runs; where it is there, reports count it as the run's seconds",
+    "older runs; reports count it as the run's seconds, where it is there and no step_times.csv",
     "width": "residual width (features, or multivector channels of GATr)",
     "depth": "blocks",
     "heads": "attention heads",

@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ CURVE_WINDOWS = 192
 _SYMMETRY_WINDOWS = 64
 _CHECKPOINT_SECONDS = 30.0
 _CHECK_STEPS = 20  # reading the loss synchronises a GPU: do it rarely
+_UNTIMED_STEPS = 3  # the first steps allocate, and compile on a GPU
 
 
 def learning_rate_at(step: int, spec: RunSpec) -> float:
@@ -558,3 +560,45 @@ def train(
         notes=progress.notes,
         cpu_seconds=progress.cpu_seconds if cpu_known else None,
     )
+
+
+def time_steps(
+    spec: RunSpec, train_windows: Windows, test_windows: Windows, seconds: float
+) -> tuple[float, str]:
+    """Time of a training step, data, optimiser and all, without evaluations and checkpoints.
+
+    Args:
+        spec: a run of the shape to time.
+        train_windows: training windows, restricted to ``spec.train_scenes`` scenes.
+        test_windows: test windows with at least ``spec.test_scenes`` scenes.
+        seconds: how long to time, at least 20 steps.
+
+    Returns:
+        Seconds a step, as the axis of seconds counts them (CPU time of this process; on a GPU wall time), and the
+        hardware as records name it.
+    """
+    _check(spec, train_windows, test_windows, _ALONE)
+    spec = dataclasses.replace(spec, steps=10**9)  # as many as there is time for
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _Trainer(
+            spec,
+            train_windows,
+            test_windows,
+            Path(folder),
+            lambda point: None,
+            lambda step: None,
+            None,
+            _ALONE,
+        )
+    clock = time.perf_counter if trainer.device.type == "cuda" else time.process_time
+    shares = (trainer.order.batch(step) for step in range(spec.steps))
+    begin = 0.0
+    for batch in batches(train_windows, shares, trainer.device):
+        trainer._step(batch)
+        done = trainer.progress.step - _UNTIMED_STEPS
+        if done % _CHECK_STEPS == 0:
+            trainer._read_losses()  # waits for a GPU
+            if done and clock() - begin >= seconds:
+                break
+            begin = begin or clock()
+    return (clock() - begin) / done, _hardware(trainer.device, trainer.bfloat16)

@@ -253,6 +253,40 @@ def test_seconds_are_cpu_time_where_the_run_table_has_it(tmp_path):
     assert list(read["seconds"].iloc[1:]) == list(cpu.iloc[1:])
 
 
+def test_seconds_come_from_step_times_that_cover_all_shapes(tmp_path):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, budgets=planted.BUDGETS[:2], seeds=(0,))
+    table = table.assign(width=table["N"], heads=1, hardware=[f"{n}, 1 thread" for n in table.index % 2])
+    planted.write_part(table, tmp_path)
+    times = table[["arm", "width", "depth", "heads", "batch_size"]].drop_duplicates().reset_index(drop=True)
+    times["step_seconds"] = 0.001 * (1 + times.index)
+    times.sample(frac=1, random_state=0).to_csv(tmp_path / "step_times.csv", index=False)
+    study = read_study(tmp_path)
+    expected = table["steps"] * 0.001 * (1 + pd.factorize(table["arm"] + table["width"].astype(str))[0])
+    assert study.runs["seconds"].to_numpy() == pytest.approx(expected.to_numpy())
+    assert not any("hardware" in note for note in caveats(Content(study, analyse(study), None, [], [])))
+
+    times.iloc[1:].to_csv(tmp_path / "step_times.csv", index=False)
+    study = read_study(tmp_path)
+    assert list(study.runs["seconds"]) == list(table["seconds"])  # all or none
+    notes = " ".join(caveats(Content(study, analyse(study), None, [], [])))
+    assert "`step_times.csv` lacks 1 of the shapes" in notes
+    assert "different hardware" in notes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("arm,width,depth,heads\ngatr,1,1,1\n", "step_times.csv: the column 'batch_size' is missing"),
+        ("arm,width,depth,heads,batch_size,step_seconds\ngatr,1,1,1,1,0\n", "step_seconds must be positive"),
+    ],
+)
+def test_step_times_that_cannot_be_are_refused(tmp_path, content, message):
+    planted.write_part(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)), tmp_path)
+    (tmp_path / "step_times.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_study(tmp_path)
+
+
 def test_mixed_hardware_is_said(tmp_path):
     table = planted.compute_grid(planted.LIKE_THE_PAPER, budgets=planted.BUDGETS[:2], seeds=(0,))
     table["hardware"] = np.where(table.index % 2, "one, 1 thread", "another, 1 thread")

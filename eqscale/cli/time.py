@@ -1,0 +1,78 @@
+"""``eqscale time``: step times of all shapes of a study in one sitting, for the axis of seconds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_HELP = """\
+Time a training step of every shape (arm, size, batch size) of a study and write the times to step_times.csv of the
+results, from which eqscale report then takes the axis of seconds: steps x time of a step.
+
+The seconds that runs record themselves depend on the machine and on what else it does: between two sittings on shared
+hardware they can differ by half. Here all shapes take turns in one process on one thread, three rounds each, and the
+median counts. Run it on an otherwise idle machine that has the study's data, once the last run has ended.
+
+    eqscale time results/cpu && eqscale report results/cpu
+"""
+
+
+def register(verbs: argparse._SubParsersAction) -> None:
+    """Add the verb ``time``."""
+    parser = verbs.add_parser(
+        "time",
+        help="time a step of every shape of a study in one sitting, for the axis of seconds",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="results folder, e.g. results/cpu")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.5,
+        metavar="S",
+        help="how long to time a shape in each round, at least 20 steps (default: 1.5)",
+    )
+    parser.add_argument(
+        "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import torch
+    from rich.progress import Progress
+
+    from eqscale.console import make_console
+    from eqscale.errors import InputError
+    from eqscale.report.step_times import ROUNDS, path_of, shapes, time_shapes
+    from eqscale.storage import write_atomically
+    from eqscale.study.records import read_records
+
+    if args.arm_file:
+        from eqscale.study.engine import load_arm_files
+
+        load_arm_files(args.arm_file)
+    if not args.seconds > 0:
+        raise InputError(f"--seconds must be positive, not {args.seconds:g}")
+    specs = []
+    for folder in (args.folder, *sorted(path.parent for path in args.folder.glob("*/records.jsonl"))):
+        published = read_records(folder)
+        published.require_sound()
+        specs += [record.spec for record in published.records.values()]
+    if not specs:
+        raise InputError(
+            f"{str(args.folder)!r} holds no records.jsonl with runs of the present results version"
+        )
+    specs = shapes(specs)
+    torch.set_num_threads(1)  # as trials do
+    with Progress(console=make_console()) as progress:
+        task = progress.add_task(f"timing {len(specs)} shapes", total=ROUNDS * len(specs))
+        table = time_shapes(specs, args.data, args.seconds, lambda name: progress.advance(task))
+    path = path_of(args.folder)
+    write_atomically(path, table.to_csv(index=False).encode())
+    print(
+        f"written: {path} ({len(table)} shapes, spread over rounds {table['spread'].median():.1%} in the median)"
+    )
+    return 0
