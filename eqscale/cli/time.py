@@ -46,6 +46,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from eqscale.console import make_console
     from eqscale.errors import InputError
+    from eqscale.report.parts import PARTS, part_folder
     from eqscale.report.step_times import ROUNDS, path_of, shapes, time_shapes
     from eqscale.storage import write_atomically
     from eqscale.study.records import read_records
@@ -57,8 +58,8 @@ def _run(args: argparse.Namespace) -> int:
     if not args.seconds > 0:
         raise InputError(f"--seconds must be positive, not {args.seconds:g}")
     specs = []
-    for folder in (args.folder, *sorted(path.parent for path in args.folder.glob("*/records.jsonl"))):
-        published = read_records(folder)
+    for part in PARTS:
+        published = read_records(part_folder(args.folder, part))
         published.require_sound()
         specs += [record.spec for record in published.records.values()]
     if not specs:

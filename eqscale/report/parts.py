@@ -70,6 +70,11 @@ def run_table_path(folder: Path) -> Path | None:
     return next((p for p in (folder / "runs.parquet", folder / "runs.csv") if p.is_file()), None)
 
 
+def part_folder(folder: Path, part: str) -> Path:
+    """Where a part of a study has its run table."""
+    return folder if part == "compute" else folder / part
+
+
 def study_folder(folder: Path) -> Path:
     """The results folder of the whole study: the parent if ``folder`` is a part of a study with a compute grid."""
     absolute = folder.absolute()
@@ -83,7 +88,7 @@ def read_study(folder: Path) -> Study:
     Raises:
         InputError: no run table, an unreadable file, a missing column, or a value that can't be.
     """
-    paths = {part: run_table_path(folder if part == "compute" else folder / part) for part in PARTS}
+    paths = {part: run_table_path(part_folder(folder, part)) for part in PARTS}
     raw = {part: (path, _read_table(path)) for part, path in paths.items() if path is not None}
     step_times, untimed = read_step_times(folder), None
     if step_times is not None:
