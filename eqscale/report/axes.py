@@ -6,8 +6,6 @@ import dataclasses
 
 import pandas as pd
 
-from eqscale.report.step_times import seconds_by_step_times
-
 BASELINE = "transformer"
 AUGMENTED = "transformer_aug"
 EQUIVARIANT = "gatr"
@@ -61,25 +59,17 @@ AXES: dict[str, Axis] = {
             "training seconds",
             "s",
             "steps × the time of a step, if `eqscale time` has timed all shapes in one sitting; else time of the "
-            "training loop, on a CPU as CPU time of the training process, which other work on the machine hardly "
-            "inflates, on a GPU and where it wasn't recorded as wall time; on several devices each of them counts",
+            "training loop, on a CPU as CPU time of the training process, on a GPU and where it wasn't recorded as "
+            "wall time; on several devices each of them counts",
         ),
     )
 }
 
 
-def count_seconds(runs: pd.DataFrame, step_times: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The run table with ``seconds`` as the axis of that name counts them.
+def count_seconds(runs: pd.DataFrame) -> pd.Series:
+    """Seconds that each run recorded, as the axis of that name counts them.
 
-    Args:
-        runs: run table.
-        step_times: times of all shapes of the runs, taken in one sitting: then seconds are steps × time of a step.
-            Otherwise CPU time of the training process where the table has it (``cpu_seconds``; a trial trains on one
-            thread, so that on an idle core it is the wall time), else the wall time that ``seconds`` holds: GPUs,
-            older runs.
+    CPU time of the training process where the table has it (``cpu_seconds``; a trial trains on one thread, so that
+    on an idle core it is the wall time), else the wall time that ``seconds`` holds: GPUs, older runs.
     """
-    if step_times is not None:
-        return runs.assign(seconds=seconds_by_step_times(runs, step_times).fillna(runs["seconds"]))
-    if "cpu_seconds" not in runs:
-        return runs
-    return runs.assign(seconds=runs["cpu_seconds"].fillna(runs["seconds"]))
+    return runs["cpu_seconds"].fillna(runs["seconds"]) if "cpu_seconds" in runs else runs["seconds"]
