@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from eqscale.cli.arm_files import add_arm_file_option, load_arm_files
+
 _HELP = """\
 Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights, and write the numbers
 to the folder "evaluation" of the results, from which eqscale report shows them: rollouts, errors averaged over
@@ -46,9 +48,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--scene", type=int, default=0, metavar="K", help="test scene of the animation (default: 0)"
     )
-    parser.add_argument(
-        "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
-    )
+    add_arm_file_option(parser)
     parser.set_defaults(run=_run)
 
 
@@ -58,10 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     from eqscale.report import best_models
     from eqscale.report.parts import read_study
 
-    if args.arm_file:
-        from eqscale.study.engine import load_arm_files
-
-        load_arm_files(args.arm_file)
+    load_arm_files(args)
     if min(args.average) < 2:
         raise InputError(f"--average {min(args.average)}: at least 2 (1 is always measured)")
     study = read_study(args.folder)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+
+from eqscale.cli.arm_files import add_arm_file_option, load_arm_files
 
 _HELP = """\
 Time a training step of every shape (arm, size, batch size) of a study and write the times to step_times.csv of the
@@ -34,9 +37,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
         metavar="S",
         help="how long to time a shape in each round, at least 20 steps (default: 1.5)",
     )
-    parser.add_argument(
-        "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
-    )
+    add_arm_file_option(parser)
     parser.set_defaults(run=_run)
 
 
@@ -47,16 +48,13 @@ def _run(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.errors import InputError
     from eqscale.report.parts import PARTS, part_folder
-    from eqscale.report.step_times import ROUNDS, path_of, shapes, time_shapes
+    from eqscale.report.step_times import ROUNDS, open_shapes, path_of, time_shapes
     from eqscale.storage import write_atomically
     from eqscale.study.records import read_records
 
-    if args.arm_file:
-        from eqscale.study.engine import load_arm_files
-
-        load_arm_files(args.arm_file)
-    if not args.seconds > 0:
-        raise InputError(f"--seconds must be positive, not {args.seconds:g}")
+    load_arm_files(args)
+    if not 0 < args.seconds < math.inf:
+        raise InputError(f"--seconds must be positive and finite, not {args.seconds:g}")
     specs = []
     for part in PARTS:
         published = read_records(part_folder(args.folder, part))
@@ -66,14 +64,13 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(
             f"{str(args.folder)!r} holds no records.jsonl with runs of the present results version"
         )
-    specs = shapes(specs)
+    shapes = open_shapes(specs, args.data)
     torch.set_num_threads(1)  # as trials do
     with Progress(console=make_console()) as progress:
-        task = progress.add_task(f"timing {len(specs)} shapes", total=ROUNDS * len(specs))
-        table = time_shapes(specs, args.data, args.seconds, lambda name: progress.advance(task))
+        task = progress.add_task(f"timing {len(shapes)} shapes", total=ROUNDS * len(shapes))
+        table = time_shapes(shapes, args.seconds, lambda: progress.advance(task))
     path = path_of(args.folder)
     write_atomically(path, table.to_csv(index=False).encode())
-    print(
-        f"written: {path} ({len(table)} shapes, spread over rounds {table['spread'].median():.1%} in the median)"
-    )
+    spread = table["spread"].median()
+    print(f"written: {path} ({len(table)} shapes, spread over rounds {spread:.1%} in the median)")
     return 0

@@ -26,7 +26,7 @@ from eqscale.errors import InputError
 from eqscale.laws import check_runs
 from eqscale.laws.table import load_table
 from eqscale.report.axes import AXES, count_seconds
-from eqscale.report.step_times import read_step_times, untimed_shapes
+from eqscale.report.step_times import read_step_times, seconds_by_step_times
 
 PARTS = {
     "compute": "compute grid",
@@ -51,7 +51,7 @@ class Study:
     """What ``eqscale measure`` or ``eqscale evaluate --json`` wrote, one trained model each."""
     stage_seconds: dict[str, float]
     untimed: int | None
-    """Shapes that ``step_times.csv`` lacks; with 0 the axis of seconds comes from it. None: there is no such file."""
+    """Finished runs that ``step_times.csv`` doesn't cover: with 0 the axis of seconds comes from it; None without."""
     animations: tuple[Path, ...]
     """Files that ``eqscale measure`` drew, named by their arms."""
 
@@ -89,14 +89,18 @@ def read_study(folder: Path) -> Study:
         InputError: no run table, an unreadable file, a missing column, or a value that can't be.
     """
     paths = {part: run_table_path(part_folder(folder, part)) for part in PARTS}
-    raw = {part: (path, _read_table(path)) for part, path in paths.items() if path is not None}
+    tables = {part: _read_table(path) for part, path in paths.items() if path is not None}
+    seconds = {part: count_seconds(table) for part, table in tables.items()}
     step_times, untimed = read_step_times(folder), None
     if step_times is not None:
-        untimed = sum(untimed_shapes(table, step_times) for _, table in raw.values())
-    tables = []
-    for part, (path, table) in raw.items():
-        table = _checked(count_seconds(table, None if untimed else step_times), path)
-        tables.append(table.assign(part="data_grid" if _is_data_grid(table) else part))
+        timed = {part: seconds_by_step_times(table, step_times) for part, table in tables.items()}
+        untimed = sum(int(timed[part][tables[part]["status"] == "finished"].isna().sum()) for part in tables)
+        if not untimed:
+            seconds = {part: timed[part].fillna(seconds[part]) for part in tables}
+    tables = [
+        _checked(table.assign(seconds=seconds[part]), part, str(paths[part]))
+        for part, table in tables.items()
+    ]
     if not any(table["part"].iloc[0] in ("compute", "data_grid") for table in tables):
         raise InputError(
             f"{str(folder)!r} holds neither runs.parquet nor runs.csv (nor does its folder data_grid)"
@@ -121,12 +125,13 @@ def _read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _checked(table: pd.DataFrame, part: str, source: str) -> pd.DataFrame:
     if (table["status"] == "finished").any():
         for axis in AXES.values():
-            check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=str(path))
+            check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=source)
     # optional columns, so that what reads them needs no case of its own
     defaults = {"seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], "frame": ""}
+    table = table.assign(part="data_grid" if _is_data_grid(table) else part)
     return table.assign(**{name: value for name, value in defaults.items() if name not in table})
 
 

@@ -379,8 +379,8 @@ def caveats(content: Content) -> list[str]:
         )
     if study.untimed:
         notes.append(
-            f"`step_times.csv` lacks {study.untimed} of the shapes that were trained, so seconds are those that each "
-            "run recorded; `eqscale time` times all of them."
+            f"`step_times.csv` doesn't cover {study.untimed} of the runs, so seconds are those that each run recorded; "
+            "`eqscale time` times the shapes of all runs."
         )
     if study.prediction is not None and not seen_the_same_runs(study.prediction, study):
         notes.append(

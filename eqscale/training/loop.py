@@ -576,6 +576,9 @@ def time_steps(
     Returns:
         Seconds a step, as the axis of seconds counts them (CPU time of this process; on a GPU wall time), and the
         hardware as records name it.
+
+    Raises:
+        InputError: if the data don't have the scenes that the spec asks for.
     """
     _check(spec, train_windows, test_windows, _ALONE)
     spec = dataclasses.replace(spec, steps=10**9)  # as many as there is time for
@@ -597,7 +600,8 @@ def time_steps(
         trainer._step(batch)
         done = trainer.progress.step - _UNTIMED_STEPS
         if done % _CHECK_STEPS == 0:
-            trainer._read_losses()  # waits for a GPU
+            trainer.pending[-1].item()  # waits for a GPU
+            trainer.pending.clear()
             if done and clock() - begin >= seconds:
                 break
             begin = begin or clock()

@@ -30,6 +30,9 @@ FIGURES = {
 }
 
 
+STEP_TIMES = "arm,width,depth,heads,batch_size,step_seconds\n"
+
+
 def answer(folder):
     text = (folder / "report.md").read_text()
     return text[text.index("## The answer") : text.index("## The paper's three")]
@@ -269,15 +272,20 @@ def test_seconds_come_from_step_times_that_cover_all_shapes(tmp_path):
     study = read_study(tmp_path)
     assert list(study.runs["seconds"]) == list(table["seconds"])  # all or none
     notes = " ".join(caveats(Content(study, analyse(study), None, [], [])))
-    assert "`step_times.csv` lacks 1 of the shapes" in notes
+    assert "`step_times.csv` doesn't cover 1 of the runs" in notes
     assert "different hardware" in notes
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("arm,width,depth,heads\ngatr,1,1,1\n", "step_times.csv: the column 'batch_size' is missing"),
-        ("arm,width,depth,heads,batch_size,step_seconds\ngatr,1,1,1,1,0\n", "step_seconds must be positive"),
+        ("", "not a readable table"),
+        ("arm,width,depth,heads\ngatr,1,1,1\n", "no column 'batch_size'"),
+        (f"{STEP_TIMES}gatr,1,1,1,1,0\n", "row 1, column 'step_seconds': 0 is not positive"),
+        (f"{STEP_TIMES}gatr,1,1,1,1,nan\n", "row 1, column 'step_seconds': empty is not a finite number"),
+        (f"{STEP_TIMES}gatr,1,1,1,1,inf\n", "row 1, column 'step_seconds': inf is not a finite number"),
+        (f"{STEP_TIMES}gatr,1,1,1,1,fast\n", "row 1, column 'step_seconds': 'fast' is not a finite number"),
+        (f"{STEP_TIMES}gatr,1,1,1,1,0.1\ngatr,1,1,1,1,0.2\n", "row 2 repeats a shape"),
     ],
 )
 def test_step_times_that_cannot_be_are_refused(tmp_path, content, message):
