@@ -128,6 +128,7 @@ def design_run(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        warmup=preset.warmup,
         seed=seed,
         data=dataset_spec(preset).digest,
         train_scenes=train_scenes or preset.train_scenes,

@@ -243,7 +243,7 @@ def _check(preset: Preset) -> None:
         raise InputError(
             f"unknown horizon {preset.horizon}; choose from {', '.join(map(str, HORIZONS))} frames"
         )
-    may_be_zero = ("batch_size", "replicate_up_to", "data_seed", "seeds")
+    may_be_zero = ("batch_size", "warmup", "replicate_up_to", "data_seed", "seeds")
     for field in dataclasses.fields(preset):
         value = getattr(preset, field.name)
         values = value if isinstance(value, tuple) else (value,)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from eqscale.training.spec import WARMUP
+
 # Every arm of the study; gatr_published, an option for comparison, trains by gatr's recipe.
 SEARCHED_ARMS = ("transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off")
 
@@ -27,6 +29,7 @@ class Preset:
     test_windows_per_scene: int = _option("start frames evaluated in each test scene")
     data_seed: int = _option("root seed of the scenes")
     batch_size: int = _option("windows in a batch; 0: by the arm's recipe")
+    warmup: float = _option("share of the steps over which the learning rate rises")
     cost_range: float = _option("FLOPs per token of the largest over the smallest model at one budget")
     min_steps: int = _option("models that would train for fewer steps than this at a budget are left out")
 
@@ -115,6 +118,7 @@ _QUICK: dict[str, Any] = {
     "test_windows_per_scene": 3,
     "data_seed": 0,
     "batch_size": 0,
+    "warmup": WARMUP,
     "cost_range": 6.0,
     "min_steps": 40,
 }
