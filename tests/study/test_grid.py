@@ -57,6 +57,12 @@ def test_a_grid_has_every_budget_arm_and_size_once():
     assert {(s.budget, s.arm) for s in specs} == {(b, a) for b in QUICK.budgets for a in QUICK.arms}
 
 
+def test_the_warm_up_of_a_preset_is_that_of_its_runs():
+    specs = compute_grid(dataclasses.replace(QUICK, warmup=0.05))
+    assert {spec.warmup for spec in specs} == {0.05}
+    assert not {spec.run_id for spec in specs} & {spec.run_id for spec in compute_grid(QUICK)}
+
+
 def test_identities_are_stable_and_depend_on_every_field():
     spec = compute_grid(QUICK)[0]
     assert spec.run_id == compute_grid(QUICK)[0].run_id

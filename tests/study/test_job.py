@@ -72,6 +72,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
         (["--hang-minutes", "0"], "--hang-minutes must be positive, not 0"),
         (["--checkpoint-seconds", "-1"], "--checkpoint-seconds must be positive, not -1"),
         (["--cost-range", "nan"], "--cost-range must be positive, not nan"),
+        (["--warmup", "1.5"], "warmup must be a share of the steps, not 1.5"),
         (["--batch-size", "-1"], "--batch-size must not be negative, not -1"),
         (["--seeds", "1", "1"], "--seeds names a value twice"),
         (["--arm-file", "absent.py"], "arm file 'absent.py'"),
