@@ -97,16 +97,16 @@ def read_study(folder: Path) -> Study:
         untimed = sum(int(timed[part][tables[part]["status"] == "finished"].isna().sum()) for part in tables)
         if not untimed:
             seconds = {part: timed[part].fillna(seconds[part]) for part in tables}
-    tables = [
+    checked = [
         _checked(table.assign(seconds=seconds[part]), part, str(paths[part]))
         for part, table in tables.items()
     ]
-    if not any(table["part"].iloc[0] in ("compute", "data_grid") for table in tables):
+    if not any(table["part"].iloc[0] in ("compute", "data_grid") for table in checked):
         raise InputError(
             f"{str(folder)!r} holds neither runs.parquet nor runs.csv (nor does its folder data_grid)"
         )
     return Study(
-        pd.concat(tables, ignore_index=True),
+        pd.concat(checked, ignore_index=True),
         _read_json(folder / "prediction.json"),
         tuple(_read_json(path) or {} for path in sorted((folder / "evaluation").glob("*.json"))),
         (_read_json(folder / "study.json") or {}).get("stage_seconds", {}),
