@@ -24,7 +24,7 @@ MAX_LEARNING_RATE = 1.0
 
 
 WARMUP = 0.4
-"""Share of the steps over which the learning rate rises. With 0.05, losses ended up to 15 % higher and scattered
+"""Share of the steps over which the learning rate rises. With 0.05, losses ended up to 20 % higher and scattered
 more between seeds, GATr's most (``docs/training.md``)."""
 
 
