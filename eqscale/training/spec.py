@@ -22,7 +22,6 @@ CODE = f"eqscale {__version__}, results version {RESULTS_VERSION}"
 MAX_LEARNING_RATE = 1.0
 """Weights start at 1 / sqrt(fan-in): a step of this size leaves nothing of them."""
 
-
 WARMUP = 0.4
 """Share of the steps over which the learning rate rises. With 0.05, losses ended up to 20 % higher and scattered
 more between seeds, GATr's most (``docs/training.md``)."""
