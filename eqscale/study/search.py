@@ -27,7 +27,7 @@ from eqscale.training.loop import CURVE_POINTS
 from eqscale.training.spec import MAX_LEARNING_RATE, CurvePoint, RunRecord, RunSpec
 
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
-_PRUNE_FROM = 0.5  # share of the steps; before that a large learning rate looks worse than it ends
+_PRUNE_FROM = 0.75  # share of the steps; before that a large learning rate looks worse than it ends
 _PRIOR = (
     0.1  # standard deviation of the prior of every exponent: a recipe is used two decades beyond its trials
 )
