@@ -42,7 +42,9 @@ CURVE_WINDOWS = 192
 _SYMMETRY_WINDOWS = 64
 _CHECKPOINT_SECONDS = 30.0
 _CHECK_STEPS = 20  # reading the loss synchronises a GPU: do it rarely
+_MOST_GRAPHS = 64  # of a run: each takes a fraction of a second to record, and memory
 _UNTIMED_STEPS = 3  # the first steps allocate, and compile on a GPU
+_RECORDING_STEPS = 300  # untimed where graphs are recorded: by then most lengths have come up
 
 
 def learning_rate_at(step: int, spec: RunSpec) -> float:
@@ -171,16 +173,40 @@ def trains_in_bfloat16(device: torch.device) -> bool:
     Raises:
         InputError: if EQSCALE_BF16 is neither.
     """
-    asked = os.environ.get("EQSCALE_BF16", "")
-    if asked not in ("", "0", "1"):
-        raise InputError(f"EQSCALE_BF16={asked}: must be 0 (float32) or 1 (bfloat16)")
-    if asked:
-        return asked == "1"
+    asked = _switch("EQSCALE_BF16", "float32", "bfloat16")
+    if asked is not None:
+        return asked
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _hardware(device: torch.device, bfloat16: bool) -> str:
-    suffix = ", bfloat16 products" if bfloat16 else ""
+def replays_graphs(device: torch.device, world: int, lengths: int) -> bool:
+    """Whether a run records its kernels as CUDA graphs, one for each length of batches, and replays them.
+
+    Steps of small networks are mostly launches of kernels, which a graph saves. EQSCALE_CUDA_GRAPHS=0 switches them
+    off.
+
+    Args:
+        device: where the run trains.
+        world: devices that train it together; graphs don't take part in the exchange of gradients.
+        lengths: different numbers of tokens that batches can be padded to.
+
+    Raises:
+        InputError: if EQSCALE_CUDA_GRAPHS is neither 0 nor 1.
+    """
+    wanted = _switch("EQSCALE_CUDA_GRAPHS", "launch kernels one by one", "CUDA graphs") is not False
+    return wanted and device.type == "cuda" and world == 1 and lengths <= _MOST_GRAPHS
+
+
+def _switch(variable: str, off: str, on: str) -> bool | None:
+    """Value of an environment variable that is 0, 1 or not set (None)."""
+    asked = os.environ.get(variable, "")
+    if asked not in ("", "0", "1"):
+        raise InputError(f"{variable}={asked}: must be 0 ({off}) or 1 ({on})")
+    return asked == "1" if asked else None
+
+
+def _hardware(device: torch.device, bfloat16: bool, graphs: bool) -> str:
+    suffix = (", bfloat16 products" if bfloat16 else "") + (", CUDA graphs" if graphs else "")
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) + suffix
     name = platform.processor() or platform.machine()
@@ -246,13 +272,19 @@ class _Trainer:
             train_windows.tokens, train_windows.windows_per_scene, spec.batch_size, order_seed
         )
         self.model = build_model(spec).to(self.device)
+        self.graphs = replays_graphs(self.device, group.world, len(np.unique(train_windows.tokens)))
         if self.device.type == "cuda":
-            self.model.compile(dynamic=True)
+            self.model.compile(dynamic=True, mode="reduce-overhead" if self.graphs else "default")
         self.bfloat16 = trains_in_bfloat16(self.device)
         self.precision: contextlib.AbstractContextManager = contextlib.nullcontext()
         if self.bfloat16:
             self.precision = torch.autocast(self.device.type, torch.bfloat16)
         self.parameters = list(self.model.parameters())  # finding them takes a small model 1 % of a step
+        if (
+            self.graphs
+        ):  # else a parameter keeps a graph's output as its gradient, and the next part overwrites it
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter)
         self.optimizer = build_optimizer(self.model, spec)
         self.progress = _Progress(devices=group.world)
         self.pending: list[Tensor] = []
@@ -356,7 +388,7 @@ class _Trainer:
         progress.step += 1
 
     def _gradient(self, batch: Batch, micro_batch: int) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.graphs)
         return accumulate_gradient(self.trained, batch, micro_batch, self.spec.batch_size / self.group.world)
 
     def _halved(self, micro_batch: int, reason: str) -> None:
@@ -552,7 +584,7 @@ def train(
         steps_done=progress.step,
         test=test,
         curve=[CurvePoint(**point) for point in progress.curve],
-        hardware=_hardware(trainer.device, trainer.bfloat16),
+        hardware=_hardware(trainer.device, trainer.bfloat16, trainer.graphs),
         code=CODE,
         started=started,
         devices=progress.devices,
@@ -598,11 +630,11 @@ def time_steps(
     begin = 0.0
     for batch in batches(train_windows, shares, trainer.device):
         trainer._step(batch)
-        done = trainer.progress.step - _UNTIMED_STEPS
-        if done % _CHECK_STEPS == 0:
+        done = trainer.progress.step - (_RECORDING_STEPS if trainer.graphs else _UNTIMED_STEPS)
+        if done >= 0 and done % _CHECK_STEPS == 0:
             trainer.pending[-1].item()  # waits for a GPU
             trainer.pending.clear()
             if done and clock() - begin >= seconds:
                 break
             begin = begin or clock()
-    return (clock() - begin) / done, _hardware(trainer.device, trainer.bfloat16)
+    return (clock() - begin) / done, _hardware(trainer.device, trainer.bfloat16, trainer.graphs)

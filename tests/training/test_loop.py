@@ -247,10 +247,41 @@ def test_bfloat16_is_for_the_products_of_training_alone(windows, tmp_path, monke
     assert records["1"].test["nmse"] == pytest.approx(records["0"].test["nmse"], rel=0.02)
 
 
-def test_a_switch_that_is_none_is_refused(windows, tmp_path, monkeypatch):
-    monkeypatch.setenv("EQSCALE_BF16", "yes")
-    with pytest.raises(InputError, match="EQSCALE_BF16=yes: must be 0"):
+@pytest.mark.parametrize("variable", ["EQSCALE_BF16", "EQSCALE_CUDA_GRAPHS"])
+def test_a_switch_that_is_none_is_refused(windows, tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "yes")
+    with pytest.raises(InputError, match=f"{variable}=yes: must be 0"):
         train(make_spec(), *windows, checkpoints=tmp_path)
+
+
+def test_graphs_are_for_one_gpu_and_few_lengths(monkeypatch):
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert loop.replays_graphs(gpu, 1, 30)
+    assert not loop.replays_graphs(cpu, 1, 30)
+    assert not loop.replays_graphs(gpu, 2, 30)
+    assert not loop.replays_graphs(gpu, 1, 300)
+    monkeypatch.setenv("EQSCALE_CUDA_GRAPHS", "0")
+    assert not loop.replays_graphs(gpu, 1, 30)
+
+
+def test_gradients_kept_in_place_for_graphs_are_the_same(windows, tmp_path, monkeypatch):
+    spec = make_spec(steps=4)
+    train(spec, *windows, checkpoints=tmp_path / "a", weights=tmp_path / "fresh.pt")
+    kept = []
+
+    def gradient(model, batch, micro_batch, whole=None):
+        loss = accumulate_gradient(model, batch, spec.batch_size, whole)
+        kept.append([p.grad.data_ptr() for p in model.parameters()])
+        return loss
+
+    accumulate_gradient = loop.accumulate_gradient
+    monkeypatch.setattr(loop, "accumulate_gradient", gradient)
+    monkeypatch.setattr(loop, "replays_graphs", lambda *args: True)
+    record = train(spec, *windows, checkpoints=tmp_path / "b", weights=tmp_path / "kept.pt")
+    assert record.hardware.endswith("CUDA graphs")
+    assert all(pointers == kept[0] for pointers in kept)
+    fresh, same = (final_weights(tmp_path / f"{name}.pt") for name in ("fresh", "kept"))
+    assert all(torch.equal(fresh[name], same[name]) for name in fresh)
 
 
 def test_a_seed_sets_initialisation_order_and_augmentation_separately(monkeypatch):
