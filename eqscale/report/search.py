@@ -20,7 +20,7 @@ GOAL = 0.02
 """Largest relative loss that a recipe's pick may lie above the best found."""
 CHECK_ROUNDS = 3
 """Most recipes of an arm that are checked."""
-_SHOWN = 2.0  # panels show losses up to this multiple of the lowest
+_SHOWN = 1.5  # panels show losses up to this multiple of the lowest
 
 
 class FittedRecipe(Protocol):
@@ -86,7 +86,7 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, FittedR
         figure = Figure(figsize=(1.6 * WIDTH, 1.7 * len(arms)), layout="constrained")
         axes = figure.subplots(len(arms), len(budgets), sharex=True, squeeze=False)
         norm = LogNorm(max(1, ended["batch_size"].min() / 2), ended["batch_size"].max() * 2)
-        for row, arm in zip(axes, arms, strict=True):
+        for i, (row, arm) in enumerate(zip(axes, arms, strict=True)):
             for panel, budget in zip(row, budgets, strict=True):
                 here = ended[(ended["arm"] == arm) & (ended["budget"] == budget)]
                 groups = here.groupby(["N", "width", "depth"])
@@ -110,9 +110,9 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, FittedR
                     panel.set_ylim(0.97 * here["loss"].min(), _SHOWN * here["loss"].min())
                 panel.legend(fontsize=6, loc="upper right")
                 panel.tick_params(labelsize=7)
-                if row is axes[0]:
+                if i == 0:
                     panel.set_title(f"{budget:.3g} FLOPs")
-                if row is axes[-1]:
+                if i == len(arms) - 1:
                     panel.set_xlabel("learning rate")
             row[0].set_ylabel(f"{arm}\ntest NMSE")
         figure.colorbar(panel.collections[0], ax=axes, label="batch size", fraction=0.02, format="%d")

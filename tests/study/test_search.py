@@ -240,7 +240,9 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path):
     trials = pd.read_csv(folder / "trials.csv")
     assert len(trials) == 20
     assert json.loads((folder / "recipes.json").read_text()).keys() == {"transformer"}
-    assert (folder / "search.png").exists()
+    figure = (folder / "search.svg").read_text()
+    for label in ("1e+09 FLOPs", "2e+09 FLOPs", "learning rate", "test NMSE"):
+        assert label in figure
     report = (folder / "report.md").read_text()
     checks = pd.read_csv(folder / "check_runs.csv")
     assert len(checks) >= 3
