@@ -36,6 +36,7 @@ from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training import loop
 from eqscale.training.arms import Arm, Size, get_arm, plain
+from eqscale.training.arms.recipe import BATCH
 from eqscale.training.group import Group
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
@@ -214,19 +215,18 @@ def profile(arm: Arm, size: Size, windows: tuple[Windows, Windows], spec: RunSpe
 
 def print_profiles(profiles: list[Profile]) -> None:
     """Print the shares of a run as a Markdown table, and the costs that the shares are made of."""
-    print(f"\nPer cent of the time of a run, batches of {profiles[0].batch_size}\n")
-    print(
-        f"| arm | size | N | FLOPs | steps | run s | {' | '.join(PARTS)} | forward + backward + optimiser |"
-    )
-    print("| --- " * (7 + len(PARTS)) + "|")
+    print("\nPer cent of the time of a run\n")
+    columns = ["arm", "size", "N", "FLOPs", "batch", "steps", "run s", *PARTS]
+    print(f"| {' | '.join(columns)} | forward + backward + optimiser |")
+    print("| --- " * (1 + len(columns)) + "|")
     for p in profiles:
         share = p.share
         core = share["forward"] + share["backward"] + share["optimiser"]
         shares = " | ".join(f"{100 * share[part]:.1f}" for part in PARTS)
         seconds = sum(p.parts.values())
         print(
-            f"| {p.arm} | {p.size} | {p.parameters:,} | {p.budget:.0e} | {p.steps:,} | {seconds:.0f} | "
-            f"{shares} | {100 * core:.1f} |"
+            f"| {p.arm} | {p.size} | {p.parameters:,} | {p.budget:.0e} | {p.batch_size} | {p.steps:,} | "
+            f"{seconds:.0f} | {shares} | {100 * core:.1f} |"
         )
     names = sorted({name for p in profiles for name in p.step})
     print("\nMilliseconds: of a step by part, and of what a run has a fixed number of\n")
@@ -258,7 +258,9 @@ def main() -> None:
         default=["transformer", "transformer_aug", "transformer_aligned", "gatr"],
     )
     parser.add_argument("--parameters", type=float, nargs="+", default=[3e3, 3e4, 3e5])
-    parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=int, default=0, help="windows in a batch (default: by the arm's recipe)"
+    )
     parser.add_argument("--budget", type=float, help="executed FLOPs of every run (default: by size)")
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds of steps to time (default: 2)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
@@ -270,7 +272,7 @@ def main() -> None:
     data = dataset_spec(preset)
     prepare_data(data, args.data, console)
     windows = open_split(data, args.data, "train"), open_split(data, args.data, "test")
-    batch = expected_batch(preset.family, args.batch_size)
+    batch = expected_batch(preset.family, args.batch_size or BATCH)
     profiles = []
     for name, parameters in itertools.product(args.arms, args.parameters):
         arm = get_arm(name)
