@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import gc
+import traceback
 from collections.abc import Iterator
 
 import torch
@@ -54,5 +56,11 @@ def join(rank: int, world: int, port: int) -> Iterator[Group]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     try:
         yield Group(rank, world)
+    except BaseException as error:
+        # Models that an error's frames keep beyond the group would take it along later: its destructor then holds
+        # the interpreter lock and waits for threads that wait for that lock.
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        gc.collect()
         dist.destroy_process_group()
