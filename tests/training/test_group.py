@@ -3,6 +3,7 @@
 import functools
 import math
 import multiprocessing
+import weakref
 
 import pytest
 import torch
@@ -243,3 +244,23 @@ def test_memory_that_runs_out_on_one_rank_ends_the_attempt_and_halves_the_next(d
 def test_more_devices_than_windows_are_refused(windows, tmp_path):
     with pytest.raises(InputError, match="can't use 8 devices: its batch has 7 windows"):
         train(RUN, *windows, checkpoints=tmp_path, group=Group(0, 8))
+
+
+def test_a_fault_frees_its_models_before_the_group_ends(monkeypatch):
+    kept, left = [], []
+    leave = dist.destroy_process_group
+
+    def fault():
+        model = torch.nn.Linear(1, 1)
+        kept.append(weakref.ref(model))
+        raise RuntimeError("a rank is lost")
+
+    def noted():
+        left.append(kept[0]())
+        leave()
+
+    monkeypatch.setattr(dist, "destroy_process_group", noted)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.raises(RuntimeError, match="a rank is lost"), join(0, 1, store.port):
+        fault()
+    assert left == [None]
