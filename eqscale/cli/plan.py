@@ -172,8 +172,8 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rungs(name: str, N: float) -> list[tuple[str, int]]:
-    """Sizes of a registered arm around N with their parameters; none for other arms."""
+def _rungs(name: str, N: float, budget: float) -> list[tuple[str, int]]:
+    """Sizes of a registered arm around N at a budget in executed FLOPs with their parameters; none for other arms."""
     from bisect import bisect
 
     from eqscale.training.arms import arm_names, get_arm
@@ -181,8 +181,9 @@ def _rungs(name: str, N: float) -> list[tuple[str, int]]:
     if name not in arm_names():
         return []
     arm = get_arm(name)
-    at = bisect(arm.ladder, N, key=arm.parameters)
-    return [(str(size), arm.parameters(size)) for size in arm.ladder[max(at - 2, 0) : at + 2]]
+    sizes = arm.sizes(budget)
+    at = bisect(sizes, N, key=arm.parameters)
+    return [(str(size), arm.parameters(size)) for size in sizes[max(at - 2, 0) : at + 2]]
 
 
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:

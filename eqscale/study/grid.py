@@ -73,21 +73,21 @@ def dataset_spec(preset: Preset) -> DatasetSpec:
 
 
 def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Size]:
-    """Rungs of the arm's ladder for one budget, evenly spread in log FLOPs around the guessed optimum.
+    """Rungs of the arm's ladder at one budget, evenly spread in log FLOPs around the guessed optimum.
 
     Raises:
         InputError: if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
     """
     batch_size = preset.batch_size or arm.recipe.batch_size(budget)
     batch = expected_batch(preset.family, batch_size)
-    step_flops = {size: batch.executed_flops(arm, size) for size in arm.ladder}
+    step_flops = {size: batch.executed_flops(arm, size) for size in arm.sizes(budget)}
     smallest = min(step_flops.values())
     if budget < smallest:
         raise InputError(
             f"budget {budget:g} FLOPs is too small for a single step of the smallest {arm.name} "
             f"({smallest:.3g} FLOPs with batch size {batch_size})"
         )
-    affordable = [size for size in arm.ladder if budget / step_flops[size] >= preset.min_steps]
+    affordable = [size for size in step_flops if budget / step_flops[size] >= preset.min_steps]
     if len(affordable) < count:
         raise InputError(
             f"budget {budget:g} FLOPs trains only {len(affordable)} sizes of {arm.name} for "
@@ -142,7 +142,7 @@ def design_run(
 def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence[Size]) -> list[Size]:
     """Sizes of ``extra_sizes`` for an arm and budget that aren't planned anyway."""
     found = []
-    rungs = {str(size): size for size in arm.ladder}
+    rungs = {str(size): size for size in arm.sizes(budget)}
     for text in preset.extra_sizes:
         name, _, rest = text.partition(":")
         number, _, size = rest.partition(":")
@@ -150,12 +150,13 @@ def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence
             at = float(number)
         except ValueError:
             at = math.nan
-        if name not in preset.arms or at not in preset.budgets or (name == arm.name and size not in rungs):
+        here = (name, at) == (arm.name, budget)
+        if name not in preset.arms or at not in preset.budgets or (here and size not in rungs):
             raise InputError(
                 f"--extra-sizes {text!r}: write ARM:BUDGET:WIDTHxDEPTH with one of the --arms, one of the --budgets "
-                "and a size of the arm's ladder" + (f" ({', '.join(rungs)})" if name == arm.name else "")
+                "and a size of the arm's ladder at that budget" + (f" ({', '.join(rungs)})" if here else "")
             )
-        if (name, at) == (arm.name, budget) and rungs[size] not in planned:
+        if here and rungs[size] not in planned:
             found.append(rungs[size])
     return found
 
@@ -306,7 +307,7 @@ def validation_grid(preset: Validation, optima: Mapping[str, float]) -> list[Run
     specs = []
     for name in preset.arms:
         arm = get_arm(name)
-        runs = [design_run(arm, size, preset.budget, preset, seed=0) for size in arm.ladder]
+        runs = [design_run(arm, size, preset.budget, preset, seed=0) for size in arm.sizes(preset.budget)]
         sizes = {run.size: arm.parameters(run.size) for run in runs if run.steps >= preset.min_steps}
         if len(sizes) < preset.sizes_per_arm:
             raise InputError(

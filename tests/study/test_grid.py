@@ -120,7 +120,7 @@ def test_upright_controls_have_twins_in_the_compute_grid(name):
 @pytest.mark.parametrize("name", VALIDATIONS)
 def test_validation_sizes_lie_around_the_predicted_optimum(name):
     preset = VALIDATIONS[name]
-    optima = {arm: get_arm(arm).parameters(get_arm(arm).ladder[6]) for arm in preset.arms}
+    optima = {arm: get_arm(arm).parameters(get_arm(arm).sizes(preset.budget)[6]) for arm in preset.arms}
     specs = validation_grid(preset, optima)
     assert len(specs) == 3 * len(preset.arms)
     assert {spec.budget for spec in specs} == {preset.budget}
@@ -163,7 +163,7 @@ def test_shapes_of_a_group_cost_the_same_and_the_ladders_own_is_among_them():
         arm = get_arm(group.arm)
         batch = expected_batch("S", arm.recipe.batch_size(group.budget))
         cost = {shape: batch.executed_flops(arm, shape) for shape in group.shapes}
-        assert group.rung in arm.ladder
+        assert group.rung in arm.sizes(group.budget)
         assert len(group.shapes) >= 3
         assert {shape.depth for shape in group.shapes} <= {1, 2, 4, group.rung.depth}
         for shape in group.shapes:

@@ -52,6 +52,13 @@ class Arm:
     packed: Callable[[torch.device], bool] | None = None
     """For models that can leave padding out: device -> whether it costs them nothing there. Plans assume so,
     records count what was computed."""
+    deeper_ladders: tuple[tuple[float, tuple[Size, ...]], ...] = ()
+    """Budgets in executed FLOPs, rising, with the sizes to use instead of ``ladder`` from there on: long training pays
+    for more blocks at the same parameters."""
+
+    def sizes(self, budget: float) -> tuple[Size, ...]:
+        """The sizes that suit a budget in executed FLOPs, in order of parameters."""
+        return next((sizes for least, sizes in reversed(self.deeper_ladders) if budget >= least), self.ladder)
 
     def parameters(self, size: Size) -> int:
         """Number of trainable parameters, counted without allocating them."""

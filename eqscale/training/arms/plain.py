@@ -83,19 +83,35 @@ def _build(size: Size, aligned: bool = False) -> nn.Module:
     return PlainModel(_config(size, aligned), aligned)
 
 
-# About 1e3 to 1e9 parameters; heads are at least 8 wide. One block up to 1e4 parameters, two up to 1e5: deeper ones of
-# equal cost end up to 30 % higher (docs/training.md).
-_LADDER = tuple(
+_WIDTHS = {
+    8: 1, 10: 1, 12: 1, 16: 2, 20: 2, 24: 3, 30: 3, 36: 4, 42: 3, 52: 4, 64: 8, 80: 10,
+}  # fmt: skip
+"""Width -> heads, at least 8 wide."""
+
+
+def _rungs(depth: int, least: int, most: int) -> tuple[Size, ...]:
+    return tuple(Size(width, depth, heads) for width, heads in _WIDTHS.items() if least <= width <= most)
+
+
+_LARGE = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
-        (8, 1, 1), (10, 1, 1), (12, 1, 1), (16, 1, 2), (20, 1, 2), (24, 1, 3), (30, 1, 3), (24, 2, 3),
-        (30, 2, 3), (36, 2, 4), (42, 2, 3), (52, 2, 4), (64, 2, 8), (64, 3, 8), (80, 3, 10), (80, 4, 10),
-        (96, 4, 12), (112, 4, 14), (112, 5, 14), (128, 6, 16), (160, 6, 16), (192, 6, 16), (224, 7, 16),
-        (256, 8, 16), (320, 8, 20), (384, 8, 24), (448, 9, 28), (512, 10, 32), (640, 10, 40), (768, 10, 48),
-        (896, 11, 56), (1024, 13, 64), (1280, 13, 80), (1536, 14, 96), (1792, 16, 112), (2048, 19, 128),
-        (2304, 21, 144),
+        (80, 4, 10), (96, 4, 12), (112, 4, 14), (112, 5, 14), (128, 6, 16), (160, 6, 16), (192, 6, 16),
+        (224, 7, 16), (256, 8, 16), (320, 8, 20), (384, 8, 24), (448, 9, 28), (512, 10, 32), (640, 10, 40),
+        (768, 10, 48), (896, 11, 56), (1024, 13, 64), (1280, 13, 80), (1536, 14, 96), (1792, 16, 112),
+        (2048, 19, 128), (2304, 21, 144),
     )
 )  # fmt: skip
+
+# About 1e3 to 1e9 parameters. How many blocks pay follows from the length of training: on short budgets each further
+# block costs 10 to 20 % of the loss, on long ones too few do (docs/training.md).
+_LADDER = _rungs(1, 8, 80) + _rungs(2, 64, 80) + _rungs(3, 80, 80) + _LARGE
+
+
+def _deeper(two: float, three: float) -> tuple[tuple[float, tuple[Size, ...]], ...]:
+    """Ladders from the budgets on, in executed FLOPs, at which two and three blocks pay."""
+    return (two, _rungs(2, 10, 80) + _rungs(3, 80, 80) + _LARGE), (three, _rungs(3, 10, 80) + _LARGE)
+
 
 ARMS = (
     Arm(
@@ -105,6 +121,7 @@ ARMS = (
         _flops,
         _LADDER,
         fitted_recipe("transformer"),
+        deeper_ladders=_deeper(1e12, 1e13),
     ),
     Arm(
         "transformer_aug",
@@ -113,6 +130,7 @@ ARMS = (
         _flops,
         _LADDER,
         fitted_recipe("transformer_aug"),
+        deeper_ladders=_deeper(1e12, 1e13),
         augmented=True,
     ),
     Arm(
@@ -122,5 +140,6 @@ ARMS = (
         functools.partial(_flops, aligned=True),
         _LADDER,
         fitted_recipe("transformer_aligned"),
+        deeper_ladders=_deeper(3e11, 3e12),
     ),
 )
