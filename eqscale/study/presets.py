@@ -201,14 +201,14 @@ ASPECT_RATIOS: dict[str, AspectRatio] = {
     "quick": AspectRatio(
         arms=("transformer", "gatr"), budgets=(5e10,), costs=(1.0,), depths=(1, 2, 4), seeds=(0,), **_QUICK
     ),
-    # Two cores, no GPU: about a quarter of an hour.
+    # Two cores, no GPU: about an hour. On the compute grid's data.
     "cpu": AspectRatio(
         arms=("transformer", "transformer_aligned", "gatr"),
-        budgets=(2e11,),
-        costs=(1.0, 2.0),
-        depths=(1, 2, 4),
-        seeds=(0, 1),
-        **(_CPU | {"train_scenes": 20_000, "test_scenes": 1000}),
+        budgets=(1e11, 3e11, 1e12, 3e12),
+        costs=(0.6,),
+        depths=(1, 2, 3, 4),
+        seeds=(0,),
+        **_CPU,
     ),
     "paper": AspectRatio(
         arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
