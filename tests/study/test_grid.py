@@ -153,7 +153,9 @@ def test_a_bad_extra_size_is_named(text):
         compute_grid(dataclasses.replace(QUICK, extra_sizes=(text,)))
 
 
-SHAPES = dataclasses.replace(ASPECT_RATIOS["cpu"], budgets=(2e11,), costs=(1.0, 2.0), depths=(1, 2, 4))
+SHAPES = dataclasses.replace(
+    ASPECT_RATIOS["cpu"], budgets=(2e11,), costs=(1.0, 2.0), depths=(1, 2, 4), seeds=(0, 1)
+)
 
 
 def test_shapes_of_a_group_cost_the_same_and_the_ladders_own_is_among_them():
