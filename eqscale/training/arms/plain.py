@@ -104,7 +104,7 @@ _LARGE = tuple(
 )  # fmt: skip
 
 # About 1e3 to 1e9 parameters. How many blocks pay follows from the length of training: on short budgets each further
-# block costs 10 to 20 % of the loss, on long ones too few do (docs/training.md).
+# block costs up to a quarter of the loss, on long ones too few do (docs/training.md).
 _LADDER = _rungs(1, 8, 80) + _rungs(2, 64, 80) + _rungs(3, 80, 80) + _LARGE
 
 
