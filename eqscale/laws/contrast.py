@@ -39,7 +39,8 @@ class Estimate:
 
     def exp(self) -> Estimate:
         """The same for the exponential of the number."""
-        value, *limits = np.exp(np.minimum([self.value, *self.model, *self.robust], 700.0)).tolist()
+        with np.errstate(over="ignore"):
+            value, *limits = np.exp([self.value, *self.model, *self.robust]).tolist()
         return Estimate(value, (limits[0], limits[1]), (limits[2], limits[3]))
 
 
@@ -63,9 +64,14 @@ def contrast(terms: Sequence[tuple[ArmFit, Quantity]]) -> Estimate:
     size = min(map(len, draws))
     with np.errstate(invalid="ignore"):
         drawn = np.sum([d[:size] for d in draws], axis=0)
-    known = drawn[~np.isnan(drawn)]
+    return estimate(value, half, drawn)
+
+
+def estimate(value: float, half: float, draws: Array) -> Estimate:
+    """An estimate from half the width of its model-based interval and resamples, NaN where undefined."""
+    known = draws[~np.isnan(draws)]
     robust = (-np.inf, np.inf)
-    if len(known) >= (1 - _UNDEFINED) * size:
+    if len(known) >= (1 - _UNDEFINED) * len(draws):
         low, high = np.percentile(known, [2.5, 97.5], method="nearest")
         robust = (float(low), float(high))
     if not np.isfinite(half):
@@ -92,3 +98,10 @@ def slope(quantity_low: Quantity, quantity_high: Quantity, distance: float) -> Q
             return (np.asarray(quantity_high(c)) - np.asarray(quantity_low(c))) / distance
 
     return of
+
+
+def loss_gap(arm: ArmFit, base: ArmFit, C: float) -> Estimate:
+    """log L_opt of the baseline minus that of the arm at cost C: positive where the arm is ahead."""
+    return contrast(
+        [(base, log_optimum(base.cost, C, "loss")), (arm, scaled(log_optimum(arm.cost, C, "loss"), -1.0))]
+    )

@@ -9,7 +9,7 @@ the run behind a dot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.compare import common_range
+from eqscale.laws.contrast import loss_gap
 from eqscale.laws.frontier import Frontier, frontier
+from eqscale.laws.minima import Minima, loss_ratio
 
 Array = np.ndarray
 
@@ -76,7 +79,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return out
 
 
-def _looks(arms: Mapping[str, ArmFit], colours: Mapping[str, str] | None) -> dict[str, tuple[str, str]]:
+def _looks(arms: Iterable[str], colours: Mapping[str, str] | None) -> dict[str, tuple[str, str]]:
     """Colour and marker of each arm."""
     return {
         name: ((colours or {}).get(name, PALETTE[i % len(PALETTE)]), MARKERS[i % len(MARKERS)])
@@ -206,6 +209,50 @@ def loss_against_compute(
             notes.append(Line2D([], [], color="0.4", linestyle="", marker="o", markerfacecolor="none",
                                 markersize=4, label="runs that the laws have not seen"))  # fmt: skip
         _legend(axes, looks, notes)
+        return finish(figure)
+
+
+def loss_ratios(
+    minima: Mapping[str, Minima],
+    reference: str,
+    arms: Mapping[str, ArmFit],
+    *,
+    axis: str = "training FLOPs",
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """Compute-optimal loss of every arm over that of a reference: measured at single budgets, and by the laws.
+
+    Args:
+        minima: measured optima by arm, the reference among them.
+        reference: name of the arm whose loss is one.
+        arms: laws by arm, with bootstraps.
+        axis: what the cost is, for the label.
+        colours: colour by arm.
+    """
+    looks = _looks(minima, colours)
+    others = [name for name in minima if name != reference]
+    with style():
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(1, color=looks[reference][0], linewidth=1.2)
+        for i, name in enumerate(others):
+            colour, marker = looks[name]
+            if name in arms and reference in arms:
+                C = np.geomspace(*common_range({n: arms[n] for n in (name, reference)}), 40)
+                found = [loss_gap(arms[reference], arms[name], float(c)).exp() for c in C]
+                limits = np.array([e.robust for e in found]).T
+                axes.fill_between(C, *limits, color=colour, alpha=0.18, linewidth=0)
+                axes.plot(C, [e.value for e in found], color=colour, linewidth=1.3)
+            cost = np.intersect1d(minima[name].cost, minima[reference].cost)
+            found = [loss_ratio(minima[reference], minima[name], float(c)).exp() for c in cost]
+            value = np.array([e.value for e in found])
+            errors = np.array([[e.value - e.low, e.high - e.value] for e in found]).T
+            axes.errorbar(
+                cost * 1.03 ** (i - (len(others) - 1) / 2), value, errors, color=colour, marker=marker,
+                markersize=4.5, linestyle="", capsize=2, linewidth=1.1,
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=f"loss over that of {reference}")
+        _legend(axes, {name: looks[name] for name in (*others, reference)})
         return finish(figure)
 
 

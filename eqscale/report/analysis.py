@@ -14,6 +14,7 @@ from eqscale.errors import InputError
 from eqscale.laws import Interval, fit_cost, intervals
 from eqscale.laws.arms import ArmFit, fit_arms
 from eqscale.laws.compare import Comparison, common_range, compare_arms
+from eqscale.laws.minima import Minima, measured_minima
 from eqscale.laws.plan import Advice, advise
 from eqscale.laws.validate import HoldOut, LackOfFit, Outlier, hold_out_top, lack_of_fit, outliers
 from eqscale.report.axes import AXES, BASELINE
@@ -59,6 +60,8 @@ class Analysis:
     edges: list[Edge]
     comparisons: dict[str, list[Comparison | str]]
     """By axis, every pair of arms; a text where they can't be compared."""
+    minima: dict[str, dict[str, Minima]]
+    """By axis and arm, optima of the runs at equal cost, without a law."""
     ranking: dict[str, list[list[Advice]]]
     """By axis, the arms at the lowest, middle and highest cost that all arms' runs cover; best first."""
 
@@ -72,7 +75,7 @@ def analyse(study: Study) -> Analysis:
     grid = study.part("compute")
     if grid.empty and (study.runs["part"] != "compute").all():
         data = study.part("data_grid")
-        return Analysis({}, {}, {}, {}, {}, {}, seed_noise(data), noise_at_sizes(data), [], {}, {})
+        return Analysis({}, {}, {}, {}, {}, {}, seed_noise(data), noise_at_sizes(data), [], {}, {}, {})
     fitted, unfitted = fit_every_arm(grid)
     arms = {axis: {name: on_axis(arm, grid, axis) for name, arm in fitted.items()} for axis in AXES}
     return Analysis(
@@ -86,6 +89,7 @@ def analyse(study: Study) -> Analysis:
         noise_at_sizes(grid),
         [edge for axis, group in arms.items() for arm in group.values() for edge in find_edges(arm, axis)],
         {axis: _compare_pairs(group, AXES[axis].label) for axis, group in arms.items()},
+        {axis: find_minima(group, axis) for axis, group in arms.items()},
         {axis: _rank(group) for axis, group in arms.items()},
     )
 
@@ -178,6 +182,20 @@ def equal_cost_panels(arms: Arms) -> dict[str, ArmFit]:
         nearest = np.abs(np.log(arm.C)[:, None] - np.log(panels)[None]).argmin(1)
         out[name] = moved(arm, panels[nearest])
     return out
+
+
+def at_equal_cost(arms: Arms, axis: str) -> dict[str, ArmFit]:
+    """Runs grouped by cost: on executed FLOPs by budget as they are, on another axis moved to panels."""
+    return dict(arms) if axis == "executed" else equal_cost_panels(arms)
+
+
+def find_minima(arms: Arms, axis: str) -> dict[str, Minima]:
+    """Measured optima of every arm that has enough sizes."""
+    found = {
+        name: measured_minima(arm, resamples=RESAMPLES, seed=position)
+        for position, (name, arm) in enumerate(at_equal_cost(arms, axis).items())
+    }
+    return {name: minima for name, minima in found.items() if minima is not None}
 
 
 def find_edges(arm: ArmFit, axis: str) -> list[Edge]:

@@ -1,8 +1,10 @@
-"""The paper's three conclusions, each decided by stated criteria from the fitted laws and measured means.
+"""The paper's three conclusions, each decided by stated criteria from the fitted laws and measured optima.
 
-A conclusion is a list of checks. A check holds, fails, or stays open where its 95 % interval (the wider of the
-model-based and the robust one) allows both. All checks hold: reproduced; one fails: not reproduced; otherwise not
-decidable at this scale. The conclusions are those of the abstract and the figure captions of arXiv 2410.23179.
+A conclusion is a list of checks. What compares arms over compute is checked twice: by the laws, and by the measured
+optima of single budgets, which need no law and so can't miss structure with it. Each holds, fails, or stays open
+where its 95 % interval (the wider of the model-based and the robust one) allows both; a check holds or fails if both
+do. All checks hold: reproduced; one fails: not reproduced; otherwise not decidable at this scale. The conclusions are
+those of the abstract and the figure captions of arXiv 2410.23179.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import numpy as np
 
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import common_range
-from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
+from eqscale.laws.contrast import Estimate, contrast, log_optimum, loss_gap, scaled, slope
 from eqscale.laws.fit import Coefficients, Quantity
+from eqscale.laws.minima import Minima, bend, combine, loss_ratio, weights_at
 from eqscale.laws.render import interval_text, number
 from eqscale.report.axes import AUGMENTED, AXES, BASELINE, EQUIVARIANT
 from eqscale.report.data_grid import DataGrid, Gap, gap, levels_with_epochs
@@ -45,7 +48,10 @@ class Check:
     criterion: str
     outcome: str
     """``holds``, ``fails`` or ``open``."""
-    evidence: str
+    measured: str
+    """What single budgets or means over seeds give."""
+    by_law: str = ""
+    """What the laws give, where the check is made with them too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,22 +84,50 @@ STATEMENTS = {
 }
 
 
-def conclude(arms: Mapping[str, Mapping[str, ArmFit]], grid: DataGrid | None) -> list[Conclusion]:
+def conclude(
+    arms: Mapping[str, Mapping[str, ArmFit]],
+    minima: Mapping[str, Mapping[str, Minima]],
+    grid: DataGrid | None,
+) -> list[Conclusion]:
     """All conclusions: the first from the data grid, the others on each axis.
 
     Args:
         arms: laws by axis and arm, as in ``Analysis``.
+        minima: measured optima by axis and arm.
         grid: the data grid, if there is one.
     """
     out = [Conclusion(1, "", _data_checks(grid), ("Figure 2", "Table 5") if grid else ())]
-    sources = {2: ("Figure 1", "Table 3", "Table 4"), 3: ("Figure 5", "Table 2")} if arms else {}
-    for axis in AXES:
-        checks = _compute_checks(arms.get(axis, {}), axis)
-        out.append(Conclusion(2, axis, checks, sources.get(2, ())))
-    for axis in AXES:
-        checks = _allocation_checks(arms.get(axis, {}), axis)
-        out.append(Conclusion(3, axis, checks, sources.get(3, ())))
+    sources: dict[int, tuple[str, ...]] = {}
+    if arms:
+        seen = ("Figure 10", "Table 17") if any(minima.values()) else ()
+        sources = {2: ("Figure 1", "Table 3", "Table 4", *seen), 3: ("Figure 5", "Table 2", *seen[1:])}
+    for conclusion, claims, by_law, by_minima in (
+        (2, _COMPUTE_CLAIMS, _laws_on_compute, _minima_on_compute),
+        (3, _ALLOCATION_CLAIMS, _laws_on_allocation, _minima_on_allocation),
+    ):
+        for axis, info in AXES.items():
+            law = by_law(arms.get(axis, {}), info.unit) or _nothing(claims, arms.get(axis, {}), "law")
+            own = by_minima(minima.get(axis, {}), info.unit)
+            own = own or _nothing(claims, minima.get(axis, {}), "measured optimum")
+            checks = tuple(_both(claim, a, b) for claim, a, b in zip(claims, own, law, strict=True))
+            out.append(Conclusion(conclusion, axis, checks, sources.get(conclusion, ())))
     return out
+
+
+Finding = tuple[str, str]
+"""``holds``, ``fails`` or ``open``, and the figures that say so."""
+
+
+def _both(claim: tuple[str, str], measured: Finding, by_law: Finding) -> Check:
+    """A check that is made with the measured optima and with the laws."""
+    outcome = measured[0] if measured[0] == by_law[0] else "open"
+    return Check(*claim, outcome, *(f"{text} ({said})" for said, text in (measured, by_law)))
+
+
+def _nothing(claims: Sequence[tuple[str, str]], found: Mapping[str, object], what: str) -> list[Finding]:
+    missing = [f"`{name}`" for name in (EQUIVARIANT, BASELINE) if name not in found]
+    reason = f"no {what} of {' and '.join(missing)}" if missing else "no range of costs in common"
+    return [("open", reason)] * len(claims)
 
 
 def _decide(low: float, high: float, holds: Callable[[float], bool], fails: Callable[[float], bool]) -> str:
@@ -122,20 +156,22 @@ def both_intervals(e: Estimate, digits: int = 3) -> str:
     return f"{number(e.value, digits)} {limits}"
 
 
-def _pair(arms: Mapping[str, ArmFit]) -> tuple[ArmFit, ArmFit, float, float] | str:
-    """The equivariant arm, the baseline and the costs both cover, or why there is no comparison."""
-    missing = [name for name in (EQUIVARIANT, BASELINE) if name not in arms]
-    if missing:
-        return f"no law of {' and '.join(f'`{name}`' for name in missing)}"
+def _pair(arms: Mapping[str, ArmFit]) -> tuple[ArmFit, ArmFit, float, float] | None:
+    """The equivariant arm, the baseline and the costs both cover, if they do."""
+    if EQUIVARIANT not in arms or BASELINE not in arms:
+        return None
     pair = {name: arms[name] for name in (EQUIVARIANT, BASELINE)}
     low, high = common_range(pair)
-    if not low < high:
-        return "their runs have no range of costs in common"
-    return pair[EQUIVARIANT], pair[BASELINE], low, high
+    return (pair[EQUIVARIANT], pair[BASELINE], low, high) if low < high else None
 
 
-def _open(claims: Sequence[tuple[str, str]], reason: str) -> tuple[Check, ...]:
-    return tuple(Check(claim, criterion, "open", reason) for claim, criterion in claims)
+def _measured_pair(minima: Mapping[str, Minima]) -> tuple[Minima, Minima, np.ndarray] | None:
+    """Measured optima of the equivariant arm and the baseline and the budgets of both, if there are two."""
+    if EQUIVARIANT not in minima or BASELINE not in minima:
+        return None
+    arm, base = minima[EQUIVARIANT], minima[BASELINE]
+    common = np.intersect1d(arm.cost, base.cost)
+    return (arm, base, common) if len(common) > 1 else None
 
 
 def tested_costs(arms: Mapping[str, ArmFit], low: float, high: float) -> np.ndarray:
@@ -161,45 +197,60 @@ _COMPUTE_CLAIMS = (
 )
 
 
-def _compute_checks(arms: Mapping[str, ArmFit], axis: str) -> tuple[Check, ...]:
+def _laws_on_compute(arms: Mapping[str, ArmFit], unit: str) -> list[Finding]:
     pair = _pair(arms)
-    if isinstance(pair, str):
-        return _open(_COMPUTE_CLAIMS, pair)
+    if pair is None:
+        return []
     arm, base, low, high = pair
-    unit = AXES[axis].unit
-    (straight, straight_how), (ahead, ahead_how), (similar, similar_how) = _COMPUTE_CLAIMS
-
     bends = {a.name: contrast([(a, _bend(a, low, high))]) for a in (arm, base)}
-    outcomes = {_within(e.low, e.high, math.log(STRAIGHT)) for e in bends.values()}
-    shown = "; ".join(f"`{name}` {both_intervals(e.exp())}" for name, e in bends.items())
-    checks = [Check(straight, straight_how, _worst(outcomes), shown)]
-
     gaps = {float(C): loss_gap(arm, base, float(C)) for C in tested_costs(arms, low, high)}
-    outcomes = {_positive(e.low, e.high) for e in gaps.values()}
-    shown = "; ".join(f"at {C:.2g} {unit} {both_intervals(e.exp())}" for C, e in gaps.items())
-    checks.append(Check(ahead, ahead_how, _worst(outcomes), shown))
-
     change = contrast(
         [
             (a, scaled(slope(log_optimum(a.cost, low, "loss"), log_optimum(a.cost, high, "loss"), 1.0), sign))
             for a, sign in ((base, 1.0), (arm, -1.0))
         ]
     )
-    outcome = _within(change.low, change.high, math.log(SIMILAR))
-    checks.append(Check(similar, similar_how, outcome, both_intervals(change.exp())))
-    return tuple(checks)
+    return _on_compute(bends, gaps, change, unit)
+
+
+def _minima_on_compute(minima: Mapping[str, Minima], unit: str) -> list[Finding]:
+    pair = _measured_pair(minima)
+    if pair is None:
+        return []
+    arm, base, common = pair
+    bends = {m.name: bend(m, common) for m in (arm, base)} if len(common) > 2 else {}
+    gaps = {float(C): loss_ratio(arm, base, C) for C in common}
+    ends = common[[0, -1]]
+    change = combine(
+        [
+            (m, m.loss, weights_at(m, ends, sign * np.array([-1.0, 1.0])))
+            for m, sign in ((base, 1.0), (arm, -1.0))
+        ]
+    )
+    return _on_compute(bends, gaps, change, unit)
+
+
+def _on_compute(
+    bends: Mapping[str, Estimate], gaps: Mapping[float, Estimate], change: Estimate, unit: str
+) -> list[Finding]:
+    """The checks of conclusion 2, whatever its figures come from."""
+    straight = {_within(e.low, e.high, math.log(STRAIGHT)) for e in bends.values()} or {"open"}
+    shown = "; ".join(f"`{name}` {both_intervals(e.exp())}" for name, e in bends.items())
+    ahead = {_positive(e.low, e.high) for e in gaps.values()}
+    return [
+        (_worst(straight), shown or "too few budgets"),
+        (_worst(ahead), _at_costs(gaps, unit)),
+        (_within(change.low, change.high, math.log(SIMILAR)), both_intervals(change.exp())),
+    ]
+
+
+def _at_costs(found: Mapping[float, Estimate], unit: str) -> str:
+    return "; ".join(f"at {C:.2g} {unit} {both_intervals(e.exp())}" for C, e in found.items())
 
 
 def _worst(outcomes: set[str]) -> str:
     """Of several outcomes that must all hold."""
     return "fails" if "fails" in outcomes else "open" if "open" in outcomes else "holds"
-
-
-def loss_gap(arm: ArmFit, base: ArmFit, C: float) -> Estimate:
-    """log L_opt of the baseline minus that of the arm at cost C: positive where the arm is ahead."""
-    return contrast(
-        [(base, log_optimum(base.cost, C, "loss")), (arm, scaled(log_optimum(arm.cost, C, "loss"), -1.0))]
-    )
 
 
 def _bend(arm: ArmFit, low: float, high: float) -> Quantity:
@@ -226,26 +277,50 @@ _ALLOCATION_CLAIMS = (
 )
 
 
-def _allocation_checks(arms: Mapping[str, ArmFit], axis: str) -> tuple[Check, ...]:
+def _laws_on_allocation(arms: Mapping[str, ArmFit], unit: str) -> list[Finding]:
     pair = _pair(arms)
-    if isinstance(pair, str):
-        return _open(_ALLOCATION_CLAIMS, pair)
+    if pair is None:
+        return []
     arm, base, low, high = pair
-    unit = AXES[axis].unit
-    (fewer, fewer_how), (closes, closes_how) = _ALLOCATION_CLAIMS
     ratios = {C: size_ratio(arm, base, C) for C in (low, math.sqrt(low * high), high)}
-    outcomes = {_positive(-e.high, -e.low) for C, e in ratios.items() if high > C}
-    shown = "; ".join(f"at {C:.2g} {unit} {both_intervals(e.exp())}" for C, e in ratios.items())
     change = contrast(
         [
             (a, scaled(slope(log_optimum(a.cost, low, "N"), log_optimum(a.cost, high, "N"), 1.0), sign))
             for a, sign in ((arm, 1.0), (base, -1.0))
         ]
     )
-    return (
-        Check(fewer, fewer_how, _worst(outcomes), shown),
-        Check(closes, closes_how, _positive(change.low, change.high), both_intervals(change.exp())),
-    )
+    return _on_allocation(ratios, change, unit)
+
+
+def _minima_on_allocation(minima: Mapping[str, Minima], unit: str) -> list[Finding]:
+    """From straight lines through the arms' measured log N_opt (approach 2 of Hoffmann et al. 2022)."""
+    pair = _measured_pair(minima)
+    if pair is None:
+        return []
+    arm, base, common = pair
+    common = common[np.isfinite(arm.N.value[arm.at(common)]) & np.isfinite(base.N.value[base.at(common)])]
+    if len(common) < 2:
+        return []
+    x = np.log(common)
+    low, high = x[[0, -1]]
+
+    def ratio(row: list[float]) -> Estimate:
+        weights = np.array(row) @ np.linalg.pinv(np.vander(x, 2))
+        return combine(
+            [(m, m.N, weights_at(m, common, sign * weights)) for m, sign in ((arm, 1.0), (base, -1.0))]
+        )
+
+    ratios = {float(np.exp(v)): ratio([v, 1.0]) for v in (low, 0.5 * (low + high), high)}
+    return _on_allocation(ratios, ratio([high - low, 0.0]), unit)
+
+
+def _on_allocation(ratios: Mapping[float, Estimate], change: Estimate, unit: str) -> list[Finding]:
+    """The checks of conclusion 3: at all costs but the highest, and from the lowest to the highest."""
+    fewer = {_positive(-e.high, -e.low) for C, e in ratios.items() if max(ratios) > C}
+    return [
+        (_worst(fewer), _at_costs(ratios, unit)),
+        (_positive(change.low, change.high), both_intervals(change.exp())),
+    ]
 
 
 def size_ratio(arm: ArmFit, base: ArmFit, C: float) -> Estimate:
@@ -271,7 +346,7 @@ _DATA_CLAIMS = (
 
 def _data_checks(grid: DataGrid | None) -> tuple[Check, ...]:
     if grid is None:
-        return _open(_DATA_CLAIMS, "there is no data grid")
+        return tuple(Check(*claim, "open", "there is no data grid") for claim in _DATA_CLAIMS)
     (efficient, efficient_how), (closed, closed_how) = _DATA_CLAIMS
     levels = levels_with_epochs(grid, [BASELINE, EQUIVARIANT], REPEATED)
     plain = gap(grid, {BASELINE: 1.0, EQUIVARIANT: -1.0}, levels) if levels else None

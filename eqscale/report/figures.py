@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from eqscale.laws import plots
-from eqscale.report.analysis import Analysis, equal_cost_panels
-from eqscale.report.axes import AXES, COLOURS
+from eqscale.report.analysis import Analysis, at_equal_cost
+from eqscale.report.axes import AXES, COLOURS, EQUIVARIANT
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes
@@ -79,6 +79,7 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
                 for axis, arms in analysis.arms.items()
             },
         )  # fmt: skip
+        _add_ratios(add, analysis, palette)
     if grid is not None:
         add(
             2, "Loss against unique training data",
@@ -96,6 +97,24 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
             {("fig8_validation", study.prediction["axis"]): validation_figure(study, palette)},
         )  # fmt: skip
     return out
+
+
+def _add_ratios(add, analysis: Analysis, palette: Mapping[str, str]) -> None:
+    images = {
+        (f"fig10_loss_ratio{AXES[axis].suffix}", axis): plots.loss_ratios(
+            minima, EQUIVARIANT, analysis.arms[axis], axis=AXES[axis].label, colours=palette
+        )
+        for axis, minima in analysis.minima.items()
+        if EQUIVARIANT in minima and len(minima) > 1
+    }
+    if images:
+        add(
+            10, f"Loss relative to that of {EQUIVARIANT}",
+            "Markers are ratios of compute-optimal losses measured at equal cost, without a law, with 95 % intervals "
+            "(the wider of model-based and robust), lines and bands those of the laws over the costs that both arms' "
+            "runs cover. Where they part, trust the markers.",
+            images,
+        )  # fmt: skip
 
 
 def _add_law_figures(add, analysis: Analysis, palette: Mapping[str, str]) -> None:
@@ -117,7 +136,7 @@ def _add_law_figures(add, analysis: Analysis, palette: Mapping[str, str]) -> Non
         "the other axes each run is moved along its law to the nearest panel's cost, its residual kept.",
         {
             (f"fig4_isoflop{AXES[axis].suffix}", axis): plots.isoflop_panels(
-                arms if axis == "executed" else equal_cost_panels(arms),
+                at_equal_cost(arms, axis),
                 loss_label=LOSS, unit=AXES[axis].unit, colours=palette,
             )
             for axis, arms in analysis.arms.items()

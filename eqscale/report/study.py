@@ -35,7 +35,7 @@ def write_report(folder: Path) -> Path:
     study = read_study(folder)
     analysis = analyse(study)
     grid = read_data_grid(study.part("data_grid"), study.part("compute"))
-    conclusions = conclude(analysis.arms, grid)
+    conclusions = conclude(analysis.arms, analysis.minima, grid)
     figures = draw_figures(study, analysis, grid, folder)
     if analysis.arms:
         records = {

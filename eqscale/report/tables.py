@@ -13,9 +13,10 @@ from eqscale.laws import Interval
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
+from eqscale.laws.minima import combine, loss_ratio, weights_at
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis, pooled_noise
-from eqscale.report.axes import AXES
+from eqscale.report.axes import AXES, EQUIVARIANT
 from eqscale.report.parts import PARTS, Study
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
@@ -181,6 +182,45 @@ def comparison_table(analysis: Analysis) -> Table:
         ["axis", "pair", "at", "compute the second needs for the first's loss", "P(first ahead)", "crossing"], rows,
         "Factors with robust, then model-based 95 % intervals. A star: the second's equivalent lies beyond its "
         "runs. Crossings are searched from a tenth of the lowest to ten times the highest cost.",
+    )  # fmt: skip
+
+
+def minima_table(analysis: Analysis) -> Table:
+    """Table 17: optima of the runs at equal cost, and losses relative to the equivariant arm's, without a law."""
+    rows = []
+    for axis, minima in analysis.minima.items():
+        reference = minima.get(EQUIVARIANT)
+        for cost in sorted({float(c) for m in minima.values() for c in m.cost}):
+            for name, m in minima.items():
+                if cost not in m.cost:
+                    continue
+                at = weights_at(m, np.array([cost]), np.ones(1))
+                size = combine([(m, m.N, at)]).exp()
+                ratio = (
+                    _cell(loss_ratio(reference, m, cost).exp())
+                    if reference is not None and m is not reference and cost in reference.cost
+                    else "–"
+                )
+                rows.append(
+                    [
+                        AXES[axis].label,
+                        f"{cost:.3g} {AXES[axis].unit}",
+                        f"`{name}`",
+                        _cell(combine([(m, m.loss, at)]).exp()),
+                        "at an edge" if math.isnan(size.value) else _cell(size),
+                        ratio,
+                    ]
+                )
+    scatter = ", ".join(
+        f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items()
+    )
+    return Table(
+        17, "Measured optima at equal cost, without a law",
+        ["axis", "cost", "arm", "lowest loss", "N_opt", f"loss over that of `{EQUIVARIANT}`"], rows,
+        "Vertex of a parabola in log N through the log losses of the runs at one cost (approach 2 of Hoffmann et al. "
+        "2022), within the sizes that were run. On executed FLOPs these are the budgets; on the other axes runs are "
+        "moved along their laws to the nearest of a few costs, residual kept. Intervals: [t of the scatter about all "
+        f"parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap].",
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def analysed(tmp_path, table) -> Content:
     study = read_study(tmp_path)
     found = analyse(study)
     grid = read_data_grid(study.part("data_grid"), study.part("compute"))
-    return Content(study, found, grid, conclude(found.arms, grid), [])
+    return Content(study, found, grid, conclude(found.arms, found.minima, grid), [])
 
 
 def verdicts(conclusions: list[Conclusion]) -> dict[tuple[int, str], str]:
@@ -50,6 +50,25 @@ def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
     assert line.count("`transformer` ahead above") == 3
     assert re.search(r"at 1e\+10 FLOPs `gatr` is ahead; .*at 1e\+13 FLOPs `transformer` is ahead", text)
     assert "the best run is " in text
+
+
+def test_laws_and_measured_optima_must_agree(unlike):
+    found = unlike.analysis
+    swapped = {
+        axis: {"gatr": own["transformer"], "transformer": own["gatr"]} for axis, own in found.minima.items()
+    }
+    for axis in ("executed", "nominal", "seconds"):
+        agreed, contradicted = (
+            next(c.checks[0] for c in conclusions if (c.number, c.axis) == (3, axis))
+            for conclusions in (unlike.conclusions, conclude(found.arms, swapped, None))
+        )
+        assert agreed.claim == "the equivariant arm wants fewer parameters"
+        assert (agreed.outcome, contradicted.outcome) == ("fails", "open")
+        assert agreed.by_law == contradicted.by_law
+        assert contradicted.measured.endswith("(holds)")
+    without = conclude(found.arms, {}, None)
+    assert {check.outcome for c in without for check in c.checks} == {"open"}
+    assert "no measured optimum of `gatr` and `transformer`" in without[1].checks[0].measured
 
 
 def test_noise_makes_the_conclusions_undecidable(tmp_path):
@@ -84,7 +103,7 @@ def test_augmentation_that_leaves_half_of_the_gap_does_not_close_it():
         (0.25, "not decidable at this scale"),
     ):
         grid = read_data_grid(planted.data_grid(planted.LIKE_THE_PAPER, left=left), pd.DataFrame())
-        assert conclude({}, grid)[0].verdict == verdict, left
+        assert conclude({}, {}, grid)[0].verdict == verdict, left
 
 
 def test_gaps_need_seeds_to_be_known():

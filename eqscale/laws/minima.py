@@ -1,0 +1,175 @@
+"""Compute-optimal loss and size of each budget from its own runs: what can be said without a law.
+
+Approach 2 of Hoffmann et al. 2022 (section 3.2) with intervals: a parabola in log N through the log losses of a
+budget's runs, whose vertex is the optimum. One scatter is pooled over all budgets of an arm; it holds both the noise
+of the runs and what a parabola misses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from eqscale.laws.arms import ArmFit
+from eqscale.laws.contrast import Estimate, estimate
+
+Array = np.ndarray
+
+_SIZES = 4  # fewer leave no residual to judge a parabola by
+
+
+@dataclass(frozen=True)
+class Optima:
+    """A logarithm at each of k budgets, with its errors."""
+
+    value: Array
+    """(k,)"""
+    se: Array
+    """Standard errors to first order, (k,)."""
+    draws: Array
+    """Residual bootstrap, (resamples, k)."""
+
+
+@dataclass(frozen=True)
+class Minima:
+    """The optima of an arm at its budgets."""
+
+    name: str
+    cost: Array
+    """Budgets with enough sizes, ascending, (k,)."""
+    loss: Optima
+    """Log loss at the vertex, or at the end of the sizes that is nearest to it."""
+    N: Optima
+    """Log size at the vertex; NaN where it lies outside the sizes."""
+    scatter: float
+    """Standard deviation of a log loss about its parabola, pooled over budgets."""
+    df: int
+    """Degrees of freedom of ``scatter``."""
+
+    def at(self, cost: Array) -> Array:
+        """Positions of budgets among ``cost``."""
+        return np.searchsorted(self.cost, cost)
+
+
+def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Minima | None:
+    """Fit a parabola to each budget of an arm.
+
+    Args:
+        arm: runs grouped by ``budget``; those of one budget should cost about the same. The law is not used.
+        resamples, seed: of the residual bootstrap.
+
+    Returns:
+        None if no budget has runs at four sizes or more.
+    """
+    budgets = [b for b in np.unique(arm.budget) if len(np.unique(arm.N[arm.budget == b])) >= _SIZES]
+    if not budgets:
+        return None
+    grids, fitted, residuals, leverages = [], [], [], []
+    for budget in budgets:
+        here = arm.budget == budget
+        x, y = np.log(arm.N[here]), np.log(arm.loss[here])
+        X = np.vander(x - x.mean(), 3)
+        solve = np.linalg.pinv(X)
+        grids.append((x, solve))
+        fitted.append(X @ (solve @ y))
+        residuals.append(y - fitted[-1])
+        leverages.append(np.einsum("ij,ji->i", X, solve))
+    df = sum(map(len, residuals)) - 3 * len(budgets)
+    scatter = float(np.sqrt(sum(float(r @ r) for r in residuals) / df))
+    pool = np.concatenate(residuals) / np.sqrt(np.maximum(1 - np.concatenate(leverages), 0.05))
+    pool -= pool.mean()
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list] = {
+        name: [] for name in ("loss", "loss_se", "loss_draws", "N", "N_se", "N_draws")
+    }
+    for (x, solve), line, residual in zip(grids, fitted, residuals, strict=True):
+        drawn = line + rng.choice(pool, (resamples, len(x)))
+        coefficients = np.concatenate([(line + residual)[None], drawn]) @ solve.T
+        log_loss, at, inside = _vertex(coefficients, x - x.mean())
+        log_n = np.where(inside, at + x.mean(), np.nan)
+        (a, b, _), covariance = coefficients[0], scatter**2 * solve @ solve.T
+        by_loss = np.array([at[0] ** 2, at[0], 1.0])  # at a vertex its own shift doesn't count
+        by_size = np.array([b / (2 * a * a), -1 / (2 * a), 0.0]) if inside[0] else np.full(3, np.nan)
+        columns["loss"].append(log_loss[0])
+        columns["loss_se"].append(np.sqrt(by_loss @ covariance @ by_loss))
+        columns["loss_draws"].append(log_loss[1:])
+        columns["N"].append(log_n[0])
+        columns["N_se"].append(np.sqrt(by_size @ covariance @ by_size))
+        columns["N_draws"].append(log_n[1:])
+    loss, size = (
+        Optima(np.array(columns[n]), np.array(columns[f"{n}_se"]), np.transpose(columns[f"{n}_draws"]))
+        for n in ("loss", "N")
+    )
+    return Minima(arm.name, np.array(budgets), loss, size, scatter, df)
+
+
+def _vertex(coefficients: Array, x: Array) -> tuple[Array, Array, Array]:
+    """Lowest value within the sizes x of parabolas (b, 3), where it is, and whether it is a vertex."""
+    a, b, c = coefficients.T
+    low, high = x.min(), x.max()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        top = -b / (2 * a)
+    inside = (a > 0) & (low < top) & (top < high)
+    ends = [a * v * v + b * v + c for v in (low, high)]
+    at = np.where(inside, top, np.where(ends[0] < ends[1], low, high))
+    return a * at * at + b * at + c, at, inside
+
+
+def combine(terms: Sequence[tuple[Minima, Optima, Array]]) -> Estimate:
+    """Sum of weighted optima of different arms, with a model-based and a robust interval.
+
+    Args:
+        terms: each arm once: its minima, their ``loss`` or ``N``, and the weight of each budget, (k,).
+    """
+    value = variance = 0.0
+    drawn = 0.0
+    for _, optima, weights in terms:
+        used = weights != 0  # an unknown optimum that isn't used must not spoil the sum
+        value += float(optima.value[used] @ weights[used])
+        variance += float(optima.se[used] ** 2 @ weights[used] ** 2)
+        drawn = drawn + optima.draws[:, used] @ weights[used]
+    t = float(stats.t.ppf(0.975, min(minima.df for minima, *_ in terms)))
+    return estimate(value, t * np.sqrt(variance), np.asarray(drawn))
+
+
+def weights_at(minima: Minima, cost: Array, weights: Array) -> Array:
+    """Weights over an arm's budgets that are zero except at the given ones."""
+    out = np.zeros(len(minima.cost))
+    out[minima.at(cost)] = weights
+    return out
+
+
+def loss_ratio(arm: Minima, base: Minima, cost: float) -> Estimate:
+    """log L_opt of the baseline minus that of the arm at a budget that both have."""
+    one = np.array([cost])
+    return combine(
+        [
+            (base, base.loss, weights_at(base, one, np.ones(1))),
+            (arm, arm.loss, weights_at(arm, one, -np.ones(1))),
+        ]
+    )
+
+
+def bend(minima: Minima, cost: Array) -> Estimate:
+    """log of the local exponent of L_opt in the top third over that in the bottom third of budgets.
+
+    Exponents are those of a parabola in log C through the measured minima.
+
+    Args:
+        minima: of one arm.
+        cost: at least three of its budgets, ascending.
+    """
+    x = np.log(cost)
+    span = (x - x[0]) / (x[-1] - x[0])
+    fit = np.linalg.pinv(np.vander(span, 3))
+    bottom = weights_at(minima, cost, (np.vander([0.0, 1 / 3], 3) @ fit).T @ np.array([1.0, -1.0]))
+    top = weights_at(minima, cost, (np.vander([2 / 3, 1.0], 3) @ fit).T @ np.array([1.0, -1.0]))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        falls = [np.concatenate([[minima.loss.value @ w], minima.loss.draws @ w]) for w in (bottom, top)]
+        log_ratio = np.log(np.maximum(falls[1], 0.0) / np.maximum(falls[0], 1e-300))
+        gradient = top / falls[1][0] - bottom / falls[0][0]
+    half = stats.t.ppf(0.975, minima.df) * np.sqrt(float(minima.loss.se**2 @ gradient**2))
+    return estimate(float(log_ratio[0]), half, log_ratio[1:])

@@ -1,0 +1,86 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from eqscale.laws import fit, nd_cost
+from eqscale.laws.arms import ArmFit
+from eqscale.laws.minima import bend, combine, loss_ratio, measured_minima, weights_at
+
+BUDGETS = np.array([1e11, 3e11, 1e12, 3e12])
+
+
+def arm(
+    sizes=7, seeds=2, noise=0.0, rng=0, level=0.3, falls=0.2, grows=0.5, curve=0.1, shift=0.0, budgets=BUDGETS
+):
+    """Runs whose log loss is a parabola in log N at each budget, the optimum of which is known."""
+    rng = np.random.default_rng(rng)
+    budget, spread, _ = np.meshgrid(budgets, np.linspace(-1.2, 1.2, sizes), range(seeds), indexing="ij")
+    budget, N = budget.ravel(), (1e4 * (budget / 1e11) ** grows * np.exp(spread)).ravel()
+    off = spread.ravel() - shift
+    loss = level * (budget / 1e11) ** -falls * np.exp(curve * off**2 + noise * rng.normal(size=N.size))
+    D = budget / (6 * N)
+    return ArmFit("a", fit(N, D, loss), None, nd_cost(), budget, budget)
+
+
+def test_the_vertex_of_runs_without_noise_is_exact():
+    found = measured_minima(arm(shift=0.3), resamples=50)
+    assert found.cost == pytest.approx(BUDGETS)
+    assert np.exp(found.loss.value) == pytest.approx(0.3 * (BUDGETS / 1e11) ** -0.2, rel=1e-9)
+    assert np.exp(found.N.value) == pytest.approx(1e4 * (BUDGETS / 1e11) ** 0.5 * np.exp(0.3), rel=1e-9)
+    assert found.scatter < 1e-10
+    assert found.df == 4 * (14 - 3)
+
+
+def test_an_optimum_outside_the_sizes_is_unknown_and_its_loss_that_of_the_last_size():
+    found = measured_minima(arm(shift=2.0), resamples=50)
+    assert np.isnan(found.N.value).all()
+    assert np.exp(found.loss.value[0]) == pytest.approx(0.3 * np.exp(0.1 * 0.8**2), rel=1e-9)
+    size = combine([(found, found.N, weights_at(found, BUDGETS[:1], np.ones(1)))])
+    assert (size.low, size.high) == (-np.inf, np.inf)
+
+
+def test_budgets_with_few_sizes_are_left_out():
+    assert measured_minima(arm(sizes=3)) is None
+    assert measured_minima(arm(sizes=4)).cost == pytest.approx(BUDGETS)
+
+
+@pytest.mark.parametrize("what", ["loss", "N"])
+def test_both_intervals_cover_the_truth_about_as_often_as_they_say(what):
+    truth = {"loss": np.log(0.3) - 0.2 * np.log(10), "N": np.log(1e4) + 0.5 * np.log(10)}[what]
+    hits = np.zeros(2)
+    trials = 150
+    plain = arm(noise=0.0)
+    rng = np.random.default_rng(1)
+    for trial in range(trials):
+        loss = plain.loss * np.exp(0.03 * rng.normal(size=plain.loss.size))
+        noisy = dataclasses.replace(plain, fit=dataclasses.replace(plain.fit, observed=loss))
+        found = measured_minima(noisy, resamples=200, seed=trial)
+        at = combine([(found, getattr(found, what), weights_at(found, BUDGETS[2:3], np.ones(1)))])
+        hits += [low < truth < high for low, high in (at.model, at.robust)]
+    assert np.all(hits / trials > 0.88), hits / trials
+    assert hits[0] / trials < 1.0
+
+
+def test_the_ratio_of_two_arms_is_that_of_their_optima():
+    one, two = measured_minima(arm(noise=0.01)), measured_minima(arm(noise=0.01, level=0.39, rng=1), seed=1)
+    found = loss_ratio(one, two, BUDGETS[1]).exp()
+    assert found.low < 1.3 < found.high
+    assert found.high / found.low < 1.06
+    apart = loss_ratio(two, one, BUDGETS[1]).exp()
+    assert apart.value == pytest.approx(1 / found.value)
+
+
+def test_a_power_law_has_no_bend_and_a_floor_has():
+    straight = bend(measured_minima(arm(noise=0.005)), BUDGETS)
+    assert straight.low < 0 < straight.high
+    assert straight.high - straight.low < 1
+    exact = measured_minima(arm())
+    assert bend(exact, BUDGETS).value == pytest.approx(0, abs=1e-9)
+    exact.loss.value[:] = np.log(0.1 + 0.2 * (BUDGETS / 1e11) ** -0.3)
+    x = np.log(BUDGETS)
+    curve = np.polynomial.Polynomial.fit(x, exact.loss.value, 2)
+    low, high = x[0], x[-1]
+    a, b, c, d = curve(np.linspace(low, high, 4))
+    assert bend(exact, BUDGETS).value == pytest.approx(np.log((c - d) / (a - b)))
+    assert bend(exact, BUDGETS).value < -0.1
