@@ -477,7 +477,7 @@ def _provenance(study: Study) -> str:
     lines.append(
         "The run table is `runs.csv` (and `.parquet`), its columns are explained in `columns.md`, the fits are "
         "`fits.json`, `coefficients.csv` and `allocation.csv`, the seed noise `seed_noise.csv`, the verdicts "
-        "`conclusions.json`. `records.jsonl` holds the same runs without loss. `eqscale report` on "
-        "this folder rebuilds everything from the run tables."
+        "`conclusions.json`. `records.jsonl` holds them without loss, and runs of shapes "
+        "that the study no longer has. `eqscale report` on this folder rebuilds everything from the run tables."
     )
     return "\n".join(f"- {line}" for line in lines)
