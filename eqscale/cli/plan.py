@@ -318,6 +318,16 @@ def _run_predict(args: argparse.Namespace) -> int:
         else [name, p["verdict"], *["–"] * 7]
         for name, p in record["arms"].items()
     ]  # fmt: skip
+    rows += [
+        [
+            f"{name}, no law", number(p["trend"]["N"], 3),
+            *(interval_text(p["trend"]["N_interval"][kind], 3) for kind in kinds), number(p["trend"]["loss"], 3),
+            *(interval_text(p["trend"]["mean"][kind], 3) for kind in kinds),
+            interval_text(p["trend"]["new_run"]["model"], 3), "–",
+        ]
+        for name, p in record["arms"].items()
+        if "trend" in p
+    ]  # fmt: skip
     header = [
         "arm",
         "N_opt",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.contrast import Estimate, estimate
 
@@ -151,6 +152,37 @@ def loss_ratio(arm: Minima, base: Minima, cost: float) -> Estimate:
             (arm, arm.loss, weights_at(arm, one, -np.ones(1))),
         ]
     )
+
+
+def extrapolate(minima: Minima, what: str, cost: float, last: int = 3) -> Estimate:
+    """log ``loss`` or log ``N`` at another cost, by a straight line in log C through the last measured optima.
+
+    Args:
+        minima: of one arm.
+        what: ``loss`` or ``N``.
+        cost: where to.
+        last: number of optima, the dearest ones that are known.
+
+    Raises:
+        InputError: fewer than two optima are known.
+    """
+    optima: Optima = getattr(minima, what)
+    known = np.flatnonzero(np.isfinite(optima.value))[-last:]
+    if len(known) < 2:
+        raise InputError(
+            f"{minima.name}: {len(known)} measured optimum; a line needs two: add sizes at the edges"
+        )
+    line = np.linalg.pinv(np.vander(np.log(minima.cost[known]), 2))
+    weights = np.zeros(len(minima.cost))
+    weights[known] = [np.log(cost), 1.0] @ line
+    return combine([(minima, optima, weights)])
+
+
+def of_one_run(minima: Minima, mean: Estimate) -> tuple[float, float]:
+    """95 % limits of one run's log loss about an estimate of its mean, model-based."""
+    t = float(stats.t.ppf(0.975, minima.df))
+    half = np.hypot(mean.model[1] - mean.value, t * minima.scatter)
+    return mean.value - half, mean.value + half
 
 
 def bend(minima: Minima, cost: Array) -> Estimate:

@@ -93,7 +93,8 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
         add(
             8, "Prediction and outcome",
             "Lines are the loss predicted before the runs, bands the 95 % limits of a new run, the vertical line the "
-            "predicted optimal size with its 95 % interval; open markers are the runs made afterwards.",
+            "predicted optimal size with its 95 % interval, crosses the optimum without a law, by straight lines "
+            "through the measured optima, with the limits of a new run; open markers are the runs made afterwards.",
             {("fig8_validation", study.prediction["axis"]): validation_figure(study, palette)},
         )  # fmt: skip
     return out
@@ -232,6 +233,12 @@ def validation_figure(study: Study, palette: Mapping[str, str]) -> Figure:
             if None not in (low, high):  # else no resample has an optimum
                 panel.axvspan(low, high, color="0.5", alpha=0.12, linewidth=0)
             panel.axvline(record["N"], color="0.4", linewidth=0.8)
+            if trend := record.get("trend"):
+                low, high = trend["new_run"]["model"]
+                panel.errorbar(
+                    trend["N"], trend["loss"], [[trend["loss"] - low], [high - trend["loss"]]], color="0.2",
+                    marker="x", markersize=5, capsize=2, linewidth=1.0,
+                )  # fmt: skip
             own = [o for o in found if o.arm == name]
             panel.scatter(
                 [o.N for o in own], [o.observed for o in own], s=26, facecolors="none", edgecolors=colour,

@@ -82,7 +82,7 @@ def validation_table(study: Study) -> Table | None:
     rows = []
     for name, p in prediction["arms"].items():
         if p["loss"] is None:
-            rows.append([f"`{name}`", "no optimum", *[_UNSEEN] * 5])
+            rows.append([f"`{name}`", "its law", "no optimum", *[_UNSEEN] * 5])
             continue
         own = sorted((o for o in found if o.arm == name), key=lambda o: o.observed)
         runs = "; ".join(
@@ -91,23 +91,52 @@ def validation_table(study: Study) -> Table | None:
             for o in own
         )
         best = own[0] if own else None
-        rows.append(
-            [
-                f"`{name}`",
-                f"{number(p['loss'])} {interval_text(p['mean']['model'])} {interval_text(p['mean']['robust'])}",
-                f"{interval_text(p['new_run']['model'])} {interval_text(p['new_run']['robust'])}",
-                number(best.observed) if best else "not run yet",
-                f"{number(p['N'], 3)} {interval_text(p['N_interval']['model'])} "
-                f"{interval_text(p['N_interval']['robust'])}",
-                number(best.N, 3) if best else "not run yet",
-                runs or _UNSEEN,
-            ]
+        measured = [number(best.observed), number(best.N, 3)] if best else ["not run yet"] * 2
+        by_law = (
+            p["loss"],
+            p["mean"],
+            [p["new_run"]["model"], p["new_run"]["robust"]],
+            p["N"],
+            p["N_interval"],
         )
+        entries = [("its law", by_law, runs or _UNSEEN)]
+        if trend := p.get("trend"):
+            without = (
+                trend["loss"],
+                trend["mean"],
+                [trend["new_run"]["model"]],
+                trend["N"],
+                trend["N_interval"],
+            )
+            entries.append(("no law", without, _UNSEEN))
+        for by, (loss, mean, new_run, size, sizes), shown in entries:
+            rows.append(
+                [
+                    f"`{name}`",
+                    by,
+                    f"{number(loss)} {interval_text(mean['model'])} {interval_text(mean['robust'])}",
+                    " ".join(map(interval_text, new_run)),
+                    measured[0],
+                    f"{number(size, 3)} {interval_text(sizes['model'])} {interval_text(sizes['robust'])}",
+                    measured[1],
+                    shown,
+                ]
+            )
     seen = f"{prediction['runs_seen']} runs at budgets up to {prediction['largest_budget_seen']:.3g}"
-    header = ["arm", "predicted loss", "of a new run", "best run", "predicted N_opt", "N of best run", "runs"]
+    header = [
+        "arm",
+        "by",
+        "predicted loss",
+        "of a new run",
+        "best run",
+        "predicted N_opt",
+        "N of best run",
+        "runs",
+    ]
     return Table(
         9, f"Prediction for {prediction['compute']:.3g} {unit} ({prediction['axis']}) and outcome", header, rows,
-        f"Predicted from {seen}. 95 % intervals: [model-based] [robust]; limits of single runs are model-based.",
+        f"Predicted from {seen}. 95 % intervals: [model-based] [robust]; limits of single runs are model-based. "
+        "*No law*: straight lines in log C through the measured optima of the last three budgets.",
     )  # fmt: skip
 
 

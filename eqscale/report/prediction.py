@@ -16,9 +16,10 @@ import pandas as pd
 from eqscale.errors import InputError
 from eqscale.laws import frontier
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.minima import Minima, extrapolate, of_one_run
 from eqscale.laws.render import plain
 from eqscale.laws.validate import predict_new_runs
-from eqscale.report.analysis import fit_every_arm, on_axis
+from eqscale.report.analysis import find_minima, fit_every_arm, on_axis
 from eqscale.report.axes import AXES
 from eqscale.report.parts import Study
 
@@ -40,7 +41,8 @@ def predict(
     Returns:
         A JSON-ready mapping: what was seen, and for each arm the law, the optimal size and tokens and the loss
         there with 95 % intervals (``mean``: of the law; ``new_run``: of one further run; each model-based and
-        robust), and at sizes from an eighth to eight times the optimum the loss with new-run limits.
+        robust), at sizes from an eighth to eight times the optimum the loss with new-run limits, and, without a law
+        (``trend``), size and loss by straight lines through the measured optima of the last three budgets.
 
     Raises:
         InputError: a cost that isn't above the runs that are seen, no compute grid, or too few runs.
@@ -65,13 +67,17 @@ def predict(
             "nothing would be predicted"
         )
     fitted, unfitted = fit_every_arm(runs)
+    arms = {name: on_axis(arm, runs, axis) for name, arm in fitted.items()}
+    minima = find_minima(arms, axis)
     return {
         "axis": axis,
         "compute": compute,
         "largest_budget_seen": float(runs["budget"].max()),
         "runs_seen": len(runs),
         "runs_digest": _digest(runs),
-        "arms": {name: _predict_arm(on_axis(arm, runs, axis), compute) for name, arm in fitted.items()},
+        "arms": {
+            name: _predict_arm(arm, compute) | _trend(minima.get(name), compute) for name, arm in arms.items()
+        },
         "not_predicted": unfitted,
     }
 
@@ -111,6 +117,26 @@ def _predict_arm(arm: ArmFit, compute: float) -> dict[str, Any]:
         loss, low, high = predict_new_runs(arm.fit, {"N": N, "D": D})
         record["at_sizes"] = {"N": N, "D": D, "loss": loss, "low": low, "high": high}
     return plain(record)
+
+
+def _trend(minima: Minima | None, compute: float) -> dict[str, Any]:
+    """What straight lines through the measured optima give; nothing with fewer than two of them."""
+    if minima is None:
+        return {}
+    try:
+        loss, size = (extrapolate(minima, what, compute) for what in ("loss", "N"))
+    except InputError:
+        return {}
+    new_run = np.exp(of_one_run(minima, loss))
+    loss, size = loss.exp(), size.exp()
+    trend = {
+        "N": size.value,
+        "N_interval": {"model": size.model, "robust": size.robust},
+        "loss": loss.value,
+        "mean": {"model": loss.model, "robust": loss.robust},
+        "new_run": {"model": new_run},
+    }
+    return {"trend": plain(trend)}
 
 
 @dataclasses.dataclass(frozen=True)

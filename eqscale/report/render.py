@@ -265,10 +265,22 @@ def _prediction_line(study: Study) -> str:
         return f"Validation: {what}, has not been run yet ({link(9)})."
     inside = sum(o.inside for o in found)
     error = float(np.median([abs(o.predicted / o.observed - 1) for o in found]))
-    return (
+    line = (
         f"Validation: {what}, came out within the 95 % limits for {inside} of {len(found)} runs, with a median "
-        f"error of {100 * error:.1f} % ({link(9)}, {link(8, 'figure')})."
+        f"error of {100 * error:.1f} %"
     )
+    best = {o.arm: o.observed for o in sorted(found, key=lambda o: -o.observed)}
+    trends = {arm: p["trend"] for arm, p in prediction["arms"].items() if arm in best and p.get("trend")}
+    if trends:
+        errors = [abs(t["loss"] / best[arm] - 1) for arm, t in trends.items()]
+        hits = sum(
+            t["new_run"]["model"][0] <= best[arm] <= t["new_run"]["model"][1] for arm, t in trends.items()
+        )
+        line += (
+            f"; without a law the best run came out within them for {hits} of {len(trends)} arms, with a median error "
+            f"of {100 * float(np.median(errors)):.1f} %"
+        )
+    return f"{line} ({link(9)}, {link(8, 'figure')})."
 
 
 def _conclusions(content: Content) -> str:

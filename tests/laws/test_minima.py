@@ -3,9 +3,18 @@ import dataclasses
 import numpy as np
 import pytest
 
+from eqscale.errors import InputError
 from eqscale.laws import fit, nd_cost
 from eqscale.laws.arms import ArmFit
-from eqscale.laws.minima import bend, combine, loss_ratio, measured_minima, weights_at
+from eqscale.laws.minima import (
+    bend,
+    combine,
+    extrapolate,
+    loss_ratio,
+    measured_minima,
+    of_one_run,
+    weights_at,
+)
 
 BUDGETS = np.array([1e11, 3e11, 1e12, 3e12])
 
@@ -69,6 +78,20 @@ def test_the_ratio_of_two_arms_is_that_of_their_optima():
     assert found.high / found.low < 1.06
     apart = loss_ratio(two, one, BUDGETS[1]).exp()
     assert apart.value == pytest.approx(1 / found.value)
+
+
+def test_a_line_through_the_last_optima_leads_on():
+    exact = measured_minima(arm(), resamples=50)
+    assert extrapolate(exact, "loss", 1e14).exp().value == pytest.approx(0.3 * 1e3**-0.2)
+    assert extrapolate(exact, "N", 1e14).exp().value == pytest.approx(1e4 * 1e3**0.5)
+    noisy = measured_minima(arm(noise=0.02))
+    ahead = extrapolate(noisy, "loss", 1e14)
+    assert ahead.low < np.log(0.3 * 1e3**-0.2) < ahead.high
+    one = of_one_run(noisy, ahead)
+    assert one[1] - one[0] > 4 * noisy.scatter
+    assert one[1] - one[0] > ahead.model[1] - ahead.model[0]
+    with pytest.raises(InputError, match="0 measured optimum"):
+        extrapolate(measured_minima(arm(shift=2.0)), "N", 1e14)
 
 
 def test_a_power_law_has_no_bend_and_a_floor_has():

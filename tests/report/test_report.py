@@ -182,7 +182,16 @@ def test_prediction_and_outcome_stand_side_by_side(like_the_paper):
         assert low < planted.optimal_loss(law, kappa, 3e13) < high
         low, high = found["N_interval"]["model"]
         assert low < planted.optimal_size(law, kappa, 3e13) < high
+        trend = found["trend"]
+        assert trend["loss"] == pytest.approx(planted.optimal_loss(law, kappa, 3e13), rel=0.03)
+        assert trend["N"] == pytest.approx(
+            planted.optimal_size(law, kappa, 3e13), rel=0.15
+        )  # parabolas over 64-fold sizes err
+        low, high = trend["new_run"]["model"]
+        assert low < trend["mean"]["model"][0] < trend["loss"] < trend["mean"]["model"][1] < high
     line = next(line for line in answer(like_the_paper).splitlines() if "Validation" in line)
+    assert re.search(r"without a law the best run came out within them for \d of 2 arms", line)
+    assert (like_the_paper / "report.md").read_text().count("| no law |") == 2
     inside = int(re.search(r"for (\d) of 6 runs", line)[1])
     assert inside >= 5
     assert "has changed since the prediction" not in (like_the_paper / "report.md").read_text()
