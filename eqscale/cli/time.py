@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from eqscale.console import make_console
     from eqscale.errors import InputError
-    from eqscale.report.parts import PARTS, part_folder
+    from eqscale.report.parts import PARTS, part_folder, read_study
     from eqscale.report.step_times import ROUNDS, open_shapes, path_of, time_shapes
     from eqscale.storage import write_atomically
     from eqscale.study.records import read_records
@@ -55,11 +55,13 @@ def _run(args: argparse.Namespace) -> int:
     load_arm_files(args)
     if not 0 < args.seconds < math.inf:
         raise InputError(f"--seconds must be positive and finite, not {args.seconds:g}")
+    runs = read_study(args.folder).runs
+    wanted = set(runs.loc[runs["status"] == "finished"].get("run_id", ()))
     specs = []
     for part in PARTS:
         published = read_records(part_folder(args.folder, part))
         published.require_sound()
-        specs += [record.spec for record in published.records.values()]
+        specs += [record.spec for run_id, record in published.records.items() if run_id in wanted]
     if not specs:
         raise InputError(
             f"{str(args.folder)!r} holds no records.jsonl with runs of the present results version"

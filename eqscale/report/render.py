@@ -430,8 +430,10 @@ def caveats(content: Content) -> list[str]:
     lost = study.lost
     if len(lost):
         counts = ", ".join(f"{n} {status}" for status, n in lost["status"].value_counts().items())
-        names = ", ".join(f"`{run['name']}` {tables.fate(run)}" for _, run in lost.iterrows())
-        notes.append(f"Runs that are in no fit: {counts} ({names}; {link(12)}).")
+        # of an earlier design there can be many, and nothing is wrong with them
+        wrong = lost[~lost["status"].isin(["unplanned", "outdated"])]
+        shown = [*(f"`{run['name']}` {tables.fate(run)}" for _, run in wrong.iterrows()), link(12)]
+        notes.append(f"Runs that are in no fit: {counts} ({'; '.join(shown)}).")
     else:
         notes.append(f"No run was lost or left out of the fits ({link(12)}).")
     return notes
@@ -489,7 +491,7 @@ def _provenance(study: Study) -> str:
     lines.append(
         "The run table is `runs.csv` (and `.parquet`), its columns are explained in `columns.md`, the fits are "
         "`fits.json`, `coefficients.csv` and `allocation.csv`, the seed noise `seed_noise.csv`, the verdicts "
-        "`conclusions.json`. `records.jsonl` holds them without loss, and runs of shapes "
-        "that the study no longer has. `eqscale report` on this folder rebuilds everything from the run tables."
+        "`conclusions.json`. `records.jsonl` holds the runs without loss. `eqscale report` on this folder rebuilds "
+        "everything from the run tables."
     )
     return "\n".join(f"- {line}" for line in lines)

@@ -18,7 +18,7 @@ from eqscale.storage import matching, subfolders
 from eqscale.study.engine import Storage
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.records import read_records, write_records
-from eqscale.study.table import COLUMNS, is_outdated, record_row, sorted_table, write_table
+from eqscale.study.table import COLUMNS, is_outdated, record_row, row_aside, sorted_table, write_table
 from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters, unreachable
 from eqscale.training.spec import RunRecord
 
@@ -163,9 +163,9 @@ def _read_table(study: Study) -> pd.DataFrame | None:
 
 
 def _expected_rows(ledger: _Ledger, described: Mapping[str, Any]) -> dict[str, dict[str, object]]:
-    planned = described.get("runs", ledger.current.keys())
-    rows = {i: record_row(record) for i, record in ledger.current.items() if i in planned}
-    return rows | {i: record_row(record) | {"status": "outdated"} for i, record in ledger.outdated.items()}
+    planned = set(described.get("runs", ledger.current.keys()))
+    rows = {i: record_row(r) if i in planned else row_aside(r, False) for i, r in ledger.current.items()}
+    return rows | {i: row_aside(r, True) for i, r in ledger.outdated.items()}
 
 
 def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) -> list[Finding]:
@@ -189,7 +189,7 @@ def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) ->
             findings.append(_different("run table", row, found[run_id][0], differing))
     for run_id in found.keys() - expected.keys():
         row = found[run_id][0]
-        if row["status"] in ("finished", "diverged", "outdated"):
+        if row["status"] in ("finished", "diverged", "outdated", "unplanned"):
             findings.append(
                 Finding("run table", "unknown", row["name"], f"{row['status']}; not in the ledger")
             )

@@ -420,7 +420,7 @@ class OpenStudy:
 
     def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
         """Write run table, records and ``study.json`` as the ledger has them now; returns the table."""
-        table = run_table(specs, self.ledger, outdated=True)
+        table = run_table(specs, self.ledger, aside=True)
         write_table(table, self.options.results)
         write_records(self.ledger, self.options.results)
         self.describe(specs)

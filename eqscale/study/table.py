@@ -17,7 +17,8 @@ COLUMNS: dict[str, str] = {
     "arm": "architecture and how it meets the symmetry",
     "budget": "executed training FLOPs that the run was designed to spend",
     "seed": "seed of initialisation, data order and augmentation",
-    "status": "finished, diverged, failed, or pruned by a search",
+    "status": "finished, diverged or failed; pruned by a search; outdated: of earlier code or other data; unplanned: "
+    "in the ledger, and no longer in the study's plan",
     "reason": "why a run has no loss",
     "N": "trainable parameters",
     "D": "training tokens processed (real vertex tokens, repeats included)",
@@ -67,6 +68,7 @@ COLUMNS: dict[str, str] = {
 
 
 _DIVERGED = "its loss left the sensible range by step {} of {}"
+_ASIDE = ("outdated", "unplanned")
 
 
 def _spec_columns(spec: RunSpec) -> dict[str, object]:
@@ -127,14 +129,20 @@ def is_outdated(record: RunRecord, data: Collection[str]) -> bool:
     return record.outdated or (bool(data) and record.spec.data not in data)
 
 
+def row_aside(record: RunRecord, outdated: bool) -> dict[str, object]:
+    """Row of a record that isn't of the study's plan: outdated (see ``is_outdated``), or no longer planned."""
+    if outdated:
+        return record_row(record) | {"status": "outdated"}
+    return record_row(record) | {"status": "unplanned", "reason": f"{record.status}, not in the study's plan"}
+
+
 def run_table(
-    specs: Iterable[RunSpec], ledger: Ledger, pruned: Collection[str] = (), *, outdated: bool = False
+    specs: Iterable[RunSpec], ledger: Ledger, pruned: Collection[str] = (), *, aside: bool = False
 ) -> pd.DataFrame:
     """Table of the given runs as far as the ledger knows them, failed ones included, and of ``pruned`` ones.
 
-    Columns as in ``COLUMNS``; rows sorted by arm, budget, N and seed. With ``outdated``, what the ledger holds
-    from earlier code or on other data follows with the status ``outdated``; other runs that aren't asked for
-    don't enter.
+    Columns as in ``COLUMNS``; rows sorted by arm, budget, N and seed. With ``aside``, what else the ledger holds
+    follows, see ``row_aside``.
 
     Raises:
         InputError: if the record of one of the runs is damaged.
@@ -150,15 +158,15 @@ def run_table(
             rows.append(_spec_columns(spec) | {"status": "failed", "reason": reason})
         elif spec.run_id in pruned:
             rows.append(_spec_columns(spec) | {"status": "pruned"})
-    if outdated:
-        data = {spec.data for spec in specs}
-        rows += [record_row(r) | {"status": "outdated"} for r in ledger.records() if is_outdated(r, data)]
+    if aside:
+        planned, data = {spec.run_id for spec in specs}, {spec.data for spec in specs}
+        rows += [row_aside(r, is_outdated(r, data)) for r in ledger.records() if r.run_id not in planned]
     return sorted_table(pd.DataFrame(rows, columns=list(COLUMNS)))
 
 
 def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows by arm, budget, N and seed, outdated ones last."""
-    order = table.assign(last=table["status"] == "outdated")
+    """The rows by arm, budget, N and seed, those that the plan doesn't have last."""
+    order = table.assign(last=table["status"].isin(_ASIDE))
     keys = ["last", "arm", "budget", "N", "seed"]
     return order.sort_values(keys, kind="stable", ignore_index=True).drop(columns="last")
 

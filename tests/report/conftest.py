@@ -1,6 +1,7 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from eqscale.cli import main
@@ -18,13 +19,16 @@ def _few_resamples():
 
 @pytest.fixture(scope="session")
 def like_the_paper(tmp_path_factory, _few_resamples):
-    """A study with every part, planted to reproduce all three conclusions; one run was lost."""
+    """A study with every part, planted to reproduce all three conclusions; one was lost, two are unplanned."""
     folder = tmp_path_factory.mktemp("like")
     arms = planted.LIKE_THE_PAPER
     table = planted.compute_grid(arms).assign(equivariance_yaw=0.03, nmse_free=0.1)
     table.loc[0, ["status", "loss", "name"]] = ["diverged", np.nan, "lost-run"]
     table.loc[0, "reason"] = "its loss is NaN"
-    planted.write_part(table, folder)
+    former = table.tail(2).assign(
+        status="unplanned", name="former-shape", reason="finished, not in the study's plan"
+    )
+    planted.write_part(pd.concat([table, former]), folder)
     planted.write_part(planted.data_grid(arms), folder / "data_grid")
     planted.write_part(planted.controls(arms), folder / "controls")
     planted.write_evaluation(folder, "gatr")

@@ -103,6 +103,8 @@ def test_lost_runs_are_listed_and_left_out(like_the_paper):
     text = (like_the_paper / "report.md").read_text()
     assert "`lost-run` diverged: its loss is NaN;" in text
     assert re.search(r"\| lost-run \|.*\| diverged: its loss is NaN \|", text)
+    assert "in no fit: 2 unplanned, 1 diverged (`lost-run` diverged" in text
+    assert text.count("| unplanned: finished, not in the study's plan |") == 2
     assert json.loads((like_the_paper / "fits.json").read_text())["transformer"]["n"] == 71
 
 

@@ -39,7 +39,7 @@ def study(tmp_path, uri):
 def publish(study, specs):
     """What the end of a study writes."""
     ledger = study.storage.ledger
-    write_table(run_table(specs, ledger, outdated=True), study.results)
+    write_table(run_table(specs, ledger, aside=True), study.results)
     write_records(ledger, study.results)
     plan = {"preset": "quick", "runs": [spec.run_id for spec in specs]}
     (study.results / "study.json").write_text(json.dumps(plan))
@@ -200,7 +200,8 @@ def test_records_of_earlier_code_or_other_data_are_kept_marked_and_not_mixed(stu
     old = dataclasses.replace(make_record(earlier), run_id="00c0ffee00c0ffee")
     strange = json.loads(old.to_json()) | {"run_id": "00c0ffee00c0ffef", "code": "eqscale 0.0.1", "weight": 1}
     ledger.write(make_record(elsewhere))
-    publish(study, [elsewhere])
+    ledger.write(make_record(unplanned := make_spec(13)))
+    publish(study, [elsewhere, unplanned])
     tracker = Tracker(study.tracking_uri, study.experiment, {"study": study.name})
     tracker.sync([make_record(earlier)])
     tracker.close()
@@ -209,7 +210,7 @@ def test_records_of_earlier_code_or_other_data_are_kept_marked_and_not_mixed(stu
     ledger.write(old)
     (ledger.folder / "00c0ffee00c0ffef.json").write_text(json.dumps(strange))
     specs = [make_spec(seed) for seed in range(3)]
-    write_table(run_table(specs, ledger, outdated=True), study.results)
+    write_table(run_table(specs, ledger, aside=True), study.results)
     write_records(ledger, study.results)
     (study.results / "study.json").write_text(json.dumps({"runs": [spec.run_id for spec in specs]}))
     assert found(study) == {("MLflow", "unmarked")}
@@ -218,7 +219,8 @@ def test_records_of_earlier_code_or_other_data_are_kept_marked_and_not_mixed(stu
     assert ("ledger", "outdated") in found(study, notes=True)
     table = pd.read_csv(study.results / "runs.csv").set_index("run_id")["status"]
     assert table[old.run_id] == table[elsewhere.run_id] == "outdated"
-    assert sorted(table) == ["diverged", "finished", "finished", "outdated", "outdated"]
+    assert table[unplanned.run_id] == "unplanned"
+    assert sorted(table) == ["diverged", "finished", "finished", "outdated", "outdated", "unplanned"]
     _, runs = completed(study)
     assert {name for name, run in runs.items() if run.data.tags["outcome"] == "outdated"} == {
         earlier.name,

@@ -47,6 +47,9 @@ def test_the_table_has_one_documented_row_per_run(tmp_path):
     assert list(table.columns) == list(COLUMNS)
     assert sorted(table.status) == ["diverged", "failed", "finished"]
     assert table.run_id.is_unique
+    everything = run_table(specs, ledger, aside=True)
+    assert list(everything.status) == [*table.status, "unplanned"]
+    assert everything.reason.iloc[-1] == "finished, not in the study's plan"
     write_table(table, tmp_path)
     assert (tmp_path / "runs.csv").exists()
     assert (tmp_path / "runs.parquet").exists()
