@@ -15,7 +15,7 @@ from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import STARTS
-from eqscale.study.presets import AspectRatio, ComputeGrid, Controls, DataGrid, Preset, Validation
+from eqscale.study.presets import AspectRatio, ComputeGrid, Controls, DataGrid, Preset, Validation, extra_size
 from eqscale.training.arms import Arm, Size, get_arm
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
@@ -144,12 +144,7 @@ def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence
     found = []
     rungs = {str(size): size for size in arm.sizes(budget)}
     for text in preset.extra_sizes:
-        name, _, rest = text.partition(":")
-        number, _, size = rest.partition(":")
-        try:
-            at = float(number)
-        except ValueError:
-            at = math.nan
+        name, at, size = extra_size(text)
         here = (name, at) == (arm.name, budget)
         if name not in preset.arms or at not in preset.budgets or (here and size not in rungs):
             raise InputError(

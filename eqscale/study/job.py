@@ -41,7 +41,7 @@ from eqscale.study.estimate import Estimator, device_guess
 from eqscale.study.grid import dataset_spec
 from eqscale.study.lease import only_driver
 from eqscale.study.preflight import check_devices
-from eqscale.study.presets import Preset
+from eqscale.study.presets import Preset, overridden
 from eqscale.study.progress import StudyProgress, human_time, plan_table
 from eqscale.study.records import read_records, write_records
 from eqscale.study.schedule import Cluster, longest_first, plan, run_list
@@ -179,7 +179,7 @@ def parse_options(
         if getattr(args, field.name) is not None
     }
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    preset = dataclasses.replace(presets[args.preset], **given)
+    preset = overridden(presets[args.preset], given)
     _check(preset)
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers must be at least 1, not {args.workers}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from eqscale.training.spec import WARMUP
 
@@ -48,6 +50,16 @@ class ComputeGrid(Preset):
             "the others (the report's Table 8)"
         },
     )
+
+
+def extra_size(text: str) -> tuple[str, float, str]:
+    """Arm, budget (NaN if it is no number) and size of an entry of ``ComputeGrid.extra_sizes``."""
+    arm, _, rest = text.partition(":")
+    number, _, size = rest.partition(":")
+    try:
+        return arm, float(number), size
+    except ValueError:
+        return arm, math.nan, size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +151,19 @@ _PAPER: dict[str, Any] = _CPU | {
 }
 _RATES = (1e-3, 1e-1)
 
+P = TypeVar("P", bound=Preset)
+
+
+def overridden(preset: P, values: Mapping[str, Any]) -> P:
+    """A preset with other values; its own extra sizes of arms and budgets that it then lacks go with those."""
+    changed = dataclasses.replace(preset, **values)
+    if not isinstance(changed, ComputeGrid) or "extra_sizes" in values:
+        return changed
+    entries = [(text, extra_size(text)) for text in changed.extra_sizes]
+    kept = (text for text, (arm, at, _) in entries if arm in changed.arms and at in changed.budgets)
+    return dataclasses.replace(changed, extra_sizes=tuple(kept))
+
+
 COMPUTE_GRIDS: dict[str, ComputeGrid] = {
     # Two cores, no GPU: about ten minutes, all included.
     "quick": ComputeGrid(
@@ -156,6 +181,13 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         sizes_per_budget=6,
         seeds=(0, 1, 2),
         replicate_up_to=1e12,
+        # where the best size was the largest, in seconds
+        extra_sizes=(
+            "transformer:1e11:52x1",
+            "transformer_aligned:1e11:52x1",
+            "gatr:3e11:12x4",
+            "gatr:1e13:20x7",
+        ),
         **_CPU,
     ),
     # A GPU cluster: the budgets of the paper.

@@ -13,7 +13,15 @@ from eqscale.study.grid import (
     shape_groups,
     validation_grid,
 )
-from eqscale.study.presets import ASPECT_RATIOS, COMPUTE_GRIDS, CONTROLS, DATA_GRIDS, VALIDATIONS
+from eqscale.study.presets import (
+    ASPECT_RATIOS,
+    COMPUTE_GRIDS,
+    CONTROLS,
+    DATA_GRIDS,
+    VALIDATIONS,
+    extra_size,
+    overridden,
+)
 from eqscale.training.arms import get_arm
 
 QUICK = dataclasses.replace(COMPUTE_GRIDS["quick"], arms=("transformer", "transformer_aligned"))
@@ -25,7 +33,12 @@ def test_every_preset_can_be_planned(name):
     specs = compute_grid(preset)
     replicated = sum(budget <= preset.replicate_up_to for budget in preset.budgets)
     per_size = len(preset.budgets) + replicated * (len(preset.seeds) - 1)
-    assert len(specs) == per_size * len(preset.arms) * preset.sizes_per_budget
+    extra = [
+        preset.seeds if at <= preset.replicate_up_to else (0,)
+        for _, at, _ in map(extra_size, preset.extra_sizes)
+    ]
+    ladders = per_size * len(preset.arms) * preset.sizes_per_budget
+    assert len({spec.run_id for spec in specs}) == len(specs) == ladders + sum(map(len, extra))
 
 
 @pytest.mark.parametrize("name", DATA_GRIDS)
@@ -143,6 +156,18 @@ def test_sizes_are_added_where_they_are_asked_for():
     extra = (f"transformer:1e11:{new}", f"transformer:1e11:{min(known, key=str)}")
     added = [s for s in compute_grid(dataclasses.replace(QUICK, extra_sizes=extra)) if s not in before]
     assert [(spec.arm, spec.budget, spec.size) for spec in added] == [("transformer", 1e11, new)]
+
+
+def test_extra_sizes_of_a_preset_go_with_their_arms_and_budgets():
+    preset = dataclasses.replace(
+        QUICK, extra_sizes=("transformer:1e11:52x1", "transformer_aligned:1e10:16x1")
+    )
+    assert overridden(preset, {"seeds": (7,)}).extra_sizes == preset.extra_sizes
+    assert overridden(preset, {"budgets": (3e10, 1e11)}).extra_sizes == preset.extra_sizes[:1]
+    assert overridden(preset, {"arms": ("transformer_aligned",)}).extra_sizes == preset.extra_sizes[1:]
+    unknown = overridden(preset, {"arms": ("gatr",), "extra_sizes": preset.extra_sizes})
+    with pytest.raises(InputError, match="--extra-sizes 'transformer:1e11:52x1'"):
+        compute_grid(unknown)
 
 
 @pytest.mark.parametrize(
