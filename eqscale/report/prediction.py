@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -186,8 +187,15 @@ def seen_the_same_runs(prediction: Mapping[str, Any], study: Study) -> bool:
     return _digest(seen) == prediction["runs_digest"]
 
 
+def _between(record: Mapping[str, Any]) -> float | None:
+    trend = record.get("trend", {}).get("N")
+    return record["N"] if record["N"] is None or trend is None else math.sqrt(record["N"] * trend)
+
+
 def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str, float]:
     """Predicted optimal parameters of arms at a budget, from a prediction that was made before its runs.
+
+    Where there is an optimum without a law too, it is the geometric mean of both: runs around it test either.
 
     Args:
         path: what ``eqscale predict`` wrote.
@@ -213,7 +221,7 @@ def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str
     try:
         prediction = json.loads(path.read_text())
         axis, compute = prediction["axis"], float(prediction["compute"])
-        found = {name: record["N"] for name, record in prediction["arms"].items()}
+        found = {name: _between(record) for name, record in prediction["arms"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"prediction {str(path)!r} is damaged ({type(error).__name__}: {error})") from error
     if axis != "executed" or abs(compute / budget - 1) > 1e-9:

@@ -296,9 +296,9 @@ VALIDATIONS: dict[str, Validation] = {
         arms=("transformer", "transformer_aligned", "gatr"),
         budget=3e13,
         sizes_per_arm=3,
-        size_step=2.0,
+        size_step=1.7,
         seeds=(0,),
-        **_CPU,
+        **(_CPU | {"train_scenes": 200_000}),  # still no scene twice
     ),
     "paper": Validation(
         arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),

@@ -145,6 +145,17 @@ def test_validation_sizes_come_from_the_prediction(like_the_paper):
     assert found == {"gatr": pytest.approx(planted.optimal_size(law, kappa, 3e13), rel=0.1)}
 
 
+def test_validation_sizes_lie_between_both_predictions(like_the_paper, tmp_path):
+    prediction = json.loads((like_the_paper / "prediction.json").read_text())
+    gatr, path = prediction["arms"]["gatr"], tmp_path / "prediction.json"
+    gatr["trend"]["N"] = 4 * gatr["N"]
+    path.write_text(json.dumps(prediction))
+    assert predicted_optima(path, 3e13, ["gatr"]) == {"gatr": pytest.approx(2 * gatr["N"])}
+    del gatr["trend"]
+    path.write_text(json.dumps(prediction))
+    assert predicted_optima(path, 3e13, ["gatr"]) == {"gatr": gatr["N"]}
+
+
 @pytest.mark.parametrize(
     ("damage", "budget", "arms", "message"),
     [
