@@ -183,6 +183,8 @@ def _verdict(group: pd.DataFrame) -> str:
         return where + "the ladder's shape has not finished."
     rung, best = group[group["rung"]].iloc[0], group.loc[group["loss"].idxmin()]
     name = f"{rung.width} x {rung.depth} (width x depth)"
+    if len(group) == 1:
+        return where + f"no shape beside the ladder's {name} costs as much."
     if best.rung:
         return where + f"the ladder's {name} is the best of {len(group)} shapes."
     text = f"{best.width} x {best.depth} ends {_signed(best.excess, best.se)} from the ladder's {name}; "
