@@ -133,7 +133,7 @@ def check_runs(
 
     Raises:
         InputError: a missing or non-numeric column, a non-positive, missing or infinite value, a run that
-            appears twice, or nothing left after filtering.
+            appears twice, nothing left after filtering, or no filter where only some runs have finished.
     """
     frame = frame.copy()
     frame.columns = [str(c).strip() for c in frame.columns]
@@ -148,6 +148,11 @@ def check_runs(
                 f"{source}: no column {role!r} ({ROLES[role]}); name it with --map {role}=COLUMN; "
                 f"columns: {listed}"
             )
+    statuses = set(frame["status"].astype(str)) if "status" in frame.columns else set()
+    if "finished" in statuses and len(statuses) > 1 and "status" not in (where or {}):
+        raise InputError(
+            f"{source}: column 'status' holds {', '.join(sorted(statuses))}: choose with --where status=finished"
+        )
     rows = np.arange(1, len(frame) + 1)
     keep = np.ones(len(frame), bool)
     for column, value in (where or {}).items():

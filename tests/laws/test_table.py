@@ -77,6 +77,8 @@ def test_filter_keeps_the_rows_asked_for_and_names_rows_of_the_file(runs):
     assert list(check_runs(frame, where={"status": "finished"})["N"]) == [2e6, 3e6]
     with pytest.raises(InputError, match="no row has status = 'done'; it holds failed, finished"):
         check_runs(frame, where={"status": "done"})
+    with pytest.raises(InputError, match="'status' holds finished, unplanned: choose with --where status"):
+        check_runs(runs.assign(status=["unplanned", "finished", "finished"]))
 
 
 def test_duplicates_are_refused_and_replicates_are_not(runs):
