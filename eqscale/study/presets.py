@@ -186,6 +186,7 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
             "transformer:1e11:52x1",
             "transformer_aligned:1e11:52x1",
             "gatr:3e11:12x4",
+            "gatr:3e12:16x7",
             "gatr:1e13:20x7",
         ),
         **_CPU,
