@@ -229,10 +229,11 @@ def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str
             f"prediction {str(path)!r} is for {compute:g} {AXES[axis].unit} ({axis}); the runs spend {budget:g} "
             "FLOPs (executed): name that cost with --budget, or predict for it"
         )
+    optima = {name: size for name in arms if (size := found.get(name)) is not None}
     for name in arms:
-        if found.get(name) is None:
+        if name not in optima:
             why = prediction.get("not_predicted", {}).get(name, "no optimum, or not in the compute grid")
             raise InputError(
                 f"prediction {str(path)!r} has no optimum for {name} ({why}): leave it out of --arms"
             )
-    return {name: found[name] for name in arms}
+    return optima

@@ -432,8 +432,8 @@ def caveats(content: Content) -> list[str]:
         counts = ", ".join(f"{n} {status}" for status, n in lost["status"].value_counts().items())
         # of an earlier design there can be many, and nothing is wrong with them
         wrong = lost[~lost["status"].isin(["unplanned", "outdated"])]
-        shown = [*(f"`{run['name']}` {tables.fate(run)}" for _, run in wrong.iterrows()), link(12)]
-        notes.append(f"Runs that are in no fit: {counts} ({'; '.join(shown)}).")
+        named = [*(f"`{run['name']}` {tables.fate(run)}" for _, run in wrong.iterrows()), link(12)]
+        notes.append(f"Runs that are in no fit: {counts} ({'; '.join(named)}).")
     else:
         notes.append(f"No run was lost or left out of the fits ({link(12)}).")
     return notes
