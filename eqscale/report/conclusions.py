@@ -22,7 +22,7 @@ from eqscale.laws.fit import Coefficients, Quantity
 from eqscale.laws.minima import Minima, bend, combine, loss_ratio, weights_at
 from eqscale.laws.render import interval_text, number
 from eqscale.report.axes import AUGMENTED, AXES, BASELINE, EQUIVARIANT
-from eqscale.report.data_grid import DataGrid, Gap, gap, levels_with_epochs
+from eqscale.report.data_grid import REPEATED, DataGrid, Gap, gap, levels_with_epochs
 
 STRAIGHT = 1.5
 """A power law: its exponent at the top and at the bottom of the costs differ by less than this factor."""
@@ -30,8 +30,6 @@ SIMILAR = 1.25
 """A similar factor: the ratio of two arms' losses changes over the costs by less than this factor."""
 CLOSED = 0.25
 """A closed gap: augmentation leaves less than this share of the gap in log loss."""
-REPEATED = 2.0
-"""Epochs from which data count as repeated."""
 SUFFICIENT = 10.0
 """Epochs taken as sufficient for augmentation."""
 

@@ -17,6 +17,9 @@ from eqscale.report.analysis import pooled_noise, seed_noise
 
 Array = np.ndarray
 
+REPEATED = 2.0
+"""Epochs from which data count as repeated; with fewer they are fresh."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RepetitionLaw:
@@ -122,11 +125,29 @@ def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
     return Gap(value, value - half, value + half, tuple(shared), True)
 
 
+def excess(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
+    """``gap`` at these levels minus ``gap`` where the data of all of the arms are fresh.
+
+    Of one arm with weight 1 it is the log of what repetition costs: the loss against that with fresh data. Of two
+    arms it leaves out by how much the one is ahead of the other anyway, at this compute.
+    """
+    fresh = gap(grid, weights, fresh_levels(grid, list(weights)))
+    here = gap(grid, weights, levels)
+    value, half = here.value - fresh.value, math.hypot(here.high - here.value, fresh.high - fresh.value)
+    return Gap(value, value - half, value + half, here.levels, here.known and fresh.known)
+
+
 def levels_with_epochs(grid: DataGrid, arms: list[str], least: float) -> list[int]:
     """Numbers of unique scenes at which every one of the arms saw its data at least ``least`` times."""
     here = grid.levels[grid.levels["arm"].isin(arms)]
     epochs = here.groupby("unique_scenes")["epochs"].agg(["min", "size"])
     return [int(u) for u in epochs.index[(epochs["min"] >= least) & (epochs["size"] == len(arms))]]
+
+
+def fresh_levels(grid: DataGrid, arms: list[str]) -> list[int]:
+    """Numbers of unique scenes at which none of the arms saw its data repeatedly."""
+    epochs = grid.levels[grid.levels["arm"].isin(arms)].groupby("unique_scenes")["epochs"].max()
+    return [int(u) for u in epochs.index[epochs < REPEATED]]
 
 
 def equivalent_data(grid: DataGrid, arm: str, reference: str) -> list[tuple[int, float]]:

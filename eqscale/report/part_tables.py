@@ -12,7 +12,16 @@ import pandas as pd
 from eqscale.laws.render import interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.axes import AUGMENTED, AXES, BASELINE, EQUIVARIANT
-from eqscale.report.data_grid import DataGrid, equivalent_data
+from eqscale.report.data_grid import (
+    REPEATED,
+    DataGrid,
+    Gap,
+    equivalent_data,
+    excess,
+    fresh_levels,
+    gap,
+    levels_with_epochs,
+)
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes
 from eqscale.report.tables import Table, two_intervals
@@ -22,7 +31,7 @@ _UNSEEN = "–"
 
 
 def data_tables(grid: DataGrid) -> list[Table]:
-    """Tables 5 and 5b: the data grid's means, and the law of repeated data."""
+    """Tables 5, 18 and 13: the data grid's means, what repetition costs, and the law of repeated data."""
     names = grid.arms()
     by_level = grid.levels.groupby("unique_scenes")
     equivalents = {
@@ -49,7 +58,10 @@ def data_tables(grid: DataGrid) -> list[Table]:
         for arm, own in grid.runs.groupby("arm", sort=False)
     )
     note = f"Mean over seeds ± standard error from seeds, at {budgets} executed FLOPs; a run costs {costs}."
-    tables = [Table(5, "Loss against unique training data at one budget", header, rows, note)]
+    tables = [
+        Table(5, "Loss against unique training data at one budget", header, rows, note),
+        _price_table(grid),
+    ]
     law_rows = [
         [f"`{arm}`", str(law.fit.n), two_intervals(law.found["R"]), two_intervals(law.found["beta"]), law.fit.verdict]
         for arm, law in grid.laws.items()
@@ -64,6 +76,48 @@ def data_tables(grid: DataGrid) -> list[Table]:
     )
     header = ["arm", "runs", "R", "β", "verdict"]
     return [*tables, Table(13, "Law of repeated data", header, law_rows, note)]
+
+
+def _price_table(grid: DataGrid) -> Table:
+    names = grid.arms()
+    levels = grid.levels.groupby("unique_scenes")["epochs"].mean()
+    rows = []
+    for scenes, epochs in levels[levels >= REPEATED].items():
+        prices = [excess(grid, {name: 1.0}, [int(scenes)]) for name in names]  # type: ignore[call-overload]
+        rows.append([f"{scenes:g}", f"{epochs:.3g}", *map(_factor, prices)])
+    return Table(
+        18, "What repetition costs", ["unique scenes", "epochs", *(f"`{n}`" for n in names)], rows,
+        f"An arm's loss over its own with fresh data (mean over the rows of Table 5 with fewer than {REPEATED:g} "
+        "epochs), with the 95 % interval of the seeds' scatter. It leaves out what an arm is ahead by at this "
+        "compute with any amount of data, and enters no check of the conclusions.",
+    )  # fmt: skip
+
+
+def data_lines(grid: DataGrid) -> list[str]:
+    """What scarce data cost the arms, apart from who is ahead with fresh data."""
+    trio = (EQUIVARIANT, BASELINE, AUGMENTED)
+    levels = levels_with_epochs(grid, list(trio), REPEATED)
+    fewest = {arm: excess(grid, {arm: 1.0}, levels[:1]) for arm in trio}
+    if not levels or any(math.isnan(price.value) for price in fewest.values()):
+        return []
+    lead, left = {BASELINE: 1.0, EQUIVARIANT: -1.0}, {AUGMENTED: 1.0, EQUIVARIANT: -1.0}
+    fresh = fresh_levels(grid, list(trio))
+    said = ", ".join(f"`{arm}`'s loss is {_factor(price)}" for arm, price in fewest.items())
+    return [
+        f"Scarce data, at one budget: with {levels[0]} scenes {said} times as high as with fresh data. Averaged over "
+        f"{', '.join(map(str, levels))} scenes, repetition costs `{BASELINE}` {_factor(excess(grid, lead, levels))} "
+        f"and `{AUGMENTED}` {_factor(excess(grid, left, levels))} times what it costs `{EQUIVARIANT}`; with fresh data "
+        f"their losses are {_factor(gap(grid, lead, fresh))} and {_factor(gap(grid, left, fresh))} times that of "
+        f"`{EQUIVARIANT}` ([Table 18](#table18), [Table 5](#table5))."
+    ]
+
+
+def _factor(found: Gap) -> str:
+    """A gap in log loss as a ratio of losses."""
+    if math.isnan(found.value):
+        return _UNSEEN
+    limits = f" {interval_text((math.exp(found.low), math.exp(found.high)), 3)}" if found.known else ""
+    return f"{number(math.exp(found.value), 3)}{limits}"
 
 
 def _times(value: float) -> str:

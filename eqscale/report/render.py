@@ -78,6 +78,7 @@ def answer(content: Content) -> str:
     lines += _measured(content)
     lines += _crossings(content.analysis)
     lines += [_verdict_line(n, [c for c in content.conclusions if c.number == n]) for n in STATEMENTS]
+    lines += part_tables.data_lines(content.grid) if content.grid else []
     lines += part_tables.control_lines(content.study, content.analysis.noise)
     if content.study.prediction is not None:
         lines.append(_prediction_line(content.study))

@@ -10,7 +10,7 @@ from eqscale.errors import InputError
 from eqscale.laws.contrast import contrast, log_optimum, scaled
 from eqscale.report.analysis import Analysis, analyse, equal_cost_panels, fit_every_arm, on_axis, seed_noise
 from eqscale.report.conclusions import Conclusion, conclude
-from eqscale.report.data_grid import equivalent_data, gap, read_data_grid
+from eqscale.report.data_grid import equivalent_data, excess, gap, read_data_grid
 from eqscale.report.parts import read_study
 from eqscale.report.prediction import predict
 from eqscale.report.render import Content, answer, render
@@ -116,6 +116,19 @@ def test_gaps_need_seeds_to_be_known():
     alone = gap(read_data_grid(data[data["seed"] == 0], pd.DataFrame()), weights, [30, 300])
     assert not alone.known
     assert alone.low == -np.inf
+
+
+def test_what_repetition_costs_leaves_out_the_lead_on_fresh_data():
+    data = planted.data_grid(planted.LIKE_THE_PAPER)
+    grid = read_data_grid(data, pd.DataFrame())
+    found = excess(grid, {"gatr": 1.0}, [300])
+    assert found.low < np.log(1 + 0.2 * np.log10(30)) < found.high < found.low + 0.05
+    found = excess(grid, {"transformer": 1.0, "gatr": -1.0}, [30, 300])
+    assert found.low < 0.1 * np.mean(np.log10([300, 30])) < found.high < found.low + 0.05
+    repeated_only = read_data_grid(data[data["epochs"] > 2], pd.DataFrame())
+    unknown = excess(repeated_only, {"gatr": 1.0}, [300])
+    assert np.isnan(unknown.value)
+    assert not unknown.known
 
 
 def test_equivalent_data_reads_off_the_reference_curve():
