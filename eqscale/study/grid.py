@@ -139,7 +139,9 @@ def design_run(
     )
 
 
-def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence[Size]) -> list[Size]:
+def _extra_sizes(
+    preset: ComputeGrid | Controls, arm: Arm, budget: float, planned: Sequence[Size]
+) -> list[Size]:
     """Sizes of ``extra_sizes`` for an arm and budget that aren't planned anyway."""
     found = []
     rungs = {str(size): size for size in arm.sizes(budget)}
@@ -271,7 +273,7 @@ def controls_grid(preset: Controls) -> list[RunSpec]:
     budget, so that each upright run has twins in another frame.
 
     Raises:
-        InputError: for an unknown arm or family, or a budget that is too small.
+        InputError: for an unknown arm, family or extra size, or a budget that is too small.
     """
 
     def seeds(budget: float) -> tuple[int, ...]:
@@ -280,7 +282,8 @@ def controls_grid(preset: Controls) -> list[RunSpec]:
     specs = []
     for budget, name in itertools.product(preset.budgets, preset.arms):
         arm = get_arm(name)
-        for size in choose_sizes(arm, budget, preset.sizes_per_budget, preset):
+        sizes = choose_sizes(arm, budget, preset.sizes_per_budget, preset)
+        for size in sizes + _extra_sizes(preset, arm, budget, sizes):
             specs += [design_run(arm, size, budget, preset, seed) for seed in seeds(budget)]
     for budget, name in itertools.product(preset.upright_budgets, preset.upright_arms):
         arm = get_arm(name)

@@ -36,6 +36,15 @@ class Preset:
     min_steps: int = _option("models that would train for fewer steps than this at a budget are left out")
 
 
+_EXTRA_SIZES: Any = dataclasses.field(
+    default=(),
+    metadata={
+        "help": "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of "
+        "the others (of the compute grid: the report's Table 8)"
+    },
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputeGrid(Preset):
     """Budgets x arms x sizes x seeds."""
@@ -43,17 +52,11 @@ class ComputeGrid(Preset):
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, e.g. 1e10 3e10 1e11")
     sizes_per_budget: int = _option("model sizes trained at each budget (isoFLOP points)")
     replicate_up_to: float = _option("larger budgets are trained with the first seed only")
-    extra_sizes: tuple[str, ...] = dataclasses.field(
-        default=(),
-        metadata={
-            "help": "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of "
-            "the others (the report's Table 8)"
-        },
-    )
+    extra_sizes: tuple[str, ...] = _EXTRA_SIZES
 
 
 def extra_size(text: str) -> tuple[str, float, str]:
-    """Arm, budget (NaN if it is no number) and size of an entry of ``ComputeGrid.extra_sizes``."""
+    """Arm, budget (NaN if it is no number) and size of an entry of ``extra_sizes``."""
     arm, _, rest = text.partition(":")
     number, _, size = rest.partition(":")
     try:
@@ -90,6 +93,7 @@ class Controls(Preset):
 
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid")
     sizes_per_budget: int = _option("model sizes trained at each budget")
+    extra_sizes: tuple[str, ...] = _EXTRA_SIZES
     upright_arms: tuple[str, ...] = _option(
         "arms of the compute grid that are also trained on upright frames"
     )
@@ -157,7 +161,7 @@ P = TypeVar("P", bound=Preset)
 def overridden(preset: P, values: Mapping[str, Any]) -> P:
     """A preset with other values; its own extra sizes of arms and budgets that it then lacks go with those."""
     changed = dataclasses.replace(preset, **values)
-    if not isinstance(changed, ComputeGrid) or "extra_sizes" in values:
+    if not isinstance(changed, ComputeGrid | Controls) or "extra_sizes" in values:
         return changed
     entries = [(text, extra_size(text)) for text in changed.extra_sizes]
     kept = (text for text, (arm, at, _) in entries if arm in changed.arms and at in changed.budgets)
@@ -269,6 +273,9 @@ CONTROLS: dict[str, Controls] = {
         arms=("gatr_off",),
         budgets=(1e11, 1e12, 3e12),
         sizes_per_budget=3,
+        extra_sizes=(
+            "gatr_off:3e12:2x1",
+        ),  # the smallest is its best at every budget, and there is none below
         upright_arms=("gatr",),
         upright_budgets=(1e11, 1e12),
         grid_sizes=6,

@@ -156,6 +156,10 @@ def test_sizes_are_added_where_they_are_asked_for():
     extra = (f"transformer:1e11:{new}", f"transformer:1e11:{min(known, key=str)}")
     added = [s for s in compute_grid(dataclasses.replace(QUICK, extra_sizes=extra)) if s not in before]
     assert [(spec.arm, spec.budget, spec.size) for spec in added] == [("transformer", 1e11, new)]
+    controls = CONTROLS["cpu"]
+    before = controls_grid(dataclasses.replace(controls, extra_sizes=()))
+    added = [spec for spec in controls_grid(controls) if spec not in before]
+    assert [f"{s.arm}:{s.budget:.0e}:{s.size}".replace("+", "") for s in added] == list(controls.extra_sizes)
 
 
 def test_extra_sizes_of_a_preset_go_with_their_arms_and_budgets():
