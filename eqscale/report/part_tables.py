@@ -102,9 +102,10 @@ def data_lines(grid: DataGrid) -> list[str]:
         return []
     lead, left = {BASELINE: 1.0, EQUIVARIANT: -1.0}, {AUGMENTED: 1.0, EQUIVARIANT: -1.0}
     fresh = fresh_levels(grid, list(trio))
-    said = ", ".join(f"`{arm}`'s loss is {_factor(price)}" for arm, price in fewest.items())
+    said = ", ".join(f"`{arm}`'s {_factor(price)}" for arm, price in fewest.items())
     return [
-        f"Scarce data, at one budget: with {levels[0]} scenes {said} times as high as with fresh data. Averaged over "
+        f"Scarce data, at one budget: with {levels[0]} scenes losses are as many times as high as with fresh "
+        f"data: {said}. Averaged over "
         f"{', '.join(map(str, levels))} scenes, repetition costs `{BASELINE}` {_factor(excess(grid, lead, levels))} "
         f"and `{AUGMENTED}` {_factor(excess(grid, left, levels))} times what it costs `{EQUIVARIANT}`; with fresh data "
         f"their losses are {_factor(gap(grid, lead, fresh))} and {_factor(gap(grid, left, fresh))} times that of "
@@ -236,13 +237,15 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
     lines = []
     best = grid[grid["arm"] == EQUIVARIANT].groupby(["budget", "N"])["loss"].mean().groupby("budget").min()
     for arm, runs in controls[controls["arm"].str.endswith("_off")].groupby("arm"):
-        own = runs.groupby(["budget", "N"])["loss"].mean().groupby("budget").min()
-        ratio = (own / best).dropna()
+        means = runs.groupby(["budget", "N"])["loss"].mean()
+        ratio = (means.groupby("budget").min() / best).dropna()
+        smallest = all(len(at) > 1 and at.idxmin()[1] == at.index[0][1] for _, at in means.groupby("budget"))
         if len(ratio):
             said = ", ".join(f"{value:.2f} at {budget:.2g}" for budget, value in ratio.items())
             lines.append(
                 f"The symmetry switched off in the same backbone: the best `{arm}` has {said} executed FLOPs times the "
-                f"loss of the best `{EQUIVARIANT}` ([Table 10](#table10))."
+                f"loss of the best `{EQUIVARIANT}` ([Table 10](#table10))"
+                + ("; its smallest size is its best at every budget." if smallest else ".")
             )
     twins = []
     for (arm, frame, budget, N), runs in controls.groupby(["arm", "frame", "budget", "N"], sort=False):
