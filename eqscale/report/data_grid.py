@@ -129,7 +129,8 @@ def excess(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> G
     """``gap`` at these levels minus ``gap`` where the data of all of the arms are fresh.
 
     Of one arm with weight 1 it is the log of what repetition costs: the loss against that with fresh data. Of two
-    arms it leaves out by how much the one is ahead of the other anyway, at this compute.
+    arms it leaves out by how much the one is ahead of the other anyway, at this compute. NaN with infinite limits
+    if no level has fresh data.
     """
     fresh = gap(grid, weights, fresh_levels(grid, list(weights)))
     here = gap(grid, weights, levels)
