@@ -154,6 +154,42 @@ def loss_ratio(arm: Minima, base: Minima, cost: float) -> Estimate:
     )
 
 
+def compute_multiplier(arm: Minima, base: Minima, cost: float) -> Estimate:
+    """log of how many times less compute the arm takes for the loss that the baseline has at a budget.
+
+    The arm's losses are joined by straight lines in log L over log C.
+
+    Args:
+        arm: whose compute is sought.
+        base: the baseline.
+        cost: a budget of the baseline.
+
+    Returns:
+        If the arm's losses don't bracket that loss, a bound: log(cost / the arm's lowest or highest budget) with limits
+        of that number on the known side and infinity on the other.
+    """
+    at = int(base.at(np.array([cost]))[0])
+    target, target_draws = base.loss.value[at], base.loss.draws[:, at]
+    value, x = arm.loss.value, np.log(arm.cost)
+    around = np.flatnonzero((value[:-1] >= target) & (target > value[1:]))
+    if not len(around):
+        reached = value.min() < target
+        bound = float(np.log(cost) - x[0 if reached else -1])
+        limits = (bound, np.inf) if reached else (-np.inf, bound)
+        return Estimate(bound, limits, limits)
+    i = int(around[-1])
+    width = x[i + 1] - x[i]
+    slope = (value[i + 1] - value[i]) / width
+    share = (target - value[i]) / (value[i + 1] - value[i])
+    errors = np.array([base.loss.se[at], (1 - share) * arm.loss.se[i], share * arm.loss.se[i + 1]])
+    half = stats.t.ppf(0.975, min(arm.df, base.df)) * np.linalg.norm(errors) / abs(slope)
+    low, high = arm.loss.draws[:, i], arm.loss.draws[:, i + 1]
+    drawn = np.where(high < low, (target_draws - low) / (high - low), np.nan)
+    return estimate(
+        float(np.log(cost) - x[i] - share * width), float(half), np.log(cost) - x[i] - drawn * width
+    )
+
+
 def extrapolate(minima: Minima, what: str, cost: float, last: int = 3) -> Estimate:
     """log ``loss`` or log ``N`` at another cost, by a straight line in log C through the last measured optima.
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from eqscale.laws import disagreement
 from eqscale.laws.compare import Comparison
-from eqscale.laws.minima import Minima, loss_ratio
-from eqscale.laws.plan import Advice, advise
-from eqscale.laws.render import factor_text, interval_text, markdown_table, number
+from eqscale.laws.plan import advise
+from eqscale.laws.render import interval_text, markdown_table
 from eqscale.report import part_tables, tables
 from eqscale.report.analysis import Analysis
-from eqscale.report.axes import AXES, EQUIVARIANT
+from eqscale.report.axes import AXES
 from eqscale.report.conclusions import NOT_REPRODUCED, STATEMENTS, Conclusion
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.figures import FigureGroup
+from eqscale.report.overview import headline, overview
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes, seen_the_same_runs
-from eqscale.report.tables import Table
-
-SURE = 0.975
-"""Probability from which an arm is said to be ahead."""
+from eqscale.report.tables import Table, link
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +37,6 @@ class Content:
     def figure(self, number: int) -> FigureGroup | None:
         """A figure by its number, if it was drawn."""
         return next((f for f in self.figures if f.number == number), None)
-
-
-def link(number: int, kind: str = "table") -> str:
-    """A reference to a table or figure."""
-    return f"[{'Table' if kind == 'table' else 'Figure'} {number}](#{'table' if kind == 'table' else 'fig'}{number})"
 
 
 def render(content: Content, show: Callable[[FigureGroup], str]) -> str:
@@ -73,9 +65,8 @@ def render(content: Content, show: Callable[[FigureGroup], str]) -> str:
 
 
 def answer(content: Content) -> str:
-    """A few bullets, each pointing at its figure or table."""
-    lines = [_winner(content.analysis, axis) for axis in content.analysis.ranking]
-    lines += _measured(content)
+    """Who is ahead, and a few bullets, each pointing at its figure or table."""
+    lines = _measured(content)
     lines += _crossings(content.analysis)
     lines += [_verdict_line(n, [c for c in content.conclusions if c.number == n]) for n in STATEMENTS]
     lines += part_tables.data_lines(content.grid) if content.grid else []
@@ -83,23 +74,7 @@ def answer(content: Content) -> str:
     if content.study.prediction is not None:
         lines.append(_prediction_line(content.study))
     bullets = "\n".join(f"- {line}" for line in lines)
-    return "\n\n".join(filter(None, (_headline(content.analysis), bullets)))
-
-
-def _headline(analysis: Analysis) -> str:
-    """Who is ahead at the largest compute, in one sentence."""
-    ahead: dict[str, list[str]] = {}
-    for axis, levels in analysis.ranking.items():
-        top = [a for a in levels[-1] if math.isfinite(a.loss)] if levels else []
-        if len(top) > 1:
-            ahead.setdefault(f"`{top[0].arm}`" if _sure(top[0]) else "no arm for sure", []).append(axis)
-    if not ahead:
-        return ""
-    said = ", ".join(
-        f"{who} on {'all three axes' if len(axes) == len(AXES) else ' and '.join(axes)}"
-        for who, axes in ahead.items()
-    )
-    return f"**At the largest compute that all arms were given, ahead is {said}** ({link(3)})."
+    return "\n\n".join(filter(None, (headline(content.analysis), overview(content.analysis), bullets)))
 
 
 def _verdict_line(n: int, own: list[Conclusion]) -> str:
@@ -117,45 +92,6 @@ def _verdict_line(n: int, own: list[Conclusion]) -> str:
         for (verdict, why), axes in reasons.items()
     ]
     return f"Conclusion {n} of the paper: {'; '.join(said)} ([criteria and figures](#conclusion{n}))."
-
-
-def _winner(analysis: Analysis, axis: str) -> str:
-    """Which arm is ahead on an axis, at its lowest and highest common cost."""
-    label, unit = AXES[axis].label, AXES[axis].unit
-    levels = [[a for a in level if math.isfinite(a.loss)] for level in analysis.ranking[axis]]
-    levels = [level for level in levels if level]
-    where = f"({link(1, 'figure')}, {link(3)})"
-    if not levels:
-        return f"On **{label}**: the arms have no cost in common, or no law has an optimum {where}."
-    if len(levels[0]) == 1:
-        only = levels[-1][0]
-        return (
-            f"On **{label}**: only `{only.arm}` has a law; at {only.C:.3g} {unit} its compute-optimal loss is "
-            f"{number(only.loss, 3)} {interval_text(only.loss_band, 3)} {where}."
-        )
-    first, top = levels[0], levels[-1]
-    if all(_sure(level[0]) and level[0].arm == top[0].arm for level in levels):
-        start = (
-            f"`{top[0].arm}` is ahead over the whole tested range, {first[0].C:.3g} to {top[0].C:.3g} {unit}"
-        )
-    else:
-        start = "; ".join(
-            f"at {level[0].C:.3g} {unit} "
-            + (
-                f"`{level[0].arm}` is ahead"
-                if _sure(level[0])
-                else f"no arm is surely ahead (`{level[0].arm}` with {_percent(level[0])})"
-            )
-            for level in levels
-        )
-    end = (
-        f"At {top[0].C:.3g} {unit} the compute-optimal loss is "
-        + " against ".join(
-            f"{number(a.loss, 3)} {interval_text(a.loss_band, 3)} for `{a.arm}`" for a in top[:2]
-        )
-        + _worth(analysis, axis, top[0].arm, top[1].arm)
-    )
-    return f"On **{label}**: {start}. {end} {where}."
 
 
 def _measured(content: Content) -> list[str]:
@@ -190,48 +126,7 @@ def _measured(content: Content) -> list[str]:
             surprises.append(f"{budget:.2g}")
     if surprises:
         line += f" The laws say otherwise at {', '.join(surprises)}: there they miss the best runs."
-    return [line, *_ratios(content.analysis.minima.get("executed", {}))]
-
-
-def _ratios(minima: Mapping[str, Minima]) -> list[str]:
-    """What the other arms lose against the equivariant one at the lowest and the highest budget, without a law."""
-    arm, said = minima.get(EQUIVARIANT), []
-    for base in minima.values():
-        if arm is None or base is arm or not len(common := np.intersect1d(arm.cost, base.cost)):
-            continue
-        ratios = {C: loss_ratio(arm, base, C).exp() for C in (common[0], common[-1])}
-        at = [
-            f"{number(e.value, 3)} {interval_text((e.low, e.high), 3)} times at {C:.2g} FLOPs"
-            for C, e in ratios.items()
-        ]
-        said.append(f"`{base.name}`'s {' and '.join(at)}")
-    if not said:
-        return []
-    return [
-        "Without a law, from the runs of each budget alone, compute-optimal losses are, against that of "
-        f"`{EQUIVARIANT}`, {'; '.join(said)} ({link(10, 'figure')}, {link(17)})."
-    ]
-
-
-def _sure(advice: Advice) -> bool:
-    return advice.probability_best is None or advice.probability_best >= SURE
-
-
-def _percent(advice: Advice) -> str:
-    return f"{100 * (advice.probability_best or 0):.0f} %"
-
-
-def _worth(analysis: Analysis, axis: str, first: str, second: str) -> str:
-    """How much compute the runner-up would need for the winner's loss."""
-    for pair in analysis.comparisons[axis]:
-        if isinstance(pair, Comparison) and (pair.arm, pair.reference) == (first, second):
-            factor = pair.multipliers[-1].compute
-            if math.isnan(factor[0]):
-                return ""
-            if factor[0] > 1e6:
-                return f"; the law of `{second}` never gets there (95 %: from {number(factor[1], 2)} × the compute)"
-            return f"; `{second}` would need {factor_text(factor)} the compute for that"
-    return ""
+    return [line]
 
 
 def _crossings(analysis: Analysis) -> list[str]:

@@ -13,7 +13,7 @@ from eqscale.laws import Interval
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
-from eqscale.laws.minima import combine, loss_ratio, weights_at
+from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, weights_at
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.axes import AXES, EQUIVARIANT
@@ -41,6 +41,11 @@ class Table:
         return f"{caption}\n\n{markdown_table(self.header, self.rows)}"
 
 
+def link(number: int, kind: str = "table") -> str:
+    """A reference to a table or figure."""
+    return f"[{'Table' if kind == 'table' else 'Figure'} {number}](#{'table' if kind == 'table' else 'fig'}{number})"
+
+
 def two_intervals(interval: Interval, digits: int = 3) -> str:
     """An interval's estimate, model-based limits and robust limits on three lines of a cell."""
     model = ", ".join(number(v, digits) for v in interval.model)
@@ -51,6 +56,13 @@ def two_intervals(interval: Interval, digits: int = 3) -> str:
 def _cell(e: Estimate, digits: int = 3) -> str:
     model, robust = (", ".join(number(v, digits) for v in limits) for limits in (e.model, e.robust))
     return f"{number(e.value, digits)}<br>[{model}]<br>[{robust}]"
+
+
+def _bound_or_cell(e: Estimate) -> str:
+    """A factor that is infinite on one side is a bound."""
+    if math.isinf(e.model[1]):
+        return f"> {number(e.value, 3)}"
+    return f"< {number(e.value, 3)}" if e.model[0] == 0 else _cell(e)
 
 
 def coefficient_table(analysis: Analysis) -> Table:
@@ -196,11 +208,11 @@ def minima_table(analysis: Analysis) -> Table:
                     continue
                 at = weights_at(m, np.array([cost]), np.ones(1))
                 size = combine([(m, m.N, at)]).exp()
-                ratio = (
-                    _cell(loss_ratio(reference, m, cost).exp())
-                    if reference is not None and m is not reference and cost in reference.cost
-                    else "–"
-                )
+                ratio = saved = "–"
+                if reference is not None and m is not reference:
+                    saved = _bound_or_cell(compute_multiplier(reference, m, cost).exp())
+                    if cost in reference.cost:
+                        ratio = _cell(loss_ratio(reference, m, cost).exp())
                 rows.append(
                     [
                         AXES[axis].label,
@@ -209,6 +221,7 @@ def minima_table(analysis: Analysis) -> Table:
                         _cell(combine([(m, m.loss, at)]).exp()),
                         "at an edge" if math.isnan(size.value) else _cell(size),
                         ratio,
+                        saved,
                     ]
                 )
     scatter = ", ".join(
@@ -216,11 +229,13 @@ def minima_table(analysis: Analysis) -> Table:
     )
     return Table(
         17, "Measured optima at equal cost, without a law",
-        ["axis", "cost", "arm", "lowest loss", "N_opt", f"loss over that of `{EQUIVARIANT}`"], rows,
+        ["axis", "cost", "arm", "lowest loss", "N_opt", f"loss over that of `{EQUIVARIANT}`",
+         f"this cost over what `{EQUIVARIANT}` takes for this loss"], rows,
         "Vertex of a parabola in log N through the log losses of the runs at one cost (approach 2 of Hoffmann et al. "
         "2022), within the sizes that were run. On executed FLOPs these are the budgets; on the other axes runs are "
         "moved along their laws to the nearest of a few costs, residual kept. Intervals: [t of the scatter about all "
-        f"parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap].",
+        f"parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap]. The last column joins the losses "
+        f"of `{EQUIVARIANT}` by power laws from one cost to the next; > and < where they don't reach.",
     )  # fmt: skip
 
 

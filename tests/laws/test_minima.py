@@ -9,6 +9,7 @@ from eqscale.laws.arms import ArmFit
 from eqscale.laws.minima import (
     bend,
     combine,
+    compute_multiplier,
     extrapolate,
     loss_ratio,
     measured_minima,
@@ -78,6 +79,46 @@ def test_the_ratio_of_two_arms_is_that_of_their_optima():
     assert found.high / found.low < 1.06
     apart = loss_ratio(two, one, BUDGETS[1]).exp()
     assert apart.value == pytest.approx(1 / found.value)
+
+
+def test_the_compute_for_an_equal_loss_is_that_of_power_laws():
+    one, two = measured_minima(arm()), measured_minima(arm(level=0.36))
+    exact = compute_multiplier(one, two, 1e12).exp()  # a straight line in log L over log C is a power law
+    assert exact.value == pytest.approx((0.36 / 0.3) ** (1 / 0.2))
+    assert exact.high / exact.low == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("level", "cost", "bound"), [(0.5, 1e11, 1.0), (0.2, 3e12, 1.0), (0.5, 3e11, 3.0)])
+def test_a_loss_that_the_arm_has_no_runs_at_gives_a_bound(level, cost, bound):
+    found = compute_multiplier(measured_minima(arm()), measured_minima(arm(level=level)), cost).exp()
+    assert found.value == pytest.approx(bound)
+    known, open_end = (found.low, found.high) if level > 0.3 else (found.high, found.low)
+    assert known == pytest.approx(bound)
+    assert open_end == (np.inf if level > 0.3 else 0)
+
+
+def test_intervals_of_a_compute_multiplier_cover_the_truth():
+    truth, trials, hits = 5 * np.log(1.2), 150, np.zeros(2)
+    plain, base = arm(), arm(level=0.36)
+    rng = np.random.default_rng(2)
+    for trial in range(trials):
+        one, two = (
+            measured_minima(
+                dataclasses.replace(
+                    a,
+                    fit=dataclasses.replace(
+                        a.fit, observed=a.loss * np.exp(0.03 * rng.normal(size=a.loss.size))
+                    ),
+                ),
+                resamples=200,
+                seed=2 * trial + k,
+            )
+            for k, a in enumerate((plain, base))
+        )
+        found = compute_multiplier(one, two, 1e12)
+        hits += [low < truth < high for low, high in (found.model, found.robust)]
+    assert np.all(hits / trials > 0.88), hits / trials
+    assert hits[0] / trials < 1.0
 
 
 def test_a_line_through_the_last_optima_leads_on():

@@ -48,7 +48,7 @@ def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
     assert low <= truth <= high
     assert truth == pytest.approx(C, rel=0.3)
     assert line.count("`transformer` ahead above") == 3
-    assert re.search(r"at 1e\+10 FLOPs `gatr` is ahead; .*at 1e\+13 FLOPs `transformer` is ahead", text)
+    assert re.search(r"\| 1e\+10 FLOPs: `gatr`<br>.*<br>1e\+13 FLOPs: `transformer` \|", text)
     assert "the best run is " in text
 
 

@@ -58,16 +58,27 @@ def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the
         "**At the largest compute that all arms were given, ahead is `gatr` on all three"
     )
     assert lines.pop(0) == ""
-    for label in ("executed", "dense nominal", "seconds"):
-        assert any(label in line and "`gatr` is ahead over the whole tested range" in line for line in lines)
-    assert all("](#" in line for line in lines)
+    table = [line for line in lines if line.startswith("| **")]
+    assert [line.split("**")[1] for line in table] == [
+        "training FLOPs, executed", "training FLOPs, dense nominal", "training seconds",
+    ]  # fmt: skip
+    for line in table:
+        assert line.split("|")[2].count(": `gatr`") == 3
+    assert all("](#" in line for line in lines if not line.startswith("|") and line)
     assert "executed: none in range; on training FLOPs, dense nominal: none in range" in answer(
         like_the_paper
     )
     factor = planted.optimal_loss(*planted.LIKE_THE_PAPER["transformer"][:2], 1e13)
     factor /= planted.optimal_loss(*planted.LIKE_THE_PAPER["gatr"][:2], 1e13)
-    times = float(re.search(r"executed\*\*.*would need ([\d.]+)×", answer(like_the_paper))[1])
-    assert times == pytest.approx(factor**4, rel=0.15)  # both losses fall as C^(1/4)
+    losses, compute = table[0].split("|")[4:6]
+    for times in re.findall(r"([\d.]+) \[", losses):
+        assert float(times) == pytest.approx(factor, rel=0.05)  # similar at every budget
+    assert len(re.findall(r"\[", losses)) == 2
+    times, low, high = map(
+        float, re.search(r"`transformer` ([\d.]+) \[([\d.]+), ([\d.]+)\]", compute).groups()
+    )
+    assert low < factor**4 < high  # both losses fall as C^(1/4)
+    assert times == pytest.approx(factor**4, rel=0.15)
 
 
 def test_coefficients_and_exponents_come_back(like_the_paper):

@@ -1,0 +1,143 @@
+"""The answer in one table: which arm is ahead on which compute axis, by how much in loss and by how much in compute."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from eqscale.laws.compare import Comparison
+from eqscale.laws.contrast import Estimate, loss_gap
+from eqscale.laws.minima import compute_multiplier, loss_ratio
+from eqscale.laws.plan import Advice
+from eqscale.laws.render import factor_text, interval_text, markdown_table, number
+from eqscale.report.analysis import Analysis
+from eqscale.report.axes import AXES, EQUIVARIANT
+from eqscale.report.tables import link
+
+SURE = 0.975
+"""Probability from which an arm is said to be ahead."""
+
+_BY_LAW = "by law"
+
+
+def headline(analysis: Analysis) -> str:
+    """Who is ahead at the largest compute, in one sentence."""
+    ahead: dict[str, list[str]] = {}
+    for axis, levels in _known(analysis).items():
+        if levels and len(levels[-1]) > 1:
+            top = levels[-1][0]
+            ahead.setdefault(f"`{top.arm}`" if _sure(top) else "no arm for sure", []).append(axis)
+    if not ahead:
+        return ""
+    said = ", ".join(
+        f"{who} on {'all three axes' if len(axes) == len(AXES) else ' and '.join(axes)}"
+        for who, axes in ahead.items()
+    )
+    return f"**At the largest compute that all arms were given, ahead is {said}** ({link(3)})."
+
+
+def overview(analysis: Analysis) -> str:
+    """A row an axis; empty without laws."""
+    known = _known(analysis)
+    if not known:
+        return ""
+    names = list(analysis.arms["executed"])
+    reference = EQUIVARIANT if EQUIVARIANT in names else names[0]
+    others = [name for name in names if name != reference]
+    header = [
+        "axis", "ahead at the lowest, middle and highest common cost", "compute-optimal loss at the highest",
+        f"loss over that of `{reference}`, lowest → highest cost", f"compute over that of `{reference}`, same loss",
+    ]  # fmt: skip
+    rows = [
+        [
+            f"**{AXES[axis].label}**",
+            _leaders(levels, AXES[axis].unit),
+            "<br>".join(f"`{a.arm}` {_with_limits(a.loss, a.loss_band)}" for a in levels[-1])
+            if levels
+            else "–",
+            "<br>".join(f"`{name}` {_losses(analysis, axis, reference, name)}" for name in others) or "–",
+            "<br>".join(f"`{name}` {_compute(analysis, axis, reference, name)}" for name in others) or "–",
+        ]
+        for axis, levels in known.items()
+    ]
+    note = f"An arm is ahead if {100 * SURE:.3g} % of the resamples say so ({link(1, 'figure')}, {link(3)})."
+    if any(analysis.minima.values()):
+        note += f" Ratios are measured at single costs and need no law ({link(17)})."
+    if any(_BY_LAW in cell for row in rows for cell in row):
+        note += f" Where too few sizes were run for a measured optimum, ratios are *{_BY_LAW}* ({link(4)})."
+    return (
+        f"{markdown_table(header, rows)}\n{note} Compute is compared at the loss that the other arm has at its highest "
+        "cost. Brackets are 95 % intervals."
+    )
+
+
+def _known(analysis: Analysis) -> dict[str, list[list[Advice]]]:
+    """By axis, the levels of the ranking at which some law has an optimum, with the arms that have one."""
+    found = {
+        axis: [[a for a in level if math.isfinite(a.loss)] for level in levels]
+        for axis, levels in analysis.ranking.items()
+    }
+    return {axis: [level for level in levels if level] for axis, levels in found.items()}
+
+
+def _leaders(levels: list[list[Advice]], unit: str) -> str:
+    if not levels:
+        return "no cost in common, or no law has an optimum"
+    if len(levels[-1]) == 1:
+        return f"only `{levels[-1][0].arm}` has a law"
+    return "<br>".join(
+        f"{level[0].C:.3g} {unit}: "
+        + (f"`{level[0].arm}`" if _sure(level[0]) else f"open (`{level[0].arm}` {_percent(level[0])})")
+        for level in levels
+    )
+
+
+def _losses(analysis: Analysis, axis: str, reference: str, name: str) -> str:
+    """Ratio of compute-optimal losses at the lowest and at the highest cost of both."""
+    minima = analysis.minima[axis]
+    if reference in minima and name in minima:
+        common = np.intersect1d(minima[reference].cost, minima[name].cost)
+        found = [
+            loss_ratio(minima[reference], minima[name], float(c)) for c in common[[0, -1][: len(common)]]
+        ]
+        return " → ".join(_estimate(e.exp()) for e in found) or "no cost in common"
+    arms, levels = analysis.arms[axis], analysis.ranking[axis]
+    found = [
+        loss_gap(arms[reference], arms[name], level[0].C) for level in levels[:: max(len(levels) - 1, 1)]
+    ]
+    return " → ".join(_estimate(e.exp()) for e in found) + f", {_BY_LAW}" if found else "–"
+
+
+def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
+    """How many times the compute of the reference another arm takes for the same loss."""
+    minima = analysis.minima[axis]
+    if reference in minima and name in minima:
+        return _estimate(
+            compute_multiplier(minima[reference], minima[name], float(minima[name].cost[-1])).exp()
+        )
+    for pair in analysis.comparisons[axis]:
+        if isinstance(pair, Comparison) and (pair.arm, pair.reference) == (reference, name):
+            return f"{factor_text(pair.multipliers[-1].compute)}, {_BY_LAW}"
+    return "–"
+
+
+def _estimate(e: Estimate) -> str:
+    """A factor with the wider of its intervals, or the bound that is known of it."""
+    if math.isnan(e.value):
+        return "unknown"
+    if math.isinf(e.model[1]):
+        return f"> {number(e.value, 3)}"
+    return f"< {number(e.value, 3)}" if e.model[0] == 0 else _with_limits(e.value, (e.low, e.high))
+
+
+def _with_limits(value: float, limits: tuple[float, float]) -> str:
+    return f"{number(value, 3)} {interval_text(limits, 3)}"
+
+
+def _sure(advice: Advice) -> bool:
+    return advice.probability_best is None or advice.probability_best >= SURE
+
+
+def _percent(advice: Advice) -> str:
+    return f"{100 * (advice.probability_best or 0):.0f} %"
