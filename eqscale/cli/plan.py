@@ -136,8 +136,9 @@ def _run_plan(args: argparse.Namespace) -> int:
 def _plan_from_study(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.render import plain, write_json
+    from eqscale.laws.validate import lack_of_fit
     from eqscale.report.advice import suggest
-    from eqscale.report.analysis import on_axis
+    from eqscale.report.analysis import design_points, on_axis
     from eqscale.report.axes import AXES
     from eqscale.report.parts import read_study
 
@@ -165,6 +166,15 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     _print_suggestions(
         console, found, f"{compute:.4g} {AXES[axis].unit} ({AXES[axis].label})", axis == "seconds"
     )
+    for name, arm in fitted.items():
+        test = lack_of_fit(arm.fit, design_points(runs, arm))
+        if test is not None and test.rejects:
+            console.print(
+                f"The law of {name} misses structure (lack of fit, p = {test.p_value:.2g}): what it says may be "
+                "further off than its intervals; the study's report shows where.",
+                style="yellow",
+                highlight=False,
+            )
     for problem in problems:
         console.print(f"left out: {problem}", style="yellow", highlight=False)
     if args.json:

@@ -117,12 +117,15 @@ class LackOfFit:
     f_statistic: float
     p_value: float
 
+    @property
+    def rejects(self) -> bool:
+        """Whether the form misses structure, at the level of 5 %."""
+        return self.p_value < 0.05
+
     def describe(self) -> str:
         """In words."""
         verdict = (
-            "the form misses structure that seeds cannot explain"
-            if self.p_value < 0.05
-            else "no lack of fit seen"
+            "the form misses structure that seeds cannot explain" if self.rejects else "no lack of fit seen"
         )
         return (
             f"{verdict}: F = {self.f_statistic:.2f}, p = {self.p_value:.3g}, seed noise "

@@ -345,7 +345,7 @@ def _law_doubts(analysis: Analysis, name: str) -> list[str]:
     if warning := disagreement(analysis.intervals[name]):
         notes.append(f"`{name}`: {warning} ({link(1)}).")
     test = analysis.lack_of_fit[name]
-    if test is not None and test.p_value < 0.05:
+    if test is not None and test.rejects:
         notes.append(f"`{name}`: {test.describe()} ({link(1)}, {link(7, 'figure')}).")
     held = analysis.hold_out[name]
     if held is not None:

@@ -250,7 +250,20 @@ def test_plan_names_the_arm_and_a_rung_of_its_ladder(tmp_path, capsys):
     low, high = best["new_run"]
     assert low < truth < high
     assert best["loss"]["value"] == pytest.approx(truth, rel=0.02)
-    assert "Train gatr" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Train gatr" in shown
+    assert "misses structure" not in shown
+
+
+def test_plan_says_which_laws_miss_structure(tmp_path, capsys):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0, 1))
+    bent = table["arm"] == "transformer"  # no power law: losses fall faster and faster
+    table.loc[bent, "loss"] *= np.exp(-0.03 * np.log(table["D"] / table["D"].min()) ** 2)[bent]
+    planted.write_part(table, tmp_path)
+    assert main(["plan", "--from", str(tmp_path), "--compute", "1e14", "--resamples", "100"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The law of transformer misses structure" in shown
+    assert "The law of gatr misses structure" not in shown
 
 
 def test_arms_keep_their_law_on_every_axis():
