@@ -11,7 +11,7 @@ import numpy as np
 from eqscale.laws import disagreement
 from eqscale.laws.compare import Comparison
 from eqscale.laws.plan import advise
-from eqscale.laws.render import interval_text, markdown_table
+from eqscale.laws.render import interval_text, markdown_table, number
 from eqscale.report import part_tables, tables
 from eqscale.report.analysis import Analysis
 from eqscale.report.axes import AXES
@@ -166,6 +166,12 @@ def _prediction_line(study: Study) -> str:
         f"error of {100 * error:.1f} %"
     )
     best = {o.arm: o.observed for o in sorted(found, key=lambda o: -o.observed)}
+    ahead, *rest = sorted(best, key=lambda arm: best[arm])
+    if rest:
+        said = (f"`{arm}` {number(best[arm], 3)} (× {best[arm] / best[ahead]:.3g})" for arm in rest)
+        measured = f". Best runs there: `{ahead}` {number(best[ahead], 3)}, {', '.join(said)}"
+    else:
+        measured = ""
     trends = {arm: p["trend"] for arm, p in prediction["arms"].items() if arm in best and p.get("trend")}
     if trends:
         errors = [abs(t["loss"] / best[arm] - 1) for arm, t in trends.items()]
@@ -176,7 +182,7 @@ def _prediction_line(study: Study) -> str:
             f"; without a law the best run came out within them for {hits} of {len(trends)} arms, with a median error "
             f"of {100 * float(np.median(errors)):.1f} %"
         )
-    return f"{line} ({link(9)}, {link(8, 'figure')})."
+    return f"{line}{measured} ({link(9)}, {link(8, 'figure')})."
 
 
 def _conclusions(content: Content) -> str:

@@ -216,6 +216,12 @@ def test_prediction_and_outcome_stand_side_by_side(like_the_paper):
     line = next(line for line in answer(like_the_paper).splitlines() if "Validation" in line)
     assert re.search(r"without a law the best run came out within them for \d of 2 arms", line)
     assert (like_the_paper / "report.md").read_text().count("| no law |") == 2
+    laws = {arm: planted.optimal_loss(*spec[:2], 3e13) for arm, spec in planted.LIKE_THE_PAPER.items()}
+    ahead, behind, ratio = map(
+        float, re.search(r"Best runs there: `gatr` (\S+), `transformer` (\S+) \(× (\S+)\)", line).groups()
+    )
+    assert (ahead, behind) == pytest.approx((laws["gatr"], laws["transformer"]), rel=0.05)
+    assert ratio == pytest.approx(behind / ahead, rel=0.01)
     inside = int(re.search(r"for (\d) of 6 runs", line)[1])
     assert inside >= 5
     assert "has changed since the prediction" not in (like_the_paper / "report.md").read_text()
