@@ -74,8 +74,12 @@ def plan_table(
     return table
 
 
+QUIET_SECONDS = 600.0
+"""Elsewhere than on a terminal, the running trials are named when nothing has been said for so long."""
+
+
 class StudyProgress:
-    """Live on a terminal; one line per ended run elsewhere."""
+    """Live on a terminal; elsewhere a line per ended run, and one about the running trials now and then."""
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class StudyProgress:
         self._done = self._failed = 0
         self._total = len(planned) + unknown
         self._running: dict[str, TaskID] = {}
-        self._begin = time.monotonic()
+        self._begin = self._said = time.monotonic()
         bar = BarColumn(bar_width=30)
         self._overall = Progress(
             TextColumn("{task.description}"), bar, TextColumn("{task.percentage:3.0f} %")
@@ -162,6 +166,9 @@ class StudyProgress:
             spec, point.step, point.seconds, self._devices.get(spec.run_id, 1)
         )
         self._refresh()
+        if not self._console.is_terminal and time.monotonic() - self._said >= QUIET_SECONDS:
+            trials = (f"{t.description} {t.percentage:.0f} %  {t.fields['note']}" for t in self._trials.tasks)
+            self._line("; ".join(trials))
 
     def ended(self, spec: RunSpec, record: RunRecord) -> None:
         """A trial has ended with a record."""
@@ -204,6 +211,7 @@ class StudyProgress:
 
     def _line(self, text: str) -> None:
         self._refresh()
+        self._said = time.monotonic()
         counter = f"[{self._done + self._failed:>{len(str(self._total))}}/{self._total}]"
         passed = f"[dim]{human_time(time.monotonic() - self._begin):>12}[/dim]"
         left = "" if self._console.is_terminal else f"[dim], about {human_time(self._wall)} left[/dim]"

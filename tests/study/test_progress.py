@@ -1,0 +1,26 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from eqscale.study import progress
+from eqscale.study.estimate import Estimator
+from eqscale.study.progress import StudyProgress
+from eqscale.study.schedule import Allotment
+from eqscale.training.spec import CurvePoint
+from tests.study.test_ledger import make_record, make_spec
+
+
+@pytest.mark.parametrize(("quiet", "said"), [(0.0, True), (600.0, False)])
+def test_a_log_file_hears_of_running_trials_when_nothing_has_ended_for_long(monkeypatch, quiet, said):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", quiet)
+    record = make_record(make_spec())
+    out = io.StringIO()
+    spec = record.spec
+    with StudyProgress([Allotment(spec, 1.0)], Estimator(), 1, Console(file=out, width=200)) as shown:
+        shown.started(spec)
+        shown.point(spec, CurvePoint(spec.steps // 4, 0.61, 0.52, 0.0, 12.5))
+        about = f"[0/1] {spec.name:<36} 25 %  train 0.610  test 0.520, about "
+        assert (" ".join(about.split()) in " ".join(out.getvalue().split())) == said
+        shown.ended(spec, record)
+    assert f"[1/1] {spec.name}" in out.getvalue()
