@@ -24,7 +24,7 @@ from eqscale.report.data_grid import (
 )
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes
-from eqscale.report.tables import Table, two_intervals
+from eqscale.report.tables import Table, link, two_intervals
 
 CONTACTS = {"nmse_free": "free flight", "nmse_floor": "floor only", "nmse_object": "another object"}
 _UNSEEN = "–"
@@ -109,7 +109,7 @@ def data_lines(grid: DataGrid) -> list[str]:
         f"{', '.join(map(str, levels))} scenes, repetition costs `{BASELINE}` {_factor(excess(grid, lead, levels))} "
         f"and `{AUGMENTED}` {_factor(excess(grid, left, levels))} times what it costs `{EQUIVARIANT}`; with fresh data "
         f"their losses are {_factor(gap(grid, lead, fresh))} and {_factor(gap(grid, left, fresh))} times that of "
-        f"`{EQUIVARIANT}` ([Table 18](#table18), [Table 5](#table5))."
+        f"`{EQUIVARIANT}` ({link(18)}, {link(5)})."
     ]
 
 
@@ -244,7 +244,7 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
             said = ", ".join(f"{value:.2f} at {budget:.2g}" for budget, value in ratio.items())
             lines.append(
                 f"The symmetry switched off in the same backbone: the best `{arm}` has {said} executed FLOPs times the "
-                f"loss of the best `{EQUIVARIANT}` ([Table 10](#table10))"
+                f"loss of the best `{EQUIVARIANT}` ({link(10)})"
                 + ("; its smallest size is its best at every budget." if smallest else ".")
             )
     twins = []
@@ -254,7 +254,7 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
         if len(twin):
             twins.append(f"`{arm}` in {frame} frames at {budget:.2g}: {_twin_text(runs, twin, noise)}")
     if twins:
-        lines.append(f"The same arm in other frames: {'; '.join(twins)} ([Table 10](#table10)).")
+        lines.append(f"The same arm in other frames: {'; '.join(twins)} ({link(10)}).")
     for content in study.evaluations:
         results = content.get("results", [])
         plain = [r for r in results if r.get("average") == 1 and r["predictor"] == "model"]
@@ -265,7 +265,7 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
             lines.append(
                 f"Test-time averaging over {most['average']} group elements takes the best `{content['spec']['arm']}` "
                 f"from a loss of {number(one)} to {number(many)}, {100 * (1 - many / one):.1f} % less, at "
-                f"{most['average']} times the cost of a prediction ([Table 15](#table15))."
+                f"{most['average']} times the cost of a prediction ({link(15)})."
             )
     return lines
 
