@@ -63,7 +63,10 @@ def overview(analysis: Analysis) -> str:
     ]
     note = f"An arm is ahead if {100 * SURE:.3g} % of the resamples say so ({link(1, 'figure')}, {link(3)})."
     if any(analysis.minima.values()):
-        note += f" Ratios are measured at single costs and need no law ({link(17)})."
+        note += (
+            " Ratios are measured at single costs: on executed FLOPs without a law, on the other axes after moving "
+            f"runs along theirs to equal cost ({link(17)})."
+        )
     if any(_BY_LAW in cell for row in rows for cell in row):
         note += f" Where too few sizes were run for a measured optimum, ratios are *{_BY_LAW}* ({link(4)})."
     return (
