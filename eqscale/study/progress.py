@@ -214,5 +214,6 @@ class StudyProgress:
         self._said = time.monotonic()
         counter = f"[{self._done + self._failed:>{len(str(self._total))}}/{self._total}]"
         passed = f"[dim]{human_time(time.monotonic() - self._begin):>12}[/dim]"
-        left = "" if self._console.is_terminal else f"[dim], about {human_time(self._wall)} left[/dim]"
-        self._console.print(f"{passed} {counter} {text}{left}", highlight=False)
+        log = not self._console.is_terminal  # there one event is one line, however long
+        left = f"[dim], about {human_time(self._wall)} left[/dim]" if log else ""
+        self._console.print(f"{passed} {counter} {text}{left}", highlight=False, soft_wrap=log)
