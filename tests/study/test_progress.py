@@ -20,7 +20,7 @@ def test_a_log_file_hears_of_running_trials_when_nothing_has_ended_for_long(monk
     with StudyProgress([Allotment(spec, 1.0)], Estimator(), 1, Console(file=out, width=60)) as shown:
         shown.started(spec)
         shown.point(spec, CurvePoint(spec.steps // 4, 0.61, 0.52, 0.0, 12.5))
-        about = f"[0/1] {spec.name:<36} 25 %  train 0.610  test 0.520, about "
+        about = f"[0/1] {spec.name} 25 %  train 0.610  test 0.520, about "
         assert any(about in line and line.endswith(" left") for line in out.getvalue().splitlines()) == said
         shown.ended(spec, record)
     assert f"[1/1] {spec.name}" in out.getvalue()
