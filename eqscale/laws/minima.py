@@ -143,6 +143,11 @@ def weights_at(minima: Minima, cost: Array, weights: Array) -> Array:
     return out
 
 
+def lowest_loss(minima: Minima, cost: float) -> Estimate:
+    """log L_opt of an arm at one of its budgets."""
+    return combine([(minima, minima.loss, weights_at(minima, np.array([cost]), np.ones(1)))])
+
+
 def loss_ratio(arm: Minima, base: Minima, cost: float) -> Estimate:
     """log L_opt of the baseline minus that of the arm at a budget that both have."""
     one = np.array([cost])

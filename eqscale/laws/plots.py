@@ -17,6 +17,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -34,12 +36,13 @@ Array = np.ndarray
 # Okabe & Ito 2008, the order of greatest contrast first; black is kept for the truth and for text
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DPI = 200
+"""Of saved PNG files."""
 WIDTH = 6.75
 """Inches: the text width of a two-column paper."""
 
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
-    "savefig.dpi": 200,
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -73,9 +76,11 @@ def save(figure: Figure, path: Path) -> list[Path]:
     out = [path.with_suffix(".png"), path.with_suffix(".svg")]
     with style():
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, not twice for each format
-        figure.savefig(out[0], metadata={"Software": None})
-        figure.savefig(out[1], metadata={"Date": None, "Creator": None})
+        figure.set_layout_engine("none")
+        figure.dpi = _DPI
+        # not savefig, which lays a figure out once more for each format
+        FigureCanvasAgg(figure).print_png(out[0], metadata={"Software": None})
+        FigureCanvasSVG(figure).print_svg(out[1], metadata={"Date": None, "Creator": None})
     return out
 
 

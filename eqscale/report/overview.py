@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, loss_gap
-from eqscale.laws.minima import compute_multiplier, loss_ratio
+from eqscale.laws.minima import compute_multiplier, loss_ratio, lowest_loss
 from eqscale.laws.plan import Advice
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
@@ -46,16 +47,14 @@ def overview(analysis: Analysis) -> str:
     reference = EQUIVARIANT if EQUIVARIANT in names else names[0]
     others = [name for name in names if name != reference]
     header = [
-        "axis", "ahead at the lowest, middle and highest common cost", "compute-optimal loss at the highest",
+        "axis", "ahead at the lowest, middle and highest common cost", "compute-optimal loss at the highest cost",
         f"loss over that of `{reference}`, lowest → highest cost", f"compute over that of `{reference}`, same loss",
     ]  # fmt: skip
     rows = [
         [
             f"**{AXES[axis].label}**",
             _leaders(levels, AXES[axis].unit),
-            "<br>".join(f"`{a.arm}` {_with_limits(a.loss, a.loss_band)}" for a in levels[-1])
-            if levels
-            else "–",
+            _lowest(analysis, axis, names),
             "<br>".join(f"`{name}` {_losses(analysis, axis, reference, name)}" for name in others) or "–",
             "<br>".join(f"`{name}` {_compute(analysis, axis, reference, name)}" for name in others) or "–",
         ]
@@ -64,11 +63,11 @@ def overview(analysis: Analysis) -> str:
     note = f"An arm is ahead if {100 * SURE:.3g} % of the resamples say so ({link(1, 'figure')}, {link(3)})."
     if any(analysis.minima.values()):
         note += (
-            " Ratios are measured at single costs: on executed FLOPs without a law, on the other axes after moving "
-            f"runs along theirs to equal cost ({link(17)})."
+            " Losses and ratios are measured at single costs: on executed FLOPs without a law, on the other axes after "
+            f"moving runs along theirs to equal cost ({link(17)})."
         )
     if any(_BY_LAW in cell for row in rows for cell in row):
-        note += f" Where too few sizes were run for a measured optimum, ratios are *{_BY_LAW}* ({link(4)})."
+        note += f" Where too few sizes were run for a measured optimum, they are *{_BY_LAW}* ({link(4)})."
     return (
         f"{markdown_table(header, rows)}\n{note} Compute is compared at the loss that the other arm has at its highest "
         "cost. Brackets are 95 % intervals."
@@ -94,6 +93,23 @@ def _leaders(levels: list[list[Advice]], unit: str) -> str:
         + (f"`{level[0].arm}`" if _sure(level[0]) else f"open (`{level[0].arm}` {_percent(level[0])})")
         for level in levels
     )
+
+
+def _lowest(analysis: Analysis, axis: str, names: list[str]) -> str:
+    """Compute-optimal loss of each arm at the highest cost of all, lowest first."""
+    minima, unit = analysis.minima[axis], AXES[axis].unit
+    if set(names) <= minima.keys():
+        common = functools.reduce(np.intersect1d, [minima[name].cost for name in names])
+        if len(common):
+            found = {name: lowest_loss(minima[name], float(common[-1])).exp() for name in names}
+            ordered = sorted(names, key=lambda name: found[name].value)
+            return "<br>".join(
+                [f"at {common[-1]:.3g} {unit}:", *(f"`{name}` {_estimate(found[name])}" for name in ordered)]
+            )
+    if not (levels := _known(analysis)[axis]):
+        return "–"
+    by_law = (f"`{a.arm}` {_with_limits(a.loss, a.loss_band)}" for a in levels[-1])
+    return "<br>".join([f"at {levels[-1][0].C:.3g} {unit}, {_BY_LAW}:", *by_law])
 
 
 def _losses(analysis: Analysis, axis: str, reference: str, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from eqscale.report.data_grid import DataGrid
 from eqscale.report.figures import FigureGroup
 from eqscale.report.overview import headline, overview
 from eqscale.report.parts import Study
-from eqscale.report.prediction import outcomes, seen_the_same_runs
+from eqscale.report.prediction import Outcome, outcomes, seen_the_same_runs
 from eqscale.report.tables import Table, link
 
 
@@ -298,6 +298,13 @@ def caveats(content: Content) -> list[str]:
             notes.append(
                 "One seed: differences of the size of the seed noise mean nothing, and lack of fit can't be tested."
             )
+        else:
+            seeds = grid.groupby("budget")["seed"].nunique()
+            if single := [f"{budget:.3g}" for budget in seeds.index[seeds == 1]]:
+                notes.append(
+                    f"One seed at {', '.join(single)} executed FLOPs: the noise there is taken from the other budgets "
+                    f"({link(7)})."
+                )
     notes += [note for name in analysis.arms.get("executed", {}) for note in _law_doubts(analysis, name)]
     if analysis.edges:
         edges = {(AXES[e.axis].label, e.arm) for e in analysis.edges}
@@ -321,6 +328,8 @@ def caveats(content: Content) -> list[str]:
             f"`step_times.csv` doesn't cover {study.untimed} of the runs, so seconds are those that each run recorded; "
             "`eqscale time` times the shapes of all runs."
         )
+    if study.prediction is not None:
+        notes += _validation_edges(outcomes(study.prediction, study.part("validation")))
     if study.prediction is not None and not seen_the_same_runs(study.prediction, study):
         notes.append(
             f"The compute grid has changed since the prediction was made: it and the laws here differ ({link(9)})."
@@ -339,6 +348,20 @@ def caveats(content: Content) -> list[str]:
     else:
         notes.append(f"No run was lost or left out of the fits ({link(12)}).")
     return notes
+
+
+def _validation_edges(found: Sequence[Outcome]) -> list[str]:
+    """Arms whose best size above the laws' budgets is not bracketed by the sizes that were run."""
+    edges = {}
+    for name in dict.fromkeys(o.arm for o in found):
+        own = sorted((o for o in found if o.arm == name), key=lambda o: o.N)
+        best = min(own, key=lambda o: o.observed)
+        if len(own) > 1 and best in (own[0], own[-1]):
+            edges[name] = "smallest" if best is own[0] else "largest"
+    if not edges:
+        return []
+    said = ", ".join(f"the {which} of `{name}`" for name, which in edges.items())
+    return [f"Of the validation's sizes the best is {said}: another could be better still ({link(9)})."]
 
 
 def _law_doubts(analysis: Analysis, name: str) -> list[str]:

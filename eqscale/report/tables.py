@@ -13,7 +13,7 @@ from eqscale.laws import Interval
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
-from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, weights_at
+from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.axes import AXES, EQUIVARIANT
@@ -218,7 +218,7 @@ def minima_table(analysis: Analysis) -> Table:
                         AXES[axis].label,
                         f"{cost:.3g} {AXES[axis].unit}",
                         f"`{name}`",
-                        _cell(combine([(m, m.loss, at)]).exp()),
+                        _cell(lowest_loss(m, cost).exp()),
                         "at an edge" if math.isnan(size.value) else _cell(size),
                         ratio,
                         saved,

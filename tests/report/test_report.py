@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -70,7 +71,10 @@ def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the
     )
     factor = planted.optimal_loss(*planted.LIKE_THE_PAPER["transformer"][:2], 1e13)
     factor /= planted.optimal_loss(*planted.LIKE_THE_PAPER["gatr"][:2], 1e13)
-    losses, compute = table[0].split("|")[4:6]
+    lowest, losses, compute = table[0].split("|")[3:6]
+    lowest = dict(re.findall(r"`(\w+)` ([\d.]+) \[", lowest))
+    for arm, (law, kappa, *_) in planted.LIKE_THE_PAPER.items():
+        assert float(lowest[arm]) == pytest.approx(planted.optimal_loss(law, kappa, 1e13), rel=0.05)
     for times in re.findall(r"([\d.]+) \[", losses):
         assert float(times) == pytest.approx(factor, rel=0.05)  # similar at every budget
     assert len(re.findall(r"\[", losses)) == 2
@@ -342,6 +346,20 @@ def test_mixed_hardware_is_said(tmp_path):
     study = read_study(tmp_path)
     notes = caveats(Content(study, analyse(study), None, [], []))
     assert any("different hardware (another, 1 thread; one, 1 thread)" in note for note in notes)
+
+
+def test_what_one_seed_and_sizes_at_an_edge_leave_open_is_said(like_the_paper):
+    study = read_study(like_the_paper)
+    compute, validation = (study.runs["part"] == part for part in ("compute", "validation"))
+    runs = study.runs[~compute | (study.runs["budget"] < 9e12) | (study.runs["seed"] == 0)].copy()
+    runs.loc[validation, "loss"] = 0.1 / runs["N"]  # the largest is the best
+    runs.loc[validation & (runs["arm"] == "transformer"), "loss"] = 1e-9 * runs["N"]
+    study = dataclasses.replace(study, runs=runs)
+    notes = caveats(Content(study, analyse(study), None, [], []))
+    assert any("One seed at 1e+13 executed FLOPs" in note for note in notes)
+    edges = next(note for note in notes if note.startswith("Of the validation's sizes"))
+    assert "the largest of `gatr`" in edges
+    assert "the smallest of `transformer`" in edges
 
 
 def test_an_empty_table_is_one_line(tmp_path, capsys):
