@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eqscale.cli.arm_files import add_arm_file_option, load_arm_files
+
 if TYPE_CHECKING:
     from eqscale.storage import AnyPath
     from eqscale.study.estimate import Estimator
@@ -56,6 +58,7 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--mend", action="store_true", help="write run table, records and MLflow anew where they differ"
     )
+    add_arm_file_option(parser)
     parser.set_defaults(run=_check)
 
 
@@ -72,6 +75,7 @@ def _check(args: argparse.Namespace) -> int:
     from eqscale.study.lease import only_driver
     from eqscale.study.tracking import default_tracking_uri
 
+    load_arm_files(args)
     place = open_place(args.storage)
     storage = Storage(place / args.study, Path())
     if not storage.ledger.folder.exists():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath, matching, write_atomically
+from eqscale.training.arms import UnknownArm
 from eqscale.training.spec import CODE, RunRecord, RunSpec
 
 
@@ -50,6 +51,7 @@ class Ledger:
 
         Raises:
             UnreadableRecord: if it is damaged, or was written by a version of the code with other fields.
+            InputError: if its arm is unknown.
         """
         where = f"record {run_id} in {str(self.folder)!r}"
         try:
@@ -102,6 +104,7 @@ def parse_record(text: bytes, where: str) -> RunRecord:
 
     Raises:
         UnreadableRecord: if it is damaged, or was written by a version of the code with other fields.
+        InputError: if its arm is unknown, which says nothing against the record.
     """
     try:
         record = RunRecord.from_json(text.decode())
@@ -109,6 +112,10 @@ def parse_record(text: bytes, where: str) -> RunRecord:
         code = _code_of(text)
         if code not in (None, CODE):
             raise UnreadableRecord(f"{where} was written by {code}", damaged=False) from error
+        if isinstance(error, UnknownArm):
+            raise InputError(
+                f"{where} is a run of an arm that isn't registered ({error}): name the arm's file with --arm-file"
+            ) from error
         raise UnreadableRecord(f"{where} is damaged ({type(error).__name__}: {error})") from error
     if record.outdated and record.code == CODE:
         raise UnreadableRecord(f"{where} {_ANOTHER}")

@@ -56,7 +56,11 @@ class PublishedRecords:
 
 
 def read_records(results: Path) -> PublishedRecords:
-    """Read the published records of a results folder; none if it has no ``records.jsonl``."""
+    """Read the published records of a results folder; none if it has no ``records.jsonl``.
+
+    Raises:
+        InputError: if a run's arm is unknown.
+    """
     published = PublishedRecords(records_path(results), {}, {}, 0, {})
     if not published.path.is_file():
         return published
@@ -73,6 +77,8 @@ def read_records(results: Path) -> PublishedRecords:
             else:
                 outdated += 1
             continue
+        except InputError as error:
+            raise InputError(f"{published.path}: line {number}{error}") from error
         if record.outdated:
             outdated += 1
         elif record.to_json() != published.records.setdefault(record.run_id, record).to_json():

@@ -137,6 +137,7 @@ def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeyp
     assert (results / "runs.csv").read_text().splitlines() == table
 
     monkeypatch.chdir(tmp_path)
+    assert main(["check", "quick", *own_arm[:2]]) == 0
     measure = [
         "measure",
         "results/quick",

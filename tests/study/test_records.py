@@ -7,9 +7,10 @@ import pytest
 from eqscale.errors import InputError
 from eqscale.study import job
 from eqscale.study.job import parse_options, run_study
-from eqscale.study.ledger import Ledger
+from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.study.records import read_records, records_path, write_records
+from eqscale.training.arms import base as arms
 from eqscale.training.spec import CODE
 from tests.study.test_ledger import make_record, make_spec
 
@@ -89,6 +90,24 @@ def test_a_damaged_line_is_named_and_the_job_refused(ledger, tmp_path, monkeypat
     assert f"{records_path(options.results)}: line 5 {reason}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "studies").exists()
+
+
+def test_a_record_of_an_unknown_arm_is_not_called_damaged_but_asks_for_its_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        arms._ARMS, "passing", dataclasses.replace(arms.get_arm("transformer"), name="passing")
+    )
+    record = dataclasses.replace(make_record(dataclasses.replace(make_spec(0), arm="passing")), code=CODE)
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.write(record)
+    write_records(ledger, tmp_path)
+    monkeypatch.delitem(arms._ARMS, "passing")
+    for read in (ledger.records, lambda: read_records(tmp_path)):
+        with pytest.raises(
+            InputError, match=r"isn't registered \(unknown arm 'passing'.*--arm-file"
+        ) as caught:
+            read()
+        assert not isinstance(caught.value, UnreadableRecord)
+    assert (tmp_path / f"ledger/{record.run_id}.json").exists()
 
 
 def test_results_are_published_while_runs_end_but_not_all_the_time(monkeypatch):

@@ -71,6 +71,10 @@ def _count(build: Callable[[Size], nn.Module], size: Size) -> int:
         return sum(p.numel() for p in build(size).parameters() if p.requires_grad)
 
 
+class UnknownArm(InputError):
+    """An arm that no built-in and no arm file has registered."""
+
+
 _ARMS: dict[str, Arm] = {}
 
 
@@ -83,9 +87,9 @@ def register(arm: Arm) -> Arm:
 
 
 def get_arm(name: str) -> Arm:
-    """Look an arm up by name; raises InputError that lists the known ones."""
+    """Look an arm up by name; raises UnknownArm, which lists the known ones."""
     if name not in _ARMS:
-        raise InputError(f"unknown arm {name!r}; choose from {', '.join(_ARMS)}")
+        raise UnknownArm(f"unknown arm {name!r}; choose from {', '.join(_ARMS)}")
     return _ARMS[name]
 
 
