@@ -330,10 +330,10 @@ def caveats(content: Content) -> list[str]:
         )
     if study.prediction is not None:
         notes += _validation_edges(outcomes(study.prediction, study.part("validation")))
-    if study.prediction is not None and not seen_the_same_runs(study.prediction, study):
-        notes.append(
-            f"The compute grid has changed since the prediction was made: it and the laws here differ ({link(9)})."
-        )
+        if not seen_the_same_runs(study.prediction, study):
+            notes.append(
+                f"The compute grid has changed since the prediction was made: it and the laws here differ ({link(9)})."
+            )
     notes.append(
         "Intervals are for one statement at a time; all arms are tested on the same scenes, whose sampling error "
         "moves them together and is not in the intervals."
@@ -354,10 +354,10 @@ def _validation_edges(found: Sequence[Outcome]) -> list[str]:
     """Arms whose best size above the laws' budgets is not bracketed by the sizes that were run."""
     edges = {}
     for name in dict.fromkeys(o.arm for o in found):
-        own = sorted((o for o in found if o.arm == name), key=lambda o: o.N)
-        best = min(own, key=lambda o: o.observed)
-        if len(own) > 1 and best in (own[0], own[-1]):
-            edges[name] = "smallest" if best is own[0] else "largest"
+        own = [o for o in found if o.arm == name]
+        sizes, best = sorted({o.N for o in own}), min(own, key=lambda o: o.observed).N
+        if len(sizes) > 1 and best in (sizes[0], sizes[-1]):
+            edges[name] = "smallest" if best == sizes[0] else "largest"
     if not edges:
         return []
     said = ", ".join(f"the {which} of `{name}`" for name, which in edges.items())

@@ -354,7 +354,9 @@ def test_what_one_seed_and_sizes_at_an_edge_leave_open_is_said(like_the_paper):
     runs = study.runs[~compute | (study.runs["budget"] < 9e12) | (study.runs["seed"] == 0)].copy()
     runs.loc[validation, "loss"] = 0.1 / runs["N"]  # the largest is the best
     runs.loc[validation & (runs["arm"] == "transformer"), "loss"] = 1e-9 * runs["N"]
-    study = dataclasses.replace(study, runs=runs)
+    again = runs[validation.reindex(runs.index)].assign(seed=1)  # a second seed, worse
+    again["loss"] *= 1.1
+    study = dataclasses.replace(study, runs=pd.concat([runs, again], ignore_index=True))
     notes = caveats(Content(study, analyse(study), None, [], []))
     assert any("One seed at 1e+13 executed FLOPs" in note for note in notes)
     edges = next(note for note in notes if note.startswith("Of the validation's sizes"))
