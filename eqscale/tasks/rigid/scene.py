@@ -9,8 +9,8 @@ import re
 import numpy as np
 
 from eqscale.errors import InputError
-from eqscale.rigid.families import Family
-from eqscale.rigid.shapes import solid
+from eqscale.tasks.rigid.families import Family
+from eqscale.tasks.rigid.shapes import solid
 
 GRAVITY = 9.81
 SPLITS = {"train": 0, "test": 1}

@@ -7,20 +7,20 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from eqscale.rigid.batch import Batch
+from eqscale.tasks.fields import Batch
 
 
 class Objects:
     """Sums over the tokens of each object; objects without tokens give zeros."""
 
     def __init__(self, batch: Batch):
-        b = len(batch.scene)
-        self.n = int(batch.object_index.max()) + 1
+        b = len(batch)
+        self.n = int(batch["object_index"].max()) + 1
         row = torch.arange(b, device=batch.mask.device)[:, None] * self.n
-        self._slot = (row + batch.object_index).reshape(-1)
+        self._slot = (row + batch["object_index"]).reshape(-1)
         self._mask = batch.mask
         self._shape = (b, self.n)
-        self.count = self.sum(batch.mask.to(batch.position.dtype))
+        self.count = self.sum(batch.mask.to(batch["position"].dtype))
         """Tokens per object, (B, N)."""
         self.exists = self.count > 0
         """(B, N) bool."""
@@ -46,8 +46,8 @@ class Objects:
 
 def spin(batch: Batch, objects: Objects) -> Tensor:
     """Angular velocities (B, N, 3), rad/s, from the vertex velocities v + omega x r, by least squares."""
-    r = batch.position - batch.center
-    u = batch.velocity - batch.center_velocity
+    r = batch["position"] - batch["center"]
+    u = batch["velocity"] - batch["center_velocity"]
     eye = torch.eye(3, dtype=r.dtype, device=r.device)
     inertia = objects.sum(r.square().sum(-1)[..., None, None] * eye - r[..., :, None] * r[..., None, :])
     inertia = torch.where(objects.exists[..., None, None], inertia, eye)
@@ -97,14 +97,14 @@ def ballistic(batch: Batch, objects: Objects, time: float, time_step: float) -> 
     """Gravity and constant spin for ``time`` seconds; the engine's Euler steps fall by g T (T + dt) / 2."""
     omega = spin(batch, objects)
     rotation = rotation_by(omega * time)
-    fall = batch.gravity[:, None] * (0.5 * time * (time + time_step))
-    velocity = objects.mean(batch.center_velocity)
-    center = objects.mean(batch.center) + velocity * time + fall
+    fall = batch["gravity"][:, None] * (0.5 * time * (time + time_step))
+    velocity = objects.mean(batch["center_velocity"])
+    center = objects.mean(batch["center"]) + velocity * time + fall
     center = torch.where(objects.exists[..., None], center, 0.0)
-    arm = (batch.position - batch.center)[..., None]
+    arm = (batch["position"] - batch["center"])[..., None]
     position = objects.spread(center) + (objects.spread(rotation) @ arm)[..., 0]
     position = position * batch.mask[..., None]
-    return Flight(position, center, velocity + batch.gravity[:, None] * time, rotation, omega)
+    return Flight(position, center, velocity + batch["gravity"][:, None] * time, rotation, omega)
 
 
 def kabsch(batch: Batch, objects: Objects, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,19 +113,19 @@ def kabsch(batch: Batch, objects: Objects, position: Tensor) -> tuple[Tensor, Te
     Returns rotations (B, N, 3, 3), proper, and where they take the centres of mass, (B, N, 3).
     (Kabsch, Acta Cryst. A32, 1976.)
     """
-    start, end = objects.mean(batch.position), objects.mean(position)
-    a, b = batch.position - objects.spread(start), position - objects.spread(end)
+    start, end = objects.mean(batch["position"]), objects.mean(position)
+    a, b = batch["position"] - objects.spread(start), position - objects.spread(end)
     covariance = objects.sum(b[..., :, None] * a[..., None, :])
     u, _, vh = torch.linalg.svd(covariance)
     sign = torch.ones_like(start)
     sign[..., 2] = torch.linalg.det(u @ vh).sign()
     rotation = (u * sign[..., None, :]) @ vh
-    center = end + (rotation @ (objects.mean(batch.center) - start)[..., None])[..., 0]
+    center = end + (rotation @ (objects.mean(batch["center"]) - start)[..., None])[..., 0]
     return rotation, center
 
 
 def place(batch: Batch, objects: Objects, rotation: Tensor, center: Tensor) -> Tensor:
     """Vertices (B, T, 3) of the objects turned from the batch's state and put at new centres of mass."""
-    arm = (batch.position - batch.center)[..., None]
+    arm = (batch["position"] - batch["center"])[..., None]
     moved = objects.spread(center) + (objects.spread(rotation) @ arm)[..., 0]
     return moved * batch.mask[..., None]

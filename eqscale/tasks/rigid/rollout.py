@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from eqscale.errors import InputError
-from eqscale.rigid.batch import Batch
-from eqscale.rigid.metrics import Predictor
-from eqscale.rigid.motion import Objects, ballistic, kabsch, place, rotation_angle, rotation_vector
-from eqscale.rigid.symmetry import translate
-from eqscale.rigid.windows import FRAMES, Windows
+from eqscale.tasks.fields import Batch
+from eqscale.tasks.metrics import Predictor
+from eqscale.tasks.rigid.motion import Objects, ballistic, kabsch, place, rotation_angle, rotation_vector
+from eqscale.tasks.rigid.windows import FRAMES, Windows
+from eqscale.tasks.symmetry import translate
 
 STEPS = 6
 
@@ -53,21 +53,20 @@ def step(batch: Batch, residual: Tensor, windows: Windows) -> Batch:
     position = place(batch, objects, rotation, center)
     token_center = objects.spread(center) * batch.mask[..., None]
     token_velocity = objects.spread(velocity) * batch.mask[..., None]
-    return dataclasses.replace(
-        batch,
+    return batch.replace(
+        target=torch.zeros_like(batch.target),
         position=position,
         velocity=token_velocity + torch.linalg.cross(objects.spread(omega), position - token_center),
         center=token_center,
         center_velocity=token_velocity,
-        target=torch.zeros_like(batch.target),
-        contact=torch.zeros_like(batch.contact),
+        contact=torch.zeros_like(batch["contact"]),
     )
 
 
 def centred(batch: Batch) -> Batch:
     """The batch about the mean of its centres of mass, as in training."""
     objects = Objects(batch)
-    mean = objects.mean(batch.center).sum(1) / objects.exists.sum(1, keepdim=True)
+    mean = objects.mean(batch["center"]).sum(1) / objects.exists.sum(1, keepdim=True)
     return translate(batch, -mean)
 
 
@@ -91,7 +90,7 @@ def rollout(
     and that batch. Raises InputError if a window's scene ends before the last step.
     """
     indices = np.asarray(indices, np.int64)
-    start = indices % windows.windows_per_scene + 1
+    start = indices % windows.samples_per_system + 1
     last = last_start(windows, steps)
     if last < 1 or (start > last).any():
         raise InputError(
@@ -100,12 +99,12 @@ def rollout(
     first = windows.batch(indices, device, dtype)
     truth = windows.track(indices, windows.horizon * np.arange(steps + 1), device, dtype)
     state = first
-    track = [first.position]
+    track = [first["position"]]
     with torch.no_grad():
         for _ in range(steps):
             residual = predict(centred(state)).to(dtype) * windows.sigma
             state = step(state, residual, windows)
-            track.append(state.position)
+            track.append(state["position"])
     return torch.stack(track), truth, first
 
 
@@ -139,5 +138,5 @@ def evaluate_rollout(
         translation_rmse_m=rms[0],
         rotation_rmse_deg=np.degrees(rms[1]),
         n_windows=len(indices),
-        n_scenes=len(np.unique(np.asarray(indices) // windows.windows_per_scene)),
+        n_scenes=len(np.unique(np.asarray(indices) // windows.samples_per_system)),
     )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eqscale.errors import InputError
-from eqscale.rigid.restitution import damping_ratio
-from eqscale.rigid.scene import Scene, rotation_matrix
+from eqscale.tasks.rigid.restitution import damping_ratio
+from eqscale.tasks.rigid.scene import Scene, rotation_matrix
 
 if TYPE_CHECKING:
     import mujoco

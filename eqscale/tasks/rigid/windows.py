@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from eqscale.rigid.batch import Batch
-from eqscale.rigid.engine import FRAME_RATE
-from eqscale.rigid.families import Family
-from eqscale.rigid.scene import GRAVITY, rotation_matrix
+from eqscale.tasks.fields import Batch, Field, Kind, Schema
+from eqscale.tasks.rigid.engine import FRAME_RATE
+from eqscale.tasks.rigid.families import Family
+from eqscale.tasks.rigid.scene import GRAVITY, rotation_matrix
+from eqscale.tasks.samples import Samples
 
 FRAMES = 32
 """Recorded frames after the start, at 24 Hz."""
@@ -22,6 +23,26 @@ STARTS = 24
 """Windows start at frames 1..24 of a scene."""
 
 FRAME_PROTOCOLS = ("random", "upright")
+
+_SPEED = 2.0  # typical, m/s
+
+SCHEMA = Schema(
+    fields=(
+        Field("position", Kind.POINT, unit="m", relative_to="center"),
+        Field("center", Kind.POINT, unit="m"),
+        Field("velocity", Kind.DIRECTION, unit="m/s", scale=_SPEED, relative_to="center_velocity", at="position"),
+        Field("center_velocity", Kind.DIRECTION, unit="m/s", scale=_SPEED),
+        Field("material", Kind.INVARIANT, channels=3),
+        Field("floor", Kind.PLANE, "sample", unit="m"),
+        Field("gravity", Kind.DIRECTION, "sample", unit="m/s^2", scale=GRAVITY),
+        Field("floor_material", Kind.INVARIANT, "sample", channels=2),
+    ),
+    target=Field("residual", Kind.DIRECTION, at="position"),
+)
+"""A window: vertices (position, velocity v + omega x r) with their object's centre of mass and material (log mass/kg,
+friction, restitution), and the floor n.x = d with its (friction, restitution). Coordinates are those of the scene's own
+frame, relative to the mean centre of mass of its objects at the start. The target is the residual to ballistic motion
+after the horizon, in units of sigma_h; its weight is 1 / (objects in the scene x vertices of the object)."""
 
 
 def record_type(family: Family) -> np.dtype:
@@ -62,21 +83,23 @@ def rotation_by(vector: np.ndarray) -> np.ndarray:
     return rotation_matrix(np.concatenate([np.cos(half), 0.5 * np.sinc(half / np.pi) * vector], axis=-1))
 
 
-class Windows:
-    """The windows of a split in one frame protocol; window = scene x windows_per_scene + (start frame - 1).
+class Windows(Samples):
+    """The windows of a split in one frame protocol; window = scene x samples_per_system + (start frame - 1).
 
-    Two windows of a scene share their objects and overlap in time: ``n_scenes`` counts what is independent,
-    ``len`` what is distinct.
+    Two windows of a scene share their objects and overlap in time.
     """
+
+    schema = SCHEMA
+    samples_per_system = STARTS
 
     def __init__(self, shards: list[np.ndarray], horizon: int, sigma: float, time_step: float, frame: str):
         self.horizon, self.sigma, self.frame = horizon, sigma, frame
-        self.windows_per_scene = STARTS
+        self.options = {"horizon": horizon, "frame": frame}
         self.time = horizon / FRAME_RATE
         """Seconds between start and target."""
         self.time_step = time_step
         """Seconds per physics step: ballistic motion is that of semi-implicit Euler."""
-        self.n_scenes = sum(len(s) for s in shards)
+        self.n_systems = sum(len(s) for s in shards)
         self._shard_size = len(shards[0])  # of all but the last
         # Large fields stay on disk (the page cache is shared by all trials); small ones are gathered.
         self._trajectory = [np.asarray(s["trajectory"]) for s in shards]
@@ -94,17 +117,9 @@ class Windows:
         self.matrix = np.concatenate([s["frame"] for s in shards])
         if frame == "upright":
             self.matrix[:] = np.eye(3)
-        """Each scene's element of O(3), (n_scenes, 3, 3): takes the upright scene into its frame."""
+        """Each scene's element of O(3), (n_systems, 3, 3): takes the upright scene into its frame."""
         self.tokens = self._count.sum(axis=1, dtype=np.int64)
-        """Vertex tokens of each scene, (n_scenes,)."""
-
-    def __len__(self) -> int:
-        return self.n_scenes * self.windows_per_scene
-
-    @property
-    def unique_tokens(self) -> int:
-        """Vertex tokens in all windows."""
-        return int(self.tokens.sum()) * self.windows_per_scene
+        """Vertex tokens of each scene, (n_systems,)."""
 
     def states(self, scene: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Stored, upright states (B, F, n, 13) at frames (B, F), and local vertices (B, n, V, 3)."""
@@ -137,7 +152,7 @@ class Windows:
 
         None of these frames may lie beyond the last recorded one, 32.
         """
-        scene, start = np.divmod(np.asarray(indices, np.int64), self.windows_per_scene)
+        scene, start = np.divmod(np.asarray(indices, np.int64), self.samples_per_system)
         state, local = self.states(scene, start[:, None] + 1 + np.append(0, later))
         state = state.astype(np.float64)
         mean = state[:, 0, :, :3].sum(axis=1) / (self._count[scene] > 0).sum(axis=1)[:, None]
@@ -149,15 +164,6 @@ class Windows:
         slots = world.swapaxes(0, 1).reshape(len(later), -1, 3)
         tokens[:, mask] = slots[:, self._real_slots(scene, local.shape[2])]
         return torch.from_numpy(tokens).to(device=device, dtype=dtype)
-
-    def batch(
-        self, indices: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Batch:
-        """The windows of those indices (B,), padded to the most tokens among them.
-
-        Raises IndexError for an index outside 0..len - 1.
-        """
-        return next(self.batches([indices], device, dtype))
 
     def batches(
         self,
@@ -174,7 +180,7 @@ class Windows:
         indices = np.concatenate(groups).astype(np.int64, copy=False)
         if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"window indices must lie in 0..{len(self) - 1}")
-        scene, start = np.divmod(indices, self.windows_per_scene)
+        scene, start = np.divmod(indices, self.samples_per_system)
         start = start + 1
         state, vertices = self.states(scene, np.stack([start, start + self.horizon], axis=1))
         count, matrix = self._count[scene], self.matrix[scene]
@@ -235,22 +241,24 @@ class Windows:
             body = slot // v
             vectors = slot_rows.take(3 * slot + three, axis=0)
             vectors_of_object = object_rows.take(3 * body + three, axis=0)
+            values = {
+                "position": tensor(vectors[0]),
+                "center": tensor(vectors_of_object[0]),
+                "velocity": tensor(vectors[1]),
+                "center_velocity": tensor(vectors_of_object[1]),
+                "material": tensor(vectors_of_object[2]),
+                "floor": tensor(np.concatenate([vertical[rows], offset[rows, None]], axis=1)),
+                "gravity": tensor(gravity[rows]),
+                "floor_material": tensor(floor[rows]),
+            }
             yield Batch(
-                position=tensor(vectors[0]),
-                velocity=tensor(vectors[1]),
-                target=tensor(vectors[2]),
-                center=tensor(vectors_of_object[0]),
-                center_velocity=tensor(vectors_of_object[1]),
-                material=tensor(vectors_of_object[2]),
-                weight=exact(weight.take(body)),
-                object_index=exact(body % n * mask),
-                contact=exact(contact.take(body)),
+                schema=SCHEMA,
+                values=values,
                 mask=exact(mask),
-                floor_normal=tensor(vertical[rows]),
-                floor_offset=tensor(offset[rows]),
-                gravity=tensor(gravity[rows]),
-                floor_material=tensor(floor[rows]),
-                scene=exact(scene[rows]),
+                target=tensor(vectors[2]),
+                weight=exact(weight.take(body)),
+                system=exact(scene[rows]),
+                labels={"object_index": exact(body % n * mask), "contact": exact(contact.take(body))},
             )
 
 
@@ -276,7 +284,7 @@ def residual_rms(records: np.ndarray, horizon: int, time_step: float) -> float:
     """
     windows = Windows([records], horizon, 1.0, time_step, "upright")
     total = 0.0
-    for indices in np.array_split(np.arange(len(windows)), windows.n_scenes):
+    for indices in np.array_split(np.arange(len(windows)), windows.n_systems):
         batch = windows.batch(indices, dtype=torch.float64)
         total += float((batch.weight * batch.target.square().sum(-1)).sum())
     return float(np.sqrt(total / len(windows)))

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from eqscale.errors import InputError
-from eqscale.rigid.engine import FRAME_RATE, simulate
-from eqscale.rigid.metrics import Predictor
-from eqscale.rigid.motion import Objects, ballistic
-from eqscale.rigid.rollout import STEPS, rollout
-from eqscale.rigid.scene import Scene
-from eqscale.rigid.windows import STARTS, Windows
+from eqscale.tasks.rigid.engine import FRAME_RATE, simulate
+from eqscale.tasks.rigid.metrics import Predictor
+from eqscale.tasks.rigid.motion import Objects, ballistic
+from eqscale.tasks.rigid.rollout import STEPS, rollout
+from eqscale.tasks.rigid.scene import Scene
+from eqscale.tasks.rigid.windows import STARTS, Windows
 
 _ELEVATION, _AZIMUTH = 18.0, -60.0
 
@@ -42,20 +42,20 @@ def animate_prediction(
 
     The rollout holds each of its states until its next step. Raises InputError for a scene outside the split.
     """
-    if not 0 <= scene < windows.n_scenes:
-        raise InputError(f"scene {scene}: the split has scenes 0..{windows.n_scenes - 1}")
-    h, first = windows.horizon, scene * windows.windows_per_scene
+    if not 0 <= scene < windows.n_systems:
+        raise InputError(f"scene {scene}: the split has scenes 0..{windows.n_systems - 1}")
+    h, first = windows.horizon, scene * windows.samples_per_system
     steps = np.arange(min(STARTS, (STEPS - 1) * h + 1))
     batch = windows.batch(first + steps)
     free = ballistic(batch, Objects(batch), windows.time, windows.time_step).position
     # Every batch is centred on its own start: bring all to the coordinates of the first.
-    shift = windows.track(np.array([first]), steps)[:, 0] - batch.position
+    shift = windows.track(np.array([first]), steps)[:, 0] - batch["position"]
     truth = windows.track(np.array([first]), steps + h)[:, 0]
     ahead = free + windows.sigma * predict(batch) + shift
     held = rollout(predict, windows, np.array([first]))[0][(steps + h) // h, 0]
     upright = windows.matrix[scene]  # orthogonal: multiplying rows from the right undoes it
     floor = float(batch.floor_offset[0])
-    body = batch.object_index[0].numpy()
+    body = batch["object_index"][0].numpy()
 
     def tracks(points: torch.Tensor) -> list[np.ndarray]:
         world = points.double().numpy() @ upright - np.array([0.0, 0.0, floor])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import queue
 import threading
@@ -12,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from eqscale.rigid.batch import Batch
-from eqscale.rigid.windows import Windows
+from eqscale.tasks.fields import Batch
+from eqscale.tasks.samples import Samples
 
 T = TypeVar("T")
 
@@ -21,11 +20,11 @@ _DEPTH = 3
 """Batches made ahead: enough to ride out a slow disk read, little pinned memory."""
 
 _TOGETHER = 512
-"""Windows assembled at once (``Windows.batches``); fewer cost more calls, more no longer fit the CPU's cache."""
+"""Samples assembled at once (``Samples.batches``); fewer cost more calls, more no longer fit the CPU's cache."""
 
 
 def batches(
-    windows: Windows,
+    samples: Samples,
     order: Iterable[np.ndarray],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -35,7 +34,7 @@ def batches(
     On a GPU a thread builds them ahead in pinned memory and copies without blocking. On a CPU the trainer's
     own threads need the cores, and a second thread would only take turns with them.
     """
-    built = _assemble(windows, order, dtype)
+    built = _assemble(samples, order, dtype)
     if torch.device(device).type == "cpu":
         yield from built
         return
@@ -44,18 +43,18 @@ def batches(
         yield batch.to(device, non_blocking=True)
 
 
-def _assemble(windows: Windows, order: Iterable[np.ndarray], dtype: torch.dtype) -> Iterator[Batch]:
+def _assemble(samples: Samples, order: Iterable[np.ndarray], dtype: torch.dtype) -> Iterator[Batch]:
     """The batches of the index arrays; several small ones are assembled together, with the same bits."""
     order = iter(order)
     for indices in order:
         group = [indices]
         if len(indices):
             group += itertools.islice(order, max(0, _TOGETHER // len(indices) - 1))
-        yield from windows.batches(group, dtype=dtype)
+        yield from samples.batches(group, dtype=dtype)
 
 
 def _pin(batch: Batch) -> Batch:
-    return Batch(**{f.name: getattr(batch, f.name).pin_memory() for f in dataclasses.fields(batch)})
+    return batch.map(torch.Tensor.pin_memory)
 
 
 def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from eqscale.errors import InputError
-from eqscale.rigid.families import Family
-from eqscale.rigid.shapes import Hull
+from eqscale.tasks.rigid.families import Family
+from eqscale.tasks.rigid.shapes import Hull
 
 MAX_HULL_VERTICES = 255
 """One token each; also what a shard's counter holds."""

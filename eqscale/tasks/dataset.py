@@ -1,7 +1,7 @@
-"""Datasets of simulated scenes: defined by content, stored in verified shards, generated once.
+"""Data sets of systems: defined by content, stored in verified shards, made once.
 
-A dataset is a folder ``<family>-<digest>`` with a manifest and, per split, shards of 1,000 consecutive scenes
-as structured ``.npy`` files. Scene k of a split is the same whatever the sizes asked for, so subsets nest and
+A data set is a folder ``<name>-<digest>`` with a manifest and, per split, shards of 1,000 consecutive systems
+as structured ``.npy`` files. System k of a split is the same whatever the sizes asked for, so subsets nest and
 a folder grows in place.
 """
 
@@ -11,11 +11,13 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
+import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,77 +25,58 @@ import numpy as np
 from filelock import FileLock
 
 from eqscale.errors import InputError
-from eqscale.rigid.engine import ENGINE_VERSION, ENGINES, FRAME_RATE, simulate
-from eqscale.rigid.families import Family, family
-from eqscale.rigid.scene import GRAVITY, SPLITS, random_frame, sample_scene
-from eqscale.rigid.windows import (
-    FRAME_PROTOCOLS,
-    FRAMES,
-    HORIZONS,
-    Windows,
-    record_type,
-    residual_rms,
-)
+from eqscale.plugins import loaded_files
+from eqscale.storage import write_atomically
+from eqscale.tasks import get_task, load_task_files
+from eqscale.tasks.base import Options, OptionValue
+from eqscale.tasks.samples import Samples
 
-FORMAT = 1
-"""Version of the shards' layout and of everything in this package that decides the stored numbers."""
+SPLITS = ("train", "test")
 
 SHARD = 1000
-"""Scenes per shard."""
+"""Systems per shard."""
 
-SIGMA_SCENES = 128
-"""Length of the prefix of the training split on which the unit of the targets is measured."""
+MEASURED_SYSTEMS = 128
+"""Length of the prefix of the training split on which a task's statistics are measured."""
 
 _CHUNK = 25
 _MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetSpec:
+class DataSpec:
     """What to generate; the sizes say how much of it."""
 
-    family: str | Family = "S"
-    """Name of a family of the benchmark, or a family of one's own."""
-    train_scenes: int = 4000
-    test_scenes: int = 500
+    task: str = "rigid"
+    given: tuple[tuple[str, OptionValue], ...] = ()
+    """Options of the task, where they aren't the defaults."""
     seed: int = 0
-    engine: str = "standard"
-    """'standard', or 'stiff' or 'soft' for robustness studies."""
+    """Root seed of the systems."""
+    train_systems: int = 4000
+    test_systems: int = 500
 
     def __post_init__(self) -> None:
-        if isinstance(self.family, str):
-            object.__setattr__(self, "family", family(self.family))
-        if self.engine not in ENGINES:
-            raise InputError(f"unknown engine {self.engine!r}: choose from {', '.join(ENGINES)}")
-        for name in ("train_scenes", "test_scenes"):
+        for name in ("train_systems", "test_systems"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}: must be at least 1")
         if self.seed < 0:
-            raise InputError(f"dataset seed {self.seed}: must be at least 0")
+            raise InputError(f"data seed {self.seed}: must be at least 0")
+        get_task(self.task).check_options(dict(self.given))
 
     @property
-    def scenes(self) -> dict[str, int]:
-        """Scenes per split."""
-        return {"train": self.train_scenes, "test": self.test_scenes}
+    def options(self) -> Options:
+        """Every option of the task."""
+        return get_task(self.task).check_options(dict(self.given))
+
+    @property
+    def systems(self) -> dict[str, int]:
+        """Systems per split."""
+        return {"train": self.train_systems, "test": self.test_systems}
 
     @property
     def definition(self) -> dict[str, Any]:
-        """Everything that decides the numbers of a scene, as plain JSON; the sizes do not."""
-        plain = {
-            "format": FORMAT,
-            "engine": {
-                "name": "mujoco",
-                "version": ENGINE_VERSION,
-                **dataclasses.asdict(ENGINES[self.engine]),
-            },
-            "family": dataclasses.asdict(self.family),  # type: ignore[arg-type]
-            "seed": self.seed,
-            "gravity": GRAVITY,
-            "frames": FRAMES,
-            "frame_rate": FRAME_RATE,
-        }
-        # Nine digits: a vertex that another CPU's sine rounds differently is the same vertex.
-        return json.loads(json.dumps(plain), parse_float=lambda text: round(float(text), 9))
+        """Everything that decides the numbers of a system, as plain JSON; the sizes do not."""
+        return get_task(self.task).definition(self.options, self.seed)
 
     @property
     def digest(self) -> str:
@@ -101,32 +84,20 @@ class DatasetSpec:
         return hashlib.sha256(json.dumps(self.definition, sort_keys=True).encode()).hexdigest()
 
     def folder(self, root: Path) -> Path:
-        """Where the dataset lives under ``root``."""
-        return Path(root) / f"{self.family.name}-{self.digest[:12]}"  # type: ignore[union-attr]
+        """Where the data set lives under ``root``."""
+        return Path(root) / f"{get_task(self.task).folder_name(self.options)}-{self.digest[:12]}"
 
 
-def generate(spec: DatasetSpec, split: str, start: int, stop: int) -> np.ndarray:
-    """Simulate scenes ``start`` to ``stop - 1`` of a split; the same bits wherever it runs."""
-    fam: Family = spec.family  # type: ignore[assignment]
-    records = np.zeros(stop - start, record_type(fam))
-    for record, index in zip(records, range(start, stop), strict=True):
-        scene = sample_scene(fam, spec.seed, split, index)
-        run = simulate(scene, FRAMES, ENGINES[spec.engine])
-        n = scene.n
-        record["trajectory"][:, :n] = run.state
-        for i, vertices in enumerate(scene.vertices):
-            record["vertices"][i, : len(vertices)] = vertices
-            record["count"][i] = len(vertices)
-        record["mass"][:n], record["friction"][:n] = scene.mass, scene.friction
-        record["restitution"][:n] = scene.restitution
-        record["floor"] = scene.floor_friction, scene.floor_restitution
-        record["frame"] = random_frame(spec.seed, split, index)
-        record["contact"][:, :n] = run.contact @ np.array([1, 2], np.uint8)
-    return records
+def generate(
+    spec: DataSpec, task_files: Sequence[str], split: str, start: int, stop: int
+) -> np.ndarray:
+    """Make systems ``start`` to ``stop - 1`` of a split, in any process; the same bits wherever it runs."""
+    load_task_files(task_files)
+    return get_task(spec.task).records(spec.options, spec.seed, split, start, stop)
 
 
 def prepare(
-    spec: DatasetSpec,
+    spec: DataSpec,
     root: Path,
     *,
     workers: int | None = None,
@@ -138,8 +109,8 @@ def prepare(
     Verifies every shard against its SHA-256, rebuilds what is missing, cut short or damaged, and generates
     the rest with ``workers`` processes (default: all cores), or as Ray tasks with ``backend="ray"`` once Ray
     is initialised; both give the bits of a serial run. A kill loses at most the shard being filled. Calls
-    ``progress(done, total)`` in scenes. Raises InputError if the folder cannot be written, the disk is full,
-    or the folder holds other data.
+    ``progress(done, total)`` in systems. Raises InputError if the folder cannot be written, the disk is full,
+    the folder holds other data, or the labels break the task's symmetry.
     """
     if backend not in ("processes", "ray"):
         raise InputError(f"unknown backend {backend!r}: choose from processes, ray")
@@ -158,7 +129,7 @@ def prepare(
 
 
 def _complete(
-    spec: DatasetSpec,
+    spec: DataSpec,
     folder: Path,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
@@ -168,11 +139,14 @@ def _complete(
     manifest = _read_manifest(folder, spec) or {
         "digest": spec.digest,
         "definition": spec.definition,
-        "sigma": {},
+        "statistics": {},
         "train": [],
         "test": [],
     }
-    targets = {"train": max(spec.train_scenes, SIGMA_SCENES), "test": spec.test_scenes}
+    task = get_task(spec.task)
+    if not manifest.get("statistics"):
+        task.check_labels(spec.options, spec.seed)
+    targets = {"train": max(spec.train_systems, MEASURED_SYSTEMS), "test": spec.test_systems}
     shards = [
         (split, k, min(SHARD, total - k * SHARD))
         for split, total in targets.items()
@@ -180,16 +154,16 @@ def _complete(
     ]
     good = {(split, k): _verified(folder, split, k, manifest) for split, k, _ in shards}
     wanted = [(split, k, good[split, k], size) for split, k, size in shards if good[split, k] < size]
-    tasks = [
+    chunks_wanted = [
         (split, a, min(a + _CHUNK, k * SHARD + size))
         for split, k, have, size in wanted
         for a in range(k * SHARD + have, k * SHARD + size, _CHUNK)
     ]
     total = sum(targets.values())
-    done = total - sum(stop - start for _, start, stop in tasks)
+    done = total - sum(stop - start for _, start, stop in chunks_wanted)
     if progress:
         progress(done, total)
-    with contextlib.closing(_run(spec, tasks, workers, backend)) as chunks:
+    with contextlib.closing(_run(spec, chunks_wanted, workers, backend)) as chunks:
         for split, k, have, size in wanted:
             parts = [np.load(_shard(folder, split, k))[:have]] if have else []
             while have < size:
@@ -202,10 +176,9 @@ def _complete(
             entry = _write_shard(_shard(folder, split, k), np.concatenate(parts))
             manifest[split] = [*manifest[split][:k], entry, *manifest[split][k + 1 :]]
             _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
-    if not manifest["sigma"]:
-        prefix = np.load(_shard(folder, "train", 0))[:SIGMA_SCENES]
-        step = ENGINES[spec.engine].time_step
-        manifest["sigma"] = {str(h): residual_rms(prefix, h, step) for h in HORIZONS}
+    if not manifest.get("statistics"):
+        prefix = np.load(_shard(folder, "train", 0))[:MEASURED_SYSTEMS]
+        manifest["statistics"] = task.statistics(spec.options, prefix)
         _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
@@ -213,7 +186,7 @@ def _shard(folder: Path, split: str, k: int) -> Path:
     return folder / f"{split}-{k:05d}.npy"
 
 
-def _read_manifest(folder: Path, spec: DatasetSpec) -> dict[str, Any] | None:
+def _read_manifest(folder: Path, spec: DataSpec) -> dict[str, Any] | None:
     path = folder / _MANIFEST
     if not path.exists():
         return None
@@ -243,32 +216,24 @@ def _checksum(path: Path) -> str:
 
 
 def _verified(folder: Path, split: str, k: int, manifest: dict[str, Any]) -> int:
-    """Scenes in a shard if its bytes are those written, else 0; the manifest drops what fails."""
+    """Systems in a shard if its bytes are those written, else 0; the manifest drops what fails."""
     entries, path = manifest[split], _shard(folder, split, k)
     if k < len(entries) and path.exists() and _checksum(path) == entries[k]["sha256"]:
-        return entries[k]["scenes"]
+        return entries[k].get("systems", 0)
     return 0
 
 
 def _write_shard(path: Path, records: np.ndarray) -> dict[str, Any]:
-    _write(path, records)
-    return {"file": path.name, "scenes": len(records), "sha256": _checksum(path)}
+    buffer = io.BytesIO()
+    np.save(buffer, records, allow_pickle=False)
+    _write(path, buffer.getvalue())
+    return {"file": path.name, "systems": len(records), "sha256": _checksum(path)}
 
 
-def _write(path: Path, content: bytes | np.ndarray) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".tmp")
+def _write(path: Path, content: bytes) -> None:
     try:
-        with partial.open("wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                np.save(file, content, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomically(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
         raise InputError(
@@ -277,20 +242,21 @@ def _write(path: Path, content: bytes | np.ndarray) -> None:
         ) from error
 
 
-Task = tuple[str, int, int]
+Chunk = tuple[str, int, int]
+"""Split, first system and the one after the last."""
 
 
 def _run(
-    spec: DatasetSpec, tasks: list[Task], workers: int | None, backend: str
+    spec: DataSpec, tasks: list[Chunk], workers: int | None, backend: str
 ) -> Generator[np.ndarray, None, None]:
     """Results of the tasks, in their order, with a bounded number in flight."""
     if backend == "ray":
         yield from _run_ray(spec, tasks)
         return
+    make = functools.partial(generate, spec, loaded_files("task"))
     workers = min(workers or os.cpu_count() or 1, len(tasks))
     if workers <= 1:
-        for task in tasks:
-            yield generate(spec, *task)
+        yield from itertools.starmap(make, tasks)
         return
     import concurrent.futures
     import multiprocessing
@@ -299,25 +265,24 @@ def _run(
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
     try:
-        yield from _in_order(
-            tasks, lambda t: pool.submit(generate, spec, *t), lambda f: f.result(), 4 * workers
-        )
+        yield from _in_order(tasks, lambda t: pool.submit(make, *t), lambda f: f.result(), 4 * workers)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _run_ray(spec: DatasetSpec, tasks: list[Task]) -> Iterator[np.ndarray]:
+def _run_ray(spec: DataSpec, tasks: list[Chunk]) -> Iterator[np.ndarray]:
     import ray
 
     if not ray.is_initialized():
         raise InputError("backend 'ray' needs a running Ray: call ray.init() first")
+    files = loaded_files("task")
     remote = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(generate)
     slots = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    yield from _in_order(tasks, lambda t: remote.remote(spec, *t), ray.get, slots)
+    yield from _in_order(tasks, lambda t: remote.remote(spec, files, *t), ray.get, slots)
 
 
 def _in_order(
-    tasks: Iterable[Task], submit: Callable[[Task], Any], result: Callable[[Any], np.ndarray], slots: int
+    tasks: Iterable[Chunk], submit: Callable[[Chunk], Any], result: Callable[[Any], np.ndarray], slots: int
 ) -> Iterator[np.ndarray]:
     queue = iter(tasks)
     pending = collections.deque(submit(task) for task in itertools.islice(queue, slots))
@@ -345,32 +310,27 @@ def _open_shard(path: Path, entry: dict[str, Any]) -> np.ndarray:
 
 
 def open_split(
-    spec: DatasetSpec,
-    root: Path,
-    split: str,
-    *,
-    horizon: int = 4,
-    frame: str = "random",
-    scenes: int | None = None,
-) -> Windows:
-    """Windows of a prepared split ('train' or 'test'), of its first ``scenes`` scenes (default: all).
+    spec: DataSpec, root: Path, split: str, *, systems: int | None = None, **view: OptionValue
+) -> Samples:
+    """Samples of a prepared split ('train' or 'test'), of its first ``systems`` systems (default: all).
 
-    ``frame``: 'random' (each scene in its own element of O(3), gravity and floor with it) or 'upright'.
-    Raises InputError for an unknown split, frame or horizon, too many scenes, or data missing or damaged.
+    ``view``: options of the task that don't change the stored data.
+    Raises InputError for an unknown split or option, too many systems, or data missing or damaged.
     """
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
-    available = spec.scenes[split]
-    scenes = available if scenes is None else scenes
-    if not 1 <= scenes <= available:
-        raise InputError(f"{scenes} {split} scenes: must lie in 1..{available}")
+    available = spec.systems[split]
+    systems = available if systems is None else systems
+    if not 1 <= systems <= available:
+        raise InputError(f"{systems} {split} systems: must lie in 1..{available}")
     folder = spec.folder(root)
-    return _open(folder, _read_manifest(folder, spec), split, horizon, frame, scenes)
+    options = get_task(spec.task).check_options({**spec.options, **view})
+    return _open(spec.task, options, folder, _read_manifest(folder, spec), split, systems)
 
 
 def open_stored(
-    digest: str, root: Path, split: str, *, horizon: int = 4, frame: str = "random", scenes: int
-) -> Windows:
+    task: str, digest: str, root: Path, split: str, *, systems: int, **view: OptionValue
+) -> Samples:
     """Like ``open_split``, for the data whose definition has that digest, as a run's spec names it.
 
     Raises InputError if no folder under ``root`` holds it, and as ``open_split`` does.
@@ -383,20 +343,15 @@ def open_stored(
     if digest not in found:
         held = ", ".join(folder.name for folder, _ in found.values()) or "no data set at all"
         raise InputError(f"data {digest[:12]} are not under {str(root)!r}, which holds {held}")
-    return _open(*found[digest], split, horizon, frame, scenes)
+    return _open(task, get_task(task).check_options(view), *found[digest], split, systems)
 
 
 def _open(
-    folder: Path, manifest: dict[str, Any] | None, split: str, horizon: int, frame: str, scenes: int
-) -> Windows:
-    if horizon not in HORIZONS:
-        raise InputError(f"unknown horizon {horizon!r}: choose from {', '.join(map(str, HORIZONS))} frames")
-    if frame not in FRAME_PROTOCOLS:
-        raise InputError(f"unknown frame protocol {frame!r}: choose from {', '.join(FRAME_PROTOCOLS)}")
-    entries = manifest[split][: -(-scenes // SHARD)] if manifest else []
-    if manifest is None or not manifest["sigma"] or sum(e["scenes"] for e in entries) < scenes:
-        raise InputError(f"{folder} does not hold {scenes} {split} scenes yet: prepare the dataset first")
+    task: str, options: Options, folder: Path, manifest: dict[str, Any] | None, split: str, systems: int
+) -> Samples:
+    entries = manifest[split][: -(-systems // SHARD)] if manifest else []
+    if not manifest or not manifest.get("statistics") or sum(e["systems"] for e in entries) < systems:
+        raise InputError(f"{folder} does not hold {systems} {split} systems yet: prepare the data set first")
     shards = [_open_shard(_shard(folder, split, k), entry) for k, entry in enumerate(entries)]
-    shards[-1] = shards[-1][: scenes - SHARD * (len(shards) - 1)]
-    time_step = 1.0 / manifest["definition"]["engine"]["rate"]
-    return Windows(shards, horizon, manifest["sigma"][str(horizon)], time_step, frame)
+    shards[-1] = shards[-1][: systems - SHARD * (len(shards) - 1)]
+    return get_task(task).open(options, shards, manifest["statistics"])

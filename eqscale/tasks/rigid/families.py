@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from eqscale.errors import InputError
-from eqscale.rigid.shapes import LARGE_HULLS, SMALL_HULLS, Hull
+from eqscale.tasks.rigid.shapes import LARGE_HULLS, SMALL_HULLS, Hull
 
 Range = tuple[float, float]
 

@@ -1,0 +1,52 @@
+"""Python files of users that register arms and tasks, imported once per process."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from eqscale.errors import InputError
+
+_loaded: dict[str, str] = {}  # resolved path -> what it was to register
+
+
+def load_files(files: Sequence[str], what: str, names: Callable[[], Collection[str]]) -> None:
+    """Import files that register arms or tasks.
+
+    Args:
+        files: paths.
+        what: "arm" or "task".
+        names: lists the names that are registered.
+
+    Raises:
+        InputError: if a file doesn't exist, can't be imported or registers nothing.
+    """
+    for file in files:
+        path = str(Path(file).resolve())
+        if path in _loaded:
+            continue
+        name = f"eqscale_plugin_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not Path(path).is_file():
+            raise InputError(f"{what} file {file!r} is not a readable Python file")
+        before = set(names())
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # so that what it defines can be pickled
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise InputError(
+                f"{what} file {file!r} can't be imported: {' '.join(str(error).split())}"
+            ) from error
+        if not set(names()) - before:
+            raise InputError(f"{what} file {file!r} registers no {what}: end it with register(…)")
+        _loaded[path] = what
+
+
+def loaded_files(what: str) -> list[str]:
+    """Resolved paths of the files of that kind, for processes that must know what this one does."""
+    return [path for path, kind in _loaded.items() if kind == what]

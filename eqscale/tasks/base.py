@@ -1,0 +1,258 @@
+"""What a task is: typed inputs and a target, the group under which they are symmetric, data and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqscale.errors import InputError
+from eqscale.tasks.fields import Batch, Schema
+from eqscale.tasks.metrics import Errors, Predictor, equivariance, evaluate, squared_error
+from eqscale.tasks.samples import Samples, StoredSamples
+from eqscale.tasks.symmetry import E3, ELEMENTS, Elements, Group, transform
+
+OptionValue = str | int | float
+_CHECKED_SYSTEMS = 4
+
+Options = Mapping[str, OptionValue]
+"""The task's own settings: every option has a value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A setting of the task, e.g. a family of systems or how far to look ahead: an option of every job."""
+
+    name: str
+    default: OptionValue
+    help: str
+    choices: tuple[OptionValue, ...] = ()
+    """Allowed values; empty: any of the default's type."""
+    of_data: bool = True
+    """Changes the stored data; else only how they are looked at: then it is part of a run's identity by itself."""
+
+    def check(self, value: OptionValue) -> None:
+        """Raise InputError for a value that isn't allowed."""
+        if self.choices and value not in self.choices:
+            raise InputError(
+                f"unknown {self.name} {value!r}; choose from {', '.join(map(str, self.choices))}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number that the task's evaluation adds to a run's record and table."""
+
+    name: str
+    """Column of the run table."""
+    meaning: str
+    """For readers of the table, with its unit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What a report calls the things of a task."""
+
+    system: str = "system"
+    systems: str = "systems"
+    sample: str = "sample"
+    samples: str = "samples"
+    token: str = "token"
+    tokens: str = "tokens"
+    baseline: str = "zero"
+    """The predictor whose loss is 1: the one that predicts zero."""
+
+
+class Task:
+    """One benchmark. A subclass says what it is and how its samples are made; ``register`` makes it known.
+
+    The simplest task sets ``name``, ``title``, ``schema`` and ``max_tokens`` and overrides ``generate``.
+    """
+
+    name: str
+    """Identifier in specs, run tables and command lines."""
+    title: str
+    """One sentence for ``--help`` and reports."""
+    schema: Schema
+    group: Group = E3
+    options: tuple[Option, ...] = ()
+    samples_per_system: int = 1
+    metrics: tuple[Metric, ...] = ()
+    """What ``evaluate`` returns beside nmse and nmse_se, and belongs in run tables."""
+    words: Words = Words()
+    version: int = 1
+    """Raise it when ``generate`` changes: data of another version are other data."""
+    symmetry_tolerance: float = 1e-6
+    """Largest relative error of the labels' own symmetry, checked when data are made, if there is ``relabel``."""
+    stored_names: Mapping[str, str] = {}
+    """Names under which records hold some fields of a run, where they aren't those of ``RunSpec``."""
+
+    # Data.
+
+    def generate(
+        self, options: Options, seed: int, split: str, start: int, stop: int
+    ) -> dict[str, np.ndarray]:
+        """Systems ``start`` to ``stop - 1`` of a split ("train" or "test"), the same numbers wherever it runs.
+
+        System k must not depend on ``start`` and ``stop``: seed a generator with (seed, split, k).
+
+        Returns:
+            Every field of the schema and ``target``, (systems, T, width) per token or (systems, width) per sample,
+            T being ``max_tokens``; optionally ``tokens``, how many of the T are real, (systems,), default all, and
+            ``weight`` of the targets, (systems, T) or (systems,), default equal.
+        """
+        raise InputError(f"task {self.name!r} doesn't say how its systems are made: override generate")
+
+    def max_tokens(self, options: Options) -> int:
+        """Most tokens of a sample."""
+        raise InputError(f"task {self.name!r} doesn't say how many tokens a sample has: override max_tokens")
+
+    def draw_tokens(self, options: Options, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Token counts of ``n`` random systems, (n,): what plans count FLOPs with."""
+        return np.full(n, self.max_tokens(options))
+
+    def definition(self, options: Options, seed: int) -> dict[str, Any]:
+        """Everything that decides the numbers of a system, as plain JSON."""
+        of_data = {option.name: options[option.name] for option in self.options if option.of_data}
+        return {"task": self.name, "version": self.version, "options": of_data, "seed": seed}
+
+    def folder_name(self, options: Options) -> str:
+        """First part of the name of a data set's folder."""
+        return self.name
+
+    def records(self, options: Options, seed: int, split: str, start: int, stop: int) -> np.ndarray:
+        """Systems as they are stored: a structured array (stop - start,)."""
+        return self._pack(options, self.generate(options, seed, split, start, stop), stop - start)
+
+    def statistics(self, options: Options, records: np.ndarray) -> dict[str, float]:
+        """What is measured once on the first training systems and kept with the data: units of the targets."""
+        weight = records["weight"].astype(float)
+        square = (records["target"].astype(float) ** 2).sum(-1)
+        return {"target_rms": float(np.sqrt((weight * square).reshape(len(records), -1).sum(1).mean()))}
+
+    def open(
+        self, options: Options, shards: Sequence[np.ndarray], statistics: Mapping[str, float]
+    ) -> Samples:
+        """The samples of stored records."""
+        return StoredSamples(self.schema, shards, statistics["target_rms"], options)
+
+    def relabel(self, batch: Batch) -> Tensor | None:
+        """Targets made afresh from the inputs of a batch, in float64; None if the task can't."""
+        return None
+
+    # Symmetry.
+
+    def elements(self, options: Options) -> Elements:
+        """Draws from the group's matrices that leave the law of the samples unchanged: for augmentation."""
+        return self.group.elements
+
+    def classes(self) -> Mapping[str, Callable[[Batch, torch.Generator], Batch]]:
+        """Transformations under which the equivariance error is measured."""
+        return ELEMENTS
+
+    def align(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """The batch in its canonical frame, and the rotation there, (B, 3, 3).
+
+        Raises:
+            InputError: if the task has no canonical frame.
+        """
+        raise InputError(f"task {self.name!r} has no canonical frame: arms that align can't train on it")
+
+    # Evaluation.
+
+    def evaluate(
+        self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any
+    ) -> dict[str, float]:
+        """nmse, nmse_se and the task's own metrics on the samples of those indices."""
+        errors = evaluate(predict, samples, indices, **where)
+        return {"nmse": errors.nmse, "nmse_se": errors.nmse_se} | self.measure(errors, samples)
+
+    def measure(self, errors: Errors, samples: Samples) -> dict[str, float]:
+        """The task's own metrics, where they follow from the errors alone."""
+        return {}
+
+    def equivariance(self, predict: Predictor, samples: Samples, indices: np.ndarray) -> dict[str, float]:
+        """Equivariance errors, see ``eqscale.tasks.metrics.equivariance``."""
+        return equivariance(predict, samples, indices, self.elements(samples.options), self.classes())
+
+    # Checks.
+
+    def check_options(self, given: Mapping[str, Any]) -> dict[str, OptionValue]:
+        """Every option's value, with defaults; raises InputError for one that doesn't exist or isn't allowed."""
+        known = {option.name: option for option in self.options}
+        for name in given:
+            if name not in known:
+                options = ", ".join(known) or "it has none"
+                raise InputError(f"task {self.name!r} has no option {name!r}; its options: {options}")
+        values = {name: given.get(name, option.default) for name, option in known.items()}
+        for name, option in known.items():
+            option.check(values[name])
+        return values
+
+    def check_labels(self, options: Options, seed: int) -> None:
+        """Raise InputError if labels made afresh from a few transformed systems aren't the transformed labels."""
+        records = self.records(options, seed, "train", 0, _CHECKED_SYSTEMS)
+        samples = self.open(options, [records], self.statistics(options, records))
+        batch = samples.batch(np.arange(_CHECKED_SYSTEMS), dtype=torch.float64)
+        first = self.relabel(batch)
+        if first is None:
+            return
+        generator = torch.Generator().manual_seed(0)
+        labelled = batch.replace(first)
+        size = float(squared_error(torch.zeros_like(first), labelled).sum()) ** 0.5
+        acts: dict[str, Callable[[Batch, torch.Generator], Batch]] = {
+            "rotation or reflection": lambda b, g: transform(b, self.group.elements(len(b), g, torch.float64)),
+        }
+        acts |= {"shift": ELEMENTS["translation"]} if self.group.translations else {}
+        acts |= {"permutation": self.classes()["permutation"]} if self.group.permutations else {}
+        for name, act in acts.items():
+            moved = act(labelled, generator)
+            again = self.relabel(moved)
+            assert again is not None
+            gap = float(squared_error(again, moved).sum()) ** 0.5 / size
+            if not gap <= self.symmetry_tolerance:
+                raise InputError(
+                    f"task {self.name!r}: its labels break the declared symmetry {self.group.name} under a random "
+                    f"{name}: relative error {gap:.2g}, stated tolerance {self.symmetry_tolerance:g}; declare the "
+                    "group that they obey, or mend the labels"
+                )
+
+    def _pack(self, options: Options, made: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+        T, target = self.max_tokens(options), self.schema.target
+        shapes: dict[str, tuple[int, ...]] = {}
+        for field in (*self.schema.fields, target):
+            name = "target" if field is target else field.name
+            shapes[name] = (T, field.width) if field.per == "token" else (field.width,)
+        if missing := shapes.keys() - made.keys():
+            raise InputError(f"task {self.name!r}: generate returned no {', '.join(sorted(missing))}")
+        per_target = (T,) if target.per == "token" else ()
+        out = np.zeros(
+            count,
+            [("tokens", "<i4"), ("weight", "<f4", per_target)]
+            + [(name, "<f4", shape) for name, shape in shapes.items()],
+        )
+        shapes |= {"tokens": (), "weight": per_target}
+        for name, value in made.items():
+            if name not in shapes:
+                raise InputError(f"task {self.name!r}: generate returned {name!r}, which it doesn't declare")
+            wanted, got = (count, *shapes[name]), np.shape(value)
+            if got != wanted:
+                raise InputError(f"task {self.name!r}, field {name!r}: wanted shape {wanted}, got {got}")
+            if not np.isfinite(value).all():
+                raise InputError(f"task {self.name!r}, field {name!r}: not finite")
+            out[name] = value
+        if "tokens" not in made:
+            out["tokens"] = T
+        if not 1 <= out["tokens"].min() <= out["tokens"].max() <= T:
+            raise InputError(f"task {self.name!r}, field 'tokens': must lie in 1..{T}")
+        if "weight" not in made and target.per == "sample":
+            out["weight"] = 1.0
+        elif "weight" not in made:
+            real = np.arange(T) < out["tokens"][:, None]
+            out["weight"] = real / out["tokens"][:, None]
+        return out
+

@@ -1,0 +1,159 @@
+"""The typed sample: a task declares its fields, a batch holds them, and every arm represents their kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from eqscale.errors import InputError
+
+
+class Kind(enum.Enum):
+    """How a quantity behaves when everything is turned, mirrored and shifted."""
+
+    POINT = "point"
+    """A place x: goes to R x + t. (..., 3)."""
+    DIRECTION = "direction"
+    """A true vector such as a velocity: R v, whatever the shift. (..., 3)."""
+    PSEUDOVECTOR = "pseudovector"
+    """An axial vector such as a spin: det(R) R w. (..., 3)."""
+    PLANE = "plane"
+    """The plane n.x = d, stored as (n, d): n turns as a direction, d follows shifts. (..., 4)."""
+    INVARIANT = "invariant"
+    """Plain numbers that nothing changes. (..., channels)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One input of a task."""
+
+    name: str
+    kind: Kind
+    per: Literal["token", "sample"] = "token"
+    """Stored as (B, T, width) or (B, width)."""
+    unit: str = ""
+    """Physical unit of the stored numbers, for readers."""
+    scale: float = 1.0
+    """Typical size in that unit: networks see the field over it. Of points and planes the task's length is used."""
+    channels: int = 1
+    """Numbers of an invariant."""
+    relative_to: str | None = None
+    """Another field of this kind: arms without the symmetry also see, or see instead, the difference to it."""
+    at: str | None = None
+    """Of a direction: the point that it is attached to."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, Kind):
+            kinds = ", ".join(kind.value for kind in Kind)
+            raise InputError(f"field {self.name!r}: unknown kind {self.kind!r}; choose a Kind: {kinds}")
+        if self.per not in ("token", "sample"):
+            raise InputError(f"field {self.name!r}: per {self.per!r}; choose from token, sample")
+        if not self.scale > 0 or self.channels < 1:
+            raise InputError(
+                f"field {self.name!r}: scale {self.scale:g} and channels {self.channels} must be positive"
+            )
+
+    @property
+    def width(self) -> int:
+        """Numbers of one token or sample."""
+        return {Kind.PLANE: 4, Kind.INVARIANT: self.channels}.get(self.kind, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Inputs and target of a task: all that an arm needs to know of it."""
+
+    fields: tuple[Field, ...]
+    target: Field
+    """What is predicted: a direction, attached to a point if per token, or an invariant; of order one."""
+    length: float = 1.0
+    """Typical distance between points, in their unit."""
+
+    def __post_init__(self) -> None:
+        known = {field.name: field for field in self.fields}
+        if len(known) < len(self.fields):
+            raise InputError("two fields of the task have one name")
+        if not any(field.per == "token" for field in self.fields):
+            raise InputError("the task declares no field per token")
+        if self.target.kind not in (Kind.DIRECTION, Kind.INVARIANT):
+            raise InputError(f"target {self.target.name!r}: must be a direction or an invariant")
+        if not self.length > 0:
+            raise InputError(f"length {self.length:g}: must be positive")
+        for field in (*self.fields, self.target):
+            for link, kind in (("relative_to", field.kind), ("at", Kind.POINT)):
+                name = getattr(field, link)
+                if name is not None and (name not in known or known[name].kind != kind):
+                    options = [other.name for other in self.fields if other.kind == kind]
+                    raise InputError(
+                        f"field {field.name!r}: {link}={name!r} must name a {kind.value} of the task: "
+                        f"{', '.join(options) or 'there is none'}"
+                    )
+
+    def of(self, kind: Kind, per: str | None = None) -> list[Field]:
+        """The fields of a kind, in the order of their declaration."""
+        return [f for f in self.fields if f.kind is kind and per in (None, f.per)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B samples with up to T tokens each; floats are float32 (float64 in tests).
+
+    ``batch[name]`` is a field of the schema or a label. Padded tokens hold zeros and have ``mask`` False.
+    """
+
+    schema: Schema
+    values: Mapping[str, Tensor]
+    """The fields by name: (B, T, width) per token, (B, width) per sample."""
+    mask: Tensor
+    """True for real tokens, (B, T), bool."""
+    target: Tensor
+    """(B, T, width) or (B, width), of order one."""
+    weight: Tensor
+    """Loss weight of every target, (B, T) or (B,); sums to 1 over a sample, 0 where padded."""
+    system: Tensor
+    """Index of the sample's system within its split, (B,), int64."""
+    labels: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """What only the task's metrics read, per token: (B, T, ...); no arm sees it."""
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name] if name in self.values else self.labels[name]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with ``change`` applied to every tensor."""
+        tensors = ("mask", "target", "weight", "system")
+        return Batch(
+            schema=self.schema,
+            values={name: change(value) for name, value in self.values.items()},
+            labels={name: change(value) for name, value in self.labels.items()},
+            **{name: change(getattr(self, name)) for name in tensors},
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Copy of the batch on another device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def double(self) -> Batch:
+        """The batch with its floats in float64."""
+        return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+    def replace(self, target: Tensor | None = None, **changed: Tensor) -> Batch:
+        """The batch with another target, fields or labels."""
+        parts: dict[str, dict[str, Tensor]] = {"values": dict(self.values), "labels": dict(self.labels)}
+        for name, value in changed.items():
+            parts["values" if name in self.values else "labels"][name] = value
+        return dataclasses.replace(
+            self, target=self.target if target is None else target, **parts
+        )
+
+
+def at_tokens(value: Tensor, tokens: int) -> Tensor:
+    """A property of the sample at each of its tokens: (B, ...) -> (B, T, ...)."""
+    return value[:, None].expand(-1, tokens, *value.shape[1:])
