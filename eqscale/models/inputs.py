@@ -8,20 +8,14 @@ from torch import Tensor
 from eqscale.errors import InputError
 
 
-def check_tokens(name: str, x: Tensor, tail: tuple[int, ...], like: Tensor, finite: bool = False) -> None:
-    """Raise InputError unless ``x`` is (B >= 1, T >= 1, *tail) of the dtype and on the device of ``like``.
-
-    ``finite`` looks at the values, too.
-    """
+def check_tokens(name: str, x: Tensor, tail: tuple[int, ...], like: Tensor) -> None:
+    """Raise InputError unless ``x`` is (B >= 1, T >= 1, *tail) of the dtype and on the device of ``like``."""
     shape = tuple(x.shape)
     if x.ndim != 2 + len(tail) or shape[2:] != tail or 0 in shape[:2]:
         expected = ", ".join(map(str, ("B", "T", *tail)))
         raise InputError(f"{name}: expected ({expected}) with B, T >= 1, got {shape}")
     if (x.device, x.dtype) != (like.device, like.dtype):
         raise InputError(f"{name}: {x.dtype} on {x.device}, the network holds {like.dtype} on {like.device}")
-    if finite and not x.isfinite().all():
-        where = x.isfinite().logical_not().nonzero()[0].tolist()
-        raise InputError(f"{name}: not finite at index {where}")
 
 
 def check_mask(mask: Tensor, batch: tuple[int, ...], device: torch.device) -> None:

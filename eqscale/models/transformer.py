@@ -31,14 +31,6 @@ class TransformerConfig:
     """One key and value head shared by all query heads (Shazeer 2019), as in the paper's baseline."""
     mlp_ratio: int = 4
     """Hidden width of the MLP over d."""
-    fourier_inputs: int = 0
-    """How many leading input features also enter as random Fourier features (0: none)."""
-    fourier_features: int = 64
-    """Number of random Fourier features (sine and cosine together), if any."""
-    fourier_scale: float = 1.0
-    """Standard deviation of the random frequencies, in 1 / units of the inputs."""
-    check_finite: bool = False
-    """Raise InputError on inputs that are not finite (costs a pass over the inputs)."""
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "width", "depth", "heads", "mlp_ratio"):
@@ -46,15 +38,6 @@ class TransformerConfig:
                 raise InputError(f"transformer {name} must be at least 1, not {getattr(self, name)}")
         if self.width % self.heads:
             raise InputError(f"transformer width {self.width} is not divisible by {self.heads} heads")
-        if self.fourier_inputs > self.in_features:
-            raise InputError(f"fourier_inputs {self.fourier_inputs} exceeds in_features {self.in_features}")
-        if self.fourier_inputs and self.fourier_features % 2:
-            raise InputError(f"fourier_features must be even, not {self.fourier_features}")
-
-    @property
-    def embedded_features(self) -> int:
-        """Features that the first linear map sees."""
-        return self.in_features + (self.fourier_features if self.fourier_inputs else 0)
 
 
 class Attention(nn.Module):
@@ -113,13 +96,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        if config.fourier_inputs:
-            frequencies = (
-                torch.randn(config.fourier_inputs, config.fourier_features // 2) * config.fourier_scale
-            )
-            self.register_buffer("frequencies", frequencies)
-            self.frequencies: Tensor
-        self.embed = nn.Linear(config.embedded_features, config.width)
+        self.embed = nn.Linear(config.in_features, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.readout = nn.Linear(config.width, config.out_features)
@@ -151,7 +128,7 @@ class Transformer(nn.Module):
             InputError: a shape, dtype or device that does not fit, or a sample without tokens.
         """
         config, own = self.config, self.embed.weight
-        check_tokens("features", features_BTF, (config.in_features,), own, config.check_finite)
+        check_tokens("features", features_BTF, (config.in_features,), own)
         if mask_BT is not None:
             check_mask(mask_BT, tuple(features_BTF.shape[:2]), own.device)
         bias = None
@@ -159,9 +136,6 @@ class Transformer(nn.Module):
             bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[
                 :, None
             ]
-        if config.fourier_inputs:
-            phase = features_BTF[..., : config.fourier_inputs] @ self.frequencies
-            features_BTF = torch.cat([features_BTF, phase.sin(), phase.cos()], -1)
         x = self.embed(features_BTF)
         for block in self.blocks:
             x = block(x, bias)
@@ -178,13 +152,12 @@ def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:
     d, kv = config.width, 1 if config.multi_query else config.heads
     d_kv = kv * (d // config.heads)
     per_block = d * (d + 2 * d_kv) + d * d + 2 * config.mlp_ratio * d * d
-    embed = config.embedded_features * d
+    embed = config.in_features * d
     weights = embed + config.depth * per_block + d * config.out_features
-    fourier = config.fourier_inputs * config.fourier_features  # 2 x inputs x features / 2, forward only
     attention = (
         3 * config.depth * 2 * 2 * d
     )  # scores and values: 2 T^2 d multiply-adds forward, twice that backward
     return TrainingFlops(
         nominal=FlopCount(6.0 * weights),
-        executed=FlopCount(6.0 * weights - 2.0 * embed + fourier, float(attention)),
+        executed=FlopCount(6.0 * weights - 2.0 * embed, float(attention)),
     )

@@ -160,7 +160,13 @@ class Task:
         Raises:
             InputError: if the task has no canonical frame.
         """
-        raise InputError(f"task {self.name!r} has no canonical frame: arms that align can't train on it")
+        self.require_canonical_frame()
+        raise AssertionError
+
+    def require_canonical_frame(self) -> None:
+        """Raise InputError unless the task overrides ``align``."""
+        if type(self).align is Task.align:
+            raise InputError(f"task {self.name!r} has no canonical frame: arms that align can't train on it")
 
     # Evaluation.
 

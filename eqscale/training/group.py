@@ -26,7 +26,7 @@ class Group:
 
     @property
     def rows(self) -> slice:
-        """This rank's share of a batch: every ``world``-th window, as windows lie sorted by their tokens."""
+        """This rank's share of a batch: every ``world``-th sample, as samples lie sorted by their tokens."""
         return slice(self.rank, None, self.world)
 
     def total(self, value: Tensor) -> Tensor:

@@ -22,24 +22,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from eqscale.arms import get_arm
 from eqscale.errors import InputError
-from eqscale.rigid.batch import Batch
-from eqscale.rigid.dataset import Windows
-from eqscale.rigid.loader import batches
-from eqscale.rigid.metrics import equivariance, evaluate
-from eqscale.rigid.symmetry import frame_elements, transform
 from eqscale.storage import AnyPath
+from eqscale.tasks import Batch, Samples, get_task
+from eqscale.tasks.loader import batches
+from eqscale.tasks.metrics import evaluate, normalise, squared_error
+from eqscale.tasks.symmetry import transform
 from eqscale.training import checkpoint
-from eqscale.training.arms import get_arm
 from eqscale.training.group import Group
 from eqscale.training.memory import NEXT_ATTEMPT, fitting, parts, read_micro_batch, write_micro_batch
+from eqscale.training.optim import RATE_SCALE, get_optimizer
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import CODE, RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
-DIVERGED_LOSS = 10.0  # ballistic motion has loss 1
+DIVERGED_LOSS = 10.0  # predicting zero has loss 1
 CURVE_POINTS = 12
-CURVE_WINDOWS = 192
-_SYMMETRY_WINDOWS = 64
+CURVE_SAMPLES = 192
+_SYMMETRY_SAMPLES = 64
 _CHECKPOINT_SECONDS = 30.0
 _CHECK_STEPS = 20  # reading the loss synchronises a GPU: do it rarely
 _MOST_GRAPHS = 64  # of a run: each takes a fraction of a second to record, and memory
@@ -57,36 +57,36 @@ def learning_rate_at(step: int, spec: RunSpec) -> float:
 
 
 def weighted_mse(prediction: Tensor, batch: Batch) -> Tensor:
-    """Squared error averaged over an object's vertices, a scene's objects, the batch; ballistic is about 1."""
-    return ((prediction - batch.target).square().sum(-1) * batch.weight).sum() / len(batch.weight)
+    """Weighted squared error, averaged over the batch; predicting zero has about 1."""
+    return squared_error(prediction, batch).sum() / len(batch)
 
 
 def accumulate_gradient(
     model: nn.Module, batch: Batch, micro_batch: int, whole: float | None = None
 ) -> Tensor:
-    """Add the gradient of the batch's loss to the model, computing ``micro_batch`` windows at once.
+    """Add the gradient of the batch's loss to the model, computing ``micro_batch`` samples at once.
 
-    Every part is weighted with its share of the windows: loss and gradient are those of the whole batch but
+    Every part is weighted with its share of the samples: loss and gradient are those of the whole batch but
     for the order of floating-point sums. Ranks exchange gradients once, while the last part's are computed.
 
     Args:
         model: the model; ranks of a group have it wrapped in DistributedDataParallel, which averages over them.
-        batch: the windows.
-        micro_batch: most windows in a part.
-        whole: the windows by which the sum is divided, if not those of the batch: for a share of a batch of B
-            windows over k ranks B / k, so that the mean over ranks is that of the whole batch.
+        batch: the samples.
+        micro_batch: most samples in a part.
+        whole: the samples by which the sum is divided, if not those of the batch: for a share of a batch of B
+            samples over k ranks B / k, so that the mean over ranks is that of the whole batch.
 
     Returns:
         The loss, a scalar.
     """
-    windows = len(batch.weight) if whole is None else whole
+    count = len(batch) if whole is None else whole
     total = torch.zeros((), device=batch.weight.device, dtype=batch.weight.dtype)
     pieces = list(parts(batch, micro_batch))
     for piece in pieces:
         last = piece is pieces[-1]
         held = isinstance(model, DistributedDataParallel) and not last
         with cast(DistributedDataParallel, model).no_sync() if held else contextlib.nullcontext():
-            loss = weighted_mse(model(piece), piece) * (len(piece.weight) / windows)
+            loss = weighted_mse(model(piece), piece) * (len(piece) / count)
             loss.backward()
         total += loss.detach()
     return total
@@ -107,7 +107,7 @@ def build_model(spec: RunSpec) -> nn.Module:
     torch.set_flush_denormal(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spawn_seeds(spec.seed)[0])
-        return get_arm(spec.arm).build(spec.size)
+        return get_arm(spec.arm).build(spec.size, get_task(spec.task))
 
 
 def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
@@ -140,29 +140,16 @@ def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
     return spec, model.eval()
 
 
-def build_optimizer(model: nn.Module, spec: RunSpec) -> torch.optim.AdamW:
-    """Fused AdamW; only matrices decay, gains and biases don't."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": spec.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=spec.learning_rate, betas=(0.9, 0.95), fused=True
-    )
+def evaluation_indices(samples: Samples, systems: int, per_system: int) -> np.ndarray:
+    """Samples of the first ``systems`` systems, in the middle of ``per_system`` equal parts of each."""
+    places = ((np.arange(per_system) + 0.5) * samples.samples_per_system / per_system).astype(np.int64)
+    return (np.arange(systems)[:, None] * samples.samples_per_system + places).ravel()
 
 
-def evaluation_indices(windows: Windows, scenes: int, per_scene: int) -> np.ndarray:
-    """Windows of the first ``scenes`` scenes, with the starts in the middle of ``per_scene`` equal parts of each."""
-    starts = ((np.arange(per_scene) + 0.5) * windows.windows_per_scene / per_scene).astype(np.int64)
-    return (np.arange(scenes)[:, None] * windows.windows_per_scene + starts).ravel()
-
-
-def symmetry_indices(windows: Windows, scenes: int) -> np.ndarray:
-    """Windows on which the equivariance error is measured: few, evenly spread over scenes and starts."""
-    total = scenes * windows.windows_per_scene
-    return np.linspace(0, total - 1, min(_SYMMETRY_WINDOWS, total)).round().astype(np.int64)
+def symmetry_indices(samples: Samples, systems: int) -> np.ndarray:
+    """Samples on which the equivariance error is measured: few, evenly spread over systems and their samples."""
+    total = systems * samples.samples_per_system
+    return np.linspace(0, total - 1, min(_SYMMETRY_SAMPLES, total)).round().astype(np.int64)
 
 
 def trains_in_bfloat16(device: torch.device) -> bool:
@@ -253,26 +240,27 @@ class _Trainer:
     def __init__(
         self,
         spec: RunSpec,
-        train_windows: Windows,
-        test_windows: Windows,
+        train_samples: Samples,
+        test_samples: Samples,
         checkpoints: AnyPath,
         report: Callable[[CurvePoint], None],
         alive: Callable[[int], None],
         checkpoint_seconds: float | None,
         group: Group,
     ) -> None:
-        self.spec, self.arm, self.group = spec, get_arm(spec.arm), group
-        self.train_windows, self.test_windows = train_windows, test_windows
+        self.spec, self.arm, self.task, self.group = spec, get_arm(spec.arm), get_task(spec.task), group
+        self.elements = self.task.elements(spec.options)
+        self.train_samples, self.test_samples = train_samples, test_samples
         self.checkpoints, self.report, self.alive = checkpoints, report, alive
         self.checkpoint_seconds = _CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         self.last_sign = time.perf_counter()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         _, order_seed, self.augmentation_seed = spawn_seeds(spec.seed)
         self.order = DataOrder(
-            train_windows.tokens, train_windows.windows_per_scene, spec.batch_size, order_seed
+            train_samples.tokens, train_samples.samples_per_system, spec.batch_size, order_seed
         )
         self.model = build_model(spec).to(self.device)
-        self.graphs = replays_graphs(self.device, group.world, len(np.unique(train_windows.tokens)))
+        self.graphs = replays_graphs(self.device, group.world, len(np.unique(train_samples.tokens)))
         if self.device.type == "cuda":
             self.model.compile(dynamic=True, mode="reduce-overhead" if self.graphs else "default")
         self.bfloat16 = trains_in_bfloat16(self.device)
@@ -285,11 +273,11 @@ class _Trainer:
         ):  # else a parameter keeps a graph's output as its gradient, and the next part overwrites it
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        self.optimizer = build_optimizer(self.model, spec)
+        self.optimizer = get_optimizer(spec.optimizer).build(self.model, spec.learning_rate, spec.weight_decay)
         self.progress = _Progress(devices=group.world)
         self.pending: list[Tensor] = []
         self.curve_steps = {round(spec.steps * k / CURVE_POINTS) for k in range(1, CURVE_POINTS + 1)}
-        self.curve_indices = evaluation_indices(test_windows, min(CURVE_WINDOWS, spec.test_scenes), 1)
+        self.curve_indices = evaluation_indices(test_samples, min(CURVE_SAMPLES, spec.test_systems), 1)
         state = checkpoint.load_newest(checkpoints) if group.rank == 0 else None
         newest = group.told(-1 if state is None else state["progress"]["step"])
         if group.rank > 0 and newest >= 0:
@@ -318,7 +306,7 @@ class _Trainer:
         self.micro_batch = read_micro_batch(checkpoints, math.ceil(spec.batch_size / group.world))
         self.trained = self.model
         if group.world > 1:
-            # An arm of one's own may have weights that a loss doesn't depend on.
+            # An arm may have weights that a loss doesn't depend on.
             self.trained = DistributedDataParallel(
                 self.model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
             )
@@ -331,7 +319,7 @@ class _Trainer:
         cpu_clock = time.process_time()
         first, last = progress.step, self.spec.steps
         shares = (self.order.batch(step)[self.group.rows] for step in range(first, last))
-        for batch in batches(self.train_windows, shares, self.device):
+        for batch in batches(self.train_samples, shares, self.device):
             self._step(batch)
             at_curve_point = progress.step in self.curve_steps
             now = time.perf_counter()
@@ -357,29 +345,27 @@ class _Trainer:
     def evaluate(self) -> dict[str, float]:
         """Metrics on the full test selection of the spec."""
         spec = self.spec
-        indices = evaluation_indices(self.test_windows, spec.test_scenes, spec.test_windows_per_scene)
-        result = dataclasses.asdict(evaluate(self._predict, self.test_windows, indices))
-        for field, prefix in (("nmse_by_contact", "nmse"), ("contact_share", "share")):
-            result |= {f"{prefix}_{contact}": value for contact, value in result.pop(field).items()}
-        return result | equivariance(
-            self._predict, self.test_windows, symmetry_indices(self.test_windows, spec.test_scenes)
+        indices = evaluation_indices(self.test_samples, spec.test_systems, spec.test_samples_per_system)
+        chosen = symmetry_indices(self.test_samples, spec.test_systems)
+        return self.task.evaluate(self._predict, self.test_samples, indices) | self.task.equivariance(
+            self._predict, self.test_samples, chosen
         )
 
     def _step(self, batch: Batch) -> None:
         spec, progress = self.spec, self.progress
         if self.arm.augmented:
             generator = torch.Generator().manual_seed((self.augmentation_seed << 32) + progress.step)
-            elements = frame_elements(spec.frame, spec.batch_size, generator, batch.position.dtype)
+            elements = self.elements(spec.batch_size, generator, batch.target.dtype)
             batch = transform(batch, elements[self.group.rows].to(self.device))
         with self.precision:
             loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
         nn.utils.clip_grad_norm_(self.parameters, spec.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(progress.step, spec)
+            group["lr"] = learning_rate_at(progress.step, spec) * group.get(RATE_SCALE, 1.0)
         self.optimizer.step()
         self.pending.append(loss.detach())
         indices = self.order.batch(progress.step)
-        tokens = self.order.tokens[indices // self.order.windows_per_scene]
+        tokens = self.order.tokens[indices // self.order.samples_per_system]
         B, T = spec.batch_size, int(tokens.max())  # padded as on one device
         progress.tokens += int(tokens.sum())
         progress.pairs += int((tokens**2).sum())
@@ -397,7 +383,7 @@ class _Trainer:
             raise RuntimeError(f"out of memory at step {self.progress.step}: {micro_batch} {NEXT_ATTEMPT}")
         self.micro_batch = micro_batch
         self._note(
-            f"out of memory at step {self.progress.step}: {micro_batch} windows at once ({reason[:120]})"
+            f"out of memory at step {self.progress.step}: {micro_batch} samples at once ({reason[:120]})"
         )
         with contextlib.suppress(OSError):  # the next attempt would find out again
             write_micro_batch(self.checkpoints, micro_batch)
@@ -428,7 +414,7 @@ class _Trainer:
         point = CurvePoint(
             step=progress.step,
             train_loss=progress.loss_sum / progress.loss_count,
-            test_nmse=evaluate(self._predict, self.test_windows, self.curve_indices).nmse,
+            test_nmse=evaluate(self._predict, self.test_samples, self.curve_indices).nmse,
             learning_rate=learning_rate_at(progress.step - 1, self.spec),
             seconds=progress.seconds,
         )
@@ -460,36 +446,36 @@ class _Trainer:
 
         def halved(size: int, reason: str) -> None:
             self.evaluation_batch = size
-            self._note(f"out of memory in an evaluation: {size} windows at once ({reason[:120]})")
+            self._note(f"out of memory in an evaluation: {size} samples at once ({reason[:120]})")
 
-        return fitting(compute, self.evaluation_batch or len(batch.weight), halved)
+        return fitting(compute, self.evaluation_batch or len(batch), halved)
 
 
 _ALONE = Group()
 
 
-def _check(spec: RunSpec, train_windows: Windows, test_windows: Windows, group: Group) -> None:
-    if train_windows.n_scenes != spec.train_scenes or test_windows.n_scenes < spec.test_scenes:
+def _check(spec: RunSpec, train_samples: Samples, test_samples: Samples, group: Group) -> None:
+    if train_samples.n_systems != spec.train_systems or test_samples.n_systems < spec.test_systems:
         raise InputError(
-            f"run {spec.name} asks for {spec.train_scenes} training and {spec.test_scenes} test scenes; "
-            f"the data have {train_windows.n_scenes} and {test_windows.n_scenes}"
+            f"run {spec.name} asks for {spec.train_systems} training and {spec.test_systems} test systems; "
+            f"the data have {train_samples.n_systems} and {test_samples.n_systems}"
         )
     if group.world > spec.batch_size:
         raise InputError(
-            f"run {spec.name} can't use {group.world} devices: its batch has {spec.batch_size} windows"
+            f"run {spec.name} can't use {group.world} devices: its batch has {spec.batch_size} samples"
         )
 
 
 def follow(
-    spec: RunSpec, train_windows: Windows, test_windows: Windows, *, checkpoints: AnyPath, group: Group
+    spec: RunSpec, train_samples: Samples, test_samples: Samples, *, checkpoints: AnyPath, group: Group
 ) -> None:
     """Train along as one of the other ranks of a group whose first rank calls ``train``, to the last step.
 
     Args and errors as of ``train``; returns nothing, as the first rank evaluates and keeps the record.
     """
-    _check(spec, train_windows, test_windows, group)
+    _check(spec, train_samples, test_samples, group)
     trainer = _Trainer(
-        spec, train_windows, test_windows, checkpoints, lambda point: None, lambda step: None, None, group
+        spec, train_samples, test_samples, checkpoints, lambda point: None, lambda step: None, None, group
     )
     with contextlib.suppress(_Diverged):
         trainer.run()
@@ -497,8 +483,8 @@ def follow(
 
 def train(
     spec: RunSpec,
-    train_windows: Windows,
-    test_windows: Windows,
+    train_samples: Samples,
+    test_samples: Samples,
     *,
     checkpoints: AnyPath,
     weights: AnyPath | None = None,
@@ -512,13 +498,13 @@ def train(
     Several processes train a run together if the first rank of their group calls this and the others ``follow``.
     Each computes its share of every batch; the result is that of one device but for the order of floating-point
     sums, and a checkpoint can be gone on from on any number of devices. Then a rank that runs out of memory ends
-    the attempt, as the others may wait for it: the next one computes half as many windows at once. Checkpoints
+    the attempt, as the others may wait for it: the next one computes half as many samples at once. Checkpoints
     wait for a step at which the losses are exchanged, up to 20 steps.
 
     Args:
         spec: the run.
-        train_windows: training windows, restricted to ``spec.train_scenes`` scenes.
-        test_windows: test windows with at least ``spec.test_scenes`` scenes.
+        train_samples: training samples, restricted to ``spec.train_systems`` systems.
+        test_samples: test samples of at least ``spec.test_systems`` systems.
         checkpoints: folder of this run's checkpoints; the caller removes it once it has stored the record.
         weights: file that receives the final weights, if any.
         report: called with every point of the training curve.
@@ -531,15 +517,15 @@ def train(
         best of the curve.
 
     Raises:
-        InputError: if the data don't have the scenes that the spec asks for, the checkpoints are of another run, or
-            the batch has fewer windows than there are devices.
+        InputError: if the data don't have the systems that the spec asks for, the checkpoints are of another run, or
+            the batch has fewer samples than there are devices.
         OSError: if the final weights can't be written.
         RuntimeError: if another rank is lost, or this one runs out of memory in a group.
     """
-    _check(spec, train_windows, test_windows, group)
+    _check(spec, train_samples, test_samples, group)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     trainer = _Trainer(
-        spec, train_windows, test_windows, checkpoints, report, alive, checkpoint_seconds, group
+        spec, train_samples, test_samples, checkpoints, report, alive, checkpoint_seconds, group
     )
     status, test = "finished", {}
     begin = time.perf_counter()
@@ -552,7 +538,7 @@ def train(
         if weights is not None:
             state = {
                 "results_version": RESULTS_VERSION,
-                "spec": dataclasses.asdict(spec),
+                "spec": spec.to_dict(),
                 "model": trainer.model.state_dict(),
             }
             save = functools.partial(checkpoint.save_file, weights, state)
@@ -560,11 +546,11 @@ def train(
     except _Diverged:
         status, test = "diverged", {}
 
-    progress, flops = trainer.progress, trainer.arm.flops(spec.size)
+    progress, flops = trainer.progress, trainer.arm.flops(spec.size, trainer.task)
     computed = (progress.padded_tokens, progress.padded_pairs)
     if trainer.arm.packed and trainer.arm.packed(trainer.device):
         computed = (progress.tokens, progress.pairs)
-    windows_drawn = progress.step * spec.batch_size
+    samples_drawn = progress.step * spec.batch_size
     cpu_known = trainer.device.type == "cpu" and math.isfinite(progress.cpu_seconds)
     return RunRecord(
         spec=spec,
@@ -573,9 +559,9 @@ def train(
         parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         tokens=progress.tokens,
         padded_tokens=progress.padded_tokens,
-        epochs=windows_drawn / len(train_windows),
-        unique_windows=min(windows_drawn, len(train_windows)),
-        unique_tokens=min(progress.tokens, train_windows.unique_tokens),
+        epochs=samples_drawn / len(train_samples),
+        unique_samples=min(samples_drawn, len(train_samples)),
+        unique_tokens=min(progress.tokens, train_samples.unique_tokens),
         flops_nominal=flops.nominal.total(progress.tokens, progress.pairs),
         flops_executed=flops.executed.total(*computed),
         seconds=progress.seconds,
@@ -595,14 +581,14 @@ def train(
 
 
 def time_steps(
-    spec: RunSpec, train_windows: Windows, test_windows: Windows, seconds: float
+    spec: RunSpec, train_samples: Samples, test_samples: Samples, seconds: float
 ) -> tuple[float, str]:
     """Time of a training step, data, optimiser and all, without evaluations and checkpoints.
 
     Args:
         spec: a run of the shape to time.
-        train_windows: training windows, restricted to ``spec.train_scenes`` scenes.
-        test_windows: test windows with at least ``spec.test_scenes`` scenes.
+        train_samples: training samples, restricted to ``spec.train_systems`` systems.
+        test_samples: test samples of at least ``spec.test_systems`` systems.
         seconds: how long to time, at least 20 steps.
 
     Returns:
@@ -610,15 +596,15 @@ def time_steps(
         hardware as records name it.
 
     Raises:
-        InputError: if the data don't have the scenes that the spec asks for.
+        InputError: if the data don't have the systems that the spec asks for.
     """
-    _check(spec, train_windows, test_windows, _ALONE)
+    _check(spec, train_samples, test_samples, _ALONE)
     spec = dataclasses.replace(spec, steps=10**9)  # as many as there is time for
     with tempfile.TemporaryDirectory() as folder:
         trainer = _Trainer(
             spec,
-            train_windows,
-            test_windows,
+            train_samples,
+            test_samples,
             Path(folder),
             lambda point: None,
             lambda step: None,
@@ -628,7 +614,7 @@ def time_steps(
     clock = time.perf_counter if trainer.device.type == "cuda" else time.process_time
     shares = (trainer.order.batch(step) for step in range(spec.steps))
     begin = 0.0
-    for batch in batches(train_windows, shares, trainer.device):
+    for batch in batches(train_samples, shares, trainer.device):
         trainer._step(batch)
         done = trainer.progress.step - (_RECORDING_STEPS if trainer.graphs else _UNTIMED_STEPS)
         if done >= 0 and done % _CHECK_STEPS == 0:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 
-from eqscale.rigid.batch import Batch
 from eqscale.storage import AnyPath, write_atomically
+from eqscale.tasks import Batch
 
 T = TypeVar("T")
 
 _MESSAGES = ("can't allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 _FILE = "micro_batch"
 
-NEXT_ATTEMPT = "windows at once in the next attempt"
+NEXT_ATTEMPT = "samples at once in the next attempt"
 """Ends the error of a rank that ran out of memory among others, and has noted that half as many may fit."""
 
 
@@ -29,13 +29,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def parts(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in parts of up to ``size`` windows, padded as the whole; a batch that small is its one part."""
-    if len(batch.weight) <= size:
+    """The batch in parts of up to ``size`` samples, padded as the whole; a batch that small is its one part."""
+    if len(batch) <= size:
         yield batch
         return
-    names = [field.name for field in dataclasses.fields(batch)]
-    for pieces in zip(*(getattr(batch, name).split(size) for name in names), strict=True):
-        yield Batch(**dict(zip(names, pieces, strict=True)))
+    for start in range(0, len(batch), size):
+        yield batch.map(functools.partial(_rows, start=start, stop=start + size))
+
+
+def _rows(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    return tensor[start:stop]
 
 
 def fitting(compute: Callable[[int], T], size: int, halved: Callable[[int, str], None]) -> T:
@@ -60,7 +63,7 @@ def fitting(compute: Callable[[int], T], size: int, halved: Callable[[int, str],
 
 
 def read_micro_batch(checkpoints: AnyPath, batch_size: int) -> int:
-    """Windows that an earlier attempt of this run found to fit, or the whole batch."""
+    """Samples that an earlier attempt of this run found to fit, or the whole batch."""
     try:
         return min(max(1, int((checkpoints / _FILE).read_text())), batch_size)
     except (OSError, ValueError):
@@ -68,5 +71,5 @@ def read_micro_batch(checkpoints: AnyPath, batch_size: int) -> int:
 
 
 def write_micro_batch(checkpoints: AnyPath, size: int) -> None:
-    """Remember, beside the checkpoints, how many windows fit; raises OSError."""
+    """Remember, beside the checkpoints, how many samples fit; raises OSError."""
     write_atomically(checkpoints / _FILE, str(size).encode())

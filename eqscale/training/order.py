@@ -1,4 +1,4 @@
-"""The order in which windows are drawn: a pure function of seed and step, so that resuming needs no state."""
+"""The order in which samples are drawn: a pure function of seed and step, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from numpy.typing import NDArray
 from eqscale.errors import InputError
 
 # Batches are cut from pools of this many shuffled batches sorted by token count: padding stays at a few
-# per cent while every batch is still a random sample of the windows.
+# per cent while every batch is still a random sample of the samples.
 _POOL_BATCHES = 32
 
 
 class DataOrder:
-    """Shuffled passes over the windows of a training set, in batches of similar token count."""
+    """Shuffled passes over the samples of a training set, in batches of similar token count."""
 
-    def __init__(self, tokens: NDArray[np.int64], windows_per_scene: int, batch_size: int, seed: int) -> None:
+    def __init__(self, tokens: NDArray[np.int64], samples_per_system: int, batch_size: int, seed: int) -> None:
         """Describe the order.
 
         Args:
-            tokens: vertex tokens of each scene, (scenes,).
-            windows_per_scene: windows cut from each scene.
-            batch_size: windows in a batch; the last, incomplete batch of a pass is dropped.
+            tokens: tokens of each system, (systems,).
+            samples_per_system: samples of each system.
+            batch_size: samples in a batch; the last, incomplete batch of a pass is dropped.
             seed: seed of the shuffle.
 
         Raises:
-            InputError: if there are fewer windows than one batch.
+            InputError: if there are fewer samples than one batch.
         """
         self.tokens = np.asarray(tokens)
-        self.windows_per_scene = windows_per_scene
+        self.samples_per_system = samples_per_system
         self.batch_size = batch_size
         self.seed = seed
-        self.windows = len(self.tokens) * windows_per_scene
-        self.batches_per_epoch = self.windows // batch_size
+        self.samples = len(self.tokens) * samples_per_system
+        self.batches_per_epoch = self.samples // batch_size
         if not self.batches_per_epoch:
-            raise InputError(f"batch size {batch_size} exceeds the {self.windows} training windows there are")
+            raise InputError(f"batch size {batch_size} exceeds the {self.samples} training samples there are")
         self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
 
     def _shuffle(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng([self.seed, epoch])
         used = self.batches_per_epoch * self.batch_size
-        order = rng.permutation(self.windows)[:used]
-        tokens = self.tokens[order // self.windows_per_scene]
+        order = rng.permutation(self.samples)[:used]
+        tokens = self.tokens[order // self.samples_per_system]
         pool = _POOL_BATCHES * self.batch_size
         for start in range(0, used, pool):
             stop = min(start + pool, used)
@@ -62,5 +62,5 @@ class DataOrder:
         """Padded token count T of every batch, step after step, without end."""
         epoch = 0
         while True:
-            yield from self.tokens[self._epoch(epoch) // self.windows_per_scene].max(1).tolist()
+            yield from self.tokens[self._epoch(epoch) // self.samples_per_system].max(1).tolist()
             epoch += 1

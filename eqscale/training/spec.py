@@ -6,18 +6,25 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from eqscale import __version__
 from eqscale.errors import InputError
-from eqscale.rigid.windows import STARTS
-from eqscale.training.arms import Size, get_arm
+from eqscale.arms import Size, get_arm
+from eqscale.tasks import DEFAULT, get_task
+from eqscale.tasks.base import OptionValue
+from eqscale.training.optim import get_optimizer
 
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
 RESULTS_VERSION = 4
 CODE = f"eqscale {__version__}, results version {RESULTS_VERSION}"
 """What a record names as its code."""
+
+ADDED: dict[str, Any] = {"task": DEFAULT, "optimizer": "adamw"}
+"""Fields of a run that came after results version 4, with the value that earlier runs had: there they are left out of
+what is hashed and stored, so that a run keeps its identity."""
 
 MAX_LEARNING_RATE = 1.0
 """Weights start at 1 / sqrt(fan-in): a step of this size leaves nothing of them."""
@@ -40,34 +47,41 @@ class RunSpec:
     steps: int
     """Optimiser steps."""
     batch_size: int
-    """Windows in a batch."""
+    """Samples in a batch."""
     learning_rate: float
     """Peak learning rate."""
     seed: int
     """Sets initialisation, data order and augmentation, each with a stream of its own."""
     data: str
-    """Digest of the data definition (family, simulator, scene seeds)."""
-    train_scenes: int
-    """Unique scenes seen in training: a prefix of the training split."""
-    test_scenes: int
-    """Scenes of the test split that the final evaluation uses."""
-    test_windows_per_scene: int
-    """Start frames evaluated in each test scene, evenly spaced."""
-    horizon: int = 4
-    """Frames (1/24 s) between input and target."""
-    frame: str = "random"
-    """Frame of the stored samples: random or upright."""
+    """Digest of the data definition."""
+    train_systems: int
+    """Unique systems seen in training: a prefix of the training split."""
+    test_systems: int
+    """Systems of the test split that the final evaluation uses."""
+    test_samples_per_system: int
+    """Samples evaluated of each test system, evenly spaced."""
+    view: tuple[tuple[str, OptionValue], ...] = ()
+    """The task's options that don't change the stored data, in the task's order; by default theirs."""
     warmup: float = WARMUP
     """Share of the steps over which the learning rate rises linearly."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrix weights."""
     clip: float = 1.0
     """Largest norm of the gradient."""
+    task: str = ADDED["task"]
+    """Name of a registered task."""
+    optimizer: str = ADDED["optimizer"]
+    """Name of a registered optimiser."""
 
     def __post_init__(self) -> None:
-        arm = get_arm(self.arm)
+        arm, task = get_arm(self.arm), get_task(self.task)
+        words = task.words
+        options = task.check_options(dict(self.view))
+        view = tuple((o.name, options[o.name]) for o in task.options if not o.of_data)
+        object.__setattr__(self, "view", view)
+        get_optimizer(self.optimizer)
         self._require(
-            "steps", "batch_size", "train_scenes", "test_scenes", "test_windows_per_scene", at_least=1
+            "steps", "batch_size", "train_systems", "test_systems", "test_samples_per_system", at_least=1
         )
         self._require("seed", "weight_decay", at_least=0)
         for name in ("budget", "learning_rate", "clip"):
@@ -82,18 +96,19 @@ class RunSpec:
             )
         if not 0 <= self.warmup <= 1:
             raise InputError(f"run of arm {self.arm}: warmup must be a share of the steps, not {self.warmup}")
-        available = self.train_scenes * STARTS
+        available = self.train_systems * task.samples_per_system
         if self.batch_size > available:
             raise InputError(
-                f"run of arm {self.arm}: batch size {self.batch_size} exceeds the {available} windows of "
-                f"{self.train_scenes} training scenes: at most {available}, or more scenes"
+                f"run of arm {self.arm}: batch size {self.batch_size} exceeds the {available} {words.samples} of "
+                f"{self.train_systems} training {words.systems}: at most {available}, or more {words.systems}"
             )
-        if self.test_windows_per_scene > STARTS:
+        if self.test_samples_per_system > task.samples_per_system:
             raise InputError(
-                f"run of arm {self.arm}: {self.test_windows_per_scene} test windows per scene; a scene has {STARTS}"
+                f"run of arm {self.arm}: {self.test_samples_per_system} test {words.samples} per {words.system}; a "
+                f"{words.system} has {task.samples_per_system}"
             )
         try:
-            arm.flops(self.size)
+            arm.flops(self.size, task)
         except InputError as error:
             raise InputError(f"run of arm {self.arm}, size {self.size}: {error}") from error
 
@@ -105,22 +120,49 @@ class RunSpec:
                 )
 
     @property
+    def options(self) -> dict[str, OptionValue]:
+        """The task's options that don't change the stored data."""
+        return dict(self.view)
+
+    @property
     def run_id(self) -> str:
-        """Stable identity: a hash of the fields and of RESULTS_VERSION."""
-        content = json.dumps([RESULTS_VERSION, dataclasses.asdict(self)], sort_keys=True)
+        """Stable identity: a hash of ``to_dict`` and of RESULTS_VERSION."""
+        content = json.dumps([RESULTS_VERSION, self.to_dict()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
         """Readable name for tables and the MLflow UI."""
         budget = f"{self.budget:.3g}".replace("e+", "e")
-        frame = "" if self.frame == "random" else f"-{self.frame}"
-        return f"{self.arm}-{budget}-{self.size}-s{self.seed}{frame}"
+        defaults = get_task(self.task).check_options({})
+        parts = [self.task] if self.task != DEFAULT else []
+        parts += [self.arm, budget, str(self.size), f"s{self.seed}"]
+        parts += [self.optimizer] if self.optimizer != ADDED["optimizer"] else []
+        parts += [str(value) for name, value in self.view if value != defaults[name]]
+        return "-".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as records hold it and as it is hashed: plain JSON under the task's stored names."""
+        names, content = get_task(self.task).stored_names, {}
+        for name, value in dataclasses.asdict(self).items():
+            if name == "view":
+                content |= self.options
+            elif name not in ADDED or value != ADDED[name]:
+                content[names.get(name, name)] = value
+        return content
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> RunSpec:
-        """Rebuild a spec from ``dataclasses.asdict``."""
-        return cls(**(fields | {"size": Size(**fields["size"])}))
+    def from_dict(cls, content: dict[str, Any]) -> RunSpec:
+        """Inverse of ``to_dict``."""
+        task = get_task(content.get("task", ADDED["task"]))
+        fields = _own_names(content, task.stored_names)
+        view = {option.name: fields.pop(option.name) for option in task.options if option.name in fields}
+        return cls(**(fields | {"size": Size(**fields["size"]), "view": tuple(view.items())}))
+
+
+def _own_names(content: Mapping[str, Any], stored: Mapping[str, str]) -> dict[str, Any]:
+    own = {there: here for here, there in stored.items()}
+    return {own.get(name, name): value for name, value in content.items()}
 
 
 @dataclasses.dataclass
@@ -144,18 +186,18 @@ class RunRecord:
     spec: RunSpec
     run_id: str
     status: str
-    """finished, or diverged (NaN, Inf or a loss above 10 times ballistic)."""
+    """finished, or diverged (NaN, Inf or a loss above 10 times that of predicting zero)."""
     parameters: int
     """Trainable parameters N."""
     tokens: int
-    """Training tokens D: real (unpadded) vertex tokens processed, repeats included."""
+    """Training tokens D: real (unpadded) tokens processed, repeats included."""
     padded_tokens: int
     """Tokens processed with padding."""
     epochs: float
-    """Passes over the unique windows."""
-    unique_windows: int
+    """Passes over the unique samples."""
+    unique_samples: int
     unique_tokens: int
-    """Vertex tokens in the unique training windows."""
+    """Tokens in the unique training samples."""
     flops_nominal: float
     """Training FLOPs as the paper's authors count."""
     flops_executed: float
@@ -178,7 +220,7 @@ class RunRecord:
     devices: int = 1
     """Processors or GPUs that trained the run together when it ended."""
     micro_batch: int | None = None
-    """Windows that a device computed at once: its share of the batch, or less after running out of memory. None if
+    """Samples that a device computed at once: its share of the batch, or less after running out of memory. None if
     not noted."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What happened on the way: memory that ran out, checkpoints that were damaged or not written."""
@@ -192,13 +234,16 @@ class RunRecord:
         return self.run_id != self.spec.run_id
 
     def to_json(self, indent: int | None = 1) -> str:
-        """Serialise, losslessly; on one line with ``indent`` None."""
-        return json.dumps(dataclasses.asdict(self), indent=indent)
+        """Serialise, losslessly, under the task's stored names; on one line with ``indent`` None."""
+        names = get_task(self.spec.task).stored_names
+        fields = dataclasses.asdict(self) | {"spec": self.spec.to_dict()}
+        return json.dumps({names.get(name, name): value for name, value in fields.items()}, indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
         """Inverse of ``to_json``."""
-        fields = json.loads(text)
-        fields["spec"] = RunSpec.from_dict(fields["spec"])
+        content = json.loads(text)
+        spec = RunSpec.from_dict(content["spec"])
+        fields = _own_names(content, get_task(spec.task).stored_names) | {"spec": spec}
         fields["curve"] = [CurvePoint(**point) for point in fields["curve"]]
         return cls(**fields)

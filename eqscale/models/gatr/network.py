@@ -54,12 +54,8 @@ class GATrConfig:
     """Query heads; keys and values are shared (multi-query)."""
     symmetry: str = "parity"
     """"parity": typed channels, exact under E(3). "published": the untyped formulation of the papers (all
-    channels true, joins times a reference). "off": unconstrained 16 x 16 maps, products as they are
+    channels true, joins times e123 of the mean input multivector of a sample). "off": unconstrained 16 x 16 maps, products as they are
     (control)."""
-    join_reference: str = "mean"
-    """With "published": "mean" (e123 of the mean input multivector of a sample) or "one"."""
-    check_finite: bool = False
-    """Raise InputError on inputs that are not finite (costs a pass over the inputs)."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -69,12 +65,10 @@ class GATrConfig:
                 raise InputError(f"GATrConfig.{field.name}: {value} is below {least}")
         if self.symmetry not in SYMMETRIES:
             raise InputError(f"GATrConfig.symmetry: {self.symmetry!r}, allowed are {', '.join(SYMMETRIES)}")
-        if self.join_reference not in ("mean", "one"):
-            raise InputError(f"GATrConfig.join_reference: {self.join_reference!r}, allowed are mean, one")
         if self.true + self.pseudo == 0 or self.true_in + self.pseudo_in == 0:
             raise InputError("GATrConfig: true + pseudo and true_in + pseudo_in must be at least 1")
-        if self.true_out + self.pseudo_out == 0:
-            raise InputError("GATrConfig: true_out + pseudo_out must be at least 1")
+        if self.true_out + self.pseudo_out + self.scalars_out == 0:
+            raise InputError("GATrConfig: true_out + pseudo_out + scalars_out must be at least 1")
         if self.symmetry == "published" and self.pseudo + self.pseudo_in + self.pseudo_out:
             raise InputError(
                 "GATrConfig.symmetry: 'published' has no pseudo channels, count all of them as true"
@@ -252,7 +246,7 @@ class GATr(nn.Module):
         ).flatten(0, 1)
         tokens, packed = self._tokens(b, t, mask, flat)
         reference = None
-        if c.symmetry == "published" and c.join_reference == "mean":
+        if c.symmetry == "published":
             e123 = flat[:, INDEX["e123"] : 16 * (c.true_in + c.pseudo_in) : 16].mean(-1).view(b, t)
             total = e123.sum(1) / t if mask is None else torch.where(mask, e123, 0).sum(1) / mask.sum(1)
             reference = total[:, None].expand(b, t).reshape(b * t).detach()
@@ -295,11 +289,11 @@ class GATr(nn.Module):
 
     def _check(self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None) -> None:
         c, own = self.config, self.embed.bias
-        check_tokens("multivectors", multivectors, (c.true_in + c.pseudo_in, 16), own, c.check_finite)
+        check_tokens("multivectors", multivectors, (c.true_in + c.pseudo_in, 16), own)
         batch = tuple(multivectors.shape[:2])
         if scalars.shape != (*batch, c.scalars_in):
             raise InputError(f"scalars: expected {(*batch, c.scalars_in)}, got {tuple(scalars.shape)}")
-        check_tokens("scalars", scalars, (c.scalars_in,), own, c.check_finite)
+        check_tokens("scalars", scalars, (c.scalars_in,), own)
         if mask is not None:
             check_mask(mask, batch, own.device)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from eqscale.errors import InputError
+from eqscale.arms.recipe import Recipe
 from eqscale.models.flops import TrainingFlops
-from eqscale.training.arms.recipe import Recipe
+from eqscale.plugins import load_files
+from eqscale.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -37,10 +39,10 @@ class Arm:
     """Identifier in specs, run tables and command lines."""
     description: str
     """One line for ``--help`` and reports."""
-    build: Callable[[Size], nn.Module]
-    """Size -> module that maps a Batch to predicted targets (B, T, 3), in the frame of the batch."""
-    flops: Callable[[Size], TrainingFlops]
-    """Size -> forward + backward FLOPs of one sample."""
+    build: Callable[[Size, Task], nn.Module]
+    """Size, task -> module that maps a Batch to what its target holds, in the frame of the batch."""
+    flops: Callable[[Size, Task], TrainingFlops]
+    """Size, task -> forward + backward FLOPs of one sample."""
     ladder: tuple[Size, ...]
     """Sizes in order of parameters."""
     recipe: Recipe
@@ -60,15 +62,15 @@ class Arm:
         """The sizes that suit a budget in executed FLOPs, in order of parameters."""
         return next((sizes for least, sizes in reversed(self.deeper_ladders) if budget >= least), self.ladder)
 
-    def parameters(self, size: Size) -> int:
+    def parameters(self, size: Size, task: Task) -> int:
         """Number of trainable parameters, counted without allocating them."""
-        return _count(self.build, size)
+        return _count(self.build, size, task)
 
 
 @functools.lru_cache(maxsize=1024)
-def _count(build: Callable[[Size], nn.Module], size: Size) -> int:
+def _count(build: Callable[[Size, Task], nn.Module], size: Size, task: Task) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in build(size).parameters() if p.requires_grad)
+        return sum(p.numel() for p in build(size, task).parameters() if p.requires_grad)
 
 
 class UnknownArm(InputError):
@@ -96,3 +98,8 @@ def get_arm(name: str) -> Arm:
 def arm_names() -> tuple[str, ...]:
     """Names of all registered arms."""
     return tuple(_ARMS)
+
+
+def load_arm_files(files: Sequence[str]) -> None:
+    """Import Python files that register arms; raises InputError for one that can't be imported or registers none."""
+    load_files(files, "arm", arm_names)

@@ -7,80 +7,57 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from eqscale.arms.base import Arm, Size
+from eqscale.arms.inputs import numbers, numbers_width, plane_invariants, plane_invariants_width, pooled
+from eqscale.arms.recipe import fitted_recipe
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
-from eqscale.rigid.batch import Batch
-from eqscale.rigid.symmetry import align
-from eqscale.training.arms.base import Arm, Size
-from eqscale.training.arms.invariants import FLOOR_INVARIANTS, SPEED, floor_invariants
-from eqscale.training.arms.recipe import fitted_recipe
-
-_LENGTH, _ACCELERATION = 1.0, 9.81  # typical, m and m/s^2: every feature is of order one
-TOKEN_FEATURES = 24
-"""Length of the last dimension of ``token_features``."""
-
-
-def token_features(batch: Batch) -> Tensor:
-    """Everything known about a vertex and the scene as plain numbers of order one, (B, T, 24)."""
-    T = batch.position.shape[1]
-    scene = torch.cat(
-        [
-            batch.floor_normal,
-            batch.floor_offset[:, None] / _LENGTH,
-            batch.gravity / _ACCELERATION,
-            batch.floor_material,
-        ],
-        -1,
-    )
-    return torch.cat(
-        [
-            (batch.position - batch.center) / _LENGTH,
-            batch.center / _LENGTH,
-            (batch.velocity - batch.center_velocity) / SPEED,
-            batch.center_velocity / SPEED,
-            batch.material,
-            scene[:, None].expand(-1, T, -1),
-        ],
-        -1,
-    )
+from eqscale.tasks import Batch, Kind, Task
 
 
 class PlainModel(nn.Module):
-    """Plain transformer on vertex tokens: Batch -> predicted targets (B, T, 3).
+    """Plain transformer on tokens: Batch -> predicted targets.
 
-    In its own frame it also gets the invariants that GATr gets; in the upright frame they are sums of features.
+    In its own frame it also gets the invariants of planes that GATr gets; in a canonical frame they are sums of
+    features.
     """
 
-    def __init__(self, config: TransformerConfig, aligned: bool = False) -> None:
+    def __init__(self, config: TransformerConfig, task: Task, aligned: bool = False) -> None:
         super().__init__()
         self.net = Transformer(config)
-        self.aligned = aligned
+        self.align = task.align if aligned else None
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
-        if not self.aligned:
-            return self.net(torch.cat([token_features(batch), floor_invariants(batch)], -1), batch.mask)
-        with torch.autocast(batch.position.device.type, enabled=False):  # not coordinates in half precision
-            upright, rotation = align(batch)
-        return self.net(token_features(upright), batch.mask) @ rotation  # back: R^T y, with rows as vectors
+        if self.align is None:
+            features = torch.cat([numbers(batch), *plane_invariants(batch)], -1)
+            return pooled(self.net(features, batch.mask), batch)
+        with torch.autocast(batch.mask.device.type, enabled=False):  # not coordinates in half precision
+            turned, rotation = self.align(batch)
+        output = pooled(self.net(numbers(turned), batch.mask), batch)
+        if batch.schema.target.kind is Kind.INVARIANT:
+            return output
+        return (output @ rotation) if output.ndim == 3 else (output[:, None] @ rotation)[:, 0]  # back: R^T y
 
 
-def _config(size: Size, aligned: bool) -> TransformerConfig:
+def _config(size: Size, task: Task, aligned: bool) -> TransformerConfig:
+    if aligned:
+        task.require_canonical_frame()
     return TransformerConfig(
-        in_features=TOKEN_FEATURES if aligned else TOKEN_FEATURES + FLOOR_INVARIANTS,
-        out_features=3,
+        in_features=numbers_width(task.schema) + (0 if aligned else plane_invariants_width(task.schema)),
+        out_features=task.schema.target.width,
         width=size.width,
         depth=size.depth,
         heads=size.heads,
     )
 
 
-def _flops(size: Size, aligned: bool = False) -> TrainingFlops:
-    return transformer_training_flops(_config(size, aligned))
+def _flops(size: Size, task: Task, aligned: bool = False) -> TrainingFlops:
+    return transformer_training_flops(_config(size, task, aligned))
 
 
-def _build(size: Size, aligned: bool = False) -> nn.Module:
-    return PlainModel(_config(size, aligned), aligned)
+def _build(size: Size, task: Task, aligned: bool = False) -> nn.Module:
+    return PlainModel(_config(size, task, aligned), task, aligned)
 
 
 _WIDTHS = {

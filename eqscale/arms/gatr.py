@@ -1,0 +1,118 @@
+"""The arm that builds the symmetry in, GATr, and its controls on the same backbone."""
+
+from __future__ import annotations
+
+import functools
+
+from torch import Tensor, nn
+
+from eqscale.algebra import extract_displacement, extract_normal
+from eqscale.arms.base import Arm, Size
+from eqscale.arms.inputs import (
+    invariants,
+    invariants_width,
+    multivectors,
+    multivectors_width,
+    pooled,
+    published_multivectors,
+    published_multivectors_width,
+)
+from eqscale.arms.recipe import fitted_recipe
+from eqscale.models.flops import TrainingFlops
+from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
+from eqscale.tasks import Batch, Kind, Schema, Task
+
+LENGTHS = {"parity": 0.1, "published": 0.1, "off": 1.0}
+"""Unit of length of the multivectors over the task's. Larger networks train far better with a tenth (docs/arms.md);
+unconstrained maps don't know which components are lengths, and start with huge outputs."""
+
+
+class GATrModel(nn.Module):
+    """GATr on tokens: Batch -> predicted targets."""
+
+    def __init__(self, config: GATrConfig, schema: Schema) -> None:
+        super().__init__()
+        self.net = GATr(config)
+        self.unit = LENGTHS[config.symmetry] * schema.length
+        self.embed = published_multivectors if config.symmetry == "published" else multivectors
+        self.at = schema.target.at
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Predict the targets of a batch, in its own frame."""
+        channels, scalars = self.net(self.embed(batch, self.unit), invariants(batch), batch.mask)
+        if batch.schema.target.kind is Kind.INVARIANT:
+            return pooled(scalars, batch)
+        normal, displaced = channels.unbind(2)
+        if self.at is None:  # a channel's normal is unchanged by shifts wherever it is read
+            return pooled(extract_normal(normal), batch)
+        return pooled(extract_displacement(normal, displaced, batch[self.at] / self.unit), batch)
+
+
+def _config(size: Size, task: Task, symmetry: str) -> GATrConfig:
+    half, published = size.width // 2, symmetry == "published"
+    schema = task.schema
+    true_in, pseudo_in = multivectors_width(schema)
+    if published:
+        true_in, pseudo_in = published_multivectors_width(schema), 0
+    vectors = 2 if schema.target.kind is Kind.DIRECTION else 0
+    return GATrConfig(
+        true_in=true_in,
+        pseudo_in=pseudo_in,
+        scalars_in=invariants_width(schema),
+        true_out=vectors if published else vectors // 2,
+        pseudo_out=0 if published else vectors // 2,
+        scalars_out=0 if vectors else schema.target.width,
+        true=size.width if published else half,
+        pseudo=0 if published else size.width - half,
+        scalars=2 * size.width,
+        blocks=size.depth,
+        heads=size.heads,
+        symmetry=symmetry,
+    )
+
+
+def _build(size: Size, task: Task, symmetry: str) -> nn.Module:
+    return GATrModel(_config(size, task, symmetry), task.schema)
+
+
+def _flops(size: Size, task: Task, symmetry: str) -> TrainingFlops:
+    return gatr_training_flops(_config(size, task, symmetry))
+
+
+# About 1e3 to 1e9 parameters; width counts multivector channels, half of them true, half pseudo. Narrow and deep
+# pays: at 3e11 FLOPs four channels with 2 to 6 blocks end far below eight channels with one (docs/arms.md).
+_LADDER = tuple(
+    Size(width, depth, heads)
+    for width, depth, heads in (
+        (2, 1, 2), (2, 2, 2), (2, 3, 2), (3, 2, 2), (3, 3, 2), (4, 2, 2), (4, 3, 2), (4, 4, 2), (4, 6, 2),
+        (6, 4, 2), (6, 6, 2), (8, 5, 4), (8, 7, 4), (12, 4, 4), (12, 6, 4), (16, 5, 4), (16, 7, 4),
+        (20, 7, 4), (24, 7, 4), (28, 8, 4), (32, 9, 8), (40, 9, 8), (48, 9, 8), (56, 10, 8), (72, 9, 8),
+        (80, 11, 8), (96, 11, 8), (112, 12, 8), (136, 12, 8), (160, 13, 8), (192, 14, 8), (224, 15, 8),
+        (264, 16, 8), (312, 17, 8), (376, 17, 8), (448, 18, 8), (512, 21, 8),
+    )
+)  # fmt: skip
+
+
+def _arm(name: str, description: str, symmetry: str, recipe: str | None = None) -> Arm:
+    return Arm(
+        name,
+        description,
+        functools.partial(_build, symmetry=symmetry),
+        functools.partial(_flops, symmetry=symmetry),
+        _LADDER,
+        fitted_recipe(recipe or name),
+        optimal_cost=0.6,
+        packed=GATr.packs,
+    )
+
+
+ARMS = (
+    _arm("gatr", "build it in: geometric algebra transformer, exactly E(3)-equivariant", "parity"),
+    _arm(
+        "gatr_published",
+        "GATr as published: untyped channels, exact for rotations only",
+        "published",
+        recipe="gatr",
+    ),
+    _arm("gatr_off", "the control: GATr's backbone with unconstrained maps, no symmetry left", "off"),
+)
