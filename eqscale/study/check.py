@@ -15,11 +15,11 @@ from mlflow.tracking import MlflowClient
 
 from eqscale.errors import InputError
 from eqscale.storage import matching, subfolders
-from eqscale.study.engine import Storage
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.records import read_records, write_records
 from eqscale.study.table import COLUMNS, is_outdated, record_row, row_aside, sorted_table, write_table
 from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters, unreachable
+from eqscale.study.trials import Storage
 from eqscale.training.spec import RunRecord
 
 _SAME = 1e-9  # relative difference of numbers that count as equal: text and databases round

@@ -27,16 +27,6 @@ from eqscale.rigid.families import family
 from eqscale.rigid.windows import HORIZONS
 from eqscale.storage import RemotePath, check_writable, open_place, write_atomically
 from eqscale.study import shared_data
-from eqscale.study.engine import (
-    Storage,
-    StudyEvents,
-    TrialSource,
-    gpu_names,
-    load_arm_files,
-    ray_session,
-    run_trials,
-    smallest_share,
-)
 from eqscale.study.estimate import Estimator, device_guess
 from eqscale.study.grid import dataset_spec
 from eqscale.study.lease import only_driver
@@ -47,6 +37,7 @@ from eqscale.study.records import read_records, write_records
 from eqscale.study.schedule import Cluster, longest_first, plan, run_list
 from eqscale.study.table import is_outdated, run_table, write_table
 from eqscale.study.tracking import Tracker, default_tracking_uri, experiment_link
+from eqscale.study.trials import Storage, StudyEvents, TrialSource, load_arm_files
 from eqscale.study.watch import SILENT_SECONDS, silence_limit
 from eqscale.training.arms import arm_names
 from eqscale.training.spec import CurvePoint, RunSpec
@@ -314,6 +305,8 @@ class OpenStudy:
         """
         if not len(trials):
             return
+        from eqscale.study.backend import gpu_names, ray_session, run_trials, smallest_share
+
         options, ledger = self.options, self.ledger
         data = dataset_spec(options.preset)
         source = None if isinstance(trials, Sequence) else trials
