@@ -28,7 +28,8 @@ from rich.console import Console
 from eqscale.study import backend
 from eqscale.study.estimate import Estimator
 from eqscale.study.grid import compute_grid
-from eqscale.study.job import open_study, parse_options
+from eqscale.study.job import open_study
+from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.study.schedule import longest_first, wall_seconds
 from eqscale.study.table import run_table
