@@ -30,7 +30,7 @@ from eqscale.rigid.metrics import equivariance, evaluate
 from eqscale.rigid.symmetry import frame_elements, transform
 from eqscale.storage import AnyPath
 from eqscale.training import checkpoint
-from eqscale.training.arms import get_arm
+from eqscale.training.arms import TokenCounts, get_arm
 from eqscale.training.group import Group
 from eqscale.training.memory import NEXT_ATTEMPT, fitting, parts, read_micro_batch, write_micro_batch
 from eqscale.training.order import DataOrder
@@ -560,10 +560,8 @@ def train(
     except _Diverged:
         status, test = "diverged", {}
 
-    progress, flops = trainer.progress, trainer.arm.flops(spec.size)
-    computed = (progress.padded_tokens, progress.padded_pairs)
-    if trainer.arm.packed and trainer.arm.packed(trainer.device):
-        computed = (progress.tokens, progress.pairs)
+    progress, nominal = trainer.progress, trainer.arm.flops(spec.size).nominal
+    counts = TokenCounts(progress.tokens, progress.pairs, progress.padded_tokens, progress.padded_pairs)
     windows_drawn = progress.step * spec.batch_size
     cpu_known = trainer.device.type == "cpu" and math.isfinite(progress.cpu_seconds)
     return RunRecord(
@@ -576,8 +574,8 @@ def train(
         epochs=windows_drawn / len(train_windows),
         unique_windows=min(windows_drawn, len(train_windows)),
         unique_tokens=min(progress.tokens, train_windows.unique_tokens),
-        flops_nominal=flops.nominal.total(progress.tokens, progress.pairs),
-        flops_executed=flops.executed.total(*computed),
+        flops_nominal=nominal.total(progress.tokens, progress.pairs),
+        flops_executed=trainer.arm.executed_flops(spec.size, counts, trainer.device),
         seconds=progress.seconds,
         evaluation_seconds=progress.evaluation_seconds + time.perf_counter() - begin,
         peak_memory_mb=_peak_memory_mb(),
