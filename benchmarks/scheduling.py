@@ -25,10 +25,11 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from eqscale.study import engine
+from eqscale.study import backend
 from eqscale.study.estimate import Estimator
 from eqscale.study.grid import compute_grid
-from eqscale.study.job import open_study, parse_options
+from eqscale.study.job import open_study
+from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.study.schedule import longest_first, wall_seconds
 from eqscale.study.table import run_table
@@ -50,7 +51,7 @@ def recorded(folder: Path):
     """The engine's trial function, which also writes when it ran, and on how much CPU."""
 
     def run(config: dict) -> None:
-        from eqscale.study.engine import _trial
+        from eqscale.study.backend import _trial
 
         process = psutil.Process()
         begin, cpu = time.time(), sum(process.cpu_times()[:2])
@@ -83,7 +84,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     options = parse_options("", COMPUTE_GRIDS, job="", argv=words)
     specs = compute_grid(options.preset)
     estimate = Estimator()
-    engine._trial = recorded(spans_folder)
+    backend._trial = recorded(spans_folder)
     begin, cpu = time.time(), sum(os.times()[:2])
     with open_study(options, Console(file=sys.stderr, width=140)) as study:
         study.train(longest_first(specs, estimate))

@@ -31,11 +31,11 @@ from rich.console import Console
 from eqscale.console import make_console
 from eqscale.rigid.dataset import open_split
 from eqscale.rigid.windows import STARTS, Windows
-from eqscale.study.grid import BatchShape, dataset_spec, design_run, expected_batch
+from eqscale.study.grid import dataset_spec, design_run, expected_batch
 from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training import loop
-from eqscale.training.arms import Arm, Size, get_arm, plain
+from eqscale.training.arms import Arm, Size, TokenCounts, get_arm, plain
 from eqscale.training.arms.recipe import BATCH
 from eqscale.training.group import Group
 from eqscale.training.order import DataOrder
@@ -120,9 +120,9 @@ def nearest(arm: Arm, parameters: float) -> Size:
     return min(arm.ladder, key=lambda size: abs(math.log(arm.parameters(size) / parameters)))
 
 
-def central_budget(arm: Arm, size: Size, batch: BatchShape) -> float:
+def central_budget(arm: Arm, size: Size, batch: TokenCounts) -> float:
     """FLOPs for which the size is the guessed optimum, to one digit."""
-    return float(f"{(batch.executed_flops(arm, size) / batch.tokens / arm.optimal_cost) ** 2:.0e}")
+    return float(f"{(arm.executed_flops(size, batch) / batch.tokens / arm.optimal_cost) ** 2:.0e}")
 
 
 @dataclasses.dataclass(frozen=True)

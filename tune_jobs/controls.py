@@ -21,7 +21,8 @@ from eqscale.cli import run_or_exit
 from eqscale.report import write_report
 from eqscale.report.parts import study_folder
 from eqscale.study.grid import controls_grid
-from eqscale.study.job import parse_options, run_study
+from eqscale.study.job import run_study
+from eqscale.study.options import parse_options
 from eqscale.study.presets import CONTROLS
 
 

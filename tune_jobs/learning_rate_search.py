@@ -23,7 +23,8 @@ from eqscale.console import make_console
 from eqscale.errors import InputError
 from eqscale.report import CHECK_ROUNDS, GOAL, write_search_report
 from eqscale.study.estimate import Estimator
-from eqscale.study.job import JobOptions, OpenStudy, open_study, parse_options
+from eqscale.study.job import OpenStudy, open_study
+from eqscale.study.options import JobOptions, parse_options
 from eqscale.study.presets import SEARCHES, LearningRateSearch
 from eqscale.study.progress import human_time
 from eqscale.study.search import Search, check_specs, check_table, finished_losses, fit_recipe, search_cells

@@ -19,7 +19,8 @@ from eqscale.cli import run_or_exit
 from eqscale.report import write_report
 from eqscale.report.prediction import predicted_optima
 from eqscale.study.grid import validation_grid
-from eqscale.study.job import parse_options, run_study
+from eqscale.study.job import run_study
+from eqscale.study.options import parse_options
 from eqscale.study.presets import VALIDATIONS
 
 

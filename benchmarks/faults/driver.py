@@ -6,7 +6,8 @@ import sys
 
 from eqscale.cli import run_or_exit
 from eqscale.study.grid import compute_grid
-from eqscale.study.job import parse_options, run_study
+from eqscale.study.job import run_study
+from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 
 

@@ -23,7 +23,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from eqscale.study.grid import compute_grid
-from eqscale.study.job import JobOptions, parse_options
+from eqscale.study.options import JobOptions, parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training import checkpoint
 from eqscale.training.arms import get_arm

@@ -19,6 +19,6 @@ def load_arm_files(args: argparse.Namespace) -> None:
         InputError: if a file doesn't exist or can't be imported.
     """
     if args.arm_file:
-        from eqscale.study import engine  # imports Ray: only if needed
+        from eqscale.study import trials  # imports torch: only if needed
 
-        engine.load_arm_files(args.arm_file)
+        trials.load_arm_files(args.arm_file)

@@ -71,9 +71,9 @@ def _check(args: argparse.Namespace) -> int:
     from eqscale.errors import InputError
     from eqscale.storage import open_place, subfolders
     from eqscale.study.check import Study, check, mend
-    from eqscale.study.engine import Storage
     from eqscale.study.lease import only_driver
     from eqscale.study.tracking import default_tracking_uri
+    from eqscale.study.trials import Storage
 
     load_arm_files(args)
     place = open_place(args.storage)

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pandas as pd
 
 from eqscale.errors import InputError
+
+
+def search_runs(client: Any, experiment_id: str, condition: str = "") -> Iterator[Any]:
+    """All runs of an experiment that meet a condition, page by page, by an ``MlflowClient``."""
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def read_experiment(name: str) -> pd.DataFrame:
@@ -35,17 +49,11 @@ def read_experiment(name: str) -> pd.DataFrame:
             known = ", ".join(e.name for e in client.search_experiments(max_results=20))
             raise InputError(f"mlflow: no experiment {name!r} at {uri}; it has: {known}")
         rows: list[dict[str, object]] = []
-        token = None
-        while True:
-            page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
-            for run in page:
-                tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
-                head = {"run_id": run.info.run_id, "status": run.info.status.lower()}
-                plain = {name.rpartition("/")[2]: value for name, value in run.data.metrics.items()}
-                rows.append({**plain, **tags, **run.data.params, **run.data.metrics, **head})
-            token = page.token
-            if not token:
-                break
+        for run in search_runs(client, experiment.experiment_id):
+            tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
+            head = {"run_id": run.info.run_id, "status": run.info.status.lower()}
+            plain = {name.rpartition("/")[2]: value for name, value in run.data.metrics.items()}
+            rows.append({**plain, **tags, **run.data.params, **run.data.metrics, **head})
     except MlflowException as error:
         raise InputError(f"mlflow: {uri}: {str(error).splitlines()[0]}") from error
     if not rows:

@@ -14,12 +14,13 @@ import pandas as pd
 from mlflow.tracking import MlflowClient
 
 from eqscale.errors import InputError
+from eqscale.laws.tracking import search_runs
 from eqscale.storage import matching, subfolders
-from eqscale.study.engine import Storage
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.records import read_records, write_records
 from eqscale.study.table import COLUMNS, is_outdated, record_row, row_aside, sorted_table, write_table
 from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters, unreachable
+from eqscale.study.trials import Storage
 from eqscale.training.spec import RunRecord
 
 _SAME = 1e-9  # relative difference of numbers that count as equal: text and databases round
@@ -259,20 +260,11 @@ def _client(study: Study) -> tuple[MlflowClient, Any]:
         raise unreachable(study.tracking_uri, error) from error
 
 
-def _runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
-
-
 def _completed(client: MlflowClient, experiment_id: str) -> dict[str, list[Any]]:
     runs: dict[str, list[Any]] = defaultdict(list)
-    for run in _runs(client, experiment_id, f"attributes.status = 'FINISHED' and tags.`{RUN_TAG}` != ''"):
+    for run in search_runs(
+        client, experiment_id, f"attributes.status = 'FINISHED' and tags.`{RUN_TAG}` != ''"
+    ):
         runs[run.data.tags[RUN_TAG]].append(run)
     return runs
 
@@ -326,7 +318,7 @@ def _check_mlflow(study: Study, ledger: _Ledger, running: bool) -> list[Finding]
     for run_id in completed.keys() - ledger.readable.keys() - ledger.unreadable.keys():
         name = completed[run_id][0].info.run_name
         findings.append(Finding("MLflow", "unknown", name, "finished; not in the ledger"))
-    for run in _runs(client, experiment.experiment_id, "attributes.status = 'RUNNING'"):
+    for run in search_runs(client, experiment.experiment_id, "attributes.status = 'RUNNING'"):
         what = run.info.run_name
         if running:
             findings.append(Finding("MLflow", "running", what, "the driver is at work", note=True))

@@ -16,7 +16,7 @@ from eqscale.rigid.dataset import DatasetSpec
 from eqscale.rigid.families import family
 from eqscale.rigid.windows import STARTS
 from eqscale.study.presets import AspectRatio, ComputeGrid, Controls, DataGrid, Preset, Validation, extra_size
-from eqscale.training.arms import Arm, Size, get_arm
+from eqscale.training.arms import Arm, Size, TokenCounts, get_arm
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
@@ -25,30 +25,9 @@ _SAME_COST = 0.12  # relative: near the optimum, losses differ by the square of 
 MIN_POINTS = 7  # five coefficients and two more
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchShape:
-    """Expected size of a batch after padding, and what of it is real."""
-
-    tokens: float
-    """Real tokens in a batch."""
-    pairs: float
-    """Pairs of real tokens of one sample, summed over the batch."""
-    padded_tokens: float
-    """Tokens in a batch, padding included: B * T."""
-    padded_pairs: float
-    """Token pairs in a batch, padding included: B * T**2."""
-
-    def executed_flops(self, arm: Arm, size: Size) -> float:
-        """FLOPs that one step of an arm executes."""
-        count = arm.flops(size).executed
-        if arm.packed:
-            return count.total(self.tokens, self.pairs)
-        return count.total(self.padded_tokens, self.padded_pairs)
-
-
 @functools.lru_cache(maxsize=64)
-def expected_batch(family_name: str, batch_size: int) -> BatchShape:
-    """Shape of the average training batch, from token counts drawn as the family draws its objects."""
+def expected_batch(family_name: str, batch_size: int) -> TokenCounts:
+    """Counts of the average training batch, from token counts drawn as the family draws its objects."""
     scenes = family(family_name)
     rng = np.random.default_rng(0)
     vertices = rng.choice(
@@ -59,7 +38,7 @@ def expected_batch(family_name: str, batch_size: int) -> BatchShape:
     order = DataOrder(tokens, STARTS, batch_size, seed=0)
     T = np.array(list(itertools.islice(order.padded_tokens(), order.batches_per_epoch)), float)
     means = (tokens.mean(), (tokens**2).mean(), T.mean(), (T**2).mean())
-    return BatchShape(*(batch_size * float(mean) for mean in means))
+    return TokenCounts(*(batch_size * float(mean) for mean in means))
 
 
 def dataset_spec(preset: Preset) -> DatasetSpec:
@@ -80,7 +59,7 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
     """
     batch_size = preset.batch_size or arm.recipe.batch_size(budget)
     batch = expected_batch(preset.family, batch_size)
-    step_flops = {size: batch.executed_flops(arm, size) for size in arm.sizes(budget)}
+    step_flops = {size: arm.executed_flops(size, batch) for size in arm.sizes(budget)}
     smallest = min(step_flops.values())
     if budget < smallest:
         raise InputError(
@@ -118,7 +97,7 @@ def design_run(
 ) -> RunSpec:
     """One run that spends its budget exactly, by the arm's recipe where nothing else is asked for."""
     batch_size = batch_size or preset.batch_size or arm.recipe.batch_size(budget)
-    steps = max(1, round(budget / expected_batch(preset.family, batch_size).executed_flops(arm, size)))
+    steps = max(1, round(budget / arm.executed_flops(size, expected_batch(preset.family, batch_size))))
     if learning_rate is None:
         learning_rate = arm.recipe.learning_rate(arm.parameters(size), steps, batch_size)
     return RunSpec(
@@ -158,19 +137,29 @@ def _extra_sizes(
     return found
 
 
+def _seeds(preset: ComputeGrid | DataGrid | Controls, at: float) -> tuple[int, ...]:
+    """The seeds of runs at a budget or number of scenes: all up to ``replicate_up_to``, then the first alone."""
+    return preset.seeds if at <= preset.replicate_up_to else preset.seeds[:1]
+
+
+def _budget_grid(preset: ComputeGrid | Controls) -> list[RunSpec]:
+    """Budgets x arms x sizes, extra ones included, x seeds."""
+    specs = []
+    for budget, name in itertools.product(preset.budgets, preset.arms):
+        arm = get_arm(name)
+        sizes = choose_sizes(arm, budget, preset.sizes_per_budget, preset)
+        for size in sizes + _extra_sizes(preset, arm, budget, sizes):
+            specs += [design_run(arm, size, budget, preset, seed) for seed in _seeds(preset, budget)]
+    return specs
+
+
 def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
 
     Raises:
         InputError: for an unknown arm, family or extra size, a budget that is too small, or too few runs to fit a law.
     """
-    specs = []
-    for budget, name in itertools.product(preset.budgets, preset.arms):
-        arm = get_arm(name)
-        seeds = preset.seeds if budget <= preset.replicate_up_to else preset.seeds[:1]
-        sizes = choose_sizes(arm, budget, preset.sizes_per_budget, preset)
-        for size in sizes + _extra_sizes(preset, arm, budget, sizes):
-            specs += [design_run(arm, size, budget, preset, seed) for seed in seeds]
+    specs = _budget_grid(preset)
     for name in preset.arms:
         points = len({(spec.size, spec.steps) for spec in specs if spec.arm == name})
         if points < MIN_POINTS:
@@ -196,9 +185,9 @@ def data_grid(preset: DataGrid) -> list[RunSpec]:
         arm = get_arm(name)
         (size,) = choose_sizes(arm, preset.budget, 1, preset)
         for scenes in preset.scenes:
-            seeds = preset.seeds if scenes <= preset.replicate_up_to else preset.seeds[:1]
             specs += [
-                design_run(arm, size, preset.budget, preset, seed, train_scenes=scenes) for seed in seeds
+                design_run(arm, size, preset.budget, preset, seed, train_scenes=scenes)
+                for seed in _seeds(preset, scenes)
             ]
     return specs
 
@@ -227,11 +216,11 @@ def shape_groups(preset: AspectRatio) -> list[ShapeGroup]:
         wanted = dataclasses.replace(arm, optimal_cost=cost * arm.optimal_cost)
         (rung,) = choose_sizes(wanted, budget, 1, preset)
         batch = expected_batch(preset.family, preset.batch_size or arm.recipe.batch_size(budget))
-        goal = batch.executed_flops(arm, rung)
+        goal = arm.executed_flops(rung, batch)
         shapes = {rung.depth: rung}
         for depth in preset.depths:
             off, width, heads = min(
-                (abs(math.log(batch.executed_flops(arm, size) / goal)), size.width, size.heads)
+                (abs(math.log(arm.executed_flops(size, batch) / goal)), size.width, size.heads)
                 for size in _shapes(arm, depth, 4 * rung.width)
             )
             if off <= _SAME_COST:
@@ -275,20 +264,13 @@ def controls_grid(preset: Controls) -> list[RunSpec]:
     Raises:
         InputError: for an unknown arm, family or extra size, or a budget that is too small.
     """
-
-    def seeds(budget: float) -> tuple[int, ...]:
-        return preset.seeds if budget <= preset.replicate_up_to else preset.seeds[:1]
-
-    specs = []
-    for budget, name in itertools.product(preset.budgets, preset.arms):
-        arm = get_arm(name)
-        sizes = choose_sizes(arm, budget, preset.sizes_per_budget, preset)
-        for size in sizes + _extra_sizes(preset, arm, budget, sizes):
-            specs += [design_run(arm, size, budget, preset, seed) for seed in seeds(budget)]
+    specs = _budget_grid(preset)
     for budget, name in itertools.product(preset.upright_budgets, preset.upright_arms):
         arm = get_arm(name)
         size = choose_sizes(arm, budget, preset.grid_sizes, preset)[(preset.grid_sizes - 1) // 2]
-        specs += [design_run(arm, size, budget, preset, seed, frame="upright") for seed in seeds(budget)]
+        specs += [
+            design_run(arm, size, budget, preset, seed, frame="upright") for seed in _seeds(preset, budget)
+        ]
     return specs
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import heapq
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eqscale.errors import InputError
 from eqscale.training.spec import RunSpec
@@ -118,6 +118,11 @@ def wall_seconds(seconds: Sequence[float], workers: int) -> float:
     return max(ends)
 
 
+def off_by(seconds: Seconds, factor: Mapping[RunSpec, float]) -> Seconds:
+    """Times that differ from the given ones by each run's factor."""
+    return lambda spec, devices: seconds(spec, devices) * factor[spec]
+
+
 def run_list(allotments: Sequence[Allotment], seconds: Seconds, cluster: Cluster) -> list[Placement]:
     """Run trials in virtual time as the engine runs them: whenever devices are free, the first of the
     next ``PENDING_TRIALS`` trials that fits starts.
@@ -201,7 +206,7 @@ def plan(
             tried.append(_greedy(specs, seconds, cluster, smallest, limit, target))
 
     def wall(allotments: list[Allotment], errors: list[dict[RunSpec, float]]) -> float:
-        runs = [run_list(allotments, lambda s, g, e=e: seconds(s, g) * e[s], cluster) for e in errors]
+        runs = [run_list(allotments, off_by(seconds, e), cluster) for e in errors]
         return sum(max(placement.end for placement in run) for run in runs)
 
     rng = random.Random(0)

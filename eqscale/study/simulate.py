@@ -14,7 +14,7 @@ import pandas as pd
 
 from eqscale.errors import InputError
 from eqscale.study.estimate import CPU_GUESS, Estimator
-from eqscale.study.schedule import Allotment, Cluster, Placement, Seconds, plan, run_list
+from eqscale.study.schedule import Allotment, Cluster, Placement, Seconds, off_by, plan, run_list
 from eqscale.training.arms import Size, arm_names
 from eqscale.training.spec import RunSpec
 
@@ -73,7 +73,7 @@ def forecast(
     walls, inside, useful = [], [], []
     for _ in range(draws if error else 1):
         factor = {spec: math.exp(rng.gauss(0, error)) for spec in specs}
-        placements = _run(allotments, lambda s, g, factor=factor: seconds(s, g) * factor[s], cluster)
+        placements = _run(allotments, off_by(seconds, factor), cluster)
         wall = max(p.end for p in placements)
         walls.append(wall)
         inside.append(

@@ -22,6 +22,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from eqscale.errors import InputError
+from eqscale.laws.tracking import search_runs
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 _LONGEST_WAIT_SECONDS = 15.0
@@ -124,16 +125,7 @@ class Tracker:
         return self._client.create_experiment(name, artifact_location=location)
 
     def _search(self, condition: str) -> list[Any]:
-        runs: list[Any] = []
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self.experiment_id], condition, max_results=1000, page_token=token
-            )
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+        return list(search_runs(self._client, self.experiment_id, condition))
 
     def _sweep(self) -> dict[str, str]:
         """End what a killed driver left RUNNING; return run_id -> MLflow id of the completed runs."""

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from eqscale.arms import get_arm
+from eqscale.arms import TokenCounts, get_arm
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath
 from eqscale.tasks import Batch, Samples, get_task
 from eqscale.tasks.loader import batches
-from eqscale.tasks.metrics import evaluate, normalise, squared_error
+from eqscale.tasks.metrics import evaluate, squared_error
 from eqscale.tasks.symmetry import transform
 from eqscale.training import checkpoint
 from eqscale.training.group import Group
@@ -546,10 +546,8 @@ def train(
     except _Diverged:
         status, test = "diverged", {}
 
-    progress, flops = trainer.progress, trainer.arm.flops(spec.size, trainer.task)
-    computed = (progress.padded_tokens, progress.padded_pairs)
-    if trainer.arm.packed and trainer.arm.packed(trainer.device):
-        computed = (progress.tokens, progress.pairs)
+    progress, nominal = trainer.progress, trainer.arm.flops(spec.size, trainer.task).nominal
+    counts = TokenCounts(progress.tokens, progress.pairs, progress.padded_tokens, progress.padded_pairs)
     samples_drawn = progress.step * spec.batch_size
     cpu_known = trainer.device.type == "cpu" and math.isfinite(progress.cpu_seconds)
     return RunRecord(
@@ -562,8 +560,162 @@ def train(
         epochs=samples_drawn / len(train_samples),
         unique_samples=min(samples_drawn, len(train_samples)),
         unique_tokens=min(progress.tokens, train_samples.unique_tokens),
+        flops_nominal=nominal.total(progress.tokens, progress.pairs),
+        flops_executed=trainer.arm.executed_flops(spec.size, trainer.task, counts, trainer.device),
+        seconds=progress.seconds,
+        )
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        progress.curve.append(dataclasses.asdict(point))
+        progress.evaluation_seconds += time.perf_counter() - begin
+        self.last_sign = time.perf_counter()
+        self.report(point)
+
+    def _save(self) -> None:
+        state = {
+            "run_id": self.spec.run_id,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": dataclasses.asdict(self.progress),
+        }
+        try:
+            checkpoint.save(self.checkpoints, self.progress.step, state)
+        except OSError as error:  # costs minutes if the run is killed before the next one; to stop costs all
+            self._note(f"a checkpoint could not be written: {error.strerror or error}")
+
+    def _predict(self, batch: Batch) -> Tensor:
+        if time.perf_counter() - self.last_sign > _CHECKPOINT_SECONDS:
+            self._sign_of_life()
+
+        def compute(size: int) -> Tensor:
+            with torch.inference_mode():
+                return torch.cat([self.model(part.to(self.device)).cpu() for part in parts(batch, size)])
+
+        def halved(size: int, reason: str) -> None:
+            self.evaluation_batch = size
+            self._note(f"out of memory in an evaluation: {size} samples at once ({reason[:120]})")
+
+        return fitting(compute, self.evaluation_batch or len(batch), halved)
+
+
+_ALONE = Group()
+
+
+def _check(spec: RunSpec, train_samples: Samples, test_samples: Samples, group: Group) -> None:
+    if train_samples.n_systems != spec.train_systems or test_samples.n_systems < spec.test_systems:
+        raise InputError(
+            f"run {spec.name} asks for {spec.train_systems} training and {spec.test_systems} test systems; "
+            f"the data have {train_samples.n_systems} and {test_samples.n_systems}"
+        )
+    if group.world > spec.batch_size:
+        raise InputError(
+            f"run {spec.name} can't use {group.world} devices: its batch has {spec.batch_size} samples"
+        )
+
+
+def follow(
+    spec: RunSpec, train_samples: Samples, test_samples: Samples, *, checkpoints: AnyPath, group: Group
+) -> None:
+    """Train along as one of the other ranks of a group whose first rank calls ``train``, to the last step.
+
+    Args and errors as of ``train``; returns nothing, as the first rank evaluates and keeps the record.
+    """
+    _check(spec, train_samples, test_samples, group)
+    trainer = _Trainer(
+        spec, train_samples, test_samples, checkpoints, lambda point: None, lambda step: None, None, group
+    )
+    with contextlib.suppress(_Diverged):
+        trainer.run()
+
+
+def train(
+    spec: RunSpec,
+    train_samples: Samples,
+    test_samples: Samples,
+    *,
+    checkpoints: AnyPath,
+    weights: AnyPath | None = None,
+    report: Callable[[CurvePoint], None] = lambda point: None,
+    alive: Callable[[int], None] = lambda step: None,
+    checkpoint_seconds: float | None = None,
+    group: Group = _ALONE,
+) -> RunRecord:
+    """Train one run to its last step, or go on from its newest checkpoint, and evaluate it.
+
+    Several processes train a run together if the first rank of their group calls this and the others ``follow``.
+    Each computes its share of every batch; the result is that of one device but for the order of floating-point
+    sums, and a checkpoint can be gone on from on any number of devices. Then a rank that runs out of memory ends
+    the attempt, as the others may wait for it: the next one computes half as many samples at once. Checkpoints
+    wait for a step at which the losses are exchanged, up to 20 steps.
+
+    Args:
+        spec: the run.
+        train_samples: training samples, restricted to ``spec.train_systems`` systems.
+        test_samples: test samples of at least ``spec.test_systems`` systems.
+        checkpoints: folder of this run's checkpoints; the caller removes it once it has stored the record.
+        weights: file that receives the final weights, if any.
+        report: called with every point of the training curve.
+        alive: called with the step after every checkpoint, and now and then in a long evaluation.
+        checkpoint_seconds: time between two checkpoints (default: 30 s).
+        group: the processes that train together; this one is the first.
+
+    Returns:
+        The record, with status ``finished`` or ``diverged``; metrics are those of the last step, never the
+        best of the curve.
+
+    Raises:
+        InputError: if the data don't have the systems that the spec asks for, the checkpoints are of another run, or
+            the batch has fewer samples than there are devices.
+        OSError: if the final weights can't be written.
+        RuntimeError: if another rank is lost, or this one runs out of memory in a group.
+    """
+    _check(spec, train_samples, test_samples, group)
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    trainer = _Trainer(
+        spec, train_samples, test_samples, checkpoints, report, alive, checkpoint_seconds, group
+    )
+    status, test = "finished", {}
+    begin = time.perf_counter()
+    try:
+        trainer.run()
+        begin = time.perf_counter()
+        test = trainer.evaluate()
+        if not math.isfinite(test["nmse"]):
+            raise _Diverged
+        if weights is not None:
+            state = {
+                "results_version": RESULTS_VERSION,
+                "spec": spec.to_dict(),
+                "model": trainer.model.state_dict(),
+            }
+            save = functools.partial(checkpoint.save_file, weights, state)
+            checkpoint.write_patiently(save, f"the weights of run {spec.name}")
+    except _Diverged:
+        status, test = "diverged", {}
+
+    progress, nominal = trainer.progress, trainer.arm.flops(spec.size, trainer.task).nominal
+    counts = TokenCounts(progress.tokens, progress.pairs, progress.padded_tokens, progress.padded_pairs)
+    samples_drawn = progress.step * spec.batch_size
+    cpu_known = trainer.device.type == "cpu" and math.isfinite(progress.cpu_seconds)
+    return RunRecord(
+        spec=spec,
+        run_id=spec.run_id,
+        status=status,
+        parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        tokens=progress.tokens,
+        padded_tokens=progress.padded_tokens,
+<<<<<<< HEAD
+        epochs=samples_drawn / len(train_samples),
+        unique_samples=min(samples_drawn, len(train_samples)),
+        unique_tokens=min(progress.tokens, train_samples.unique_tokens),
         flops_nominal=flops.nominal.total(progress.tokens, progress.pairs),
         flops_executed=flops.executed.total(*computed),
+=======
+        epochs=windows_drawn / len(train_windows),
+        unique_windows=min(windows_drawn, len(train_windows)),
+        unique_tokens=min(progress.tokens, train_windows.unique_tokens),
+        flops_nominal=nominal.total(progress.tokens, progress.pairs),
+        flops_executed=trainer.arm.executed_flops(spec.size, counts, trainer.device),
+>>>>>>> engine
         seconds=progress.seconds,
         evaluation_seconds=progress.evaluation_seconds + time.perf_counter() - begin,
         peak_memory_mb=_peak_memory_mb(),

@@ -8,10 +8,10 @@ from mlflow.tracking import MlflowClient
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.study.check import Study, check, mend
-from eqscale.study.engine import Storage
 from eqscale.study.records import records_path, write_records
 from eqscale.study.table import run_table, write_table
 from eqscale.study.tracking import RUN_TAG, Tracker
+from eqscale.study.trials import Storage
 from tests.study.test_ledger import make_record, make_spec
 
 

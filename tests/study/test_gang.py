@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from eqscale.rigid.dataset import DatasetSpec, open_split, prepare
-from eqscale.study.engine import Storage, StudyEvents, load_arm_files, ray_session, run_trials
+from eqscale.study.backend import ray_session, run_trials
 from eqscale.study.schedule import Allotment
+from eqscale.study.trials import Storage, StudyEvents, load_arm_files
 from eqscale.training.arms import Size, get_arm
 from eqscale.training.loop import train
 from eqscale.training.spec import RunSpec

@@ -60,7 +60,7 @@ def test_a_data_grid_beyond_the_data_is_an_error():
 def test_every_run_spends_its_budget():
     for spec in compute_grid(QUICK):
         batch = expected_batch("S", spec.batch_size)
-        spent = spec.steps * batch.executed_flops(get_arm(spec.arm), spec.size)
+        spent = spec.steps * get_arm(spec.arm).executed_flops(spec.size, batch)
         assert spent == pytest.approx(spec.budget, rel=0.5 / spec.steps + 1e-12)
 
 
@@ -112,7 +112,7 @@ def test_sizes_are_spread_around_the_guessed_optimum():
     arm = get_arm("transformer")
     batch = expected_batch("S", arm.recipe.batch_size(1e11))
     sizes = choose_sizes(arm, 1e11, 4, QUICK)
-    cost = [batch.executed_flops(arm, size) / batch.tokens for size in sizes]
+    cost = [arm.executed_flops(size, batch) / batch.tokens for size in sizes]
     assert cost == sorted(cost)
     assert cost[0] < arm.optimal_cost * 1e11**0.5 < cost[-1]
 
@@ -193,7 +193,7 @@ def test_shapes_of_a_group_cost_the_same_and_the_ladders_own_is_among_them():
     for group in groups:
         arm = get_arm(group.arm)
         batch = expected_batch("S", arm.recipe.batch_size(group.budget))
-        cost = {shape: batch.executed_flops(arm, shape) for shape in group.shapes}
+        cost = {shape: arm.executed_flops(shape, batch) for shape in group.shapes}
         assert group.rung in arm.sizes(group.budget)
         assert len(group.shapes) >= 3
         assert {shape.depth for shape in group.shapes} <= {1, 2, 4, group.rung.depth}
@@ -208,5 +208,5 @@ def test_shapes_are_trained_with_every_seed_at_the_budget():
     assert len(specs) == 2 * len(shapes) == len({spec.run_id for spec in specs})
     for spec in specs:
         arm = get_arm(spec.arm)
-        spent = spec.steps * expected_batch("S", spec.batch_size).executed_flops(arm, spec.size)
+        spent = spec.steps * arm.executed_flops(spec.size, expected_batch("S", spec.batch_size))
         assert spent == pytest.approx(2e11, rel=0.01)

@@ -11,7 +11,8 @@ import pytest
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.study.grid import compute_grid
-from eqscale.study.job import parse_options, run_study
+from eqscale.study.job import run_study
+from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 
 ROOT = Path(__file__).parents[2]

@@ -1,8 +1,8 @@
 import dataclasses
 
-from eqscale.study.engine import Storage
 from eqscale.study.ledger import Ledger
 from eqscale.study.table import COLUMNS, run_table, write_table
+from eqscale.study.trials import Storage
 from eqscale.training.arms import Size
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 

@@ -6,8 +6,9 @@ import pytest
 
 from eqscale.errors import InputError
 from eqscale.study import job
-from eqscale.study.job import parse_options, run_study
+from eqscale.study.job import run_study
 from eqscale.study.ledger import Ledger, UnreadableRecord
+from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.study.records import read_records, records_path, write_records
 from eqscale.training.arms import base as arms

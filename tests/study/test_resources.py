@@ -5,7 +5,7 @@ import torch
 
 from eqscale.errors import InputError
 from eqscale.study import resources
-from eqscale.study.engine import reservation
+from eqscale.study.backend import reservation
 from eqscale.study.resources import activation_bytes_per_token, gpu_share, memory_need
 from eqscale.training.arms import arm_names, get_arm
 from tests.study.test_ledger import make_spec

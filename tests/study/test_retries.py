@@ -8,8 +8,9 @@ import ray
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError
 
-from eqscale.study import engine
-from eqscale.study.engine import Storage, StudyEvents, _Events
+from eqscale.study import backend
+from eqscale.study.backend import _Events
+from eqscale.study.trials import Storage, StudyEvents
 from eqscale.study.watch import Watch
 from eqscale.training.memory import NEXT_ATTEMPT, read_micro_batch, write_micro_batch
 from eqscale.training.spec import CurvePoint
@@ -82,18 +83,18 @@ def test_a_trial_that_gets_further_each_time_is_always_retried(study):
 
 def test_a_checkpoint_is_a_sign_of_life_but_no_point_of_the_curve(study):
     run(study)
-    study.callback.on_trial_result(0, [], study.trial, {engine._ALIVE: 7})
+    study.callback.on_trial_result(0, [], study.trial, {backend._ALIVE: 7})
     assert [event[0] for event in study.said] == ["started"]
     assert study.trial.fail("x")
     assert study.trial.max_failures == 1
-    study.callback.on_trial_result(0, [], study.trial, {engine._ALIVE: 8})
+    study.callback.on_trial_result(0, [], study.trial, {backend._ALIVE: 8})
     assert study.trial.max_failures == 2
 
 
 def test_a_silent_trial_is_killed_and_the_reason_kept(study, monkeypatch):
     killed = []
     monkeypatch.setattr(ray, "kill", killed.append)
-    monkeypatch.setattr(engine, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(backend, "_LOOK_SECONDS", 0.0)
     run(study, 10)
     study.clock.now = 59.0
     study.callback.on_step_end(0, [])

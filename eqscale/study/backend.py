@@ -1,4 +1,4 @@
-"""Ray Tune runs the trials. Ray is known to this module and ``gang`` alone."""
+"""Ray Tune runs the trials. Only this module and ``gang`` import Ray."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import dataclasses
 import datetime
 import functools
 import gc
-import importlib.util
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 # Must be set before Ray is imported: our own progress display replaces Tune's, and trials keep their own logs.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -36,12 +34,12 @@ from ray.tune.search import Searcher
 from eqscale.errors import InputError
 from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
 from eqscale.rigid.families import Family
-from eqscale.storage import AnyPath, RemotePath, absolute, matching, open_place, remove_folder, subfolders
+from eqscale.storage import AnyPath, RemotePath, absolute, open_place, remove_folder
 from eqscale.study import gang, shared_data
-from eqscale.study.ledger import Ledger
 from eqscale.study.preflight import check_ray_address
 from eqscale.study.resources import gpu_share
-from eqscale.study.schedule import Allotment, Cluster
+from eqscale.study.schedule import Allotment
+from eqscale.study.trials import Devices, Storage, StudyEvents, TrialSource, load_arm_files
 from eqscale.study.watch import Watch
 from eqscale.training.checkpoint import write_patiently
 from eqscale.training.group import Group
@@ -53,81 +51,6 @@ from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 # it would end the whole study.
 for _module in (actor_manager, tune_controller):
     _module.RayActorError = (RayActorError, OutOfMemoryError)  # type: ignore[attr-defined]
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """Where a study lives: folders that every node sees, or places on an object store."""
-
-    study: AnyPath
-    """Folder of this study: ledger, checkpoints, weights, Ray's own files."""
-    data: AnyPath
-    """Folder of the generated data sets."""
-
-    @property
-    def ledger(self) -> Ledger:
-        """The study's ledger."""
-        return Ledger(self.study / "ledger")
-
-    def checkpoints(self, run_id: str) -> AnyPath:
-        """Folder of a running trial's checkpoints."""
-        return self.study / "checkpoints" / run_id
-
-    def weights(self, run_id: str) -> AnyPath:
-        """File of a finished run's final weights."""
-        return self.study / "weights" / f"{run_id}.pt"
-
-    def sweep(self) -> None:
-        """Delete what killed processes left behind: half-written files, checkpoints of runs with a record."""
-        for folder in (self.ledger.folder, self.ledger.folder / "failed", self.study / "weights"):
-            for partial in matching(folder, ".*.tmp"):
-                partial.unlink(missing_ok=True)
-        for run_id in subfolders(self.study / "checkpoints"):
-            if run_id in self.ledger:
-                remove_folder(self.checkpoints(run_id))
-
-
-@dataclasses.dataclass
-class StudyEvents:
-    """What the driver does when something happens to a trial."""
-
-    started: Callable[[RunSpec], None]
-    point: Callable[[RunSpec, CurvePoint], None]
-    ended: Callable[[RunSpec], None]
-    retried: Callable[[RunSpec, str], None]
-    failed: Callable[[RunSpec, str], None]
-    pruned: Callable[[RunSpec], None]
-
-
-class TrialSource(Protocol):
-    """Trials that are chosen while others run, as a search does."""
-
-    def __len__(self) -> int:
-        """Number of trials still to be asked for."""
-
-    def ask(self) -> RunSpec | None:
-        """The next trial, or None if there are no more."""
-
-    def should_prune(self, spec: RunSpec, point: CurvePoint) -> bool:
-        """Whether a running trial that has reached ``point`` is not worth going on."""
-
-    def tell(self, spec: RunSpec, record: RunRecord | None) -> None:
-        """A trial has ended with its record, or without one because it was pruned."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices:
-    """What a Ray cluster has, or may have once its autoscaler has started every node it is allowed."""
-
-    cpus: int
-    gpus: int
-    per_node: int
-    """Devices of the smallest node that has any: GPUs if there are any, else CPU cores."""
-
-    @property
-    def cluster(self) -> Cluster:
-        """What trials are planned for."""
-        return Cluster(self.gpus or self.cpus, self.per_node)
 
 
 def _devices() -> Devices:
@@ -176,28 +99,6 @@ def gpu_names() -> list[str]:
     return [name.removeprefix(marker) for name in ray.cluster_resources() if name.startswith(marker)]
 
 
-def load_arm_files(files: Sequence[str]) -> None:
-    """Import Python files that register arms of one's own (each once per process).
-
-    Raises:
-        InputError: if a file doesn't exist or can't be imported.
-    """
-    for file in files:
-        name = f"eqscale_arm_{Path(file).stem}"
-        if name in sys.modules:
-            continue
-        module_spec = importlib.util.spec_from_file_location(name, file)
-        if module_spec is None or module_spec.loader is None or not Path(file).is_file():
-            raise InputError(f"arm file {file!r} is not a readable Python file")
-        module = importlib.util.module_from_spec(module_spec)
-        sys.modules[name] = module
-        try:
-            module_spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise InputError(f"arm file {file!r} can't be imported: {error}") from error
-
-
 _ALIVE = "alive_at_step"
 _LOOK_SECONDS = 1.0
 _LOW_MEMORY = "running low on memory"
@@ -213,13 +114,18 @@ def _windows(data: DatasetSpec, root: Path, split: str, horizon: int, frame: str
     return open_split(data, root, split, horizon=horizon, frame=frame, scenes=scenes)
 
 
-def _trial(config: dict[str, Any]) -> None:
-    """One Tune trial: train the run of ``config["spec"]`` and write its record to the ledger."""
+def _prepare_process(config: dict[str, Any]) -> tuple[RunSpec, Storage]:
+    """Make a worker process ready for a trial; returns the trial's run and where its study lives."""
     load_arm_files(config["arm_files"])
-    spec = RunSpec.from_dict(config["spec"])
-    storage = Storage(open_place(config["study_folder"]), open_place(config["data_folder"]))
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+    storage = Storage(open_place(config["study_folder"]), open_place(config["data_folder"]))
+    return RunSpec.from_dict(config["spec"]), storage
+
+
+def _trial(config: dict[str, Any]) -> None:
+    """One Tune trial: train the run of ``config["spec"]`` and write its record to the ledger."""
+    spec, storage = _prepare_process(config)
     checkpoints = storage.checkpoints(spec.run_id)
     if spec.run_id in storage.ledger:  # an attempt that died after writing its record
         remove_folder(checkpoints)
@@ -239,11 +145,7 @@ def _trial(config: dict[str, Any]) -> None:
 
 def _train(config: dict[str, Any], group: Group, say: gang.Say) -> RunRecord | None:
     """Train the run of a trial as one rank of a group; the first returns its record."""
-    load_arm_files(config["arm_files"])
-    spec = RunSpec.from_dict(config["spec"])
-    storage = Storage(open_place(config["study_folder"]), open_place(config["data_folder"]))
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)
+    spec, storage = _prepare_process(config)
     checkpoints = storage.checkpoints(spec.run_id)
     scenes = {"train": spec.train_scenes, "test": spec.test_scenes}
     root = shared_data.fetch(config["data"], storage.data, scenes)
@@ -381,7 +283,7 @@ def _spec_of(trial: Any) -> RunSpec:
 class _Searcher(Searcher):
     """Passes Tune's questions to a TrialSource, whose state is its own: nothing here is saved or restored."""
 
-    def __init__(self, source: TrialSource | None) -> None:
+    def __init__(self, source: TrialSource) -> None:
         super().__init__(metric="test_nmse", mode="min")
         self._source = source
 
@@ -390,7 +292,6 @@ class _Searcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Configuration of the next trial, or Tune's mark that there are no more."""
-        assert self._source is not None
         spec = self._source.ask()
         return Searcher.FINISHED if spec is None else {"spec": dataclasses.asdict(spec)}
 
@@ -407,19 +308,18 @@ class _Searcher(Searcher):
 class _Pruner(FIFOScheduler):
     """Stops the trials that a TrialSource gives up."""
 
-    def __init__(self, source: TrialSource | None) -> None:
+    def __init__(self, source: TrialSource) -> None:
         super().__init__()
-        self._source = source
+        self.source = source
         self.pruned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_source": None}
+        return self.__dict__ | {"source": None}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         """Decide at a point of the trial's curve."""
-        assert self._source is not None
         point = _point_of(result)
-        if point is not None and self._source.should_prune(_spec_of(trial), point):
+        if point is not None and self.source.should_prune(_spec_of(trial), point):
             self.pruned.add(trial.trial_id)
             return FIFOScheduler.STOP
         return FIFOScheduler.CONTINUE
@@ -496,45 +396,44 @@ def run_trials(
         spec = RunSpec.from_dict(config["spec"])
         return reservation(devices.get(spec.run_id) or smallest(spec), bool(gpus))
 
-    given: dict[str, Any] = {}
-    search: dict[str, Any] = {}
-    pruner = None
-    if isinstance(trials, Sequence):
-        given = {"spec": tune.grid_search([dataclasses.asdict(allotment.spec) for allotment in trials])}
-    else:
-        pruner = _Pruner(trials)
-        slots = int(gpus or ray.cluster_resources().get("CPU", 1))
-        search = {
-            "search_alg": _Searcher(trials),
-            "scheduler": pruner,
-            "num_samples": len(trials),
-            "max_concurrent_trials": slots,
-        }
-    attempt = datetime.datetime.now(datetime.UTC).strftime("attempt-%Y%m%d-%H%M%S-%f")
+    pruner = None if isinstance(trials, Sequence) else _Pruner(trials)
+    params: dict[str, Any] = {
+        "data": data,
+        "study_folder": str(absolute(storage.study)),
+        "data_folder": str(absolute(storage.data)),
+        "checkpoint_seconds": checkpoint_seconds,
+        "arm_files": [str(Path(file).resolve()) for file in arm_files],
+    }
+    if planned:
+        params["spec"] = tune.grid_search([dataclasses.asdict(allotment.spec) for allotment in planned])
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    tuner = tune.Tuner(
+    tune.Tuner(
         tune.with_resources(_trial, resources),
-        param_space={
-            **given,
-            "data": data,
-            "study_folder": str(absolute(storage.study)),
-            "data_folder": str(absolute(storage.data)),
-            "checkpoint_seconds": checkpoint_seconds,
-            "arm_files": [str(Path(file).resolve()) for file in arm_files],
-        },
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,
-            time_budget_s=max_seconds,
-            trial_name_creator=lambda trial: trial.trial_id,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-            **search,
-        ),
+        param_space=params,
+        tune_config=_tune_config(pruner, gpus, max_seconds),
         run_config=tune.RunConfig(
-            name=attempt,
+            name=datetime.datetime.now(datetime.UTC).strftime("attempt-%Y%m%d-%H%M%S-%f"),
             **_tune_storage(storage.study / "ray"),
             callbacks=[_Events(events, pruner, Watch(silence), storage)],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
+    ).fit()
+
+
+def _tune_config(pruner: _Pruner | None, gpus: int, max_seconds: float | None) -> tune.TuneConfig:
+    search: dict[str, Any] = {}
+    if pruner is not None:
+        search = {
+            "search_alg": _Searcher(pruner.source),
+            "scheduler": pruner,
+            "num_samples": len(pruner.source),
+            "max_concurrent_trials": int(gpus or ray.cluster_resources().get("CPU", 1)),
+        }
+    return tune.TuneConfig(
+        reuse_actors=True,
+        time_budget_s=max_seconds,
+        trial_name_creator=lambda trial: trial.trial_id,
+        trial_dirname_creator=lambda trial: trial.trial_id,
+        **search,
     )
-    tuner.fit()

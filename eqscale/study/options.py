@@ -1,0 +1,235 @@
+"""The command line that all tune jobs share."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from eqscale.errors import InputError
+from eqscale.rigid.families import family
+from eqscale.rigid.windows import HORIZONS
+from eqscale.storage import RemotePath, open_place
+from eqscale.study.presets import Preset, overridden
+from eqscale.study.tracking import default_tracking_uri
+from eqscale.study.trials import Storage, load_arm_files
+from eqscale.study.watch import SILENT_SECONDS
+from eqscale.training.arms import arm_names
+
+P = TypeVar("P", bound=Preset, covariant=True)
+
+_MAY_BE_ZERO = ("batch_size", "warmup", "replicate_up_to", "data_seed", "seeds")
+
+
+@dataclasses.dataclass(frozen=True)
+class JobOptions(Generic[P]):
+    """What the command line of a tune job says."""
+
+    preset_name: str
+    preset: P
+    largest_budgets: dict[str, float]
+    """Of each of the job's presets: says which of them a machine can train."""
+    study: str
+    """Name of the study: its folder under the storage and its MLflow experiment."""
+    storage: Storage
+    results: Path
+    tracking_uri: str
+    address: str | None
+    workers: int | None
+    devices_per_trial: int | None
+    """Most devices of one trial; None: what the policy finds best on GPUs, one on CPU cores."""
+    arm_files: tuple[str, ...]
+    max_seconds: float | None
+    silent_seconds: float
+    """Least silence after which a trial hangs."""
+    checkpoint_seconds: float
+    dry_run: bool
+
+
+def parse_options(
+    description: str, presets: Mapping[str, P], job: str, argv: Sequence[str] | None = None
+) -> JobOptions[P]:
+    """Parse the command line that all tune jobs share.
+
+    Args:
+        description: text of ``--help``.
+        presets: the job's presets; the first is the default, and each of their values has an option.
+        job: what the job adds to the name of the study, so that several jobs of one study lie side by side;
+            its results are a folder of the study's.
+        argv: the words, from ``sys.argv`` if None.
+
+    Raises:
+        InputError: for an unknown preset, an arm file that can't be imported, or a value that can't be.
+    """
+    args = _parser(description, presets, job).parse_args(argv)
+    if args.preset not in presets:
+        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(presets)}")
+    load_arm_files(args.arm_file)
+    preset = overridden(presets[args.preset], _given(args, presets[args.preset]))
+    _check_preset(preset)
+    _check_engine(args)
+    name = args.study or args.preset
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        raise InputError(f"--study {name!r}: use letters, digits, '.', '_' and '-' only")
+    study = f"{name}-{job}" if job else name
+    studies = open_place(args.storage)
+    default_data = str(studies / "data") if isinstance(studies, RemotePath) else "data"
+    return JobOptions(
+        preset_name=args.preset,
+        preset=preset,
+        largest_budgets={name: _largest_budget(other) for name, other in presets.items()},
+        study=study,
+        storage=Storage(studies / study, open_place(args.data or default_data)),
+        results=args.results or Path("results") / name / job,
+        tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
+        address=args.address,
+        workers=args.workers,
+        devices_per_trial=args.devices_per_trial,
+        arm_files=tuple(args.arm_file),
+        max_seconds=args.max_hours * 3600 if args.max_hours else None,
+        silent_seconds=args.hang_minutes * 60,
+        checkpoint_seconds=args.checkpoint_seconds,
+        dry_run=args.dry_run,
+    )
+
+
+def _parser(description: str, presets: Mapping[str, Preset], job: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    default = next(iter(presets))
+    add("--preset", default=default, help=f"what to run: {', '.join(presets)} (default: {default})")
+    add("--dry-run", action="store_true", help="print the plan and stop before anything is spent")
+    _add_places(parser, job)
+    _add_engine(parser)
+    group = parser.add_argument_group("preset values", "each overrides the preset's value")
+    types = typing.get_type_hints(type(presets[default]))
+    for field in dataclasses.fields(presets[default]):
+        kind = types[field.name]
+        values = ", ".join(f"{name}: {_show(getattr(p, field.name))}" for name, p in presets.items())
+        several: dict[str, Any] = {"type": kind}
+        if typing.get_origin(kind) is tuple:
+            several = {"type": typing.get_args(kind)[0], "nargs": "+"}
+        help_text = f"{field.metadata['help']} ({values})"
+        group.add_argument(_flag(field.name), help=help_text, metavar="VALUE", **several)
+    return parser
+
+
+def _add_places(parser: argparse.ArgumentParser, job: str) -> None:
+    add = parser.add_argument_group("where things live").add_argument
+    add("--study", help="name of the study (default: the preset's); the same name continues it")
+    add(
+        "--storage",
+        default="studies",
+        help="folder of studies that every node sees, or a URI: s3://bucket/path, gs://… (default: studies)",
+    )
+    add("--data", help="folder or URI of data sets (default: data, or under --storage if that is a URI)")
+    default = Path("results") / "STUDY" / job
+    add("--results", type=Path, help=f"folder of table, figures and report (default: {default})")
+    add("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("engine").add_argument
+    add("--address", help="Ray cluster to use, e.g. auto (default: start Ray on this machine)")
+    add("--workers", type=int, help="trials side by side on this machine (default: all cores)")
+    add(
+        "--devices-per-trial",
+        type=int,
+        metavar="N",
+        help="most GPUs (without any: cores) of a node that one planned trial may use; which trials get several "
+        "follows from the estimated times (default: all GPUs of a node, or one core)",
+    )
+    add("--max-hours", type=float, help="stop after this time; the same command continues")
+    add(
+        "--checkpoint-seconds",
+        type=float,
+        default=30.0,
+        help="time between two checkpoints of a trial, the most that a kill costs (default: %(default)g)",
+    )
+    add(
+        "--hang-minutes",
+        type=float,
+        default=SILENT_SECONDS / 60,
+        help="kill and retry a trial without a sign of life for this long, or for a tenth of its estimated time "
+        "if that is more (default: %(default)g)",
+    )
+    add(
+        "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _given(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
+    """The values of a preset that the command line overrides."""
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(preset)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _largest_budget(preset: Preset) -> float:
+    return max(getattr(preset, "budgets", None) or (getattr(preset, "budget"),))  # noqa: B009
+
+
+def _show(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(_show(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    for name in ("workers", "devices_per_trial"):
+        if (count := getattr(args, name)) is not None and count < 1:
+            raise InputError(f"{_flag(name)} must be at least 1, not {count}")
+    if args.workers is not None and args.address is not None:
+        raise InputError("--workers is for this machine; a cluster named by --address has its own: give one")
+    for name in ("max_hours", "hang_minutes", "checkpoint_seconds"):
+        if (value := getattr(args, name)) is not None and not value > 0:
+            raise InputError(f"{_flag(name)} must be positive, not {value:g}")
+    if args.checkpoint_seconds > args.hang_minutes * 30:
+        raise InputError(
+            f"--checkpoint-seconds {args.checkpoint_seconds:g} is more than half of --hang-minutes "
+            f"{args.hang_minutes:g}: a checkpoint is a trial's sign of life, and without one it counts as hanging"
+        )
+
+
+def _check_preset(preset: Preset) -> None:
+    for name in preset.arms:
+        if name not in arm_names():
+            raise InputError(f"unknown arm {name!r}; choose from {', '.join(arm_names())}")
+    family(preset.family)
+    if preset.frame not in ("random", "upright"):
+        raise InputError(f"unknown frame {preset.frame!r}; choose from random, upright")
+    if preset.horizon not in HORIZONS:
+        allowed = ", ".join(map(str, HORIZONS))
+        raise InputError(f"unknown horizon {preset.horizon}; choose from {allowed} frames")
+    for field in dataclasses.fields(preset):
+        value = getattr(preset, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        for number in values:
+            if not isinstance(number, str):
+                _check_number(field.name, number)
+        if not values and field.default is dataclasses.MISSING:
+            raise InputError(f"{_flag(field.name)} needs at least one value")
+        if len(set(values)) < len(values):
+            raise InputError(f"{_flag(field.name)} names a value twice: {_show(value)}")
+
+
+def _check_number(name: str, number: float) -> None:
+    if not (number > 0 or (number == 0 and name in _MAY_BE_ZERO)):
+        least = "must not be negative" if name in _MAY_BE_ZERO else "must be positive"
+        raise InputError(f"{_flag(name)} {least}, not {number:g}")
+    if math.isinf(number) and name != "replicate_up_to":
+        raise InputError(f"{_flag(name)} must be finite")
