@@ -10,7 +10,7 @@ Writes trials, recipes, a figure and a report, and logs every trial to MLflow.
     python tune_jobs/learning_rate_search.py --arm-file my_arm.py --arms my_arm
 
 Stop it with Ctrl-C; the same command continues. recipes.json of the results has the form of
-eqscale/training/arms/recipes.json: copy it there to make its recipes those of the built-in arms.
+eqscale/arms/recipes.json: copy it there to make its recipes those of the built-in arms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from eqscale.study.presets import SEARCHES, LearningRateSearch
 from eqscale.study.progress import human_time
 from eqscale.study.search import Search, check_specs, check_table, finished_losses, fit_recipe, search_cells
 from eqscale.study.table import run_table
-from eqscale.training.arms import Recipe, get_arm
+from eqscale.arms import Recipe, get_arm
 from eqscale.training.spec import RunSpec
 
 

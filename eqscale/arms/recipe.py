@@ -25,12 +25,14 @@ class Recipe:
     by_steps: float = 0.0
     by_batch: float = 0.0
     batch: float = 16.0
-    """Windows in a batch at 1e11 executed FLOPs, before rounding."""
+    """Samples in a batch at 1e11 executed FLOPs, before rounding."""
     by_budget: float = 0.0
     """Exponent of the batch size in the budget."""
+    optimizer: str = "adamw"
+    """Optimiser that it was searched with."""
 
     def batch_size(self, budget: float) -> int:
-        """Windows in a batch at a budget of executed FLOPs: the nearest power of two, at least 16."""
+        """Samples in a batch at a budget of executed FLOPs: the nearest power of two, at least 16."""
         exact = math.log2(self.batch) + self.by_budget * math.log2(budget / BUDGET)
         return max(_SMALLEST_BATCH, 2 ** round(exact))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eqscale.cli.arm_files import add_arm_file_option, load_arm_files
+from eqscale.cli.plugins import add_plugin_options, load_plugins
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +53,7 @@ def register(subparsers) -> None:
         help="length of the rollouts, rounded to steps of the run's horizon; 0 for none (default: 1)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
-    add_arm_file_option(parser)
+    add_plugin_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from eqscale.training.evaluation import assess, ballistic, evaluation_content, predictor, rollout_steps
     from eqscale.training.loop import load_trained
 
-    load_arm_files(args)
+    load_plugins(args)
     if args.average < 1:
         raise InputError(f"--average {args.average}: must be at least 1 (1: no averaging)")
     if args.json is not None and not args.json.parent.is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from eqscale.cli.arm_files import add_arm_file_option, load_arm_files
+from eqscale.cli.plugins import add_plugin_options, load_plugins
 
 _HELP = """\
 Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights, and write the numbers
@@ -48,7 +48,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--scene", type=int, default=0, metavar="K", help="test scene of the animation (default: 0)"
     )
-    add_arm_file_option(parser)
+    add_plugin_options(parser)
     parser.set_defaults(run=_run)
 
 
@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     from eqscale.report import best_models
     from eqscale.report.parts import read_study
 
-    load_arm_files(args)
+    load_plugins(args)
     if min(args.average) < 2:
         raise InputError(f"--average {min(args.average)}: at least 2 (1 is always measured)")
     study = read_study(args.folder)

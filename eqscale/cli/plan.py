@@ -186,7 +186,7 @@ def _rungs(name: str, N: float, budget: float) -> list[tuple[str, int]]:
     """Sizes of a registered arm around N at a budget in executed FLOPs with their parameters; none for other arms."""
     from bisect import bisect
 
-    from eqscale.training.arms import arm_names, get_arm
+    from eqscale.arms import arm_names, get_arm
 
     if name not in arm_names():
         return []

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eqscale.cli.arm_files import add_arm_file_option, load_arm_files
+from eqscale.cli.plugins import add_plugin_options, load_plugins
 
 if TYPE_CHECKING:
     from eqscale.storage import AnyPath
@@ -58,7 +58,7 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--mend", action="store_true", help="write run table, records and MLflow anew where they differ"
     )
-    add_arm_file_option(parser)
+    add_plugin_options(parser)
     parser.set_defaults(run=_check)
 
 
@@ -75,7 +75,7 @@ def _check(args: argparse.Namespace) -> int:
     from eqscale.study.tracking import default_tracking_uri
     from eqscale.study.trials import Storage
 
-    load_arm_files(args)
+    load_plugins(args)
     place = open_place(args.storage)
     storage = Storage(place / args.study, Path())
     if not storage.ledger.folder.exists():

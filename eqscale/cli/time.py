@@ -6,7 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
-from eqscale.cli.arm_files import add_arm_file_option, load_arm_files
+from eqscale.cli.plugins import add_plugin_options, load_plugins
 
 _HELP = """\
 Time a training step of every shape (arm, size, batch size) of a study and write the times to step_times.csv of the
@@ -37,7 +37,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
         metavar="S",
         help="how long to time a shape in each round, at least 20 steps (default: 1.5)",
     )
-    add_arm_file_option(parser)
+    add_plugin_options(parser)
     parser.set_defaults(run=_run)
 
 
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
     from eqscale.storage import write_atomically
     from eqscale.study.records import read_records
 
-    load_arm_files(args)
+    load_plugins(args)
     if not 0 < args.seconds < math.inf:
         raise InputError(f"--seconds must be positive and finite, not {args.seconds:g}")
     runs = read_study(args.folder).runs

@@ -11,44 +11,41 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from eqscale.arms import Arm, Size, TokenCounts, get_arm
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import DatasetSpec
-from eqscale.rigid.families import family
-from eqscale.rigid.windows import STARTS
 from eqscale.study.presets import AspectRatio, ComputeGrid, Controls, DataGrid, Preset, Validation, extra_size
-from eqscale.training.arms import Arm, Size, TokenCounts, get_arm
+from eqscale.tasks import Task, get_task
+from eqscale.tasks.dataset import DataSpec
+from eqscale.training.optim import get_optimizer
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
-_SAMPLED_SCENES = 4096
+_SAMPLED_SYSTEMS = 4096
 _SAME_COST = 0.12  # relative: near the optimum, losses differ by the square of this
 MIN_POINTS = 7  # five coefficients and two more
 
 
+def expected_batch(preset: Preset, batch_size: int) -> TokenCounts:
+    """Counts of the average training batch of a preset's task."""
+    return _expected_batch(preset.task, preset.task_options, batch_size)
+
+
 @functools.lru_cache(maxsize=64)
-def expected_batch(family_name: str, batch_size: int) -> TokenCounts:
-    """Counts of the average training batch, from token counts drawn as the family draws its objects."""
-    scenes = family(family_name)
+def _expected_batch(task_name: str, given: tuple[tuple[str, str | int | float], ...], batch_size: int) -> TokenCounts:
+    task = get_task(task_name)
     rng = np.random.default_rng(0)
-    vertices = rng.choice(
-        [len(hull.vertices) for hull in scenes.hulls], (_SAMPLED_SCENES, scenes.max_objects)
-    )
-    objects = rng.integers(scenes.objects[0], scenes.objects[1] + 1, (_SAMPLED_SCENES, 1))
-    tokens = np.where(np.arange(scenes.max_objects) < objects, vertices, 0).sum(1)
-    order = DataOrder(tokens, STARTS, batch_size, seed=0)
+    tokens = task.draw_tokens(task.check_options(dict(given)), _SAMPLED_SYSTEMS, rng)
+    order = DataOrder(tokens, task.samples_per_system, batch_size, seed=0)
     T = np.array(list(itertools.islice(order.padded_tokens(), order.batches_per_epoch)), float)
     means = (tokens.mean(), (tokens**2).mean(), T.mean(), (T**2).mean())
     return TokenCounts(*(batch_size * float(mean) for mean in means))
 
 
-def dataset_spec(preset: Preset) -> DatasetSpec:
+def data_spec(preset: Preset) -> DataSpec:
     """The data that a preset trains and tests on."""
-    return DatasetSpec(
-        family=preset.family,
-        train_scenes=preset.train_scenes,
-        test_scenes=preset.test_scenes,
-        seed=preset.data_seed,
-    )
+    of_data = {option.name for option in get_task(preset.task).options if option.of_data}
+    given = tuple((name, value) for name, value in preset.task_options if name in of_data)
+    return DataSpec(preset.task, given, preset.data_seed, preset.train_systems, preset.test_systems)
 
 
 def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Size]:
@@ -58,8 +55,8 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
         InputError: if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
     """
     batch_size = preset.batch_size or arm.recipe.batch_size(budget)
-    batch = expected_batch(preset.family, batch_size)
-    step_flops = {size: arm.executed_flops(size, batch) for size in arm.sizes(budget)}
+    batch, task = expected_batch(preset, batch_size), get_task(preset.task)
+    step_flops = {size: arm.executed_flops(size, task, batch) for size in arm.sizes(budget)}
     smallest = min(step_flops.values())
     if budget < smallest:
         raise InputError(
@@ -90,16 +87,23 @@ def design_run(
     preset: Preset,
     seed: int,
     *,
-    train_scenes: int | None = None,
+    train_systems: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
-    frame: str | None = None,
+    variant: Mapping[str, str | int | float] = {},  # noqa: B006
 ) -> RunSpec:
-    """One run that spends its budget exactly, by the arm's recipe where nothing else is asked for."""
+    """One run that spends its budget exactly, by the arm's recipe where nothing else is asked for.
+
+    ``variant``: options of the task at other values than the preset's.
+    """
+    task = get_task(preset.task)
     batch_size = batch_size or preset.batch_size or arm.recipe.batch_size(budget)
-    steps = max(1, round(budget / arm.executed_flops(size, expected_batch(preset.family, batch_size))))
+    steps = max(1, round(budget / arm.executed_flops(size, task, expected_batch(preset, batch_size))))
+    optimizer = preset.optimizer or arm.recipe.optimizer
     if learning_rate is None:
-        learning_rate = arm.recipe.learning_rate(arm.parameters(size), steps, batch_size)
+        factor = 1.0 if optimizer == arm.recipe.optimizer else get_optimizer(optimizer).rate_factor
+        learning_rate = factor * arm.recipe.learning_rate(arm.parameters(size, task), steps, batch_size)
+    options = task.check_options({**dict(preset.task_options), **variant})
     return RunSpec(
         arm=arm.name,
         size=size,
@@ -109,12 +113,13 @@ def design_run(
         learning_rate=learning_rate,
         warmup=preset.warmup,
         seed=seed,
-        data=dataset_spec(preset).digest,
-        train_scenes=train_scenes or preset.train_scenes,
-        test_scenes=preset.test_scenes,
-        test_windows_per_scene=preset.test_windows_per_scene,
-        horizon=preset.horizon,
-        frame=frame or preset.frame,
+        data=data_spec(preset).digest,
+        train_systems=train_systems or preset.train_systems,
+        test_systems=preset.test_systems,
+        test_samples_per_system=preset.test_samples_per_system,
+        view=tuple(options.items()),
+        task=task.name,
+        optimizer=optimizer,
     )
 
 
@@ -138,7 +143,7 @@ def _extra_sizes(
 
 
 def _seeds(preset: ComputeGrid | DataGrid | Controls, at: float) -> tuple[int, ...]:
-    """The seeds of runs at a budget or number of scenes: all up to ``replicate_up_to``, then the first alone."""
+    """The seeds of runs at a budget or number of systems: all up to ``replicate_up_to``, then the first alone."""
     return preset.seeds if at <= preset.replicate_up_to else preset.seeds[:1]
 
 
@@ -157,7 +162,7 @@ def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
 
     Raises:
-        InputError: for an unknown arm, family or extra size, a budget that is too small, or too few runs to fit a law.
+        InputError: for an unknown arm or extra size, a budget that is too small, or too few runs to fit a law.
     """
     specs = _budget_grid(preset)
     for name in preset.arms:
@@ -171,23 +176,23 @@ def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
 
 
 def data_grid(preset: DataGrid) -> list[RunSpec]:
-    """All runs of the data grid: one size an arm, numbers of unique scenes x arms x seeds at one budget.
+    """All runs of the data grid: one size an arm, numbers of unique systems x arms x seeds at one budget.
 
     Raises:
-        InputError: for an unknown arm or family, a budget that is too small, or more scenes than there are.
+        InputError: for an unknown arm, a budget that is too small, or more systems than there are.
     """
-    if max(preset.scenes) > preset.train_scenes:
+    if max(preset.systems) > preset.train_systems:
         raise InputError(
-            f"--scenes asks for {max(preset.scenes)} unique scenes; --train-scenes has {preset.train_scenes}"
+            f"--systems asks for {max(preset.systems)} unique systems; --train-systems has {preset.train_systems}"
         )
     specs = []
     for name in preset.arms:
         arm = get_arm(name)
         (size,) = choose_sizes(arm, preset.budget, 1, preset)
-        for scenes in preset.scenes:
+        for systems in preset.systems:
             specs += [
-                design_run(arm, size, preset.budget, preset, seed, train_scenes=scenes)
-                for seed in _seeds(preset, scenes)
+                design_run(arm, size, preset.budget, preset, seed, train_systems=systems)
+                for seed in _seeds(preset, systems)
             ]
     return specs
 
@@ -211,17 +216,18 @@ def shape_groups(preset: AspectRatio) -> list[ShapeGroup]:
         InputError: for an unknown arm or a budget that is too small.
     """
     groups: dict[ShapeGroup, None] = {}
+    task = get_task(preset.task)
     for budget, name, cost in itertools.product(preset.budgets, preset.arms, preset.costs):
         arm = get_arm(name)
         wanted = dataclasses.replace(arm, optimal_cost=cost * arm.optimal_cost)
         (rung,) = choose_sizes(wanted, budget, 1, preset)
-        batch = expected_batch(preset.family, preset.batch_size or arm.recipe.batch_size(budget))
-        goal = arm.executed_flops(rung, batch)
+        batch = expected_batch(preset, preset.batch_size or arm.recipe.batch_size(budget))
+        goal = arm.executed_flops(rung, task, batch)
         shapes = {rung.depth: rung}
         for depth in preset.depths:
             off, width, heads = min(
-                (abs(math.log(arm.executed_flops(size, batch) / goal)), size.width, size.heads)
-                for size in _shapes(arm, depth, 4 * rung.width)
+                (abs(math.log(arm.executed_flops(size, task, batch) / goal)), size.width, size.heads)
+                for size in _shapes(arm, task, depth, 4 * rung.width)
             )
             if off <= _SAME_COST:
                 shapes.setdefault(depth, Size(width, depth, heads))
@@ -229,13 +235,13 @@ def shape_groups(preset: AspectRatio) -> list[ShapeGroup]:
     return list(groups)
 
 
-def _shapes(arm: Arm, depth: int, widest: int) -> Iterator[Size]:
+def _shapes(arm: Arm, task: Task, depth: int, widest: int) -> Iterator[Size]:
     """Every width that works with as many heads as the ladder has at that width."""
     for width in range(arm.ladder[0].width, max(widest, arm.ladder[0].width) + 1):
         below = max((rung for rung in arm.ladder if rung.width <= width), key=lambda rung: rung.width)
         size = Size(width, depth, below.heads)
         with contextlib.suppress(InputError):
-            arm.flops(size)
+            arm.flops(size, task)
             yield size
 
 
@@ -256,20 +262,21 @@ def aspect_ratio_grid(preset: AspectRatio) -> list[RunSpec]:
 
 
 def controls_grid(preset: Controls) -> list[RunSpec]:
-    """The control runs: ``arms`` x budgets x sizes x seeds, and one size of ``upright_arms`` on upright frames.
+    """The control runs: ``arms`` x budgets x sizes x seeds, and one size of ``variant_arms`` on the task's variant.
 
-    The upright size is the middle one (of an even number, the lower) of those that the compute grid trains at the
-    budget, so that each upright run has twins in another frame.
+    Its size is the middle one (of an even number, the lower) of those that the compute grid trains at the budget, so
+    that each of these runs has twins on the task as it is.
 
     Raises:
-        InputError: for an unknown arm, family or extra size, or a budget that is too small.
+        InputError: for an unknown arm or extra size, or a budget that is too small.
     """
     specs = _budget_grid(preset)
-    for budget, name in itertools.product(preset.upright_budgets, preset.upright_arms):
+    variant = get_task(preset.task).variant
+    for budget, name in itertools.product(preset.variant_budgets, preset.variant_arms if variant else ()):
         arm = get_arm(name)
         size = choose_sizes(arm, budget, preset.grid_sizes, preset)[(preset.grid_sizes - 1) // 2]
         specs += [
-            design_run(arm, size, budget, preset, seed, frame="upright") for seed in _seeds(preset, budget)
+            design_run(arm, size, budget, preset, seed, variant=variant) for seed in _seeds(preset, budget)
         ]
     return specs
 
@@ -284,11 +291,11 @@ def validation_grid(preset: Validation, optima: Mapping[str, float]) -> list[Run
     Raises:
         InputError: for an unknown arm, or a budget that trains too few sizes for ``min_steps`` steps.
     """
-    specs = []
+    specs, task = [], get_task(preset.task)
     for name in preset.arms:
         arm = get_arm(name)
         runs = [design_run(arm, size, preset.budget, preset, seed=0) for size in arm.sizes(preset.budget)]
-        sizes = {run.size: arm.parameters(run.size) for run in runs if run.steps >= preset.min_steps}
+        sizes = {run.size: arm.parameters(run.size, task) for run in runs if run.steps >= preset.min_steps}
         if len(sizes) < preset.sizes_per_arm:
             raise InputError(
                 f"budget {preset.budget:g} FLOPs trains only {len(sizes)} sizes of {name} for {preset.min_steps} "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath, matching, write_atomically
-from eqscale.training.arms import UnknownArm
+from eqscale.arms import UnknownArm
 from eqscale.training.spec import CODE, RunRecord, RunSpec
 
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from eqscale.cli.plugins import add_plugin_options, load_plugins
 from eqscale.errors import InputError
-from eqscale.rigid.families import family
-from eqscale.rigid.windows import HORIZONS
 from eqscale.storage import RemotePath, open_place
 from eqscale.study.presets import Preset, overridden
 from eqscale.study.tracking import default_tracking_uri
-from eqscale.study.trials import Storage, load_arm_files
+from eqscale.study.trials import Storage
 from eqscale.study.watch import SILENT_SECONDS
-from eqscale.training.arms import arm_names
+from eqscale.tasks import get_task, task_names
+from eqscale.training.optim import get_optimizer
 
 P = TypeVar("P", bound=Preset, covariant=True)
 
@@ -43,7 +43,6 @@ class JobOptions(Generic[P]):
     workers: int | None
     devices_per_trial: int | None
     """Most devices of one trial; None: what the policy finds best on GPUs, one on CPU cores."""
-    arm_files: tuple[str, ...]
     max_seconds: float | None
     silent_seconds: float
     """Least silence after which a trial hangs."""
@@ -90,7 +89,6 @@ def parse_options(
         address=args.address,
         workers=args.workers,
         devices_per_trial=args.devices_per_trial,
-        arm_files=tuple(args.arm_file),
         max_seconds=args.max_hours * 3600 if args.max_hours else None,
         silent_seconds=args.hang_minutes * 60,
         checkpoint_seconds=args.checkpoint_seconds,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from eqscale.errors import InputError
 from eqscale.study.progress import human_time
 from eqscale.study.schedule import wall_seconds
-from eqscale.training.arms import get_arm
+from eqscale.arms import get_arm
 from eqscale.training.spec import RunSpec
 
 CPU_LIMIT_SECONDS = 60 * 86400.0

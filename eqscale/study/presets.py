@@ -7,14 +7,20 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from eqscale.tasks import DEFAULT, get_task
+from eqscale.tasks.base import OptionValue
 from eqscale.training.spec import WARMUP
 
 # Every arm of the study; gatr_published, an option for comparison, trains by gatr's recipe.
 SEARCHED_ARMS = ("transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off")
 
 
-def _option(help_text: str) -> Any:
-    return dataclasses.field(metadata={"help": help_text})
+TaskOptions = tuple[tuple[str, OptionValue], ...]
+"""Options of a task, where they aren't its defaults."""
+
+
+def _option(help_text: str, default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,14 +29,14 @@ class Preset:
 
     arms: tuple[str, ...] = _option("arms to compare")
     seeds: tuple[int, ...] = _option("seeds; each sets initialisation, data order and augmentation")
-    family: str = _option("scene family: S (3-5 small hulls), M (3-10) or L (3-10 hulls of 33-64 vertices)")
-    frame: str = _option("frame of the samples: random (no direction is special) or upright")
-    horizon: int = _option("frames of 1/24 s between input and target")
-    train_scenes: int = _option("unique training scenes (24 windows each)")
-    test_scenes: int = _option("scenes in the test split")
-    test_windows_per_scene: int = _option("start frames evaluated in each test scene")
-    data_seed: int = _option("root seed of the scenes")
-    batch_size: int = _option("windows in a batch; 0: by the arm's recipe")
+    task: str = _option("task to train on", DEFAULT)
+    task_options: TaskOptions = _option("options of the task", ())
+    train_systems: int = _option("unique training systems")
+    test_systems: int = _option("systems in the test split")
+    test_samples_per_system: int = _option("samples evaluated of each test system")
+    data_seed: int = _option("root seed of the systems")
+    batch_size: int = _option("samples in a batch; 0: by the arm's recipe")
+    optimizer: str = _option("optimiser of all runs; empty: by the arm's recipe", "")
     warmup: float = _option("share of the steps over which the learning rate rises")
     cost_range: float = _option("FLOPs per token of the largest over the smallest model at one budget")
     min_steps: int = _option("models that would train for fewer steps than this at a budget are left out")
@@ -67,13 +73,13 @@ def extra_size(text: str) -> tuple[str, float, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataGrid(Preset):
-    """Numbers of unique scenes x arms x seeds at one budget."""
+    """Numbers of unique systems x arms x seeds at one budget."""
 
     budget: float = _option("training budget in executed FLOPs")
-    scenes: tuple[int, ...] = _option(
-        "numbers of unique training scenes, each the first so many of the split"
+    systems: tuple[int, ...] = _option(
+        "numbers of unique training systems, each the first so many of the split"
     )
-    replicate_up_to: int = _option("runs on more scenes than this are trained with the first seed only")
+    replicate_up_to: int = _option("runs on more systems than this are trained with the first seed only")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,18 +95,14 @@ class AspectRatio(Preset):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Controls(Preset):
-    """Arms with the symmetry switched off, and arms of the compute grid on upright frames."""
+    """Controls, and arms of the compute grid on a variant of the task."""
 
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid")
     sizes_per_budget: int = _option("model sizes trained at each budget")
     extra_sizes: tuple[str, ...] = _EXTRA_SIZES
-    upright_arms: tuple[str, ...] = _option(
-        "arms of the compute grid that are also trained on upright frames"
-    )
-    upright_budgets: tuple[float, ...] = _option("budgets of those, one size each")
-    grid_sizes: int = _option(
-        "sizes per budget of the compute grid, a middle one of which is trained upright"
-    )
+    variant_arms: tuple[str, ...] = _option("arms of the compute grid that are also trained on the task's variant")
+    variant_budgets: tuple[float, ...] = _option("budgets of those, one size each")
+    grid_sizes: int = _option("sizes per budget of the compute grid, a middle one of which is trained on the variant")
     replicate_up_to: float = _option("larger budgets are trained with the first seed only")
 
 
@@ -126,12 +128,9 @@ class LearningRateSearch(Preset):
 
 
 _QUICK: dict[str, Any] = {
-    "family": "S",
-    "frame": "random",
-    "horizon": 4,
-    "train_scenes": 4000,
-    "test_scenes": 600,
-    "test_windows_per_scene": 3,
+    "train_systems": 4000,
+    "test_systems": 600,
+    "test_samples_per_system": 3,
     "data_seed": 0,
     "batch_size": 0,
     "warmup": WARMUP,
@@ -139,17 +138,17 @@ _QUICK: dict[str, Any] = {
     "min_steps": 40,
 }
 _CPU: dict[str, Any] = _QUICK | {
-    "train_scenes": 100_000,
-    "test_scenes": 3000,
-    "test_windows_per_scene": 4,
+    "train_systems": 100_000,
+    "test_systems": 3000,
+    "test_samples_per_system": 4,
     "cost_range": 12.0,
     "min_steps": 100,
 }
 _PAPER: dict[str, Any] = _CPU | {
-    "family": "L",
+    "task_options": (("family", "L"),),
     # The recipes' small batches would take up to 1e7 steps: time of overhead, which no number of GPUs shortens.
     "batch_size": 256,
-    "train_scenes": 400_000,
+    "train_systems": 400_000,
     "cost_range": 16.0,
     "min_steps": 1000,
 }
@@ -159,8 +158,15 @@ P = TypeVar("P", bound=Preset)
 
 
 def overridden(preset: P, values: Mapping[str, Any]) -> P:
-    """A preset with other values; its own extra sizes of arms and budgets that it then lacks go with those."""
-    changed = dataclasses.replace(preset, **values)
+    """A preset with other values; what belonged to values that it then lacks goes with them.
+
+    Extra sizes go with their arms and budgets; a task's options and samples with another task.
+    """
+    lost: dict[str, Any] = {}
+    if values.get("task", preset.task) != preset.task:
+        samples = min(preset.test_samples_per_system, get_task(values["task"]).samples_per_system)
+        lost = {"task_options": (), "test_samples_per_system": samples}
+    changed = dataclasses.replace(preset, **(lost | dict(values)))
     if not isinstance(changed, ComputeGrid | Controls) or "extra_sizes" in values:
         return changed
     entries = [(text, extra_size(text)) for text in changed.extra_sizes]
@@ -210,7 +216,7 @@ DATA_GRIDS: dict[str, DataGrid] = {
     "quick": DataGrid(
         arms=("transformer", "transformer_aug", "gatr"),
         budget=5e10,
-        scenes=(30, 100, 400, 4000),
+        systems=(30, 100, 400, 4000),
         seeds=(0,),
         replicate_up_to=0,
         **_QUICK,
@@ -218,7 +224,7 @@ DATA_GRIDS: dict[str, DataGrid] = {
     "cpu": DataGrid(
         arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
         budget=3e12,
-        scenes=(30, 100, 300, 1000, 3000, 10_000, 100_000),
+        systems=(30, 100, 300, 1000, 3000, 10_000, 100_000),
         seeds=(0, 1, 2),
         replicate_up_to=100,
         **_CPU,
@@ -226,7 +232,7 @@ DATA_GRIDS: dict[str, DataGrid] = {
     "paper": DataGrid(
         arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
         budget=1e18,
-        scenes=(100, 400, 1600, 6400, 25_600, 102_400, 400_000),
+        systems=(100, 400, 1600, 6400, 25_600, 102_400, 400_000),
         seeds=(0, 1, 2),
         replicate_up_to=400,
         **_PAPER,
@@ -262,8 +268,8 @@ CONTROLS: dict[str, Controls] = {
         arms=("gatr_off",),
         budgets=(1e10, 3e10, 1e11),
         sizes_per_budget=2,
-        upright_arms=("gatr",),
-        upright_budgets=(1e10, 3e10),
+        variant_arms=("gatr",),
+        variant_budgets=(1e10, 3e10),
         grid_sizes=4,
         seeds=(0,),
         replicate_up_to=0,
@@ -276,8 +282,8 @@ CONTROLS: dict[str, Controls] = {
         extra_sizes=(
             "gatr_off:3e12:2x1",
         ),  # the smallest is its best at every budget, and there is none below
-        upright_arms=("gatr",),
-        upright_budgets=(1e11, 1e12),
+        variant_arms=("gatr",),
+        variant_budgets=(1e11, 1e12),
         grid_sizes=6,
         seeds=(0, 1, 2),
         replicate_up_to=1e12,
@@ -287,8 +293,8 @@ CONTROLS: dict[str, Controls] = {
         arms=("gatr_off",),
         budgets=(1e16, 1e17, 1e18),
         sizes_per_budget=3,
-        upright_arms=("gatr",),
-        upright_budgets=(1e16, 1e17),
+        variant_arms=("gatr",),
+        variant_budgets=(1e16, 1e17),
         grid_sizes=6,
         seeds=(0,),
         replicate_up_to=0,
@@ -306,7 +312,7 @@ VALIDATIONS: dict[str, Validation] = {
         sizes_per_arm=3,
         size_step=1.7,
         seeds=(0,),
-        **(_CPU | {"train_scenes": 200_000}),  # still no scene twice
+        **(_CPU | {"train_systems": 200_000}),  # still no system twice
     ),
     "paper": Validation(
         arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
@@ -341,7 +347,7 @@ SEARCHES: dict[str, LearningRateSearch] = {
         batch_sizes=(16, 64),
         check_budgets=(5e11, 1e12),
         seeds=(0,),
-        **(_CPU | {"test_scenes": 1000, "test_windows_per_scene": 2, "cost_range": 10.0, "min_steps": 20}),
+        **(_CPU | {"test_systems": 1000, "test_samples_per_system": 2, "cost_range": 10.0, "min_steps": 20}),
     ),
     "paper": LearningRateSearch(
         arms=SEARCHED_ARMS,

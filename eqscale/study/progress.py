@@ -16,7 +16,7 @@ from eqscale.rigid.windows import STARTS
 from eqscale.study.estimate import Estimator
 from eqscale.study.grid import expected_batch
 from eqscale.study.schedule import Allotment, wall_seconds
-from eqscale.training.arms import get_arm
+from eqscale.arms import get_arm
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 

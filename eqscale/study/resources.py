@@ -11,7 +11,7 @@ from torch import nn
 
 from eqscale.errors import InputError
 from eqscale.rigid.batch import Batch
-from eqscale.training.arms import Size, get_arm
+from eqscale.arms import Size, get_arm
 from eqscale.training.spec import RunSpec
 
 SHARES = (1.0, 0.5, 0.25)

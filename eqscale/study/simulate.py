@@ -15,7 +15,7 @@ import pandas as pd
 from eqscale.errors import InputError
 from eqscale.study.estimate import CPU_GUESS, Estimator
 from eqscale.study.schedule import Allotment, Cluster, Placement, Seconds, off_by, plan, run_list
-from eqscale.training.arms import Size, arm_names
+from eqscale.arms import Size, arm_names
 from eqscale.training.spec import RunSpec
 
 GAP_SECONDS = 0.3

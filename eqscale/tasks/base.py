@@ -80,6 +80,8 @@ class Task:
     schema: Schema
     group: Group = E3
     options: tuple[Option, ...] = ()
+    variant: Mapping[str, OptionValue] = {}
+    """Options, which don't change the stored data, under which an equivariant network must do as well: a control."""
     samples_per_system: int = 1
     metrics: tuple[Metric, ...] = ()
     """What ``evaluate`` returns beside nmse and nmse_se, and belongs in run tables."""

@@ -74,6 +74,7 @@ class RigidTask(Task):
             of_data=False,
         ),
     )
+    variant = {"frame": "upright"}
     samples_per_system = STARTS
     metrics = (
         Metric("vertex_rmse_m", "root mean squared error of vertex positions, m"),
