@@ -290,7 +290,7 @@ class Study:
                     run is not None
                     and run.info.run_name == record.spec.name
                     and run.data.params["seed"] == str(record.spec.seed)
-                    and run.data.metrics["loss/final_nmse"] == record.test["nmse"]
+                    and run.data.metrics["test/loss"] == record.test["nmse"]
                 )
                 wrong |= set() if agrees else {run_id}
         return sum(len(runs) > 1 for runs in entries.values()), wrong

@@ -275,7 +275,7 @@ def _differences(record: RunRecord, run: Any) -> tuple[dict[str, Any], dict[str,
     expected: dict[str, Any] = {"name": record.spec.name, **metrics}
     seen = {"name": run.info.run_name, **run.data.metrics}
     for name, value in run_parameters(record.spec).items():  # some share their names with metrics
-        expected[f"parameter {name}"], seen[f"parameter {name}"] = str(value), run.data.params.get(name)
+        expected[f"parameter {name}"], seen[f"parameter {name}"] = value, run.data.params.get(name)
     outcome = run.data.tags.get("outcome")
     if outcome != "outdated":
         expected["outcome"], seen["outcome"] = record.status, outcome

@@ -175,11 +175,7 @@ class StudyProgress:
         self._drop(spec)
         self._done += 1
         self._spent += record.seconds + record.evaluation_seconds
-        result = (
-            f"NMSE {record.test['nmse']:.4f}"
-            if record.status == "finished"
-            else f"[red]{record.status}[/red]"
-        )
+        result = f"loss {record.loss:.4f}" if record.status == "finished" else f"[red]{record.status}[/red]"
         notes = "".join(f"; [yellow]{escape(note)}[/yellow]" for note in record.notes)
         self._line(f"{spec.name:<36} {result}  {human_time(record.seconds)}{notes}")
 

@@ -155,7 +155,7 @@ class Search:
         """Note how a trial ended; one that diverged counts as pruned."""
         cell, trial = self._running.pop(spec.run_id)
         if record is not None and record.status == "finished":
-            self.studies[cell].tell(trial, record.test["nmse"])
+            self.studies[cell].tell(trial, record.loss)
         else:
             self.studies[cell].tell(trial, state=TrialState.PRUNED)
 
@@ -317,4 +317,4 @@ def check_table(preset: LearningRateSearch, recipes: dict[str, Recipe], runs: pd
 
 def finished_losses(records: Sequence[RunRecord]) -> dict[str, float]:
     """run_id -> final loss; infinite where a run diverged."""
-    return {r.run_id: r.test["nmse"] if r.status == "finished" else math.inf for r in records}
+    return {record.run_id: record.loss for record in records}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from eqscale.storage import write_atomically
 from eqscale.study.ledger import Ledger
-from eqscale.training.spec import RunRecord, RunSpec
+from eqscale.training.spec import LOSS_NAMES, RunRecord, RunSpec
 
 COLUMNS: dict[str, str] = {
     "run_id": "identity: hash of everything that defines the run",
@@ -35,6 +37,9 @@ COLUMNS: dict[str, str] = {
     "steps": "optimiser steps of the schedule",
     "batch_size": "windows in a batch",
     "learning_rate": "peak learning rate",
+    "warmup": "share of the steps over which the learning rate rises",
+    "weight_decay": "decoupled weight decay of matrix weights",
+    "clip": "largest norm of the gradient",
     "epochs": "passes over the unique training windows",
     "unique_scenes": "training scenes available to the run",
     "unique_windows": "training windows seen at least once",
@@ -71,30 +76,24 @@ _DIVERGED = "its loss left the sensible range by step {} of {}"
 _ASIDE = ("outdated", "unplanned")
 
 
-def _spec_columns(spec: RunSpec) -> dict[str, object]:
-    return {
-        "run_id": spec.run_id,
-        "name": spec.name,
-        "arm": spec.arm,
-        "budget": spec.budget,
-        "seed": spec.seed,
-        "width": spec.size.width,
-        "depth": spec.size.depth,
-        "heads": spec.size.heads,
-        "steps": spec.steps,
-        "batch_size": spec.batch_size,
-        "learning_rate": spec.learning_rate,
-        "unique_scenes": spec.train_scenes,
-        "frame": spec.frame,
-        "horizon": spec.horizon,
-        "data": spec.data,
-    }
+def spec_columns(spec: RunSpec) -> dict[str, object]:
+    """Everything that defines a run by the names of the run table, which are also those of MLflow's parameters."""
+    fields = dataclasses.asdict(spec)
+    return fields.pop("size") | {"unique_scenes": fields.pop("train_scenes")} | fields
 
 
-def record_row(record: RunRecord) -> dict[str, object]:
+def test_columns(record: RunRecord) -> dict[str, float]:
+    """Final test metrics by the names of the run table, which are also those of MLflow's section ``test``."""
+    return {LOSS_NAMES.get(name, name): value for name, value in record.test.items()}
+
+
+def _planned_row(spec: RunSpec) -> dict[str, object]:
+    return {"run_id": spec.run_id, "name": spec.name, **spec_columns(spec)}
+
+
+def record_row(record: RunRecord) -> dict[str, Any]:
     """Row of a run with a record."""
-    test = record.test
-    return _spec_columns(record.spec) | {
+    row = _planned_row(record.spec) | {
         "run_id": record.run_id,  # of the code that wrote the record
         "status": record.status,
         "reason": None
@@ -102,8 +101,6 @@ def record_row(record: RunRecord) -> dict[str, object]:
         else _DIVERGED.format(record.steps_done, record.spec.steps),
         "N": record.parameters,
         "D": record.tokens,
-        "loss": test.get("nmse"),
-        "loss_se": test.get("nmse_se"),
         "flops_nominal": record.flops_nominal,
         "flops_executed": record.flops_executed,
         "seconds": record.seconds,
@@ -113,7 +110,6 @@ def record_row(record: RunRecord) -> dict[str, object]:
         "unique_tokens": record.unique_tokens,
         "padding": record.padded_tokens / record.tokens - 1 if record.tokens else None,
         "train_loss": record.curve[-1].train_loss if record.curve else None,
-        **{name: test.get(name) for name in COLUMNS if name in test},
         "evaluation_seconds": record.evaluation_seconds,
         "peak_memory_mb": record.peak_memory_mb,
         "devices": record.devices,
@@ -121,7 +117,9 @@ def record_row(record: RunRecord) -> dict[str, object]:
         "hardware": record.hardware,
         "code": record.code,
         "started": record.started,
+        **test_columns(record),
     }
+    return {name: row.get(name) for name in COLUMNS}
 
 
 def is_outdated(record: RunRecord, data: Collection[str]) -> bool:
@@ -155,9 +153,9 @@ def run_table(
             rows.append(record_row(ledger.read(spec.run_id)))
         elif spec.run_id in failures:
             reason = " ".join(failures[spec.run_id].split())
-            rows.append(_spec_columns(spec) | {"status": "failed", "reason": reason})
+            rows.append(_planned_row(spec) | {"status": "failed", "reason": reason})
         elif spec.run_id in pruned:
-            rows.append(_spec_columns(spec) | {"status": "pruned"})
+            rows.append(_planned_row(spec) | {"status": "pruned"})
     if aside:
         planned, data = {spec.run_id for spec in specs}, {spec.data for spec in specs}
         rows += [row_aside(r, is_outdated(r, data)) for r in ledger.records() if r.run_id not in planned]

@@ -23,7 +23,8 @@ from mlflow.tracking import MlflowClient
 
 from eqscale.errors import InputError
 from eqscale.laws.tracking import search_runs
-from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
+from eqscale.study.table import record_row, spec_columns, test_columns
+from eqscale.training.spec import LOSS_NAMES, CurvePoint, RunRecord, RunSpec
 
 _LONGEST_WAIT_SECONDS = 15.0
 _TRIES = 3
@@ -46,7 +47,7 @@ def experiment_link(uri: str, experiment_id: str, port: int = 5000) -> str:
     view = {
         "workflowType": "machine_learning",
         "compareRunsMode": "CHART",
-        "orderByKey": "metrics.`loss/final_nmse`",
+        "orderByKey": "metrics.`test/loss`",
         "orderByAsc": "true",
         "searchFilter": "tags.arm != ''",
     }
@@ -185,7 +186,7 @@ class Tracker:
             return
         if spec.run_id not in self._open:
             self._open[spec.run_id] = self._half_created(spec) or self._create(spec)
-        params = [Param(name, str(value)) for name, value in run_parameters(spec).items()]
+        params = [Param(name, value) for name, value in run_parameters(spec).items()]
         self._client.log_batch(self._open[spec.run_id], params=params)
         self._described.add(spec.run_id)
 
@@ -216,9 +217,7 @@ class Tracker:
     def _log_points(self, run_id: str, points: Iterable[CurvePoint], now: int) -> None:
         fresh = [p for p in points if p.step > self._points.get(run_id, 0)]
         metrics = [
-            Metric(f"{section}/{name}", getattr(p, name), now, p.step)
-            for p in fresh
-            for section, name in (("loss", "train_loss"), ("loss", "test_nmse"), ("run", "learning_rate"))
+            Metric(metric, getattr(p, name), now, p.step) for p in fresh for metric, name in _CURVES.items()
         ]
         if metrics and run_id in self._open:
             self._client.log_batch(self._open[run_id], metrics=metrics)
@@ -302,47 +301,39 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
+_CURVES = {
+    "loss/train_loss": "train_loss",
+    f"loss/{LOSS_NAMES['test_nmse']}": "test_nmse",
+    "run/learning_rate": "learning_rate",
+}
+_COST = (
+    "N",
+    "D",
+    "flops_nominal",
+    "flops_executed",
+    "seconds",
+    "cpu_seconds",
+    "epochs",
+    "peak_memory_mb",
+)
 _CONSTANT = ("n_scenes", "n_windows")  # of a study: no chart of them says anything
 
 
 def final_metrics(record: RunRecord) -> dict[str, float]:
     """Metrics of an ended run, beside its curves.
 
-    The UI charts metrics by section, in alphabetical order: ``loss/`` (curves and final NMSE), what the run cost
-    (``run/``), further test metrics (``test/``).
+    The UI charts metrics by section, in alphabetical order: ``loss/`` (curves), what the run cost (``run/``), final
+    test metrics (``test/``). Without its section, a metric has the name of its column in the run table.
     """
-    cost = {
-        "N": record.parameters,
-        "D": record.tokens,
-        "flops_nominal": record.flops_nominal,
-        "flops_executed": record.flops_executed,
-        "seconds": record.seconds,
-        **({} if record.cpu_seconds is None else {"cpu_seconds": record.cpu_seconds}),
-        "epochs": record.epochs,
-        "peak_memory_mb": record.peak_memory_mb,
-    }
-    test = {name: value for name, value in record.test.items() if name not in _CONSTANT}
-    final = {"loss/final_nmse": test.pop("nmse")} if "nmse" in test else {}
-    return (
-        final
-        | {f"run/{name}": value for name, value in cost.items()}
-        | {f"test/{name}": value for name, value in test.items()}
-    )
+    row = record_row(record)
+    cost = {f"run/{name}": row[name] for name in _COST if row[name] is not None}
+    test = {f"test/{name}": v for name, v in test_columns(record).items() if name not in _CONSTANT}
+    return cost | test
 
 
-def run_parameters(spec: RunSpec) -> dict[str, object]:
+def run_parameters(spec: RunSpec) -> dict[str, str]:
     """What is logged as parameters of a run."""
     return {
-        "arm": spec.arm,
-        "budget": f"{spec.budget:g}",
-        "width": spec.size.width,
-        "depth": spec.size.depth,
-        "heads": spec.size.heads,
-        "steps": spec.steps,
-        "batch_size": spec.batch_size,
-        "learning_rate": spec.learning_rate,
-        "seed": spec.seed,
-        "train_scenes": spec.train_scenes,
-        "frame": spec.frame,
-        "horizon": spec.horizon,
+        name: f"{value:g}" if isinstance(value, float) else str(value)
+        for name, value in spec_columns(spec).items()
     }

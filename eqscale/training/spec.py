@@ -165,6 +165,11 @@ def _own_names(content: Mapping[str, Any], stored: Mapping[str, str]) -> dict[st
     return {own.get(name, name): value for name, value in content.items()}
 
 
+LOSS_NAMES = {"nmse": "loss", "nmse_se": "loss_se", "test_nmse": "test_loss"}
+"""The benchmark's loss, its standard error and its points on a curve: name in a record -> name everywhere else, i.e. in
+run tables (``loss``) and MLflow (``test/loss``, ``loss/test_loss``)."""
+
+
 @dataclasses.dataclass
 class CurvePoint:
     """One point of the training curve."""
@@ -227,6 +232,11 @@ class RunRecord:
     cpu_seconds: float | None = None
     """CPU time of the first training process over the same stretches as ``seconds``, times devices. None on a GPU,
     where it says nothing, and in records from before it was counted."""
+
+    @property
+    def loss(self) -> float:
+        """Final test loss; infinite if the run diverged."""
+        return self.test["nmse"] if self.status == "finished" else math.inf
 
     @property
     def outdated(self) -> bool:

@@ -4,6 +4,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from eqscale.errors import InputError
+from eqscale.laws.tracking import read_experiment
+from eqscale.study.table import record_row
 from eqscale.study.tracking import Tracker
 from eqscale.training.spec import CurvePoint
 from tests.study.test_ledger import make_record, make_spec
@@ -38,15 +40,40 @@ def test_a_run_is_written_once_with_curves_metrics_and_tags(uri):
     again.close()
     (run,), client = runs(uri, "once")
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["loss/final_nmse"] == record.test["nmse"]
+    assert run.data.metrics["test/loss"] == record.test["nmse"]
     assert run.data.metrics["run/flops_executed"] == record.flops_executed
     assert run.data.metrics["run/flops_nominal"] == record.flops_nominal
     assert (run.data.tags["arm"], run.data.tags["budget"]) == ("transformer", "1e+09")
     assert run.data.params["width"] == "8"
+    settings = {name: float(run.data.params[name]) for name in ("warmup", "weight_decay", "clip")}
+    assert settings == {"warmup": spec.warmup, "weight_decay": spec.weight_decay, "clip": spec.clip}
+    assert {f"test/{name}" for name in ("loss", "loss_se", "vertex_rmse_m")} <= run.data.metrics.keys()
     assert [point.step for point in client.get_metric_history(run.info.run_id, "loss/train_loss")] == [
         50,
         100,
     ]
+
+
+def test_a_run_is_described_in_mlflow_by_the_names_of_the_run_table(uri, monkeypatch):
+    record = make_record(make_spec(seed=3))
+    tracker = Tracker(uri, "names", TAGS)
+    tracker.run_ended(record)
+    tracker.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    written = read_experiment("names").set_index("eqscale.run_id").loc[record.run_id]
+    row = record_row(record)
+    for name in (
+        "loss",
+        "loss_se",
+        "N",
+        "D",
+        "train_loss",
+        "flops_executed",
+        "unique_scenes",
+        "warmup",
+        "clip",
+    ):
+        assert float(written[name]) == row[name]
 
 
 def test_what_a_killed_driver_left_open_is_ended_and_written_anew(uri):
