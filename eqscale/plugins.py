@@ -1,7 +1,8 @@
-"""Python files of users that register arms and tasks, imported once per process."""
+"""Python files of users that register tasks, arms or optimisers, imported once per process."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import sys
@@ -10,15 +11,35 @@ from pathlib import Path
 
 from eqscale.errors import InputError
 
+KINDS = ("task", "arm", "optimizer")
+"""What a file may register; each has an option ``--KIND-file``."""
+
 _loaded: dict[str, str] = {}  # resolved path -> what it was to register
 
 
+def add_plugin_options(parser: argparse._ActionsContainer) -> None:
+    """Add ``--task-file``, ``--arm-file`` and ``--optimizer-file``; each may be given several times."""
+    for kind in KINDS:
+        parser.add_argument(
+            f"--{kind}-file",
+            action="append",
+            default=[],
+            metavar="FILE.py",
+            help=f"Python file that registers {'a' if kind == 'task' else 'an'} {kind}",
+        )
+
+
+def given_files(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The files that were named, by kind."""
+    return {kind: getattr(args, f"{kind}_file") for kind in KINDS}
+
+
 def load_files(files: Sequence[str], what: str, names: Callable[[], Collection[str]]) -> None:
-    """Import files that register arms or tasks.
+    """Import files that register something.
 
     Args:
         files: paths.
-        what: "arm" or "task".
+        what: one of ``KINDS``.
         names: lists the names that are registered.
 
     Raises:

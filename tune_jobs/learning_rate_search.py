@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from eqscale.arms import Recipe, get_arm
 from eqscale.cli import run_or_exit
 from eqscale.console import make_console
 from eqscale.errors import InputError
@@ -29,7 +30,6 @@ from eqscale.study.presets import SEARCHES, LearningRateSearch
 from eqscale.study.progress import human_time
 from eqscale.study.search import Search, check_specs, check_table, finished_losses, fit_recipe, search_cells
 from eqscale.study.table import run_table
-from eqscale.arms import Recipe, get_arm
 from eqscale.training.spec import RunSpec
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eqscale.cli.plugins import add_plugin_options, load_plugins
+from eqscale.cli.plugins import load_plugins
+from eqscale.plugins import add_plugin_options
 
 if TYPE_CHECKING:
     from rich.table import Table

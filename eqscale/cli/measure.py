@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from eqscale.cli.plugins import add_plugin_options, load_plugins
+from eqscale.cli.plugins import load_plugins
+from eqscale.plugins import add_plugin_options
 
 _HELP = """\
 Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights, and write the numbers

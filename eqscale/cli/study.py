@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eqscale.cli.plugins import add_plugin_options, load_plugins
+from eqscale.cli.plugins import load_plugins
+from eqscale.plugins import add_plugin_options
 
 if TYPE_CHECKING:
     from eqscale.storage import AnyPath

@@ -6,7 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
-from eqscale.cli.plugins import add_plugin_options, load_plugins
+from eqscale.cli.plugins import load_plugins
+from eqscale.plugins import add_plugin_options
 
 _HELP = """\
 Time a training step of every shape (arm, size, batch size) of a study and write the times to step_times.csv of the

@@ -32,19 +32,21 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import DatasetSpec, Windows, open_split
-from eqscale.rigid.families import Family
 from eqscale.storage import AnyPath, RemotePath, absolute, open_place, remove_folder
 from eqscale.study import gang, shared_data
 from eqscale.study.preflight import check_ray_address
 from eqscale.study.resources import gpu_share
 from eqscale.study.schedule import Allotment
-from eqscale.study.trials import Devices, Storage, StudyEvents, TrialSource, load_arm_files
+from eqscale.study.trials import Devices, Storage, StudyEvents, TrialSource
 from eqscale.study.watch import Watch
+from eqscale.tasks import Samples, get_task
+from eqscale.tasks.base import OptionValue
+from eqscale.tasks.dataset import DataSpec, open_split
 from eqscale.training.checkpoint import write_patiently
 from eqscale.training.group import Group
 from eqscale.training.loop import follow, train
 from eqscale.training.memory import NEXT_ATTEMPT, read_micro_batch, write_micro_batch
+from eqscale.training.plugins import load_plugins, loaded_plugins
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 # A worker that Ray kills on a node low on memory ends with an error that Tune doesn't know for an actor's death:
@@ -110,13 +112,15 @@ _DEATHS = {
 
 
 @functools.lru_cache(maxsize=8)
-def _windows(data: DatasetSpec, root: Path, split: str, horizon: int, frame: str, scenes: int) -> Windows:
-    return open_split(data, root, split, horizon=horizon, frame=frame, scenes=scenes)
+def _samples(
+    data: DataSpec, root: Path, split: str, systems: int, view: tuple[tuple[str, OptionValue], ...]
+) -> Samples:
+    return open_split(data, root, split, systems=systems, **dict(view))
 
 
 def _prepare_process(config: dict[str, Any]) -> tuple[RunSpec, Storage]:
     """Make a worker process ready for a trial; returns the trial's run and where its study lives."""
-    load_arm_files(config["arm_files"])
+    load_plugins(config["plugins"])
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     storage = Storage(open_place(config["study_folder"]), open_place(config["data_folder"]))
@@ -147,19 +151,15 @@ def _train(config: dict[str, Any], group: Group, say: gang.Say) -> RunRecord | N
     """Train the run of a trial as one rank of a group; the first returns its record."""
     spec, storage = _prepare_process(config)
     checkpoints = storage.checkpoints(spec.run_id)
-    scenes = {"train": spec.train_scenes, "test": spec.test_scenes}
-    root = shared_data.fetch(config["data"], storage.data, scenes)
-    open_windows = functools.partial(_windows, config["data"], root, horizon=spec.horizon, frame=spec.frame)
-    windows = (
-        open_windows(split="train", scenes=spec.train_scenes),
-        open_windows(split="test", scenes=spec.test_scenes),
-    )
+    systems = {"train": spec.train_systems, "test": spec.test_systems}
+    root = shared_data.fetch(config["data"], storage.data, systems)
+    samples = [_samples(config["data"], root, split, count, spec.view) for split, count in systems.items()]
     if group.rank > 0:
-        follow(spec, *windows, checkpoints=checkpoints, group=group)
+        follow(spec, *samples, checkpoints=checkpoints, group=group)
         return None
     return train(
         spec,
-        *windows,
+        *samples,
         checkpoints=checkpoints,
         weights=storage.weights(spec.run_id),
         report=lambda point: say(dataclasses.asdict(point)),
@@ -339,15 +339,14 @@ def _gpu_bytes() -> float:
     return found
 
 
-def smallest_share(data: DatasetSpec, gpus: int) -> Callable[[RunSpec], float]:
+def smallest_share(data: DataSpec, gpus: int) -> Callable[[RunSpec], float]:
     """Run -> share of a device that it needs at least: of a GPU by its memory, else a core.
 
     Must be called inside ``ray_session``.
     """
     if not gpus:
         return lambda spec: 1.0
-    scenes: Family = data.family  # type: ignore[assignment]
-    tokens, device_bytes = scenes.max_objects * scenes.max_vertices, _gpu_bytes()
+    tokens, device_bytes = get_task(data.task).max_tokens(data.options), _gpu_bytes()
     return lambda spec: gpu_share(spec, tokens, device_bytes)
 
 
@@ -368,7 +367,7 @@ def _tune_storage(place: AnyPath) -> dict[str, Any]:
 
 def run_trials(
     trials: Sequence[Allotment] | TrialSource,
-    data: DatasetSpec,
+    data: DataSpec,
     storage: Storage,
     events: StudyEvents,
     *,
@@ -376,7 +375,6 @@ def run_trials(
     gpus: int = 0,
     silence: Callable[[RunSpec], float],
     checkpoint_seconds: float | None = None,
-    arm_files: Sequence[str] = (),
     max_seconds: float | None = None,
 ) -> None:
     """Train runs with Ray Tune, in the given order or as a source asks, as many side by side as devices allow.
@@ -402,10 +400,10 @@ def run_trials(
         "study_folder": str(absolute(storage.study)),
         "data_folder": str(absolute(storage.data)),
         "checkpoint_seconds": checkpoint_seconds,
-        "arm_files": [str(Path(file).resolve()) for file in arm_files],
+        "plugins": loaded_plugins(),
     }
     if planned:
-        params["spec"] = tune.grid_search([dataclasses.asdict(allotment.spec) for allotment in planned])
+        params["spec"] = tune.grid_search([allotment.spec.to_dict() for allotment in planned])
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tune.Tuner(
         tune.with_resources(_trial, resources),

@@ -18,7 +18,7 @@ from eqscale.laws.tracking import search_runs
 from eqscale.storage import matching, subfolders
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.records import read_records, write_records
-from eqscale.study.table import COLUMNS, is_outdated, record_row, row_aside, sorted_table, write_table
+from eqscale.study.table import is_outdated, record_row, row_aside, sorted_table, table_columns, write_table
 from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters, unreachable
 from eqscale.study.trials import Storage
 from eqscale.training.spec import RunRecord
@@ -203,7 +203,7 @@ def _rewrite_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) 
     expected = _expected_rows(ledger, described)
     others = table[~table["run_id"].isin(expected.keys()) & table["status"].isin(["failed", "pruned"])]
     rows = [*expected.values(), *others.to_dict("records")]
-    write_table(sorted_table(pd.DataFrame(rows, columns=list(COLUMNS))), study.results)
+    write_table(sorted_table(pd.DataFrame(rows, columns=list(table_columns(rows[0]["task"])))), study.results)
 
 
 def _check_records(study: Study, ledger: _Ledger) -> list[Finding]:

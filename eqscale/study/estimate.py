@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.optimize import nnls
 
-from eqscale.training.loop import CURVE_POINTS, CURVE_WINDOWS
+from eqscale.training.loop import CURVE_POINTS, CURVE_SAMPLES
 from eqscale.training.spec import RunRecord, RunSpec
 
 DDP_EFFICIENCY = 0.95
@@ -33,7 +33,7 @@ GPU_PEAKS = {
     "H200": 67e12,
 }
 
-_METRIC_SECONDS = 1e-4  # metrics of an evaluated window, on one CPU core
+_METRIC_SECONDS = 1e-4  # metrics of an evaluated sample, on one CPU core
 _PRIOR_WEIGHT = 0.03  # of the guess against one run that has ended
 
 
@@ -59,9 +59,9 @@ class Throughput:
 
     def seconds(self, spec: RunSpec, devices: float = 1.0) -> float:
         """Seconds of a run with its evaluations: forward passes at a third of a training step, on one device."""
-        windows = _evaluated_windows(spec)
+        samples = _evaluated_samples(spec)
         forward = self.training(spec) / (3 * spec.steps * spec.batch_size)
-        return self.training(spec, devices) + (forward + _METRIC_SECONDS) * windows
+        return self.training(spec, devices) + (forward + _METRIC_SECONDS) * samples
 
 
 CPU_GUESS = Throughput(step=2e-3, block=2e-3, flop=1e-10)
@@ -86,14 +86,14 @@ def _features(spec: RunSpec, devices: float) -> tuple[float, float, float]:
     """Steps, steps times blocks, and FLOPs of a device, with what it loses to the exchange of gradients."""
     share = 1.0
     if devices > 1:
-        largest = math.ceil(spec.batch_size / devices) / spec.batch_size  # a batch is cut by whole windows
+        largest = math.ceil(spec.batch_size / devices) / spec.batch_size  # a batch is cut by whole samples
         share = largest / DDP_EFFICIENCY ** math.log2(devices)
     return spec.steps, spec.steps * spec.size.depth, spec.budget * share
 
 
-def _evaluated_windows(spec: RunSpec) -> int:
-    at_curve_points = CURVE_POINTS * min(CURVE_WINDOWS, spec.test_scenes)
-    return at_curve_points + spec.test_scenes * spec.test_windows_per_scene
+def _evaluated_samples(spec: RunSpec) -> int:
+    at_curve_points = CURVE_POINTS * min(CURVE_SAMPLES, spec.test_systems)
+    return at_curve_points + spec.test_systems * spec.test_samples_per_system
 
 
 class Estimator:

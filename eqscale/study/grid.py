@@ -31,7 +31,9 @@ def expected_batch(preset: Preset, batch_size: int) -> TokenCounts:
 
 
 @functools.lru_cache(maxsize=64)
-def _expected_batch(task_name: str, given: tuple[tuple[str, str | int | float], ...], batch_size: int) -> TokenCounts:
+def _expected_batch(
+    task_name: str, given: tuple[tuple[str, str | int | float], ...], batch_size: int
+) -> TokenCounts:
     task = get_task(task_name)
     rng = np.random.default_rng(0)
     tokens = task.draw_tokens(task.check_options(dict(given)), _SAMPLED_SYSTEMS, rng)
@@ -90,7 +92,7 @@ def design_run(
     train_systems: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
-    variant: Mapping[str, str | int | float] = {},  # noqa: B006
+    variant: Mapping[str, str | int | float] = {},
 ) -> RunSpec:
     """One run that spends its budget exactly, by the arm's recipe where nothing else is asked for.
 

@@ -17,11 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from eqscale.console import make_console
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import DatasetSpec, prepare
 from eqscale.storage import check_writable, write_atomically
 from eqscale.study import shared_data
 from eqscale.study.estimate import Estimator, device_guess
-from eqscale.study.grid import dataset_spec
+from eqscale.study.grid import data_spec
 from eqscale.study.lease import only_driver
 from eqscale.study.options import JobOptions
 from eqscale.study.preflight import check_devices
@@ -33,6 +32,8 @@ from eqscale.study.table import is_outdated, run_table, write_table
 from eqscale.study.tracking import Tracker, experiment_link
 from eqscale.study.trials import StudyEvents, TrialSource
 from eqscale.study.watch import silence_limit
+from eqscale.tasks import get_task
+from eqscale.tasks.dataset import DataSpec, prepare
 from eqscale.training.spec import CurvePoint, RunSpec
 
 PUBLISH_SECONDS = 120.0
@@ -47,8 +48,8 @@ def _git_commit() -> str:
         return "unknown"
 
 
-def prepare_data(data: DatasetSpec, root: Path, console: Console, backend: str = "processes") -> None:
-    """Generate what is missing of a data set, with a progress bar; see ``eqscale.rigid.dataset.prepare``."""
+def prepare_data(data: DataSpec, root: Path, console: Console, backend: str = "processes") -> None:
+    """Generate what is missing of a data set, with a progress bar; see ``eqscale.tasks.dataset.prepare``."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -56,7 +57,7 @@ def prepare_data(data: DatasetSpec, root: Path, console: Console, backend: str =
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("preparing scenes", total=None)
+        task = bar.add_task(f"preparing {get_task(data.task).words.systems}", total=None)
         prepare(
             data,
             root,
@@ -99,7 +100,7 @@ class OpenStudy:
         with ray_session(options.address, options.workers) as devices:
             estimate.assume(device_guess(gpu_names()))
             check_devices(known, estimate, devices.cpus, devices.gpus, options.largest_budgets)
-            data = dataset_spec(options.preset)
+            data = data_spec(options.preset)
             with self._timed("data"):
                 prepare_data(data, shared_data.fetch(data, options.storage.data), self.console, backend="ray")
                 shared_data.publish(data, options.storage.data)
@@ -122,7 +123,6 @@ class OpenStudy:
                             estimate(spec, planned_devices.get(spec.run_id, 1.0)), options.silent_seconds
                         ),
                         checkpoint_seconds=options.checkpoint_seconds,
-                        arm_files=options.arm_files,
                         max_seconds=self.seconds_left(),
                     )
 
@@ -206,7 +206,7 @@ class OpenStudy:
 
     def track(self, specs: Iterable[RunSpec]) -> None:
         """Bring MLflow up to date with the ledger, mark what is outdated, and attach the results."""
-        data = {dataset_spec(self.options.preset).digest}
+        data = {data_spec(self.options.preset).digest}
         self.tracker.mark_outdated(r.run_id for r in self.ledger.records() if is_outdated(r, data))
         self.tracker.sync(self.ledger.read(spec.run_id) for spec in specs if spec.run_id in self.ledger)
         self.tracker.artifacts(self.options.results)
@@ -254,7 +254,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
             "study": options.study,
             "preset": options.preset_name,
             "git_commit": _git_commit(),
-            "data": dataset_spec(options.preset).digest,
+            "data": data_spec(options.preset).digest,
         }
         tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
         study = OpenStudy(options, tracker, console)
@@ -324,7 +324,7 @@ def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Consol
     done = {spec.run_id for spec in specs if spec.run_id in ledger or spec.run_id in elsewhere}
     estimate = Estimator(ended=(elsewhere.get(run_id) or ledger.read(run_id) for run_id in done))
     todo = longest_first([spec for spec in specs if spec.run_id not in done], estimate)
-    console.print(plan_table(specs, options.preset.family, estimate, done))
+    console.print(plan_table(specs, options.preset, estimate, done))
     if not todo:
         console.print(f"all {len(specs)} runs are done: nothing to train")
         return []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from eqscale.arms import UnknownArm
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath, matching, write_atomically
-from eqscale.arms import UnknownArm
 from eqscale.training.spec import CODE, RunRecord, RunSpec
 
 

@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from eqscale.cli.plugins import add_plugin_options, load_plugins
+from eqscale.arms import get_arm
 from eqscale.errors import InputError
+from eqscale.plugins import add_plugin_options, given_files
 from eqscale.storage import RemotePath, open_place
 from eqscale.study.presets import Preset, overridden
 from eqscale.study.tracking import default_tracking_uri
 from eqscale.study.trials import Storage
 from eqscale.study.watch import SILENT_SECONDS
-from eqscale.tasks import get_task, task_names
+from eqscale.tasks import Task, get_task
 from eqscale.training.optim import get_optimizer
+from eqscale.training.plugins import load_plugins
 
 P = TypeVar("P", bound=Preset, covariant=True)
 
@@ -63,13 +65,15 @@ def parse_options(
         argv: the words, from ``sys.argv`` if None.
 
     Raises:
-        InputError: for an unknown preset, an arm file that can't be imported, or a value that can't be.
+        InputError: for an unknown preset, a file that can't be imported, or a value that can't be.
     """
-    args = _parser(description, presets, job).parse_args(argv)
-    if args.preset not in presets:
-        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(presets)}")
-    load_arm_files(args.arm_file)
-    preset = overridden(presets[args.preset], _given(args, presets[args.preset]))
+    first, _ = _first_parser(presets).parse_known_args(argv)
+    if first.preset not in presets:
+        raise InputError(f"unknown preset {first.preset!r}; choose from {', '.join(presets)}")
+    load_plugins(given_files(first))
+    task = get_task(first.task or presets[first.preset].task)
+    args = _parser(description, presets, job, task).parse_args(argv)
+    preset = overridden(presets[args.preset], _given(args, presets[args.preset], task))
     _check_preset(preset)
     _check_engine(args)
     name = args.study or args.preset
@@ -96,19 +100,31 @@ def parse_options(
     )
 
 
-def _parser(description: str, presets: Mapping[str, Preset], job: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+def _first_parser(presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
+    """What must be known before the other options are: preset, files and task."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     default = next(iter(presets))
-    add("--preset", default=default, help=f"what to run: {', '.join(presets)} (default: {default})")
+    help_text = f"what to run: {', '.join(presets)} (default: {default})"
+    parser.add_argument("--preset", default=default, help=help_text)
+    parser.add_argument("--task", metavar="NAME", help="task to train on (default: the preset's)")
+    add_plugin_options(parser)
+    return parser
+
+
+def _parser(description: str, presets: Mapping[str, Preset], job: str, task: Task) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_first_parser(presets)],
+    )
+    default = next(iter(presets))
+    add = parser.add_argument
     add("--dry-run", action="store_true", help="print the plan and stop before anything is spent")
     _add_places(parser, job)
     _add_engine(parser)
     group = parser.add_argument_group("preset values", "each overrides the preset's value")
     types = typing.get_type_hints(type(presets[default]))
-    for field in dataclasses.fields(presets[default]):
+    for field in _flagged(presets[default]):
         kind = types[field.name]
         values = ", ".join(f"{name}: {_show(getattr(p, field.name))}" for name, p in presets.items())
         several: dict[str, Any] = {"type": kind}
@@ -116,7 +132,27 @@ def _parser(description: str, presets: Mapping[str, Preset], job: str) -> argpar
             several = {"type": typing.get_args(kind)[0], "nargs": "+"}
         help_text = f"{field.metadata['help']} ({values})"
         group.add_argument(_flag(field.name), help=help_text, metavar="VALUE", **several)
+    group = parser.add_argument_group(f"options of task {task.name}", task.title)
+    for option in task.options:
+        help_text = f"{option.help} (default: {option.default})"
+        try:
+            group.add_argument(
+                _flag(option.name),
+                type=type(option.default),
+                metavar="VALUE",
+                help=help_text,
+                dest=option.name,
+            )
+        except argparse.ArgumentError as error:
+            raise InputError(
+                f"task {task.name!r}: option {option.name!r} has the name of an option of every job"
+            ) from error
     return parser
+
+
+def _flagged(preset: Preset) -> list[dataclasses.Field]:
+    """The values of a preset that have an option of their own."""
+    return [field for field in dataclasses.fields(preset) if field.name not in ("task", "task_options")]
 
 
 def _add_places(parser: argparse.ArgumentParser, job: str) -> None:
@@ -158,23 +194,26 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         help="kill and retry a trial without a sign of life for this long, or for a tenth of its estimated time "
         "if that is more (default: %(default)g)",
     )
-    add(
-        "--arm-file", action="append", default=[], metavar="FILE.py", help="Python file that registers an arm"
-    )
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _given(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
+def _given(args: argparse.Namespace, preset: Preset, task: Task) -> dict[str, Any]:
     """The values of a preset that the command line overrides."""
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(preset)}
-    return {
+    values = {field.name: getattr(args, field.name) for field in _flagged(preset)}
+    given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in values.items()
         if value is not None
     }
+    options = dict(preset.task_options) if task.name == preset.task else {}
+    for option in task.options:
+        if (value := getattr(args, option.name)) is not None:
+            options[option.name] = value
+    task.check_options(options)
+    return given | {"task": task.name, "task_options": tuple(options.items())}
 
 
 def _largest_budget(preset: Preset) -> float:
@@ -205,15 +244,10 @@ def _check_engine(args: argparse.Namespace) -> None:
 
 def _check_preset(preset: Preset) -> None:
     for name in preset.arms:
-        if name not in arm_names():
-            raise InputError(f"unknown arm {name!r}; choose from {', '.join(arm_names())}")
-    family(preset.family)
-    if preset.frame not in ("random", "upright"):
-        raise InputError(f"unknown frame {preset.frame!r}; choose from random, upright")
-    if preset.horizon not in HORIZONS:
-        allowed = ", ".join(map(str, HORIZONS))
-        raise InputError(f"unknown horizon {preset.horizon}; choose from {allowed} frames")
-    for field in dataclasses.fields(preset):
+        get_arm(name)
+    if preset.optimizer:
+        get_optimizer(preset.optimizer)
+    for field in _flagged(preset):
         value = getattr(preset, field.name)
         values = value if isinstance(value, tuple) else (value,)
         for number in values:

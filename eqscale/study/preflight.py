@@ -7,10 +7,11 @@ import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
+from eqscale.arms import get_arm
 from eqscale.errors import InputError
 from eqscale.study.progress import human_time
 from eqscale.study.schedule import wall_seconds
-from eqscale.arms import get_arm
+from eqscale.tasks import get_task
 from eqscale.training.spec import RunSpec
 
 CPU_LIMIT_SECONDS = 60 * 86400.0
@@ -74,7 +75,7 @@ def check_devices(
     if gpus or wall <= CPU_LIMIT_SECONDS:
         return
     flops = sum(spec.budget for spec in specs)
-    largest = max(get_arm(spec.arm).parameters(spec.size) for spec in specs)
+    largest = max(get_arm(spec.arm).parameters(spec.size, get_task(spec.task)) for spec in specs)
     affordable = max(spec.budget for spec in specs) * CPU_LIMIT_SECONDS / wall
     names = ", ".join(name for name, budget in presets.items() if budget <= affordable)
     fits = f"--preset {names} fits this machine" if names else "lower --budgets to what the machine can do"

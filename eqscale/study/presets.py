@@ -19,8 +19,8 @@ TaskOptions = tuple[tuple[str, OptionValue], ...]
 """Options of a task, where they aren't its defaults."""
 
 
-def _option(help_text: str, default: Any = dataclasses.MISSING) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help_text})
+def _option(help_text: str) -> Any:
+    return dataclasses.field(metadata={"help": help_text})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,14 +29,16 @@ class Preset:
 
     arms: tuple[str, ...] = _option("arms to compare")
     seeds: tuple[int, ...] = _option("seeds; each sets initialisation, data order and augmentation")
-    task: str = _option("task to train on", DEFAULT)
-    task_options: TaskOptions = _option("options of the task", ())
+    task: str = dataclasses.field(default=DEFAULT, metadata={"help": "task to train on"})
+    task_options: TaskOptions = ()
     train_systems: int = _option("unique training systems")
     test_systems: int = _option("systems in the test split")
     test_samples_per_system: int = _option("samples evaluated of each test system")
     data_seed: int = _option("root seed of the systems")
     batch_size: int = _option("samples in a batch; 0: by the arm's recipe")
-    optimizer: str = _option("optimiser of all runs; empty: by the arm's recipe", "")
+    optimizer: str = dataclasses.field(
+        default="", metadata={"help": "optimiser of all runs (default: by each arm's recipe)"}
+    )
     warmup: float = _option("share of the steps over which the learning rate rises")
     cost_range: float = _option("FLOPs per token of the largest over the smallest model at one budget")
     min_steps: int = _option("models that would train for fewer steps than this at a budget are left out")
@@ -100,9 +102,13 @@ class Controls(Preset):
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid")
     sizes_per_budget: int = _option("model sizes trained at each budget")
     extra_sizes: tuple[str, ...] = _EXTRA_SIZES
-    variant_arms: tuple[str, ...] = _option("arms of the compute grid that are also trained on the task's variant")
+    variant_arms: tuple[str, ...] = _option(
+        "arms of the compute grid that are also trained on the task's variant"
+    )
     variant_budgets: tuple[float, ...] = _option("budgets of those, one size each")
-    grid_sizes: int = _option("sizes per budget of the compute grid, a middle one of which is trained on the variant")
+    grid_sizes: int = _option(
+        "sizes per budget of the compute grid, a middle one of which is trained on the variant"
+    )
     replicate_up_to: float = _option("larger budgets are trained with the first seed only")
 
 

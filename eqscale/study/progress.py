@@ -12,11 +12,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from eqscale.rigid.windows import STARTS
+from eqscale.arms import get_arm
 from eqscale.study.estimate import Estimator
 from eqscale.study.grid import expected_batch
+from eqscale.study.presets import Preset
 from eqscale.study.schedule import Allotment, wall_seconds
-from eqscale.arms import get_arm
+from eqscale.tasks import get_task
 from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 
 
@@ -33,7 +34,7 @@ def human_time(seconds: float) -> str:
 
 
 def plan_table(
-    specs: Sequence[RunSpec], family: str, seconds: Callable[[RunSpec], float], done: set[str]
+    specs: Sequence[RunSpec], preset: Preset, seconds: Callable[[RunSpec], float], done: set[str]
 ) -> Table:
     """The plan of a study: one row per run, before anything is spent."""
     table = Table(title=f"{len(specs)} runs", title_justify="left")
@@ -61,14 +62,14 @@ def plan_table(
             spec.arm,
             f"{spec.budget:.3g}",
             str(spec.seed),
-            f"{get_arm(spec.arm).parameters(spec.size):,}",
+            f"{get_arm(spec.arm).parameters(spec.size, get_task(spec.task)):,}",
             str(spec.size.width),
             str(spec.size.depth),
             f"{spec.steps:,}",
             str(spec.batch_size),
             f"{spec.learning_rate:.2g}",
-            f"{spec.steps * expected_batch(family, spec.batch_size).tokens:.3g}",
-            f"{spec.steps * spec.batch_size / (spec.train_scenes * STARTS):.2g}",
+            f"{spec.steps * expected_batch(preset, spec.batch_size).tokens:.3g}",
+            f"{spec.steps * spec.batch_size / (spec.train_systems * get_task(spec.task).samples_per_system):.2g}",
             "done" if spec.run_id in done else human_time(seconds(spec)),
         )
     return table

@@ -9,45 +9,46 @@ import math
 import torch
 from torch import nn
 
-from eqscale.errors import InputError
-from eqscale.rigid.batch import Batch
 from eqscale.arms import Size, get_arm
+from eqscale.errors import InputError
+from eqscale.tasks import Batch, Task, get_task
+from eqscale.training.optim import get_optimizer
 from eqscale.training.spec import RunSpec
 
 SHARES = (1.0, 0.5, 0.25)
 """Shares of a GPU that are given out: few, because a worker process is reused by trials of the same share."""
 
-_STATES = 4  # weights, gradients, and the two moments of AdamW, in float32
+_STATES = 2  # weights and gradients, in float32, beside what the optimiser keeps
 _CONTEXT_BYTES = 0.8e9  # CUDA context and library workspaces of one process
 _USABLE = 0.9  # of a GPU's memory; the rest is lost to fragmentation
 _MARGIN = 1.5  # on the estimated activations: temporaries of the backward pass, which are not counted
 _BUSY_FLOPS = 2e11  # a step with more work than this keeps a GPU busy by itself: sharing would gain nothing
-_PROBE_WINDOWS = 2
+_PROBE_SAMPLES = 2
 _PROBE_TOKENS = (16, 48)
 _PROBE_COST = 2e6  # FLOPs per token up to which an arm's sizes are probed
 
 
 @functools.cache
-def activation_bytes_per_token(arm_name: str, size: Size) -> float:
+def activation_bytes_per_token(arm_name: str, size: Size, task_name: str) -> float:
     """Bytes that the forward pass of one token keeps for the backward pass, without attention matrices.
 
     Measured on the CPU with the largest small size of the arm's ladder, and carried over in proportion to width
     times depth: every other tensor that a block keeps has as many numbers as the residual stream, or a multiple.
     """
-    arm = get_arm(arm_name)
-    affordable = [s for s in arm.ladder if arm.flops(s).executed.per_token <= _PROBE_COST]
+    arm, task = get_arm(arm_name), get_task(task_name)
+    affordable = [s for s in arm.ladder if arm.flops(s, task).executed.per_token <= _PROBE_COST]
     probe = max(affordable or [arm.ladder[0]], key=lambda s: s.width * s.depth)
     if size.width * size.depth <= probe.width * probe.depth:
         probe = size
-    return _kept_bytes(arm_name, probe) * size.width * size.depth / (probe.width * probe.depth)
+    return _kept_bytes(arm_name, probe, task) * size.width * size.depth / (probe.width * probe.depth)
 
 
-def _kept_bytes(arm_name: str, size: Size) -> float:
+def _kept_bytes(arm_name: str, size: Size, task: Task) -> float:
     """Bytes that a forward pass keeps for each further token; what doesn't grow with them, as weights, is not."""
     with torch.random.fork_rng(devices=[]):
-        model = get_arm(arm_name).build(size)
-    few, many = (_kept(model, _blank_batch(_PROBE_WINDOWS, tokens)) for tokens in _PROBE_TOKENS)
-    return (many - few) / (_PROBE_WINDOWS * (_PROBE_TOKENS[1] - _PROBE_TOKENS[0]))
+        model = get_arm(arm_name).build(size, task)
+    few, many = (_kept(model, _random_batch(task, _PROBE_SAMPLES, tokens)) for tokens in _PROBE_TOKENS)
+    return (many - few) / (_PROBE_SAMPLES * (_PROBE_TOKENS[1] - _PROBE_TOKENS[0]))
 
 
 def _kept(model: nn.Module, batch: Batch) -> int:
@@ -63,20 +64,19 @@ def _kept(model: nn.Module, batch: Batch) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def _blank_batch(B: int, T: int) -> Batch:
-    shapes: dict[str, tuple[int, ...]] = {
-        "position": (B, T, 3), "velocity": (B, T, 3), "center": (B, T, 3), "center_velocity": (B, T, 3),
-        "material": (B, T, 3), "object_index": (B, T), "mask": (B, T), "floor_normal": (B, 3),
-        "floor_offset": (B,), "gravity": (B, 3), "floor_material": (B, 2), "target": (B, T, 3), "weight": (B, T),
-        "contact": (B, T), "scene": (B,),
-    }  # fmt: skip
-    kinds = {"object_index": torch.int64, "contact": torch.int64, "scene": torch.int64, "mask": torch.bool}
-    random = torch.Generator().manual_seed(0)
-    fields = {
-        name: torch.zeros(shape, dtype=kinds[name]) if name in kinds else torch.randn(shape, generator=random)
-        for name, shape in shapes.items()
-    }
-    return Batch(**fields | {"mask": torch.ones(B, T, dtype=torch.bool)})
+def _random_batch(task: Task, B: int, T: int) -> Batch:
+    schema, random = task.schema, torch.Generator().manual_seed(0)
+    lead = {"token": (B, T), "sample": (B,)}
+    values = {f.name: torch.randn(*lead[f.per], f.width, generator=random) for f in schema.fields}
+    per = lead[schema.target.per]
+    return Batch(
+        schema=schema,
+        values=values,
+        mask=torch.ones(B, T, dtype=torch.bool),
+        target=torch.zeros(*per, schema.target.width),
+        weight=torch.ones(per),
+        system=torch.zeros(B, dtype=torch.int64),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +95,13 @@ class MemoryNeed:
 
 
 def memory_need(spec: RunSpec, tokens: int) -> MemoryNeed:
-    """Memory of a run whose scenes have up to ``tokens`` vertex tokens."""
+    """Memory of a run whose samples have up to ``tokens`` tokens."""
     arm = get_arm(spec.arm)
-    per_token = activation_bytes_per_token(spec.arm, spec.size)
+    per_token = activation_bytes_per_token(spec.arm, spec.size, spec.task)
     return MemoryNeed(
-        states=4.0 * _STATES * arm.parameters(spec.size),
+        states=4.0
+        * (_STATES + get_optimizer(spec.optimizer).states)
+        * arm.parameters(spec.size, get_task(spec.task)),
         activations=_MARGIN * per_token * tokens * spec.batch_size,
     )
 
@@ -112,7 +114,7 @@ def gpu_share(spec: RunSpec, tokens: int, device_bytes: float) -> float:
 
     Args:
         spec: the run.
-        tokens: most vertex tokens of a scene.
+        tokens: most tokens of a sample.
         device_bytes: memory of a GPU.
 
     Raises:

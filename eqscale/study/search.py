@@ -18,11 +18,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from scipy.optimize import least_squares
 
+from eqscale.arms import Recipe, Size, get_arm
+from eqscale.arms.recipe import BATCH, BUDGET, PARAMETERS, STEPS
 from eqscale.errors import InputError
 from eqscale.study.grid import choose_sizes, design_run
 from eqscale.study.presets import LearningRateSearch
-from eqscale.arms import Recipe, Size, get_arm
-from eqscale.arms.recipe import BATCH, BUDGET, PARAMETERS, STEPS
 from eqscale.training.loop import CURVE_POINTS
 from eqscale.training.spec import MAX_LEARNING_RATE, CurvePoint, RunRecord, RunSpec
 

@@ -12,8 +12,8 @@ from typing import Any
 from filelock import FileLock
 
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import SHARD, DatasetSpec
 from eqscale.storage import AnyPath, RemotePath, write_atomically
+from eqscale.tasks.dataset import SHARD, DataSpec
 
 _MANIFEST = "manifest.json"
 
@@ -28,13 +28,13 @@ def local_root(root: AnyPath) -> Path:
     return cache_root() if isinstance(root, RemotePath) else root
 
 
-def fetch(spec: DatasetSpec, root: AnyPath, scenes: Mapping[str, int] | None = None) -> Path:
+def fetch(spec: DataSpec, root: AnyPath, systems: Mapping[str, int] | None = None) -> Path:
     """Copy what this machine lacks of a data set to its cache; does nothing for a local ``root``.
 
     Args:
         spec: the data set.
         root: folder of data sets.
-        scenes: how many scenes of each split are wanted (default: all that are there).
+        systems: how many systems of each split are wanted (default: all that are there).
 
     Returns:
         The local folder of data sets, as ``open_split`` takes it.
@@ -52,8 +52,8 @@ def fetch(spec: DatasetSpec, root: AnyPath, scenes: Mapping[str, int] | None = N
         if not wanted:
             return local
         known = _entries(_read_manifest(here))
-        for split in spec.scenes:
-            count = len(wanted[split]) if scenes is None else -(-scenes[split] // SHARD)
+        for split in spec.systems:
+            count = len(wanted[split]) if systems is None else -(-systems[split] // SHARD)
             for k, entry in enumerate(wanted[split]):
                 file = here / entry["file"]
                 if known.get(entry["file"]) != entry["sha256"]:
@@ -70,13 +70,13 @@ def fetch(spec: DatasetSpec, root: AnyPath, scenes: Mapping[str, int] | None = N
     return local
 
 
-def publish(spec: DatasetSpec, root: AnyPath) -> None:
+def publish(spec: DataSpec, root: AnyPath) -> None:
     """Copy to the storage what it lacks of a data set that is complete here; the manifest comes last."""
     if not isinstance(root, RemotePath):
         return
     there, here = root / spec.folder(Path()).name, spec.folder(cache_root())
     wanted, known = _read_manifest(here), _entries(_read_manifest(there))
-    for split in spec.scenes:
+    for split in spec.systems:
         for entry in wanted[split]:
             if known.get(entry["file"]) != entry["sha256"]:
                 write_atomically(there / entry["file"], (here / entry["file"]).read_bytes())

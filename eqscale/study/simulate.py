@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from eqscale.arms import Size, arm_names
 from eqscale.errors import InputError
 from eqscale.study.estimate import CPU_GUESS, Estimator
 from eqscale.study.schedule import Allotment, Cluster, Placement, Seconds, off_by, plan, run_list
-from eqscale.arms import Size, arm_names
 from eqscale.training.spec import RunSpec
 
 GAP_SECONDS = 0.3
@@ -145,9 +145,9 @@ def measured_throughput(table: Path) -> tuple[Estimator, str]:
             learning_rate=1.0,
             seed=0,
             data="",
-            train_scenes=1,
-            test_scenes=1,
-            test_windows_per_scene=1,
+            train_systems=1,
+            test_systems=1,
+            test_samples_per_system=1,
         )  # only what sets the time of the training loop counts
         devices = getattr(row, "devices", 1)  # tables from before trials had several
         estimate.measure(spec, float(row.seconds), int(devices))

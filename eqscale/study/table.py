@@ -11,9 +11,10 @@ import pandas as pd
 
 from eqscale.storage import write_atomically
 from eqscale.study.ledger import Ledger
+from eqscale.tasks import DEFAULT, get_task
 from eqscale.training.spec import LOSS_NAMES, RunRecord, RunSpec
 
-COLUMNS: dict[str, str] = {
+_DESIGN: dict[str, str] = {
     "run_id": "identity: hash of everything that defines the run",
     "name": "readable name, as in the MLflow UI",
     "arm": "architecture and how it meets the symmetry",
@@ -23,9 +24,9 @@ COLUMNS: dict[str, str] = {
     "in the ledger, and no longer in the study's plan",
     "reason": "why a run has no loss",
     "N": "trainable parameters",
-    "D": "training tokens processed (real vertex tokens, repeats included)",
-    "loss": "final test NMSE at the last step (ballistic motion = 1)",
-    "loss_se": "standard error of the loss over test scenes",
+    "D": "training tokens processed (real tokens, repeats included)",
+    "loss": "final test NMSE at the last step ({baseline} = 1)",
+    "loss_se": "standard error of the loss over test {systems}",
     "flops_nominal": "training FLOPs as the paper's authors count (6 per weight per token, dense 16x16 maps)",
     "flops_executed": "training FLOPs executed, padding included where the arm computes it",
     "seconds": "wall time in the training loop on the named hardware, with whatever else ran there, times devices",
@@ -35,41 +36,49 @@ COLUMNS: dict[str, str] = {
     "depth": "blocks",
     "heads": "attention heads",
     "steps": "optimiser steps of the schedule",
-    "batch_size": "windows in a batch",
+    "batch_size": "{samples} in a batch",
+    "optimizer": "optimiser",
     "learning_rate": "peak learning rate",
     "warmup": "share of the steps over which the learning rate rises",
     "weight_decay": "decoupled weight decay of matrix weights",
     "clip": "largest norm of the gradient",
-    "epochs": "passes over the unique training windows",
-    "unique_scenes": "training scenes available to the run",
-    "unique_windows": "training windows seen at least once",
-    "unique_tokens": "tokens in the unique training windows seen, at most D",
+    "epochs": "passes over the unique training {samples}",
+    "unique_systems": "training {systems} available to the run",
+    "unique_samples": "training {samples} seen at least once",
+    "unique_tokens": "tokens in the unique training {samples} seen, at most D",
     "padding": "padded over real tokens, minus one",
     "train_loss": "mean training loss over the last part of the curve",
-    "vertex_rmse_m": "root mean squared error of vertex positions, m",
-    "center_rmse_m": "root mean squared error of centres of mass, m",
-    "rotation_error_deg": "root mean squared rotation error after Kabsch, degrees",
-    "rigidity_error_m": "root mean squared distance of the predicted vertices from a rigid body, m",
-    "nmse_free": "squared error of objects in free flight, over the mean squared target of all objects",
-    "nmse_floor": "the same for objects that touch only the floor",
-    "nmse_object": "the same for objects that touch another object",
-    "equivariance_yaw": "equivariance error |f(gx) - g f(x)| / |f(x)| (rms) for turns g about gravity's axis",
-    "equivariance_rotation": "the same for uniform rotations",
+}
+_SYMMETRY: dict[str, str] = {
+    "equivariance_rotation": "equivariance error |f(gx) - g f(x)| / |f(x)| (rms) for uniform rotations g",
     "equivariance_reflection": "the same for reflections in uniform planes",
-    "equivariance_translation": "the same for shifts of 1 m, the input not centred again",
-    "equivariance_permutation": "the same for another order of the objects",
-    "equivariance_loss_share": "share of the loss that averaging over the frame's symmetry group would remove",
+    "equivariance_translation": "the same for shifts of the task's length, the input not centred again",
+    "equivariance_permutation": "the same for another order of what is permuted",
+    "equivariance_loss_share": "share of the loss that averaging over the symmetry group would remove",
+}
+_RUNNING: dict[str, str] = {
     "evaluation_seconds": "seconds spent in evaluations",
     "peak_memory_mb": "peak resident memory of the worker process, MB",
     "devices": "processors or GPUs that trained the run together when it ended",
-    "micro_batch": "windows a device computed at once: its share of the batch, or less after running out of memory",
+    "micro_batch": "{samples} a device computed at once: its share of the batch, or less after running out of memory",
     "hardware": "processor and threads of the run",
-    "frame": "frame of the samples",
-    "horizon": "frames of 1/24 s between input and target",
+    "task": "what was learnt",
+}
+_CODE: dict[str, str] = {
     "data": "digest of the data definition",
     "code": "package and results version",
     "started": "UTC start of the attempt that ended the run",
 }
+
+
+def table_columns(task_name: str) -> dict[str, str]:
+    """Columns of the run table of a study of that task, with their meanings."""
+    task = get_task(task_name)
+    words = dataclasses.asdict(task.words)
+    own = {metric.name: metric.meaning for metric in task.metrics}
+    view = {option.name: option.help for option in task.options if not option.of_data}
+    found = _DESIGN | own | _SYMMETRY | _RUNNING
+    return {name: text.format(**words) for name, text in found.items()} | view | _CODE
 
 
 _DIVERGED = "its loss left the sensible range by step {} of {}"
@@ -79,7 +88,8 @@ _ASIDE = ("outdated", "unplanned")
 def spec_columns(spec: RunSpec) -> dict[str, object]:
     """Everything that defines a run by the names of the run table, which are also those of MLflow's parameters."""
     fields = dataclasses.asdict(spec)
-    return fields.pop("size") | {"unique_scenes": fields.pop("train_scenes")} | fields
+    del fields["view"]
+    return fields.pop("size") | {"unique_systems": fields.pop("train_systems")} | fields | spec.options
 
 
 def test_columns(record: RunRecord) -> dict[str, float]:
@@ -106,7 +116,7 @@ def record_row(record: RunRecord) -> dict[str, Any]:
         "seconds": record.seconds,
         "cpu_seconds": record.cpu_seconds,
         "epochs": record.epochs,
-        "unique_windows": record.unique_windows,
+        "unique_samples": record.unique_samples,
         "unique_tokens": record.unique_tokens,
         "padding": record.padded_tokens / record.tokens - 1 if record.tokens else None,
         "train_loss": record.curve[-1].train_loss if record.curve else None,
@@ -119,7 +129,7 @@ def record_row(record: RunRecord) -> dict[str, Any]:
         "started": record.started,
         **test_columns(record),
     }
-    return {name: row.get(name) for name in COLUMNS}
+    return {name: row.get(name) for name in table_columns(record.spec.task)}
 
 
 def is_outdated(record: RunRecord, data: Collection[str]) -> bool:
@@ -139,7 +149,7 @@ def run_table(
 ) -> pd.DataFrame:
     """Table of the given runs as far as the ledger knows them, failed ones included, and of ``pruned`` ones.
 
-    Columns as in ``COLUMNS``; rows sorted by arm, budget, N and seed. With ``aside``, what else the ledger holds
+    Columns as in ``table_columns``; rows sorted by arm, budget, N and seed. With ``aside``, what else the ledger holds
     follows, see ``row_aside``.
 
     Raises:
@@ -159,7 +169,7 @@ def run_table(
     if aside:
         planned, data = {spec.run_id for spec in specs}, {spec.data for spec in specs}
         rows += [row_aside(r, is_outdated(r, data)) for r in ledger.records() if r.run_id not in planned]
-    return sorted_table(pd.DataFrame(rows, columns=list(COLUMNS)))
+    return sorted_table(pd.DataFrame(rows, columns=list(table_columns(specs[0].task if specs else DEFAULT))))
 
 
 def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -171,7 +181,8 @@ def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
     """Write ``runs.csv``, ``runs.parquet`` and ``columns.md``, which explains the columns, into ``folder``."""
-    meanings = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items())
+    task = next(iter(table["task"]), DEFAULT)
+    meanings = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in table_columns(task).items())
     columns = f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n"
     write_atomically(folder / "columns.md", columns.encode())
     write_atomically(folder / "runs.csv", table.to_csv(index=False).encode())

@@ -316,7 +316,6 @@ _COST = (
     "epochs",
     "peak_memory_mb",
 )
-_CONSTANT = ("n_scenes", "n_windows")  # of a study: no chart of them says anything
 
 
 def final_metrics(record: RunRecord) -> dict[str, float]:
@@ -327,7 +326,7 @@ def final_metrics(record: RunRecord) -> dict[str, float]:
     """
     row = record_row(record)
     cost = {f"run/{name}": row[name] for name in _COST if row[name] is not None}
-    test = {f"test/{name}": v for name, v in test_columns(record).items() if name not in _CONSTANT}
+    test = {f"test/{name}": v for name, v in test_columns(record).items() if name in row}
     return cost | test
 
 

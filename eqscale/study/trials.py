@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Protocol
 
-from eqscale.errors import InputError
 from eqscale.storage import AnyPath, matching, remove_folder, subfolders
 from eqscale.study.ledger import Ledger
 from eqscale.study.schedule import Cluster
@@ -89,25 +85,3 @@ class Devices:
     def cluster(self) -> Cluster:
         """What trials are planned for."""
         return Cluster(self.gpus or self.cpus, self.per_node)
-
-
-def load_arm_files(files: Sequence[str]) -> None:
-    """Import Python files that register arms of one's own (each once per process).
-
-    Raises:
-        InputError: if a file doesn't exist or can't be imported.
-    """
-    for file in files:
-        name = f"eqscale_arm_{Path(file).stem}"
-        if name in sys.modules:
-            continue
-        module_spec = importlib.util.spec_from_file_location(name, file)
-        if module_spec is None or module_spec.loader is None or not Path(file).is_file():
-            raise InputError(f"arm file {file!r} is not a readable Python file")
-        module = importlib.util.module_from_spec(module_spec)
-        sys.modules[name] = module
-        try:
-            module_spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise InputError(f"arm file {file!r} can't be imported: {error}") from error

@@ -16,7 +16,8 @@ from eqscale.tasks.metrics import Errors, Predictor, equivariance, evaluate, squ
 from eqscale.tasks.samples import Samples, StoredSamples
 from eqscale.tasks.symmetry import E3, ELEMENTS, Elements, Group, transform
 
-OptionValue = str | int | float
+OptionValue = Any
+"""A string, a number, or any hashable value that a task takes from Python code."""
 _CHECKED_SYSTEMS = 4
 
 Options = Mapping[str, OptionValue]
@@ -213,7 +214,9 @@ class Task:
         labelled = batch.replace(first)
         size = float(squared_error(torch.zeros_like(first), labelled).sum()) ** 0.5
         acts: dict[str, Callable[[Batch, torch.Generator], Batch]] = {
-            "rotation or reflection": lambda b, g: transform(b, self.group.elements(len(b), g, torch.float64)),
+            "rotation or reflection": lambda b, g: transform(
+                b, self.group.elements(len(b), g, torch.float64)
+            ),
         }
         acts |= {"shift": ELEMENTS["translation"]} if self.group.translations else {}
         acts |= {"permutation": self.classes()["permutation"]} if self.group.permutations else {}
@@ -263,4 +266,3 @@ class Task:
             real = np.arange(T) < out["tokens"][:, None]
             out["weight"] = real / out["tokens"][:, None]
         return out
-

@@ -88,9 +88,7 @@ class DataSpec:
         return Path(root) / f"{get_task(self.task).folder_name(self.options)}-{self.digest[:12]}"
 
 
-def generate(
-    spec: DataSpec, task_files: Sequence[str], split: str, start: int, stop: int
-) -> np.ndarray:
+def generate(spec: DataSpec, task_files: Sequence[str], split: str, start: int, stop: int) -> np.ndarray:
     """Make systems ``start`` to ``stop - 1`` of a split, in any process; the same bits wherever it runs."""
     load_task_files(task_files)
     return get_task(spec.task).records(spec.options, spec.seed, split, start, stop)

@@ -146,12 +146,10 @@ class Batch:
 
     def replace(self, target: Tensor | None = None, **changed: Tensor) -> Batch:
         """The batch with another target, fields or labels."""
-        parts: dict[str, dict[str, Tensor]] = {"values": dict(self.values), "labels": dict(self.labels)}
-        for name, value in changed.items():
-            parts["values" if name in self.values else "labels"][name] = value
-        return dataclasses.replace(
-            self, target=self.target if target is None else target, **parts
-        )
+        values = {name: changed.get(name, value) for name, value in self.values.items()}
+        labels = {name: changed.get(name, value) for name, value in self.labels.items()}
+        target = self.target if target is None else target
+        return dataclasses.replace(self, target=target, values=values, labels=labels)
 
 
 def at_tokens(value: Tensor, tokens: int) -> Tensor:

@@ -76,9 +76,7 @@ def evaluate(
     k = len(seen)
     spread = math.sqrt(k / (k - 1) * np.square(error - nmse * scale)[seen].sum()) if k > 1 else math.nan
     n = len(indices)
-    return Errors(
-        float(nmse), float(spread / scale.sum()), float(error.sum() / n), float(scale.sum() / n), k
-    )
+    return Errors(float(nmse), float(spread / scale.sum()), float(error.sum() / n), float(scale.sum() / n), k)
 
 
 @torch.no_grad()

@@ -116,6 +116,13 @@ def random_unit(
     return (v / v.norm(dim=1, keepdim=True)).to(dtype)
 
 
+def random_rotation(
+    n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Matrices (n, 3, 3) uniform on SO(3) (Haar)."""
+    matrix = random_orthogonal(n, generator, torch.float64)
+    return (torch.linalg.det(matrix)[:, None, None] * matrix).to(dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -130,15 +137,7 @@ class Group:
 
 
 E3 = Group()
-SE3 = Group("SE(3)", lambda n, generator=None, dtype=torch.float32: random_rotation(n, generator, dtype))
-
-
-def random_rotation(
-    n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Matrices (n, 3, 3) uniform on SO(3) (Haar)."""
-    matrix = random_orthogonal(n, generator, torch.float64)
-    return (torch.linalg.det(matrix)[:, None, None] * matrix).to(dtype)
+SE3 = Group("SE(3)", random_rotation)
 
 
 def _rotation(batch: Batch, generator: torch.Generator) -> Batch:
@@ -152,7 +151,9 @@ def _reflection(batch: Batch, generator: torch.Generator) -> Batch:
 
 
 def _translation(batch: Batch, generator: torch.Generator) -> Batch:
-    return translate(batch, random_unit(len(batch), generator, torch.float64).to(batch.target) * batch.schema.length)
+    return translate(
+        batch, random_unit(len(batch), generator, torch.float64).to(batch.target) * batch.schema.length
+    )
 
 
 ELEMENTS: dict[str, Callable[[Batch, torch.Generator], Batch]] = {

@@ -273,7 +273,9 @@ class _Trainer:
         ):  # else a parameter keeps a graph's output as its gradient, and the next part overwrites it
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        self.optimizer = get_optimizer(spec.optimizer).build(self.model, spec.learning_rate, spec.weight_decay)
+        self.optimizer = get_optimizer(spec.optimizer).build(
+            self.model, spec.learning_rate, spec.weight_decay
+        )
         self.progress = _Progress(devices=group.world)
         self.pending: list[Tensor] = []
         self.curve_steps = {round(spec.steps * k / CURVE_POINTS) for k in range(1, CURVE_POINTS + 1)}

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from eqscale import __version__
-from eqscale.errors import InputError
 from eqscale.arms import Size, get_arm
+from eqscale.errors import InputError
 from eqscale.tasks import DEFAULT, get_task
 from eqscale.tasks.base import OptionValue
 from eqscale.training.optim import get_optimizer
@@ -143,7 +143,8 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The run as records hold it and as it is hashed: plain JSON under the task's stored names."""
-        names, content = get_task(self.task).stored_names, {}
+        names = get_task(self.task).stored_names
+        content: dict[str, Any] = {}
         for name, value in dataclasses.asdict(self).items():
             if name == "view":
                 content |= self.options

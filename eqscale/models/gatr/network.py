@@ -54,8 +54,8 @@ class GATrConfig:
     """Query heads; keys and values are shared (multi-query)."""
     symmetry: str = "parity"
     """"parity": typed channels, exact under E(3). "published": the untyped formulation of the papers (all
-    channels true, joins times e123 of the mean input multivector of a sample). "off": unconstrained 16 x 16 maps, products as they are
-    (control)."""
+    channels true, joins times e123 of the mean input multivector of a sample). "off": unconstrained
+    16 x 16 maps, products as they are (control)."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
