@@ -182,18 +182,19 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rungs(name: str, N: float, budget: float) -> list[tuple[str, int]]:
+def _rungs(name: str, task_name: str, N: float, budget: float) -> list[tuple[str, int]]:
     """Sizes of a registered arm around N at a budget in executed FLOPs with their parameters; none for other arms."""
     from bisect import bisect
 
     from eqscale.arms import arm_names, get_arm
+    from eqscale.tasks import get_task, task_names
 
-    if name not in arm_names():
+    if name not in arm_names() or task_name not in task_names():
         return []
-    arm = get_arm(name)
-    sizes = arm.sizes(budget)
-    at = bisect(sizes, N, key=arm.parameters)
-    return [(str(size), arm.parameters(size)) for size in sizes[max(at - 2, 0) : at + 2]]
+    arm, task = get_arm(name), get_task(task_name)
+    sizes = [(str(size), arm.parameters(size, task)) for size in arm.sizes(budget)]
+    at = bisect(sizes, N, key=lambda size: size[1])
+    return sizes[max(at - 2, 0) : at + 2]
 
 
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:

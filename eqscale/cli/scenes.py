@@ -1,87 +1,70 @@
-"""``eqscale scenes``: look at a scene of the benchmark."""
+"""``eqscale scenes``: look at a system of a task, or at a prediction."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from eqscale.rigid.families import Family
+from eqscale.cli.plugins import load_plugins
+from eqscale.plugins import add_plugin_options
+
+_HELP = """\
+Make one system of a task and write a picture of it or, given a checkpoint, a test system's truth beside the model's
+prediction. A task adds options of its own: eqscale scenes --task NAME --help lists them."""
 
 
 def register(subparsers) -> None:
     """Add the verb ``scenes``."""
-    parser = subparsers.add_parser(
-        "scenes",
-        help="simulate a scene and write it as an animation",
-        description="Simulate one scene of the rigid-body benchmark and write it as a GIF in real time, or, given "
-        "a checkpoint, a test scene's truth beside the model's prediction and rollout.",
+    parser = subparsers.add_parser("scenes", help="look at a system of a task, or at a prediction", add_help=False)
+    parser.add_argument("--task", default="rigid", help="the task (default: rigid)")
+    add_plugin_options(parser)
+    parser.set_defaults(run=run, takes_rest=True)
+
+
+def _parser(args: argparse.Namespace) -> argparse.ArgumentParser:
+    from eqscale.tasks import get_task
+
+    task = get_task(args.task)
+    parser = argparse.ArgumentParser(
+        prog="eqscale scenes",
+        description=_HELP,
         epilog="Examples: eqscale scenes --family M --seed 3 --out scene.gif; "
         "eqscale scenes --checkpoint studies/quick/weights/RUN_ID.pt --index 7",
     )
-    parser.add_argument("--family", default="S", help="scene family: S, M or L (default: S)")
-    parser.add_argument(
-        "--meshes",
-        type=Path,
-        metavar="DIR",
-        help="throw the convex hulls of this folder's .obj meshes instead of the family's own shapes",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="dataset seed (default: 0)")
-    parser.add_argument("--index", type=int, default=0, help="which scene of the split (default: 0)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of the simulation (default: 2)")
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="final weights of a run: show its prediction beside the truth",
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data (default: 0)")
+    parser.add_argument("--index", type=int, default=0, help="which system of the split (default: 0)")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="final weights of a run")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
-    parser.add_argument("--out", type=Path, help="file to write (default: scene-FAMILY-SEED-INDEX.gif)")
-    parser.set_defaults(run=run)
+    parser.add_argument("--out", type=Path, help="file to write")
+    group = parser.add_argument_group(f"options of task {task.name}")
+    for option in (*task.options, *task.look_options):
+        flag, help_text = f"--{option.name.replace('_', '-')}", f"{option.help} (default: {option.default})"
+        group.add_argument(flag, type=type(option.default), default=option.default, help=help_text)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the animation and say where."""
+    """Write the picture and say where."""
     from eqscale.errors import InputError
-    from eqscale.rigid.animate import animate_scene
-    from eqscale.rigid.families import family
-    from eqscale.rigid.meshes import family_of_meshes
-    from eqscale.rigid.scene import sample_scene
-
-    chosen = family(args.family)
-    if args.meshes is not None:
-        chosen = family_of_meshes(args.meshes, chosen)
-    for name in ("seed", "index"):
-        if getattr(args, name) < 0:
-            raise InputError(f"--{name} {getattr(args, name)}: must be at least 0")
-    if not 0 < args.seconds <= 60:
-        raise InputError(f"--seconds {args.seconds:g}: must be above 0 and at most 60")
-    out = args.out or Path(f"scene-{chosen.name}-{args.seed}-{args.index}.gif")
-    if args.checkpoint is not None:
-        return _animate_checkpoint(args, chosen, out)
-    scene = sample_scene(chosen, args.seed, "train", args.index)
-    title = f"family {chosen.name}, seed {args.seed}, scene {args.index}"
-    print(f"wrote {animate_scene(scene, out, args.seconds, title)}: {scene.n} objects, {args.seconds:g} s")
-    return 0
-
-
-def _animate_checkpoint(args: argparse.Namespace, chosen: Family, out: Path) -> int:
-    from eqscale.errors import InputError
-    from eqscale.rigid.animate import animate_prediction
-    from eqscale.rigid.dataset import DatasetSpec, open_split, prepare
+    from eqscale.tasks import get_task
+    from eqscale.tasks.dataset import open_stored
     from eqscale.training.loop import load_trained
 
-    spec, model = load_trained(args.checkpoint)
-    data = DatasetSpec(family=chosen, train_scenes=1, test_scenes=args.index + 1, seed=args.seed)
-    if data.digest != spec.data:
-        raise InputError(
-            f"checkpoint {str(args.checkpoint)!r} was trained on other data than family {chosen.name} with seed "
-            f"{args.seed}: name them with --family and --seed"
-        )
-    prepare(data, args.data)
-    windows = open_split(
-        data, args.data, "test", horizon=spec.horizon, frame=spec.frame, scenes=args.index + 1
+    load_plugins(args)
+    wanted = _parser(args).parse_args(args.rest)
+    for name in ("seed", "index"):
+        if getattr(wanted, name) < 0:
+            raise InputError(f"--{name} {getattr(wanted, name)}: must be at least 0")
+    if wanted.checkpoint is None:
+        task, given = get_task(args.task), vars(wanted)
+        options = task.check_options({option.name: given[option.name] for option in task.options})
+        options |= {option.name: given[option.name] for option in task.look_options}
+        print(task.look(options, wanted.seed, wanted.index, wanted.out))
+        return 0
+    spec, model = load_trained(wanted.checkpoint)
+    samples = open_stored(
+        spec.task, spec.data, wanted.data, "test", systems=spec.test_systems, **spec.options
     )
-    print(f"wrote {animate_prediction(model, windows, args.index, out, spec.name)}")
+    out = wanted.out or Path(f"{spec.name}-{wanted.index}.gif")
+    print(f"wrote {get_task(spec.task).look_at_prediction(model, samples, wanted.index, out, spec.name)}")
     return 0

@@ -236,7 +236,7 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
     recipe = Recipe(
         rate=float(f"{math.exp(scale):.3g}"),
         batch=float(f"{BATCH * math.exp(batch0):.3g}"),
-        **{name: round(float(value), 3) for name, value in values.items()},
+        **{name: round(float(value), 3) for name, value in values.items()},  # type: ignore[arg-type]
     )
     scatter = float(np.sqrt(np.mean(deviation**2)))
     check_runs = int(near.index.get_level_values(0).to_numpy().sum())

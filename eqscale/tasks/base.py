@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,24 @@ class Task:
     def equivariance(self, predict: Predictor, samples: Samples, indices: np.ndarray) -> dict[str, float]:
         """Equivariance errors, see ``eqscale.tasks.metrics.equivariance``."""
         return equivariance(predict, samples, indices, self.elements(samples.options), self.classes())
+
+    # Looking at it.
+
+    look_options: tuple[Option, ...] = ()
+    """Further options of ``look``."""
+
+    def look(self, options: Options, seed: int, index: int, out: Path | None) -> str:
+        """Write a picture of a training system made afresh; returns a line that names the file.
+
+        ``options`` hold the task's own and ``look_options``. ``out`` None: a name of the task's choice.
+        """
+        raise InputError(f"task {self.name!r} draws no pictures of its systems")
+
+    def look_at_prediction(
+        self, predict: Predictor, samples: Samples, index: int, out: Path, title: str
+    ) -> Path:
+        """Write a picture of a prediction beside the truth, for a system of the samples."""
+        raise InputError(f"task {self.name!r} draws no pictures of predictions")
 
     # Checks.
 

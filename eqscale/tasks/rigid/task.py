@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from eqscale.errors import InputError
 from eqscale.tasks import register
 from eqscale.tasks.base import Metric, Option, Options, Task, Words
 from eqscale.tasks.dataset import DataSpec
 from eqscale.tasks.fields import Batch
 from eqscale.tasks.metrics import Predictor
+from eqscale.tasks.rigid.animate import animate_prediction, animate_scene
 from eqscale.tasks.rigid.engine import ENGINE_VERSION, ENGINES, FRAME_RATE, simulate
 from eqscale.tasks.rigid.families import FAMILIES, Family, family
+from eqscale.tasks.rigid.meshes import family_of_meshes
 from eqscale.tasks.rigid.metrics import evaluate
 from eqscale.tasks.rigid.scene import GRAVITY, random_frame, sample_scene
 from eqscale.tasks.rigid.symmetry import ELEMENTS, align, random_vertical
@@ -73,6 +77,10 @@ class RigidTask(Task):
         ),
     )
     variant: ClassVar = {"frame": "upright"}
+    look_options = (
+        Option("seconds", 2.0, "length of the simulation"),
+        Option("meshes", "", "folder of .obj meshes to throw instead of the family's own shapes"),
+    )
     samples_per_system = STARTS
     metrics = (
         Metric("vertex_rmse_m", "root mean squared error of vertex positions, m"),
@@ -180,6 +188,24 @@ class RigidTask(Task):
     def align(self, batch: Batch) -> tuple[Batch, Tensor]:
         """Upright, by gravity."""
         return align(batch)
+
+    def look(self, options: Options, seed: int, index: int, out: Path | None) -> str:
+        """A scene in real time, as a GIF."""
+        seconds, meshes = float(options["seconds"]), str(options["meshes"])
+        if not 0 < seconds <= 60:
+            raise InputError(f"--seconds {seconds:g}: must be above 0 and at most 60")
+        scenes = family_of_meshes(Path(meshes), _family(options)) if meshes else _family(options)
+        scene = sample_scene(scenes, seed, "train", index)
+        path = out or Path(f"scene-{scenes.name}-{seed}-{index}.gif")
+        title = f"family {scenes.name}, seed {seed}, scene {index}"
+        return f"wrote {animate_scene(scene, path, seconds, title)}: {scene.n} objects, {seconds:g} s"
+
+    def look_at_prediction(
+        self, predict: Predictor, samples: Samples, index: int, out: Path, title: str
+    ) -> Path:
+        """Truth, prediction one horizon ahead, and rollout, as a GIF."""
+        assert isinstance(samples, Windows)
+        return animate_prediction(predict, samples, index, out, title)
 
     def evaluate(
         self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any
