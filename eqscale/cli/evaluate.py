@@ -13,7 +13,7 @@ from eqscale.cli.arm_files import add_arm_file_option, load_arm_files
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from eqscale.training.evaluation import Assessment
+    from eqscale.measure.evaluation import Assessment
 
 
 def register(subparsers) -> None:
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the JSON file if one is asked for."""
     from eqscale.console import make_console
     from eqscale.errors import InputError
+    from eqscale.measure.evaluation import assess, ballistic, evaluation_content, predictor, rollout_steps
     from eqscale.rigid.dataset import open_stored
-    from eqscale.training.evaluation import assess, ballistic, evaluation_content, predictor, rollout_steps
     from eqscale.training.loop import load_trained
 
     load_arm_files(args)

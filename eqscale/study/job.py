@@ -13,6 +13,7 @@ import subprocess
 import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -405,7 +406,7 @@ class OpenStudy:
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.monotonic() - begin
 
     def describe(self, specs: Iterable[RunSpec]) -> None:
-        """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran."""
+        """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran; ``task.json``."""
         options, path = self.options, self.options.results / "study.json"
         earlier = json.loads(path.read_text())["stage_seconds"] if path.is_file() else {}
         measured = {name: round(seconds, 1) for name, seconds in self.stage_seconds.items()}
@@ -417,6 +418,8 @@ class OpenStudy:
             "runs": sorted(spec.run_id for spec in specs),
         }
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        wording = resources.files("eqscale.rigid").joinpath("task.json").read_bytes()
+        write_atomically(path.with_name("task.json"), wording)
 
     def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
         """Write run table, records and ``study.json`` as the ledger has them now; returns the table."""

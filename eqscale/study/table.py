@@ -9,12 +9,15 @@ import pandas as pd
 
 from eqscale.storage import write_atomically
 from eqscale.study.ledger import Ledger
+from eqscale.training.arms import get_arm
 from eqscale.training.spec import RunRecord, RunSpec
 
 COLUMNS: dict[str, str] = {
     "run_id": "identity: hash of everything that defines the run",
     "name": "readable name, as in the MLflow UI",
     "arm": "architecture and how it meets the symmetry",
+    "role": "how the arm meets the symmetry: learn, augment, align, build_in or control",
+    "control_of": "the arm that a control is compared with",
     "budget": "executed training FLOPs that the run was designed to spend",
     "seed": "seed of initialisation, data order and augmentation",
     "status": "finished, diverged or failed; pruned by a search; outdated: of earlier code or other data; unplanned: "
@@ -72,10 +75,13 @@ _ASIDE = ("outdated", "unplanned")
 
 
 def _spec_columns(spec: RunSpec) -> dict[str, object]:
+    arm = get_arm(spec.arm)
     return {
         "run_id": spec.run_id,
         "name": spec.name,
         "arm": spec.arm,
+        "role": str(arm.role),
+        "control_of": arm.control_of,
         "budget": spec.budget,
         "seed": spec.seed,
         "width": spec.size.width,
@@ -172,9 +178,8 @@ def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
-    """Write ``runs.csv``, ``runs.parquet`` and ``columns.md``, which explains the columns, into ``folder``."""
+    """Write ``runs.csv`` and ``columns.md``, which explains its columns, into ``folder``."""
     meanings = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items())
     columns = f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n"
     write_atomically(folder / "columns.md", columns.encode())
     write_atomically(folder / "runs.csv", table.to_csv(index=False).encode())
-    write_atomically(folder / "runs.parquet", table.to_parquet(index=False))

@@ -12,6 +12,7 @@ from eqscale.algebra import embed_direction, embed_plane, embed_point, extract_d
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.rigid.batch import Batch
+from eqscale.roles import Role
 from eqscale.training.arms.base import Arm, Size
 from eqscale.training.arms.invariants import FLOOR_INVARIANTS, SPEED, floor_invariants
 from eqscale.training.arms.recipe import fitted_recipe
@@ -148,16 +149,20 @@ _LADDER = tuple(
 )  # fmt: skip
 
 
-def _arm(name: str, description: str, symmetry: str, recipe: str | None = None) -> Arm:
+def _arm(
+    name: str, description: str, symmetry: str, recipe: str | None = None, control_of: str | None = None
+) -> Arm:
     return Arm(
         name,
         description,
+        Role.CONTROL if control_of else Role.BUILD_IN,
         functools.partial(_build, symmetry=symmetry),
         functools.partial(_flops, symmetry=symmetry),
         _LADDER,
         fitted_recipe(recipe or name),
         optimal_cost=0.6,
         packed=GATr.packs,
+        control_of=control_of,
     )
 
 
@@ -169,5 +174,10 @@ ARMS = (
         "published",
         recipe="gatr",
     ),
-    _arm("gatr_off", "the control: GATr's backbone with unconstrained maps, no symmetry left", "off"),
+    _arm(
+        "gatr_off",
+        "the control: GATr's backbone with unconstrained maps, no symmetry left",
+        "off",
+        control_of="gatr",
+    ),
 )

@@ -11,6 +11,7 @@ from eqscale.models.flops import TrainingFlops
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.symmetry import align
+from eqscale.roles import Role
 from eqscale.training.arms.base import Arm, Size
 from eqscale.training.arms.invariants import FLOOR_INVARIANTS, SPEED, floor_invariants
 from eqscale.training.arms.recipe import fitted_recipe
@@ -117,6 +118,7 @@ ARMS = (
     Arm(
         "transformer",
         "learn the symmetry from the data: plain pre-LayerNorm transformer",
+        Role.LEARN,
         _build,
         _flops,
         _LADDER,
@@ -126,6 +128,7 @@ ARMS = (
     Arm(
         "transformer_aug",
         "learn it from augmented data: a fresh group element per draw",
+        Role.AUGMENT,
         _build,
         _flops,
         _LADDER,
@@ -136,6 +139,7 @@ ARMS = (
     Arm(
         "transformer_aligned",
         "align it: the plain transformer on samples turned upright",
+        Role.ALIGN,
         functools.partial(_build, aligned=True),
         functools.partial(_flops, aligned=True),
         _LADDER,
