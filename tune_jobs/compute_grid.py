@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 
 from eqscale.cli import run_or_exit
-from eqscale.report import write_report
+from eqscale.report.study import write_report
 from eqscale.study.grid import compute_grid
 from eqscale.study.job import run_study
 from eqscale.study.options import parse_options

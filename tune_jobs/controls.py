@@ -18,8 +18,8 @@ import sys
 import pandas as pd
 
 from eqscale.cli import run_or_exit
-from eqscale.report import write_report
 from eqscale.report.parts import study_folder
+from eqscale.report.study import write_report
 from eqscale.study.grid import controls_grid
 from eqscale.study.job import run_study
 from eqscale.study.options import parse_options

@@ -22,13 +22,23 @@ from eqscale.arms import Recipe, get_arm
 from eqscale.cli import run_or_exit
 from eqscale.console import make_console
 from eqscale.errors import InputError
-from eqscale.report import CHECK_ROUNDS, GOAL, write_search_report
+from eqscale.report.search import write_search_report
 from eqscale.study.estimate import Estimator
 from eqscale.study.job import OpenStudy, open_study
 from eqscale.study.options import JobOptions, parse_options
 from eqscale.study.presets import SEARCHES, LearningRateSearch
 from eqscale.study.progress import human_time
-from eqscale.study.search import Search, check_specs, check_table, finished_losses, fit_recipe, search_cells
+from eqscale.study.search import (
+    CHECK_ROUNDS,
+    GOAL,
+    Search,
+    check_specs,
+    check_table,
+    finished_losses,
+    fit_recipe,
+    found_wanting,
+    search_cells,
+)
 from eqscale.study.table import run_table
 from eqscale.training.spec import RunSpec
 
@@ -102,14 +112,14 @@ def main() -> int:
             checks |= {spec.run_id: spec for spec in ended}
             runs = run_table(list(checks.values()), ledger)
             table = check_table(preset, {name: fit.recipe for name, fit in fits.items()}, runs)
-            wanting = list(table.loc[~(table["excess"] <= GOAL), "arm"].unique())
+            wanting = found_wanting(table)
             if not wanting or round_ == CHECK_ROUNDS:
                 break
             console.print(f"fitted again, check runs included: {', '.join(wanting)}")
             checked = runs[runs["status"] == "finished"]
             for name in wanting:
                 fits[name] = fit_recipe(finished[finished["arm"] == name], checked[checked["arm"] == name])
-        write_search_report(trials, runs, table, fits, options.results)
+        write_search_report(trials, runs, table, fits, options.results, GOAL, CHECK_ROUNDS)
         study.describe([*specs, *checks.values()])
         study.track([*specs, *checks.values()])
         study.complete = True

@@ -1,11 +1,11 @@
-"""An arm of one's own: Deep Sets (Zaheer et al. 2017), vertices that only see the mean of all others."""
+"""An arm from a file: Deep Sets (Zaheer et al. 2017), vertices that only see the mean of all others."""
 
 import torch
 from torch import Tensor, nn
 
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.rigid.batch import Batch
-from eqscale.training.arms import Arm, Recipe, Size, register
+from eqscale.training.arms import Arm, Recipe, Role, Size, register
 from eqscale.training.arms.plain import TOKEN_FEATURES, token_features
 
 
@@ -39,6 +39,7 @@ register(
     Arm(
         name="deep_sets",
         description="learn it without attention: Deep Sets",
+        role=Role.LEARN,
         build=DeepSets,
         flops=flops,
         ladder=tuple(

@@ -3,10 +3,11 @@
 from eqscale.arms import gatr, plain
 from eqscale.arms.base import Arm, Size, TokenCounts, UnknownArm, arm_names, get_arm, load_arm_files, register
 from eqscale.arms.recipe import Recipe
+from eqscale.roles import Role
 
 for _arm in (*plain.ARMS, *gatr.ARMS):
     register(_arm)
 
 __all__ = [
-    "Arm", "Recipe", "Size", "TokenCounts", "UnknownArm", "arm_names", "get_arm", "load_arm_files", "register",
+    "Arm", "Recipe", "Role", "Size", "TokenCounts", "UnknownArm", "arm_names", "get_arm", "load_arm_files", "register",
 ]  # fmt: skip

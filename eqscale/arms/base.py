@@ -13,6 +13,7 @@ from eqscale.arms.recipe import Recipe
 from eqscale.errors import InputError
 from eqscale.models.flops import TrainingFlops
 from eqscale.plugins import load_files
+from eqscale.roles import Role
 from eqscale.tasks import Task
 
 
@@ -53,6 +54,8 @@ class Arm:
     """Identifier in specs, run tables and command lines."""
     description: str
     """One line for ``--help`` and reports."""
+    role: Role
+    """How it meets the symmetry; reports compare arms by it."""
     build: Callable[[Size, Task], nn.Module]
     """Size, task -> module that maps a Batch to what its target holds, in the frame of the batch."""
     flops: Callable[[Size, Task], TrainingFlops]
@@ -71,6 +74,17 @@ class Arm:
     deeper_ladders: tuple[tuple[float, tuple[Size, ...]], ...] = ()
     """Budgets in executed FLOPs, rising, with the sizes to use instead of ``ladder`` from there on: long training pays
     for more blocks at the same parameters."""
+    control_of: str | None = None
+    """The arm that a control is compared with; only for ``role=Role.CONTROL``."""
+
+    def __post_init__(self) -> None:
+        if self.role not in tuple(Role):
+            raise InputError(f"arm {self.name!r}: role {self.role!r}; choose from {', '.join(Role)}")
+        if (self.role == Role.CONTROL) != (self.control_of is not None):
+            raise InputError(
+                f"arm {self.name!r}: role {str(self.role)!r} with control_of {self.control_of!r}; a control, and no "
+                "other arm, names the arm that it is compared with"
+            )
 
     def sizes(self, budget: float) -> tuple[Size, ...]:
         """The sizes that suit a budget in executed FLOPs, in order of parameters."""

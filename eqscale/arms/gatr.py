@@ -20,6 +20,7 @@ from eqscale.arms.inputs import (
 from eqscale.arms.recipe import fitted_recipe
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
+from eqscale.roles import Role
 from eqscale.tasks import Batch, Kind, Schema, Task
 
 LENGTHS = {"parity": 0.1, "published": 0.1, "off": 1.0}
@@ -93,16 +94,20 @@ _LADDER = tuple(
 )  # fmt: skip
 
 
-def _arm(name: str, description: str, symmetry: str, recipe: str | None = None) -> Arm:
+def _arm(
+    name: str, description: str, symmetry: str, recipe: str | None = None, control_of: str | None = None
+) -> Arm:
     return Arm(
         name,
         description,
+        Role.CONTROL if control_of else Role.BUILD_IN,
         functools.partial(_build, symmetry=symmetry),
         functools.partial(_flops, symmetry=symmetry),
         _LADDER,
         fitted_recipe(recipe or name),
         optimal_cost=0.6,
         packed=GATr.packs,
+        control_of=control_of,
     )
 
 
@@ -114,5 +119,10 @@ ARMS = (
         "published",
         recipe="gatr",
     ),
-    _arm("gatr_off", "the control: GATr's backbone with unconstrained maps, no symmetry left", "off"),
+    _arm(
+        "gatr_off",
+        "the control: GATr's backbone with unconstrained maps, no symmetry left",
+        "off",
+        control_of="gatr",
+    ),
 )

@@ -12,6 +12,7 @@ from eqscale.arms.inputs import numbers, numbers_width, plane_invariants, plane_
 from eqscale.arms.recipe import fitted_recipe
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
+from eqscale.roles import Role
 from eqscale.tasks import Batch, Kind, Task
 
 
@@ -94,6 +95,7 @@ ARMS = (
     Arm(
         "transformer",
         "learn the symmetry from the data: plain pre-LayerNorm transformer",
+        Role.LEARN,
         _build,
         _flops,
         _LADDER,
@@ -103,6 +105,7 @@ ARMS = (
     Arm(
         "transformer_aug",
         "learn it from augmented data: a fresh group element per draw",
+        Role.AUGMENT,
         _build,
         _flops,
         _LADDER,
@@ -113,6 +116,7 @@ ARMS = (
     Arm(
         "transformer_aligned",
         "align it: the plain transformer on samples turned upright",
+        Role.ALIGN,
         functools.partial(_build, aligned=True),
         functools.partial(_flops, aligned=True),
         _LADDER,

@@ -12,7 +12,7 @@ _HELP = """\
 Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights, and write the numbers
 to the folder "evaluation" of the results, from which eqscale report shows them: rollouts, errors averaged over
 2, 4, ... elements of the symmetry group (test-time averaging) for arms that are not equivariant, and, for the best arm
-and the plain transformer, an animation of a prediction beside the truth.
+and the one that learns the symmetry, an animation of a prediction beside the truth.
 
 What has been measured already is left as it is.
 
@@ -56,7 +56,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
 def _run(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.errors import InputError
-    from eqscale.report import best_models
+    from eqscale.measure import best_models
     from eqscale.report.parts import read_study
 
     load_plugins(args)
@@ -76,12 +76,12 @@ def _run(args: argparse.Namespace) -> int:
             continue
         measured = []
         for what, assessment in best_models.measure(model, args.data, args.rollout):
-            nmse = f"{assessment.errors.nmse:.4f} ± {assessment.errors.nmse_se:.4f}"
+            nmse = f"{assessment.errors['nmse']:.4f} ± {assessment.errors['nmse_se']:.4f}"
             console.print(f"{model.name}, {what}: NMSE {nmse}", highlight=False)
             measured.append((what, assessment))
         console.print(f"written: {best_models.write_evaluation(model, measured, args.folder)}")
         (args.folder / "evaluation" / f"{model.arm}.gif").unlink(missing_ok=True)  # of another run
-    for model in best_models.to_animate(models):
+    for model in best_models.to_animate(models, study):
         if not (args.folder / "evaluation" / f"{model.arm}.gif").is_file():
             path = best_models.write_animation(model, args.data, args.scene, args.folder)
             console.print(f"written: {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,8 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     if not fitted:
         raise InputError("; ".join(problems))
     arms = {a: {name: on_axis(arm, runs, a) for name, arm in fitted.items()} for a in AXES}
-    found = suggest(runs, arms, axis, compute, _rungs)
+    rungs = functools.partial(_rungs, str(runs["task"].iloc[0]))
+    found = suggest(runs, arms, axis, compute, rungs)
     console = make_console()
     _print_suggestions(
         console, found, f"{compute:.4g} {AXES[axis].unit} ({AXES[axis].label})", axis == "seconds"
@@ -182,7 +184,7 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rungs(name: str, task_name: str, N: float, budget: float) -> list[tuple[str, int]]:
+def _rungs(task_name: str, name: str, N: float, budget: float) -> list[tuple[str, int]]:
     """Sizes of a registered arm around N at a budget in executed FLOPs with their parameters; none for other arms."""
     from bisect import bisect
 

@@ -9,10 +9,12 @@ _HELP = """\
 Rebuild everything that is published about a study from its run tables: fits, figures, report.md and
 report.html. The folder may hold
 
-  runs.csv              the compute grid (or runs.parquet)
-  data_grid/runs.csv    one budget, ever fewer unique scenes
-  controls/runs.csv     the symmetry switched off, other frames of the data
+  task.json             what the report calls the things of the task, from the job
+  runs.csv              the compute grid
+  data_grid/runs.csv    one budget, ever fewer unique units of data
+  controls/runs.csv     the symmetry switched off, other variants of the data
   validation/runs.csv   runs above the compute grid's budgets, made after prediction.json
+  step_times.csv        from eqscale time
   prediction.json       from eqscale predict
   evaluation/*          the best models, from eqscale measure
 
@@ -33,7 +35,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from eqscale.report import write_report
+    from eqscale.report.study import write_report
 
     folder = write_report(args.folder)
     print(f"written: {folder / 'report.md'} and {folder / 'report.html'}")

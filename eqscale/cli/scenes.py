@@ -15,7 +15,9 @@ prediction. A task adds options of its own: eqscale scenes --task NAME --help li
 
 def register(subparsers) -> None:
     """Add the verb ``scenes``."""
-    parser = subparsers.add_parser("scenes", help="look at a system of a task, or at a prediction", add_help=False)
+    parser = subparsers.add_parser(
+        "scenes", help="look at a system of a task, or at a prediction", add_help=False
+    )
     parser.add_argument("--task", default="rigid", help="the task (default: rigid)")
     add_plugin_options(parser)
     parser.set_defaults(run=run, takes_rest=True)

@@ -48,8 +48,9 @@ def _run(args: argparse.Namespace) -> int:
 
     from eqscale.console import make_console
     from eqscale.errors import InputError
+    from eqscale.measure.step_times import ROUNDS, open_shapes, time_shapes
     from eqscale.report.parts import PARTS, part_folder, read_study
-    from eqscale.report.step_times import ROUNDS, open_shapes, path_of, time_shapes
+    from eqscale.report.step_times import path_of
     from eqscale.storage import write_atomically
     from eqscale.study.records import read_records
 

@@ -17,8 +17,9 @@ from eqscale.laws.compare import Comparison, common_range, compare_arms
 from eqscale.laws.minima import Minima, measured_minima
 from eqscale.laws.plan import Advice, advise
 from eqscale.laws.validate import HoldOut, LackOfFit, Outlier, hold_out_top, lack_of_fit, outliers
-from eqscale.report.axes import AXES, BASELINE
-from eqscale.report.parts import Study
+from eqscale.report.axes import AXES
+from eqscale.report.parts import UNIQUE, Study
+from eqscale.report.roles import Roles
 
 Array = np.ndarray
 Arms = Mapping[str, ArmFit]
@@ -88,7 +89,7 @@ def analyse(study: Study) -> Analysis:
         seed_noise(grid),
         noise_at_sizes(grid),
         [edge for axis, group in arms.items() for arm in group.values() for edge in find_edges(arm, axis)],
-        {axis: _compare_pairs(group, AXES[axis].label) for axis, group in arms.items()},
+        {axis: _compare_pairs(group, AXES[axis].label, study.roles) for axis, group in arms.items()},
         {axis: find_minima(group, axis) for axis, group in arms.items()},
         {axis: _rank(group) for axis, group in arms.items()},
     )
@@ -129,9 +130,9 @@ def design_points(runs: pd.DataFrame, arm: ArmFit) -> Array:
 def noise_at_sizes(finished: pd.DataFrame) -> pd.DataFrame:
     """Scatter between seeds at each point with replicates: columns arm, budget, N, seeds, sd (of the log loss).
 
-    ``unique_scenes`` is a further column where the table has it: it tells the points of a data grid apart.
+    ``unique_units`` is a further column where the table has it: it tells the points of a data grid apart.
     """
-    point = ["arm", "budget", "N"] + (["unique_scenes"] if "unique_scenes" in finished else [])
+    point = ["arm", "budget", "N"] + ([UNIQUE] if UNIQUE in finished else [])
     log_loss = np.log(finished["loss"].astype(float))
     groups = finished.assign(log_loss=log_loss).groupby(point)["log_loss"]
     cells = pd.DataFrame({"seeds": groups.size(), "sd": groups.std(ddof=1)}).reset_index()
@@ -232,10 +233,12 @@ def _hold_out(arm: ArmFit) -> HoldOut | None:
         return None
 
 
-def _compare_pairs(arms: Arms, label: str) -> list[Comparison | str]:
+def _compare_pairs(arms: Arms, label: str, roles: Roles) -> list[Comparison | str]:
+    # the second of a pair is what the first is measured in: the baseline last, the built-in arms first
+    place = {name: i for i, name in enumerate(roles.built_in)} | {roles.baseline: math.inf}
     out: list[Comparison | str] = []
     for one, two in itertools.combinations(arms.values(), 2):
-        if one.name == BASELINE:  # what others are measured in
+        if place.get(one.name, len(place)) > place.get(two.name, len(place)):
             one, two = two, one
         try:
             out.append(compare_arms(one, two, axis=label))

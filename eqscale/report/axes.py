@@ -1,23 +1,10 @@
-"""The compute axes that everything is reported on, and the arms that the study's questions are about."""
+"""The compute axes that everything is reported on."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import pandas as pd
-
-BASELINE = "transformer"
-AUGMENTED = "transformer_aug"
-EQUIVARIANT = "gatr"
-
-COLOURS = {
-    BASELINE: "#0072B2",
-    EQUIVARIANT: "#D55E00",
-    "transformer_aligned": "#009E73",
-    AUGMENTED: "#CC79A7",
-    "gatr_off": "#E69F00",
-}
-"""An arm has one colour in all figures (Okabe & Ito 2008); other arms take what is left by position."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from eqscale.errors import InputError
 from eqscale.laws import Bootstrap, Fit, Interval, bootstrap, fit, intervals
 from eqscale.report import analysis
 from eqscale.report.analysis import pooled_noise, seed_noise
+from eqscale.report.parts import UNIQUE
 
 Array = np.ndarray
 
@@ -38,8 +39,10 @@ class DataGrid:
     runs: pd.DataFrame
     """Finished runs."""
     levels: pd.DataFrame
-    """One row an arm and number of unique scenes: arm, unique_scenes, unique_tokens, epochs, log_loss (mean
+    """One row an arm and number of unique units: arm, unique_units, unique_tokens, epochs, log_loss (mean
     over seeds of the best size), n (seeds), N, sd and df (seed noise of the arm, pooled over levels)."""
+    units: str
+    """What a unit is called, in the plural."""
     laws: dict[str, RepetitionLaw]
     unfitted: dict[str, str]
 
@@ -56,23 +59,27 @@ class Gap:
     low: float
     high: float
     levels: tuple[int, ...]
-    """Numbers of unique scenes averaged over."""
+    """Numbers of unique units averaged over."""
     known: bool
     """Whether seeds tell the noise; without, the limits are infinite."""
 
 
-def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame) -> DataGrid | None:
+def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> DataGrid | None:
     """Levels and repetition laws of a data grid; None without one.
 
     Args:
         data: finished runs of the data grid.
         compute: finished runs of the compute grid, which tell how loss depends on N.
+        units: what a unit of the data is called, in the plural.
+
+    Raises:
+        InputError: the table doesn't say how many unique units or tokens its runs had.
     """
     if data.empty:
         return None
-    for column in ("unique_scenes", "unique_tokens"):
+    for column, name in ((UNIQUE, f"unique_{units}"), ("unique_tokens", "unique_tokens")):
         if column not in data:
-            raise InputError(f"data grid: the column {column!r} is missing")
+            raise InputError(f"data grid: the column {name!r} is missing")
     laws, unfitted = {}, {}
     for position, arm in enumerate(dict.fromkeys(data["arm"])):
         runs = pd.concat([part[part["arm"] == arm] for part in (compute, data) if "unique_tokens" in part])
@@ -85,29 +92,29 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame) -> DataGrid | None
             continue
         boot = bootstrap(law, resamples=analysis.RESAMPLES, seed=position)
         laws[arm] = RepetitionLaw(arm, law, boot, intervals(law, boot))
-    return DataGrid(data, _levels(data), laws, unfitted)
+    return DataGrid(data, _levels(data), units, laws, unfitted)
 
 
 def _levels(data: pd.DataFrame) -> pd.DataFrame:
     noise = seed_noise(data)
     log = data.assign(log_loss=np.log(data["loss"].astype(float)))
-    cells = log.groupby(["arm", "unique_scenes", "N"], sort=False).agg(
+    cells = log.groupby(["arm", UNIQUE, "N"], sort=False).agg(
         unique_tokens=("unique_tokens", "mean"), epochs=("epochs", "mean"), log_loss=("log_loss", "mean"),
         n=("log_loss", "size"), D=("D", "mean"),
     ).reset_index()  # fmt: skip
-    best = cells.loc[cells.groupby(["arm", "unique_scenes"], sort=False)["log_loss"].idxmin()]
+    best = cells.loc[cells.groupby(["arm", UNIQUE], sort=False)["log_loss"].idxmin()]
     sd = {arm: pooled_noise(noise, arm) for arm in best["arm"].unique()}
     best = best.assign(sd=[sd[arm][0] for arm in best["arm"]], df=[sd[arm][1] for arm in best["arm"]])
-    return best.sort_values(["arm", "unique_scenes"], kind="stable", ignore_index=True)
+    return best.sort_values(["arm", UNIQUE], kind="stable", ignore_index=True)
 
 
 def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
     """Σ weight × mean log loss of the arms, averaged over levels that all of them have.
 
-    The noise is the seeds' scatter; that all arms are tested on the same scenes is left out, which makes the
+    The noise is the seeds' scatter; that all arms share their test data is left out, which makes the
     interval a little too wide.
     """
-    at = {arm: grid.levels[grid.levels["arm"] == arm].set_index("unique_scenes") for arm in weights}
+    at = {arm: grid.levels[grid.levels["arm"] == arm].set_index(UNIQUE) for arm in weights}
     shared = [u for u in levels if all(u in table.index for table in at.values())]
     if not shared:
         return Gap(math.nan, -math.inf, math.inf, (), False)
@@ -139,28 +146,26 @@ def excess(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> G
 
 
 def levels_with_epochs(grid: DataGrid, arms: list[str], least: float) -> list[int]:
-    """Numbers of unique scenes at which every one of the arms saw its data at least ``least`` times."""
+    """Numbers of unique units at which every one of the arms saw its data at least ``least`` times."""
     here = grid.levels[grid.levels["arm"].isin(arms)]
-    epochs = here.groupby("unique_scenes")["epochs"].agg(["min", "size"])
+    epochs = here.groupby(UNIQUE)["epochs"].agg(["min", "size"])
     return [int(u) for u in epochs.index[(epochs["min"] >= least) & (epochs["size"] == len(arms))]]
 
 
 def fresh_levels(grid: DataGrid, arms: list[str]) -> list[int]:
-    """Numbers of unique scenes at which none of the arms saw its data repeatedly."""
-    epochs = grid.levels[grid.levels["arm"].isin(arms)].groupby("unique_scenes")["epochs"].max()
+    """Numbers of unique units at which none of the arms saw its data repeatedly."""
+    epochs = grid.levels[grid.levels["arm"].isin(arms)].groupby(UNIQUE)["epochs"].max()
     return [int(u) for u in epochs.index[epochs < REPEATED]]
 
 
 def equivalent_data(grid: DataGrid, arm: str, reference: str) -> list[tuple[int, float]]:
-    """By number of unique scenes, how many times as many the reference needs for the arm's loss.
+    """By number of unique units, how many times as many the reference needs for the arm's loss.
 
     Read off the measured means, straight lines between them in log–log; infinite where the reference reaches
-    that loss at no number of scenes that was run, NaN where it is better already at its smallest.
+    that loss at no number that was run, NaN where it is better already at its smallest.
     """
-    ours, theirs = (
-        grid.levels[grid.levels["arm"] == a].sort_values("unique_scenes") for a in (arm, reference)
-    )
-    log_u, log_loss = np.log(theirs["unique_scenes"].to_numpy(float)), theirs["log_loss"].to_numpy()
+    ours, theirs = (grid.levels[grid.levels["arm"] == a].sort_values(UNIQUE) for a in (arm, reference))
+    log_u, log_loss = np.log(theirs[UNIQUE].to_numpy(float)), theirs["log_loss"].to_numpy()
     falling = np.minimum.accumulate(log_loss)  # more data never hurt: noise aside
     out = []
     for row in ours.itertuples():
@@ -170,5 +175,5 @@ def equivalent_data(grid: DataGrid, arm: str, reference: str) -> list[tuple[int,
             needed = math.nan
         else:
             needed = float(np.exp(np.interp(-row.log_loss, -falling, log_u)))
-        out.append((int(row.unique_scenes), needed / row.unique_scenes))
+        out.append((int(row.unique_units), needed / row.unique_units))
     return out

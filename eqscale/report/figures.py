@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,104 +12,76 @@ from matplotlib.lines import Line2D
 
 from eqscale.laws import plots
 from eqscale.report.analysis import Analysis, at_equal_cost
-from eqscale.report.axes import AXES, COLOURS, EQUIVARIANT
+from eqscale.report.axes import AXES
 from eqscale.report.data_grid import DataGrid
-from eqscale.report.parts import Study
+from eqscale.report.exhibits import FigureGroup, Panel
+from eqscale.report.parts import UNIQUE, Study
 from eqscale.report.prediction import outcomes
 
 LOSS = "test NMSE"
 
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """One image file of a figure."""
-
-    file: str
-    """Name without suffix."""
-    axis: str
-    """Name of its compute axis, empty if it has none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FigureGroup:
-    """A numbered figure: one image an axis, or one for all."""
-
-    number: int
-    title: str
-    caption: str
-    panels: tuple[Panel, ...]
-
-    @property
-    def anchor(self) -> str:
-        """Where the report shows it."""
-        return f"fig{self.number}"
-
-
-def colours(names: list[str]) -> dict[str, str]:
-    """Colour by arm, the same in all figures of a report."""
-    free = [c for c in plots.PALETTE if c not in COLOURS.values()]
-    free += ["#332288", "#882255", "#117733"]
-    others = [name for name in names if name not in COLOURS]
-    return COLOURS | {name: free[i % len(free)] for i, name in enumerate(others)}
+Add = Callable[[str, str, str, Mapping[tuple[str, str], Figure]], None]
+"""Save the images of a figure, given its key, title and caption."""
 
 
 def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder: Path) -> list[FigureGroup]:
     """Draw every figure that the parts of the study allow, as PNG and SVG."""
     out: list[FigureGroup] = []
-    names = list(dict.fromkeys(study.runs["arm"].astype(str)))
-    palette = colours(names)
+    palette = study.roles.colours()
 
-    def add(number: int, title: str, caption: str, images: Mapping[tuple[str, str], Figure]) -> None:
+    def add(key: str, title: str, caption: str, images: Mapping[tuple[str, str], Figure]) -> None:
         for (file, _), figure in images.items():
             plots.save(figure, folder / f"{file}.png")
         panels = tuple(Panel(file, axis) for file, axis in images)
-        out.append(FigureGroup(number, title, caption, panels))
+        out.append(FigureGroup(key, title, caption, panels))
 
     if analysis.arms:
         add(
-            1, "Loss against compute",
+            "loss", "Loss against compute",
             "Dots are runs, lines the compute-optimal loss under the fitted laws (dashed beyond an arm's own runs), "
             "bands its 95 % interval (case bootstrap)"
             + ("; open markers are runs that the laws have not seen." if len(study.part("validation")) else "."),
             {
-                (f"fig1_loss_vs_compute{AXES[axis].suffix}", axis): plots.loss_against_compute(
+                (f"loss_vs_compute{AXES[axis].suffix}", axis): plots.loss_against_compute(
                     arms, axis=AXES[axis].label, loss_label=LOSS, later=_later(study, axis), colours=palette
                 )
                 for axis, arms in analysis.arms.items()
             },
         )  # fmt: skip
-        _add_ratios(add, analysis, palette)
+        _add_ratios(add, study, analysis, palette)
     if grid is not None:
         add(
-            2, "Loss against unique training data",
+            "data", "Loss against unique training data",
             "All runs spend the same executed FLOPs, so the epochs fall from left to right; the legend says what that "
             "is on the other two axes. Lines join the means over seeds, dotted lines are the law of repeated data.",
-            {("fig2_loss_vs_data", ""): data_figure(grid, palette)},
+            {("loss_vs_data", ""): data_figure(grid, palette)},
         )  # fmt: skip
     if analysis.arms:
         _add_law_figures(add, analysis, palette)
     if study.prediction is not None and analysis.arms:
         add(
-            8, "Prediction and outcome",
+            "validation", "Prediction and outcome",
             "Lines are the loss predicted before the runs, bands the 95 % limits of a new run, the vertical line the "
             "predicted optimal size with its 95 % interval, crosses the optimum without a law, by straight lines "
             "through the measured optima, with the limits of a new run; open markers are the runs made afterwards.",
-            {("fig8_validation", study.prediction["axis"]): validation_figure(study, palette)},
+            {("validation", study.prediction["axis"]): validation_figure(study, palette)},
         )  # fmt: skip
     return out
 
 
-def _add_ratios(add, analysis: Analysis, palette: Mapping[str, str]) -> None:
+def _add_ratios(add: Add, study: Study, analysis: Analysis, palette: Mapping[str, str]) -> None:
+    built_in = study.roles.built_in
     images = {
-        (f"fig10_loss_ratio{AXES[axis].suffix}", axis): plots.loss_ratios(
-            minima, EQUIVARIANT, analysis.arms[axis], axis=AXES[axis].label, colours=palette
+        ("_".join(["loss_ratio", *([name] if i else [])]) + AXES[axis].suffix, axis): plots.loss_ratios(
+            minima, name, analysis.arms[axis], axis=AXES[axis].label, colours=palette
         )
+        for i, name in enumerate(built_in)
         for axis, minima in analysis.minima.items()
-        if EQUIVARIANT in minima and len(minima) > 1
+        if name in minima and len(minima) > 1
     }
     if images:
         add(
-            10, f"Loss relative to that of {EQUIVARIANT}",
+            "ratio", f"Loss relative to that of {', of '.join(built_in)}",
             "Markers are ratios of compute-optimal losses measured at equal cost, without a law, with 95 % intervals "
             "(the wider of model-based and robust), lines and bands those of the laws over the costs that both arms' "
             "runs cover. Where they part, trust the markers.",
@@ -118,25 +89,25 @@ def _add_ratios(add, analysis: Analysis, palette: Mapping[str, str]) -> None:
         )  # fmt: skip
 
 
-def _add_law_figures(add, analysis: Analysis, palette: Mapping[str, str]) -> None:
+def _add_law_figures(add: Add, analysis: Analysis, palette: Mapping[str, str]) -> None:
     executed = analysis.arms["executed"]
     add(
-        3, "Loss over model size and training tokens",
+        "surface", "Loss over model size and training tokens",
         "Background: the law; dots: runs in the same colours, so a dot that vanishes is predicted well; white lines: "
         "the compute-optimal split for each of the three axes.",
         {
-            ("fig3_surface", ""): plots.surface_panels(
+            ("surface", ""): plots.surface_panels(
                 executed, loss_label=LOSS,
                 axes_of_cost={a.name: analysis.arms[a.name] for a in AXES.values()},
             )
         },
     )  # fmt: skip
     add(
-        4, "Loss against model size at equal compute",
+        "isoflop", "Loss against model size at equal compute",
         "Dots are runs, lines the law, ticks its optimum. On executed FLOPs a panel holds the runs of one budget; on "
         "the other axes each run is moved along its law to the nearest panel's cost, its residual kept.",
         {
-            (f"fig4_isoflop{AXES[axis].suffix}", axis): plots.isoflop_panels(
+            (f"isoflop{AXES[axis].suffix}", axis): plots.isoflop_panels(
                 at_equal_cost(arms, axis),
                 loss_label=LOSS, unit=AXES[axis].unit, colours=palette,
             )
@@ -147,24 +118,24 @@ def _add_law_figures(add, analysis: Analysis, palette: Mapping[str, str]) -> Non
     tokens: dict[tuple[str, str], Figure] = {}
     for axis, arms in analysis.arms.items():
         label, suffix = AXES[axis].label, AXES[axis].suffix
-        size[f"fig5_optimal_size{suffix}", axis] = plots.optimal_size(arms, axis=label, colours=palette)
-        size[f"fig5_optimal_cost_per_token{suffix}", axis] = plots.optimal_cost_per_token(
+        size[f"optimal_size{suffix}", axis] = plots.optimal_size(arms, axis=label, colours=palette)
+        size[f"optimal_cost_per_token{suffix}", axis] = plots.optimal_cost_per_token(
             arms, axis=label, unit=AXES[axis].unit, colours=palette
         )
-        tokens[f"fig6_optimal_tokens{suffix}", axis] = plots.optimal_tokens(arms, axis=label, colours=palette)
+        tokens[f"optimal_tokens{suffix}", axis] = plots.optimal_tokens(arms, axis=label, colours=palette)
     add(
-        5, "Compute-optimal model size",
+        "size", "Compute-optimal model size",
         "In parameters, and in what one training token costs, which is comparable between architectures. Lines are "
         "the laws' optima with 95 % bands, markers the best run of each budget.", size,
     )  # fmt: skip
     add(
-        6, "Compute-optimal training tokens",
+        "tokens", "Compute-optimal training tokens",
         "Lines are the laws' optima with 95 % bands, markers the best run of each budget.", tokens,
     )  # fmt: skip
     add(
-        7, "Residuals of the laws",
+        "residuals", "Residuals of the laws",
         "Observed over fitted loss; a trend is structure that the law misses.",
-        {("fig7_residuals", ""): plots.residual_panels(executed, colours=palette)},
+        {("residuals", ""): plots.residual_panels(executed, colours=palette)},
     )  # fmt: skip
 
 
@@ -179,7 +150,7 @@ def _later(study: Study, axis: str) -> dict[str, tuple[np.ndarray, np.ndarray, n
 
 
 def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
-    """Figure 2: loss against unique training tokens, with the number of scenes and the epochs above."""
+    """Loss against unique training tokens, with the number of unique units and the epochs above."""
     with plots.style():
         figure = Figure(figsize=(5.6, 3.8), layout="constrained")
         axes = figure.subplots()
@@ -207,18 +178,16 @@ def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
 
 
 def _epochs_on_top(axes: Axes, grid: DataGrid) -> None:
-    """Second x axis: scenes and epochs of each level."""
-    levels = grid.levels.groupby("unique_scenes").agg(
-        tokens=("unique_tokens", "max"), epochs=("epochs", "mean")
-    )
+    """Second x axis: unique units and epochs of each level."""
+    levels = grid.levels.groupby(UNIQUE).agg(tokens=("unique_tokens", "max"), epochs=("epochs", "mean"))
     top = axes.secondary_xaxis("top")
     top.set_xticks(levels["tokens"], [f"{u:g}\n{e:.3g}" for u, e in levels["epochs"].items()], fontsize=7)
     top.tick_params(which="minor", length=0)
-    top.set_xlabel("unique scenes and, below, epochs", fontsize=8)
+    top.set_xlabel(f"unique {grid.units} and, below, epochs", fontsize=8)
 
 
 def validation_figure(study: Study, palette: Mapping[str, str]) -> Figure:
-    """Figure 8: the predicted isoFLOP curve of each arm and the runs that came after."""
+    """The predicted isoFLOP curve of each arm and the runs that came after."""
     prediction = study.prediction or {}
     found = outcomes(prediction, study.part("validation"))
     arms = [name for name, record in prediction["arms"].items() if "at_sizes" in record]

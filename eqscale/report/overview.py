@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from eqscale.laws.minima import compute_multiplier, loss_ratio, lowest_loss
 from eqscale.laws.plan import Advice
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
-from eqscale.report.axes import AXES, EQUIVARIANT
-from eqscale.report.tables import link
+from eqscale.report.axes import AXES
+from eqscale.report.exhibits import UNSEEN, link
 
 SURE = 0.975
 """Probability from which an arm is said to be ahead."""
@@ -35,39 +36,42 @@ def headline(analysis: Analysis) -> str:
         f"{who} on {'all three axes' if len(axes) == len(AXES) else ' and '.join(axes)}"
         for who, axes in ahead.items()
     )
-    return f"**At the largest compute that all arms were given, ahead is {said}** ({link(3)})."
+    return f"**At the largest compute that all arms were given, ahead is {said}** ({link('ranking')})."
 
 
-def overview(analysis: Analysis) -> str:
-    """A row an axis; empty without laws."""
+def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
+    """A row an axis, with ratios to each built-in arm (if there is none, to the first arm); empty without laws."""
     known = _known(analysis)
     if not known:
         return ""
     names = list(analysis.arms["executed"])
-    reference = EQUIVARIANT if EQUIVARIANT in names else names[0]
-    others = [name for name in names if name != reference]
+    references = [name for name in built_in if name in names] or names[:1]
     header = [
-        "axis", "ahead at the lowest, middle and highest common cost", "compute-optimal loss at the highest cost",
-        f"loss over that of `{reference}`, lowest → highest cost", f"compute over that of `{reference}`, same loss",
-    ]  # fmt: skip
-    rows = [
-        [
-            f"**{AXES[axis].label}**",
-            _leaders(levels, AXES[axis].unit),
-            _lowest(analysis, axis, names),
-            "<br>".join(f"`{name}` {_losses(analysis, axis, reference, name)}" for name in others) or "–",
-            "<br>".join(f"`{name}` {_compute(analysis, axis, reference, name)}" for name in others) or "–",
-        ]
-        for axis, levels in known.items()
+        "axis",
+        "ahead at the lowest, middle and highest common cost",
+        "compute-optimal loss at the highest cost",
     ]
-    note = f"An arm is ahead if {100 * SURE:.3g} % of the resamples say so ({link(1, 'figure')}, {link(3)})."
+    for reference in references:
+        header.append(f"loss over that of `{reference}`, lowest → highest cost")
+        header.append(f"compute over that of `{reference}`, same loss")
+    rows = []
+    for axis, levels in known.items():
+        row = [f"**{AXES[axis].label}**", _leaders(levels, AXES[axis].unit), _lowest(analysis, axis, names)]
+        for reference in references:
+            for factor in (_losses, _compute):
+                others = (name for name in names if name != reference)
+                cells = [f"`{name}` {factor(analysis, axis, reference, name)}" for name in others]
+                row.append("<br>".join(cells) or UNSEEN)
+        rows.append(row)
+    shown = f"{link('loss', 'figure')}, {link('ranking')}"
+    note = f"An arm is ahead if {100 * SURE:.3g} % of the resamples say so ({shown})."
     if any(analysis.minima.values()):
         note += (
             " Losses and ratios are measured at single costs: on executed FLOPs without a law, on the other axes after "
-            f"moving runs along theirs to equal cost ({link(17)})."
+            f"moving runs along theirs to equal cost ({link('minima')})."
         )
     if any(_BY_LAW in cell for row in rows for cell in row):
-        note += f" Where too few sizes were run for a measured optimum, they are *{_BY_LAW}* ({link(4)})."
+        note += f" Where too few sizes were run for a measured optimum, they are *{_BY_LAW}* ({link('comparisons')})."
     return (
         f"{markdown_table(header, rows)}\n{note} Compute is compared at the loss that the other arm has at its highest "
         "cost. Brackets are 95 % intervals."
@@ -107,7 +111,7 @@ def _lowest(analysis: Analysis, axis: str, names: list[str]) -> str:
                 [f"at {common[-1]:.3g} {unit}:", *(f"`{name}` {_estimate(found[name])}" for name in ordered)]
             )
     if not (levels := _known(analysis)[axis]):
-        return "–"
+        return UNSEEN
     by_law = (f"`{a.arm}` {_with_limits(a.loss, a.loss_band)}" for a in levels[-1])
     return "<br>".join([f"at {levels[-1][0].C:.3g} {unit}, {_BY_LAW}:", *by_law])
 
@@ -125,7 +129,7 @@ def _losses(analysis: Analysis, axis: str, reference: str, name: str) -> str:
     found = [
         loss_gap(arms[reference], arms[name], level[0].C) for level in levels[:: max(len(levels) - 1, 1)]
     ]
-    return " → ".join(_estimate(e.exp()) for e in found) + f", {_BY_LAW}" if found else "–"
+    return " → ".join(_estimate(e.exp()) for e in found) + f", {_BY_LAW}" if found else UNSEEN
 
 
 def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
@@ -138,7 +142,7 @@ def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
     for pair in analysis.comparisons[axis]:
         if isinstance(pair, Comparison) and (pair.arm, pair.reference) == (reference, name):
             return f"{factor_text(pair.multipliers[-1].compute)}, {_BY_LAW}"
-    return "–"
+    return UNSEEN
 
 
 def _estimate(e: Estimate) -> str:

@@ -1,6 +1,6 @@
 """The report as one HTML file that works offline: the same text, the same figures, with the run behind each dot.
 
-The figures are the SVG files that are published beside it. ``eqscale.laws.plots`` names each group of dots by the
+The figures are the SVG files beside it. ``eqscale.laws.plots`` names each group of dots by the
 table rows of its runs; the page's script (in ``page.html``) looks these rows up in the table of every run.
 """
 
@@ -15,8 +15,9 @@ from markdown_it import MarkdownIt
 
 from eqscale.laws.render import write_text
 from eqscale.report.axes import AXES
-from eqscale.report.figures import FigureGroup
-from eqscale.report.render import Content, render
+from eqscale.report.content import Content
+from eqscale.report.exhibits import FigureGroup
+from eqscale.report.render import render
 
 
 def write_page(content: Content, folder: Path) -> None:
@@ -36,7 +37,7 @@ def write_page(content: Content, folder: Path) -> None:
 
 
 def _placeholder(group: FigureGroup) -> str:
-    return f'<div class="figure" data-figure="{group.number}"></div>'
+    return f'<div class="figure" data-figure="{group.key}"></div>'
 
 
 def _embedded(group: FigureGroup, folder: Path) -> str:

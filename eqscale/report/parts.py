@@ -1,22 +1,21 @@
 """What a results folder holds: the run table of each part of a study.
 
+    results/cpu/task.json             what the report calls the things of the task, see ``wording``
     results/cpu/runs.csv              compute grid: budgets × arms × sizes × seeds
-    results/cpu/data_grid/runs.csv    one budget, ever fewer unique scenes
-    results/cpu/controls/runs.csv     the symmetry switched off, other frames of the data
+    results/cpu/data_grid/runs.csv    one budget, ever fewer unique units of data
+    results/cpu/controls/runs.csv     the symmetry switched off, other variants of the data
     results/cpu/validation/runs.csv   budgets above the compute grid's, run after ``prediction.json``
     results/cpu/step_times.csv        time of a training step of every shape, by ``eqscale time``
     results/cpu/evaluation/*.json     trained models, measured by ``eqscale measure`` or ``eqscale evaluate --json``
     results/cpu/evaluation/*.gif      a prediction beside the truth, by ``eqscale measure``
 
-Each part is optional, but the compute grid or the data grid must be there. A ``runs.parquet`` beside a
-``runs.csv`` holds the same table and is read first. A folder whose own table has one budget and several numbers of
-unique scenes is a data grid by itself.
+Each part is optional, but the compute grid or the data grid must be there. A folder whose own table has one budget
+and several numbers of unique units is a data grid by itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,9 @@ from eqscale.errors import InputError
 from eqscale.laws import check_runs
 from eqscale.laws.table import load_table
 from eqscale.report.axes import AXES, count_seconds
+from eqscale.report.roles import Roles, read_roles
 from eqscale.report.step_times import read_step_times, seconds_by_step_times
+from eqscale.report.wording import Wording, read_json, read_wording
 
 PARTS = {
     "compute": "compute grid",
@@ -35,6 +36,11 @@ PARTS = {
     "validation": "validation",
 }
 """Parts with a run table, and what one run of each is called; the compute grid lies in the folder itself."""
+
+UNIQUE = "unique_units"
+"""Column of ``Study.runs``: independent units of the data that a run may see (``unique_…`` of the run table)."""
+VARIANT = "variant"
+"""Column of ``Study.runs``: the variant of the task; empty where the table names none."""
 
 _REQUIRED = ("N", "D", "loss", "arm", "budget", "status", *(axis.column for axis in AXES.values()))
 
@@ -45,6 +51,8 @@ class Study:
 
     runs: pd.DataFrame = dataclasses.field(repr=False)
     """Every run of every part, in the column ``part``; the index names the run in figures."""
+    wording: Wording
+    roles: Roles
     prediction: dict[str, Any] | None
     """What ``eqscale predict`` wrote before the validation runs."""
     evaluations: tuple[dict[str, Any], ...]
@@ -64,10 +72,12 @@ class Study:
         """Runs that did not finish."""
         return self.runs[self.runs["status"] != "finished"]
 
-
-def run_table_path(folder: Path) -> Path | None:
-    """The run table of a folder, if it has one."""
-    return next((p for p in (folder / "runs.parquet", folder / "runs.csv") if p.is_file()), None)
+    @property
+    def best(self) -> pd.DataFrame:
+        """The run with the lowest loss of each arm at its largest budget, of compute grid and validation."""
+        finished = pd.concat([self.part("compute"), self.part("validation")])
+        top = finished[finished["budget"] == finished.groupby("arm")["budget"].transform("max")]
+        return top.loc[top.groupby("arm", sort=False)["loss"].idxmin()]
 
 
 def part_folder(folder: Path, part: str) -> Path:
@@ -78,7 +88,7 @@ def part_folder(folder: Path, part: str) -> Path:
 def study_folder(folder: Path) -> Path:
     """The results folder of the whole study: the parent if ``folder`` is a part of a study with a compute grid."""
     absolute = folder.absolute()
-    is_part = absolute.name in PARTS and run_table_path(absolute.parent) is not None
+    is_part = absolute.name in PARTS and (absolute.parent / "runs.csv").is_file()
     return absolute.parent if is_part else folder
 
 
@@ -88,8 +98,12 @@ def read_study(folder: Path) -> Study:
     Raises:
         InputError: no run table, an unreadable file, a missing column, or a value that can't be.
     """
-    paths = {part: run_table_path(part_folder(folder, part)) for part in PARTS}
-    tables = {part: _read_table(path) for part, path in paths.items() if path is not None}
+    paths = {part: part_folder(folder, part) / "runs.csv" for part in PARTS}
+    paths = {part: path for part, path in paths.items() if path.is_file()}
+    if not {"compute", "data_grid"} & paths.keys():
+        raise InputError(f"{str(folder)!r} holds no runs.csv, nor does its folder data_grid")
+    tables = {part: _read_table(path) for part, path in paths.items()}
+    wording = read_wording(next(iter(paths.values())).parent / "task.json")
     seconds = {part: count_seconds(table) for part, table in tables.items()}
     step_times, untimed = read_step_times(folder), None
     if step_times is not None:
@@ -98,18 +112,17 @@ def read_study(folder: Path) -> Study:
         if not untimed:
             seconds = {part: timed[part].fillna(seconds[part]) for part in tables}
     checked = [
-        _checked(table.assign(seconds=seconds[part]), part, str(paths[part]))
+        _checked(table.assign(seconds=seconds[part]), part, str(paths[part]), wording)
         for part, table in tables.items()
     ]
-    if not any(table["part"].iloc[0] in ("compute", "data_grid") for table in checked):
-        raise InputError(
-            f"{str(folder)!r} holds neither runs.parquet nor runs.csv (nor does its folder data_grid)"
-        )
+    runs = pd.concat(checked, ignore_index=True)
     return Study(
-        pd.concat(checked, ignore_index=True),
-        _read_json(folder / "prediction.json"),
-        tuple(_read_json(path) or {} for path in sorted((folder / "evaluation").glob("*.json"))),
-        (_read_json(folder / "study.json") or {}).get("stage_seconds", {}),
+        runs,
+        wording,
+        read_roles(runs),
+        read_json(folder / "prediction.json"),
+        tuple(read_json(path) or {} for path in sorted((folder / "evaluation").glob("*.json"))),
+        (read_json(folder / "study.json") or {}).get("stage_seconds", {}),
         untimed,
         tuple(sorted((folder / "evaluation").glob("*.gif"))),
     )
@@ -120,32 +133,27 @@ def _read_table(path: Path) -> pd.DataFrame:
     for column in _REQUIRED:
         if column not in table:
             raise InputError(f"{path}: the column {column!r} is missing")
+    for column in ("role", "control_of"):
+        if column not in table:
+            raise InputError(
+                f"{path}: the column {column!r} is missing, the table is of an earlier version: run its job again, "
+                "which writes it from records.jsonl and trains nothing twice"
+            )
     if table.empty:
         raise InputError(f"{path}: the table has no rows")
     return table
 
 
-def _checked(table: pd.DataFrame, part: str, source: str) -> pd.DataFrame:
+def _checked(table: pd.DataFrame, part: str, source: str, wording: Wording) -> pd.DataFrame:
     if (table["status"] == "finished").any():
         for axis in AXES.values():
             check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=source)
+    names = {f"unique_{wording.unit.many}": UNIQUE} | (
+        {wording.variant.one: VARIANT} if wording.variant else {}
+    )
+    table = table.rename(columns=names)
     # optional columns, so that what reads them needs no case of its own
-    defaults = {"seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], "frame": ""}
-    table = table.assign(part="data_grid" if _is_data_grid(table) else part)
+    defaults = {"seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], VARIANT: ""}
+    is_data_grid = table["budget"].nunique() == 1 and UNIQUE in table and table[UNIQUE].nunique() > 1
+    table = table.assign(part="data_grid" if is_data_grid else part)
     return table.assign(**{name: value for name, value in defaults.items() if name not in table})
-
-
-def _is_data_grid(table: pd.DataFrame) -> bool:
-    return table["budget"].nunique() == 1 and table.get("unique_scenes", pd.Series(dtype=float)).nunique() > 1
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return content

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,47 +16,20 @@ from matplotlib.figure import Figure
 from eqscale.laws.plots import MARKERS, WIDTH, save, style
 from eqscale.laws.render import markdown_table, number
 
-GOAL = 0.02
-"""Largest relative loss that a recipe's pick may lie above the best found."""
-CHECK_ROUNDS = 3
-"""Most recipes of an arm that are checked."""
+if TYPE_CHECKING:
+    from eqscale.study.search import RecipeFit
+
 _SHOWN = 1.5  # panels show losses up to this multiple of the lowest
-
-
-class FittedRecipe(Protocol):
-    """What the search fits to an arm's trials."""
-
-    @property
-    def recipe(self) -> Any:
-        """Its batch size and learning rate as power laws."""
-
-    @property
-    def trials(self) -> int:
-        """Runs that entered the fit."""
-
-    @property
-    def checks(self) -> int:
-        """Check runs among them."""
-
-    @property
-    def scatter(self) -> float:
-        """Relative deviation of the losses from the fitted surface."""
-
-    @property
-    def curvature_rate(self) -> float:
-        """Twice the relative loss for a learning rate off by a factor e."""
-
-    @property
-    def curvature_batch(self) -> float:
-        """The same for the batch size."""
 
 
 def write_search_report(
     trials: pd.DataFrame,
     runs: pd.DataFrame,
     checks: pd.DataFrame,
-    fits: Mapping[str, FittedRecipe],
+    fits: Mapping[str, RecipeFit],
     folder: Path,
+    goal: float,
+    rounds: int,
 ) -> None:
     """Write ``trials.csv``, ``checks.csv``, ``recipes.json``, ``search.png`` and ``.svg``, ``report.md``.
 
@@ -66,6 +39,8 @@ def write_search_report(
         checks: loss of the recipe's pick beside the best found, per arm and budget.
         fits: the fitted recipe of each arm.
         folder: created if needed.
+        goal: largest relative loss that a recipe's pick was to lie above the best found.
+        rounds: most recipes of an arm that were checked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trials.to_csv(folder / "trials.csv", index=False)
@@ -74,10 +49,10 @@ def write_search_report(
     recipes = {arm: dataclasses.asdict(fit.recipe) for arm, fit in fits.items()}
     (folder / "recipes.json").write_text(json.dumps(recipes, indent=1) + "\n")
     save(_figure(trials, runs, fits), folder / "search")
-    (folder / "report.md").write_text(_report(trials, checks, fits))
+    (folder / "report.md").write_text(_report(trials, checks, fits, goal, rounds))
 
 
-def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, FittedRecipe]) -> Figure:
+def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, RecipeFit]) -> Figure:
     """Loss against learning rate: a row per arm, a column per budget, a marker per size, a colour per batch size."""
     ended = pd.concat([trials, runs])
     ended = ended[ended["status"] == "finished"]
@@ -119,7 +94,9 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, FittedR
     return figure
 
 
-def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, FittedRecipe]) -> str:
+def _report(
+    trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, RecipeFit], goal: float, rounds: int
+) -> str:
     recipes = [
         {
             "arm": arm,
@@ -151,7 +128,7 @@ def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, Fitte
         }
         for row in checks.to_dict("records")
     ]
-    within = int((checks["excess"] <= GOAL).sum())
+    within = int((checks["excess"] <= goal).sum())
     status = trials.groupby(["arm", "status"]).size().unstack(fill_value=0)
     count = [
         {"arm": arm, **{k: str(v) for k, v in row.items()}} for arm, row in status.to_dict("index").items()
@@ -175,10 +152,10 @@ def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, Fitte
         "those of the check.",
         "## Check at larger budgets",
         "Larger runs at the recipe's batch size with half, once and twice its learning rate, and further out until "
-        f"the best is bracketed. An arm with a pick more than {100 * GOAL:.0f} % above the best rate tried is fitted "
+        f"the best is bracketed. An arm with a pick more than {100 * goal:.0f} % above the best rate tried is fitted "
         "again, its check runs included (as many as the table above says), and the new picks are checked the same "
-        f"way, {CHECK_ROUNDS} times at most; below are the last picks, beside the best of all rounds. "
-        f"{within} of {len(checks)} picks lie within {100 * GOAL:.0f} % of the best rate tried; one seed each, so a "
+        f"way, {rounds} times at most; below are the last picks, beside the best of all rounds. "
+        f"{within} of {len(checks)} picks lie within {100 * goal:.0f} % of the best rate tried; one seed each, so a "
         "difference of the size of the seed noise means nothing.",
         _table(shown),
     ]

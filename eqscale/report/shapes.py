@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,28 +16,11 @@ from eqscale.errors import InputError
 from eqscale.laws.plots import PALETTE, panel_grid, save, style
 from eqscale.laws.render import markdown_table, number
 
+if TYPE_CHECKING:
+    from eqscale.study.grid import ShapeGroup
+
 GOAL = 0.02
 """Largest relative loss that a rung may lie above the best shape."""
-
-
-class ShapeGroup(Protocol):
-    """A rung of a ladder and other shapes of its cost."""
-
-    @property
-    def arm(self) -> str:
-        """Name of the arm."""
-
-    @property
-    def budget(self) -> float:
-        """Executed FLOPs of every run."""
-
-    @property
-    def rung(self) -> Any:
-        """Width and depth of the ladder's own shape."""
-
-    @property
-    def shapes(self) -> Sequence[Any]:
-        """Width and depth of all shapes, the rung among them."""
 
 
 def write_shape_report(runs: pd.DataFrame, groups: Sequence[ShapeGroup], folder: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from eqscale.laws.render import fit_record, write_json, write_text
 from eqscale.report.analysis import analyse
 from eqscale.report.conclusions import conclude
+from eqscale.report.content import Content
 from eqscale.report.data_grid import read_data_grid
-from eqscale.report.figures import FigureGroup, draw_figures
+from eqscale.report.exhibits import FigureGroup, numbered
+from eqscale.report.figures import draw_figures
 from eqscale.report.page import write_page
-from eqscale.report.parts import read_study, study_folder
-from eqscale.report.render import Content, render
+from eqscale.report.parts import UNIQUE, read_study, study_folder
+from eqscale.report.render import render
 from eqscale.report.tables import allocation_frame, coefficients_frame
 
 
@@ -34,8 +37,8 @@ def write_report(folder: Path) -> Path:
     folder = study_folder(folder)
     study = read_study(folder)
     analysis = analyse(study)
-    grid = read_data_grid(study.part("data_grid"), study.part("compute"))
-    conclusions = conclude(analysis.arms, analysis.minima, grid)
+    grid = read_data_grid(study.part("data_grid"), study.part("compute"), study.wording.unit.many)
+    conclusions = conclude(study.roles, analysis.arms, analysis.minima, grid)
     figures = draw_figures(study, analysis, grid, folder)
     if analysis.arms:
         records = {
@@ -45,9 +48,17 @@ def write_report(folder: Path) -> Path:
         write_json(folder / "fits.json", records)
         coefficients_frame(analysis).to_csv(folder / "coefficients.csv", index=False)
         allocation_frame(analysis).to_csv(folder / "allocation.csv", index=False)
-        analysis.noise_at_sizes.to_csv(folder / "seed_noise.csv", index=False)
+        noise = analysis.noise_at_sizes.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
+        noise.to_csv(folder / "seed_noise.csv", index=False)
     record = [
-        {"conclusion": c.number, "axis": c.axis, "verdict": c.verdict, "checks": c.checks}
+        {
+            "conclusion": c.number,
+            "arm": c.arm,
+            "baseline": study.roles.baseline,
+            "axis": c.axis,
+            "verdict": c.verdict,
+            "checks": c.checks,
+        }
         for c in conclusions
     ]
     write_json(folder / "conclusions.json", record)
@@ -59,10 +70,11 @@ def write_report(folder: Path) -> Path:
 
 def _images(group: FigureGroup) -> str:
     """Images side by side where a figure has one for each axis, except the wide ones."""
-    images = [f"![Figure {group.number}, {p.axis or 'all axes'}]({p.file}.png)" for p in group.panels]
-    if len(images) == 1 or group.number == 4:
+    name = numbered(group.key, "figure")
+    images = [f"![{name}, {p.axis or 'all axes'}]({p.file}.png)" for p in group.panels]
+    if len(images) == 1 or group.key == "isoflop":
         return "\n\n".join(images)
     axes = list(dict.fromkeys(p.axis for p in group.panels))
     by_axis = [[i for i, p in zip(images, group.panels, strict=True) if p.axis == axis] for axis in axes]
-    rows = ["| " + " | ".join(row) + " |" for row in zip(*by_axis, strict=True)]
+    rows = ["| " + " | ".join(row) + " |" for row in itertools.zip_longest(*by_axis, fillvalue="")]
     return "\n".join(["| " + " | ".join(axes) + " |", "|" + "---|" * len(axes), *rows])

@@ -57,7 +57,7 @@ def prepare_data(data: DataSpec, root: Path, console: Console, backend: str = "p
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"preparing {get_task(data.task).words.systems}", total=None)
+        task = bar.add_task(f"preparing {get_task(data.task).words.unit.many}", total=None)
         prepare(
             data,
             root,
@@ -183,7 +183,7 @@ class OpenStudy:
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.monotonic() - begin
 
     def describe(self, specs: Iterable[RunSpec]) -> None:
-        """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran."""
+        """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran; ``task.json``."""
         options, path = self.options, self.options.results / "study.json"
         earlier = json.loads(path.read_text())["stage_seconds"] if path.is_file() else {}
         measured = {name: round(seconds, 1) for name, seconds in self.stage_seconds.items()}
@@ -195,6 +195,11 @@ class OpenStudy:
             "runs": sorted(spec.run_id for spec in specs),
         }
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        task = get_task(options.preset.task)
+        wording = dataclasses.asdict(task.words)
+        write_atomically(
+            path.with_name("task.json"), (json.dumps(wording, indent=1, ensure_ascii=False) + "\n").encode()
+        )
 
     def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
         """Write run table, records and ``study.json`` as the ledger has them now; returns the table."""

@@ -132,7 +132,7 @@ def _parser(description: str, presets: Mapping[str, Preset], job: str, task: Tas
             several = {"type": typing.get_args(kind)[0], "nargs": "+"}
         help_text = f"{field.metadata['help']} ({values})"
         group.add_argument(_flag(field.name), help=help_text, metavar="VALUE", **several)
-    group = parser.add_argument_group(f"options of task {task.name}", task.title)
+    group = parser.add_argument_group(f"options of task {task.name}", task.words.sentence)
     for option in task.options:
         help_text = f"{option.help} (default: {option.default})"
         try:

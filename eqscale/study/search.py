@@ -26,6 +26,10 @@ from eqscale.study.presets import LearningRateSearch
 from eqscale.training.loop import CURVE_POINTS
 from eqscale.training.spec import MAX_LEARNING_RATE, CurvePoint, RunRecord, RunSpec
 
+GOAL = 0.02
+"""Largest relative loss that a recipe's pick may lie above the best found."""
+CHECK_ROUNDS = 3
+"""Most recipes of an arm that are checked."""
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
 _PRUNE_FROM = 0.75  # share of the steps; before that a large learning rate looks worse than it ends
 _PRIOR = (
@@ -120,7 +124,7 @@ class Search:
         return sum(max(0, self.preset.trials - self._asked(cell)) for cell in self.cells)
 
     def ask(self) -> RunSpec | None:
-        """The next trial: of the cell that has had the fewest, the dearest of them first."""
+        """The next trial: of the cell that has had the fewest; among those, of the one with the largest budget."""
         asked = {cell: self._asked(cell) for cell in self.cells}
         cell = min(self.cells, key=lambda c: (asked[c], -c.budget))
         if asked[cell] >= self.preset.trials:
@@ -313,6 +317,11 @@ def check_table(preset: LearningRateSearch, recipes: dict[str, Recipe], runs: pd
             }
         )
     return pd.DataFrame(rows)
+
+
+def found_wanting(checks: pd.DataFrame) -> list[str]:
+    """Arms of a ``check_table`` whose recipe misses the goal at some budget: they are fitted again."""
+    return list(checks.loc[~(checks["excess"] <= GOAL), "arm"].unique())
 
 
 def finished_losses(records: Sequence[RunRecord]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from eqscale.arms import get_arm
 from eqscale.storage import write_atomically
 from eqscale.study.ledger import Ledger
 from eqscale.tasks import DEFAULT, get_task
@@ -18,6 +19,8 @@ _DESIGN: dict[str, str] = {
     "run_id": "identity: hash of everything that defines the run",
     "name": "readable name, as in the MLflow UI",
     "arm": "architecture and how it meets the symmetry",
+    "role": "how the arm meets the symmetry: learn, augment, align, build_in or control",
+    "control_of": "the arm that a control is compared with",
     "budget": "executed training FLOPs that the run was designed to spend",
     "seed": "seed of initialisation, data order and augmentation",
     "status": "finished, diverged or failed; pruned by a search; outdated: of earlier code or other data; unplanned: "
@@ -43,8 +46,8 @@ _DESIGN: dict[str, str] = {
     "weight_decay": "decoupled weight decay of matrix weights",
     "clip": "largest norm of the gradient",
     "epochs": "passes over the unique training {samples}",
-    "unique_systems": "training {systems} available to the run",
-    "unique_samples": "training {samples} seen at least once",
+    "unique_{systems}": "training {systems} available to the run",
+    "unique_{samples}": "training {samples} seen at least once",
     "unique_tokens": "tokens in the unique training {samples} seen, at most D",
     "padding": "padded over real tokens, minus one",
     "train_loss": "mean training loss over the last part of the curve",
@@ -74,11 +77,15 @@ _CODE: dict[str, str] = {
 def table_columns(task_name: str) -> dict[str, str]:
     """Columns of the run table of a study of that task, with their meanings."""
     task = get_task(task_name)
-    words = dataclasses.asdict(task.words)
+    words = {
+        "systems": task.words.unit.many,
+        "samples": task.words.sample.many,
+        "baseline": task.words.trivial,
+    }
     own = {metric.name: metric.meaning for metric in task.metrics}
     view = {option.name: option.help for option in task.options if not option.of_data}
     found = _DESIGN | own | _SYMMETRY | _RUNNING
-    return {name: text.format(**words) for name, text in found.items()} | view | _CODE
+    return {name.format(**words): text.format(**words) for name, text in found.items()} | view | _CODE
 
 
 _DIVERGED = "its loss left the sensible range by step {} of {}"
@@ -87,9 +94,10 @@ _ASIDE = ("outdated", "unplanned")
 
 def spec_columns(spec: RunSpec) -> dict[str, object]:
     """Everything that defines a run by the names of the run table, which are also those of MLflow's parameters."""
-    fields = dataclasses.asdict(spec)
+    fields, words = dataclasses.asdict(spec), get_task(spec.task).words
     del fields["view"]
-    return fields.pop("size") | {"unique_systems": fields.pop("train_systems")} | fields | spec.options
+    unique = {f"unique_{words.unit.many}": fields.pop("train_systems")}
+    return fields.pop("size") | unique | fields | spec.options
 
 
 def test_columns(record: RunRecord) -> dict[str, float]:
@@ -98,7 +106,9 @@ def test_columns(record: RunRecord) -> dict[str, float]:
 
 
 def _planned_row(spec: RunSpec) -> dict[str, object]:
-    return {"run_id": spec.run_id, "name": spec.name, **spec_columns(spec)}
+    arm = get_arm(spec.arm)
+    roles = {"role": str(arm.role), "control_of": arm.control_of}
+    return {"run_id": spec.run_id, "name": spec.name, **roles, **spec_columns(spec)}
 
 
 def record_row(record: RunRecord) -> dict[str, Any]:
@@ -116,7 +126,7 @@ def record_row(record: RunRecord) -> dict[str, Any]:
         "seconds": record.seconds,
         "cpu_seconds": record.cpu_seconds,
         "epochs": record.epochs,
-        "unique_samples": record.unique_samples,
+        f"unique_{get_task(record.spec.task).words.sample.many}": record.unique_samples,
         "unique_tokens": record.unique_tokens,
         "padding": record.padded_tokens / record.tokens - 1 if record.tokens else None,
         "train_loss": record.curve[-1].train_loss if record.curve else None,
@@ -180,10 +190,9 @@ def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
-    """Write ``runs.csv``, ``runs.parquet`` and ``columns.md``, which explains the columns, into ``folder``."""
+    """Write ``runs.csv`` and ``columns.md``, which explains its columns, into ``folder``."""
     task = next(iter(table["task"]), DEFAULT)
     meanings = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in table_columns(task).items())
     columns = f"| column of `runs.csv` | meaning |\n| --- | --- |\n{meanings}\n"
     write_atomically(folder / "columns.md", columns.encode())
     write_atomically(folder / "runs.csv", table.to_csv(index=False).encode())
-    write_atomically(folder / "runs.parquet", table.to_parquet(index=False))

@@ -7,13 +7,28 @@ from collections.abc import Sequence
 
 from eqscale.errors import InputError
 from eqscale.plugins import load_files
-from eqscale.tasks.base import Metric, Option, Options, Task, Words
+from eqscale.tasks.base import Metric, Option, Options, Task
 from eqscale.tasks.fields import Batch, Field, Kind, Schema
 from eqscale.tasks.samples import Samples
+from eqscale.wording import Noun, Wording
 
 __all__ = [
-    "Batch", "Field", "Kind", "Metric", "Option", "Options", "Samples", "Schema", "Task", "UnknownTask", "Words",
-    "get_task", "load_task_files", "register", "task_names",
+    "Batch",
+    "Field",
+    "Kind",
+    "Metric",
+    "Noun",
+    "Option",
+    "Options",
+    "Samples",
+    "Schema",
+    "Task",
+    "UnknownTask",
+    "Wording",
+    "get_task",
+    "load_task_files",
+    "register",
+    "task_names",
 ]  # fmt: skip
 
 DEFAULT = "rigid"
@@ -33,9 +48,9 @@ def register(task: Task) -> Task:
     Raises:
         InputError: if the name is taken, or the declaration isn't whole.
     """
-    for attribute in ("name", "title", "schema"):
+    for attribute in ("words", "schema"):
         if not hasattr(task, attribute):
-            raise InputError(f"task {getattr(task, 'name', type(task).__name__)!r} declares no {attribute}")
+            raise InputError(f"task {type(task).__name__} declares no {attribute}")
     if task.name in _TASKS or (task.name in _BUILT_IN and not type(task).__module__.startswith("eqscale.")):
         raise InputError(f"a task named {task.name!r} is already registered")
     _TASKS[task.name] = task

@@ -16,6 +16,7 @@ from eqscale.tasks.fields import Batch, Schema
 from eqscale.tasks.metrics import Errors, Predictor, equivariance, evaluate, squared_error
 from eqscale.tasks.samples import Samples, StoredSamples
 from eqscale.tasks.symmetry import E3, ELEMENTS, Elements, Group, transform
+from eqscale.wording import Wording
 
 OptionValue = Any
 """A string, a number, or any hashable value that a task takes from Python code."""
@@ -55,30 +56,12 @@ class Metric:
     """For readers of the table, with its unit."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """What a report calls the things of a task."""
-
-    system: str = "system"
-    systems: str = "systems"
-    sample: str = "sample"
-    samples: str = "samples"
-    token: str = "token"
-    tokens: str = "tokens"
-    baseline: str = "zero"
-    """The predictor whose loss is 1: the one that predicts zero."""
-
-
 class Task:
     """One benchmark. A subclass says what it is and how its samples are made; ``register`` makes it known.
 
-    The simplest task sets ``name``, ``title``, ``schema`` and ``max_tokens`` and overrides ``generate``.
+    The simplest task sets ``words`` and ``schema`` and overrides ``max_tokens`` and ``generate``.
     """
 
-    name: str
-    """Identifier in specs, run tables and command lines."""
-    title: str
-    """One sentence for ``--help`` and reports."""
     schema: Schema
     group: Group = E3
     options: tuple[Option, ...] = ()
@@ -87,13 +70,19 @@ class Task:
     samples_per_system: int = 1
     metrics: tuple[Metric, ...] = ()
     """What ``evaluate`` returns beside nmse and nmse_se, and belongs in run tables."""
-    words: Words = Words()
+    words: Wording
+    """Its name, and what its things are called in tables and reports."""
     version: int = 1
     """Raise it when ``generate`` changes: data of another version are other data."""
     symmetry_tolerance: float = 1e-6
     """Largest relative error of the labels' own symmetry, checked when data are made, if there is ``relabel``."""
     stored_names: Mapping[str, str] = {}
     """Names under which records hold some fields of a run, where they aren't those of ``RunSpec``."""
+
+    @property
+    def name(self) -> str:
+        """Identifier in specs, run tables and command lines."""
+        return self.words.name
 
     # Data.
 
@@ -188,6 +177,17 @@ class Task:
     def equivariance(self, predict: Predictor, samples: Samples, indices: np.ndarray) -> dict[str, float]:
         """Equivariance errors, see ``eqscale.tasks.metrics.equivariance``."""
         return equivariance(predict, samples, indices, self.elements(samples.options), self.classes())
+
+    def rollout(
+        self, predict: Predictor, samples: Samples, systems: int, seconds: float
+    ) -> dict[str, Any] | None:
+        """Errors of predictions that are fed back for so long, from one start in each of the first ``systems``.
+
+        Returns:
+            ``time_s`` and the errors that ``words.rollout`` names, lists with an entry a step; None for a task without
+            rollouts.
+        """
+        return None
 
     # Looking at it.
 

@@ -75,7 +75,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         arm, task = get_arm(self.arm), get_task(self.task)
-        words = task.words
+        system, systems, samples = task.words.unit.one, task.words.unit.many, task.words.sample.many
         options = task.check_options(dict(self.view))
         view = tuple((o.name, options[o.name]) for o in task.options if not o.of_data)
         object.__setattr__(self, "view", view)
@@ -99,13 +99,13 @@ class RunSpec:
         available = self.train_systems * task.samples_per_system
         if self.batch_size > available:
             raise InputError(
-                f"run of arm {self.arm}: batch size {self.batch_size} exceeds the {available} {words.samples} of "
-                f"{self.train_systems} training {words.systems}: at most {available}, or more {words.systems}"
+                f"run of arm {self.arm}: batch size {self.batch_size} exceeds the {available} {samples} of "
+                f"{self.train_systems} training {systems}: at most {available}, or more {systems}"
             )
         if self.test_samples_per_system > task.samples_per_system:
             raise InputError(
-                f"run of arm {self.arm}: {self.test_samples_per_system} test {words.samples} per {words.system}; a "
-                f"{words.system} has {task.samples_per_system}"
+                f"run of arm {self.arm}: {self.test_samples_per_system} test {samples} per {system}; a "
+                f"{system} has {task.samples_per_system}"
             )
         try:
             arm.flops(self.size, task)

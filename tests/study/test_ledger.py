@@ -56,7 +56,6 @@ def test_the_table_has_one_documented_row_per_run(tmp_path):
     assert everything.reason.iloc[-1] == "finished, not in the study's plan"
     write_table(table, tmp_path)
     assert (tmp_path / "runs.csv").exists()
-    assert (tmp_path / "runs.parquet").exists()
 
 
 def test_what_killed_processes_left_behind_is_swept(tmp_path):

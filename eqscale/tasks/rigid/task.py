@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eqscale.errors import InputError
 from eqscale.tasks import register
-from eqscale.tasks.base import Metric, Option, Options, Task, Words
+from eqscale.tasks.base import Metric, Option, Options, Task
 from eqscale.tasks.dataset import DataSpec
 from eqscale.tasks.fields import Batch
 from eqscale.tasks.metrics import Predictor
@@ -23,6 +23,7 @@ from eqscale.tasks.rigid.engine import ENGINE_VERSION, ENGINES, FRAME_RATE, simu
 from eqscale.tasks.rigid.families import FAMILIES, Family, family
 from eqscale.tasks.rigid.meshes import family_of_meshes
 from eqscale.tasks.rigid.metrics import evaluate
+from eqscale.tasks.rigid.rollout import evaluate_rollout, last_start
 from eqscale.tasks.rigid.scene import GRAVITY, random_frame, sample_scene
 from eqscale.tasks.rigid.symmetry import ELEMENTS, align, random_vertical
 from eqscale.tasks.rigid.windows import (
@@ -37,6 +38,7 @@ from eqscale.tasks.rigid.windows import (
 )
 from eqscale.tasks.samples import Samples
 from eqscale.tasks.symmetry import Elements, random_orthogonal
+from eqscale.wording import Noun, Wording
 
 FORMAT = 1
 """Version of the shards' layout and of everything in this package that decides the stored numbers."""
@@ -56,8 +58,6 @@ def data_spec(
 class RigidTask(Task):
     """Scenes as systems, windows of 1/24 s steps as samples, vertices as tokens."""
 
-    name = "rigid"
-    title = "convex bodies are thrown onto a floor and into each other: where is every vertex of their meshes 1/6 s later?"
     schema = SCHEMA
     options = (
         Option(
@@ -76,7 +76,7 @@ class RigidTask(Task):
             of_data=False,
         ),
     )
-    variant: ClassVar = {"frame": "upright"}
+    variant = {"frame": "upright"}  # noqa: RUF012
     look_options = (
         Option("seconds", 2.0, "length of the simulation"),
         Option("meshes", "", "folder of .obj meshes to throw instead of the family's own shapes"),
@@ -97,8 +97,31 @@ class RigidTask(Task):
         Metric("nmse_object", "the same for objects that touch another object"),
         Metric("equivariance_yaw", "equivariance error for turns about gravity's axis"),
     )
-    words = Words("scene", "scenes", "window", "windows", "vertex token", "vertex tokens", "ballistic motion")
-    stored_names: ClassVar = {
+    words = Wording(
+        name="rigid",
+        sentence="From the state of the mesh vertices of colliding rigid bodies, predict where every vertex is 1/6 s "
+        "later",
+        unit=Noun("scene", "scenes"),
+        sample=Noun("window", "windows"),
+        trivial="ballistic motion",
+        metrics={
+            "nmse_free": "free flight",
+            "nmse_floor": "floor only",
+            "nmse_object": "another object",
+            "vertex_rmse_m": "vertices, m",
+            "center_rmse_m": "centre of mass, m",
+            "rotation_error_deg": "rotation, °",
+            "rigidity_error_m": "rigidity, m",
+        },
+        metrics_note="NMSE by what a body touches is over the mean squared target of all bodies; the others are root "
+        "mean squares.",
+        variant=Noun("frame", "frames"),
+        rollout={"translation_rmse_m": "centre of mass, m", "rotation_rmse_deg": "rotation, °"},
+        animation="One test scene: the truth, predictions one horizon ahead of each true state, and a rollout, which "
+        "holds each of its states until its next step. Shapes are those of the truth at the start; a prediction moves "
+        "each vertex by itself.",
+    )
+    stored_names = {  # noqa: RUF012
         "train_systems": "train_scenes",
         "test_systems": "test_scenes",
         "test_samples_per_system": "test_windows_per_scene",
@@ -188,6 +211,26 @@ class RigidTask(Task):
     def align(self, batch: Batch) -> tuple[Batch, Tensor]:
         """Upright, by gravity."""
         return align(batch)
+
+    def rollout(
+        self, predict: Predictor, samples: Samples, systems: int, seconds: float
+    ) -> dict[str, Any] | None:
+        """Rollouts at starts that take turns among those that leave room for them."""
+        assert isinstance(samples, Windows)
+        longest = (FRAMES - 1) // samples.horizon
+        steps = round(seconds / samples.time) if 0 <= seconds < 1e3 else -1
+        if not 0 < steps <= longest:
+            raise InputError(
+                f"a rollout of {seconds:g} s: choose from {samples.time:.3g} to {longest * samples.time:.3g} s, in "
+                f"steps of {samples.time:.3g} s, or 0 for none"
+            )
+        scene = np.arange(systems)
+        starts = min(last_start(samples, steps), samples.samples_per_system)
+        found = evaluate_rollout(predict, samples, scene * samples.samples_per_system + scene % starts, steps)
+        fields = dataclasses.asdict(found)
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()
+        }
 
     def look(self, options: Options, seed: int, index: int, out: Path | None) -> str:
         """A scene in real time, as a GIF."""

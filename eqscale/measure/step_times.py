@@ -1,0 +1,74 @@
+"""Step times of all shapes of a study, taken in one sitting for the axis of seconds (``eqscale time``)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from eqscale.report.step_times import SHAPE
+from eqscale.tasks import Samples
+from eqscale.tasks.dataset import open_stored
+from eqscale.training.loop import time_steps
+from eqscale.training.spec import RunSpec
+
+ROUNDS = 3
+"""Every shape is timed once a round: what slows the machine for a while slows all of them."""
+
+
+def open_shapes(specs: Iterable[RunSpec], data: Path) -> dict[RunSpec, tuple[Samples, Samples]]:
+    """One run of each shape, that with the most training systems, with its samples; the cheapest step first.
+
+    Args:
+        specs: runs.
+        data: folder of data sets.
+
+    Returns:
+        Run -> training and test samples.
+
+    Raises:
+        InputError: if the data of a run are not there.
+    """
+    found: dict[tuple, RunSpec] = {}
+    for spec in sorted(specs, key=lambda spec: spec.train_systems):
+        found[(spec.arm, spec.size, spec.batch_size)] = spec
+
+    def samples(spec: RunSpec, split: str, systems: int) -> Samples:
+        return open_stored(spec.task, spec.data, data, split, systems=systems, **spec.options)
+
+    return {
+        spec: (samples(spec, "train", spec.train_systems), samples(spec, "test", spec.test_systems))
+        for spec in sorted(found.values(), key=lambda spec: spec.budget / spec.steps)
+    }
+
+
+def time_shapes(
+    shapes: Mapping[RunSpec, tuple[Samples, Samples]], seconds: float, timed: Callable[[], None]
+) -> pd.DataFrame:
+    """Time every shape, ``ROUNDS`` times in turn.
+
+    Args:
+        shapes: one run of each shape, with its samples.
+        seconds: how long to time a shape in each round, at least 20 steps.
+        timed: called whenever a shape has been timed.
+
+    Returns:
+        A row for each shape: arm, width, depth, heads, batch_size, ``step_seconds`` (median over the rounds),
+        ``spread`` (highest minus lowest over the median) and ``hardware``.
+    """
+    times: dict[RunSpec, list[float]] = {spec: [] for spec in shapes}
+    hardware = ""
+    for _ in range(ROUNDS):
+        for spec, samples in shapes.items():
+            step_seconds, hardware = time_steps(spec, *samples, seconds)
+            times[spec].append(step_seconds)
+            timed()
+    rows = []
+    for spec, values in times.items():
+        median = statistics.median(values)
+        spread = (max(values) - min(values)) / median
+        shape = (spec.arm, spec.size.width, spec.size.depth, spec.size.heads, spec.batch_size)
+        rows.append((*shape, float(f"{median:.4g}"), round(spread, 3), hardware))
+    return pd.DataFrame(rows, columns=[*SHAPE, "step_seconds", "spread", "hardware"])

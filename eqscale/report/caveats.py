@@ -1,0 +1,130 @@
+"""What could make a report's answer wrong, from the runs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eqscale.laws import disagreement
+from eqscale.report.analysis import Analysis
+from eqscale.report.axes import AXES
+from eqscale.report.content import Content
+from eqscale.report.exhibits import link
+from eqscale.report.prediction import Outcome, outcomes, seen_the_same_runs
+from eqscale.report.tables import fate
+
+
+def caveats(content: Content) -> list[str]:
+    """What a referee would hold against the answer, from the runs themselves."""
+    study, analysis = content.study, content.analysis
+    grid = study.part("compute")
+    notes = []
+    if not grid.empty:
+        budgets = sorted(grid["budget"].unique())
+        notes.append(
+            f"Scale: {len(budgets)} budgets from {budgets[0]:.3g} to {budgets[-1]:.3g} executed FLOPs, models of "
+            f"{grid['N'].min():.0f} to {grid['N'].max():.0f} parameters. Dashed lines extrapolate "
+            f"({link('loss', 'figure')}); nothing here says what happens at a thousand times the compute."
+        )
+        if not len(analysis.noise):
+            notes.append(
+                "One seed: differences of the size of the seed noise mean nothing, and lack of fit can't be tested."
+            )
+        else:
+            seeds = grid.groupby("budget")["seed"].nunique()
+            if single := [f"{budget:.3g}" for budget in seeds.index[seeds == 1]]:
+                notes.append(
+                    f"One seed at {', '.join(single)} executed FLOPs: the noise there is taken from the other budgets "
+                    f"({link('seed_noise')})."
+                )
+    notes += [note for name in analysis.arms.get("executed", {}) for note in _law_doubts(analysis, name)]
+    if analysis.edges:
+        edges = {(AXES[e.axis].label, e.arm) for e in analysis.edges}
+        shown = ", ".join(f"`{arm}` on {label}" for label, arm in sorted(edges))
+        notes.append(f"Optima that the sizes don't bracket at some budget: {shown} ({link('edges')}).")
+    for arm, why in analysis.unfitted.items():
+        notes.append(f"`{arm}` has no law: {why}.")
+    if not grid.empty and grid["epochs"].max() > 1:
+        notes.append(
+            f"Some runs of the compute grid see their data more than once (up to {grid['epochs'].max():.2g} epochs), "
+            f"which their law ignores ({link('runs')})."
+        )
+    kinds = sorted(grid["hardware"].dropna().unique()) if "hardware" in grid else []
+    if len(kinds) > 1 and study.untimed != 0:
+        notes.append(
+            f"The runs of the compute grid were made on different hardware ({'; '.join(kinds)}), and the axis of "
+            f"seconds mixes it ({link('loss', 'figure')})."
+        )
+    if study.untimed:
+        notes.append(
+            f"`step_times.csv` doesn't cover {study.untimed} of the runs, so seconds are those that each run recorded; "
+            "`eqscale time` times the shapes of all runs."
+        )
+    if study.prediction is not None:
+        notes += _validation_edges(outcomes(study.prediction, study.part("validation")))
+        if not seen_the_same_runs(study.prediction, study):
+            notes.append(
+                "The compute grid has changed since the prediction was made: it and the laws here differ "
+                f"({link('validation')})."
+            )
+    notes.append(
+        f"Intervals are for one statement at a time; all arms are tested on the same {study.wording.unit.many}, whose "
+        "sampling error "
+        "moves them together and is not in the intervals."
+    )
+    lost = study.lost
+    if len(lost):
+        counts = ", ".join(f"{n} {status}" for status, n in lost["status"].value_counts().items())
+        # of an earlier design there can be many, and nothing is wrong with them
+        wrong = lost[~lost["status"].isin(["unplanned", "outdated"])]
+        named = [*(f"`{run['name']}` {fate(run)}" for _, run in wrong.iterrows()), link("runs")]
+        notes.append(f"Runs that are in no fit: {counts} ({'; '.join(named)}).")
+    else:
+        notes.append(f"No run was lost or left out of the fits ({link('runs')}).")
+    return notes
+
+
+def _validation_edges(found: Sequence[Outcome]) -> list[str]:
+    """Arms whose best size above the laws' budgets is not bracketed by the sizes that were run."""
+    edges = {}
+    for name in dict.fromkeys(o.arm for o in found):
+        own = [o for o in found if o.arm == name]
+        sizes, best = sorted({o.N for o in own}), min(own, key=lambda o: o.observed).N
+        if len(sizes) > 1 and best in (sizes[0], sizes[-1]):
+            edges[name] = "smallest" if best == sizes[0] else "largest"
+    if not edges:
+        return []
+    said = ", ".join(f"the {which} of `{name}`" for name, which in edges.items())
+    return [
+        f"Of the validation's sizes the best is {said}: another could be better still ({link('validation')})."
+    ]
+
+
+def _law_doubts(analysis: Analysis, name: str) -> list[str]:
+    """What is doubtful about one arm's law."""
+    fit, notes, coefficients = analysis.arms["executed"][name].fit, [], link("coefficients")
+    if fit.verdict.startswith("on boundary"):
+        notes.append(
+            f"`{name}`: {fit.verdict}: the intervals of what lies there are one-sided ({coefficients})."
+        )
+    elif fit.verdict != "converged":
+        notes.append(
+            f"`{name}`: {fit.verdict}: its coefficients must not be read one by one ({coefficients})."
+        )
+    if warning := disagreement(analysis.intervals[name]):
+        notes.append(f"`{name}`: {warning} ({coefficients}).")
+    test = analysis.lack_of_fit[name]
+    if test is not None and test.rejects:
+        notes.append(f"`{name}`: {test.describe()} ({coefficients}, {link('residuals', 'figure')}).")
+    held = analysis.hold_out[name]
+    if held is not None:
+        notes.append(
+            f"`{name}`: its law without the largest budget predicts that budget's runs with a median error of "
+            f"{100 * held.median_error:.1f} %, {100 * held.covered:.0f} % of them within 95 % limits "
+            f"({link('residuals', 'figure')} shows the residuals of the full fit)."
+        )
+    odd = analysis.outliers[name]
+    if odd:
+        notes.append(
+            f"`{name}`: {len(odd)} run{'s' if len(odd) > 1 else ''} that the law does not explain ({link('runs')})."
+        )
+    return notes

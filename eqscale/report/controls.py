@@ -1,0 +1,91 @@
+"""What controls say: arms without their symmetry, and the same arm on another variant of the task."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from eqscale.report.analysis import pooled_noise
+from eqscale.report.exhibits import UNSEEN, Table, link
+from eqscale.report.parts import VARIANT, Study
+
+_POINT = ["arm", VARIANT, "budget", "N"]
+
+
+def control_table(study: Study, noise: pd.DataFrame) -> Table:
+    """Control runs beside the compute grid's at the same budget."""
+    controls, grid = study.part("controls"), study.part("compute")
+    roles, variant = study.roles, study.wording.variant
+    others = list(dict.fromkeys(filter(None, (*roles.built_in, *roles.control_of.values(), roles.baseline))))
+    rows = []
+    for point, runs in controls.groupby(_POINT, sort=False, dropna=False):
+        arm, version, budget, N = point
+        at = grid[np.isclose(grid["budget"], budget, rtol=1e-6)]
+        best = at.groupby(["arm", "N"])["loss"].mean().groupby("arm").min()
+        mean, seeds = float(runs["loss"].mean()), f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+        cells = [f"{budget:.3g}", f"{N:.0f}", f"{mean:.4f}{seeds}"]
+        if variant:
+            cells = [str(version), *cells, _compared(runs, _twins(grid, point), noise)]
+        ratios = [f"× {mean / best[other]:.2f}" if other in best else UNSEEN for other in others]
+        rows.append([f"`{arm}`", *cells, *ratios])
+    header = ["budget", "N", "loss"]
+    note = "Means over seeds."
+    if variant:
+        header = [variant.one, *header, f"same size and budget in the grid's {variant.one}"]
+        note += (
+            f" A control of the same arm and size in another {variant.one} is compared with its twin: their ratio with "
+            "the 95 % interval that seed noise alone would give it."
+        )
+    header = ["arm", *header, *(f"over the best `{other}`" for other in others)]
+    return Table("controls", "Controls", header, rows, note)
+
+
+def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
+    """What the controls give, in a sentence each."""
+    controls, grid = study.part("controls"), study.part("compute")
+    lines = []
+    for arm, other in sorted(study.roles.control_of.items()):
+        means = controls[controls["arm"] == arm].groupby(["budget", "N"])["loss"].mean()
+        best = grid[grid["arm"] == other].groupby(["budget", "N"])["loss"].mean().groupby("budget").min()
+        ratio = (means.groupby("budget").min() / best).dropna()
+        smallest = all(len(at) > 1 and at.idxmin()[1] == at.index[0][1] for _, at in means.groupby("budget"))
+        if len(ratio):
+            said = ", ".join(f"{value:.2f} at {budget:.2g}" for budget, value in ratio.items())
+            lines.append(
+                f"The symmetry switched off in the same backbone: the best `{arm}` has {said} executed FLOPs times the "
+                f"loss of the best `{other}` ({link('controls')})"
+                + ("; its smallest size is its best at every budget." if smallest else ".")
+            )
+    if variant := study.wording.variant:
+        same = [
+            f"`{point[0]}` in {point[1]} {variant.many} at {point[2]:.2g}: {_compared(runs, twin, noise)}"
+            for point, runs in controls.groupby(_POINT, sort=False)
+            if len(twin := _twins(grid, point))
+        ]
+        if same:
+            lines.append(f"The same arm in other {variant.many}: {'; '.join(same)} ({link('controls')}).")
+    return lines
+
+
+def _twins(grid: pd.DataFrame, point: tuple) -> pd.DataFrame:
+    """The compute grid's runs of the same arm, budget and size in another variant of the task."""
+    arm, version, budget, N = point
+    same = (grid["arm"] == arm) & (grid["N"] == N) & np.isclose(grid["budget"], budget, rtol=1e-6)
+    return grid[same & (grid[VARIANT] != version)]
+
+
+def _compared(runs: pd.DataFrame, twin: pd.DataFrame, noise: pd.DataFrame) -> str:
+    """Ratio to the same size in another variant, and whether seed noise explains it."""
+    if twin.empty:
+        return UNSEEN
+    ratio = float(np.log(runs["loss"].astype(float)).mean() - np.log(twin["loss"].astype(float)).mean())
+    sd, df = pooled_noise(noise, str(runs["arm"].iloc[0]))
+    shown = f"{twin['loss'].mean():.4f}, ratio {math.exp(ratio):.3f}"
+    if not df:
+        return f"{shown} (no seeds to tell the noise)"
+    half = float(stats.t.ppf(0.975, df)) * sd * math.sqrt(1 / len(runs) + 1 / len(twin))
+    verdict = "equal within noise" if abs(ratio) <= half else "**differs**"
+    return f"{shown} [{math.exp(ratio - half):.3f}, {math.exp(ratio + half):.3f}]: {verdict}"

@@ -1,0 +1,123 @@
+"""Tables and sentences on a data grid: its means, what repetition costs, and the law of repeated data."""
+
+from __future__ import annotations
+
+import math
+
+from eqscale.laws.render import interval_text, number
+from eqscale.report.data_grid import (
+    REPEATED,
+    DataGrid,
+    Gap,
+    equivalent_data,
+    excess,
+    fresh_levels,
+    gap,
+    levels_with_epochs,
+)
+from eqscale.report.exhibits import UNSEEN, Table, link, numbered
+from eqscale.report.parts import UNIQUE
+from eqscale.report.roles import Roles
+from eqscale.report.tables import two_intervals
+from eqscale.roles import Role
+
+
+def data_table(grid: DataGrid, roles: Roles) -> Table:
+    """Loss of every arm at every number of unique units, and how many the baseline needs for the others' losses."""
+    names, base = grid.arms(), roles.baseline
+    equivalents = {
+        arm: dict(equivalent_data(grid, arm, base))
+        for arm in (*roles.built_in, *roles.arms[Role.AUGMENT])
+        if base in names and arm in names
+    }
+    rows = []
+    for units, level in grid.levels.groupby(UNIQUE):
+        cells = {
+            r.arm: f"{math.exp(r.log_loss):.4f}"
+            + (f" ± {math.exp(r.log_loss) * r.sd / math.sqrt(r.n):.4f}" if math.isfinite(r.sd) else "")
+            for r in level.itertuples()
+        }
+        worth = [_times(found.get(int(units), math.nan)) for found in equivalents.values()]  # type: ignore[call-overload]
+        epochs = f"{level['epochs'].mean():.3g}"
+        rows.append([f"{units:g}", epochs, *(cells.get(name, UNSEEN) for name in names), *worth])
+    header = [f"unique {grid.units}", "epochs", *(f"`{name}`" for name in names)]
+    header += [f"{grid.units} `{base}` needs for `{arm}`'s loss" for arm in equivalents]
+    budgets = ", ".join(f"{b:.3g}" for b in sorted(grid.runs["budget"].unique()))
+    costs = "; ".join(
+        f"`{arm}` {own['flops_nominal'].median():.3g} nominal FLOPs, {own['seconds'].median():.3g} s"
+        for arm, own in grid.runs.groupby("arm", sort=False)
+    )
+    note = f"Mean over seeds ± standard error from seeds, at {budgets} executed FLOPs; a run costs {costs}."
+    return Table("data", "Loss against unique training data at one budget", header, rows, note)
+
+
+def repetition_table(grid: DataGrid) -> Table:
+    """What every arm loses by seeing its data again and again."""
+    names = grid.arms()
+    levels = grid.levels.groupby(UNIQUE)["epochs"].mean()
+    rows = [
+        [f"{units:g}", f"{epochs:.3g}", *(_factor(excess(grid, {name: 1.0}, [int(units)])) for name in names)]  # type: ignore[call-overload]
+        for units, epochs in levels[levels >= REPEATED].items()
+    ]
+    header = [f"unique {grid.units}", "epochs", *(f"`{name}`" for name in names)]
+    return Table(
+        "repetition", "What repetition costs", header, rows,
+        f"An arm's loss over its own with fresh data (mean over the rows of {numbered('data')} with fewer than "
+        f"{REPEATED:g} epochs), with the 95 % interval of the seeds' scatter. It leaves out what an arm is ahead by at "
+        "this compute with any amount of data, and enters no check of the conclusions.",
+    )  # fmt: skip
+
+
+def repetition_law_table(grid: DataGrid) -> Table:
+    """The law of repeated data of every arm."""
+    rows = [
+        [f"`{arm}`", str(law.fit.n), two_intervals(law.found["R"]), two_intervals(law.found["beta"]), law.fit.verdict]
+        for arm, law in grid.laws.items()
+    ]  # fmt: skip
+    rows += [[f"`{arm}`", *[UNSEEN] * 3, f"no law: {why}"] for arm, why in grid.unfitted.items()]
+    return Table(
+        "repetition_law", "Law of repeated data", ["arm", "runs", "R", "β", "verdict"], rows,
+        "L = E + A/N^α + B/D_eff^β with D_eff = U (1 + R (1 − exp(−(D/U − 1)/R))) for U unique of D tokens "
+        "(Muennighoff et al. 2023), fitted to the compute grid and the data grid together: repeated data are worth at "
+        f"most R times the unique ones. Intervals as in {numbered('coefficients')}. The law can't express a loss that "
+        "rises with epochs.",
+    )  # fmt: skip
+
+
+def data_lines(grid: DataGrid, roles: Roles) -> list[str]:
+    """What scarce data cost each built-in arm and those that learn, apart from who is ahead with fresh data."""
+    base, augmented = roles.baseline, roles.augmented
+    if base is None or augmented is None:
+        return []
+    lines = []
+    for arm in roles.built_in:
+        trio = [arm, base, augmented]
+        levels = levels_with_epochs(grid, trio, REPEATED)
+        fewest = {name: excess(grid, {name: 1.0}, levels[:1]) for name in trio} if levels else {}
+        if not levels or any(math.isnan(price.value) for price in fewest.values()):
+            continue
+        lead, left = {base: 1.0, arm: -1.0}, {augmented: 1.0, arm: -1.0}
+        fresh = fresh_levels(grid, trio)
+        said = ", ".join(f"`{name}`'s {_factor(price)}" for name, price in fewest.items())
+        lines.append(
+            f"Scarce data, at one budget: with {levels[0]} {grid.units} losses are as many times as high as with fresh "
+            f"data: {said}. Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs `{base}` "
+            f"{_factor(excess(grid, lead, levels))} and `{augmented}` {_factor(excess(grid, left, levels))} times what "
+            f"it costs `{arm}`; with fresh data their losses are {_factor(gap(grid, lead, fresh))} and "
+            f"{_factor(gap(grid, left, fresh))} times that of `{arm}` ({link('repetition')}, {link('data')})."
+        )
+    return lines
+
+
+def _factor(found: Gap) -> str:
+    """A gap in log loss as a ratio of losses."""
+    if math.isnan(found.value):
+        return UNSEEN
+    limits = f" {interval_text((math.exp(found.low), math.exp(found.high)), 3)}" if found.known else ""
+    return f"{number(math.exp(found.value), 3)}{limits}"
+
+
+def _times(value: float) -> str:
+    if math.isnan(value):
+        return "fewer than were run"
+    return "never reached" if math.isinf(value) else f"{value:.2g} ×"

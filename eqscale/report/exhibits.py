@@ -1,0 +1,99 @@
+"""Tables and figures of a report, and their numbers.
+
+An exhibit has a key. Text holds marks where its number goes; ``number_exhibits`` counts the exhibits of a whole
+document in order of appearance and fills the marks in, those before the exhibit too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from eqscale.laws.render import markdown_table
+
+UNSEEN = "–"
+"""A cell that has nothing to say."""
+
+_MARK = re.compile(r"\{(anchor|name|link) (table|figure) ([\w-]+)\}")
+
+
+def anchor(key: str, kind: str = "table") -> str:
+    """Mark of the place of an exhibit, which links lead to; ``kind`` is ``table`` or ``figure``."""
+    return f"{{anchor {kind} {key}}}"
+
+
+def numbered(key: str, kind: str = "table") -> str:
+    """Mark that becomes ``Table 3``."""
+    return f"{{name {kind} {key}}}"
+
+
+def link(key: str, kind: str = "table") -> str:
+    """Mark that becomes a link to an exhibit."""
+    return f"{{link {kind} {key}}}"
+
+
+def number_exhibits(text: str) -> str:
+    """Number the exhibits of a document by order of appearance and fill in all marks.
+
+    A link to an exhibit that the document lacks becomes ``no table`` or ``no figure``.
+    """
+    numbers: dict[tuple[str, str], str] = {}
+    for what, kind, key in _MARK.findall(text):
+        if what == "anchor":
+            count = 1 + sum(other == kind for other, _ in numbers)
+            numbers[kind, key] = f"{kind.capitalize()} {count}"
+
+    def filled(mark: re.Match[str]) -> str:
+        what, kind, key = mark.groups()
+        if (kind, key) not in numbers:
+            return f"no {kind}"
+        if what == "anchor":
+            return f'<a id="{kind}-{key}"></a>'
+        shown = numbers[kind, key]
+        return f"[{shown}](#{kind}-{key})" if what == "link" else shown
+
+    return _MARK.sub(filled, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table."""
+
+    key: str
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """Caption with an anchor, then the table; nothing without rows."""
+        if not self.rows:
+            return ""
+        caption = f"{anchor(self.key)}**{numbered(self.key)}. {self.title}.** {self.note}".rstrip()
+        return f"{caption}\n\n{markdown_table(self.header, self.rows)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One image file of a figure."""
+
+    file: str
+    """Name without suffix."""
+    axis: str
+    """Name of its compute axis, empty if it has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FigureGroup:
+    """One figure: one image an axis, or one for all."""
+
+    key: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+
+
+def figure_block(key: str, title: str, images: str, caption: str) -> str:
+    """Anchor, title, images and caption of a figure."""
+    return f"{anchor(key, 'figure')}\n\n### {numbered(key, 'figure')}. {title}\n\n{images}\n\n*{caption}*"

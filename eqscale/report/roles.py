@@ -1,0 +1,92 @@
+"""Which arm is compared with which: by their roles in the run table, and within a role by loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import pandas as pd
+
+from eqscale.errors import InputError
+from eqscale.roles import Role
+
+_COLOURS = {
+    Role.LEARN: ("#0072B2", "#56B4E9", "#332288"),
+    Role.BUILD_IN: ("#D55E00", "#882255", "#A65628"),
+    Role.ALIGN: ("#009E73", "#117733", "#999933"),
+    Role.AUGMENT: ("#CC79A7", "#AA4499", "#DDAACC"),
+    Role.CONTROL: ("#E69F00", "#7F7F7F", "#BBBBBB"),
+}
+"""The first of each from Okabe & Ito 2008; further arms of a role get its other shades in turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """The arms of a study by role."""
+
+    arms: Mapping[Role, tuple[str, ...]]
+    """Of each role the arms, that with the lowest loss at the largest budget first."""
+    control_of: Mapping[str, str]
+    """Control -> the arm that it is compared with."""
+
+    @property
+    def built_in(self) -> tuple[str, ...]:
+        """The arms that build the symmetry in: what the others are measured in."""
+        return self.arms[Role.BUILD_IN]
+
+    @property
+    def baseline(self) -> str | None:
+        """The best arm that learns the symmetry."""
+        return next(iter(self.arms[Role.LEARN]), None)
+
+    @property
+    def augmented(self) -> str | None:
+        """The best arm that learns it from augmented data."""
+        return next(iter(self.arms[Role.AUGMENT]), None)
+
+    @property
+    def missing(self) -> str:
+        """What the conclusions compare and the study lacks; empty if it has both."""
+        learn = "" if self.baseline else "no arm that learns the symmetry"
+        return " and ".join(
+            filter(None, (learn, "" if self.built_in else "no arm that builds the symmetry in"))
+        )
+
+    def colours(self) -> dict[str, str]:
+        """Colour by arm, the same in all figures of a report."""
+        return {
+            arm: _COLOURS[role][i % len(_COLOURS[role])]
+            for role, arms in self.arms.items()
+            for i, arm in enumerate(arms)
+        }
+
+
+def read_roles(runs: pd.DataFrame) -> Roles:
+    """Roles of all arms of a study's runs.
+
+    Args:
+        runs: columns arm, role, control_of, part, status, budget, loss.
+
+    Raises:
+        InputError: a role that there isn't, an arm with two, or a control of nothing.
+    """
+    for arm, own in runs.groupby("arm", sort=False):
+        found = [str(role) for role in own["role"].unique()]
+        if len(found) > 1 or found[0] not in tuple(Role):
+            raise InputError(
+                f"arm {arm!r}: column 'role' holds {' and '.join(found)}; it must be one of {', '.join(Role)}, the "
+                "same for all runs"
+            )
+        if found[0] == Role.CONTROL and not own["control_of"].notna().all():
+            raise InputError(f"arm {arm!r}: a control, but its column 'control_of' is empty")
+    # an arm that was run at larger budgets goes before one that wasn't
+    graded = runs[(runs["status"] == "finished") & runs["part"].isin(["compute", "data_grid"])]
+    graded = graded[graded["budget"] == graded.groupby("arm")["budget"].transform("max")]
+    best = graded.groupby("arm").agg(budget=("budget", "first"), loss=("loss", "min"))
+    first = runs.drop_duplicates("arm").set_index("arm")
+    order = first.join(best, rsuffix="_best").sort_values(
+        ["budget_best", "loss_best"], ascending=[False, True], kind="stable"
+    )
+    by_role = {role: tuple(map(str, order.index[order["role"] == role])) for role in Role}
+    controls = first["control_of"][first["role"] == Role.CONTROL]
+    return Roles(by_role, {str(arm): str(other) for arm, other in controls.items()})

@@ -1,0 +1,1 @@
+from tests.training.conftest import data_root, windows  # noqa: F401
