@@ -7,16 +7,8 @@ from pathlib import Path
 
 _HELP = """\
 Rebuild everything that is published about a study from its run tables: fits, figures, report.md and
-report.html. The folder may hold
-
-  runs.csv              the compute grid (or runs.parquet)
-  data_grid/runs.csv    one budget, ever fewer unique scenes
-  controls/runs.csv     the symmetry switched off, other frames of the data
-  validation/runs.csv   runs above the compute grid's budgets, made after prediction.json
-  prediction.json       from eqscale predict
-  evaluation/*          the best models, from eqscale measure
-
-of which the compute grid or the data grid must be there.
+report.html. The folder must hold the run table of a compute grid (runs.csv) or of a data grid
+(data_grid/runs.csv); docs/report.md lists what else it may hold.
 """
 
 

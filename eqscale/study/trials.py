@@ -92,7 +92,7 @@ class Devices:
 
 
 def load_arm_files(files: Sequence[str]) -> None:
-    """Import Python files that register arms of one's own (each once per process).
+    """Import Python files that register arms, each once per process.
 
     Raises:
         InputError: if a file doesn't exist or can't be imported.
