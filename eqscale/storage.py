@@ -1,7 +1,8 @@
 """Places on this machine or on any filesystem that pyarrow or fsspec reaches, with one small interface.
 
 A local place is a ``pathlib.Path``. Any other is a ``RemotePath``, which offers the part of that interface that
-studies need, so that ledger, checkpoints and weights are written by the same code wherever they live.
+studies need, so that ledger, checkpoints and weights are written by the same code wherever they live. Local places need
+the standard library only.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import posixpath
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pyarrow import ArrowException, fs
-
 from eqscale.errors import InputError
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 _PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 
@@ -61,11 +64,11 @@ class RemotePath:
 
     def exists(self) -> bool:
         """Whether a file or folder is there."""
-        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+        return self.filesystem.get_file_info(self.path).type.name != "NotFound"
 
     def is_file(self) -> bool:
         """Whether a file is there."""
-        return self.filesystem.get_file_info(self.path).type == fs.FileType.File
+        return self.filesystem.get_file_info(self.path).is_file
 
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
         """Make the folder and those above it, where the filesystem has folders."""
@@ -95,9 +98,15 @@ class RemotePath:
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """Files directly in this folder whose names match."""
-        for info in self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
-            if info.type == fs.FileType.File and fnmatch.fnmatchcase(info.base_name, pattern):
+        for info in self.listing():
+            if info.is_file and fnmatch.fnmatchcase(info.base_name, pattern):
                 yield self / info.base_name
+
+    def listing(self) -> list[fs.FileInfo]:
+        """What lies directly in this folder; nothing if it isn't there."""
+        from pyarrow import fs
+
+        return self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
 
 
 AnyPath = Path | RemotePath
@@ -116,6 +125,8 @@ def open_place(text: str | Path) -> AnyPath:
     parts = urlsplit(text)
     if parts.scheme == "file":
         return Path(unquote(parts.path))
+    from pyarrow import ArrowException, fs
+
     text = text.rstrip("/")
     try:
         if parts.scheme in _PYARROW_SCHEMES:
@@ -139,8 +150,7 @@ def matching(folder: AnyPath, pattern: str) -> list[AnyPath]:
 def subfolders(place: AnyPath) -> list[str]:
     """Names of the folders directly in a folder, sorted."""
     if isinstance(place, RemotePath):
-        found = place.filesystem.get_file_info(fs.FileSelector(place.path, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+        return sorted(info.base_name for info in place.listing() if not info.is_file)
     return sorted(path.name for path in place.glob("*") if path.is_dir())
 
 
@@ -167,7 +177,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
 
 
 def remove_folder(path: AnyPath) -> None:
-    """Delete a folder with all it holds; one that is not there is none of its business."""
+    """Delete a folder with all it holds; does nothing if it isn't there."""
     if isinstance(path, RemotePath):
         with contextlib.suppress(OSError):
             path.filesystem.delete_dir(path.path)
@@ -181,11 +191,16 @@ def check_writable(place: AnyPath, what: str) -> None:
     Raises:
         InputError: names the place and the reason, before anything is spent.
     """
+    errors: tuple[type[Exception], ...] = (OSError,)
+    if isinstance(place, RemotePath):
+        from pyarrow import ArrowException
+
+        errors = (OSError, ArrowException)
     probe = place / f".probe-{os.getpid()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"probe")
         probe.unlink()
-    except (OSError, ArrowException) as error:
+    except errors as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
         raise InputError(f"{what} {str(place)!r} can't be written: {reason}") from error

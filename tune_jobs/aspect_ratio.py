@@ -5,7 +5,7 @@ compute, with Ray Tune, logs every run to MLflow, and writes the run table, a ta
 
     python tune_jobs/aspect_ratio.py                    # preset quick: some minutes on two cores
     python tune_jobs/aspect_ratio.py --dry-run          # print the plan only
-    python tune_jobs/aspect_ratio.py --preset cpu       # one seed, four budgets: an hour or two
+    python tune_jobs/aspect_ratio.py --preset cpu       # one seed, four budgets: an hour
 
 Runs that have a record in the study's ledger are not trained again.
 """

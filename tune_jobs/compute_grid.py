@@ -3,9 +3,9 @@
 Simulates the scenes, trains every arm at several sizes for each compute budget with Ray Tune, logs every run
 to MLflow, fits a scaling law to each arm and writes the run table, figures and report.
 
-    python tune_jobs/compute_grid.py                    # preset quick: about ten minutes on two cores
+    python tune_jobs/compute_grid.py                    # preset quick: four to eight minutes on two cores
     python tune_jobs/compute_grid.py --dry-run          # print the plan only
-    python tune_jobs/compute_grid.py --preset cpu       # hours; stop with Ctrl-C, the same command continues
+    python tune_jobs/compute_grid.py --preset cpu       # six hours; stop with Ctrl-C, the same command continues
 
 Runs that have a record in the study's ledger are not trained again.
 """

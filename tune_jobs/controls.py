@@ -6,7 +6,7 @@ the run table and the report of the study.
 
     python tune_jobs/controls.py                    # preset quick: some minutes on two cores
     python tune_jobs/controls.py --dry-run          # print the plan only
-    python tune_jobs/controls.py --preset cpu       # hours; stop with Ctrl-C, the same command continues
+    python tune_jobs/controls.py --preset cpu       # half an hour; stop with Ctrl-C, the same command continues
 
 Runs that have a record in the study's ledger are not trained again.
 """

@@ -5,7 +5,7 @@ with Ray Tune, logs every run to MLflow, and writes the run table, figure and re
 
     python tune_jobs/data_grid.py                    # preset quick: some minutes on two cores
     python tune_jobs/data_grid.py --dry-run          # print the plan only
-    python tune_jobs/data_grid.py --preset cpu       # hours; stop with Ctrl-C, the same command continues
+    python tune_jobs/data_grid.py --preset cpu       # 2.5 hours; stop with Ctrl-C, the same command continues
 
 Runs that have a record in the study's ledger are not trained again.
 """

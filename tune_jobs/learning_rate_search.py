@@ -6,7 +6,7 @@ its neighbours; if it isn't, the recipe is fitted again, with the check runs, an
 Writes trials, recipes, a figure and a report, and logs every trial to MLflow.
 
     python tune_jobs/learning_rate_search.py                  # preset quick: about ten minutes on two cores
-    python tune_jobs/learning_rate_search.py --preset cpu     # all built-in arms: about two hours
+    python tune_jobs/learning_rate_search.py --preset cpu     # all built-in arms: 70 minutes
     python tune_jobs/learning_rate_search.py --arm-file my_arm.py --arms my_arm
 
 Stop it with Ctrl-C; the same command continues. recipes.json of the results has the form of

@@ -6,7 +6,7 @@ study, which shows prediction and outcome side by side.
 
     eqscale predict results/cpu --compute 3e13 && git commit -m "A prediction" results/cpu/prediction.json
     python tune_jobs/validation.py --preset cpu --dry-run    # print the plan only
-    python tune_jobs/validation.py --preset cpu              # hours; stop with Ctrl-C, the same command continues
+    python tune_jobs/validation.py --preset cpu              # 5 hours; stop with Ctrl-C, the same command continues
 
 Runs that have a record in the study's ledger are not trained again.
 """

@@ -10,7 +10,10 @@ from eqscale.cli.plugins import load_plugins
 from eqscale.plugins import add_plugin_options
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from eqscale.storage import AnyPath
+    from eqscale.study.check import Finding, Study
     from eqscale.study.estimate import Estimator
     from eqscale.study.simulate import Forecast
 
@@ -18,7 +21,7 @@ _CHECK = """Compare a study's ledger, which is the truth, with its views: run ta
 
 Lists runs that are missing, doubled, different or unknown in a view, MLflow runs left RUNNING, damaged records,
 checkpoints and weights that belong to nothing, and records of earlier code or other data. Exit code 0 if all
-agree, 1 if not. --mend writes the views anew where they differ, and sets damaged records aside: the next start
+agree, 1 if not. --mend rewrites the views that differ, and sets damaged records aside: the next start
 of the study trains those runs again, unless records.jsonl holds them: what it has and the ledger lacks is adopted.
 
     eqscale check quick
@@ -35,6 +38,9 @@ the same hardware (--throughput-from).
     eqscale simulate --preset paper --gpus 8 64 --flops-per-second 1e14 --price 2.5
     eqscale simulate --preset cpu --gpus 2 --gpus-per-trial 1 --throughput-from results/quick/runs.csv
 """
+
+
+_COLUMNS = ("GPUs", "wall time", "GPU-hours", "in trials", "useful", "even split", "longest trial", "limit")
 
 
 def register(verbs: argparse._SubParsersAction) -> None:
@@ -57,42 +63,22 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
     parser.add_argument(
-        "--mend", action="store_true", help="write run table, records and MLflow anew where they differ"
+        "--mend", action="store_true", help="rewrite run table, records and MLflow where they differ"
     )
     add_plugin_options(parser)
     parser.set_defaults(run=_check)
 
 
 def _check(args: argparse.Namespace) -> int:
-    from collections import Counter
-
-    from rich.table import Table
-
     from eqscale.console import make_console
-    from eqscale.errors import InputError
-    from eqscale.storage import open_place, subfolders
-    from eqscale.study.check import Study, check, mend
+    from eqscale.study.check import check, mend
     from eqscale.study.lease import only_driver
-    from eqscale.study.tracking import default_tracking_uri
-    from eqscale.study.trials import Storage
 
     load_plugins(args)
-    place = open_place(args.storage)
-    storage = Storage(place / args.study, Path())
-    if not storage.ledger.folder.exists():
-        there = [name for name in subfolders(place) if (place / name / "ledger").exists()]
-        known = f"; there are: {', '.join(there)}" if there else ""
-        raise InputError(f"there is no study {args.study!r} in {args.storage!r}{known}")
-    study = Study(
-        name=args.study,
-        storage=storage,
-        results=args.results or _results(args.study),
-        tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
-        experiment=f"eqscale-{args.study}",
-    )
+    study = _find(args)
     console = make_console()
     if args.mend:
-        with only_driver(storage.study):
+        with only_driver(study.storage.study):
             before = {finding for finding in check(study) if not finding.note}
             if before:
                 mend(study)
@@ -100,26 +86,53 @@ def _check(args: argparse.Namespace) -> int:
         mended = len(before - set(findings))
         console.print(f"mended: {mended} of {len(before)}" if before else "nothing to mend")
     else:
-        running = _driver_at_work(storage.study)
+        running = _driver_at_work(study.storage.study)
         if running:
-            console.print(f"[yellow]{running}[/yellow]: what is in the making isn't counted", highlight=False)
+            console.print(f"[yellow]{running}[/yellow]: unfinished trials aren't counted", highlight=False)
         findings = check(study, running=bool(running))
-    counts = Counter(finding.note for finding in findings)
     if findings:
-        table = Table(box=None)
-        for heading in ("", "where", "what", "run", "detail"):
-            table.add_column(heading, overflow="fold")
-        for finding in sorted(findings, key=lambda f: (f.note, f.where, f.kind, f.what)):
-            mark = "[dim]note[/dim]" if finding.note else "[red]differs[/red]"
-            table.add_row(mark, finding.where, finding.kind, finding.what, finding.detail)
-        console.print(table)
-    records = len(storage.ledger.records())
-    verdict = f"{counts[False]} disagreements" if counts[False] else "all views agree with the ledger"
-    advice = " (--mend writes them anew)" if counts[False] and not args.mend else ""
-    console.print(
-        f"{args.study}: {records} records; {verdict}{advice}, {counts[True]} notes", highlight=False
+        console.print(_finding_table(findings))
+    differing = sum(not finding.note for finding in findings)
+    records = len(study.storage.ledger.records())
+    verdict = f"{differing} disagreements" if differing else "all views agree with the ledger"
+    advice = " (--mend rewrites them)" if differing and not args.mend else ""
+    notes = len(findings) - differing
+    console.print(f"{args.study}: {records} records; {verdict}{advice}, {notes} notes", highlight=False)
+    return 1 if differing else 0
+
+
+def _find(args: argparse.Namespace) -> Study:
+    from eqscale.errors import InputError
+    from eqscale.storage import open_place, subfolders
+    from eqscale.study.check import Study
+    from eqscale.study.tracking import default_tracking_uri
+    from eqscale.study.trials import Storage
+
+    place = open_place(args.storage)
+    storage = Storage(place / args.study, Path())
+    if not storage.ledger.folder.exists():
+        there = [name for name in subfolders(place) if (place / name / "ledger").exists()]
+        known = f"; there are: {', '.join(there)}" if there else ""
+        raise InputError(f"there is no study {args.study!r} in {args.storage!r}{known}")
+    return Study(
+        name=args.study,
+        storage=storage,
+        results=args.results or _results(args.study),
+        tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
+        experiment=f"eqscale-{args.study}",
     )
-    return 1 if counts[False] else 0
+
+
+def _finding_table(findings: list[Finding]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None)
+    for heading in ("", "where", "what", "run", "detail"):
+        table.add_column(heading, overflow="fold")
+    for finding in sorted(findings, key=lambda f: (f.note, f.where, f.kind, f.what)):
+        mark = "[dim]note[/dim]" if finding.note else "[red]differs[/red]"
+        table.add_row(mark, finding.where, finding.kind, finding.what, finding.detail)
+    return table
 
 
 def _results(study: str) -> Path:
@@ -195,10 +208,7 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    from rich.table import Table
-
     from eqscale.console import make_console
-    from eqscale.errors import InputError
     from eqscale.study.estimate import DDP_EFFICIENCY
     from eqscale.study.grid import compute_grid
     from eqscale.study.presets import COMPUTE_GRIDS
@@ -206,20 +216,7 @@ def _simulate(args: argparse.Namespace) -> int:
     from eqscale.study.schedule import Cluster
     from eqscale.study.simulate import forecast
 
-    if args.preset not in COMPUTE_GRIDS:
-        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(COMPUTE_GRIDS)}")
-    for name in ("flops_per_second", "price"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} must be positive, not {value:g}")
-    for name in ("gpus_per_node", "gpus_per_trial"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    if min(args.gpus) < 1:
-        raise InputError(f"--gpus must be at least 1, not {min(args.gpus)}")
-    if not 0 <= args.estimate_error <= 1:
-        raise InputError(f"--estimate-error must lie between 0 and 1, not {args.estimate_error:g}")
-
+    _check_simulation(args)
     estimate, speed = _throughput(args)
     specs = compute_grid(COMPUTE_GRIDS[args.preset])
     forecasts = [
@@ -245,20 +242,47 @@ def _simulate(args: argparse.Namespace) -> int:
     console.print(
         f"speed: {speed}; a gang loses {1 - DDP_EFFICIENCY:.0%} at each doubling (assumed)", highlight=False
     )
+    console.print(_forecast_table(forecasts, args.price))
+    console.print(
+        "in trials: share of the paid GPU-seconds inside trials; useful: what one-GPU trials would have needed, "
+        "over what is paid;\neven split: the work over the GPUs; longest trial: on the GPUs that it gets; GPUs of "
+        "a trial: trials x GPUs each"
+    )
+    if args.plot:
+        _draw(forecasts, args.plot, f"{args.preset}, {speed}")
+        console.print(f"drawn: {args.plot}")
+    return 0
+
+
+def _check_simulation(args: argparse.Namespace) -> None:
+    from eqscale.errors import InputError
+    from eqscale.study.presets import COMPUTE_GRIDS
+
+    if args.preset not in COMPUTE_GRIDS:
+        raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(COMPUTE_GRIDS)}")
+    for name in ("flops_per_second", "price"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} must be positive, not {value:g}")
+    for name in ("gpus_per_node", "gpus_per_trial"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    if min(args.gpus) < 1:
+        raise InputError(f"--gpus must be at least 1, not {min(args.gpus)}")
+    if not 0 <= args.estimate_error <= 1:
+        raise InputError(f"--estimate-error must lie between 0 and 1, not {args.estimate_error:g}")
+
+
+def _forecast_table(forecasts: list[Forecast], price: float | None) -> Table:
+    from rich.table import Table
+
+    from eqscale.study.progress import human_time
+
     table = Table()
-    for heading in (
-        "GPUs",
-        "wall time",
-        "GPU-hours",
-        "in trials",
-        "useful",
-        "even split",
-        "longest trial",
-        "limit",
-    ):
+    for heading in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("GPUs of a trial", no_wrap=True)
-    if args.price:
+    if price:
         table.add_column("cost", justify="right", no_wrap=True)
     for result in forecasts:
         cells = [
@@ -272,19 +296,10 @@ def _simulate(args: argparse.Namespace) -> int:
             "longest trial" if result.longest > result.even else "GPUs",
             ", ".join(f"{count} x {devices:g}" for devices, count in result.gangs.items()),
         ]
-        if args.price:
-            cells.append(f"{result.device_hours * args.price:,.0f}")
+        if price:
+            cells.append(f"{result.device_hours * price:,.0f}")
         table.add_row(*cells)
-    console.print(table)
-    console.print(
-        "in trials: share of the paid GPU-seconds inside trials; useful: what one-GPU trials would have needed, "
-        "over what is paid;\neven split: the work over the GPUs; longest trial: on the GPUs that it gets; GPUs of "
-        "a trial: trials x GPUs each"
-    )
-    if args.plot:
-        _draw(forecasts, args.plot, f"{args.preset}, {speed}")
-        console.print(f"drawn: {args.plot}")
-    return 0
+    return table
 
 
 def _throughput(args: argparse.Namespace) -> tuple[Estimator, str]:

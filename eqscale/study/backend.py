@@ -271,7 +271,7 @@ def _last_error(trial: Any) -> str:
 
 
 def _point_of(result: dict[str, Any]) -> CurvePoint | None:
-    """The point of the training curve in a result, if it carries one: Tune adds results of its own."""
+    """The point of the training curve in a result, if it has one: Tune also adds results without."""
     names = [field.name for field in dataclasses.fields(CurvePoint)]
     return CurvePoint(**{name: result[name] for name in names}) if names[0] in result else None
 
@@ -380,11 +380,11 @@ def run_trials(
     """Train runs with Ray Tune, in the given order or as a source asks, as many side by side as devices allow.
 
     A planned trial gets the devices of its allotment, one that a source chooses what ``smallest`` says. Several
-    devices are of one node, each with a process of its own; if one dies the trial has failed.
+    devices are of one node, each with its own process; if one dies the trial has failed.
 
     A trial that fails, loses its worker or node, or gives no sign of life for ``silence(spec)`` seconds is
     retried from its newest checkpoint. After two failures in a row, without new ground gained between them, it
-    is reported as failed, and the others go on. Must be called inside ``ray_session``. Every call is a fresh
+    is reported as failed, and the others continue. Must be called inside ``ray_session``. Every call is a fresh
     Tune experiment: what is left to do follows from the ledger alone.
     """
     planned = trials if isinstance(trials, Sequence) else ()

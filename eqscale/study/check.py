@@ -84,7 +84,7 @@ def check(study: Study, running: bool = False) -> list[Finding]:
 
 
 def mend(study: Study) -> None:
-    """Bring run table, records and MLflow into agreement with the ledger; nobody else may be at work on the study.
+    """Bring run table, records and MLflow into agreement with the ledger; no driver may be at work on the study.
 
     Damaged records are moved to the ledger's folder ``damaged``. What the ledger then lacks and the published
     records hold is adopted; the next start trains the other runs again.

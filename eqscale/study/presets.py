@@ -181,7 +181,7 @@ def overridden(preset: P, values: Mapping[str, Any]) -> P:
 
 
 COMPUTE_GRIDS: dict[str, ComputeGrid] = {
-    # Two cores, no GPU: about ten minutes, all included.
+    # For two cores without a GPU, as all that is called quick or cpu; each job's --help says how long it takes.
     "quick": ComputeGrid(
         arms=("transformer", "gatr"),
         budgets=(1e10, 3e10, 1e11, 2e11),
@@ -190,7 +190,6 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         replicate_up_to=0,
         **_QUICK,
     ),
-    # Two cores, no GPU: some ten hours.
     "cpu": ComputeGrid(
         arms=("transformer", "transformer_aligned", "gatr"),
         budgets=(1e11, 3e11, 1e12, 3e12, 1e13),
@@ -246,11 +245,11 @@ DATA_GRIDS: dict[str, DataGrid] = {
 }
 
 ASPECT_RATIOS: dict[str, AspectRatio] = {
-    # Two cores, no GPU: about three minutes; one seed says little.
+    # One seed says little.
     "quick": AspectRatio(
         arms=("transformer", "gatr"), budgets=(5e10,), costs=(1.0,), depths=(1, 2, 4), seeds=(0,), **_QUICK
     ),
-    # Two cores, no GPU: about an hour. On the compute grid's data.
+    # On the compute grid's data.
     "cpu": AspectRatio(
         arms=("transformer", "transformer_aligned", "gatr"),
         budgets=(1e11, 3e11, 1e12, 3e12),
@@ -331,7 +330,7 @@ VALIDATIONS: dict[str, Validation] = {
 }
 
 SEARCHES: dict[str, LearningRateSearch] = {
-    # Two cores, no GPU: some ten minutes; enough to see an arm of one's own in the right range.
+    # Enough to see a new arm in the right range.
     "quick": LearningRateSearch(
         arms=("transformer", "gatr"),
         budgets=(1e10, 3e10),
@@ -343,7 +342,7 @@ SEARCHES: dict[str, LearningRateSearch] = {
         seeds=(0,),
         **_QUICK,
     ),
-    # Two cores, no GPU: about an hour and a half. Gave the recipes of the built-in arms.
+    # Gave the recipes of the built-in arms.
     "cpu": LearningRateSearch(
         arms=SEARCHED_ARMS,
         budgets=(1e10, 6e10, 3e11),

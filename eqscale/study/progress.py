@@ -38,8 +38,8 @@ def plan_table(
 ) -> Table:
     """The plan of a study: one row per run, before anything is spent."""
     table = Table(title=f"{len(specs)} runs", title_justify="left")
-    for heading in (
-        "arm",
+    table.add_column("arm", no_wrap=True)
+    columns = (
         "budget",
         "seed",
         "params",
@@ -51,8 +51,9 @@ def plan_table(
         "tokens",
         "epochs",
         "est. time",
-    ):
-        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
+    )
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
     previous = None
     for spec in specs:
         if previous is not None and (spec.arm, spec.budget) != previous:

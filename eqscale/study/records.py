@@ -1,4 +1,4 @@
-"""``records.jsonl`` of a results folder: the ledger as it is published, from which a study goes on anywhere."""
+"""``records.jsonl`` of a results folder: the published ledger, from which a study continues in any clone."""
 
 from __future__ import annotations
 
@@ -82,9 +82,8 @@ def read_records(results: Path) -> PublishedRecords:
         if record.outdated:
             outdated += 1
         elif record.to_json() != published.records.setdefault(record.run_id, record).to_json():
-            published.damaged[number] = (
-                f"holds another record of run {record.spec.name} than a line before it"
-            )
+            name = record.spec.name
+            published.damaged[number] = f"holds another record of run {name} than a line before it"
     return dataclasses.replace(published, outdated=outdated)
 
 

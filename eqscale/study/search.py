@@ -32,9 +32,8 @@ CHECK_ROUNDS = 3
 """Most recipes of an arm that are checked."""
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
 _PRUNE_FROM = 0.75  # share of the steps; before that a large learning rate looks worse than it ends
-_PRIOR = (
-    0.1  # standard deviation of the prior of every exponent: a recipe is used two decades beyond its trials
-)
+# Standard deviation of the prior of every exponent: a recipe is used two decades beyond its trials.
+_PRIOR = 0.1
 _USUAL = {"by_parameters": -0.25, "by_steps": -0.15, "by_batch": 0.35, "by_budget": 0.2}
 _NOISE = 0.04  # relative loss that repeats of a run differ by: weighs the prior against the trials
 _WORTH = 0.3  # trials that end this much above the best of their cell say little about its optimum
@@ -124,7 +123,7 @@ class Search:
         return sum(max(0, self.preset.trials - self._asked(cell)) for cell in self.cells)
 
     def ask(self) -> RunSpec | None:
-        """The next trial: of the cell that has had the fewest; among those, of the one with the largest budget."""
+        """The next trial: of the cell that has had the fewest, and of the largest budget among those."""
         asked = {cell: self._asked(cell) for cell in self.cells}
         cell = min(self.cells, key=lambda c: (asked[c], -c.budget))
         if asked[cell] >= self.preset.trials:
@@ -196,6 +195,7 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
     log loss = a constant per cell + a parabola in log learning rate around the recipe's, + one in log batch
     size around the recipe's. Exponents have a normal prior around usual values, since a few cells of one
     seed can't pin them all down: what the trials don't say is taken from there.
+
     Args:
         trials: finished trials of one arm: columns budget, width, depth, N, steps, batch_size, learning_rate, loss.
         checks: finished check runs of the arm in the same columns, of a recipe that was found wanting.
@@ -230,9 +230,8 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
     lowest = np.array([y[cell == k].min() for k in range(cells)])
     start = np.concatenate([[math.log(1e-2), *usual[:3], 0.0, usual[3], -3.0, -4.0], lowest])
     lower = np.full(len(start), -np.inf)
-    lower[5] = (
-        0.0  # a batch that shrinks with the budget would be the noise of a few cells, carried far beyond them
-    )
+    # A batch that shrinks with the budget would be the noise of a few cells, carried far beyond them.
+    lower[5] = 0.0
     fit = least_squares(residuals, start, loss="soft_l1", bounds=(lower, np.inf), max_nfev=2000)
     scale, by_n, by_s, by_b, batch0, by_c, log_q, log_p = fit.x[:8]
     deviation = residuals(fit.x)[: len(y)] * _NOISE

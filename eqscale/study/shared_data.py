@@ -1,4 +1,4 @@
-"""Data sets on the study's storage: made once by the cluster, fetched by every node into a cache of its own."""
+"""Data sets on the study's storage: made once by the cluster, fetched by every node into its own cache."""
 
 from __future__ import annotations
 

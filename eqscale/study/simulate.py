@@ -21,6 +21,8 @@ from eqscale.training.spec import RunSpec
 GAP_SECONDS = 0.3
 """Assumed between two trials on a device; benchmarks/scheduling.py measured 0.16 (median) on two busy cores."""
 
+_TIMED = ("arm", "status", "budget", "width", "depth", "heads", "steps", "batch_size", "seconds", "hardware")
+
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
@@ -111,19 +113,7 @@ def measured_throughput(table: Path) -> tuple[Estimator, str]:
         runs = pd.read_parquet(table) if table.suffix == ".parquet" else pd.read_csv(table)
     except ValueError as error:
         raise InputError(f"run table {str(table)!r} can't be read: {str(error).splitlines()[0]}") from error
-    columns = (
-        "arm",
-        "status",
-        "budget",
-        "width",
-        "depth",
-        "heads",
-        "steps",
-        "batch_size",
-        "seconds",
-        "hardware",
-    )
-    missing = [column for column in columns if column not in runs]
+    missing = [column for column in _TIMED if column not in runs]
     if missing:
         raise InputError(f"run table {str(table)!r} lacks the column {missing[0]!r}")
     runs = runs[(runs["status"] == "finished") & runs["arm"].isin(arm_names())]

@@ -306,16 +306,7 @@ _CURVES = {
     f"loss/{LOSS_NAMES['test_nmse']}": "test_nmse",
     "run/learning_rate": "learning_rate",
 }
-_COST = (
-    "N",
-    "D",
-    "flops_nominal",
-    "flops_executed",
-    "seconds",
-    "cpu_seconds",
-    "epochs",
-    "peak_memory_mb",
-)
+_COST = ("N", "D", "flops_nominal", "flops_executed", "seconds", "cpu_seconds", "epochs", "peak_memory_mb")
 
 
 def final_metrics(record: RunRecord) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What doesn't train runs without Ray."""
+"""What doesn't train runs without Ray, and local files are written without pyarrow."""
 
 import subprocess
 import sys
@@ -23,6 +23,16 @@ for verb in ("check", "evaluate", "time", "measure"):
     assert main([verb, "absent", "--arm-file", "benchmarks/faults/counted_arm.py"]) == 2, verb
 assert main(["report", "absent"]) == 2
 """
+STORAGE = """
+import pathlib, tempfile
+sys.modules |= {"pyarrow": None, "fsspec": None}
+from eqscale.storage import check_writable, matching, open_place, remove_folder, subfolders, write_atomically
+folder = open_place(tempfile.mkdtemp())
+check_writable(folder / "new", "folder")
+write_atomically(folder / "new" / "file", b"content")
+assert subfolders(folder) == ["new"] and [path.name for path in matching(folder / "new", "*")] == ["file"]
+remove_folder(folder)
+"""
 JOB = """
 sys.argv = ["compute_grid.py", "--dry-run"]
 try:
@@ -32,8 +42,10 @@ except SystemExit as end:
 """
 
 
-@pytest.mark.parametrize("code", [MODULES, VERBS, JOB], ids=["modules", "verbs", "dry run"])
-def test_what_does_not_train_runs_without_ray(code):
+@pytest.mark.parametrize(
+    "code", [MODULES, VERBS, JOB, STORAGE], ids=["modules", "verbs", "dry run", "local files"]
+)
+def test_what_does_not_train_runs_without_ray_and_local_files_without_pyarrow(code):
     command = [sys.executable, "-c", BLOCKED + code]
     ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -76,7 +76,7 @@ def test_a_run_is_described_in_mlflow_by_the_names_of_the_run_table(uri, monkeyp
         assert float(written[name]) == row[name]
 
 
-def test_what_a_killed_driver_left_open_is_ended_and_written_anew(uri):
+def test_what_a_killed_driver_left_open_is_ended_and_written_again(uri):
     spec = make_spec(seed=5)
     killed = Tracker(uri, "killed", TAGS)
     killed.run_started(spec)
