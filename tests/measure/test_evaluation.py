@@ -8,7 +8,7 @@ import torch
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.measure.evaluation import assess, ballistic, predictor, rollout_steps
-from eqscale.rigid.dataset import open_split, open_stored
+from eqscale.tasks.dataset import open_split, open_stored
 from eqscale.rigid.metrics import averaged, evaluate
 from eqscale.training import checkpoint
 from eqscale.training.loop import load_trained, train
@@ -54,7 +54,7 @@ def test_the_command_prints_the_record_s_numbers_and_writes_them(trained, data_r
         assert four["equivariance"]["equivariance_permutation"] < 1e-4
     assert by_column["random", "model, mean of 4"]["errors"]["nmse"] < random["errors"]["nmse"]
     rollout = random["rollout"]
-    assert rollout["n_windows"] == rollout["n_scenes"] == DATA.test_scenes
+    assert rollout["n_windows"] == rollout["n_scenes"] == DATA.test_systems
     np.testing.assert_allclose(rollout["time_s"], np.arange(1, 7) / 6)
 
 
@@ -117,7 +117,7 @@ def test_stored_data_open_by_the_digest_of_their_definition(data_root):
             "another version of the arm 'transformer'",
         ),
         ({"spec": {"data": "e" * 64}}, "data eeeeeeeeeeee are not under"),
-        ({"spec": {"test_scenes": 7}}, "does not hold 7 test scenes yet"),
+        ({"spec": {"test_systems": 7}}, "does not hold 7 test scenes yet"),
     ],
     ids=["code", "arm", "size", "data", "scenes"],
 )

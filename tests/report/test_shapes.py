@@ -10,7 +10,7 @@ from eqscale.errors import InputError
 from eqscale.report import write_shape_report
 from eqscale.report.shapes import compare_shapes
 from eqscale.study.grid import ShapeGroup
-from eqscale.training.arms import Size
+from eqscale.arms import Size
 
 RUNG, WIDE, DEEP = Size(16, 3, 2), Size(30, 1, 3), Size(13, 4, 1)
 GROUP = ShapeGroup("transformer", 2e11, RUNG, (WIDE, RUNG, DEEP))

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
+from eqscale.arms import Size
 from eqscale.study.estimate import CPU_GUESS, DDP_EFFICIENCY, Estimator, Throughput, device_guess
-from eqscale.training.arms import Size
 from tests.study.test_ledger import make_record, make_spec
 
 TRUTH = Throughput(step=1e-3, block=6e-3, flop=3e-11)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.faults.harness import Study, mlflow_server, result_of, wait_for
-from eqscale.rigid.dataset import open_split
-from eqscale.study.grid import dataset_spec
+from eqscale.study.grid import data_spec
 from eqscale.study.tracking import Tracker
+from eqscale.tasks.dataset import open_split
 from eqscale.training.loop import train
 from eqscale.training.spec import CurvePoint
 from tests.study.test_ledger import make_record, make_spec
@@ -21,8 +21,8 @@ GRID = {
     "min-steps": "5",
     "cost-range": "4",
     "batch-size": "8",
-    "train-scenes": "40",
-    "test-scenes": "8",
+    "train-systems": "40",
+    "test-systems": "8",
 }
 
 
@@ -48,7 +48,7 @@ def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch, req
     row = study.row("", 2, None, [])
     assert (row.lost, row.doubled, row.mislabelled) == (0, 0, 0)
 
-    data, root = dataset_spec(study.options.preset), study.options.storage.data
+    data, root = data_spec(study.options.preset), study.options.storage.data
     monkeypatch.setenv("FAULTS_FOLDER", str(tmp_path))
     threads = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(threads))
@@ -56,8 +56,8 @@ def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch, req
     for spec in study.specs:
         alone = train(
             spec,
-            open_split(data, root, "train", scenes=spec.train_scenes),
-            open_split(data, root, "test", scenes=spec.test_scenes),
+            open_split(data, root, "train", systems=spec.train_systems),
+            open_split(data, root, "test", systems=spec.test_systems),
             checkpoints=tmp_path / "alone" / spec.run_id,
         )
         assert result_of(study.ledger.read(spec.run_id)) == result_of(alone)

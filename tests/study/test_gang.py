@@ -8,22 +8,24 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eqscale.rigid.dataset import DatasetSpec, open_split, prepare
+from eqscale.arms import Size, get_arm, load_arm_files
 from eqscale.study.backend import ray_session, run_trials
 from eqscale.study.schedule import Allotment
-from eqscale.study.trials import Storage, StudyEvents, load_arm_files
-from eqscale.training.arms import Size, get_arm
+from eqscale.study.trials import Storage, StudyEvents
+from eqscale.tasks import get_task
+from eqscale.tasks.dataset import open_split, prepare
+from eqscale.tasks.rigid.task import data_spec
 from eqscale.training.loop import train
 from eqscale.training.spec import RunSpec
 
 ARM_FILE = str(Path(__file__).parents[2] / "benchmarks/faults/counted_arm.py")
-DATA = DatasetSpec(family="S", train_scenes=20, test_scenes=6)
+DATA = data_spec("S", 20, 6)
 
 
 def make_spec(width, seed=0):
     return RunSpec(
         arm="counted", size=Size(width, 1, 2), budget=1e9, steps=60, batch_size=7, learning_rate=3e-3, seed=seed,
-        data=DATA.digest, train_scenes=20, test_scenes=6, test_windows_per_scene=2,
+        data=DATA.digest, train_systems=20, test_systems=6, test_samples_per_system=2,
     )  # fmt: skip
 
 
@@ -50,7 +52,7 @@ def test_a_trial_on_two_devices_survives_the_death_of_a_process_beside_trials_on
     marks = tmp_path / "marks"
     marks.mkdir()
     wide, narrow = make_spec(16), [make_spec(8, seed) for seed in range(2)]
-    parameters = get_arm("counted").parameters(wide.size)
+    parameters = get_arm("counted").parameters(wide.size, get_task("rigid"))
     for name, value in {
         "FAULTS_FOLDER": str(marks), "FAULTS_KIND": "kill", "FAULTS_TIMES": "1",
         "FAULTS_PARAMETERS": str(parameters), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0",
@@ -69,7 +71,7 @@ def test_a_trial_on_two_devices_survives_the_death_of_a_process_beside_trials_on
         run_trials(
             [Allotment(wide, 2), *(Allotment(spec, 1) for spec in narrow)],
             DATA, storage, events,
-            smallest=lambda spec: 1.0, silence=lambda spec: 600.0, checkpoint_seconds=0.0, arm_files=[ARM_FILE],
+            smallest=lambda spec: 1.0, silence=lambda spec: 600.0, checkpoint_seconds=0.0,
         )  # fmt: skip
     assert (marks / "kill-0").exists()
     retried = [event for event in said if event[0] == "retried"]
@@ -85,7 +87,7 @@ def test_a_trial_on_two_devices_survives_the_death_of_a_process_beside_trials_on
     assert [storage.ledger.read(spec.run_id).devices for spec in narrow] == [1, 1]
     assert list((tmp_path / "study/checkpoints").iterdir()) == []
     monkeypatch.setenv("FAULTS_KIND", "")
-    windows = (open_split(DATA, storage.data, split, scenes=n) for split, n in (("train", 20), ("test", 6)))
+    windows = (open_split(DATA, storage.data, split, systems=n) for split, n in (("train", 20), ("test", 6)))
     alone = train(wide, *windows, checkpoints=tmp_path / "alone")
     assert record.tokens == alone.tokens
     assert record.test["nmse"] == pytest.approx(alone.test["nmse"], rel=1e-3)

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from eqscale.arms import get_arm
 from eqscale.errors import InputError
 from eqscale.study.grid import (
     aspect_ratio_grid,
@@ -22,7 +23,9 @@ from eqscale.study.presets import (
     extra_size,
     overridden,
 )
-from eqscale.training.arms import get_arm
+from eqscale.tasks import get_task
+
+TASK = get_task("rigid")
 
 QUICK = dataclasses.replace(COMPUTE_GRIDS["quick"], arms=("transformer", "transformer_aligned"))
 
@@ -45,22 +48,22 @@ def test_every_preset_can_be_planned(name):
 def test_every_data_grid_can_be_planned(name):
     preset = DATA_GRIDS[name]
     specs = data_grid(preset)
-    assert {spec.train_scenes for spec in specs} == set(preset.scenes)
+    assert {spec.train_systems for spec in specs} == set(preset.systems)
     assert len({(spec.size, spec.steps) for spec in specs if spec.arm == "gatr"}) == 1
-    few = [spec for spec in specs if spec.train_scenes <= preset.replicate_up_to]
+    few = [spec for spec in specs if spec.train_systems <= preset.replicate_up_to]
     assert {spec.seed for spec in few} <= set(preset.seeds)
     assert {spec.seed for spec in specs if spec not in few} == {preset.seeds[0]}
 
 
 def test_a_data_grid_beyond_the_data_is_an_error():
-    with pytest.raises(InputError, match="--scenes asks for 5000 unique scenes; --train-scenes has 4000"):
-        data_grid(dataclasses.replace(DATA_GRIDS["quick"], scenes=(100, 5000)))
+    with pytest.raises(InputError, match="--systems asks for 5000 unique systems; --train-systems has 4000"):
+        data_grid(dataclasses.replace(DATA_GRIDS["quick"], systems=(100, 5000)))
 
 
 def test_every_run_spends_its_budget():
     for spec in compute_grid(QUICK):
-        batch = expected_batch("S", spec.batch_size)
-        spent = spec.steps * get_arm(spec.arm).executed_flops(spec.size, batch)
+        batch = expected_batch(QUICK, spec.batch_size)
+        spent = spec.steps * get_arm(spec.arm).executed_flops(spec.size, TASK, batch)
         assert spent == pytest.approx(spec.budget, rel=0.5 / spec.steps + 1e-12)
 
 
@@ -80,7 +83,7 @@ def test_identities_are_stable_and_depend_on_every_field():
     spec = compute_grid(QUICK)[0]
     assert spec.run_id == compute_grid(QUICK)[0].run_id
     assert spec.from_dict(dataclasses.asdict(spec)) == spec
-    changes = {"seed": 1, "steps": spec.steps + 1, "learning_rate": 0.5, "train_scenes": 7, "data": "other"}
+    changes = {"seed": 1, "steps": spec.steps + 1, "learning_rate": 0.5, "train_systems": 7, "data": "other"}
     ids = {dataclasses.replace(spec, **{name: value}).run_id for name, value in changes.items()}
     assert len(ids | {spec.run_id}) == len(changes) + 1
 
@@ -110,9 +113,9 @@ def test_too_few_runs_for_a_law_are_refused_before_they_are_run():
 
 def test_sizes_are_spread_around_the_guessed_optimum():
     arm = get_arm("transformer")
-    batch = expected_batch("S", arm.recipe.batch_size(1e11))
+    batch = expected_batch(QUICK, arm.recipe.batch_size(1e11))
     sizes = choose_sizes(arm, 1e11, 4, QUICK)
-    cost = [arm.executed_flops(size, batch) / batch.tokens for size in sizes]
+    cost = [arm.executed_flops(size, TASK, batch) / batch.tokens for size in sizes]
     assert cost == sorted(cost)
     assert cost[0] < arm.optimal_cost * 1e11**0.5 < cost[-1]
 
@@ -122,23 +125,23 @@ def test_upright_controls_have_twins_in_the_compute_grid(name):
     specs = controls_grid(CONTROLS[name])
     off = {(spec.budget, spec.size) for spec in specs if spec.arm == "gatr_off"}
     assert len({budget for budget, _ in off}) == 3
-    upright = [spec for spec in specs if spec.frame == "upright"]
+    upright = [spec for spec in specs if spec.options["frame"] == "upright"]
     assert len({spec.budget for spec in upright}) == 2
     grid = {spec.run_id for spec in compute_grid(COMPUTE_GRIDS[name])}
     for spec in upright:
-        assert dataclasses.replace(spec, frame=COMPUTE_GRIDS[name].frame).run_id in grid
+        assert dataclasses.replace(spec, view=()).run_id in grid
         assert spec.run_id not in grid
 
 
 @pytest.mark.parametrize("name", VALIDATIONS)
 def test_validation_sizes_lie_around_the_predicted_optimum(name):
     preset = VALIDATIONS[name]
-    optima = {arm: get_arm(arm).parameters(get_arm(arm).sizes(preset.budget)[6]) for arm in preset.arms}
+    optima = {arm: get_arm(arm).parameters(get_arm(arm).sizes(preset.budget)[6], TASK) for arm in preset.arms}
     specs = validation_grid(preset, optima)
     assert len(specs) == 3 * len(preset.arms)
     assert {spec.budget for spec in specs} == {preset.budget}
     for name in preset.arms:
-        sizes = [get_arm(name).parameters(spec.size) for spec in specs if spec.arm == name]
+        sizes = [get_arm(name).parameters(spec.size, TASK) for spec in specs if spec.arm == name]
         assert sizes == sorted(set(sizes))
         assert sizes[1] == optima[name]
 
@@ -192,8 +195,8 @@ def test_shapes_of_a_group_cost_the_same_and_the_ladders_own_is_among_them():
     assert {group.arm for group in groups} == set(SHAPES.arms)
     for group in groups:
         arm = get_arm(group.arm)
-        batch = expected_batch("S", arm.recipe.batch_size(group.budget))
-        cost = {shape: arm.executed_flops(shape, batch) for shape in group.shapes}
+        batch = expected_batch(QUICK, arm.recipe.batch_size(group.budget))
+        cost = {shape: arm.executed_flops(shape, TASK, batch) for shape in group.shapes}
         assert group.rung in arm.sizes(group.budget)
         assert len(group.shapes) >= 3
         assert {shape.depth for shape in group.shapes} <= {1, 2, 4, group.rung.depth}
@@ -208,5 +211,5 @@ def test_shapes_are_trained_with_every_seed_at_the_budget():
     assert len(specs) == 2 * len(shapes) == len({spec.run_id for spec in specs})
     for spec in specs:
         arm = get_arm(spec.arm)
-        spent = spec.steps * arm.executed_flops(spec.size, expected_batch("S", spec.batch_size))
+        spent = spec.steps * arm.executed_flops(spec.size, TASK, expected_batch(QUICK, spec.batch_size))
         assert spent == pytest.approx(2e11, rel=0.01)

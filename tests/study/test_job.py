@@ -21,8 +21,8 @@ TINY = {
     "sizes-per-budget": "3",
     "min-steps": "5",
     "batch-size": "8",
-    "train-scenes": "24",
-    "test-scenes": "8",
+    "train-systems": "24",
+    "test-systems": "8",
     "cost-range": "8",
 }
 TINY_ARGUMENTS = [word for name, values in TINY.items() for word in (f"--{name}", *values.split())]
@@ -181,8 +181,8 @@ def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeyp
 
 BROKEN_ARM = """
 import dataclasses
-from eqscale.training.arms import get_arm, register
-from eqscale.training.arms.plain import PlainModel
+from eqscale.arms import get_arm, register
+from eqscale.arms.plain import PlainModel
 
 plain = get_arm("transformer")
 
@@ -192,9 +192,9 @@ class Broken(PlainModel):
         raise RuntimeError("the smallest size is broken")
 
 
-def build(size):
-    model = plain.build(size)
-    return Broken(model.net.config) if size == plain.ladder[0] else model
+def build(size, task):
+    model = plain.build(size, task)
+    return Broken(model.net.config, task) if size == plain.ladder[0] else model
 
 
 register(dataclasses.replace(plain, name="broken", build=build))

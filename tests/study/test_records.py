@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from eqscale.arms import base as arms
 from eqscale.errors import InputError
 from eqscale.study import job
 from eqscale.study.job import run_study
@@ -11,7 +12,6 @@ from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.study.records import read_records, records_path, write_records
-from eqscale.training.arms import base as arms
 from eqscale.training.spec import CODE
 from tests.study.test_ledger import make_record, make_spec
 

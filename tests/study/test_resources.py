@@ -3,11 +3,12 @@ import dataclasses
 import pytest
 import torch
 
+from eqscale.arms import arm_names, get_arm
 from eqscale.errors import InputError
 from eqscale.study import resources
 from eqscale.study.backend import reservation
 from eqscale.study.resources import activation_bytes_per_token, gpu_share, memory_need
-from eqscale.training.arms import arm_names, get_arm
+from eqscale.tasks import get_task
 from tests.study.test_ledger import make_spec
 
 GB = 1e9
@@ -24,23 +25,25 @@ def run(arm="transformer", rung=8, batch_size=64, step_flops=1e9):
 @pytest.mark.parametrize("arm", ["transformer", "gatr"])
 def test_the_law_of_activations_holds_at_sizes_that_were_not_probed(arm, monkeypatch):
     ladder = get_arm(arm).ladder
-    monkeypatch.setattr(resources, "_PROBE_COST", get_arm(arm).flops(ladder[2]).executed.per_token)
+    monkeypatch.setattr(
+        resources, "_PROBE_COST", get_arm(arm).flops(ladder[2], get_task("rigid")).executed.per_token
+    )
     activation_bytes_per_token.cache_clear()
     for size in ladder[3:10]:
-        law = activation_bytes_per_token(arm, size)
-        assert law == pytest.approx(resources._kept_bytes(arm, size), rel=0.5)
+        law = activation_bytes_per_token(arm, size, "rigid")
+        assert law == pytest.approx(resources._kept_bytes(arm, size, get_task("rigid")), rel=0.5)
     activation_bytes_per_token.cache_clear()
 
 
 def test_kept_bytes_are_those_that_the_backward_pass_needs(monkeypatch):
     class Cube(torch.nn.Module):
         def forward(self, batch):
-            x = batch.position.detach().requires_grad_()
+            x = batch["position"].detach().requires_grad_()
             return x**3  # keeps x, twelve bytes for each token
 
     monkeypatch.setattr(resources, "get_arm", lambda name: dataclasses.replace(
-        get_arm("transformer"), build=lambda size: Cube()))  # fmt: skip
-    assert resources._kept_bytes("any", get_arm("transformer").ladder[0]) == 12
+        get_arm("transformer"), build=lambda size, task: Cube()))  # fmt: skip
+    assert resources._kept_bytes("any", get_arm("transformer").ladder[0], get_task("rigid")) == 12
 
 
 def test_small_runs_share_a_gpu_and_large_ones_do_not():

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eqscale.arms import Recipe, arm_names, get_arm
 from eqscale.errors import InputError
 from eqscale.study.presets import SEARCHES
 from eqscale.study.search import Search, check_specs, check_table, fit_recipe, found_wanting, search_cells
-from eqscale.training.arms import Recipe, arm_names, get_arm
 from eqscale.training.spec import CurvePoint, RunRecord
 
 ROOT = Path(__file__).parents[2]
 PRESET = dataclasses.replace(
-    SEARCHES["quick"], arms=("transformer",), budgets=(1e9, 3e9), min_steps=5, trials=7, train_scenes=100
+    SEARCHES["quick"], arms=("transformer",), budgets=(1e9, 3e9), min_steps=5, trials=7, train_systems=100
 )
 
 
@@ -226,7 +226,7 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path):
     command = [
         sys.executable, str(ROOT / "tune_jobs/learning_rate_search.py"), "--arms", "transformer",
         "--budgets", "1e9", "--check-budgets", "2e9", "--trials", "10", "--rates", "4e-3", "3e-2", "--min-steps", "5",
-        "--train-scenes", "24", "--test-scenes", "8", "--batch-sizes", "4", "16",
+        "--train-systems", "24", "--test-systems", "8", "--batch-sizes", "4", "16",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
