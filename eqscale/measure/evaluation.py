@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eqscale.errors import InputError
+from eqscale.laws.render import plain
 from eqscale.rigid.batch import Batch
 from eqscale.rigid.metrics import Evaluation, Predictor, averaged, equivariance, evaluate
 from eqscale.rigid.rollout import Rollout, evaluate_rollout, last_start
@@ -35,29 +35,13 @@ class Assessment:
     rollout: Rollout | None
     """None if no rollout was asked for."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON: arrays as lists."""
-        fields = dataclasses.asdict(self)
-        if self.rollout is not None:
-            fields["rollout"] |= {
-                name: value.tolist()
-                for name, value in fields["rollout"].items()
-                if isinstance(value, np.ndarray)
-            }
-        return fields
-
 
 def evaluation_content(
     weights: Path, spec: RunSpec, measured: Sequence[tuple[str, Assessment]]
 ) -> dict[str, Any]:
     """Measurements as plain JSON; what is undefined, such as the relative error of a prediction of zero, is null."""
-    content = {
-        "checkpoint": str(weights),
-        "run_id": spec.run_id,
-        "spec": dataclasses.asdict(spec),
-        "results": [{"predictor": name} | assessment.to_dict() for name, assessment in measured],
-    }
-    return json.loads(json.dumps(content), parse_constant=lambda name: None)
+    results = [{"predictor": name} | dataclasses.asdict(assessment) for name, assessment in measured]
+    return plain({"checkpoint": str(weights), "run_id": spec.run_id, "spec": spec, "results": results})
 
 
 def ballistic(batch: Batch) -> Tensor:
