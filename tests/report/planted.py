@@ -64,7 +64,8 @@ def row(arm, spec, budget, N, seed, value, **extra):
         budget=budget, seed=seed, status="finished", N=round(N), D=D, loss=value, loss_se=0.01,
         flops_executed=budget, flops_nominal=nominal * budget, seconds=budget / speed, width=8, depth=1,
         steps=round(D / 5000), batch_size=32, epochs=0.5, hardware="cpu, 1 thread", code="test", data="digest",
-        frame="random", role=ROLES[arm], control_of="gatr" if arm == "gatr_off" else None, unique_scenes=10**6, unique_tokens=D,
+        frame="random", role=ROLES[arm], control_of="gatr" if arm == "gatr_off" else None, unique_scenes=10**6,
+        unique_tokens=D,
     ) | extra  # fmt: skip
 
 

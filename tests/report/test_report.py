@@ -13,10 +13,10 @@ import pytest
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.report.analysis import analyse
-from eqscale.report.parts import read_study
-from eqscale.report.prediction import predicted_optima
 from eqscale.report.caveats import caveats
 from eqscale.report.content import Content
+from eqscale.report.parts import read_study
+from eqscale.report.prediction import predicted_optima
 from eqscale.report.study import write_report
 from tests.report import planted
 
