@@ -24,6 +24,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from PIL import Image
 
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import common_range
@@ -78,8 +79,10 @@ def save(figure: Figure, path: Path) -> list[Path]:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         figure.dpi = _DPI
-        # not savefig, which lays a figure out once more for each format
-        FigureCanvasAgg(figure).print_png(out[0], metadata={"Software": None})
+        # not savefig, which lays a figure out once more for each format; 256 colours take a third of the bytes
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256).save(out[0], optimize=True)
         FigureCanvasSVG(figure).print_svg(out[1], metadata={"Date": None, "Creator": None})
     return out
 

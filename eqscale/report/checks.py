@@ -6,7 +6,7 @@ Each holds, fails, or stays open where its 95 % interval (the wider of the model
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -28,31 +28,18 @@ Pair = tuple[str, str]
 """A built-in arm and the baseline."""
 
 
-def _decide(low: float, high: float, holds: Callable[[float], bool], fails: Callable[[float], bool]) -> str:
-    """Whether a whole interval holds or fails; NaN limits leave the check open."""
-    if math.isnan(low) or math.isnan(high):
-        return "open"
-    if holds(low) and holds(high):
-        return "holds"
-    return "fails" if fails(low) and fails(high) else "open"
-
-
 def positive(low: float, high: float) -> str:
-    """Outcome of a check that a value is above 0, given its interval."""
-    return _decide(low, high, lambda v: v > 0, lambda v: v < 0)
+    """Outcome of a check that a value is above 0, given its interval; open for limits that are NaN."""
+    return "holds" if low > 0 and high > 0 else "fails" if low < 0 and high < 0 else "open"
 
 
 def _within(low: float, high: float, limit: float) -> str:
     """Whether an interval lies within ±limit; fails if it lies on one side of it entirely."""
-    if low > limit or high < -limit:
-        return "fails"
-    return _decide(low, high, lambda v: abs(v) < limit, lambda v: False)
+    return "fails" if low > limit or high < -limit else "holds" if -limit < low and high < limit else "open"
 
 
-def both_intervals(e: Estimate, digits: int = 3) -> str:
-    """An estimate as ``value [model-based] [robust]``."""
-    limits = " ".join(interval_text(limits, digits) for limits in (e.model, e.robust))
-    return f"{number(e.value, digits)} {limits}"
+def _both_intervals(e: Estimate) -> str:
+    return f"{number(e.value, 3)} {interval_text(e.model, 3)} {interval_text(e.robust, 3)}"
 
 
 def _with_laws(pair: Pair, arms: Mapping[str, ArmFit]) -> tuple[ArmFit, ArmFit, float, float] | None:
@@ -70,12 +57,6 @@ def _with_minima(pair: Pair, minima: Mapping[str, Minima]) -> tuple[Minima, Mini
     arm, base = (minima[name] for name in pair)
     common = np.intersect1d(arm.cost, base.cost)
     return (arm, base, common) if len(common) > 1 else None
-
-
-def tested_costs(arms: Mapping[str, ArmFit], low: float, high: float) -> np.ndarray:
-    """As many costs as there are budgets (at least two, at most five) over a range."""
-    budgets = len({b for arm in arms.values() for b in arm.budget})
-    return np.geomspace(low, high, min(max(budgets, 2), 5))
 
 
 COMPUTE_CLAIMS = (
@@ -102,14 +83,10 @@ def laws_on_compute(pair: Pair, arms: Mapping[str, ArmFit], unit: str) -> list[F
         return []
     arm, base, low, high = found
     bends = {a.name: contrast([(a, _bend(a, low, high))]) for a in (arm, base)}
-    gaps = {float(C): loss_gap(arm, base, float(C)) for C in tested_costs(arms, low, high)}
-    change = contrast(
-        [
-            (a, scaled(slope(log_optimum(a.cost, low, "loss"), log_optimum(a.cost, high, "loss"), 1.0), sign))
-            for a, sign in ((base, 1.0), (arm, -1.0))
-        ]
-    )
-    return _on_compute(bends, gaps, change, unit)
+    budgets = len({b for a in arms.values() for b in a.budget})
+    tested = np.geomspace(low, high, min(max(budgets, 2), 5))
+    gaps = {float(C): loss_gap(arm, base, float(C)) for C in tested}
+    return _on_compute(bends, gaps, _change(base, arm, low, high, "loss"), unit)
 
 
 def minima_on_compute(pair: Pair, minima: Mapping[str, Minima], unit: str) -> list[Finding]:
@@ -120,12 +97,9 @@ def minima_on_compute(pair: Pair, minima: Mapping[str, Minima], unit: str) -> li
     arm, base, common = found
     bends = {m.name: bend(m, common) for m in (arm, base)} if len(common) > 2 else {}
     gaps = {float(C): loss_ratio(arm, base, C) for C in common}
-    ends = common[[0, -1]]
+    rise = np.array([-1.0, 1.0])
     change = combine(
-        [
-            (m, m.loss, weights_at(m, ends, sign * np.array([-1.0, 1.0])))
-            for m, sign in ((base, 1.0), (arm, -1.0))
-        ]
+        [(m, m.loss, weights_at(m, common[[0, -1]], w)) for m, w in ((base, rise), (arm, -rise))]
     )
     return _on_compute(bends, gaps, change, unit)
 
@@ -135,17 +109,17 @@ def _on_compute(
 ) -> list[Finding]:
     """The checks of conclusion 2, whatever its figures come from."""
     straight = {_within(e.low, e.high, math.log(STRAIGHT)) for e in bends.values()} or {"open"}
-    shown = "; ".join(f"`{name}` {both_intervals(e.exp())}" for name, e in bends.items())
+    shown = "; ".join(f"`{name}` {_both_intervals(e.exp())}" for name, e in bends.items())
     ahead = {positive(e.low, e.high) for e in gaps.values()}
     return [
         (_worst(straight), shown or "too few budgets"),
         (_worst(ahead), _at_costs(gaps, unit)),
-        (_within(change.low, change.high, math.log(SIMILAR)), both_intervals(change.exp())),
+        (_within(change.low, change.high, math.log(SIMILAR)), _both_intervals(change.exp())),
     ]
 
 
 def _at_costs(found: Mapping[float, Estimate], unit: str) -> str:
-    return "; ".join(f"at {C:.2g} {unit} {both_intervals(e.exp())}" for C, e in found.items())
+    return "; ".join(f"at {C:.2g} {unit} {_both_intervals(e.exp())}" for C, e in found.items())
 
 
 def _worst(outcomes: set[str]) -> str:
@@ -183,14 +157,20 @@ def laws_on_allocation(pair: Pair, arms: Mapping[str, ArmFit], unit: str) -> lis
     if found is None:
         return []
     arm, base, low, high = found
-    ratios = {C: size_ratio(arm, base, C) for C in (low, math.sqrt(low * high), high)}
-    change = contrast(
-        [
-            (a, scaled(slope(log_optimum(a.cost, low, "N"), log_optimum(a.cost, high, "N"), 1.0), sign))
-            for a, sign in ((arm, 1.0), (base, -1.0))
-        ]
-    )
-    return _on_allocation(ratios, change, unit)
+    ratios = {
+        C: contrast(
+            [(a, scaled(log_optimum(a.cost, C, "N"), sign)) for a, sign in ((arm, 1.0), (base, -1.0))]
+        )
+        for C in (low, math.sqrt(low * high), high)
+    }
+    return _on_allocation(ratios, _change(arm, base, low, high, "N"), unit)
+
+
+def _change(first: ArmFit, second: ArmFit, low: float, high: float, what: str) -> Estimate:
+    """log of the ratio of two arms' optima at the highest cost over that at the lowest."""
+    ends = [(a, log_optimum(a.cost, low, what), log_optimum(a.cost, high, what)) for a in (first, second)]
+    signs = zip(ends, (1.0, -1.0), strict=True)
+    return contrast([(a, scaled(slope(at_low, at_high, 1.0), sign)) for (a, at_low, at_high), sign in signs])
 
 
 def minima_on_allocation(pair: Pair, minima: Mapping[str, Minima], unit: str) -> list[Finding]:
@@ -207,9 +187,7 @@ def minima_on_allocation(pair: Pair, minima: Mapping[str, Minima], unit: str) ->
 
     def ratio(row: list[float]) -> Estimate:
         weights = np.array(row) @ np.linalg.pinv(np.vander(x, 2))
-        return combine(
-            [(m, m.N, weights_at(m, common, sign * weights)) for m, sign in ((arm, 1.0), (base, -1.0))]
-        )
+        return combine([(m, m.N, weights_at(m, common, w)) for m, w in ((arm, weights), (base, -weights))])
 
     ratios = {float(np.exp(v)): ratio([v, 1.0]) for v in (low, 0.5 * (low + high), high)}
     return _on_allocation(ratios, ratio([high - low, 0.0]), unit)
@@ -220,12 +198,5 @@ def _on_allocation(ratios: Mapping[float, Estimate], change: Estimate, unit: str
     fewer = {positive(-e.high, -e.low) for C, e in ratios.items() if max(ratios) > C}
     return [
         (_worst(fewer), _at_costs(ratios, unit)),
-        (positive(change.low, change.high), both_intervals(change.exp())),
+        (positive(change.low, change.high), _both_intervals(change.exp())),
     ]
-
-
-def size_ratio(arm: ArmFit, base: ArmFit, C: float) -> Estimate:
-    """log N_opt of the arm minus that of the baseline at cost C."""
-    return contrast(
-        [(arm, log_optimum(arm.cost, C, "N")), (base, scaled(log_optimum(base.cost, C, "N"), -1.0))]
-    )

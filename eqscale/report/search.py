@@ -67,15 +67,9 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, RecipeF
                 groups = here.groupby(["N", "width", "depth"])
                 for marker, ((N, *_), group) in zip(MARKERS, groups, strict=False):
                     panel.scatter(
-                        group["learning_rate"],
-                        group["loss"],
-                        c=group["batch_size"],
-                        norm=norm,
-                        cmap="viridis",
-                        marker=marker,
-                        s=14,
-                        label=f"N = {N:,.0f}",
-                    )
+                        group["learning_rate"], group["loss"], c=group["batch_size"], norm=norm, cmap="viridis",
+                        marker=marker, s=14, label=f"N = {N:,.0f}",
+                    )  # fmt: skip
                     recipe = fits[arm].recipe
                     batch = recipe.batch_size(budget)
                     steps = (group["steps"] * group["batch_size"]).median() / batch
@@ -99,35 +93,25 @@ def _report(
 ) -> str:
     recipes = [
         {
-            "arm": arm,
-            "learning rate": number(fit.recipe.rate),
-            "∝ N^": f"{fit.recipe.by_parameters:.2f}",
-            "∝ steps^": f"{fit.recipe.by_steps:.2f}",
-            "∝ batch^": f"{fit.recipe.by_batch:.2f}",
-            "batch": number(fit.recipe.batch),
-            "∝ budget^": f"{fit.recipe.by_budget:.2f}",
-            "trials used": str(fit.trials - fit.checks),
-            "check runs used": str(fit.checks),
+            "arm": arm, "learning rate": number(fit.recipe.rate), "∝ N^": f"{fit.recipe.by_parameters:.2f}",
+            "∝ steps^": f"{fit.recipe.by_steps:.2f}", "∝ batch^": f"{fit.recipe.by_batch:.2f}",
+            "batch": number(fit.recipe.batch), "∝ budget^": f"{fit.recipe.by_budget:.2f}",
+            "trials used": str(fit.trials - fit.checks), "check runs used": str(fit.checks),
             "scatter": f"{100 * fit.scatter:.1f} %",
             "loss for 2 x rate": f"{50 * fit.curvature_rate * np.log(2) ** 2:.1f} %",
             "loss for 2 x batch": f"{50 * fit.curvature_batch * np.log(2) ** 2:.1f} %",
         }
         for arm, fit in fits.items()
-    ]
+    ]  # fmt: skip
     shown = [
         {
-            "arm": str(row["arm"]),
-            "budget": number(row["budget"]),
-            "N": f"{row['N']:,}",
-            "batch": str(row["batch_size"]),
-            "recipe's rate": number(row["learning_rate"]),
-            "loss": f"{row['loss']:.4f}",
-            "best rate tried": number(row["best_learning_rate"]),
-            "its loss": f"{row['best_loss']:.4f}",
-            "above": f"{100 * row['excess']:.1f} %",
+            "arm": str(row["arm"]), "budget": number(row["budget"]), "N": f"{row['N']:,}",
+            "batch": str(row["batch_size"]), "recipe's rate": number(row["learning_rate"]),
+            "loss": f"{row['loss']:.4f}", "best rate tried": number(row["best_learning_rate"]),
+            "its loss": f"{row['best_loss']:.4f}", "above": f"{100 * row['excess']:.1f} %",
         }
         for row in checks.to_dict("records")
-    ]
+    ]  # fmt: skip
     within = int((checks["excess"] <= goal).sum())
     status = trials.groupby(["arm", "status"]).size().unstack(fill_value=0)
     count = [

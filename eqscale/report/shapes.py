@@ -59,23 +59,13 @@ def compare_shapes(runs: pd.DataFrame, groups: Sequence[ShapeGroup]) -> pd.DataF
             some = here[(here["width"] == shape.width) & (here["depth"] == shape.depth)]
             if some.empty:
                 continue
-            rows.append(
-                {
-                    "group": index,
-                    "arm": group.arm,
-                    "budget": group.budget,
-                    "width": shape.width,
-                    "depth": shape.depth,
-                    "N": int(some["N"].iloc[0]),
-                    "cost": some["flops_executed"].sum() / some["D"].sum(),
-                    "steps": int(some["steps"].iloc[0]),
-                    "seeds": len(some),
-                    "loss": some["loss"].mean(),
-                    "variance": np.log(some["loss"].astype(float)).var(ddof=1),
-                    "seconds": some["seconds"].mean(),
-                    "rung": shape == group.rung,
-                }
-            )
+            rows.append({
+                "group": index, "arm": group.arm, "budget": group.budget, "width": shape.width, "depth": shape.depth,
+                "N": int(some["N"].iloc[0]), "cost": some["flops_executed"].sum() / some["D"].sum(),
+                "steps": int(some["steps"].iloc[0]), "seeds": len(some), "loss": some["loss"].mean(),
+                "variance": np.log(some["loss"].astype(float)).var(ddof=1), "seconds": some["seconds"].mean(),
+                "rung": shape == group.rung,
+            })  # fmt: skip
     if not rows:
         raise InputError("no run has finished")
     shapes = pd.DataFrame(rows)
@@ -123,20 +113,13 @@ def _figure(runs: pd.DataFrame, shapes: pd.DataFrame) -> Figure:
 def _report(shapes: pd.DataFrame) -> str:
     rows = [
         {
-            "arm": str(row.arm),
-            "budget": number(row.budget),
-            "width": str(row.width),
-            "depth": str(row.depth),
-            "ladder": "yes" if row.rung else "",
-            "N": f"{row.N:,}",
-            "FLOPs / token": number(row.cost, 3),
-            "seeds": str(row.seeds),
-            "loss": f"{row.loss:.4f}",
-            "against the ladder": "" if row.rung else _signed(row.excess, row.se),
-            "seconds": f"{row.seconds:.0f}",
+            "arm": str(row.arm), "budget": number(row.budget), "width": str(row.width), "depth": str(row.depth),
+            "ladder": "yes" if row.rung else "", "N": f"{row.N:,}", "FLOPs / token": number(row.cost, 3),
+            "seeds": str(row.seeds), "loss": f"{row.loss:.4f}",
+            "against the ladder": "" if row.rung else _signed(row.excess, row.se), "seconds": f"{row.seconds:.0f}",
         }
         for row in shapes.itertuples()
-    ]
+    ]  # fmt: skip
     paragraphs = [
         "# Wide or deep?",
         "For rungs of each arm's ladder, other depths with the width that costs as much per token. All runs of a "

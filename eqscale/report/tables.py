@@ -141,16 +141,12 @@ def comparison_table(analysis: Analysis) -> Table:
                 continue
             top = pair.multipliers[-1]
             sure = top.probability_better
-            rows.append(
-                [
-                    AXES[axis].label,
-                    f"`{pair.arm}` against `{pair.reference}`",
-                    f"{top.C:.3g} {AXES[axis].unit}" + (" *" if top.extrapolated else ""),
-                    f"{factor_text(top.compute)} {interval_text(top.compute_model)}",
-                    UNSEEN if math.isnan(sure) else f"{100 * sure:.0f} %",
-                    pair.crossing.describe(),
-                ]
-            )
+            rows.append([
+                AXES[axis].label, f"`{pair.arm}` against `{pair.reference}`",
+                f"{top.C:.3g} {AXES[axis].unit}" + (" *" if top.extrapolated else ""),
+                f"{factor_text(top.compute)} {interval_text(top.compute_model)}",
+                UNSEEN if math.isnan(sure) else f"{100 * sure:.0f} %", pair.crossing.describe(),
+            ])  # fmt: skip
     return Table(
         "comparisons", "What arms are worth against each other, and where their lines cross",
         ["axis", "pair", "at", "compute the second needs for the first's loss", "P(first ahead)", "crossing"], rows,
@@ -167,6 +163,7 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
             for name, m in minima.items():
                 if cost not in m.cost:
                     continue
+                loss = lowest_loss(m, cost).exp()
                 size = combine([(m, m.N, weights_at(m, np.array([cost]), np.ones(1)))]).exp()
                 relative = []
                 for reference in built_in:
@@ -175,16 +172,9 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
                         ratio = _cell(loss_ratio(other, m, cost).exp()) if cost in other.cost else UNSEEN
                         saved = _bound_or_cell(compute_multiplier(other, m, cost).exp())
                     relative += [ratio, saved]
-                rows.append(
-                    [
-                        AXES[axis].label,
-                        f"{cost:.3g} {AXES[axis].unit}",
-                        f"`{name}`",
-                        _cell(lowest_loss(m, cost).exp()),
-                        "at an edge" if math.isnan(size.value) else _cell(size),
-                        *relative,
-                    ]
-                )
+                bracketed = "at an edge" if math.isnan(size.value) else _cell(size)
+                at = [AXES[axis].label, f"{cost:.3g} {AXES[axis].unit}", f"`{name}`"]
+                rows.append([*at, _cell(loss), bracketed, *relative])
     scatter = ", ".join(
         f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items()
     )
@@ -233,16 +223,9 @@ def noise_table(at_sizes: pd.DataFrame, noise: pd.DataFrame) -> Table:
     rows = []
     for arm, cells in at_sizes.groupby("arm", sort=False):
         rows += [
-            [
-                f"`{arm}`",
-                f"{r.budget:.3g}",
-                f"{r.N:.0f}",
-                str(r.seeds),
-                f"{100 * r.sd:.2g} %",
-                str(r.seeds - 1),
-            ]
+            [f"`{arm}`", f"{r.budget:.3g}", f"{r.N:.0f}", str(r.seeds), f"{100 * r.sd:.2g} %", str(r.seeds - 1)]
             for r in cells.itertuples()
-        ]
+        ]  # fmt: skip
         sd, df = pooled_noise(noise, str(arm))
         rows.append([f"`{arm}`", "all", "", "", f"**{100 * sd:.2g} %**", str(df)])
     return Table(

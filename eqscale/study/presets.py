@@ -48,7 +48,7 @@ _EXTRA_SIZES: Any = dataclasses.field(
     default=(),
     metadata={
         "help": "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of "
-        "the others (of the compute grid: the report's Table 8)"
+        "the others (of the compute grid: optima at an edge, in its report)"
     },
 )
 

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from eqscale.cli import main
-from eqscale.report import analysis, write_report
+from eqscale.report import analysis
+from eqscale.report.study import write_report
 from tests.report import planted
 
 
@@ -44,7 +45,7 @@ def copy_inputs():
 
     def copy(source, target):
         for path in source.rglob("*"):
-            if path.name in ("runs.csv", "prediction.json", "gatr.json", "gatr.gif"):
+            if path.name in ("runs.csv", "task.json", "prediction.json", "gatr.json", "gatr.gif"):
                 (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target / path.relative_to(source))
 

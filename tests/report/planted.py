@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+TASK = resources.files("eqscale.rigid").joinpath("task.json")
+ROLES = {
+    "transformer": "learn",
+    "transformer_aug": "augment",
+    "gatr": "build_in",
+    "gatr_off": "control",
+    "egnn": "build_in",
+}
+"""egnn: another arm that builds the symmetry in, planted where a test needs a second."""
 BUDGETS = (1e10, 1e11, 1e12, 1e13)
 
 # E, A, B, alpha, beta; FLOPs per parameter and token; nominal over executed FLOPs; FLOPs a second
@@ -54,7 +64,8 @@ def row(arm, spec, budget, N, seed, value, **extra):
         budget=budget, seed=seed, status="finished", N=round(N), D=D, loss=value, loss_se=0.01,
         flops_executed=budget, flops_nominal=nominal * budget, seconds=budget / speed, width=8, depth=1,
         steps=round(D / 5000), batch_size=32, epochs=0.5, hardware="cpu, 1 thread", code="test", data="digest",
-        frame="random", unique_scenes=10**6, unique_tokens=D,
+        frame="random", role=ROLES[arm], control_of="gatr" if arm == "gatr_off" else None, unique_scenes=10**6,
+        unique_tokens=D,
     ) | extra  # fmt: skip
 
 
@@ -140,6 +151,7 @@ def evaluation(arm):
 def write_part(table: pd.DataFrame, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "runs.csv", index=False)
+    (folder / "task.json").write_text(TASK.read_text())
 
 
 def write_evaluation(folder: Path, arm: str) -> None:

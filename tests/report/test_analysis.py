@@ -9,21 +9,37 @@ from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.laws.contrast import contrast, log_optimum, scaled
 from eqscale.report.analysis import Analysis, analyse, equal_cost_panels, fit_every_arm, on_axis, seed_noise
+from eqscale.report.answer import answer
 from eqscale.report.conclusions import Conclusion, conclude
+from eqscale.report.content import Content
 from eqscale.report.data_grid import equivalent_data, excess, gap, read_data_grid
-from eqscale.report.parts import read_study
+from eqscale.report.parts import UNIQUE, read_study
 from eqscale.report.prediction import predict
-from eqscale.report.render import Content, answer, render
+from eqscale.report.render import render
+from eqscale.report.roles import Roles
+from eqscale.roles import Role
 from tests.report import planted
 from tests.report.planted import BUDGETS
+
+ROLES = Roles(
+    dict.fromkeys(Role, ())
+    | {Role.LEARN: ("transformer",), Role.AUGMENT: ("transformer_aug",), Role.BUILD_IN: ("gatr",)},
+    {},
+)
 
 
 def analysed(tmp_path, table) -> Content:
     planted.write_part(table, tmp_path)
     study = read_study(tmp_path)
     found = analyse(study)
-    grid = read_data_grid(study.part("data_grid"), study.part("compute"))
-    return Content(study, found, grid, conclude(found.arms, found.minima, grid), [])
+    grid = read_data_grid(study.part("data_grid"), study.part("compute"), "scenes")
+    return Content(study, found, grid, conclude(study.roles, found.arms, found.minima, grid), [])
+
+
+def data_grid(data, compute=None):
+    """The data grid of a raw table."""
+    compute = pd.DataFrame() if compute is None else compute
+    return read_data_grid(data.rename(columns={"unique_scenes": UNIQUE}), compute, "scenes")
 
 
 def verdicts(conclusions: list[Conclusion]) -> dict[tuple[int, str], str]:
@@ -60,13 +76,13 @@ def test_laws_and_measured_optima_must_agree(unlike):
     for axis in ("executed", "nominal", "seconds"):
         agreed, contradicted = (
             next(c.checks[0] for c in conclusions if (c.number, c.axis) == (3, axis))
-            for conclusions in (unlike.conclusions, conclude(found.arms, swapped, None))
+            for conclusions in (unlike.conclusions, conclude(ROLES, found.arms, swapped, None))
         )
         assert agreed.claim == "the equivariant arm wants fewer parameters"
         assert (agreed.outcome, contradicted.outcome) == ("fails", "open")
         assert agreed.by_law == contradicted.by_law
         assert contradicted.measured.endswith("(holds)")
-    without = conclude(found.arms, {}, None)
+    without = conclude(ROLES, found.arms, {}, None)
     assert {check.outcome for c in without for check in c.checks} == {"open"}
     assert "no measured optimum of `gatr` and `transformer`" in without[1].checks[0].measured
 
@@ -86,7 +102,8 @@ def test_hopeless_runs_still_get_a_report(tmp_path, rng):
     content = analysed(tmp_path, table)
     text = render(content, lambda figure: "")
     assert "not decidable at this scale" in text
-    assert set(re.findall(r"\]\(#(table\d+)\)", text)) <= set(re.findall(r'<a id="(\w+)">', text))
+    assert set(re.findall(r"\]\(#(table-\w+)\)", text)) <= set(re.findall(r'<a id="([\w-]+)">', text))
+    assert "no table" not in text
     assert " nan" not in text
 
 
@@ -102,37 +119,37 @@ def test_augmentation_that_leaves_half_of_the_gap_does_not_close_it():
         (0.5, "not reproduced"),
         (0.25, "not decidable at this scale"),
     ):
-        grid = read_data_grid(planted.data_grid(planted.LIKE_THE_PAPER, left=left), pd.DataFrame())
-        assert conclude({}, {}, grid)[0].verdict == verdict, left
+        grid = data_grid(planted.data_grid(planted.LIKE_THE_PAPER, left=left))
+        assert conclude(ROLES, {}, {}, grid)[0].verdict == verdict, left
 
 
 def test_gaps_need_seeds_to_be_known():
     data = planted.data_grid(planted.LIKE_THE_PAPER)
-    grid = read_data_grid(data, pd.DataFrame())
+    grid = data_grid(data)
     weights = {"transformer": 1.0, "gatr": -1.0}
     found = gap(grid, weights, [30, 300])
     truth = 0.2 + 0.1 * np.mean(np.log10([300, 30]))
     assert found.low < truth < found.high < found.low + 0.05
-    alone = gap(read_data_grid(data[data["seed"] == 0], pd.DataFrame()), weights, [30, 300])
+    alone = gap(data_grid(data[data["seed"] == 0]), weights, [30, 300])
     assert not alone.known
     assert alone.low == -np.inf
 
 
 def test_what_repetition_costs_leaves_out_the_lead_on_fresh_data():
     data = planted.data_grid(planted.LIKE_THE_PAPER)
-    grid = read_data_grid(data, pd.DataFrame())
+    grid = data_grid(data)
     found = excess(grid, {"gatr": 1.0}, [300])
     assert found.low < np.log(1 + 0.2 * np.log10(30)) < found.high < found.low + 0.05
     found = excess(grid, {"transformer": 1.0, "gatr": -1.0}, [30, 300])
     assert found.low < 0.1 * np.mean(np.log10([300, 30])) < found.high < found.low + 0.05
-    repeated_only = read_data_grid(data[data["epochs"] > 2], pd.DataFrame())
+    repeated_only = data_grid(data[data["epochs"] > 2])
     unknown = excess(repeated_only, {"gatr": 1.0}, [300])
     assert np.isnan(unknown.value)
     assert not unknown.known
 
 
 def test_equivalent_data_reads_off_the_reference_curve():
-    grid = read_data_grid(planted.data_grid(planted.LIKE_THE_PAPER, noise=0.0), pd.DataFrame())
+    grid = data_grid(planted.data_grid(planted.LIKE_THE_PAPER, noise=0.0))
     worth = dict(equivalent_data(grid, "gatr", "transformer"))
     assert worth[30000] == np.inf  # the reference never gets there
     assert 1 < worth[30] < 1000
@@ -151,7 +168,7 @@ def test_the_law_of_repeated_data_comes_back(tmp_path):
             value = (E + A / N**alpha + B / effective**beta) * np.exp(0.003 * rng.normal())
             extra = dict(D=D, unique_tokens=U, unique_scenes=round(U), epochs=1 + repeats)
             rows.append(planted.row("gatr", spec, 1e12, N, 0, value, **extra))
-    grid = read_data_grid(pd.DataFrame(rows), planted.compute_grid({"gatr": spec}))
+    grid = data_grid(pd.DataFrame(rows), planted.compute_grid({"gatr": spec}))
     found = grid.laws["gatr"].found["R"]
     assert found.estimate == pytest.approx(8, rel=0.15)
     assert min(found.model[0], found.robust[0]) < 8 < max(found.model[1], found.robust[1])

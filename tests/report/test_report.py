@@ -12,24 +12,25 @@ import pytest
 
 from eqscale.cli import main
 from eqscale.errors import InputError
-from eqscale.report import write_report
 from eqscale.report.analysis import analyse
+from eqscale.report.caveats import caveats
+from eqscale.report.content import Content
 from eqscale.report.parts import read_study
 from eqscale.report.prediction import predicted_optima
-from eqscale.report.render import Content, caveats
+from eqscale.report.study import write_report
 from tests.report import planted
 
-FIGURES = {
-    1: ("fig1_loss_vs_compute", "fig1_loss_vs_compute_nominal", "fig1_loss_vs_compute_seconds"),
-    2: ("fig2_loss_vs_data",),
-    3: ("fig3_surface",),
-    4: ("fig4_isoflop", "fig4_isoflop_nominal", "fig4_isoflop_seconds"),
-    5: ("fig5_optimal_size_seconds", "fig5_optimal_cost_per_token", "fig5_optimal_cost_per_token_nominal"),
-    6: ("fig6_optimal_tokens", "fig6_optimal_tokens_nominal", "fig6_optimal_tokens_seconds"),
-    7: ("fig7_residuals",),
-    8: ("fig8_validation",),
-    10: ("fig10_loss_ratio", "fig10_loss_ratio_nominal", "fig10_loss_ratio_seconds"),
-}
+FIGURES = (
+    "loss_vs_compute", "loss_vs_compute_nominal", "loss_vs_compute_seconds",
+    "loss_ratio", "loss_ratio_nominal", "loss_ratio_seconds",
+    "loss_vs_data",
+    "surface",
+    "isoflop", "isoflop_nominal", "isoflop_seconds",
+    "optimal_size_seconds", "optimal_cost_per_token", "optimal_cost_per_token_nominal",
+    "optimal_tokens", "optimal_tokens_nominal", "optimal_tokens_seconds",
+    "validation",
+    "residuals",
+)  # fmt: skip
 
 
 STEP_TIMES = "arm,width,depth,heads,batch_size,step_seconds\n"
@@ -103,15 +104,27 @@ def test_coefficients_and_exponents_come_back(like_the_paper):
 
 def test_every_figure_and_reference_is_there(like_the_paper):
     text = (like_the_paper / "report.md").read_text()
-    for files in FIGURES.values():
-        for name in files:
-            assert f"({name}.png)" in text
-            assert (like_the_paper / f"{name}.png").exists()
-    assert set(re.findall(r"\]\(#(\w+)\)", text)) <= set(re.findall(r'<a id="(\w+)">', text))
-    for number in range(1, 18):
-        assert f'<a id="table{number}">' in text or number == 8, number  # no optimum is at an edge
+    for name in FIGURES:
+        assert f"({name}.png)" in text
+        assert (like_the_paper / f"{name}.png").exists()
+    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= set(re.findall(r'<a id="([\w-]+)">', text))
+    assert "no table" not in text
+    assert "no figure" not in text
     assert "equal within noise" in text
     assert "0.04 at 0.3 s" in text
+
+
+def test_exhibits_are_numbered_as_they_appear(like_the_paper):
+    text = (like_the_paper / "report.md").read_text()
+    assert re.findall(r"\*\*Table (\d+)\. ", text) == [str(n) for n in range(1, 18)]
+    assert re.findall(r"### Figure (\d+)\. ", text) == [str(n) for n in range(1, 11)]
+    targets = dict(re.findall(r'<a id="((?:table|figure)-[\w-]+)"></a>\W*((?:Table|Figure) \d+)', text))
+    links = re.findall(r"\[((?:Table|Figure) \d+)\]\(#([\w-]+)\)", text)
+    assert len(links) > 20
+    assert all(targets[key] == shown for shown, key in links)
+    assert (
+        "Intervals as in Table 8." in text
+    )  # of the coefficients, also where an earlier exhibit refers to them
 
 
 def test_lost_runs_are_listed_and_left_out(like_the_paper):
@@ -236,7 +249,7 @@ def test_the_page_works_offline_and_knows_the_run_behind_every_dot(like_the_pape
     assert len(page) < 2_000_000
     assert not re.search(r'(src|href)="(?!#|data:)', page.replace('xlink:href="data:', ""))
     assert "@import" not in page
-    runs = page.count("<tr>", page.index('id="table12"')) - 1
+    runs = page.count("<tr>", page.index('id="table-runs"')) - 1
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     groups = 0
@@ -268,7 +281,7 @@ def test_too_few_runs_is_one_clear_error(tmp_path):
     planted.write_part(planted.compute_grid(planted.LIKE_THE_PAPER, sizes=1, seeds=(0,)), tmp_path)
     with pytest.raises(InputError, match=r"no arm can be fitted: arm = transformer: .*too few"):
         write_report(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs.csv", "task.json"}
 
 
 @pytest.mark.parametrize(
@@ -370,9 +383,9 @@ def test_an_empty_table_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "not a readable table" in error
     assert error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs.csv", "task.json"}
 
 
 def test_a_folder_without_a_run_table_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path / "absent")]) == 2
-    assert "holds neither runs.parquet nor runs.csv" in capsys.readouterr().err
+    assert "holds no runs.csv, nor does its folder data_grid" in capsys.readouterr().err

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from eqscale.errors import InputError
-from eqscale.report import write_shape_report
-from eqscale.report.shapes import compare_shapes
+from eqscale.report.shapes import compare_shapes, write_shape_report
 from eqscale.study.grid import ShapeGroup
 from eqscale.arms import Size
 

@@ -112,8 +112,8 @@ def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeyp
     assert first.returncode == 0, first.stdout + first.stderr
     results = tmp_path / "results" / "quick"
     report = (results / "report.md").read_text()
-    for figure in ("fig1", "fig3", "fig4", "fig5", "fig6"):
-        drawn = list(results.glob(f"{figure}_*.png"))
+    for figure in ("loss_vs_compute", "surface", "isoflop", "optimal_size", "optimal_tokens"):
+        drawn = list(results.glob(f"{figure}*.png"))
         assert drawn
         for png in drawn:
             assert png.with_suffix(".svg").exists()

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,20 @@ def test_what_padding_holds_changes_nothing(name, batch):
     damaged.velocity[~batch.mask] = -3.0
     assert (~batch.mask).any()
     assert torch.equal(model(batch)[batch.mask], model(damaged)[batch.mask])
+
+
+def test_every_arm_says_how_it_meets_the_symmetry():
+    roles = {name: str(get_arm(name).role) for name in (*ARMS, "gatr_off")}
+    assert (roles["transformer"], roles["transformer_aug"]) == ("learn", "augment")
+    assert (roles["transformer_aligned"], roles["gatr"]) == ("align", "build_in")
+    assert (roles["gatr_off"], get_arm("gatr_off").control_of) == ("control", "gatr")
+    with pytest.raises(
+        InputError, match=r"arm 'gatr': role 'lead'; choose from learn, augment, align, build_in"
+    ):
+        dataclasses.replace(get_arm("gatr"), role="lead")
+    for wrong in ({"role": "control"}, {"control_of": "transformer"}):
+        with pytest.raises(InputError, match="a control, and no other arm, names the arm"):
+            dataclasses.replace(get_arm("gatr"), **wrong)
 
 
 def test_names_are_unique_and_unknown_ones_listed():

@@ -1,0 +1,108 @@
+"""The report takes the words of a task from task.json, and needs nothing but tables."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eqscale.errors import InputError
+from eqscale.report.study import write_report
+from eqscale.report.wording import Noun, read_wording
+from tests.report import planted
+
+ROOT = Path(__file__).parents[2]
+TASK = json.loads(planted.TASK.read_text())
+OTHER = {
+    "name": "orbits", "sentence": "From a system of planets, predict where each is a year later",
+    "unit": {"one": "system", "many": "systems"}, "trivial": "standing still",
+    "metrics": {"radius_error": "radius, AU"}, "metrics_note": "Errors are root mean squares.",
+    "variant": None, "rollout": {}, "animation": "One system.",
+}  # fmt: skip
+
+
+def test_published_tasks_can_be_read():
+    for path in (ROOT / "results").rglob("task.json"):
+        assert read_wording(path).unit == Noun("scene", "scenes")
+        assert path.read_bytes() == planted.TASK.read_bytes()  # as a rerun of the job writes it
+
+
+def test_a_report_on_another_task_uses_its_words_only(tmp_path):
+    arms = planted.LIKE_THE_PAPER
+    for part, table in (
+        (
+            ".",
+            planted.compute_grid(arms, budgets=planted.BUDGETS[:3], seeds=(0, 1)).assign(radius_error=0.125),
+        ),
+        ("data_grid", planted.data_grid(arms)),
+        ("controls", planted.controls(arms).assign(name="control")),
+    ):
+        folder = tmp_path / part
+        planted.write_part(
+            table.rename(columns={"unique_scenes": "unique_systems"}).drop(columns="frame"), folder
+        )
+        (folder / "task.json").write_text(json.dumps(OTHER))
+    planted.write_evaluation(tmp_path, "gatr")
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    rigid = r"scene|vertex|vertices|contact|ballistic|floor|upright|horizon|gravity|frame"
+    assert not re.findall(rigid, text, re.IGNORECASE)
+    assert "Task `orbits`: From a system of planets" in text
+    assert "A loss of 1 is that of standing still." in text
+    assert "| unique systems | epochs |" in text
+    assert "with 30 systems losses are as many times as high" in text
+    assert "| NMSE | radius, AU |" in text
+    assert "| 0.125 |" in text
+    assert "One system." in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "there is no .*task.json: run the study's job again"),
+        ({"unit": "scene"}, r"entry 'unit' must be a noun: .*, not 'scene'"),
+        ({"variant": {"one": "frame"}}, "entry 'variant' must be a noun"),
+        ({"metrics": ["nmse_free"]}, "entry 'metrics' must be a mapping of texts to texts"),
+        ({"name": None}, "entry 'name' must be a text, not None"),
+        ({"trivial": ...}, "no entry 'trivial'"),
+    ],
+)
+def test_a_bad_task_file_is_one_line(tmp_path, change, message):
+    path = tmp_path / "task.json"
+    if change is not None:
+        content = {name: value for name, value in (TASK | change).items() if value is not ...}
+        path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message) as error:
+        read_wording(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_report_needs_neither_models_nor_tasks_nor_a_cluster(tmp_path):
+    """``eqscale report`` on published results, with every import of what makes them refused."""
+    for path in (ROOT / "results/quick").iterdir():
+        if path.suffix in (".csv", ".json"):
+            shutil.copy(path, tmp_path)
+    script = """
+import sys
+
+BLOCKED = ("torch", "ray", "mlflow", "mujoco", "optuna", "eqscale.rigid", "eqscale.training", "eqscale.models",
+           "eqscale.study", "eqscale.measure", "eqscale.algebra")
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if any(name == blocked or name.startswith(blocked + ".") for blocked in BLOCKED):
+            raise ImportError(f"{name} is imported")
+
+sys.meta_path.insert(0, Refuse())
+from eqscale.cli import main
+sys.exit(main(["report", sys.argv[1]]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "report.md").read_text().startswith("# Does building the symmetry in pay")
