@@ -48,7 +48,7 @@ class DataSpec:
     """What to generate; the sizes say how much of it."""
 
     task: str = "rigid"
-    given: tuple[tuple[str, OptionValue], ...] = ()
+    given: tuple[tuple[str, Any], ...] = ()
     """Options of the task, where they aren't the defaults."""
     seed: int = 0
     """Root seed of the systems."""
@@ -88,9 +88,7 @@ class DataSpec:
         return Path(root) / f"{get_task(self.task).folder_name(self.options)}-{self.digest[:12]}"
 
 
-def generate(
-    spec: DataSpec, task_files: Sequence[str], split: str, start: int, stop: int
-) -> np.ndarray:
+def generate(spec: DataSpec, task_files: Sequence[str], split: str, start: int, stop: int) -> np.ndarray:
     """Make systems ``start`` to ``stop - 1`` of a split, in any process; the same bits wherever it runs."""
     load_task_files(task_files)
     return get_task(spec.task).records(spec.options, spec.seed, split, start, stop)
@@ -110,11 +108,13 @@ def prepare(
     the rest with ``workers`` processes (default: all cores), or as Ray tasks with ``backend="ray"`` once Ray
     is initialised; both give the bits of a serial run. A kill loses at most the shard being filled. Calls
     ``progress(done, total)`` in systems. Raises InputError if the folder cannot be written, the disk is full,
-    the folder holds other data, or the labels break the task's symmetry.
+    the folder holds other data, or, before anything is written, if the task's systems don't fit its declaration.
     """
     if backend not in ("processes", "ray"):
         raise InputError(f"unknown backend {backend!r}: choose from processes, ray")
     folder = spec.folder(root)
+    if not (folder / _MANIFEST).exists():
+        get_task(spec.task).check_labels(spec.options, spec.seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -143,9 +143,6 @@ def _complete(
         "train": [],
         "test": [],
     }
-    task = get_task(spec.task)
-    if not manifest.get("statistics"):
-        task.check_labels(spec.options, spec.seed)
     targets = {"train": max(spec.train_systems, MEASURED_SYSTEMS), "test": spec.test_systems}
     shards = [
         (split, k, min(SHARD, total - k * SHARD))
@@ -178,7 +175,7 @@ def _complete(
             _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
     if not manifest.get("statistics"):
         prefix = np.load(_shard(folder, "train", 0))[:MEASURED_SYSTEMS]
-        manifest["statistics"] = task.statistics(spec.options, prefix)
+        manifest["statistics"] = get_task(spec.task).statistics(spec.options, prefix)
         _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
 
 

@@ -17,6 +17,7 @@ from eqscale.tasks.rigid.windows import Windows
 
 CONTACTS = ("free", "floor", "object")
 
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Errors over a set of windows: vertices, then objects, then windows have equal weight."""

@@ -48,7 +48,6 @@ def _yaw(batch: Batch, generator: torch.Generator) -> Batch:
     return transform(batch, rotation_by(angle.to(axis) * axis))
 
 
-
 ELEMENTS: dict[str, Callable[[Batch, torch.Generator], Batch]] = {
     "yaw": _yaw,
     **COMMON,

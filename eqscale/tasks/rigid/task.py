@@ -54,7 +54,7 @@ class RigidTask(Task):
 
     name = "rigid"
     title = (
-        "convex bodies are thrown onto a floor and into each other: where is every vertex of their meshes 1/6 s later?"
+        "convex bodies are thrown onto a floor and into each other: where is every mesh vertex 1/6 s later?"
     )
     schema = SCHEMA
     options = (
@@ -79,16 +79,19 @@ class RigidTask(Task):
         Metric("vertex_rmse_m", "root mean squared error of vertex positions, m"),
         Metric("center_rmse_m", "root mean squared error of centres of mass, m"),
         Metric("rotation_error_deg", "root mean squared rotation error after Kabsch, degrees"),
-        Metric("rigidity_error_m", "root mean squared distance of the predicted vertices from a rigid body, m"),
-        Metric("nmse_free", "squared error of objects in free flight, over the mean squared target of all objects"),
+        Metric(
+            "rigidity_error_m", "root mean squared distance of the predicted vertices from a rigid body, m"
+        ),
+        Metric(
+            "nmse_free",
+            "squared error of objects in free flight, over the mean squared target of all objects",
+        ),
         Metric("nmse_floor", "the same for objects that touch only the floor"),
         Metric("nmse_object", "the same for objects that touch another object"),
         Metric("equivariance_yaw", "equivariance error for turns about gravity's axis"),
     )
-    words = Words(
-        "scene", "scenes", "window", "windows", "vertex token", "vertex tokens", "ballistic motion"
-    )
-    stored_names = {
+    words = Words("scene", "scenes", "window", "windows", "vertex token", "vertex tokens", "ballistic motion")
+    stored_names: Mapping[str, str] = {
         "train_systems": "train_scenes",
         "test_systems": "test_scenes",
         "test_samples_per_system": "test_windows_per_scene",

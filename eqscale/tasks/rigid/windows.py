@@ -30,7 +30,9 @@ SCHEMA = Schema(
     fields=(
         Field("position", Kind.POINT, unit="m", relative_to="center"),
         Field("center", Kind.POINT, unit="m"),
-        Field("velocity", Kind.DIRECTION, unit="m/s", scale=_SPEED, relative_to="center_velocity", at="position"),
+        Field(
+            "velocity", Kind.DIRECTION, unit="m/s", scale=_SPEED, relative_to="center_velocity", at="position"
+        ),
         Field("center_velocity", Kind.DIRECTION, unit="m/s", scale=_SPEED),
         Field("material", Kind.INVARIANT, channels=3),
         Field("floor", Kind.PLANE, "sample", unit="m"),
@@ -92,7 +94,9 @@ class Windows(Samples):
     schema = SCHEMA
     samples_per_system = STARTS
 
-    def __init__(self, shards: list[np.ndarray], horizon: int, sigma: float, time_step: float, frame: str):
+    def __init__(
+        self, shards: Sequence[np.ndarray], horizon: int, sigma: float, time_step: float, frame: str
+    ):
         self.horizon, self.sigma, self.frame = horizon, sigma, frame
         self.options = {"horizon": horizon, "frame": frame}
         self.time = horizon / FRAME_RATE
