@@ -1,35 +1,16 @@
-import dataclasses
 import threading
 
 import numpy as np
 import pytest
 import torch
 
-from eqscale.rigid.families import FAMILIES
-from eqscale.rigid.loader import ahead, batches
-from eqscale.rigid.object_tokens import by_object
-
-S = FAMILIES["S"]
+from eqscale.tasks.loader import ahead, batches
 
 
-def test_batches_come_in_the_order_given(train):
+def test_batches_come_in_the_order_given(toys):
     order = [np.array([5, 3]), np.array([100]), np.array([7, 7, 9])]
-    for indices, batch in zip(order, batches(train, order), strict=True):
-        torch.testing.assert_close(batch.target, train.batch(indices).target, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("size", [1, 7, 16, 600])
-def test_batches_assembled_together_have_the_bits_of_each_alone(train, size):
-    rng = np.random.default_rng(size)
-    order = [rng.integers(len(train), size=size) for _ in range(2 + 1200 // size)]
-    built = list(batches(train, iter(order)))
-    assert len(built) == len(order)
-    for indices, batch in zip(order, built, strict=True):
-        alone = train.batch(indices)
-        for field in dataclasses.fields(alone):
-            one, other = getattr(batch, field.name), getattr(alone, field.name)
-            assert torch.equal(one, other)
-            assert one.is_contiguous()
+    for indices, batch in zip(order, batches(toys, order), strict=True):
+        torch.testing.assert_close(batch.target, toys.batch(indices).target, rtol=0, atol=0)
 
 
 def test_making_ahead_keeps_order_and_bound():
@@ -69,30 +50,12 @@ def test_closing_ends_the_thread():
     assert threading.active_count() == before
 
 
-def test_a_device_gets_pinned_batches_made_ahead(train, monkeypatch):
+def test_a_device_gets_pinned_batches_made_ahead(toys, monkeypatch):
     """On a stand-in for a GPU: pinning is a no-op and the copy goes to torch's meta device."""
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self)
     order = [np.array([5, 3]), np.array([100])]
-    got = list(batches(train, order, device="meta"))
-    assert [len(b.scene) for b in got] == [2, 1]
+    got = list(batches(toys, order, device="meta"))
+    assert [len(b) for b in got] == [2, 1]
     assert all(b.target.device.type == "meta" for b in got)
-    assert len(pinned) == 2 * len(vars(got[0]))
-
-
-def test_object_tokens_hold_the_same_sample(train):
-    batch = train.batch(np.arange(0, len(train), 41))
-    view = by_object(batch, S.max_objects, S.max_vertices)
-    assert view.position.shape == (len(batch.scene), 5, 12, 3)
-    for name in ("position", "velocity", "target"):
-        torch.testing.assert_close(view.to_vertex_tokens(getattr(view, name)), getattr(batch, name))
-    torch.testing.assert_close(view.vertex_mask.sum((1, 2)), batch.mask.sum(1))
-    torch.testing.assert_close(
-        view.mask.sum(1).double(), 1 / (batch.weight[:, 0] * view.vertex_mask[:, 0].sum(1)).double()
-    )
-    for name in ("center", "center_velocity", "material"):
-        spread = getattr(view, name)[:, :, None].expand(-1, -1, 12, -1)
-        torch.testing.assert_close(view.to_vertex_tokens(spread), getattr(batch, name))
-        assert not getattr(view, name)[~view.mask].any()
-    contact = view.contact[:, :, None].expand(-1, -1, 12)
-    torch.testing.assert_close(view.to_vertex_tokens(contact), batch.contact)
+    assert len(pinned) == 2 * (len(got[0].values) + 4)
