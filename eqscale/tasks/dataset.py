@@ -340,7 +340,9 @@ def open_stored(
     if digest not in found:
         held = ", ".join(folder.name for folder, _ in found.values()) or "no data set at all"
         raise InputError(f"data {digest[:12]} are not under {str(root)!r}, which holds {held}")
-    return _open(task, get_task(task).check_options(view), *found[digest], split, systems)
+    folder, manifest = found[digest]
+    options = get_task(task).check_options({**manifest["definition"].get("options", {}), **view})
+    return _open(task, options, folder, manifest, split, systems)
 
 
 def _open(

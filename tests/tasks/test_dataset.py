@@ -357,10 +357,12 @@ def test_progress_counts_systems(tmp_path):
 
 
 def test_data_are_found_by_the_digest_of_their_definition(tmp_path):
-    prepare(small(), tmp_path, workers=1)
-    stored = open_stored("toy", small().digest, tmp_path, "train", systems=3, look="close")
-    whole = open_split(small(), tmp_path, "train")
-    assert (len(stored), stored.options["look"], whole.options["look"]) == (3, "close", "plain")
+    spec = small(given=(("strength", 2.0),))
+    prepare(spec, tmp_path, workers=1)
+    stored = open_stored("toy", spec.digest, tmp_path, "train", systems=3, look="close")
+    whole = open_split(spec, tmp_path, "train")
+    assert stored.options == {"strength": 2.0, "walls": "free", "look": "close"}
+    assert (len(stored), whole.options["look"]) == (3, "plain")
     assert torch.equal(stored.batch(np.arange(3)).target, whole.batch(np.arange(3)).target)
     with pytest.raises(InputError, match=r"data 0000 are not under .*, which holds toy-[0-9a-f]{12}"):
         open_stored("toy", "0000", tmp_path, "train", systems=3)
