@@ -31,23 +31,33 @@ from eqscale.algebra import (
     extract_normal,
     extract_weight,
 )
+from eqscale.arms import Arm, Size, get_arm, register
+from eqscale.arms.gatr import LENGTHS
+from eqscale.arms.inputs import (
+    invariants,
+    invariants_width,
+    numbers,
+    numbers_width,
+    plane_invariants,
+    plane_invariants_width,
+)
+from eqscale.arms.plain import PlainModel
 from eqscale.console import make_console
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.models.transformer import TransformerConfig, transformer_training_flops
-from eqscale.rigid.batch import Batch
-from eqscale.rigid.dataset import open_split
-from eqscale.rigid.symmetry import align
-from eqscale.study.grid import dataset_spec, design_run
+from eqscale.study.grid import data_spec, design_run
 from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
-from eqscale.training.arms import Arm, Size, get_arm, register
-from eqscale.training.arms.gatr import LENGTHS, token_invariants
-from eqscale.training.arms.invariants import FLOOR_INVARIANTS, floor_invariants
-from eqscale.training.arms.plain import TOKEN_FEATURES, PlainModel, token_features
+from eqscale.tasks import Batch, Task, get_task
+from eqscale.tasks.dataset import open_split
+from eqscale.tasks.fields import at_tokens
+from eqscale.tasks.rigid.symmetry import align
+from eqscale.tasks.rigid.windows import SCHEMA
 from eqscale.training.loop import train
 from eqscale.training.spec import RunSpec
 
 PRESET = COMPUTE_GRIDS["quick"]
+FLOOR_INVARIANTS = plane_invariants_width(SCHEMA)
 
 
 # ---------------------------------------------------------------- plain transformer
@@ -55,7 +65,7 @@ class WithoutInvariants(PlainModel):
     """The plain transformer that must find its heights above the floor by itself."""
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.net(token_features(batch), batch.mask)
+        return self.net(numbers(batch), batch.mask)
 
 
 class AlignedWithInvariants(PlainModel):
@@ -63,20 +73,20 @@ class AlignedWithInvariants(PlainModel):
 
     def forward(self, batch: Batch) -> Tensor:
         upright, rotation = align(batch)
-        features = torch.cat([token_features(upright), floor_invariants(upright)], -1)
+        features = torch.cat([numbers(upright), *plane_invariants(upright)], -1)
         return self.net(features, batch.mask) @ rotation
 
 
 def plain(
     label: str,
     base: str = "transformer",
-    model: Callable[[TransformerConfig], nn.Module] = PlainModel,
+    model: Callable[[TransformerConfig, Task], nn.Module] = PlainModel,
     **changes: object,
 ) -> Arm:
     """The plain transformer with another configuration, by the recipe of ``base``."""
 
     def config(size: Size) -> TransformerConfig:
-        features = TOKEN_FEATURES + (0 if model is WithoutInvariants else FLOOR_INVARIANTS)
+        features = numbers_width(SCHEMA) + (0 if model is WithoutInvariants else FLOOR_INVARIANTS)
         values = dict(
             in_features=features, out_features=3, width=size.width, depth=size.depth, heads=size.heads
         )
@@ -85,24 +95,20 @@ def plain(
     return dataclasses.replace(
         get_arm(base),
         name=label,
-        build=lambda size: model(config(size)),
-        flops=lambda size: transformer_training_flops(config(size)),
+        build=lambda size, task: model(config(size), task),
+        flops=lambda size, task: transformer_training_flops(config(size)),
     )
 
 
 # ---------------------------------------------------------------- GATr
-def geometry(batch: Batch, planes: bool, ideal: bool, unit: float, invariants: int) -> tuple[Tensor, Tensor]:
+def geometry(batch: Batch, planes: bool, ideal: bool, unit: float, scalars: int) -> tuple[Tensor, Tensor]:
     """Inputs of GATr with directions as planes through the vertex, as ideal points, or both; lengths in ``unit`` m."""
-    T = batch.position.shape[1]
-
-    def everywhere(x: Tensor) -> Tensor:
-        return x[:, None].expand(-1, T, *x.shape[1:])
-
-    position, center = batch.position / unit, batch.center / unit
-    floor_point = batch.floor_normal * batch.floor_offset[:, None] / unit
-    directions = [batch.velocity / 2, batch.center_velocity / 2, everywhere(batch.gravity / 9.81)]
+    T = batch.mask.shape[1]
+    position, center = batch["position"] / unit, batch["center"] / unit
+    normal, offset = batch["floor"][:, :3], batch["floor"][:, 3:]
+    directions = [batch["velocity"] / 2, batch["center_velocity"] / 2, at_tokens(batch["gravity"] / 9.81, T)]
     true = [
-        everywhere(embed_plane(batch.floor_normal, floor_point)),
+        at_tokens(embed_plane(normal, normal * offset / unit), T),
         embed_plane(position - center, position),
     ]
     pseudo = [embed_point(position), embed_point(center)]
@@ -110,7 +116,7 @@ def geometry(batch: Batch, planes: bool, ideal: bool, unit: float, invariants: i
         true += [embed_plane(direction, position) for direction in directions]
     if ideal:
         pseudo += [embed_direction(direction) for direction in directions]
-    return torch.stack(true + pseudo, 2), token_invariants(batch)[..., :invariants]
+    return torch.stack(true + pseudo, 2), invariants(batch)[..., :scalars]
 
 
 class GATrVariant(nn.Module):
@@ -120,13 +126,13 @@ class GATrVariant(nn.Module):
         super().__init__()
         self.net, self.read, self.unit = GATr(config), read, unit
         self.embed = functools.partial(
-            geometry, planes=planes, ideal=ideal, unit=unit, invariants=config.scalars_in
+            geometry, planes=planes, ideal=ideal, unit=unit, scalars=config.scalars_in
         )
 
     def forward(self, batch: Batch) -> Tensor:
         multivectors, _ = self.net(*self.embed(batch), batch.mask)
         true, pseudo = multivectors.unbind(2)
-        point = extract_direction(pseudo) - extract_weight(pseudo)[..., None] * batch.position / self.unit
+        point = extract_direction(pseudo) - extract_weight(pseudo)[..., None] * batch["position"] / self.unit
         return {"both": extract_normal(true) + point, "normal": extract_normal(true), "ideal": point}[
             self.read
         ]
@@ -146,15 +152,16 @@ def gatr(
         half = size.width // 2
         return GATrConfig(
             true_in=5 if planes else 2, pseudo_in=5 if ideal else 2,
-            scalars_in=5 + FLOOR_INVARIANTS * floor_invariants, true_out=1, pseudo_out=1, scalars_out=0,
+            scalars_in=invariants_width(SCHEMA) - FLOOR_INVARIANTS * (not floor_invariants),
+            true_out=1, pseudo_out=1, scalars_out=0,
             true=half, pseudo=size.width - half, scalars=2 * size.width, blocks=size.depth, heads=size.heads,
         )  # fmt: skip
 
     return dataclasses.replace(
         get_arm("gatr"),
         name=label,
-        build=lambda size: GATrVariant(config(size), planes, ideal, unit, read),
-        flops=lambda size: gatr_training_flops(config(size)),
+        build=lambda size, task: GATrVariant(config(size), planes, ideal, unit, read),
+        flops=lambda size, task: gatr_training_flops(config(size)),
     )
 
 
@@ -162,8 +169,8 @@ def gatr_in_units(label: str, unit: float) -> Arm:
     """The arm gatr with multivectors in another unit of length, in m."""
     arm = get_arm("gatr")
 
-    def build(size: Size) -> nn.Module:
-        model = arm.build(size)
+    def build(size: Size, task: Task) -> nn.Module:
+        model = arm.build(size, task)
         model.unit = unit  # type: ignore[assignment]
         return model
 
@@ -182,14 +189,13 @@ class Group:
 
 GROUPS = {
     "plain": Group(
-        "plain transformer: floor invariants, attention heads, random Fourier features of positions, MLP",
+        "plain transformer: floor invariants, attention heads, MLP",
         lambda: [
             get_arm("transformer"),
             plain("without floor invariants", model=WithoutInvariants),
             get_arm("transformer_aligned"),
             plain("aligned, with floor invariants", "transformer_aligned", AlignedWithInvariants),
             plain("multi-head", multi_query=False),
-            plain("fourier 0.3", fourier_inputs=6, fourier_features=32, fourier_scale=0.3),
             plain("narrow MLP", mlp_ratio=2),
         ],
         (Size(16, 2, 2), Size(24, 2, 3)),  # at 12x2 there is one head: multi-head would be the same network
@@ -252,9 +258,8 @@ class Results:
 
 def run_group(group: Group, seeds: list[int], root: Path, results: Results, console: Console) -> list:
     """Train every variant without a result; returns rows of (variant, size, N, steps, losses, seconds)."""
-    data = dataset_spec(PRESET)
-    train_windows = open_split(data, root, "train", scenes=PRESET.train_scenes)
-    test_windows = open_split(data, root, "test", scenes=PRESET.test_scenes)
+    data, task = data_spec(PRESET), get_task(PRESET.task)
+    train_windows, test_windows = open_split(data, root, "train"), open_split(data, root, "test")
     rows = []
     for arm in group.variants():
         for size in group.sizes:
@@ -272,7 +277,14 @@ def run_group(group: Group, seeds: list[int], root: Path, results: Results, cons
                 losses.append(result["nmse"])
                 seconds.append(result["seconds"])
             rows.append(
-                (arm.name, str(size), arm.parameters(size), spec.steps, losses, statistics.mean(seconds))
+                (
+                    arm.name,
+                    str(size),
+                    arm.parameters(size, task),
+                    spec.steps,
+                    losses,
+                    statistics.mean(seconds),
+                )
             )
     return rows
 
@@ -298,7 +310,7 @@ def main() -> None:
     args = parser.parse_args()
     console = make_console()
     torch.set_num_threads(1)
-    prepare_data(dataset_spec(PRESET), args.data, console)
+    prepare_data(data_spec(PRESET), args.data, console)
     results = Results(args.json)
     for name in args.only:
         group = GROUPS[name]

@@ -13,11 +13,11 @@ import math
 
 import numpy as np
 
-from eqscale.rigid.engine import ENGINES, EngineSettings, compile_model, initial_data, simulate
-from eqscale.rigid.families import family
-from eqscale.rigid.restitution import damping_ratio, rebound
-from eqscale.rigid.scene import GRAVITY, Scene, rotation_matrix, sample_scene
-from eqscale.rigid.shapes import SMALL_HULLS, solid
+from eqscale.tasks.rigid.engine import ENGINES, EngineSettings, compile_model, initial_data, simulate
+from eqscale.tasks.rigid.families import family
+from eqscale.tasks.rigid.restitution import damping_ratio, rebound
+from eqscale.tasks.rigid.scene import GRAVITY, Scene, rotation_matrix, sample_scene
+from eqscale.tasks.rigid.shapes import SMALL_HULLS, solid
 
 RESTITUTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SPEEDS = (0.5, 1.0, 2.0, 4.0, 8.0)

@@ -14,10 +14,10 @@ import dataclasses
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from eqscale.rigid.engine import FRAME_RATE, simulate
-from eqscale.rigid.families import family
-from eqscale.rigid.scene import Scene, rotation_matrix, sample_scene
-from eqscale.rigid.windows import STARTS
+from eqscale.tasks.rigid.engine import FRAME_RATE, simulate
+from eqscale.tasks.rigid.families import family
+from eqscale.tasks.rigid.scene import Scene, rotation_matrix, sample_scene
+from eqscale.tasks.rigid.windows import STARTS
 
 HORIZONS = (1, 2, 4, 8, 24)
 EPSILONS = (1e-6, 1e-4)
@@ -135,7 +135,7 @@ def simulate_steps(scene: Scene, frame: int) -> np.ndarray:
     """States (21, n, 13) at the last 20 physics steps before a frame and at it."""
     import mujoco
 
-    from eqscale.rigid.engine import ENGINES, compile_model, initial_data
+    from eqscale.tasks.rigid.engine import ENGINES, compile_model, initial_data
 
     model = compile_model(scene, ENGINES["standard"])
     data = initial_data(model, scene)

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 
 from eqscale.models.transformer import Transformer, TransformerConfig
-from eqscale.rigid.batch import Batch
-from eqscale.rigid.dataset import DatasetSpec, generate, open_split, prepare
-from eqscale.rigid.engine import ENGINES, simulate
-from eqscale.rigid.families import FAMILIES
-from eqscale.rigid.scene import sample_scene
-from eqscale.rigid.windows import STARTS, Windows, record_type
+from eqscale.tasks.dataset import generate, open_split, prepare
+from eqscale.tasks.fields import Batch, at_tokens
+from eqscale.tasks.metrics import squared_error
+from eqscale.tasks.rigid.engine import ENGINES, simulate
+from eqscale.tasks.rigid.families import FAMILIES
+from eqscale.tasks.rigid.scene import sample_scene
+from eqscale.tasks.rigid.task import data_spec
+from eqscale.tasks.rigid.windows import STARTS, Windows, record_type
 
 BATCH = 64
 
@@ -50,10 +52,10 @@ def generation(scenes: int) -> dict[str, np.ndarray]:
     print("|---" * 5 + "|")
     made = {}
     for name, family in FAMILIES.items():
-        spec = DatasetSpec(name)
-        generate(spec, "test", 0, 2)  # imports and tables
+        spec = data_spec(name)
+        generate(spec, [], "test", 0, 2)  # imports and tables
         start = time.process_time()
-        made[name] = generate(spec, "train", 0, scenes)
+        made[name] = generate(spec, [], "train", 0, scenes)
         each = (time.process_time() - start) / scenes
         size = record_type(family).itemsize
         print(
@@ -66,11 +68,9 @@ def generation(scenes: int) -> dict[str, np.ndarray]:
 
 def features(batch: Batch) -> torch.Tensor:
     """Every number a token has, for a plain transformer."""
-    b, t = batch.mask.shape
-    every = [batch.floor_normal, batch.gravity, batch.floor_material, batch.floor_offset[:, None]]
-    shared = torch.cat(every, dim=1)[:, None].expand(b, t, -1)
-    own = [batch.position, batch.velocity, batch.center, batch.center_velocity, batch.material]
-    return torch.cat([*own, shared], dim=-1)
+    T = batch.mask.shape[1]
+    values = batch.values.values()
+    return torch.cat([value if value.ndim == 3 else at_tokens(value, T) for value in values], -1)
 
 
 def training_step(windows: Windows, width: int, depth: int) -> tuple[Callable[[Batch], None], int]:
@@ -79,8 +79,7 @@ def training_step(windows: Windows, width: int, depth: int) -> tuple[Callable[[B
     optimiser = torch.optim.AdamW(model.parameters())
 
     def step(batch: Batch) -> None:
-        error = model(features(batch), batch.mask) - batch.target
-        loss = (batch.weight * error.square().sum(-1)).sum() / len(batch.scene)
+        loss = squared_error(model(features(batch), batch.mask), batch).sum() / len(batch)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -142,7 +141,7 @@ def determinism(count: int) -> None:
         digests = []
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         for backend, workers in (("processes", 1), ("processes", 2), ("ray", None)):
-            spec = DatasetSpec("S", 128, 64)
+            spec = data_spec("S", 128, 64)
             root = Path(folder) / f"{backend}{workers}"
             place = prepare(spec, root, workers=workers, backend=backend)
             digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in place.glob("*.npy")})

@@ -2,7 +2,7 @@
 
     python benchmarks/rigid_rollout.py [--scenes 60]
 
-A rollout knows positions at each step and estimates velocities from them (eqscale.rigid.rollout). Here the
+A rollout knows positions at each step and estimates velocities from them (eqscale.tasks.rigid.rollout). Here the
 simulator predicts each step perfectly from the state it is given: what error remains after a second is the
 protocol's, and no model can be expected below it. Prints a Markdown table; about a minute on one core.
 """
@@ -19,32 +19,34 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from eqscale.rigid.batch import Batch
-from eqscale.rigid.dataset import DatasetSpec, open_split, prepare
-from eqscale.rigid.engine import simulate
-from eqscale.rigid.metrics import evaluate
-from eqscale.rigid.motion import Objects, ballistic, kabsch, rotation_vector, spin
-from eqscale.rigid.rollout import STEPS, evaluate_rollout
-from eqscale.rigid.scene import sample_scene
-from eqscale.rigid.windows import STARTS, Windows
+from eqscale.tasks.dataset import open_split, prepare
+from eqscale.tasks.fields import Batch
+from eqscale.tasks.rigid.engine import simulate
+from eqscale.tasks.rigid.families import FAMILIES
+from eqscale.tasks.rigid.metrics import evaluate
+from eqscale.tasks.rigid.motion import Objects, ballistic, kabsch, rotation_vector, spin
+from eqscale.tasks.rigid.rollout import STEPS, evaluate_rollout
+from eqscale.tasks.rigid.scene import sample_scene
+from eqscale.tasks.rigid.task import data_spec
+from eqscale.tasks.rigid.windows import STARTS, Windows
 
 
 class Simulator:
-    """A predictor that knows the physics: simulates each window of a batch from its state, in upright frames."""
+    """A predictor that knows the physics: simulates each test window of family S from its state, upright."""
 
-    def __init__(self, spec: DatasetSpec, windows: Windows):
-        self.spec, self.windows = spec, windows
+    def __init__(self, windows: Windows):
+        self.windows = windows
 
     def __call__(self, batch: Batch) -> Tensor:
         objects = Objects(batch)
         free = ballistic(batch, objects, self.windows.time, self.windows.time_step).position
-        omega, velocity = spin(batch, objects).numpy(), objects.mean(batch.center_velocity).numpy()
-        center = objects.mean(batch.center).numpy()
+        omega, velocity = spin(batch, objects).numpy(), objects.mean(batch["center_velocity"]).numpy()
+        center = objects.mean(batch["center"]).numpy()
         out = torch.zeros_like(batch.target)
-        for row, index in enumerate(batch.scene.tolist()):
-            scene = sample_scene(self.spec.family, self.spec.seed, "test", index)
-            body = batch.object_index[row][batch.mask[row]].numpy()
-            arms = (batch.position - batch.center)[row][batch.mask[row]].numpy()
+        for row, index in enumerate(batch.system.tolist()):
+            scene = sample_scene(FAMILIES["S"], 0, "test", index)
+            body = batch["object_index"][row][batch.mask[row]].numpy()
+            arms = (batch["position"] - batch["center"])[row][batch.mask[row]].numpy()
             turns = [
                 Rotation.align_vectors(arms[body == k], v)[0].as_quat() for k, v in enumerate(scene.vertices)
             ]
@@ -55,7 +57,7 @@ class Simulator:
                 velocity=velocity[row, :n],
                 spin=omega[row, :n],
                 quaternion=np.array(turns)[:, [3, 0, 1, 2]],
-                floor_offset=float(batch.floor_offset[row]),
+                floor_offset=float(batch["floor"][row, 3]),
             )
             end = np.concatenate([t[-1] for t in simulate(state, self.windows.horizon).vertices(state)])
             residual = torch.from_numpy(end) - free[row][batch.mask[row]]
@@ -66,8 +68,8 @@ class Simulator:
 def impulses(windows: Windows) -> None:
     """How well the change of velocity over a window follows from the residual of position, by least squares."""
     sums = np.zeros((2, 3))
-    for index in range(windows.n_scenes):
-        first = index * windows.windows_per_scene + np.arange(STARTS - windows.horizon)
+    for index in range(windows.n_systems):
+        first = index * windows.samples_per_system + np.arange(STARTS - windows.horizon)
         batch = windows.batch(first, dtype=torch.float64)
         later = windows.batch(first + windows.horizon, dtype=torch.float64)
         objects = Objects(batch)
@@ -76,7 +78,7 @@ def impulses(windows: Windows) -> None:
         turn = rotation_vector(rotation @ flight.rotation.transpose(-1, -2))
         for k, (residual, change) in enumerate(
             (
-                (center - flight.center, objects.mean(later.center_velocity) - flight.velocity),
+                (center - flight.center, objects.mean(later["center_velocity"]) - flight.velocity),
                 (turn, spin(later, objects) - flight.spin),
             )
         ):
@@ -102,18 +104,18 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=60)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    spec = DatasetSpec("S", 128, args.scenes)
+    spec = data_spec("S", 128, args.scenes)
     with tempfile.TemporaryDirectory() as folder:
         prepare(spec, Path(folder), workers=1)
         windows = open_split(spec, Path(folder), "test", frame="upright")
-        indices = np.arange(0, len(windows), windows.windows_per_scene)
+        indices = np.arange(0, len(windows), windows.samples_per_system)
         indices = np.concatenate([indices, indices + 4])
         print(f"Family S, {args.scenes} scenes, {len(indices)} rollouts; rms over objects.\n")
         print(f"| predictor | error | {' | '.join(f'{k}/6 s' for k in range(1, STEPS + 1))} |")
         print("|---" * (STEPS + 2) + "|")
         for name, predict in (
             ("ballistic", lambda batch: torch.zeros_like(batch.target)),
-            ("simulator", Simulator(spec, windows)),
+            ("simulator", Simulator(windows)),
         ):
             result = evaluate_rollout(predict, windows, indices, dtype=torch.float64)
             print(

@@ -13,10 +13,11 @@ import argparse
 import dataclasses
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from eqscale.rigid.engine import EngineSettings, simulate
-from eqscale.rigid.families import family
-from eqscale.rigid.scene import Scene, permute_objects, permute_vertices, sample_scene, transform_scene
+from eqscale.tasks.rigid.engine import EngineSettings, simulate
+from eqscale.tasks.rigid.families import family
+from eqscale.tasks.rigid.scene import Scene, rotation_matrix, sample_scene
 
 FRAMES = (1, 4, 8, 24)
 
@@ -27,6 +28,40 @@ SETTINGS = {
     "plane-mesh floor contact": EngineSettings(floor_contact="mesh"),
     "all three": EngineSettings(cone="pyramidal", multiccd=True, floor_contact="mesh"),
 }
+
+
+def transform_scene(scene: Scene, matrix: np.ndarray, shift: np.ndarray) -> Scene:
+    """Act with x -> matrix x + shift, matrix in O(3), on everything: bodies, floor and gravity."""
+    det = float(np.sign(np.linalg.det(matrix)))
+    local = np.diag([det, 1.0, 1.0])  # a reflected body is its mirrored shape in a proper rotation
+    rotation = matrix @ rotation_matrix(scene.quaternion) @ local
+    return dataclasses.replace(
+        scene,
+        vertices=tuple(v @ local for v in scene.vertices),
+        position=scene.position @ matrix.T + shift,
+        quaternion=Rotation.from_matrix(rotation).as_quat()[:, [3, 0, 1, 2]],
+        velocity=scene.velocity @ matrix.T,
+        spin=det * scene.spin @ matrix.T,
+        gravity=matrix @ scene.gravity,
+        floor_normal=matrix @ scene.floor_normal,
+        floor_offset=scene.floor_offset + float(matrix @ scene.floor_normal @ shift),
+    )
+
+
+def permute_objects(scene: Scene, order: np.ndarray) -> Scene:
+    """The same scene with its bodies listed in another order."""
+    moved = {
+        f: getattr(scene, f)[order]
+        for f in ("mass", "inertia", "friction", "restitution", "position", "quaternion", "velocity", "spin")
+    }
+    return dataclasses.replace(scene, vertices=tuple(scene.vertices[i] for i in order), **moved)
+
+
+def permute_vertices(scene: Scene, orders: list[np.ndarray]) -> Scene:
+    """The same scene with each body's vertices listed in another order."""
+    return dataclasses.replace(
+        scene, vertices=tuple(v[order] for v, order in zip(scene.vertices, orders, strict=True))
+    )
 
 
 def rotation(rng: np.random.Generator) -> np.ndarray:

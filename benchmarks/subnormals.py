@@ -20,9 +20,10 @@ from torch import nn
 
 from eqscale.cli import run_or_exit
 from eqscale.console import make_console
-from eqscale.rigid.dataset import open_stored
-from eqscale.rigid.loader import batches
-from eqscale.training.loop import accumulate_gradient, build_optimizer, load_trained
+from eqscale.tasks.dataset import open_stored
+from eqscale.tasks.loader import batches
+from eqscale.training.loop import accumulate_gradient, load_trained
+from eqscale.training.optim import get_optimizer
 from eqscale.training.order import DataOrder
 
 _STEPS = 20  # of one kind, before the other takes its turn
@@ -42,12 +43,13 @@ def main() -> int:
     for path in args.weights:
         spec, model = load_trained(path)
         model.train()
-        windows = open_stored(
-            spec.data, args.data, "train", horizon=spec.horizon, frame=spec.frame, scenes=spec.train_scenes
+        samples = open_stored(
+            spec.task, spec.data, args.data, "train", systems=spec.train_systems, **spec.options
         )
-        order = DataOrder(windows.tokens, windows.windows_per_scene, spec.batch_size, spec.seed)
-        source = batches(windows, (order.batch(step) for step in itertools.count()))
-        optimizer, parameters = build_optimizer(model, spec), list(model.parameters())
+        order = DataOrder(samples.tokens, samples.samples_per_system, spec.batch_size, spec.seed)
+        source = batches(samples, (order.batch(step) for step in itertools.count()))
+        optimizer = get_optimizer(spec.optimizer).build(model, spec.learning_rate, spec.weight_decay)
+        parameters = list(model.parameters())
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # the weights stay those of the end of the run
         times: dict[bool, list[float]] = {False: [], True: []}

@@ -28,15 +28,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from eqscale.arms import Arm, Size, TokenCounts, get_arm
+from eqscale.arms.recipe import BATCH
 from eqscale.console import make_console
-from eqscale.rigid.dataset import open_split
-from eqscale.rigid.windows import STARTS, Windows
-from eqscale.study.grid import dataset_spec, design_run, expected_batch
+from eqscale.study.grid import data_spec, design_run, expected_batch
 from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS
+from eqscale.tasks import Samples, Task, get_task
+from eqscale.tasks.dataset import open_split
 from eqscale.training import loop
-from eqscale.training.arms import Arm, Size, TokenCounts, get_arm, plain
-from eqscale.training.arms.recipe import BATCH
 from eqscale.training.group import Group
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
@@ -87,9 +87,8 @@ class Stopwatch:
 def clocks(watch: Stopwatch, trainer: loop._Trainer) -> Iterator[None]:
     """Put clocks around the parts of the training loop, and take them away again."""
     places = [
-        (loop, "frame_elements", "data: augmentation"),
+        (trainer, "elements", "data: augmentation"),
         (loop, "transform", "data: augmentation"),
-        (plain, "align", "forward: alignment"),
         (trainer.model, "forward", "forward"),
         (loop, "weighted_mse", "forward"),
         (torch.Tensor, "backward", "backward"),
@@ -99,6 +98,8 @@ def clocks(watch: Stopwatch, trainer: loop._Trainer) -> Iterator[None]:
         (trainer, "_read_losses", "logging"),
         (trainer, "_add_curve_point", "curve point"),
     ]
+    if getattr(trainer.model, "align", None):
+        places.append((trainer.model, "align", "forward: alignment"))
     before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in places]
     batches = loop.batches
     for owner, name, part in places:
@@ -115,14 +116,14 @@ def clocks(watch: Stopwatch, trainer: loop._Trainer) -> Iterator[None]:
                 setattr(owner, name, function)
 
 
-def nearest(arm: Arm, parameters: float) -> Size:
+def nearest(arm: Arm, task: Task, parameters: float) -> Size:
     """Rung of the ladder closest to a number of parameters."""
-    return min(arm.ladder, key=lambda size: abs(math.log(arm.parameters(size) / parameters)))
+    return min(arm.ladder, key=lambda size: abs(math.log(arm.parameters(size, task) / parameters)))
 
 
-def central_budget(arm: Arm, size: Size, batch: TokenCounts) -> float:
+def central_budget(arm: Arm, size: Size, task: Task, batch: TokenCounts) -> float:
     """FLOPs for which the size is the guessed optimum, to one digit."""
-    return float(f"{(arm.executed_flops(size, batch) / batch.tokens / arm.optimal_cost) ** 2:.0e}")
+    return float(f"{(arm.executed_flops(size, task, batch) / batch.tokens / arm.optimal_cost) ** 2:.0e}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,23 +155,22 @@ class Profile:
 
 
 def evaluation_seconds(trainer: loop._Trainer) -> float:
-    """Of the final evaluation, from a sixth of its scenes and the whole equivariance error."""
-    spec, windows = trainer.spec, trainer.test_windows
-    scenes = max(1, spec.test_scenes // 6)
+    """Of the final evaluation, from a sixth of its systems and the whole equivariance error."""
+    spec, task, samples = trainer.spec, trainer.task, trainer.test_samples
+    systems = max(1, spec.test_systems // 6)
+    chosen = loop.evaluation_indices(samples, systems, spec.test_samples_per_system)
     begin = time.perf_counter()
-    loop.evaluate(
-        trainer._predict, windows, loop.evaluation_indices(windows, scenes, spec.test_windows_per_scene)
-    )
+    task.evaluate(trainer._predict, samples, chosen)
     middle = time.perf_counter()
-    loop.equivariance(trainer._predict, windows, loop.symmetry_indices(windows, spec.test_scenes))
-    return (middle - begin) * spec.test_scenes / scenes + time.perf_counter() - middle
+    task.equivariance(trainer._predict, samples, loop.symmetry_indices(samples, spec.test_systems))
+    return (middle - begin) * spec.test_systems / systems + time.perf_counter() - middle
 
 
-def profile(arm: Arm, size: Size, windows: tuple[Windows, Windows], spec: RunSpec, seconds: float) -> Profile:
+def profile(arm: Arm, size: Size, samples: tuple[Samples, Samples], spec: RunSpec, seconds: float) -> Profile:
     """Train for about ``seconds``, and put a whole run together from the parts."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = loop._Trainer(
-            spec, *windows, Path(folder), lambda point: None, lambda step: None, None, Group()
+            spec, *samples, Path(folder), lambda point: None, lambda step: None, None, Group()
         )
         begin = time.perf_counter()
         trainer.spec = dataclasses.replace(spec, steps=_WARM_UP)
@@ -200,7 +200,7 @@ def profile(arm: Arm, size: Size, windows: tuple[Windows, Windows], spec: RunSpe
     return Profile(
         arm=arm.name,
         size=str(size),
-        parameters=arm.parameters(size),
+        parameters=arm.parameters(size, trainer.task),
         batch_size=spec.batch_size,
         steps_timed=timed,
         budget=spec.budget,
@@ -238,12 +238,12 @@ def print_profiles(profiles: list[Profile]) -> None:
         print(f"| {p.arm} | {p.parameters:,} | {cells} | {fixed} |")
 
 
-def padding(windows: Windows, batch_size: int) -> tuple[float, float]:
+def padding(samples: Samples, batch_size: int) -> tuple[float, float]:
     """Padded over real, minus one, in one pass over the data: of tokens, and of pairs of tokens."""
-    order = DataOrder(windows.tokens, STARTS, batch_size, seed=0)
+    order = DataOrder(samples.tokens, samples.samples_per_system, batch_size, seed=0)
     steps = order.batches_per_epoch
     widths = list(itertools.islice(order.padded_tokens(), steps))
-    tokens = [order.tokens[order.batch(step) // STARTS] for step in range(steps)]
+    tokens = [order.tokens[order.batch(step) // samples.samples_per_system] for step in range(steps)]
     real, pairs = sum(int(t.sum()) for t in tokens), sum(int((t**2).sum()) for t in tokens)
     return batch_size * sum(widths) / real - 1, batch_size * sum(w * w for w in widths) / pairs - 1
 
@@ -259,7 +259,7 @@ def main() -> None:
     )
     parser.add_argument("--parameters", type=float, nargs="+", default=[3e3, 3e4, 3e5])
     parser.add_argument(
-        "--batch-size", type=int, default=0, help="windows in a batch (default: by the arm's recipe)"
+        "--batch-size", type=int, default=0, help="samples in a batch (default: by the arm's recipe)"
     )
     parser.add_argument("--budget", type=float, help="executed FLOPs of every run (default: by size)")
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds of steps to time (default: 2)")
@@ -269,21 +269,21 @@ def main() -> None:
     console: Console = make_console()
     torch.set_num_threads(1)
     preset = dataclasses.replace(COMPUTE_GRIDS["quick"], batch_size=args.batch_size)
-    data = dataset_spec(preset)
+    data, task = data_spec(preset), get_task(preset.task)
     prepare_data(data, args.data, console)
-    windows = open_split(data, args.data, "train"), open_split(data, args.data, "test")
-    batch = expected_batch(preset.family, args.batch_size or BATCH)
+    samples = open_split(data, args.data, "train"), open_split(data, args.data, "test")
+    batch = expected_batch(preset, args.batch_size or BATCH)
     profiles = []
     for name, parameters in itertools.product(args.arms, args.parameters):
         arm = get_arm(name)
-        size = nearest(arm, parameters)
-        spec = design_run(arm, size, args.budget or central_budget(arm, size, batch), preset, seed=0)
+        size = nearest(arm, task, parameters)
+        spec = design_run(arm, size, args.budget or central_budget(arm, size, task, batch), preset, seed=0)
         with console.status(f"{name} {size}"):
-            profiles.append(profile(arm, size, windows, spec, args.seconds))
+            profiles.append(profile(arm, size, samples, spec, args.seconds))
     print_profiles(profiles)
     print("\nPadding of a pass over the data, padded over real, minus one\n")
     print("| batch | tokens | pairs |\n| --- | --- | --- |")
-    paddings = {count: padding(windows[0], count) for count in (16, 32, 64)}
+    paddings = {count: padding(samples[0], count) for count in (16, 32, 64)}
     for batch_size, (tokens, pairs) in paddings.items():
         print(f"| {batch_size} | {100 * tokens:.1f} % | {100 * pairs:.1f} % |")
     if args.json:

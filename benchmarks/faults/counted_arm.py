@@ -20,9 +20,8 @@ import psutil
 import torch
 from torch import nn
 
-from eqscale.rigid.batch import Batch
-from eqscale.training.arms import get_arm, register
-from eqscale.training.arms.base import Size
+from eqscale.arms import Size, get_arm, register
+from eqscale.tasks import Batch, Task
 
 PLAIN = get_arm("transformer")
 STEP_OF_FAULT = 40
@@ -83,7 +82,7 @@ def before_forward(model: nn.Module, arguments: tuple[Batch, ...]) -> None:
     kinds = os.environ.get("FAULTS_KIND", "").split(",")
     if int(os.environ.get("FAULTS_PARAMETERS", "0")) not in (0, parameters):
         return
-    windows = len(arguments[0].weight)
+    windows = len(arguments[0])
     if "exhaust" in kinds:
         exhaust(windows)
     if "overfill" in kinds:
@@ -95,8 +94,8 @@ def before_forward(model: nn.Module, arguments: tuple[Batch, ...]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def build(size: Size) -> nn.Module:
-    model = PLAIN.build(size)
+def build(size: Size, task: Task) -> nn.Module:
+    model = PLAIN.build(size, task)
     model.register_forward_pre_hook(before_forward)
     return model
 

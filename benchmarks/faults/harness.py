@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from eqscale.training.arms import get_arm
 from mlflow.tracking import MlflowClient
 
 from eqscale.study.grid import compute_grid
 from eqscale.study.options import JobOptions, parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.training import checkpoint
-from eqscale.training.arms import get_arm
 from eqscale.training.spec import RunRecord, RunSpec
 
 HERE = Path(__file__).resolve().parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eqscale.errors import InputError
-from eqscale.tasks.fields import Batch, Schema
+from eqscale.tasks.fields import Batch, Field, Schema
 from eqscale.tasks.metrics import Errors, Predictor, equivariance, evaluate, squared_error
 from eqscale.tasks.samples import Samples, StoredSamples
 from eqscale.tasks.symmetry import E3, ELEMENTS, Elements, Group, transform
@@ -21,6 +22,8 @@ from eqscale.wording import Wording
 OptionValue = Any
 """A string, a number, or any hashable value that a task takes from Python code."""
 _CHECKED_SYSTEMS = 4
+_UNLIKE = 1e-4
+"""Allowed 1 - cosine of labels as stored and made afresh from inputs that were stored in float32."""
 
 Options = Mapping[str, OptionValue]
 """The task's own settings: every option has a value."""
@@ -44,6 +47,9 @@ class Option:
             raise InputError(
                 f"unknown {self.name} {value!r}; choose from {', '.join(map(str, self.choices))}"
             )
+        kind = type(self.default)
+        if not self.choices and not isinstance(value, (int, float) if kind is float else kind):
+            raise InputError(f"{self.name} {value!r}: must be of type {kind.__name__}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Task:
     version: int = 1
     """Raise it when ``generate`` changes: data of another version are other data."""
     symmetry_tolerance: float = 1e-6
-    """Largest relative error of the labels' own symmetry, checked when data are made, if there is ``relabel``."""
+    """Largest relative error of the labels under the group; checked when data are made, if there is ``relabel``."""
     stored_names: Mapping[str, str] = {}
     """Names under which records hold some fields of a run, where they aren't those of ``RunSpec``."""
 
@@ -95,8 +101,9 @@ class Task:
 
         Returns:
             Every field of the schema and ``target``, (systems, T, width) per token or (systems, width) per sample,
-            T being ``max_tokens``; optionally ``tokens``, how many of the T are real, (systems,), default all, and
-            ``weight`` of the targets, (systems, T) or (systems,), default equal.
+            T being ``max_tokens``. Optionally ``tokens``: how many of the T are real, the first ones, (systems,),
+            default all. Optionally, of targets per token, ``weight``: their relative weights, (systems, T), default
+            equal. Numbers of tokens that aren't real are ignored; targets may have any unit.
         """
         raise InputError(f"task {self.name!r} doesn't say how its systems are made: override generate")
 
@@ -111,7 +118,15 @@ class Task:
     def definition(self, options: Options, seed: int) -> dict[str, Any]:
         """Everything that decides the numbers of a system, as plain JSON."""
         of_data = {option.name: options[option.name] for option in self.options if option.of_data}
-        return {"task": self.name, "version": self.version, "options": of_data, "seed": seed}
+        fields = {name: [field.per, field.width] for name, field in self._stored().items()}
+        return {
+            "task": self.name,
+            "version": self.version,
+            "options": of_data,
+            "seed": seed,
+            "tokens": self.max_tokens(options),
+            "fields": fields,
+        }
 
     def folder_name(self, options: Options) -> str:
         """First part of the name of a data set's folder."""
@@ -123,9 +138,13 @@ class Task:
 
     def statistics(self, options: Options, records: np.ndarray) -> dict[str, float]:
         """What is measured once on the first training systems and kept with the data: units of the targets."""
-        weight = records["weight"].astype(float)
-        square = (records["target"].astype(float) ** 2).sum(-1)
-        return {"target_rms": float(np.sqrt((weight * square).reshape(len(records), -1).sum(1).mean()))}
+        square = records["weight"] * np.square(records["target"], dtype=float).sum(-1)
+        rms = float(np.sqrt(square.sum() / len(records)))
+        if rms == 0:
+            raise InputError(
+                f"task {self.name!r}: the targets of the first {len(records)} systems are all zero"
+            )
+        return {"target_rms": rms}
 
     def open(
         self, options: Options, shards: Sequence[np.ndarray], statistics: Mapping[str, float]
@@ -134,7 +153,10 @@ class Task:
         return StoredSamples(self.schema, shards, statistics["target_rms"], options)
 
     def relabel(self, batch: Batch) -> Tensor | None:
-        """Targets made afresh from the inputs of a batch, in float64; None if the task can't."""
+        """Targets made afresh from the inputs of a batch in float64, up to one factor; None if the task can't.
+
+        ``check_labels`` compares them under the declared group, so that a wrong group is found when data are made.
+        """
         return None
 
     # Symmetry.
@@ -222,23 +244,31 @@ class Task:
         return values
 
     def check_labels(self, options: Options, seed: int) -> None:
-        """Raise InputError if labels made afresh from a few transformed systems aren't the transformed labels."""
+        """Make a few systems, and raise InputError if ``relabel`` shows that their labels break the symmetry."""
         records = self.records(options, seed, "train", 0, _CHECKED_SYSTEMS)
         samples = self.open(options, [records], self.statistics(options, records))
         batch = samples.batch(np.arange(_CHECKED_SYSTEMS), dtype=torch.float64)
-        first = self.relabel(batch)
-        if first is None:
+        labels = self.relabel(batch)
+        if labels is None:
             return
-        generator = torch.Generator().manual_seed(0)
-        labelled = batch.replace(first)
-        size = float(squared_error(torch.zeros_like(first), labelled).sum()) ** 0.5
+        labelled = batch.replace(labels)
+        size = float(squared_error(torch.zeros_like(labels), labelled).sum()) ** 0.5
+        stored = float(squared_error(torch.zeros_like(labels), batch).sum()) ** 0.5
+        alike = float((batch.weight[..., None] * labels * batch.target).sum()) / (size * stored or math.nan)
+        if not alike > 1 - _UNLIKE:
+            raise InputError(
+                f"task {self.name!r}: relabel gives other labels than generate: their cosine is {alike:.3g}"
+            )
         acts: dict[str, Callable[[Batch, torch.Generator], Batch]] = {
             "rotation or reflection": lambda b, g: transform(
-                b, self.group.elements(len(b), g, torch.float64)
-            ),
+                b, self.group.elements(len(b), g, b.target.dtype)
+            )
         }
-        acts |= {"shift": ELEMENTS["translation"]} if self.group.translations else {}
-        acts |= {"permutation": self.classes()["permutation"]} if self.group.permutations else {}
+        if self.group.translations:
+            acts["shift"] = ELEMENTS["translation"]
+        if self.group.permutations:
+            acts["permutation"] = self.classes()["permutation"]
+        generator = torch.Generator().manual_seed(0)
         for name, act in acts.items():
             moved = act(labelled, generator)
             again = self.relabel(moved)
@@ -251,37 +281,40 @@ class Task:
                     "group that they obey, or mend the labels"
                 )
 
+    def _stored(self) -> dict[str, Field]:
+        return {field.name: field for field in self.schema.fields} | {"target": self.schema.target}
+
     def _pack(self, options: Options, made: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-        T, target = self.max_tokens(options), self.schema.target
-        shapes: dict[str, tuple[int, ...]] = {}
-        for field in (*self.schema.fields, target):
-            name = "target" if field is target else field.name
-            shapes[name] = (T, field.width) if field.per == "token" else (field.width,)
+        T, fields = self.max_tokens(options), self._stored()
+        per_target = (T,) if self.schema.target.per == "token" else ()
+        shapes = {name: (T, f.width) if f.per == "token" else (f.width,) for name, f in fields.items()}
+        allowed = shapes | {"tokens": ()} | ({"weight": per_target} if per_target else {})
         if missing := shapes.keys() - made.keys():
             raise InputError(f"task {self.name!r}: generate returned no {', '.join(sorted(missing))}")
-        per_target = (T,) if target.per == "token" else ()
-        out = np.zeros(
-            count,
-            [("tokens", "<i4"), ("weight", "<f4", per_target)]
-            + [(name, "<f4", shape) for name, shape in shapes.items()],
-        )
-        shapes |= {"tokens": (), "weight": per_target}
         for name, value in made.items():
-            if name not in shapes:
-                raise InputError(f"task {self.name!r}: generate returned {name!r}, which it doesn't declare")
-            wanted, got = (count, *shapes[name]), np.shape(value)
+            if name not in allowed:
+                raise InputError(
+                    f"task {self.name!r}: generate returned {name!r}, which it doesn't declare; choose from "
+                    f"{', '.join(allowed)}"
+                )
+            wanted, got = (count, *allowed[name]), np.shape(value)
             if got != wanted:
                 raise InputError(f"task {self.name!r}, field {name!r}: wanted shape {wanted}, got {got}")
             if not np.isfinite(value).all():
                 raise InputError(f"task {self.name!r}, field {name!r}: not finite")
-            out[name] = value
-        if "tokens" not in made:
-            out["tokens"] = T
+        columns = [(name, "<f4", shape) for name, shape in shapes.items()]
+        out = np.zeros(count, [("tokens", "<i4"), ("weight", "<f4", per_target), *columns])
+        out["tokens"] = made.get("tokens", T)
         if not 1 <= out["tokens"].min() <= out["tokens"].max() <= T:
             raise InputError(f"task {self.name!r}, field 'tokens': must lie in 1..{T}")
-        if "weight" not in made and target.per == "sample":
+        real = np.arange(T) < out["tokens"][:, None]
+        for name, field in fields.items():
+            out[name] = made[name] * real[..., None] if field.per == "token" else made[name]
+        if not per_target:
             out["weight"] = 1.0
-        elif "weight" not in made:
-            real = np.arange(T) < out["tokens"][:, None]
-            out["weight"] = real / out["tokens"][:, None]
+            return out
+        weight = made.get("weight", 1.0) * real
+        if weight.min() < 0 or weight.sum(1).min() <= 0:
+            raise InputError(f"task {self.name!r}, field 'weight': negative, or 0 for a whole sample")
+        out["weight"] = weight / weight.sum(1, keepdims=True)
         return out

@@ -48,7 +48,7 @@ class DataSpec:
     """What to generate; the sizes say how much of it."""
 
     task: str = "rigid"
-    given: tuple[tuple[str, OptionValue], ...] = ()
+    given: tuple[tuple[str, Any], ...] = ()
     """Options of the task, where they aren't the defaults."""
     seed: int = 0
     """Root seed of the systems."""
@@ -108,11 +108,13 @@ def prepare(
     the rest with ``workers`` processes (default: all cores), or as Ray tasks with ``backend="ray"`` once Ray
     is initialised; both give the bits of a serial run. A kill loses at most the shard being filled. Calls
     ``progress(done, total)`` in systems. Raises InputError if the folder cannot be written, the disk is full,
-    the folder holds other data, or the labels break the task's symmetry.
+    the folder holds other data, or, before anything is written, if the task's systems don't fit its declaration.
     """
     if backend not in ("processes", "ray"):
         raise InputError(f"unknown backend {backend!r}: choose from processes, ray")
     folder = spec.folder(root)
+    if not (folder / _MANIFEST).exists():
+        get_task(spec.task).check_labels(spec.options, spec.seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -141,9 +143,6 @@ def _complete(
         "train": [],
         "test": [],
     }
-    task = get_task(spec.task)
-    if not manifest.get("statistics"):
-        task.check_labels(spec.options, spec.seed)
     targets = {"train": max(spec.train_systems, MEASURED_SYSTEMS), "test": spec.test_systems}
     shards = [
         (split, k, min(SHARD, total - k * SHARD))
@@ -176,7 +175,7 @@ def _complete(
             _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
     if not manifest.get("statistics"):
         prefix = np.load(_shard(folder, "train", 0))[:MEASURED_SYSTEMS]
-        manifest["statistics"] = task.statistics(spec.options, prefix)
+        manifest["statistics"] = get_task(spec.task).statistics(spec.options, prefix)
         _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
@@ -341,7 +340,9 @@ def open_stored(
     if digest not in found:
         held = ", ".join(folder.name for folder, _ in found.values()) or "no data set at all"
         raise InputError(f"data {digest[:12]} are not under {str(root)!r}, which holds {held}")
-    return _open(task, get_task(task).check_options(view), *found[digest], split, systems)
+    folder, manifest = found[digest]
+    options = get_task(task).check_options({**manifest["definition"].get("options", {}), **view})
+    return _open(task, options, folder, manifest, split, systems)
 
 
 def _open(

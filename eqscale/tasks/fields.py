@@ -49,14 +49,16 @@ class Field:
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, Kind):
-            kinds = ", ".join(kind.value for kind in Kind)
-            raise InputError(f"field {self.name!r}: unknown kind {self.kind!r}; choose a Kind: {kinds}")
+            kinds = ", ".join(map(str, Kind))
+            raise InputError(f"field {self.name!r}: unknown kind {self.kind!r}; choose from {kinds}")
         if self.per not in ("token", "sample"):
             raise InputError(f"field {self.name!r}: per {self.per!r}; choose from token, sample")
         if not self.scale > 0 or self.channels < 1:
             raise InputError(
                 f"field {self.name!r}: scale {self.scale:g} and channels {self.channels} must be positive"
             )
+        if self.channels > 1 and self.kind is not Kind.INVARIANT:
+            raise InputError(f"field {self.name!r}: a {self.kind.value} has 1 channel, got {self.channels}")
 
     @property
     def width(self) -> int:
@@ -77,20 +79,25 @@ class Schema:
     def __post_init__(self) -> None:
         known = {field.name: field for field in self.fields}
         if len(known) < len(self.fields):
-            raise InputError("two fields of the task have one name")
+            raise InputError(f"two fields have one name: {', '.join(field.name for field in self.fields)}")
+        if taken := known.keys() & {"target", "tokens", "weight"}:
+            raise InputError(f"field {min(taken)!r}: that name is kept for the target, its weight or tokens")
         if not any(field.per == "token" for field in self.fields):
             raise InputError("the task declares no field per token")
         if self.target.kind not in (Kind.DIRECTION, Kind.INVARIANT):
-            raise InputError(f"target {self.target.name!r}: must be a direction or an invariant")
+            raise InputError(
+                f"target {self.target.name!r}: must be a direction or an invariant, not a {self.target.kind.value}"
+            )
         if not self.length > 0:
             raise InputError(f"length {self.length:g}: must be positive")
         for field in (*self.fields, self.target):
             for link, kind in (("relative_to", field.kind), ("at", Kind.POINT)):
                 name = getattr(field, link)
-                if name is not None and (name not in known or known[name].kind != kind):
-                    options = [other.name for other in self.fields if other.kind == kind]
+                options = [f.name for f in self.of(kind) if f.per == "sample" or field.per == "token"]
+                if name is not None and name not in options:
                     raise InputError(
-                        f"field {field.name!r}: {link}={name!r} must name a {kind.value} of the task: "
+                        f"field {field.name!r}: {link}={name!r} must name a {kind.value}"
+                        f"{' per sample' if field.per == 'sample' else ''}: "
                         f"{', '.join(options) or 'there is none'}"
                     )
 
@@ -145,11 +152,15 @@ class Batch:
         return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
     def replace(self, target: Tensor | None = None, **changed: Tensor) -> Batch:
-        """The batch with another target, fields or labels."""
-        values = {name: changed.get(name, value) for name, value in self.values.items()}
-        labels = {name: changed.get(name, value) for name, value in self.labels.items()}
-        target = self.target if target is None else target
-        return dataclasses.replace(self, target=target, values=values, labels=labels)
+        """The batch with another target, fields or labels; raises KeyError for a name that it doesn't hold."""
+        if unknown := changed.keys() - self.values.keys() - self.labels.keys():
+            raise KeyError(min(unknown))
+        return dataclasses.replace(
+            self,
+            target=self.target if target is None else target,
+            values={name: changed.get(name, value) for name, value in self.values.items()},
+            labels={name: changed.get(name, value) for name, value in self.labels.items()},
+        )
 
 
 def at_tokens(value: Tensor, tokens: int) -> Tensor:

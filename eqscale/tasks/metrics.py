@@ -13,7 +13,7 @@ from torch import Tensor
 from eqscale.errors import InputError
 from eqscale.tasks.fields import Batch
 from eqscale.tasks.samples import Samples
-from eqscale.tasks.symmetry import ELEMENTS, Elements, transform
+from eqscale.tasks.symmetry import ELEMENTS, Elements, transform, turn
 
 Predictor = Callable[[Batch], Tensor]
 """From a batch to what its target holds, in the frame of the batch."""
@@ -24,9 +24,9 @@ def squared_error(prediction: Tensor, batch: Batch) -> Tensor:
     return batch.weight * (prediction - batch.target).square().sum(-1)
 
 
-def normalise(square: Tensor) -> Tensor:
-    """Sum over all but the first axis: (B, ...) -> (B,)."""
-    return square.reshape(len(square), -1).sum(1)
+def per_sample(square: Tensor) -> np.ndarray:
+    """Sums over each sample's targets: (B, T) or (B,) -> (B,)."""
+    return square.reshape(len(square), -1).sum(1).cpu().numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +67,8 @@ def evaluate(
         batch = batch.double()
         square = squared_error(prediction, batch)
         systems = batch.system.cpu().numpy()
-        np.add.at(error, systems, normalise(square).cpu().numpy())
-        length = batch.weight * batch.target.square().sum(-1)
-        np.add.at(scale, systems, normalise(length).cpu().numpy())
+        np.add.at(error, systems, per_sample(square))
+        np.add.at(scale, systems, per_sample(batch.weight * batch.target.square().sum(-1)))
         observe(batch, prediction, square)
     nmse = error.sum() / scale.sum()
     seen = np.unique(np.asarray(indices) // samples.samples_per_system)
@@ -141,9 +140,8 @@ def averaged(predict: Predictor, elements: Elements, k: int, seed: int = 0) -> P
         total = predict(batch)
         for _ in range(k - 1):
             matrix = elements(len(batch), generator, batch.target.dtype).to(batch.target.device)
-            moved = transform(batch, matrix)
-            back = transform(moved.replace(predict(moved)), matrix.transpose(1, 2))
-            total = total + back.target
+            moved = predict(transform(batch, matrix))
+            total = total + turn(moved, batch.schema.target.kind, matrix.transpose(1, 2).to(moved))
         return total / k
 
     return mean

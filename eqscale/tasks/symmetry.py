@@ -13,28 +13,23 @@ from eqscale.tasks.fields import Batch, Kind
 Elements = Callable[[int, torch.Generator | None, torch.dtype], Tensor]
 """(n, generator, dtype) -> matrices (n, 3, 3), uniform on a subgroup of O(3)."""
 
-_TURNED = (Kind.POINT, Kind.DIRECTION)
-
 
 def transform(batch: Batch, matrix: Tensor) -> Batch:
     """Act with matrix (B, 3, 3) in O(3) about the origin on every field and on the target."""
-    rows = matrix.transpose(1, 2)
+    moved = {f.name: turn(batch.values[f.name], f.kind, matrix) for f in batch.schema.fields}
+    return batch.replace(turn(batch.target, batch.schema.target.kind, matrix), **moved)
 
-    def turned(value: Tensor) -> Tensor:
-        return torch.bmm(value, rows) if value.ndim == 3 else torch.bmm(value[:, None], rows)[:, 0]
 
-    moved = {}
-    for field in batch.schema.fields:
-        value = batch.values[field.name]
-        if field.kind in _TURNED:
-            moved[field.name] = turned(value)
-        elif field.kind is Kind.PSEUDOVECTOR:
-            sign = torch.linalg.det(matrix).round()
-            moved[field.name] = turned(value) * sign.reshape(-1, *[1] * (value.ndim - 1))
-        elif field.kind is Kind.PLANE:
-            moved[field.name] = torch.cat([turned(value[..., :3]), value[..., 3:]], -1)
-    target = turned(batch.target) if batch.schema.target.kind is Kind.DIRECTION else None
-    return batch.replace(target, **moved)
+def turn(value: Tensor, kind: Kind, matrix: Tensor) -> Tensor:
+    """Act with matrix (B, 3, 3) in O(3) on one quantity, (B, T, width) or (B, width)."""
+    if kind is Kind.INVARIANT:
+        return value
+    if value.ndim == 2:
+        return turn(value[:, None], kind, matrix)[:, 0]
+    if kind is Kind.PLANE:
+        return torch.cat([turn(value[..., :3], Kind.DIRECTION, matrix), value[..., 3:]], -1)
+    turned = torch.bmm(value, matrix.transpose(1, 2))
+    return turned * torch.linalg.det(matrix).sign()[:, None, None] if kind is Kind.PSEUDOVECTOR else turned
 
 
 def translate(batch: Batch, shift: Tensor) -> Batch:
@@ -119,18 +114,18 @@ def random_unit(
 def random_rotation(
     n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Matrices (n, 3, 3) uniform on SO(3) (Haar)."""
+    """Matrices (n, 3, 3) uniform on SO(3) (Haar), on the generator's device."""
     matrix = random_orthogonal(n, generator, torch.float64)
     return (torch.linalg.det(matrix)[:, None, None] * matrix).to(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The group under which a task's inputs and labels are symmetric, jointly; its law leaves the data's unchanged."""
+    """The transformations that turn a sample with its label into another sample with its label."""
 
     name: str = "E(3)"
     elements: Elements = random_orthogonal
-    """Its rotations and reflections; augmentation draws from them."""
+    """Its rotations and reflections: the samples' law is unchanged by them too, so augmentation draws from here."""
     translations: bool = True
     permutations: bool = True
     """Of the tokens of a sample."""
@@ -151,9 +146,8 @@ def _reflection(batch: Batch, generator: torch.Generator) -> Batch:
 
 
 def _translation(batch: Batch, generator: torch.Generator) -> Batch:
-    return translate(
-        batch, random_unit(len(batch), generator, torch.float64).to(batch.target) * batch.schema.length
-    )
+    unit = random_unit(len(batch), generator, torch.float64).to(batch.target)
+    return translate(batch, unit * batch.schema.length)
 
 
 ELEMENTS: dict[str, Callable[[Batch, torch.Generator], Batch]] = {

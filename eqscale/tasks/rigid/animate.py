@@ -54,7 +54,7 @@ def animate_prediction(
     ahead = free + windows.sigma * predict(batch) + shift
     held = rollout(predict, windows, np.array([first]))[0][(steps + h) // h, 0]
     upright = windows.matrix[scene]  # orthogonal: multiplying rows from the right undoes it
-    floor = float(batch["floor"][:, 3][0])
+    floor = float(batch["floor"][0, 3])
     body = batch["object_index"][0].numpy()
 
     def tracks(points: torch.Tensor) -> list[np.ndarray]:

@@ -175,39 +175,3 @@ def random_frame(seed: int, split: str, index: int) -> np.ndarray:
     quaternion = rng.normal(size=4)
     sign = 1 - 2 * int(rng.integers(2))
     return sign * rotation_matrix(quaternion / np.linalg.norm(quaternion))
-
-
-def transform_scene(scene: Scene, matrix: np.ndarray, shift: np.ndarray) -> Scene:
-    """Act with x -> matrix x + shift, matrix in O(3), on everything: bodies, floor and gravity."""
-    from scipy.spatial.transform import Rotation
-
-    det = float(np.sign(np.linalg.det(matrix)))
-    local = np.diag([det, 1.0, 1.0])  # a reflected body is its mirrored shape in a proper rotation
-    rotation = matrix @ rotation_matrix(scene.quaternion) @ local
-    return dataclasses.replace(
-        scene,
-        vertices=tuple(v @ local for v in scene.vertices),
-        position=scene.position @ matrix.T + shift,
-        quaternion=Rotation.from_matrix(rotation).as_quat()[:, [3, 0, 1, 2]],
-        velocity=scene.velocity @ matrix.T,
-        spin=det * scene.spin @ matrix.T,
-        gravity=matrix @ scene.gravity,
-        floor_normal=matrix @ scene.floor_normal,
-        floor_offset=scene.floor_offset + float(matrix @ scene.floor_normal @ shift),
-    )
-
-
-def permute_objects(scene: Scene, order: np.ndarray) -> Scene:
-    """The same scene with its bodies listed in another order."""
-    moved = {
-        f: getattr(scene, f)[order]
-        for f in ("mass", "inertia", "friction", "restitution", "position", "quaternion", "velocity", "spin")
-    }
-    return dataclasses.replace(scene, vertices=tuple(scene.vertices[i] for i in order), **moved)
-
-
-def permute_vertices(scene: Scene, orders: list[np.ndarray]) -> Scene:
-    """The same scene with each body's vertices listed in another order."""
-    return dataclasses.replace(
-        scene, vertices=tuple(v[order] for v, order in zip(scene.vertices, orders, strict=True))
-    )

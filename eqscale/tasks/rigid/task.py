@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eqscale.errors import InputError
 from eqscale.tasks import register
-from eqscale.tasks.base import Metric, Option, Options, Task
+from eqscale.tasks.base import Metric, Option, Options, OptionValue, Task
 from eqscale.tasks.dataset import DataSpec
 from eqscale.tasks.fields import Batch
 from eqscale.tasks.metrics import Predictor
@@ -76,7 +76,7 @@ class RigidTask(Task):
             of_data=False,
         ),
     )
-    variant = {"frame": "upright"}  # noqa: RUF012
+    variant: Mapping[str, OptionValue] = {"frame": "upright"}
     look_options = (
         Option("seconds", 2.0, "length of the simulation"),
         Option("meshes", "", "folder of .obj meshes to throw instead of the family's own shapes"),
@@ -121,7 +121,7 @@ class RigidTask(Task):
         "holds each of its states until its next step. Shapes are those of the truth at the start; a prediction moves "
         "each vertex by itself.",
     )
-    stored_names = {  # noqa: RUF012
+    stored_names: Mapping[str, str] = {
         "train_systems": "train_scenes",
         "test_systems": "test_scenes",
         "test_samples_per_system": "test_windows_per_scene",

@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
 
-from eqscale.rigid.dataset import DatasetSpec, open_split, prepare
-from eqscale.rigid.engine import Trajectory, simulate
-from eqscale.rigid.families import FAMILIES
-from eqscale.rigid.scene import Scene, sample_scene
+from eqscale.tasks.dataset import DataSpec, open_split, prepare
+from eqscale.tasks.rigid.engine import Trajectory, simulate
+from eqscale.tasks.rigid.families import FAMILIES
+from eqscale.tasks.rigid.scene import Scene, sample_scene
+from eqscale.tasks.rigid.task import data_spec
 
 
 @pytest.fixture(scope="session")
-def spec() -> DatasetSpec:
-    return DatasetSpec("S", train_scenes=128, test_scenes=12)
+def spec() -> DataSpec:
+    return data_spec("S", train_systems=128, test_systems=12)
 
 
 @pytest.fixture(scope="session")

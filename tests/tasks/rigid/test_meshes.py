@@ -3,11 +3,12 @@ import pytest
 import trimesh
 
 from eqscale.errors import InputError
-from eqscale.rigid import meshes
-from eqscale.rigid.dataset import DatasetSpec, generate
-from eqscale.rigid.families import FAMILIES, Family
-from eqscale.rigid.meshes import family_of_meshes, hull_of_mesh
-from eqscale.rigid.shapes import LARGE_HULLS, SMALL_HULLS, Hull, solid
+from eqscale.tasks.dataset import generate
+from eqscale.tasks.rigid import meshes
+from eqscale.tasks.rigid.families import FAMILIES, Family
+from eqscale.tasks.rigid.meshes import family_of_meshes, hull_of_mesh
+from eqscale.tasks.rigid.shapes import LARGE_HULLS, SMALL_HULLS, Hull, solid
+from eqscale.tasks.rigid.task import data_spec
 
 
 @pytest.fixture
@@ -23,11 +24,11 @@ def test_a_folder_of_meshes_is_a_family(folder):
     for hull in family.hulls:
         vertices = np.array(hull.vertices)
         assert np.ptp(vertices, axis=0).max() == pytest.approx(1)
-    records = generate(DatasetSpec(family), "train", 0, 2)
+    records = generate(data_spec(family), [], "train", 0, 2)
     assert np.isfinite(records["trajectory"]).all()
     assert set(np.unique(records["count"])) <= {0, 8, len(family.hulls[1].vertices)}
-    assert DatasetSpec(family).digest != DatasetSpec("S").digest
-    assert DatasetSpec(family).digest == DatasetSpec(family_of_meshes(folder, FAMILIES["S"])).digest
+    assert data_spec(family).digest != data_spec("S").digest
+    assert data_spec(family).digest == data_spec(family_of_meshes(folder, FAMILIES["S"])).digest
 
 
 def test_the_hull_of_a_concave_mesh_has_no_hole(folder):
@@ -155,4 +156,4 @@ def test_a_region_too_small_is_named():
 
     crowded: Family = dataclasses.replace(FAMILIES["S"], objects=(30, 30))
     with pytest.raises(InputError, match="do not fit"):
-        generate(DatasetSpec(crowded), "train", 0, 1)
+        generate(data_spec(crowded), [], "train", 0, 1)

@@ -6,8 +6,8 @@ from PIL import Image
 
 from eqscale.cli import main
 from eqscale.errors import InputError
-from eqscale.rigid import animate
-from eqscale.rigid.animate import animate_prediction
+from eqscale.tasks.rigid import animate
+from eqscale.tasks.rigid.animate import animate_prediction
 
 
 def test_scenes_writes_an_animation(tmp_path, capsys):

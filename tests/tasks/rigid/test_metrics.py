@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import open_split
-from eqscale.rigid.metrics import equivariance, evaluate
-from eqscale.rigid.motion import Objects, kabsch, rotation_by, rotation_vector
-from eqscale.rigid.rollout import STEPS, evaluate_rollout, rollout
-from eqscale.rigid.symmetry import augment, random_orthogonal, transform
+from eqscale.tasks.dataset import open_split
+from eqscale.tasks.metrics import augment, equivariance
+from eqscale.tasks.rigid.metrics import evaluate
+from eqscale.tasks.rigid.motion import Objects, kabsch, rotation_by, rotation_vector
+from eqscale.tasks.rigid.rollout import STEPS, evaluate_rollout, rollout
+from eqscale.tasks.rigid.task import TASK
+from eqscale.tasks.symmetry import random_orthogonal, transform
 
 
 def zero(batch):
@@ -58,7 +60,7 @@ def test_errors_have_the_right_units(test_split):
 
 def test_an_inflated_object_is_a_rigidity_error(test_split):
     def inflated(batch):
-        return batch.target + 0.1 * (batch.position - batch.center) / test_split.sigma
+        return batch.target + 0.1 * (batch["position"] - batch["center"]) / test_split.sigma
 
     result = evaluate(inflated, test_split, np.arange(40))
     assert 0.01 < result.rigidity_error_m == pytest.approx(result.vertex_rmse_m, rel=0.3)
@@ -68,7 +70,7 @@ def test_the_standard_error_is_that_of_resampled_scenes(test_split):
     """Against a bootstrap over scenes, of a predictor with errors that differ by scene."""
 
     def half(batch):
-        return batch.target * (0.3 + 0.1 * (batch.scene % 5))[:, None, None]
+        return batch.target * (0.3 + 0.1 * (batch.system % 5))[:, None, None]
 
     indices = np.arange(len(test_split))
     result = evaluate(half, test_split, indices)
@@ -85,7 +87,8 @@ def test_the_standard_error_is_that_of_resampled_scenes(test_split):
 
 def broken_classes(predict, windows):
     """Classes of group elements under which a predictor is not equivariant, and its share of the loss."""
-    result = equivariance(predict, windows, np.arange(0, len(windows), 7), batch_size=30)
+    elements, indices = TASK.elements(windows.options), np.arange(0, len(windows), 7)
+    result = equivariance(predict, windows, indices, elements, TASK.classes(), batch_size=30)
     share = result.pop("equivariance_loss_share")
     assert all(value < 1e-5 or value > 0.05 for value in result.values())
     return {name.removeprefix("equivariance_") for name, value in result.items() if value > 0.05}, share
@@ -94,12 +97,12 @@ def broken_classes(predict, windows):
 @pytest.mark.parametrize(
     ("predict", "broken"),
     [
-        (lambda b: b.velocity, set()),
-        (lambda b: b.position - b.floor_offset[:, None, None] * b.floor_normal[:, None], {"translation"}),
-        (lambda b: torch.linalg.cross(b.velocity, b.gravity[:, None]), {"reflection"}),
-        (lambda b: b.velocity * torch.tensor([1.0, 1.0, 3.0]), {"yaw", "rotation", "reflection"}),
-        (lambda b: b.velocity * (b.object_index == 0)[..., None], {"permutation"}),
-        (lambda b: b.velocity * (torch.arange(b.mask.shape[1]) < 10)[:, None], {"permutation"}),
+        (lambda b: b["velocity"], set()),
+        (lambda b: b["position"] - b["floor"][:, None, 3:] * b["floor"][:, None, :3], {"translation"}),
+        (lambda b: torch.linalg.cross(b["velocity"], b["gravity"][:, None]), {"reflection"}),
+        (lambda b: b["velocity"] * torch.tensor([1.0, 1.0, 3.0]), {"yaw", "rotation", "reflection"}),
+        (lambda b: b["velocity"] * (b["object_index"] == 0)[..., None], {"permutation"}),
+        (lambda b: b["velocity"] * (torch.arange(b.mask.shape[1]) < 10)[:, None], {"permutation"}),
     ],
     ids=["equivariant", "position", "pseudovector", "preferred axis", "object label", "token order"],
 )
@@ -115,12 +118,12 @@ def test_the_equivariance_error_has_the_size_of_what_is_added(test_split):
     indices = np.arange(len(test_split))
 
     def f(batch):
-        return (20 * batch.floor_normal[:, None] + c).expand_as(batch.target)
+        return (20 * batch["floor"][:, None, :3] + c).expand_as(batch.target)
 
-    result = equivariance(f, test_split, indices)
+    result = TASK.equivariance(f, test_split, indices)
     size = np.mean([float((20 * n + c.numpy()) @ (20 * n + c.numpy())) for n in test_split.matrix[:, :, 2]])
     assert result["equivariance_rotation"] == pytest.approx(np.sqrt(2) * 5 / np.sqrt(size), rel=0.1)
-    assert result == equivariance(f, test_split, indices)
+    assert result == TASK.equivariance(f, test_split, indices)
 
 
 @pytest.mark.parametrize("frame", ["random", "upright"])
@@ -133,7 +136,7 @@ def test_the_share_of_the_loss_is_what_averaging_over_the_group_removes(spec, ro
     matrix = torch.tensor([[1.5, 0.4, 0.0], [-0.3, 0.2, 0.8], [0.0, 0.6, 0.5]])
 
     def f(batch):
-        return 0.3 * batch.velocity @ matrix
+        return 0.3 * batch["velocity"] @ matrix
 
     batch = windows.batch(indices)
     plain = float((batch.weight * (f(batch) - batch.target).square().sum(-1)).sum())
@@ -141,29 +144,27 @@ def test_the_share_of_the_loss_is_what_averaging_over_the_group_removes(spec, ro
     generator = torch.Generator().manual_seed(1)
     for _ in range(64):
         # g^-1 f(g x), with g read off from what it does to three probes carried along as targets
-        probes = dataclasses.replace(
-            batch, target=torch.eye(3).repeat(len(indices), 20, 1)[:, : batch.target.shape[1]]
-        )
-        moved = augment(probes, frame, generator)
+        probes = batch.replace(torch.eye(3).repeat(len(indices), 20, 1)[:, : batch.target.shape[1]])
+        moved = augment(probes, TASK.elements(windows.options), generator)
         g = moved.target[:, :3].transpose(1, 2)
         total += f(moved) @ g
     averaged = float((batch.weight * (total / 64 - batch.target).square().sum(-1)).sum())
     removed = (1 - averaged / plain) / (1 - 1 / 64)
-    share = equivariance(f, windows, indices)["equivariance_loss_share"]
+    share = TASK.equivariance(f, windows, indices)["equivariance_loss_share"]
     assert 0.05 < share == pytest.approx(removed, rel=0.15)
 
 
 def test_kabsch_finds_the_rotation_also_of_a_reflected_scene(train):
     batch = train.batch(np.arange(0, 300, 11), dtype=torch.float64)
     objects = Objects(batch)
-    n = len(batch.scene)
+    n = len(batch)
     g = random_orthogonal(n, torch.Generator().manual_seed(0), torch.float64)
     g = g * torch.linalg.det(g)[:, None, None]
-    rotation, center = kabsch(batch, objects, transform(batch, g).position)
+    rotation, center = kabsch(batch, objects, transform(batch, g)["position"])
     for k in range(objects.n):
         there = objects.exists[:, k]
         torch.testing.assert_close(rotation[there, k], g[there])
-    torch.testing.assert_close(center, (objects.mean(batch.center)) @ g.transpose(1, 2))
+    torch.testing.assert_close(center, (objects.mean(batch["center"])) @ g.transpose(1, 2))
 
 
 def test_rotation_vectors_invert_the_exponential():
@@ -181,7 +182,7 @@ def test_rotation_vectors_invert_the_exponential():
 def test_rollout_starts_at_the_truth_and_its_first_step_is_the_prediction(test_split):
     indices = np.arange(0, len(test_split), 24)
     track, true, first = rollout(truth_of(test_split), test_split, indices, dtype=torch.float64)
-    assert track.shape == (STEPS + 1, *first.position.shape)
+    assert track.shape == (STEPS + 1, *first["position"].shape)
     torch.testing.assert_close(track[0], true[0])
     torch.testing.assert_close(track[1], true[1], atol=1e-6, rtol=0)
 
@@ -193,20 +194,20 @@ def truth_of(windows):
 
 def test_free_flight_rolls_out_exactly(test_split):
     """Ballistic motion repeated is ballistic motion: velocities carry over from step to step."""
-    import eqscale.rigid.rollout as module
+    import eqscale.tasks.rigid.rollout as module
 
     batch = test_split.batch(np.arange(0, 40, 5), dtype=torch.float64)
     objects = Objects(batch)
     state = batch
     for _ in range(3):
         state = module.step(state, torch.zeros_like(state.target), test_split)
-    from eqscale.rigid.motion import ballistic
+    from eqscale.tasks.rigid.motion import ballistic
 
     once = ballistic(batch, objects, 3 * test_split.time, test_split.time_step)
     torch.testing.assert_close(
-        state.center * 0 + objects.spread(once.center) * batch.mask[..., None], state.center
+        state["center"] * 0 + objects.spread(once.center) * batch.mask[..., None], state["center"]
     )
-    torch.testing.assert_close(once.position, state.position)
+    torch.testing.assert_close(once.position, state["position"])
 
 
 def test_rollout_errors_grow_from_the_one_step_error(test_split):

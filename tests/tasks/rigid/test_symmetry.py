@@ -1,23 +1,17 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from eqscale.errors import InputError
-from eqscale.rigid.dataset import open_split
-from eqscale.rigid.engine import ENGINES, EngineSettings, simulate
-from eqscale.rigid.families import FAMILIES
-from eqscale.rigid.motion import Objects, ballistic
-from eqscale.rigid.scene import (
-    Scene,
-    permute_objects,
-    permute_vertices,
-    random_frame,
-    sample_scene,
-    transform_scene,
-)
-from eqscale.rigid.symmetry import align, augment, random_orthogonal, random_vertical, transform, translate
+from benchmarks.rigid_symmetry import permute_objects, permute_vertices, transform_scene
+from eqscale.tasks.dataset import open_split
+from eqscale.tasks.metrics import augment
+from eqscale.tasks.rigid.engine import ENGINES, EngineSettings, simulate
+from eqscale.tasks.rigid.families import FAMILIES
+from eqscale.tasks.rigid.motion import Objects, ballistic
+from eqscale.tasks.rigid.scene import Scene, random_frame, sample_scene
+from eqscale.tasks.rigid.symmetry import align, random_vertical
+from eqscale.tasks.rigid.task import TASK
+from eqscale.tasks.symmetry import random_orthogonal, transform, translate
 
 
 def haar(rng: np.random.Generator, det: int) -> np.ndarray:
@@ -98,22 +92,11 @@ def test_rotated_data_equal_the_simulation_of_the_rotated_scene(runs, train, det
         start, mask = row + 1, batch.mask[row].numpy()
         mean = run.state[start, :, :3].mean(0)
         begin, end = (np.concatenate([t[f] for t in tracks]) - mean for f in (start, start + 4))
-        np.testing.assert_allclose(batch.position[row].numpy()[mask], begin, atol=3e-6)
+        np.testing.assert_allclose(batch["position"][row].numpy()[mask], begin, atol=3e-6)
         np.testing.assert_allclose((free + train.sigma * batch.target)[row].numpy()[mask], end, atol=1e-5)
-        np.testing.assert_allclose(batch.gravity[row], turned.gravity, atol=1e-6)
-        np.testing.assert_allclose(batch.floor_normal[row], turned.floor_normal, atol=1e-6)
-        assert float(batch.floor_offset[row]) == pytest.approx(-turned.floor_normal @ mean, abs=1e-5)
-
-
-def test_random_orthogonal_is_uniform_on_both_components():
-    g = random_orthogonal(20000, torch.Generator().manual_seed(0), torch.float64)
-    eye = torch.eye(3, dtype=torch.float64)
-    torch.testing.assert_close(g @ g.transpose(1, 2), eye.expand_as(g))
-    assert abs(float(torch.linalg.det(g).mean())) < 0.03
-    assert g.mean(0).abs().max() < 0.02
-    # second moments of Haar measure: E[g_ij g_kl] = delta_ik delta_jl / 3
-    second = torch.einsum("bi,bj->ij", g.reshape(-1, 9), g.reshape(-1, 9)) / len(g)
-    assert (second - torch.eye(9, dtype=torch.float64) / 3).abs().max() < 0.02
+        np.testing.assert_allclose(batch["gravity"][row], turned.gravity, atol=1e-6)
+        np.testing.assert_allclose(batch["floor"][row, :3], turned.floor_normal, atol=1e-6)
+        assert float(batch["floor"][row, 3]) == pytest.approx(-turned.floor_normal @ mean, abs=1e-5)
 
 
 def test_random_vertical_fixes_the_vertical():
@@ -125,47 +108,35 @@ def test_random_vertical_fixes_the_vertical():
     assert g[:, :2].mean(0).abs().max() < 0.07
 
 
-def test_transform_is_a_group_action(train):
-    batch = train.batch(np.arange(0, 200, 13), dtype=torch.float64)
-    n = len(batch.scene)
-    g, h = (random_orthogonal(n, torch.Generator().manual_seed(k), torch.float64) for k in (0, 1))
-    for field in dataclasses.fields(batch):
-        torch.testing.assert_close(
-            getattr(transform(transform(batch, h), g), field.name),
-            getattr(transform(batch, g @ h), field.name),
-        )
-
-
 def test_scalars_of_a_batch_are_invariant(train):
     batch = train.batch(np.arange(0, 200, 13), dtype=torch.float64)
-    n = len(batch.scene)
+    n = len(batch)
     generator = torch.Generator().manual_seed(0)
     moved = transform(batch, random_orthogonal(n, generator, torch.float64))
     moved = translate(moved, torch.randn(n, 3, generator=generator, dtype=torch.float64))
 
     def height(b):
-        return ((b.position * b.floor_normal[:, None]).sum(-1) - b.floor_offset[:, None]) * b.mask
+        normal, offset = b["floor"][:, None, :3], b["floor"][:, None, 3]
+        return ((b["position"] * normal).sum(-1) - offset) * b.mask
 
     def speed_along_gravity(b):
-        return (b.velocity * b.gravity[:, None]).sum(-1)
+        return (b["velocity"] * b["gravity"][:, None]).sum(-1)
 
     for scalar in (height, speed_along_gravity, lambda b: b.target.norm(dim=-1)):
         torch.testing.assert_close(scalar(moved), scalar(batch))
-    assert not moved.position[~moved.mask].any()
+    assert not moved["position"][~moved.mask].any()
 
 
 @pytest.mark.parametrize("frame", ["random", "upright"])
 def test_augmentation_stays_in_the_frame_protocol(spec, root, frame):
     windows = open_split(spec, root, "train", frame=frame)
     batch = windows.batch(np.arange(0, 400, 9), dtype=torch.float64)
-    moved = augment(batch, frame, torch.Generator().manual_seed(3))
+    moved = augment(batch, TASK.elements(windows.options), torch.Generator().manual_seed(3))
     if frame == "upright":
-        torch.testing.assert_close(moved.gravity, batch.gravity)
-        torch.testing.assert_close(moved.floor_normal, batch.floor_normal)
+        torch.testing.assert_close(moved["gravity"], batch["gravity"])
+        torch.testing.assert_close(moved["floor"], batch["floor"])
     assert not torch.allclose(moved.target, batch.target)
     torch.testing.assert_close(moved.target.norm(dim=-1), batch.target.norm(dim=-1))
-    with pytest.raises(InputError, match="'tilted'"):
-        augment(batch, "tilted")
 
 
 def test_alignment_gives_the_upright_view(spec, root, train):
@@ -176,25 +147,27 @@ def test_alignment_gives_the_upright_view(spec, root, train):
         for f in ("random", "upright")
     )
     aligned, matrix = align(random)
-    torch.testing.assert_close(aligned.gravity, upright.gravity)
-    torch.testing.assert_close(aligned.floor_normal, upright.floor_normal)
+    torch.testing.assert_close(aligned["gravity"], upright["gravity"])
+    torch.testing.assert_close(aligned["floor"], upright["floor"])
     torch.testing.assert_close(torch.linalg.det(matrix), torch.ones(len(indices), dtype=torch.float64))
     torch.testing.assert_close(aligned.target[..., 2], upright.target[..., 2])
-    torch.testing.assert_close(aligned.position[..., :2].norm(dim=-1), upright.position[..., :2].norm(dim=-1))
+    torch.testing.assert_close(
+        aligned["position"][..., :2].norm(dim=-1), upright["position"][..., :2].norm(dim=-1)
+    )
     torch.testing.assert_close(transform(aligned, matrix.transpose(1, 2)).target, random.target)
     # the shortest rotation: its angle is the angle between the two directions
     angle = torch.acos(((matrix.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2).clamp(-1, 1))
-    torch.testing.assert_close(angle, torch.acos((-random.gravity[:, 2] / 9.81).clamp(-1, 1)))
+    torch.testing.assert_close(angle, torch.acos((-random["gravity"][:, 2] / 9.81).clamp(-1, 1)))
 
 
 @pytest.mark.parametrize("gravity", [[0, 0, 9.81], [1e-9, 0, 9.81], [0, 1e-13, 1], [0, 0, -9.81], [1, 2, 3]])
 def test_alignment_of_any_direction(train, gravity):
     batch = train.batch(np.array([0]), dtype=torch.float64)
-    batch = dataclasses.replace(batch, gravity=torch.tensor([gravity], dtype=torch.float64))
+    batch = batch.replace(gravity=torch.tensor([gravity], dtype=torch.float64))
     aligned, matrix = align(batch)
     norm = np.linalg.norm(gravity)
     torch.testing.assert_close(
-        aligned.gravity, torch.tensor([[0, 0, -norm]], dtype=torch.float64), atol=1e-7, rtol=0
+        aligned["gravity"], torch.tensor([[0, 0, -norm]], dtype=torch.float64), atol=1e-7, rtol=0
     )
     torch.testing.assert_close(
         matrix @ matrix.transpose(1, 2), torch.eye(3, dtype=torch.float64)[None], atol=1e-7, rtol=0

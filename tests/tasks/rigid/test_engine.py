@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from eqscale.errors import InputError
-from eqscale.rigid import engine
-from eqscale.rigid.engine import ENGINES, compile_model, simulate
-from eqscale.rigid.families import FAMILIES
-from eqscale.rigid.restitution import damping_ratio, rebound, table
-from eqscale.rigid.scene import Scene, rotation_matrix, sample_scene
-from eqscale.rigid.shapes import Hull, box, octahedron, solid
+from eqscale.tasks.rigid import engine
+from eqscale.tasks.rigid.engine import ENGINES, compile_model, simulate
+from eqscale.tasks.rigid.families import FAMILIES
+from eqscale.tasks.rigid.restitution import damping_ratio, rebound, table
+from eqscale.tasks.rigid.scene import Scene, rotation_matrix, sample_scene
+from eqscale.tasks.rigid.shapes import Hull, box, octahedron, solid
 
 BODIES = {"box": solid(Hull.of("box", box())), "octahedron": solid(Hull.of("octahedron", octahedron()))}
 

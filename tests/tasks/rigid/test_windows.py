@@ -3,11 +3,13 @@ import pytest
 import torch
 
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import DatasetSpec, open_split
-from eqscale.rigid.engine import ENGINES, simulate
-from eqscale.rigid.families import FAMILIES
-from eqscale.rigid.motion import Objects, ballistic, spin
-from eqscale.rigid.scene import random_frame, sample_scene
+from eqscale.tasks.dataset import open_split
+from eqscale.tasks.loader import batches
+from eqscale.tasks.rigid.engine import ENGINES, simulate
+from eqscale.tasks.rigid.families import FAMILIES
+from eqscale.tasks.rigid.motion import Objects, ballistic, spin
+from eqscale.tasks.rigid.scene import random_frame, sample_scene
+from eqscale.tasks.rigid.task import data_spec
 
 
 def by_hand(index: int, horizon: int, sigma: float, frame: np.ndarray):
@@ -41,26 +43,41 @@ def test_batch_is_what_the_simulation_says(spec, root, horizon, frame):
         matrix = random_frame(0, "train", index // 24) if frame == "random" else np.eye(3)
         mask = batch.mask[row].numpy()
         expected = by_hand(index, horizon, windows.sigma, matrix)
-        for value, truth in zip((batch.position, batch.velocity, batch.target), expected, strict=True):
+        for value, truth in zip((batch["position"], batch["velocity"], batch.target), expected, strict=True):
             assert mask.sum() == len(truth)
             np.testing.assert_allclose(value[row].numpy()[mask], truth, atol=3e-6 / windows.sigma)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 600])
+def test_batches_assembled_together_have_the_bits_of_each_alone(train, size):
+    rng = np.random.default_rng(size)
+    order = [rng.integers(len(train), size=size) for _ in range(2 + 1200 // size)]
+    built = list(batches(train, iter(order)))
+    assert len(built) == len(order)
+    for indices, batch in zip(order, built, strict=True):
+        for one, other in zip(tensors(batch), tensors(train.batch(indices)), strict=True):
+            assert torch.equal(one, other)
+            assert one.is_contiguous()
+
+
+def tensors(batch):
+    return (
+        *batch.values.values(),
+        *batch.labels.values(),
+        batch.mask,
+        batch.target,
+        batch.weight,
+        batch.system,
+    )
 
 
 def test_padding_is_zero_and_weights_sum_to_one(train):
     batch = train.batch(np.arange(0, len(train), 7))
     assert batch.mask.shape[1] == train.tokens.max()
-    np.testing.assert_array_equal(batch.mask.sum(1), train.tokens[batch.scene])
-    for name in (
-        "position",
-        "velocity",
-        "center",
-        "center_velocity",
-        "material",
-        "target",
-        "weight",
-        "contact",
-    ):
-        assert not getattr(batch, name)[~batch.mask].any(), name
+    np.testing.assert_array_equal(batch.mask.sum(1), train.tokens[batch.system])
+    for value in tensors(batch):
+        if value.shape[:2] == batch.mask.shape:
+            assert not value[~batch.mask].any()
     torch.testing.assert_close(batch.weight.sum(1), torch.ones(len(batch.weight)))
 
 
@@ -69,17 +86,17 @@ def test_centred_on_the_mean_centre_of_mass_with_the_floor_to_match(spec, root):
     indices = np.arange(0, len(windows), 29)
     batch = windows.batch(indices, dtype=torch.float64)
     objects = Objects(batch)
-    mean = objects.mean(batch.center).sum(1) / objects.exists.sum(1, keepdim=True)
+    mean = objects.mean(batch["center"]).sum(1) / objects.exists.sum(1, keepdim=True)
     assert mean.abs().max() < 1e-12
     scenes = [sample_scene(FAMILIES["S"], 0, "train", int(i) // 24) for i in indices[:3]]
     for row, (scene, index) in enumerate(zip(scenes, indices[:3], strict=True)):
         height = simulate(scene, int(index) % 24 + 1).state[-1, :, 2].mean()
-        assert batch.floor_offset[row] == pytest.approx(-height, abs=1e-6)
+        assert batch["floor"][row, 3] == pytest.approx(-height, abs=1e-6)
 
 
 def test_targets_have_unit_mean_square_on_the_prefix_that_defines_sigma(spec, root):
     for horizon in (1, 2, 4, 8):
-        windows = open_split(spec, root, "train", horizon=horizon, scenes=128)
+        windows = open_split(spec, root, "train", horizon=horizon, systems=128)
         batch = windows.batch(np.arange(len(windows)), dtype=torch.float64)
         assert (batch.weight * batch.target.square().sum(-1)).sum(1).mean() == pytest.approx(1, abs=1e-6)
         assert open_split(spec, root, "test", horizon=horizon).sigma == windows.sigma
@@ -89,10 +106,10 @@ def test_free_flight_has_no_target_but_precession(train):
     """The centre of mass of an object that touches nothing falls exactly as the ballistic reference says."""
     batch = train.batch(np.arange(0, len(train), 5), dtype=torch.float64)
     objects = Objects(batch)
-    free = objects.mean(batch.contact.double()) == 0
-    local = objects.mean(batch.center)
+    free = objects.mean(batch["contact"].double()) == 0
+    local = objects.mean(batch["center"])
     flight = ballistic(batch, objects, train.time, train.time_step)
-    from eqscale.rigid.motion import kabsch
+    from eqscale.tasks.rigid.motion import kabsch
 
     _, center = kabsch(batch, objects, flight.position + train.sigma * batch.target)
     chosen = free & objects.exists
@@ -117,8 +134,8 @@ def test_spin_is_recovered_from_vertex_velocities(train):
 
 
 def test_subsets_nest_and_unique_data_are_counted(spec, root, train):
-    part = open_split(spec, root, "train", scenes=40)
-    assert (part.n_scenes, part.windows_per_scene, len(part)) == (40, 24, 960)
+    part = open_split(spec, root, "train", systems=40)
+    assert (part.n_systems, part.samples_per_system, len(part)) == (40, 24, 960)
     indices = np.arange(0, 960, 17)
     torch.testing.assert_close(part.batch(indices).target, train.batch(indices).target, rtol=0, atol=0)
     assert part.unique_tokens == 24 * train.tokens[:40].sum()
@@ -128,7 +145,7 @@ def test_true_vertices_continue_the_batch(train):
     indices = np.arange(0, len(train), 24)[:30]
     track = train.track(indices, 4 * np.arange(7), dtype=torch.float64)
     batch = train.batch(indices, dtype=torch.float64)
-    torch.testing.assert_close(track[0], batch.position)
+    torch.testing.assert_close(track[0], batch["position"])
     later = train.batch(indices + train.horizon, dtype=torch.float64)
     objects = Objects(later)
     end = ballistic(later, objects, train.time, train.time_step).position + train.sigma * later.target
@@ -142,7 +159,7 @@ def test_true_vertices_continue_the_batch(train):
     [
         ({"horizon": 3}, "horizon 3"),
         ({"frame": "tilted"}, "'tilted'"),
-        ({"scenes": 129}, "129 train scenes"),
+        ({"systems": 129}, "129 train systems"),
         ({"split": "validation"}, "'validation'"),
     ],
 )
@@ -152,10 +169,10 @@ def test_bad_arguments_are_named(spec, root, arguments, message):
 
 
 def test_bad_specs_are_named():
-    with pytest.raises(InputError, match="unknown scene family 'XL'"):
-        DatasetSpec("XL")
+    with pytest.raises(InputError, match="unknown family 'XL'; choose from S, M, L"):
+        data_spec("XL")
     with pytest.raises(InputError, match="unknown engine 'bullet'"):
-        DatasetSpec(engine="bullet")
+        data_spec(engine="bullet")
     assert set(ENGINES) == {"standard", "stiff", "soft"}
 
 
