@@ -1,10 +1,12 @@
 """The registry of arms; importing this package registers the built-in ones."""
 
 from eqscale.arms import gatr, plain
-from eqscale.arms.base import Arm, Size, UnknownArm, arm_names, get_arm, load_arm_files, register
+from eqscale.arms.base import Arm, Size, TokenCounts, UnknownArm, arm_names, get_arm, load_arm_files, register
 from eqscale.arms.recipe import Recipe
 
 for _arm in (*plain.ARMS, *gatr.ARMS):
     register(_arm)
 
-__all__ = ["Arm", "Recipe", "Size", "UnknownArm", "arm_names", "get_arm", "load_arm_files", "register"]
+__all__ = [
+    "Arm", "Recipe", "Size", "TokenCounts", "UnknownArm", "arm_names", "get_arm", "load_arm_files", "register",
+]  # fmt: skip

@@ -32,6 +32,20 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of samples with T tokens each, padded to the longest of their batch."""
+
+    tokens: float
+    """Real tokens: sum of T."""
+    pairs: float
+    """Pairs of real tokens of one sample: sum of T**2."""
+    padded_tokens: float
+    """Tokens, padding included."""
+    padded_pairs: float
+    """Pairs of tokens of one sample, padding included."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Arm:
     """One way to deal with the symmetry, with everything the study needs to train it at any size."""
 
@@ -61,6 +75,21 @@ class Arm:
     def sizes(self, budget: float) -> tuple[Size, ...]:
         """The sizes that suit a budget in executed FLOPs, in order of parameters."""
         return next((sizes for least, sizes in reversed(self.deeper_ladders) if budget >= least), self.ladder)
+
+    def executed_flops(
+        self, size: Size, task: Task, counts: TokenCounts, device: torch.device | None = None
+    ) -> float:
+        """Training FLOPs that samples cost, with their padding unless the arm leaves it out.
+
+        Args:
+            size: the model's.
+            task: what it trains on.
+            counts: tokens of the samples.
+            device: where they were computed; None for a plan, which assumes that padding is left out if it can be.
+        """
+        packed = self.packed is not None and (device is None or self.packed(device))
+        computed = (counts.tokens, counts.pairs) if packed else (counts.padded_tokens, counts.padded_pairs)
+        return self.flops(size, task).executed.total(*computed)
 
     def parameters(self, size: Size, task: Task) -> int:
         """Number of trainable parameters, counted without allocating them."""

@@ -48,11 +48,3 @@ class Recipe:
 def fitted_recipe(arm: str) -> Recipe:
     """The recipe that the search found for a built-in arm."""
     return Recipe(**json.loads(_FILE.read_text())[arm])
-
-
-def adopt_recipes(recipes: dict[str, Recipe]) -> Path:
-    """Make recipes those of the built-in arms they are named after; returns the file that holds them."""
-    known = json.loads(_FILE.read_text())
-    known |= {arm: dataclasses.asdict(recipe) for arm, recipe in recipes.items() if arm in known}
-    _FILE.write_text(json.dumps(known, indent=1) + "\n")
-    return _FILE

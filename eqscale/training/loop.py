@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from eqscale.arms import get_arm
+from eqscale.arms import TokenCounts, get_arm
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath
 from eqscale.tasks import Batch, Samples, get_task
 from eqscale.tasks.loader import batches
-from eqscale.tasks.metrics import evaluate, normalise, squared_error
+from eqscale.tasks.metrics import evaluate, squared_error
 from eqscale.tasks.symmetry import transform
 from eqscale.training import checkpoint
 from eqscale.training.group import Group
@@ -546,10 +546,8 @@ def train(
     except _Diverged:
         status, test = "diverged", {}
 
-    progress, flops = trainer.progress, trainer.arm.flops(spec.size, trainer.task)
-    computed = (progress.padded_tokens, progress.padded_pairs)
-    if trainer.arm.packed and trainer.arm.packed(trainer.device):
-        computed = (progress.tokens, progress.pairs)
+    progress, nominal = trainer.progress, trainer.arm.flops(spec.size, trainer.task).nominal
+    counts = TokenCounts(progress.tokens, progress.pairs, progress.padded_tokens, progress.padded_pairs)
     samples_drawn = progress.step * spec.batch_size
     cpu_known = trainer.device.type == "cpu" and math.isfinite(progress.cpu_seconds)
     return RunRecord(
@@ -562,8 +560,8 @@ def train(
         epochs=samples_drawn / len(train_samples),
         unique_samples=min(samples_drawn, len(train_samples)),
         unique_tokens=min(progress.tokens, train_samples.unique_tokens),
-        flops_nominal=flops.nominal.total(progress.tokens, progress.pairs),
-        flops_executed=flops.executed.total(*computed),
+        flops_nominal=nominal.total(progress.tokens, progress.pairs),
+        flops_executed=trainer.arm.executed_flops(spec.size, trainer.task, counts, trainer.device),
         seconds=progress.seconds,
         evaluation_seconds=progress.evaluation_seconds + time.perf_counter() - begin,
         peak_memory_mb=_peak_memory_mb(),
