@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from eqscale.errors import InputError
 from eqscale.arms.recipe import Recipe
+from eqscale.errors import InputError
 from eqscale.models.flops import TrainingFlops
 from eqscale.plugins import load_files
 from eqscale.tasks import Task

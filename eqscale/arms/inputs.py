@@ -65,7 +65,7 @@ def invariants_width(schema: Schema) -> int:
 
 
 def invariants(batch: Batch) -> Tensor:
-    """Everything about a token that no motion changes, (B, T, ``invariants_width``): invariants, then those of planes."""
+    """All that no motion changes of a token, (B, T, ``invariants_width``): invariant fields, then those of planes."""
     T = batch.mask.shape[1]
     own = [_everywhere(_number(batch, field), field, T) for field in batch.schema.of(Kind.INVARIANT)]
     found = own + plane_invariants(batch)
@@ -81,7 +81,7 @@ def multivectors_width(schema: Schema) -> tuple[int, int]:
 
 
 def multivectors(batch: Batch, unit: float) -> Tensor:
-    """A token and its sample as multivectors, (B, T, true + pseudo, 16); every channel moves with the sample under E(3).
+    """A token and its sample as multivectors, (B, T, true + pseudo, 16); all of them move with the sample under E(3).
 
     True channels: planes; planes through a point, normal to a direction that is attached to it, or to its difference
     from the point that it is relative to; pseudovectors as ideal points. Pseudo channels: points, and directions as
@@ -96,7 +96,9 @@ def multivectors(batch: Batch, unit: float) -> Tensor:
     true = [embed_plane(plane[..., :3], plane[..., :3] * plane[..., 3:]) for plane in planes]
     true += [embed_plane(at[f.name], at[f.at]) for f in schema.of(Kind.DIRECTION) if f.at]
     true += [
-        embed_plane(at[f.name] - at[f.relative_to], at[f.name]) for f in schema.of(Kind.POINT) if f.relative_to
+        embed_plane(at[f.name] - at[f.relative_to], at[f.name])
+        for f in schema.of(Kind.POINT)
+        if f.relative_to
     ]
     # In a true channel an ideal point keeps its sign under reflections, as an axial vector does.
     true += [embed_direction(at[field.name]) for field in schema.of(Kind.PSEUDOVECTOR)]

@@ -8,10 +8,9 @@ import math
 from pathlib import Path
 
 PARAMETERS, STEPS, BATCH, BUDGET = 1e4, 1e3, 16, 1e11
-"""Where the scales of a recipe are meant: parameters, steps, windows in a batch, executed FLOPs."""
-_SMALLEST_BATCH = (
-    16  # the smallest that was searched; half of it costs nearly twice the seconds at small sizes
-)
+"""Where the scales of a recipe are meant: parameters, steps, samples in a batch, executed FLOPs."""
+# The smallest that was searched; half of it costs nearly twice the seconds at small sizes.
+_SMALLEST_BATCH = 16
 _FILE = Path(__file__).with_name("recipes.json")
 
 
@@ -25,12 +24,12 @@ class Recipe:
     by_steps: float = 0.0
     by_batch: float = 0.0
     batch: float = 16.0
-    """Windows in a batch at 1e11 executed FLOPs, before rounding."""
+    """Samples in a batch at 1e11 executed FLOPs, before rounding."""
     by_budget: float = 0.0
     """Exponent of the batch size in the budget."""
 
     def batch_size(self, budget: float) -> int:
-        """Windows in a batch at a budget of executed FLOPs: the nearest power of two, at least 16."""
+        """Samples in a batch at a budget of executed FLOPs: the nearest power of two, at least 16."""
         exact = math.log2(self.batch) + self.by_budget * math.log2(budget / BUDGET)
         return max(_SMALLEST_BATCH, 2 ** round(exact))
 

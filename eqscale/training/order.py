@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from eqscale.errors import InputError
 
 # Batches are cut from pools of this many shuffled batches sorted by token count: padding stays at a few
-# per cent while every batch is still a random sample of the samples.
+# per cent while every batch is still a uniform draw from the training set.
 _POOL_BATCHES = 32
 
 
 class DataOrder:
     """Shuffled passes over the samples of a training set, in batches of similar token count."""
 
-    def __init__(self, tokens: NDArray[np.int64], samples_per_system: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, tokens: NDArray[np.int64], samples_per_system: int, batch_size: int, seed: int
+    ) -> None:
         """Describe the order.
 
         Args:
@@ -54,7 +56,7 @@ class DataOrder:
         return order.reshape(-1, self.batch_size)
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """Window indices of the batch drawn at ``step`` (counted from 0), (batch_size,)."""
+        """Indices of the samples of the batch drawn at ``step`` (counted from 0), (batch_size,)."""
         epoch, index = divmod(step, self.batches_per_epoch)
         return self._epoch(epoch)[index]
 
