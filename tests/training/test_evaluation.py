@@ -4,11 +4,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from eqscale.rigid.dataset import open_split, open_stored
+from eqscale.rigid.metrics import averaged, evaluate
 
 from eqscale.cli import main
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import open_split, open_stored
-from eqscale.rigid.metrics import averaged, evaluate
 from eqscale.training import checkpoint
 from eqscale.training.evaluation import assess, ballistic, predictor, rollout_steps
 from eqscale.training.loop import load_trained, train
