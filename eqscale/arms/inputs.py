@@ -65,7 +65,7 @@ def invariants_width(schema: Schema) -> int:
 
 
 def invariants(batch: Batch) -> Tensor:
-    """Everything about a token that no motion changes, (B, T, ``invariants_width``), those of planes last."""
+    """All that no motion changes of a token, (B, T, ``invariants_width``): invariant fields, then those of planes."""
     T = batch.mask.shape[1]
     own = [_everywhere(_number(batch, field), field, T) for field in batch.schema.of(Kind.INVARIANT)]
     found = own + plane_invariants(batch)
@@ -81,7 +81,7 @@ def multivectors_width(schema: Schema) -> tuple[int, int]:
 
 
 def multivectors(batch: Batch, unit: float) -> Tensor:
-    """Multivectors (B, T, true + pseudo, 16); every channel moves with the sample under all of E(3).
+    """A token and its sample as multivectors, (B, T, true + pseudo, 16); all of them move with the sample under E(3).
 
     True channels: planes; planes through a point, normal to a direction that is attached to it, or to its difference
     from the point that it is relative to; pseudovectors as ideal points. Pseudo channels: points, and directions as

@@ -115,7 +115,7 @@ ARMS = (
     ),
     Arm(
         "transformer_aligned",
-        "align it: the plain transformer on samples turned upright",
+        "align it: the plain transformer on samples turned into a canonical frame",
         Role.ALIGN,
         functools.partial(_build, aligned=True),
         functools.partial(_flops, aligned=True),

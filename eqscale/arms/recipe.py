@@ -8,10 +8,9 @@ import math
 from pathlib import Path
 
 PARAMETERS, STEPS, BATCH, BUDGET = 1e4, 1e3, 16, 1e11
-"""Where the scales of a recipe are meant: parameters, steps, windows in a batch, executed FLOPs."""
-_SMALLEST_BATCH = (
-    16  # the smallest that was searched; half of it costs nearly twice the seconds at small sizes
-)
+"""Where the scales of a recipe are meant: parameters, steps, samples in a batch, executed FLOPs."""
+# The smallest that was searched; half of it costs nearly twice the seconds at small sizes.
+_SMALLEST_BATCH = 16
 _FILE = Path(__file__).with_name("recipes.json")
 
 

@@ -7,10 +7,6 @@ import dataclasses
 import datetime
 import functools
 import math
-import os
-import platform
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +26,7 @@ from eqscale.tasks.loader import batches
 from eqscale.tasks.metrics import evaluate, squared_error
 from eqscale.tasks.symmetry import transform
 from eqscale.training import checkpoint
+from eqscale.training.device import hardware, peak_memory_mb, replays_graphs, trains_in_bfloat16
 from eqscale.training.group import Group
 from eqscale.training.memory import NEXT_ATTEMPT, fitting, parts, read_micro_batch, write_micro_batch
 from eqscale.training.optim import RATE_SCALE, get_optimizer
@@ -42,7 +39,6 @@ CURVE_SAMPLES = 192
 _SYMMETRY_SAMPLES = 64
 _CHECKPOINT_SECONDS = 30.0
 _CHECK_STEPS = 20  # reading the loss synchronises a GPU: do it rarely
-_MOST_GRAPHS = 64  # of a run: each takes a fraction of a second to record, and memory
 _UNTIMED_STEPS = 3  # the first steps allocate, and compile on a GPU
 _RECORDING_STEPS = 300  # untimed where graphs are recorded: by then most lengths have come up
 
@@ -152,65 +148,6 @@ def symmetry_indices(samples: Samples, systems: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(_SYMMETRY_SAMPLES, total)).round().astype(np.int64)
 
 
-def trains_in_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products of training steps run in bfloat16: on GPUs that have it, or as EQSCALE_BF16 (0, 1) says.
-
-    Weights, optimiser and evaluations stay in float32.
-
-    Raises:
-        InputError: if EQSCALE_BF16 is neither.
-    """
-    asked = _switch("EQSCALE_BF16", "float32", "bfloat16")
-    if asked is not None:
-        return asked
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def replays_graphs(device: torch.device, world: int, lengths: int) -> bool:
-    """Whether a run records its kernels as CUDA graphs, one for each length of batches, and replays them.
-
-    Steps of small networks are mostly launches of kernels, which a graph saves. EQSCALE_CUDA_GRAPHS=0 switches them
-    off.
-
-    Args:
-        device: where the run trains.
-        world: devices that train it together; graphs don't take part in the exchange of gradients.
-        lengths: different numbers of tokens that batches can be padded to.
-
-    Raises:
-        InputError: if EQSCALE_CUDA_GRAPHS is neither 0 nor 1.
-    """
-    wanted = _switch("EQSCALE_CUDA_GRAPHS", "launch kernels one by one", "CUDA graphs") is not False
-    return wanted and device.type == "cuda" and world == 1 and lengths <= _MOST_GRAPHS
-
-
-def _switch(variable: str, off: str, on: str) -> bool | None:
-    """Value of an environment variable that is 0, 1 or not set (None)."""
-    asked = os.environ.get(variable, "")
-    if asked not in ("", "0", "1"):
-        raise InputError(f"{variable}={asked}: must be 0 ({off}) or 1 ({on})")
-    return asked == "1" if asked else None
-
-
-def _hardware(device: torch.device, bfloat16: bool, graphs: bool) -> str:
-    suffix = (", bfloat16 products" if bfloat16 else "") + (", CUDA graphs" if graphs else "")
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device) + suffix
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}{suffix}"
-
-
-def _peak_memory_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 class _Diverged(Exception):
     pass
 
@@ -234,8 +171,15 @@ class _Progress:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
+_ALONE = Group()
+
+
+def _ignore(_: Any) -> None:
+    pass
+
+
 class _Trainer:
-    """State of one run between its steps."""
+    """State of one run between its steps; arguments and errors as of ``train``."""
 
     def __init__(
         self,
@@ -243,43 +187,69 @@ class _Trainer:
         train_samples: Samples,
         test_samples: Samples,
         checkpoints: AnyPath,
-        report: Callable[[CurvePoint], None],
-        alive: Callable[[int], None],
-        checkpoint_seconds: float | None,
-        group: Group,
+        report: Callable[[CurvePoint], None] = _ignore,
+        alive: Callable[[int], None] = _ignore,
+        checkpoint_seconds: float | None = None,
+        group: Group = _ALONE,
     ) -> None:
         self.spec, self.arm, self.task, self.group = spec, get_arm(spec.arm), get_task(spec.task), group
-        self.elements = self.task.elements(spec.options)
         self.train_samples, self.test_samples = train_samples, test_samples
         self.checkpoints, self.report, self.alive = checkpoints, report, alive
         self.checkpoint_seconds = _CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+        self._check()
         self.last_sign = time.perf_counter()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.elements = self.task.elements(spec.options)
         _, order_seed, self.augmentation_seed = spawn_seeds(spec.seed)
         self.order = DataOrder(
             train_samples.tokens, train_samples.samples_per_system, spec.batch_size, order_seed
         )
-        self.model = build_model(spec).to(self.device)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.graphs = replays_graphs(self.device, group.world, len(np.unique(train_samples.tokens)))
-        if self.device.type == "cuda":
-            self.model.compile(dynamic=True, mode="reduce-overhead" if self.graphs else "default")
         self.bfloat16 = trains_in_bfloat16(self.device)
         self.precision: contextlib.AbstractContextManager = contextlib.nullcontext()
         if self.bfloat16:
             self.precision = torch.autocast(self.device.type, torch.bfloat16)
+        self.model = build_model(spec).to(self.device)
+        if self.device.type == "cuda":
+            self.model.compile(dynamic=True, mode="reduce-overhead" if self.graphs else "default")
         self.parameters = list(self.model.parameters())  # finding them takes a small model 1 % of a step
-        if (
-            self.graphs
-        ):  # else a parameter keeps a graph's output as its gradient, and the next part overwrites it
+        if self.graphs:
+            # Else a parameter keeps a graph's output as its gradient, and the next part overwrites it.
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        self.optimizer = get_optimizer(spec.optimizer).build(
-            self.model, spec.learning_rate, spec.weight_decay
-        )
-        self.progress = _Progress(devices=group.world)
+        optimizer = get_optimizer(spec.optimizer)
+        self.optimizer = optimizer.build(self.model, spec.learning_rate, spec.weight_decay)
         self.pending: list[Tensor] = []
         self.curve_steps = {round(spec.steps * k / CURVE_POINTS) for k in range(1, CURVE_POINTS + 1)}
         self.curve_indices = evaluation_indices(test_samples, min(CURVE_SAMPLES, spec.test_systems), 1)
+        self.progress = _Progress(devices=group.world)
+        self._resume()
+        self.micro_batch = read_micro_batch(checkpoints, math.ceil(spec.batch_size / group.world))
+        self.evaluation_batch: int | None = None  # all that an evaluation asks for at once
+        self.trained = self.model
+        if group.world > 1:
+            # An arm may have weights that a loss doesn't depend on.
+            self.trained = DistributedDataParallel(
+                self.model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
+
+    def _check(self) -> None:
+        spec, words = self.spec, self.task.words
+        train, test = self.train_samples.n_systems, self.test_samples.n_systems
+        if train != spec.train_systems or test < spec.test_systems:
+            raise InputError(
+                f"run {spec.name} asks for {spec.train_systems} training and {spec.test_systems} test "
+                f"{words.systems}; the data have {train} and {test}"
+            )
+        if self.group.world > spec.batch_size:
+            raise InputError(
+                f"run {spec.name} can't use {self.group.world} devices: its batch has {spec.batch_size} "
+                f"{words.samples}"
+            )
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint that the first rank can read, if there is one."""
+        spec, group, checkpoints = self.spec, self.group, self.checkpoints
         state = checkpoint.load_newest(checkpoints) if group.rank == 0 else None
         newest = group.told(-1 if state is None else state["progress"]["step"])
         if group.rank > 0 and newest >= 0:
@@ -287,32 +257,21 @@ class _Trainer:
         if state is not None:
             if state.get("run_id") != spec.run_id:
                 raise InputError(
-                    f"the checkpoints in {str(checkpoints)!r} are of another run (other arm, size, data or version "
-                    f"of the code) than {spec.name}: delete them, or choose another folder"
+                    f"the checkpoints in {str(checkpoints)!r} are of another run (other arm, size, data, optimiser or "
+                    f"version of the code) than {spec.name}: delete them, or choose another folder"
                 )
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             # NaN: a checkpoint from before CPU time was counted
             self.progress = _Progress(**{"cpu_seconds": math.nan, **state["progress"]})
-        if self.progress.devices != group.world:
-            self._note(
-                f"devices: {self.progress.devices} up to step {self.progress.step}, then {group.world}"
-            )
-            self.progress.devices = group.world
+        progress = self.progress
+        if progress.devices != group.world:
+            self._note(f"devices: {progress.devices} up to step {progress.step}, then {group.world}")
+            progress.devices = group.world
         for step in checkpoint.steps(checkpoints) if group.rank == 0 else ():
-            if step > self.progress.step:
-                self._note(
-                    f"the checkpoint of step {step} was damaged: went on from step {self.progress.step}"
-                )
+            if step > progress.step:
+                self._note(f"the checkpoint of step {step} was damaged: went on from step {progress.step}")
                 checkpoint.remove(checkpoints, step)
-        self.micro_batch = read_micro_batch(checkpoints, math.ceil(spec.batch_size / group.world))
-        self.trained = self.model
-        if group.world > 1:
-            # An arm may have weights that a loss doesn't depend on.
-            self.trained = DistributedDataParallel(
-                self.model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
-        self.evaluation_batch: int | None = None  # all that an evaluation asks for at once
 
     def run(self) -> None:
         """Train to the last step; raises _Diverged when the loss leaves the sensible range."""
@@ -351,6 +310,52 @@ class _Trainer:
         chosen = symmetry_indices(self.test_samples, spec.test_systems)
         return self.task.evaluate(self._predict, self.test_samples, indices) | self.task.equivariance(
             self._predict, self.test_samples, chosen
+        )
+
+    def save_weights(self, path: AnyPath) -> None:
+        """Write what ``load_trained`` reads; raises OSError if the file can't be written."""
+        state = {
+            "results_version": RESULTS_VERSION,
+            "spec": self.spec.to_dict(),
+            "model": self.model.state_dict(),
+        }
+        save = functools.partial(checkpoint.save_file, path, state)
+        checkpoint.write_patiently(save, f"the weights of run {self.spec.name}")
+
+    def record(
+        self, status: str, test: dict[str, float], started: str, evaluation_seconds: float
+    ) -> RunRecord:
+        """What the run has come to; ``evaluation_seconds`` are those of the final evaluation."""
+        spec, progress = self.spec, self.progress
+        counts = TokenCounts(progress.tokens, progress.pairs, progress.padded_tokens, progress.padded_pairs)
+        samples_drawn, unique = progress.step * spec.batch_size, len(self.train_samples)
+        cpu_known = self.device.type == "cpu" and math.isfinite(progress.cpu_seconds)
+        nominal = self.arm.flops(spec.size, self.task).nominal
+        return RunRecord(
+            spec=spec,
+            run_id=spec.run_id,
+            status=status,
+            parameters=sum(p.numel() for p in self.parameters if p.requires_grad),
+            tokens=progress.tokens,
+            padded_tokens=progress.padded_tokens,
+            epochs=samples_drawn / unique,
+            unique_samples=min(samples_drawn, unique),
+            unique_tokens=min(progress.tokens, self.train_samples.unique_tokens),
+            flops_nominal=nominal.total(progress.tokens, progress.pairs),
+            flops_executed=self.arm.executed_flops(spec.size, self.task, counts, self.device),
+            seconds=progress.seconds,
+            evaluation_seconds=progress.evaluation_seconds + evaluation_seconds,
+            peak_memory_mb=peak_memory_mb(),
+            steps_done=progress.step,
+            test=test,
+            curve=[CurvePoint(**point) for point in progress.curve],
+            hardware=hardware(self.device, self.bfloat16, self.graphs),
+            code=CODE,
+            started=started,
+            devices=progress.devices,
+            micro_batch=self.micro_batch,
+            notes=progress.notes,
+            cpu_seconds=progress.cpu_seconds if cpu_known else None,
         )
 
     def _step(self, batch: Batch) -> None:
@@ -453,21 +458,6 @@ class _Trainer:
         return fitting(compute, self.evaluation_batch or len(batch), halved)
 
 
-_ALONE = Group()
-
-
-def _check(spec: RunSpec, train_samples: Samples, test_samples: Samples, group: Group) -> None:
-    if train_samples.n_systems != spec.train_systems or test_samples.n_systems < spec.test_systems:
-        raise InputError(
-            f"run {spec.name} asks for {spec.train_systems} training and {spec.test_systems} test systems; "
-            f"the data have {train_samples.n_systems} and {test_samples.n_systems}"
-        )
-    if group.world > spec.batch_size:
-        raise InputError(
-            f"run {spec.name} can't use {group.world} devices: its batch has {spec.batch_size} samples"
-        )
-
-
 def follow(
     spec: RunSpec, train_samples: Samples, test_samples: Samples, *, checkpoints: AnyPath, group: Group
 ) -> None:
@@ -475,10 +465,7 @@ def follow(
 
     Args and errors as of ``train``; returns nothing, as the first rank evaluates and keeps the record.
     """
-    _check(spec, train_samples, test_samples, group)
-    trainer = _Trainer(
-        spec, train_samples, test_samples, checkpoints, lambda point: None, lambda step: None, None, group
-    )
+    trainer = _Trainer(spec, train_samples, test_samples, checkpoints, group=group)
     with contextlib.suppress(_Diverged):
         trainer.run()
 
@@ -490,8 +477,8 @@ def train(
     *,
     checkpoints: AnyPath,
     weights: AnyPath | None = None,
-    report: Callable[[CurvePoint], None] = lambda point: None,
-    alive: Callable[[int], None] = lambda step: None,
+    report: Callable[[CurvePoint], None] = _ignore,
+    alive: Callable[[int], None] = _ignore,
     checkpoint_seconds: float | None = None,
     group: Group = _ALONE,
 ) -> RunRecord:
@@ -524,7 +511,6 @@ def train(
         OSError: if the final weights can't be written.
         RuntimeError: if another rank is lost, or this one runs out of memory in a group.
     """
-    _check(spec, train_samples, test_samples, group)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     trainer = _Trainer(
         spec, train_samples, test_samples, checkpoints, report, alive, checkpoint_seconds, group
@@ -538,46 +524,10 @@ def train(
         if not math.isfinite(test["nmse"]):
             raise _Diverged
         if weights is not None:
-            state = {
-                "results_version": RESULTS_VERSION,
-                "spec": spec.to_dict(),
-                "model": trainer.model.state_dict(),
-            }
-            save = functools.partial(checkpoint.save_file, weights, state)
-            checkpoint.write_patiently(save, f"the weights of run {spec.name}")
+            trainer.save_weights(weights)
     except _Diverged:
         status, test = "diverged", {}
-
-    progress, nominal = trainer.progress, trainer.arm.flops(spec.size, trainer.task).nominal
-    counts = TokenCounts(progress.tokens, progress.pairs, progress.padded_tokens, progress.padded_pairs)
-    samples_drawn = progress.step * spec.batch_size
-    cpu_known = trainer.device.type == "cpu" and math.isfinite(progress.cpu_seconds)
-    return RunRecord(
-        spec=spec,
-        run_id=spec.run_id,
-        status=status,
-        parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        tokens=progress.tokens,
-        padded_tokens=progress.padded_tokens,
-        epochs=samples_drawn / len(train_samples),
-        unique_samples=min(samples_drawn, len(train_samples)),
-        unique_tokens=min(progress.tokens, train_samples.unique_tokens),
-        flops_nominal=nominal.total(progress.tokens, progress.pairs),
-        flops_executed=trainer.arm.executed_flops(spec.size, trainer.task, counts, trainer.device),
-        seconds=progress.seconds,
-        evaluation_seconds=progress.evaluation_seconds + time.perf_counter() - begin,
-        peak_memory_mb=_peak_memory_mb(),
-        steps_done=progress.step,
-        test=test,
-        curve=[CurvePoint(**point) for point in progress.curve],
-        hardware=_hardware(trainer.device, trainer.bfloat16, trainer.graphs),
-        code=CODE,
-        started=started,
-        devices=progress.devices,
-        micro_batch=trainer.micro_batch,
-        notes=progress.notes,
-        cpu_seconds=progress.cpu_seconds if cpu_known else None,
-    )
+    return trainer.record(status, test, started, time.perf_counter() - begin)
 
 
 def time_steps(
@@ -598,19 +548,9 @@ def time_steps(
     Raises:
         InputError: if the data don't have the systems that the spec asks for.
     """
-    _check(spec, train_samples, test_samples, _ALONE)
     spec = dataclasses.replace(spec, steps=10**9)  # as many as there is time for
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _Trainer(
-            spec,
-            train_samples,
-            test_samples,
-            Path(folder),
-            lambda point: None,
-            lambda step: None,
-            None,
-            _ALONE,
-        )
+        trainer = _Trainer(spec, train_samples, test_samples, Path(folder))
     clock = time.perf_counter if trainer.device.type == "cuda" else time.process_time
     shares = (trainer.order.batch(step) for step in range(spec.steps))
     begin = 0.0
@@ -623,4 +563,4 @@ def time_steps(
             if done and clock() - begin >= seconds:
                 break
             begin = begin or clock()
-    return (clock() - begin) / done, _hardware(trainer.device, trainer.bfloat16, trainer.graphs)
+    return (clock() - begin) / done, hardware(trainer.device, trainer.bfloat16, trainer.graphs)

@@ -22,6 +22,7 @@ class Optimizer:
     name: str
     """Identifier in specs, run tables and command lines."""
     description: str
+    """One line for ``--help`` and reports."""
     build: Callable[[nn.Module, float, float], torch.optim.Optimizer]
     """(model, peak learning rate, weight decay) -> optimiser. Groups with the key ``rate_scale`` get that multiple of
     the scheduled rate."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eqscale.errors import InputError
 
 # Batches are cut from pools of this many shuffled batches sorted by token count: padding stays at a few
-# per cent while every batch is still a random sample of the samples.
+# per cent while every batch is still a uniform draw from the training set.
 _POOL_BATCHES = 32
 
 
@@ -56,7 +56,7 @@ class DataOrder:
         return order.reshape(-1, self.batch_size)
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """Window indices of the batch drawn at ``step`` (counted from 0), (batch_size,)."""
+        """Indices of the samples of the batch drawn at ``step`` (counted from 0), (batch_size,)."""
         epoch, index = divmod(step, self.batches_per_epoch)
         return self._epoch(epoch)[index]
 

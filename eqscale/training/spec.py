@@ -12,7 +12,7 @@ from typing import Any
 from eqscale import __version__
 from eqscale.arms import Size, get_arm
 from eqscale.errors import InputError
-from eqscale.tasks import DEFAULT, get_task
+from eqscale.tasks import DEFAULT, Task, get_task
 from eqscale.tasks.base import OptionValue
 from eqscale.training.optim import get_optimizer
 
@@ -76,9 +76,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         arm, task = get_arm(self.arm), get_task(self.task)
         system, systems, samples = task.words.unit.one, task.words.unit.many, task.words.sample.many
-        options = task.check_options(dict(self.view))
-        view = tuple((o.name, options[o.name]) for o in task.options if not o.of_data)
-        object.__setattr__(self, "view", view)
+        object.__setattr__(self, "view", _view(task, self.view))
         get_optimizer(self.optimizer)
         self._require(
             "steps", "batch_size", "train_systems", "test_systems", "test_samples_per_system", at_least=1
@@ -91,8 +89,8 @@ class RunSpec:
                 )
         if self.learning_rate > MAX_LEARNING_RATE:
             raise InputError(
-                f"run of arm {self.arm}: learning rate {self.learning_rate:g} can't work: AdamW moves every weight by "
-                f"about as much in a step; at most {MAX_LEARNING_RATE:g}"
+                f"run of arm {self.arm}: learning rate {self.learning_rate:g} can't work: weights start far below 1; "
+                f"at most {MAX_LEARNING_RATE:g}"
             )
         if not 0 <= self.warmup <= 1:
             raise InputError(f"run of arm {self.arm}: warmup must be a share of the steps, not {self.warmup}")
@@ -157,8 +155,25 @@ class RunSpec:
         """Inverse of ``to_dict``."""
         task = get_task(content.get("task", ADDED["task"]))
         fields = _own_names(content, task.stored_names)
-        view = {option.name: fields.pop(option.name) for option in task.options if option.name in fields}
+        view = {name: fields.pop(name) for name in fields.keys() - _fields()}
         return cls(**(fields | {"size": Size(**fields["size"]), "view": tuple(view.items())}))
+
+
+def _fields() -> set[str]:
+    return {field.name for field in dataclasses.fields(RunSpec)}
+
+
+def _view(task: Task, given: tuple[tuple[str, OptionValue], ...]) -> tuple[tuple[str, OptionValue], ...]:
+    """Every view option of the task with its value; raises InputError for one that a run can't have."""
+    own = [option.name for option in task.options if not option.of_data]
+    if taken := sorted(_fields().intersection(own)):
+        raise InputError(f"task {task.name!r}: option {taken[0]!r} has the name of a field of every run")
+    if unknown := sorted(dict(given).keys() - set(own)):
+        raise InputError(
+            f"a run of task {task.name!r} has no option {unknown[0]!r}; choose from {', '.join(own) or 'none'}"
+        )
+    values = task.check_options(dict(given))
+    return tuple((name, values[name]) for name in own)
 
 
 def _own_names(content: Mapping[str, Any], stored: Mapping[str, str]) -> dict[str, Any]:

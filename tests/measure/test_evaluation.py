@@ -7,9 +7,10 @@ import torch
 
 from eqscale.cli import main
 from eqscale.errors import InputError
-from eqscale.measure.evaluation import assess, ballistic, predictor, rollout_steps
+from eqscale.measure.evaluation import assess, predictor, zero
 from eqscale.tasks.dataset import open_split, open_stored
-from eqscale.rigid.metrics import averaged, evaluate
+from eqscale.tasks.metrics import averaged, evaluate
+from eqscale.tasks.rigid.task import TASK
 from eqscale.training import checkpoint
 from eqscale.training.loop import load_trained, train
 from tests.training.conftest import DATA
@@ -38,15 +39,15 @@ def test_the_command_prints_the_record_s_numbers_and_writes_them(trained, data_r
     assert list(by_column) == [
         (frame, name)
         for frame in ("random", "upright")
-        for name in ("ballistic", "model", "model, mean of 4")
+        for name in ("zero", "model", "model, mean of 4")
     ]
     random = by_column["random", "model"]
     assert random["errors"]["nmse"] == record.test["nmse"]
     assert random["errors"]["nmse_se"] == record.test["nmse_se"]
     assert random["equivariance"] == {k: v for k, v in record.test.items() if k.startswith("equivariance_")}
     assert by_column["upright", "model"]["errors"]["nmse"] != record.test["nmse"]
-    assert by_column["upright", "ballistic"]["errors"]["nmse"] == pytest.approx(1)
-    assert by_column["random", "ballistic"]["equivariance"]["equivariance_yaw"] is None
+    assert by_column["upright", "zero"]["errors"]["nmse"] == pytest.approx(1)
+    assert by_column["random", "zero"]["equivariance"]["equivariance_yaw"] is None
     for frame in ("random", "upright"):
         one, four = by_column[frame, "model"], by_column[frame, "model, mean of 4"]
         key = f"equivariance_{'rotation' if frame == 'random' else 'yaw'}"
@@ -62,8 +63,8 @@ def test_averaging_an_equivariant_predictor_changes_nothing(data_root):
     for frame in ("random", "upright"):
         windows = open_split(DATA, data_root, "test", frame=frame)
         batch = windows.batch(np.arange(0, len(windows), 10))
-        mean = averaged(lambda b: b.velocity - 3 * b.gravity[:, None], frame, 5)
-        torch.testing.assert_close(mean(batch), batch.velocity - 3 * batch.gravity[:, None])
+        mean = averaged(lambda b: b["velocity"] - 3 * b["gravity"][:, None], TASK.elements({"frame": frame}), 5)
+        torch.testing.assert_close(mean(batch), batch["velocity"] - 3 * batch["gravity"][:, None])
 
 
 def test_averaging_approaches_an_equivariant_predictor(data_root):
@@ -71,36 +72,36 @@ def test_averaging_approaches_an_equivariant_predictor(data_root):
     constant = torch.tensor([1.0, 2.0, 2.0])
     for frame, rest in (("random", 0.0), ("upright", 2.0)):
         batch = open_split(DATA, data_root, "test", frame=frame).batch(np.arange(20))
-        mean = averaged(lambda b: constant.expand_as(b.target), frame, 500)(batch)
+        mean = averaged(lambda b: constant.expand_as(b.target), TASK.elements({"frame": frame}), 500)(batch)
         torch.testing.assert_close(mean[:, 0], torch.tensor([0.0, 0.0, rest]).expand(20, 3), atol=0.4, rtol=0)
 
 
 def test_one_is_no_averaging_and_zero_is_refused(windows):
     test = windows[1]
     indices = np.arange(len(test))
-    f = lambda b: b.velocity * torch.tensor([0.1, 0.2, 0.3])  # noqa: E731
-    assert evaluate(averaged(f, "random", 1), test, indices) == evaluate(f, test, indices)
+    f = lambda b: b["velocity"] * torch.tensor([0.1, 0.2, 0.3])  # noqa: E731
+    elements = TASK.elements({"frame": "random"})
+    assert evaluate(averaged(f, elements, 1), test, indices) == evaluate(f, test, indices)
     with pytest.raises(InputError, match="averaging over 0 group elements: at least 1"):
-        averaged(f, "random", 0)
+        averaged(f, elements, 0)
 
 
 def test_rollouts_take_as_many_steps_as_a_scene_has_room_for(trained, windows):
     spec, model = load_trained(trained[1])
     test = windows[1]
-    assert [rollout_steps(seconds, test) for seconds in (0, 0.1, 0.5, 1.0, 7 / 6)] == [0, 1, 3, 6, 7]
+    for seconds, steps in ((0.1, 1), (0.5, 3), (7 / 6, 7)):
+        rollout = assess(predictor(model), spec, test, 1, seconds).rollout
+        assert len(rollout["time_s"]) == len(rollout["rotation_rmse_deg"]) == steps
+        assert rollout["translation_rmse_m"][-1] > 0.02
     for seconds in (-1, 2.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match=r"choose from 0 \(none\) to 1.17 s, in steps of 0.167 s"):
-            rollout_steps(seconds, test)
-    assert assess(ballistic, spec, test, 1, 0).rollout is None
-    for steps in (1, 7):
-        rollout = assess(predictor(model), spec, test, 1, steps).rollout
-        assert len(rollout.time_s) == len(rollout.rotation_rmse_deg) == steps
-        assert rollout.translation_rmse_m[-1] > 0.02
+        with pytest.raises(InputError, match=r"choose from 0.167 to 1.17 s, in steps of 0.167 s, or 0 for none"):
+            assess(zero, spec, test, 1, seconds)
+    assert assess(zero, spec, test, 1, 0).rollout is None
 
 
 def test_stored_data_open_by_the_digest_of_their_definition(data_root):
-    options = {"frame": "upright", "horizon": 2, "scenes": 5}
-    stored = open_stored(DATA.digest, data_root, "test", **options)
+    options = {"frame": "upright", "horizon": 2, "systems": 5}
+    stored = open_stored("rigid", DATA.digest, data_root, "test", **options)
     named = open_split(DATA, data_root, "test", **options)
     assert stored.time_step == named.time_step
     a, b = (w.batch(np.arange(100)) for w in (stored, named))
@@ -117,7 +118,7 @@ def test_stored_data_open_by_the_digest_of_their_definition(data_root):
             "another version of the arm 'transformer'",
         ),
         ({"spec": {"data": "e" * 64}}, "data eeeeeeeeeeee are not under"),
-        ({"spec": {"test_systems": 7}}, "does not hold 7 test scenes yet"),
+        ({"spec": {"test_scenes": 7}}, "does not hold 7 test systems yet"),
     ],
     ids=["code", "arm", "size", "data", "scenes"],
 )
@@ -135,7 +136,7 @@ def test_a_checkpoint_that_does_not_fit_gives_one_line(trained, data_root, tmp_p
     ("arguments", "message"),
     [
         (["--average", "0"], "--average 0: must be at least 1"),
-        (["--rollout", "5"], "a rollout of 5 s: choose from 0 (none) to 1.17 s"),
+        (["--rollout", "5"], "a rollout of 5 s: choose from 0.167 to 1.17 s"),
         (["--json", "nowhere/metrics.json"], "there is no folder 'nowhere'"),
         (["--data", "nowhere"], "are not under 'nowhere', which holds no data set at all"),
         (["--arm-file", "nowhere.py"], "arm file 'nowhere.py' is not a readable Python file"),

@@ -1,8 +1,9 @@
 import pytest
 
-from eqscale.rigid.dataset import DatasetSpec, open_split, prepare
+from eqscale.tasks.dataset import open_split, prepare
+from eqscale.tasks.rigid.task import data_spec
 
-DATA = DatasetSpec(family="S", train_scenes=20, test_scenes=6)
+DATA = data_spec("S", train_systems=20, test_systems=6)
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +15,4 @@ def data_root(tmp_path_factory):
 
 @pytest.fixture
 def windows(data_root):
-    return (
-        open_split(DATA, data_root, "train", scenes=DATA.train_scenes),
-        open_split(DATA, data_root, "test", scenes=DATA.test_scenes),
-    )
+    return open_split(DATA, data_root, "train"), open_split(DATA, data_root, "test")

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from eqscale.arms import Size
 from eqscale.errors import InputError
-from eqscale.rigid.dataset import open_split
-from eqscale.rigid.loader import batches
+from eqscale.tasks.dataset import open_split
+from eqscale.tasks.loader import batches
 from eqscale.training import checkpoint, loop
-from eqscale.training.arms import Size
 from eqscale.training.group import Group, join
 from eqscale.training.loop import follow, train
 from eqscale.training.memory import NEXT_ATTEMPT, read_micro_batch, write_micro_batch
@@ -32,10 +32,7 @@ RUN = make_spec(arm="transformer_aug", steps=30, batch_size=7)
 
 
 def open_windows(root):
-    return (
-        open_split(DATA, root, "train", scenes=DATA.train_scenes),
-        open_split(DATA, root, "test", scenes=DATA.test_scenes),
-    )
+    return open_split(DATA, root, "train"), open_split(DATA, root, "test")
 
 
 def take_steps(group, root, folder, name, dtype):
@@ -44,7 +41,9 @@ def take_steps(group, root, folder, name, dtype):
     loop.build_model = lambda spec: healthy[0](spec).to(dtype)
     loop.batches = functools.partial(batches, dtype=dtype)
     try:
-        trainer = loop._Trainer(STEPS[name], *open_windows(root), folder, print, print, math.inf, group)
+        trainer = loop._Trainer(
+            STEPS[name], *open_windows(root), folder, checkpoint_seconds=math.inf, group=group
+        )
         trainer.curve_steps = set()
         trainer.run()
     finally:
@@ -94,7 +93,7 @@ def out_of_memory(group, root, folder):
     healthy = loop.weighted_mse
 
     def limited(prediction, batch):
-        if group.rank == 1 and len(batch.weight) > 2:
+        if group.rank == 1 and len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return healthy(prediction, batch)
 

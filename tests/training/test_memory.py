@@ -1,12 +1,11 @@
 import ctypes
-import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
+from eqscale.arms import arm_names
 from eqscale.training import loop
-from eqscale.training.arms import arm_names
 from eqscale.training.loop import accumulate_gradient, build_model, train, weighted_mse
 from eqscale.training.memory import fitting, is_out_of_memory, parts, read_micro_batch, write_micro_batch
 from tests.training.test_loop import make_spec
@@ -33,10 +32,16 @@ def test_a_batch_that_fits_is_not_touched(windows):
     batch = windows[0].batch(np.arange(8))
     assert next(parts(batch, 8)) is batch
     pieces = list(parts(batch, 3))
-    assert [len(piece.weight) for piece in pieces] == [3, 3, 2]
-    for field in dataclasses.fields(batch):
-        joined = torch.cat([getattr(piece, field.name) for piece in pieces])
-        assert torch.equal(joined, getattr(batch, field.name))
+    assert [len(piece) for piece in pieces] == [3, 3, 2]
+    whole = tensors(batch)
+    assert {"position", "floor", "contact", "mask", "target", "weight", "system"} <= whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(torch.cat([tensors(piece)[name] for piece in pieces]), value), name
+
+
+def tensors(batch):
+    own = {name: getattr(batch, name) for name in ("mask", "target", "weight", "system")}
+    return own | batch.values | batch.labels
 
 
 def out_of_memory_above(monkeypatch, windows_at_once):
@@ -44,8 +49,8 @@ def out_of_memory_above(monkeypatch, windows_at_once):
     healthy, tried = loop.weighted_mse, []
 
     def limited(prediction, batch):
-        tried.append(len(batch.weight))
-        if len(batch.weight) > windows_at_once:
+        tried.append(len(batch))
+        if len(batch) > windows_at_once:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return healthy(prediction, batch)
 
@@ -60,7 +65,7 @@ def test_a_run_that_does_not_fit_goes_on_with_smaller_parts(windows, tmp_path, m
     halved = train(spec, *windows, checkpoints=tmp_path / "b")
     assert tried[:6] == [8, 4, 2, 2, 2, 2]
     assert halved.micro_batch == 2
-    assert halved.notes[0].startswith("out of memory at step 0: 4 windows at once (CUDA out of memory")
+    assert halved.notes[0].startswith("out of memory at step 0: 4 samples at once (CUDA out of memory")
     assert halved.run_id == straight.run_id
     assert halved.tokens == straight.tokens
     assert halved.test["nmse"] == pytest.approx(straight.test["nmse"], rel=1e-4)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from eqscale.training.arms import Size, get_arm
+from eqscale.arms import Size, get_arm
 from tests.training.test_loop import make_spec
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 from PIL import Image
 
 from eqscale.cli import main
@@ -20,10 +21,31 @@ def weights(windows, tmp_path):
     return path
 
 
-def test_trained_weights_load_and_animate(weights, data_root, tmp_path):
+# The spec of a weights file from before runs named their task, optimiser and systems.
+EARLIER = {
+    "arm": "transformer", "size": {"width": 8, "depth": 1, "heads": 2}, "budget": 1e9, "steps": 5, "batch_size": 8,
+    "learning_rate": 3e-3, "seed": 3, "data": DATA.digest, "train_scenes": 20, "test_scenes": 6,
+    "test_windows_per_scene": 2, "horizon": 4, "frame": "random", "warmup": 0.4, "weight_decay": 0.01, "clip": 1.0,
+}  # fmt: skip
+
+
+def test_trained_weights_load(weights):
     spec, model = load_trained(weights)
-    assert spec.steps == 5
+    assert spec == dataclasses.replace(make_spec(steps=5), data=DATA.digest)
     assert not model.training
+    stored = checkpoint.load_file(weights)["model"]
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_from_before_tasks_had_names_are_those_of_the_same_run(weights):
+    state = checkpoint.load_file(weights)
+    assert state["spec"] == EARLIER
+    checkpoint.save_file(weights, state | {"spec": dict(EARLIER, horizon=8, frame="upright")})
+    spec, _ = load_trained(weights)
+    assert spec.options == {"horizon": 8, "frame": "upright"}
+
+
+def test_trained_weights_animate(weights, data_root, tmp_path):
     out = tmp_path / "prediction.gif"
     assert main(["scenes", "--checkpoint", str(weights), "--data", str(data_root), "--out", str(out)]) == 0
     with Image.open(out) as image:
@@ -44,9 +66,12 @@ def test_a_checkpoint_of_another_version_or_of_an_unknown_arm_is_refused(weights
         load_trained(weights)
 
 
-def test_a_checkpoint_of_other_data_or_a_damaged_one_is_refused(weights, capsys, tmp_path):
+def test_a_checkpoint_of_other_data_is_refused(weights, capsys):
     assert main(["scenes", "--checkpoint", str(weights), "--seed", "9"]) == 2
     assert "was trained on other data" in capsys.readouterr().err
+
+
+def test_a_damaged_or_absent_checkpoint_is_refused(weights, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-7])
     with pytest.raises(InputError, match="damaged"):
         load_trained(weights)

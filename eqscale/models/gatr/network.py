@@ -1,7 +1,7 @@
 """GATr, the geometric algebra transformer (arXiv 2305.18415, 2311.04744), on the planar layout.
 
 With ``symmetry="parity"`` every channel is typed true (planes) or pseudo (points, directions): the network
-is then exactly equivariant under all of E(3), reflections included, from the embedded scene to the read-out,
+is then exactly equivariant under all of E(3), reflections included, from the embedded inputs to the read-out,
 and needs no reference multivector for the join.
 """
 
@@ -54,8 +54,8 @@ class GATrConfig:
     """Query heads; keys and values are shared (multi-query)."""
     symmetry: str = "parity"
     """"parity": typed channels, exact under E(3). "published": the untyped formulation of the papers (all
-    channels true, joins times e123 of the mean input multivector of a sample). "off": unconstrained
-    16 x 16 maps, products as they are (control)."""
+    channels true, joins times e123 of the mean input multivector of a sample). "off": unconstrained 16 x 16 maps,
+    products as they are (control)."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -4,22 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from eqscale.arms import Size, arm_names, get_arm, register
 from eqscale.errors import InputError
-from eqscale.rigid.symmetry import align, random_orthogonal, transform, translate
-from eqscale.training.arms import Size, arm_names, get_arm, register
+from eqscale.tasks import get_task
+from eqscale.tasks.symmetry import random_orthogonal, transform, translate
 
 ARMS = ("transformer", "transformer_aug", "transformer_aligned", "gatr")
-
-
-@pytest.fixture
-def batch(windows):
-    return windows[0].batch(np.arange(0, 480, 60), dtype=torch.float64)
+RIGID = get_task("rigid")
 
 
 def build(name, size=None):
     torch.manual_seed(0)
     arm = get_arm(name)
-    return arm.build(size or arm.ladder[4]).double()
+    return arm.build(size or arm.ladder[4], RIGID).double()
 
 
 def relative_error(a, b, mask):
@@ -29,10 +26,10 @@ def relative_error(a, b, mask):
 def test_gatr_is_exactly_equivariant_under_all_of_e3(batch):
     model = build("gatr")
     generator = torch.Generator().manual_seed(1)
-    R = random_orthogonal(len(batch.scene), generator, torch.float64)
+    R = random_orthogonal(len(batch), generator, torch.float64)
     assert (torch.linalg.det(R) < 0).any()  # reflections are among them
     assert (torch.linalg.det(R) > 0).any()
-    t = 100 * torch.randn(len(batch.scene), 3, generator=generator, dtype=torch.float64)
+    t = 100 * torch.randn(len(batch), 3, generator=generator, dtype=torch.float64)
     moved = translate(transform(batch, R), t)
     expected = model(batch) @ R.transpose(1, 2)
     assert relative_error(model(moved), expected, batch.mask) < 1e-10
@@ -40,14 +37,14 @@ def test_gatr_is_exactly_equivariant_under_all_of_e3(batch):
 
 def test_alignment_makes_predictions_covariant_under_turns_that_it_undoes(batch):
     model = build("transformer_aligned")
-    upright, R = align(batch)
+    upright, R = RIGID.align(batch)
     expected = model(batch) @ R.transpose(1, 2)
     assert relative_error(model(upright), expected, batch.mask) < 1e-10
 
 
 def test_the_plain_transformer_is_not_equivariant(batch):
     model = build("transformer")
-    R = random_orthogonal(len(batch.scene), torch.Generator().manual_seed(1), torch.float64)
+    R = random_orthogonal(len(batch), torch.Generator().manual_seed(1), torch.float64)
     assert relative_error(model(transform(batch, R)), model(batch) @ R.transpose(1, 2), batch.mask) > 0.1
 
 
@@ -55,7 +52,7 @@ def test_the_plain_transformer_is_not_equivariant(batch):
 def test_ladders_rise_in_parameters_from_1e3_to_nearly_1e9(name):
     arm = get_arm(name)
     for ladder in (arm.ladder, *(sizes for _, sizes in arm.deeper_ladders)):
-        counts = [arm.parameters(size) for size in ladder]
+        counts = [arm.parameters(size, RIGID) for size in ladder]
         assert counts == sorted(counts)
         assert counts[0] < (1.5e3 if ladder is arm.ladder else 5e3)
         assert counts[-1] > 5e8
@@ -82,10 +79,12 @@ def test_predictions_start_small_at_every_rung(name, batch):
 @pytest.mark.parametrize("name", ARMS)
 def test_what_padding_holds_changes_nothing(name, batch):
     model = build(name)
-    damaged = transform(batch, torch.eye(3, dtype=torch.float64).expand(len(batch.scene), 3, 3))
-    damaged.position[~batch.mask] = 7.0
-    damaged.velocity[~batch.mask] = -3.0
-    assert (~batch.mask).any()
+    padding = ~batch.mask[..., None]
+    assert padding.any()
+    damaged = batch.replace(
+        position=batch["position"].masked_fill(padding, 7.0),
+        velocity=batch["velocity"].masked_fill(padding, -3.0),
+    )
     assert torch.equal(model(batch)[batch.mask], model(damaged)[batch.mask])
 
 
