@@ -17,7 +17,7 @@ from eqscale.tasks.samples import Samples, StoredSamples
 from eqscale.tasks.symmetry import E3, ELEMENTS, Elements, Group, transform
 
 OptionValue = str | int | float
-_CHECKED_SYSTEMS = 32
+_CHECKED_SYSTEMS = 4
 
 Options = Mapping[str, OptionValue]
 """The task's own settings: every option has a value."""
