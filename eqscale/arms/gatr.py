@@ -46,7 +46,8 @@ class GATrModel(nn.Module):
         normal, displaced = channels.unbind(2)
         if self.at is None:  # a channel's normal is unchanged by shifts wherever it is read
             return pooled(extract_normal(normal), batch)
-        return pooled(extract_displacement(normal, displaced, batch[self.at] / self.unit), batch)
+        point = batch[self.at] if batch[self.at].ndim == 3 else batch[self.at][:, None]
+        return pooled(extract_displacement(normal, displaced, point / self.unit), batch)
 
 
 def _config(size: Size, task: Task, symmetry: str) -> GATrConfig:

@@ -230,7 +230,7 @@ def apply_linear(
 
 def _part(x: Tensor, first: int, batch: int, size: int) -> Tensor:
     part = x[first : first + batch * size]
-    return part if batch == 1 else part.view(batch, size, -1)
+    return part if batch == 1 else part.view(batch, size, x.shape[1])  # also of no channels
 
 
 class _Linear(torch.autograd.Function):
