@@ -239,12 +239,12 @@ class _Trainer:
         if train != spec.train_systems or test < spec.test_systems:
             raise InputError(
                 f"run {spec.name} asks for {spec.train_systems} training and {spec.test_systems} test "
-                f"{words.systems}; the data have {train} and {test}"
+                f"{words.unit.many}; the data have {train} and {test}"
             )
         if self.group.world > spec.batch_size:
             raise InputError(
                 f"run {spec.name} can't use {self.group.world} devices: its batch has {spec.batch_size} "
-                f"{words.samples}"
+                f"{words.sample.many}"
             )
 
     def _resume(self) -> None:

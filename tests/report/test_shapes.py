@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eqscale.arms import Size
 from eqscale.errors import InputError
 from eqscale.report.shapes import compare_shapes, write_shape_report
 from eqscale.study.grid import ShapeGroup
-from eqscale.arms import Size
 
 RUNG, WIDE, DEEP = Size(16, 3, 2), Size(30, 1, 3), Size(13, 4, 1)
 GROUP = ShapeGroup("transformer", 2e11, RUNG, (WIDE, RUNG, DEEP))
