@@ -8,7 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqscale.tasks import Batch, Field, Kind, Metric, Option, Options, Samples, Schema, Task, Words, register
+from eqscale.tasks import (
+    Batch,
+    Field,
+    Kind,
+    Metric,
+    Noun,
+    Option,
+    Options,
+    Samples,
+    Schema,
+    Task,
+    Wording,
+    register,
+)
 from eqscale.tasks.metrics import Errors
 from eqscale.tasks.samples import StoredSamples
 
@@ -20,8 +33,15 @@ BEFORE, AHEAD = 3100, 1000  # steps from the start to the input, and from there 
 class ChargedParticles(Task):
     """Trajectories as systems, one sample of each, particles as tokens; all masses are 1, all units Coulomb's law's."""
 
-    name = "charged_particles"
-    title = "charged particles attract and repel each other: where are they 1,000 time steps later?"
+    words = Wording(
+        name="charged_particles",
+        sentence="From the state of charged particles that attract and repel each other, predict where they are 1,000 "
+        "time steps later",
+        unit=Noun("trajectory", "trajectories"),
+        sample=Noun("trajectory", "trajectories"),
+        trivial="free flight",
+        metrics={"mse": "MSE of a coordinate"},
+    )
     schema = Schema(
         fields=(
             Field("position", Kind.POINT, relative_to="center"),
@@ -34,9 +54,6 @@ class ChargedParticles(Task):
     )
     options = (Option("particles", 5, "particles of a system", (2, 3, 5, 10, 20)),)
     metrics = (Metric("mse", "mean squared error of a coordinate, as published"),)
-    words = Words(
-        "trajectory", "trajectories", "trajectory", "trajectories", "particle", "particles", "free flight"
-    )
     symmetry_tolerance = 1e-3  # most trajectories have 1e-14; a close encounter can amplify round-off to this
 
     def max_tokens(self, options: Options) -> int:

@@ -1,12 +1,12 @@
 """An arm from a file: Deep Sets (Zaheer et al. 2017), vertices that only see the mean of all others."""
 
 import torch
-from torch import Tensor, nn
-
-from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.rigid.batch import Batch
 from eqscale.training.arms import Arm, Recipe, Role, Size, register
 from eqscale.training.arms.plain import TOKEN_FEATURES, token_features
+from torch import Tensor, nn
+
+from eqscale.models.flops import FlopCount, TrainingFlops
 
 
 class DeepSets(nn.Module):
