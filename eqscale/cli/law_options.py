@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from eqscale.errors import InputError
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from eqscale.laws.arms import ArmFit
+    from eqscale.laws.arms import ArmFit, Options
 
 
 def add_arm_options(parser: argparse.ArgumentParser) -> None:
@@ -130,12 +131,12 @@ def parse_costs(text: str | None) -> list[float]:
 
 def read_table(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.DataFrame:
     """The run table with the columns that the verb needs; raises InputError as ``read_runs`` does."""
-    from eqscale.laws.fit import resolve_form
+    from eqscale.laws.forms import get_form
     from eqscale.laws.table import parse_map, parse_where, read_runs
 
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: a seed is not negative")
-    required = (*resolve_form(args.form).columns, "loss")
+    required = (*get_form(args.form).columns, "loss")
     frame = read_runs(
         args.runs,
         parse_map(args.map),
@@ -189,6 +190,17 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
     console.print(table)
 
 
+def law_choices(args: argparse.Namespace) -> Options:
+    """What ``add_law_options`` asks for; raises InputError for what can't be meant."""
+    from eqscale.laws.arms import Options
+
+    kind = args.bootstrap.partition(":")[0]
+    return Options(
+        form=args.form, loss_fn=args.loss_fn, delta=args.delta, fix=parse_fixed(args.fix), weights=args.weights,
+        kind=kind, cluster=cluster_column(args), resamples=0 if kind == "none" else args.resamples, seed=args.seed,
+    )  # fmt: skip
+
+
 def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> dict[str, ArmFit]:
     """One law an arm, with bands, on one cost axis (None: 6ND)."""
     from eqscale.laws.arms import fit_arms
@@ -199,21 +211,7 @@ def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -
         raise InputError(
             "--bootstrap none: bands over C need resamples; choose case, residual, wild or cluster:COLUMN"
         )
-    return fit_arms(
-        frame,
-        by=args.by,
-        cost=axis,
-        form=args.form,
-        loss_fn=args.loss_fn,
-        delta=args.delta,
-        fix=parse_fixed(args.fix),
-        weights=args.weights,
-        kind=args.bootstrap.partition(":")[0],
-        cluster=cluster_column(args),
-        resamples=args.resamples,
-        seed=args.seed,
-        where=args.runs,
-    )
+    return fit_arms(frame, by=args.by, cost=axis, where=args.runs, **asdict(law_choices(args)))
 
 
 def axis_costs(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> np.ndarray:

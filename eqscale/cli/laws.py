@@ -11,9 +11,9 @@ from eqscale.cli.law_options import (
     add_law_options,
     add_table_options,
     axis_costs,
-    cluster_column,
     cost_axes,
     groups,
+    law_choices,
     parse_costs,
     parse_fixed,
     print_table,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from eqscale.laws import Bootstrap, Fit
+    from eqscale.laws import Fit
     from eqscale.laws.arms import ArmFit
 
 _FIT_HELP = """\
@@ -108,38 +108,12 @@ def register(subparsers: Any) -> None:
     parser.set_defaults(run=_run_compare)
 
 
-def _fit_group(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> tuple[Fit, Bootstrap | None]:
-    from eqscale.laws import bootstrap, fit
-
-    columns = {c: frame[c] for c in ("N", "D", "U", "C") if c in frame.columns}
-    found = fit(
-        loss=frame["loss"],
-        form=args.form,
-        loss_fn=args.loss_fn,
-        delta=args.delta,
-        fix=parse_fixed(args.fix),
-        weights=frame[args.weights] if args.weights else None,
-        where=where,
-        **columns,
-    )
-    if args.bootstrap == "none":
-        return found, None
-    cluster = cluster_column(args)
-    boot = bootstrap(
-        found,
-        args.bootstrap.partition(":")[0],
-        resamples=args.resamples,
-        seed=args.seed,
-        clusters=frame[cluster].to_numpy() if cluster else None,
-    )
-    return found, boot
-
-
 def _run_fit(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from eqscale.console import make_console
     from eqscale.laws import disagreement, intervals
+    from eqscale.laws.arms import fit_table, make_arm
     from eqscale.laws.render import (
         COEFFICIENT_HEADER,
         check_folder,
@@ -163,7 +137,8 @@ def _run_fit(args: argparse.Namespace) -> int:
     for label, group in parts.items():
         _check_hold_out(args, group, sources[label])
     # all groups are fitted before the first is shown: a group that can't be fitted leaves nothing half-told
-    fits = {label: _fit_group(args, group, sources[label]) for label, group in parts.items()}
+    choices = law_choices(args)
+    fits = {label: fit_table(group, choices, sources[label]) for label, group in parts.items()}
     records, rows, arms = {}, [], {}
     for label, group in parts.items():
         found, boot = fits[label]
@@ -185,9 +160,10 @@ def _run_fit(args: argparse.Namespace) -> int:
         if args.profile:
             record["profile"] = _print_profile(console, found)
         record |= _print_checks(console, args, found, group)
-        if {"N", "D"} <= set(found.form.columns):
-            arm = _arm_of(args, label, found, boot, group)
-            arms[label or "law"] = arm
+        if found.form.has_optimum:
+            own = "C" if "C" in group.columns else None
+            arm = make_arm(label or "law", group, fits[label], own, args.budget)
+            arms[arm.name] = arm
             record["frontier"] = _print_frontier(console, arm, at)
         records[label] = record
     if args.json:
@@ -200,19 +176,6 @@ def _run_fit(args: argparse.Namespace) -> int:
     if args.figures:
         _draw(console, args.figures, arms)
     return 0
-
-
-def _arm_of(
-    args: argparse.Namespace, label: str, fit: Fit, boot: Bootstrap | None, frame: pd.DataFrame
-) -> ArmFit:
-    """The group as an arm: its own C where the table has one, 6ND otherwise."""
-    from eqscale.laws import fit_cost, nd_cost
-    from eqscale.laws.arms import ArmFit
-
-    own = "C" in frame.columns
-    cost = fit_cost(frame["N"], frame["D"], frame["C"]) if own else nd_cost()
-    spent = axis_costs(args, "C" if own else None, frame)
-    return ArmFit(label or "law", fit, boot, cost, spent, _budgets(args, frame))
 
 
 def _budgets(args: argparse.Namespace, frame: pd.DataFrame) -> np.ndarray:
@@ -228,14 +191,15 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
     """Refuse to hold out so many budgets that the others don't determine the law, before anything is fitted."""
     import numpy as np
 
-    from eqscale.laws.fit import check_design, resolve_form
+    from eqscale.laws.forms import get_form
+    from eqscale.laws.inputs import check_design
 
     if args.hold_out < 0:
         raise InputError(f"--hold-out {args.hold_out}: the number of budgets to hold out is not negative")
     if not args.hold_out:
         return
-    form = resolve_form(args.form)
-    if not {"N", "D"} <= set(form.columns):
+    form = get_form(args.form)
+    if not form.has_optimum:
         raise InputError("--hold-out needs a law in N and D")
     budget = _budgets(args, frame)
     values = np.unique(budget)
@@ -254,8 +218,8 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
 
 
 def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
+    from eqscale.laws.profile import profile_interval
     from eqscale.laws.render import interval_text
-    from eqscale.laws.validate import profile_interval
 
     free = [n for n in fit.form.names if n not in fit.fixed]
     found = {n: list(profile_interval(fit, n)) for n in free}
@@ -371,7 +335,8 @@ def _run_compare(args: argparse.Namespace) -> int:
     import pandas as pd
 
     from eqscale.console import make_console
-    from eqscale.laws.compare import check_overlap, compare_arms, compare_hypotheses
+    from eqscale.laws.compare import check_overlap, compare_arms
+    from eqscale.laws.joint import compare_hypotheses
     from eqscale.laws.render import (
         HYPOTHESIS_HEADER,
         MULTIPLIER_HEADER,

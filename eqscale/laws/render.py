@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from eqscale.errors import InputError
-from eqscale.laws.compare import Comparison, Hypothesis
+from eqscale.laws.compare import Comparison
 from eqscale.laws.fit import Fit
+from eqscale.laws.joint import Hypothesis
 from eqscale.laws.uncertainty import Bootstrap, Interval, disagreement
 
 

@@ -1,0 +1,124 @@
+"""What is minimised: a law, its runs, a loss function of the residuals, and the box of the parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from eqscale.errors import InputError
+from eqscale.laws.forms import Centre, Form
+from eqscale.laws.inputs import check_design
+
+Array = np.ndarray
+
+LOSSES = ("log-huber", "log-lsq", "lsq", "lad")
+_LAD_DELTA = 1e-9
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The objective: sum over runs of weight × ρ(residual).
+
+    ``log-huber``: ρ of log L − log L̂ is r²/2 up to |r| = delta and delta (|r| − delta/2) beyond;
+    ``log-lsq``: r²/2 of the same residual; ``lad``: |r| of the same; ``lsq``: (L − L̂)²/2.
+    """
+
+    kind: str = "log-huber"
+    delta: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown kind or a delta that is not positive."""
+        if self.kind not in LOSSES:
+            raise InputError(f"unknown loss function {self.kind!r}; choose one of {', '.join(LOSSES)}")
+        if not self.delta > 0:
+            raise InputError(f"delta = {self.delta:g} is not positive")
+
+    @property
+    def is_log(self) -> bool:
+        """Whether residuals are differences of logarithms."""
+        return self.kind != "lsq"
+
+    @property
+    def threshold(self) -> float:
+        """Residual at which the loss turns from quadratic to linear while minimising."""
+        return {"log-huber": self.delta, "lad": _LAD_DELTA}.get(self.kind, np.inf)
+
+    def rho(self, r: Array) -> Array:
+        """The loss of residuals as reported: exact, without the smoothing that ``lad`` is minimised with."""
+        if self.kind == "lad":
+            return np.abs(r)
+        if np.isinf(self.threshold):
+            return 0.5 * r * r
+        a = np.minimum(np.abs(r), self.threshold)
+        return a * (np.abs(r) - 0.5 * a)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A law to fit to n runs, in internal parameters (p,); equal bounds fix a parameter."""
+
+    form: Form
+    loss: Loss
+    columns: dict[str, Array] = field(repr=False)
+    """Regressors of the runs by name, each (n,)."""
+    observed: Array = field(repr=False)
+    """Loss of each run in the user's units, (n,)."""
+    weights: Array = field(repr=False)
+    centre: Centre = field(repr=False)
+    lower: Array = field(repr=False)
+    upper: Array = field(repr=False)
+    fixed: dict[str, float]
+    """Parameters that the user holds, in public units."""
+
+    @property
+    def n(self) -> int:
+        """Number of runs."""
+        return len(self.observed)
+
+    @cached_property
+    def features(self) -> dict[str, Array]:
+        """Centred regressors of the runs."""
+        return self.form.features({name: np.log(v) for name, v in self.columns.items()}, self.centre)
+
+    @cached_property
+    def scaled_loss(self) -> Array:
+        """Observed loss over its geometric mean."""
+        return self.observed / self.unit
+
+    @property
+    def unit(self) -> float:
+        """Loss that is one in the centred units."""
+        return float(np.exp(self.centre.log_loss))
+
+    def predicted(self, theta: Array) -> Array:
+        """Loss at the runs in centred units, (b, n), for parameters (b, p)."""
+        return self.form.value(theta, self.features)
+
+    def residuals_at(self, theta: Array) -> Array:
+        """log L − log L̂, or L − L̂, in centred units: (b, n)."""
+        value = self.predicted(theta)
+        # log of a ratio near one keeps full absolute precision, a difference of two logarithms does not
+        with np.errstate(divide="ignore"):
+            return -np.log(value / self.scaled_loss) if self.loss.is_log else self.scaled_loss - value
+
+    def jacobian_at(self, theta: Array) -> Array:
+        """Derivatives of the (log) loss at the runs by the parameters (p,): (p, n)."""
+        ev = self.form.evaluate(theta[None], self.features)
+        return (ev.jacobian() / ev.value[:, None])[0] if self.loss.is_log else ev.jacobian()[0]
+
+    def check(self, free: int, where: str) -> None:
+        """Raise InputError if the runs with weight cannot determine ``free`` parameters."""
+        used = self.weights > 0
+        columns = {name: v[used] for name, v in self.columns.items()}
+        check_design(self.form, columns, self.observed[used], free, where)
+
+    def within(self, lower: Array, upper: Array) -> Self:
+        """The same runs in another box."""
+        return replace(self, lower=lower, upper=upper)
+
+    def index(self, name: str) -> int:
+        """Position of a parameter."""
+        return self.form.names.index(name)
