@@ -225,7 +225,7 @@ def axis_costs(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) 
 
 def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]:
     """Cost columns asked for; C if the table has one, 6ND (None) if not."""
-    from eqscale.report.axes import AXES
+    from eqscale.laws.axes import AXES
 
     found = []
     for axis in args.axis:

@@ -135,11 +135,11 @@ def _run_plan(args: argparse.Namespace) -> int:
 
 def _plan_from_study(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
+    from eqscale.laws.axes import AXES
     from eqscale.laws.render import plain, write_json
     from eqscale.laws.validate import lack_of_fit
     from eqscale.report.advice import suggest
     from eqscale.report.analysis import design_points, on_axis
-    from eqscale.report.axes import AXES
     from eqscale.report.parts import read_study
 
     axis = args.axis[-1] if args.axis else "executed"
@@ -305,8 +305,8 @@ def _run_design(args: argparse.Namespace) -> int:
 
 def _run_predict(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
+    from eqscale.laws.axes import AXES
     from eqscale.laws.render import check_writable, interval_text, number, write_json
-    from eqscale.report.axes import AXES
     from eqscale.report.parts import read_study
     from eqscale.report.prediction import predict
 

@@ -1,6 +1,6 @@
 """Figures, tables and the report of a study, from its run tables alone."""
 
-from eqscale.report.axes import AXES
+from eqscale.laws.axes import AXES
 from eqscale.report.search import CHECK_ROUNDS, GOAL, write_search_report
 from eqscale.report.shapes import write_shape_report
 from eqscale.report.study import write_report

@@ -13,11 +13,12 @@ import pandas as pd
 from eqscale.errors import InputError
 from eqscale.laws import Interval, fit_cost, intervals
 from eqscale.laws.arms import ArmFit, fit_arms
+from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison, common_range, compare_arms
 from eqscale.laws.minima import Minima, measured_minima
 from eqscale.laws.plan import Advice, advise
 from eqscale.laws.validate import HoldOut, LackOfFit, Outlier, hold_out_top, lack_of_fit, outliers
-from eqscale.report.axes import AXES, BASELINE
+from eqscale.report.axes import BASELINE
 from eqscale.report.parts import Study
 
 Array = np.ndarray

@@ -1,10 +1,6 @@
-"""The compute axes that everything is reported on, and the arms that the study's questions are about."""
+"""The arms that the study's questions are about."""
 
 from __future__ import annotations
-
-import dataclasses
-
-import pandas as pd
 
 BASELINE = "transformer"
 AUGMENTED = "transformer_aug"
@@ -18,58 +14,3 @@ COLOURS = {
     "gatr_off": "#E69F00",
 }
 """An arm has one colour in all figures (Okabe & Ito 2008); other arms take what is left by position."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """One way to count training compute."""
-
-    name: str
-    column: str
-    label: str
-    unit: str
-    meaning: str
-
-    @property
-    def suffix(self) -> str:
-        """Ending of the names of figures on this axis."""
-        return "" if self.name == "executed" else f"_{self.name}"
-
-
-AXES: dict[str, Axis] = {
-    axis.name: axis
-    for axis in (
-        Axis(
-            "executed",
-            "flops_executed",
-            "training FLOPs, executed",
-            "FLOPs",
-            "multiply-adds × 2 that the implementation executes, forward and backward",
-        ),
-        Axis(
-            "nominal",
-            "flops_nominal",
-            "training FLOPs, dense nominal",
-            "FLOPs",
-            "as the paper's authors count: 6 per weight per token, every multivector map a dense 16×16 block",
-        ),
-        Axis(
-            "seconds",
-            "seconds",
-            "training seconds",
-            "s",
-            "steps × the time of a step, if `eqscale time` has timed all shapes in one sitting; else time of the "
-            "training loop, on a CPU as CPU time of the training process, on a GPU and where it wasn't recorded as "
-            "wall time; on several devices each of them counts",
-        ),
-    )
-}
-
-
-def count_seconds(runs: pd.DataFrame) -> pd.Series:
-    """Seconds that each run recorded, as the axis of that name counts them.
-
-    CPU time of the training process where the table has it (``cpu_seconds``; a trial trains on one thread, so that
-    on an idle core it is the wall time), else the wall time that ``seconds`` holds: GPUs, older runs.
-    """
-    return runs["cpu_seconds"].fillna(runs["seconds"]) if "cpu_seconds" in runs else runs["seconds"]

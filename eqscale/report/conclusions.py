@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.axes import AXES
 from eqscale.laws.compare import common_range
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, loss_gap, scaled, slope
 from eqscale.laws.fit import Coefficients, Quantity
 from eqscale.laws.minima import Minima, bend, combine, loss_ratio, weights_at
 from eqscale.laws.render import interval_text, number
-from eqscale.report.axes import AUGMENTED, AXES, BASELINE, EQUIVARIANT
+from eqscale.report.axes import AUGMENTED, BASELINE, EQUIVARIANT
 from eqscale.report.data_grid import REPEATED, DataGrid, Gap, gap, levels_with_epochs
 
 STRAIGHT = 1.5

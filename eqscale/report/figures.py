@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from eqscale.laws import plots
+from eqscale.laws.axes import AXES
 from eqscale.report.analysis import Analysis, at_equal_cost
-from eqscale.report.axes import AXES, COLOURS, EQUIVARIANT
+from eqscale.report.axes import COLOURS, EQUIVARIANT
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes

@@ -13,8 +13,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 
+from eqscale.laws.axes import AXES
 from eqscale.laws.render import write_text
-from eqscale.report.axes import AXES
 from eqscale.report.figures import FigureGroup
 from eqscale.report.render import Content, render
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from eqscale.laws.axes import AXES
 from eqscale.laws.render import interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
-from eqscale.report.axes import AUGMENTED, AXES, BASELINE, EQUIVARIANT
+from eqscale.report.axes import AUGMENTED, BASELINE, EQUIVARIANT
 from eqscale.report.data_grid import (
     REPEATED,
     DataGrid,

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from eqscale.laws import disagreement
+from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.plan import advise
 from eqscale.laws.render import interval_text, markdown_table, number
 from eqscale.report import part_tables, tables
 from eqscale.report.analysis import Analysis
-from eqscale.report.axes import AXES
 from eqscale.report.conclusions import NOT_REPRODUCED, STATEMENTS, Conclusion
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.figures import FigureGroup

@@ -11,12 +11,13 @@ import pandas as pd
 
 from eqscale.laws import Interval
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
 from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis, pooled_noise
-from eqscale.report.axes import AXES, EQUIVARIANT
+from eqscale.report.axes import EQUIVARIANT
 from eqscale.report.parts import PARTS, Study
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
