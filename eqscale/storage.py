@@ -14,11 +14,13 @@ import posixpath
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pyarrow import ArrowException, fs
-
 from eqscale.errors import InputError
+
+if TYPE_CHECKING:
+    from pyarrow import fs  # at run time only where a place isn't on this machine
 
 _PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 
@@ -61,11 +63,11 @@ class RemotePath:
 
     def exists(self) -> bool:
         """Whether a file or folder is there."""
-        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+        return self.filesystem.get_file_info(self.path).type.name != "NotFound"
 
     def is_file(self) -> bool:
         """Whether a file is there."""
-        return self.filesystem.get_file_info(self.path).type == fs.FileType.File
+        return self.filesystem.get_file_info(self.path).is_file
 
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
         """Make the folder and those above it, where the filesystem has folders."""
@@ -95,9 +97,15 @@ class RemotePath:
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """Files directly in this folder whose names match."""
-        for info in self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
-            if info.type == fs.FileType.File and fnmatch.fnmatchcase(info.base_name, pattern):
+        for info in self.children():
+            if info.is_file and fnmatch.fnmatchcase(info.base_name, pattern):
                 yield self / info.base_name
+
+    def children(self) -> list[fs.FileInfo]:
+        """What lies directly in this folder; nothing if it isn't there."""
+        from pyarrow import fs
+
+        return self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
 
 
 AnyPath = Path | RemotePath
@@ -116,6 +124,8 @@ def open_place(text: str | Path) -> AnyPath:
     parts = urlsplit(text)
     if parts.scheme == "file":
         return Path(unquote(parts.path))
+    from pyarrow import ArrowException, fs
+
     text = text.rstrip("/")
     try:
         if parts.scheme in _PYARROW_SCHEMES:
@@ -139,8 +149,7 @@ def matching(folder: AnyPath, pattern: str) -> list[AnyPath]:
 def subfolders(place: AnyPath) -> list[str]:
     """Names of the folders directly in a folder, sorted."""
     if isinstance(place, RemotePath):
-        found = place.filesystem.get_file_info(fs.FileSelector(place.path, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+        return sorted(info.base_name for info in place.children() if info.type.name == "Directory")
     return sorted(path.name for path in place.glob("*") if path.is_dir())
 
 
@@ -167,7 +176,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
 
 
 def remove_folder(path: AnyPath) -> None:
-    """Delete a folder with all it holds; one that is not there is none of its business."""
+    """Delete a folder with all it holds, if it is there."""
     if isinstance(path, RemotePath):
         with contextlib.suppress(OSError):
             path.filesystem.delete_dir(path.path)
@@ -186,6 +195,36 @@ def check_writable(place: AnyPath, what: str) -> None:
         place.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"probe")
         probe.unlink()
-    except (OSError, ArrowException) as error:
+    except _failures(place) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
         raise InputError(f"{what} {str(place)!r} can't be written: {reason}") from error
+
+
+def _failures(place: AnyPath) -> tuple[type[Exception], ...]:
+    """What writing to a place raises when it fails."""
+    if isinstance(place, Path):
+        return (OSError,)
+    from pyarrow import ArrowException
+
+    return OSError, ArrowException
+
+
+def check_outputs(*files: Path | None, folder: Path | None = None) -> None:
+    """Refuse local output paths before anything is computed; nothing is made or written.
+
+    Args:
+        files: to be written into folders that exist.
+        folder: to be made, if it isn't there.
+
+    Raises:
+        InputError: a folder is missing or not writable, or a path is a folder where a file is meant or the reverse.
+    """
+    for path in filter(None, files):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, not a file to write")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path}: the folder {path.parent} does not exist or is not writable")
+    if folder is not None:
+        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise InputError(f"{folder}: {existing} is not a writable folder")

@@ -13,9 +13,8 @@ from eqscale.errors import InputError
 from eqscale.laws.certificate import Certificate, certify, verdict_of
 from eqscale.laws.forms import Coefficients, Evaluation, Form, get_form
 from eqscale.laws.forms.base import GONE
-from eqscale.laws.inputs import check_fixed, read_columns, read_weights
 from eqscale.laws.noise import noise_scale, residual_spread
-from eqscale.laws.problem import Loss, Problem
+from eqscale.laws.problem import Loss, Problem, check_fixed, read_columns, read_weights
 from eqscale.laws.search import solve
 
 Array = np.ndarray

@@ -22,6 +22,7 @@ from eqscale.laws.uncertainty import parameter_targets
 
 Array = np.ndarray
 
+
 @dataclass(frozen=True)
 class Question:
     """A quantity with its gradient for each arm it depends on."""

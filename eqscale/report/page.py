@@ -14,9 +14,9 @@ from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 
 from eqscale.laws.axes import AXES
-from eqscale.laws.render import write_text
 from eqscale.report.figures import FigureGroup
 from eqscale.report.render import Content, render
+from eqscale.storage import write_atomically
 
 
 def write_page(content: Content, folder: Path) -> None:
@@ -32,7 +32,7 @@ def write_page(content: Content, folder: Path) -> None:
     )
     title = re.search(r"<h1>(.*?)</h1>", body)
     text = page.render(title=title[1] if title else "Report", body=body, axes=AXES.values())
-    write_text(folder / "report.html", text)
+    write_atomically(folder / "report.html", text.encode())
 
 
 def _placeholder(group: FigureGroup) -> str:

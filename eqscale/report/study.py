@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eqscale.laws.render import fit_record, write_json, write_text
+from eqscale.laws.render import fit_record, write_json
 from eqscale.report.analysis import analyse
 from eqscale.report.conclusions import conclude
 from eqscale.report.data_grid import read_data_grid
@@ -13,6 +13,7 @@ from eqscale.report.page import write_page
 from eqscale.report.parts import read_study, study_folder
 from eqscale.report.render import Content, render
 from eqscale.report.tables import allocation_frame, coefficients_frame
+from eqscale.storage import write_atomically
 
 
 def write_report(folder: Path) -> Path:
@@ -52,7 +53,7 @@ def write_report(folder: Path) -> Path:
     ]
     write_json(folder / "conclusions.json", record)
     content = Content(study, analysis, grid, conclusions, figures)
-    write_text(folder / "report.md", render(content, _images))
+    write_atomically(folder / "report.md", render(content, _images).encode())
     write_page(content, folder)
     return folder
 
