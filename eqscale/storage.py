@@ -204,3 +204,33 @@ def check_writable(place: AnyPath, what: str) -> None:
     except errors as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
         raise InputError(f"{what} {str(place)!r} can't be written: {reason}") from error
+
+
+def _failures(place: AnyPath) -> tuple[type[Exception], ...]:
+    """What writing to a place raises when it fails."""
+    if isinstance(place, Path):
+        return (OSError,)
+    from pyarrow import ArrowException
+
+    return OSError, ArrowException
+
+
+def check_outputs(*files: Path | None, folder: Path | None = None) -> None:
+    """Refuse local output paths before anything is computed; nothing is made or written.
+
+    Args:
+        files: to be written into folders that exist.
+        folder: to be made, if it isn't there.
+
+    Raises:
+        InputError: a folder is missing or not writable, or a path is a folder where a file is meant or the reverse.
+    """
+    for path in filter(None, files):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, not a file to write")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path}: the folder {path.parent} does not exist or is not writable")
+    if folder is not None:
+        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise InputError(f"{folder}: {existing} is not a writable folder")

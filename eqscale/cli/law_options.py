@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eqscale.errors import InputError
@@ -11,7 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from eqscale.laws.arms import ArmFit
+    from eqscale.laws.arms import ArmFit, Options
+    from eqscale.laws.forms import Form
 
 
 def add_arm_options(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +70,14 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
         "--form",
         default="chinchilla",
         metavar="FORM",
-        help="chinchilla: E + A/N^alpha + B/D^beta (default); gamma: E + (A/N^alpha + B/D^beta)^gamma; "
-        "repetition: D counts for less when repeated (needs U); power:C, power:D, power:N: one variable",
+        help="formula by name (default: %(default)s); docs/laws.md shows them, an unknown name lists them",
+    )
+    group.add_argument(
+        "--form-file",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="Python file that registers a form",
     )
     group.add_argument(
         "--loss-fn",
@@ -128,17 +137,25 @@ def parse_costs(text: str | None) -> list[float]:
     return costs
 
 
+def chosen_form(args: argparse.Namespace) -> Form:
+    """The form that was asked for; raises InputError for an unknown one or a bad file."""
+    from eqscale.laws.forms import FORMS, get_form
+    from eqscale.user_files import import_files
+
+    import_files(args.form_file, "form", FORMS)
+    return get_form(args.form)
+
+
 def read_table(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.DataFrame:
     """The run table with the columns that the verb needs; raises InputError as ``read_runs`` does."""
-    from eqscale.laws.fit import resolve_form
     from eqscale.laws.table import parse_map, parse_where, read_runs
 
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: a seed is not negative")
-    required = (*resolve_form(args.form).columns, "loss")
+    required = (*chosen_form(args).columns, "loss")
     frame = read_runs(
         args.runs,
-        parse_map(args.map),
+        parse_map(args.map, required),
         required=required,
         where=parse_where(args.where),
         duplicates=args.duplicates,
@@ -189,6 +206,18 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
     console.print(table)
 
 
+def law_choices(args: argparse.Namespace) -> Options:
+    """What ``add_law_options`` asks for; raises InputError for what can't be meant."""
+    from eqscale.laws.arms import Options
+
+    chosen_form(args)
+    kind = args.bootstrap.partition(":")[0]
+    return Options(
+        form=args.form, loss_fn=args.loss_fn, delta=args.delta, fix=parse_fixed(args.fix), weights=args.weights,
+        kind=kind, cluster=cluster_column(args), resamples=0 if kind == "none" else args.resamples, seed=args.seed,
+    )  # fmt: skip
+
+
 def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> dict[str, ArmFit]:
     """One law an arm, with bands, on one cost axis (None: 6ND)."""
     from eqscale.laws.arms import fit_arms
@@ -199,21 +228,7 @@ def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -
         raise InputError(
             "--bootstrap none: bands over C need resamples; choose case, residual, wild or cluster:COLUMN"
         )
-    return fit_arms(
-        frame,
-        by=args.by,
-        cost=axis,
-        form=args.form,
-        loss_fn=args.loss_fn,
-        delta=args.delta,
-        fix=parse_fixed(args.fix),
-        weights=args.weights,
-        kind=args.bootstrap.partition(":")[0],
-        cluster=cluster_column(args),
-        resamples=args.resamples,
-        seed=args.seed,
-        where=args.runs,
-    )
+    return fit_arms(frame, by=args.by, cost=axis, where=args.runs, **asdict(law_choices(args)))
 
 
 def axis_costs(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> np.ndarray:
@@ -227,7 +242,7 @@ def axis_costs(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) 
 
 def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]:
     """Cost columns asked for; C if the table has one, 6ND (None) if not."""
-    from eqscale.report.axes import AXES
+    from eqscale.laws.axes import AXES
 
     found = []
     for axis in args.axis:
@@ -239,3 +254,25 @@ def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]
             )
         found.append(axis)
     return list(dict.fromkeys(found)) or (["C"] if "C" in frame.columns else [None])
+
+
+def draw_figures(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str = "C") -> None:
+    """Write the figures of some laws into a folder, which is made."""
+    from eqscale.laws import plots
+
+    if not arms:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "loss_against_compute": plots.loss_against_compute(arms, axis=unit),
+        "surface": plots.surface_panels(arms),
+        "optimal_size": plots.optimal_size(arms, axis=unit),
+        "optimal_tokens": plots.optimal_tokens(arms, axis=unit),
+        "residuals": plots.residual_panels(arms),
+    }
+    budgets = {b for arm in arms.values() for b in arm.budget}
+    if len(budgets) <= 12:
+        figures["isoflop"] = plots.isoflop_panels(arms, unit="")
+    for name, figure in figures.items():
+        plots.save(figure, folder / f"{name}.png")
+    console.print(f"figures: {folder}", highlight=False)

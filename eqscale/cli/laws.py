@@ -1,4 +1,4 @@
-"""``eqscale fit`` and ``eqscale compare``: scaling laws of any run table."""
+"""``eqscale fit``: the scaling law of any run table."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eqscale.cli.law_options import (
-    add_arm_options,
     add_law_options,
     add_table_options,
     axis_costs,
-    cluster_column,
-    cost_axes,
+    chosen_form,
+    draw_figures,
     groups,
+    law_choices,
     parse_costs,
     parse_fixed,
     print_table,
-    read_arms,
     read_table,
 )
 from eqscale.errors import InputError
@@ -39,17 +38,6 @@ examples:
   eqscale fit runs.csv --map N=params,D=tokens,loss=val_loss --form gamma --json fit.json
   eqscale fit runs.csv --fix E=0 --bootstrap cluster:budget --resamples 4000
   eqscale fit mlflow:my-experiment --map N=params,D=tokens,loss=test_loss
-"""
-
-
-_COMPARE_HELP = """\
-Compare the arms of a study: which parameters of the law they share (F test, bootstrap likelihood ratio,
-AICc weights), how many times the compute, data or parameters the reference needs to reach the same loss,
-with bands over C, the probability that an arm is ahead, and where the two lines cross.
-
-examples:
-  eqscale compare runs.csv --map C=flops_executed --reference transformer
-  eqscale compare runs.parquet --where status=finished --axis flops_executed --axis seconds --json cmp.json
 """
 
 
@@ -86,133 +74,76 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
     parser.set_defaults(run=_run_fit)
 
-    parser = subparsers.add_parser(
-        "compare",
-        help="compare the scaling laws of the arms in a table",
-        description=_COMPARE_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_table_options(parser)
-    add_law_options(parser)
-    add_arm_options(parser)
-    parser.add_argument(
-        "--reference", metavar="ARM", help="the arm others are measured in (default: the first)"
-    )
-    parser.add_argument(
-        "--at", metavar="C,…", help="costs to compare at (default: five over the range all arms share)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
-    parser.add_argument("--latex", type=Path, metavar="FILE", help="write the tables as LaTeX")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
-    parser.set_defaults(run=_run_compare)
-
-
-def _fit_group(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> tuple[Fit, Bootstrap | None]:
-    from eqscale.laws import bootstrap, fit
-
-    columns = {c: frame[c] for c in ("N", "D", "U", "C") if c in frame.columns}
-    found = fit(
-        loss=frame["loss"],
-        form=args.form,
-        loss_fn=args.loss_fn,
-        delta=args.delta,
-        fix=parse_fixed(args.fix),
-        weights=frame[args.weights] if args.weights else None,
-        where=where,
-        **columns,
-    )
-    if args.bootstrap == "none":
-        return found, None
-    cluster = cluster_column(args)
-    boot = bootstrap(
-        found,
-        args.bootstrap.partition(":")[0],
-        resamples=args.resamples,
-        seed=args.seed,
-        clusters=frame[cluster].to_numpy() if cluster else None,
-    )
-    return found, boot
-
 
 def _run_fit(args: argparse.Namespace) -> int:
-    from rich.markup import escape
-
     from eqscale.console import make_console
-    from eqscale.laws import disagreement, intervals
-    from eqscale.laws.render import (
-        COEFFICIENT_HEADER,
-        check_folder,
-        check_writable,
-        coefficient_rows,
-        fit_record,
-        latex_table,
-        markdown_table,
-        write_json,
-        write_text,
-    )
+    from eqscale.laws.arms import fit_table
+    from eqscale.laws.render import COEFFICIENT_HEADER, latex_table, markdown_table, write_json
+    from eqscale.storage import check_outputs, write_atomically
 
-    check_writable(args.json, args.latex, args.markdown)
-    check_folder(args.figures)
-    at = parse_costs(args.at)
+    check_outputs(args.json, args.latex, args.markdown, folder=args.figures)
+    args.costs = parse_costs(args.at)
     frame = read_table(args, tuple(filter(None, (args.by, args.budget))))
-    console = make_console()
+    if args.budget:
+        frame = frame.assign(**{args.budget: axis_costs(args, args.budget, frame)})
     parts = groups(frame, args.by, args.runs)
     titles = {label: f"{args.by} = {label}" if label else args.runs for label in parts}
     sources = {label: f"{args.runs}, {titles[label]}" if label else args.runs for label in parts}
     for label, group in parts.items():
         _check_hold_out(args, group, sources[label])
     # all groups are fitted before the first is shown: a group that can't be fitted leaves nothing half-told
-    fits = {label: _fit_group(args, group, sources[label]) for label, group in parts.items()}
-    records, rows, arms = {}, [], {}
-    for label, group in parts.items():
-        found, boot = fits[label]
-        limits = intervals(found, boot)
-        record = fit_record(found, limits, boot)
-        console.print(f"\n[bold]{escape(titles[label])}[/bold]  {found.n} runs, L = {found.form.formula}")
-        print_table(console, COEFFICIENT_HEADER, coefficient_rows(limits))
-        rows += [[label, *row] if label else row for row in coefficient_rows(limits)]
-        colour = "green" if found.verdict.startswith("converged") else "yellow"
-        console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]", highlight=False)
-        console.print(
-            f"objective ({found.loss.kind}, summed): {found.objective:.12g}; gradient "
-            f"{found.certificate.gradient:.0e}, {found.certificate.basins} basin(s) from "
-            f"{found.certificate.starts} start(s), condition {found.certificate.condition:.0f}",
-            highlight=False,
-        )
-        if warning := disagreement(limits):
-            console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False)
-        if args.profile:
-            record["profile"] = _print_profile(console, found)
-        record |= _print_checks(console, args, found, group)
-        if {"N", "D"} <= set(found.form.columns):
-            arm = _arm_of(args, label, found, boot, group)
-            arms[label or "law"] = arm
-            record["frontier"] = _print_frontier(console, arm, at)
-        records[label] = record
+    choices = law_choices(args)
+    fits = {label: fit_table(group, choices, sources[label]) for label, group in parts.items()}
+    console = make_console()
+    shown = {label: _show_fit(console, args, titles[label], fits[label], parts[label]) for label in parts}
+    records = {label: record for label, (record, *_) in shown.items()}
+    rows = [[label, *row] if label else row for label, (_, found, _) in shown.items() for row in found]
     if args.json:
         write_json(args.json, {"by": args.by, "groups": records} if args.by else records[""])
     header = ([args.by] if args.by else []) + COEFFICIENT_HEADER
     if args.markdown:
-        write_text(args.markdown, markdown_table(header, rows))
+        write_atomically(args.markdown, markdown_table(header, rows).encode())
     if args.latex:
-        write_text(args.latex, latex_table(header, rows))
+        write_atomically(args.latex, latex_table(header, rows).encode())
     if args.figures:
-        _draw(console, args.figures, arms)
+        arms = {label or "law": arm for label, (*_, arm) in shown.items() if arm is not None}
+        draw_figures(console, args.figures, arms)
     return 0
 
 
-def _arm_of(
-    args: argparse.Namespace, label: str, fit: Fit, boot: Bootstrap | None, frame: pd.DataFrame
-) -> ArmFit:
-    """The group as an arm: its own C where the table has one, 6ND otherwise."""
-    from eqscale.laws import fit_cost, nd_cost
-    from eqscale.laws.arms import ArmFit
+def _show_fit(
+    console: Any, args: argparse.Namespace, title: str, law: tuple[Fit, Bootstrap | None], frame: pd.DataFrame
+) -> tuple[dict[str, Any], list[list[str]], ArmFit | None]:
+    """Print one law: its record, the rows of its coefficients, and the law with its cost, if it has optima."""
+    from rich.markup import escape
 
-    own = "C" in frame.columns
-    cost = fit_cost(frame["N"], frame["D"], frame["C"]) if own else nd_cost()
-    spent = axis_costs(args, "C" if own else None, frame)
-    return ArmFit(label or "law", fit, boot, cost, spent, _budgets(args, frame))
+    from eqscale.laws import disagreement, intervals
+    from eqscale.laws.arms import make_arm
+    from eqscale.laws.render import COEFFICIENT_HEADER, coefficient_rows, fit_record
+
+    found, boot = law
+    limits = intervals(found, boot)
+    record, rows = fit_record(found, limits, boot), coefficient_rows(limits)
+    console.print(f"\n[bold]{escape(title)}[/bold]  {found.n} runs, L = {found.form.formula}")
+    print_table(console, COEFFICIENT_HEADER, rows)
+    colour = "green" if found.verdict.startswith("converged") else "yellow"
+    console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]", highlight=False)
+    console.print(
+        f"objective ({found.loss.kind}, summed): {found.objective:.12g}; gradient "
+        f"{found.certificate.gradient:.0e}, {found.certificate.basins} basin(s) from "
+        f"{found.certificate.starts} start(s), condition {found.certificate.condition:.0f}",
+        highlight=False,
+    )
+    if warning := disagreement(limits):
+        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False)
+    if args.profile:
+        record["profile"] = _print_profile(console, found)
+    record |= _print_checks(console, args, found, frame)
+    arm = None
+    if found.form.has_optimum:
+        arm = make_arm(title, frame, law, "C" if "C" in frame.columns else None, args.budget)
+        record["frontier"] = _print_frontier(console, arm, args.costs)
+    return record, rows, arm
 
 
 def _budgets(args: argparse.Namespace, frame: pd.DataFrame) -> np.ndarray:
@@ -220,7 +151,7 @@ def _budgets(args: argparse.Namespace, frame: pd.DataFrame) -> np.ndarray:
     from eqscale.laws.arms import group_budgets
 
     if args.budget:
-        return axis_costs(args, args.budget, frame)
+        return frame[args.budget].to_numpy()
     return group_budgets(axis_costs(args, "C" if "C" in frame.columns else None, frame))
 
 
@@ -228,14 +159,14 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
     """Refuse to hold out so many budgets that the others don't determine the law, before anything is fitted."""
     import numpy as np
 
-    from eqscale.laws.fit import check_design, resolve_form
+    from eqscale.laws.problem import check_design
 
     if args.hold_out < 0:
         raise InputError(f"--hold-out {args.hold_out}: the number of budgets to hold out is not negative")
     if not args.hold_out:
         return
-    form = resolve_form(args.form)
-    if not {"N", "D"} <= set(form.columns):
+    form = chosen_form(args)
+    if not form.has_optimum:
         raise InputError("--hold-out needs a law in N and D")
     budget = _budgets(args, frame)
     values = np.unique(budget)
@@ -344,92 +275,3 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
         )
         record["approaches"].append({**plain(found), "bias": plain(bias)})
     return record
-
-
-def _draw(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str = "C") -> None:
-    from eqscale.laws import plots
-
-    if not arms:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "loss_against_compute": plots.loss_against_compute(arms, axis=unit),
-        "surface": plots.surface_panels(arms),
-        "optimal_size": plots.optimal_size(arms, axis=unit),
-        "optimal_tokens": plots.optimal_tokens(arms, axis=unit),
-        "residuals": plots.residual_panels(arms),
-    }
-    budgets = {b for arm in arms.values() for b in arm.budget}
-    if len(budgets) <= 12:
-        figures["isoflop"] = plots.isoflop_panels(arms, unit="")
-    for name, figure in figures.items():
-        plots.save(figure, folder / f"{name}.png")
-    console.print(f"figures: {folder}", highlight=False)
-
-
-def _run_compare(args: argparse.Namespace) -> int:
-    import pandas as pd
-
-    from eqscale.console import make_console
-    from eqscale.laws.compare import check_overlap, compare_arms, compare_hypotheses
-    from eqscale.laws.render import (
-        HYPOTHESIS_HEADER,
-        MULTIPLIER_HEADER,
-        check_folder,
-        check_writable,
-        hypothesis_rows,
-        latex_table,
-        markdown_table,
-        multiplier_rows,
-        plain,
-        write_json,
-        write_text,
-    )
-
-    check_writable(args.json, args.markdown, args.latex)
-    check_folder(args.figures)
-    at = parse_costs(args.at)
-    frame = read_table(args, (args.by,))
-    axes = cost_axes(args, frame)
-    names = list(groups(frame, args.by, args.runs))
-    reference = args.reference or str(frame[args.by].iloc[0])
-    if len(names) < 2:
-        raise InputError(f"{args.runs}: only one {args.by} ({names[0]}); a comparison needs two")
-    if reference not in names:
-        raise InputError(f"--reference {reference!r}: not one of {', '.join(names)}")
-    for axis in axes:
-        spent = pd.Series(axis_costs(args, axis, frame)).groupby(frame[args.by].astype(str).to_numpy())
-        for name in names:
-            check_overlap(name, spent.get_group(name), reference, spent.get_group(reference), axis or "6ND")
-    arms = read_arms(args, axes[0], frame)
-    console = make_console()
-    for name, arm in arms.items():
-        console.print(f"{name}: {arm.fit.n} runs, {arm.fit.verdict}", highlight=False)
-    others = [n for n in arms if n != reference]
-    tested = compare_hypotheses(arms, resamples=min(args.resamples, 499), seed=args.seed)
-    print_table(console, HYPOTHESIS_HEADER, hypothesis_rows(tested), "which parameters do the arms share?")
-    texts = [markdown_table(HYPOTHESIS_HEADER, hypothesis_rows(tested))]
-    latex = [latex_table(HYPOTHESIS_HEADER, hypothesis_rows(tested), "Parameters shared by the arms.")]
-    record: dict[str, Any] = {"reference": reference, "hypotheses": plain(tested), "comparisons": []}
-    for axis in axes:
-        here = arms if axis == axes[0] else read_arms(args, axis, frame)
-        label = axis or "6ND"
-        for name in others:
-            found = compare_arms(here[name], here[reference], C=at or None, axis=label)
-            title = f"{name} against {reference} on {label}: factors that the reference needs for equal loss"
-            print_table(console, MULTIPLIER_HEADER, multiplier_rows(found), title)
-            console.print(f"crossing: {found.crossing.describe()}", highlight=False)
-            texts.append(f"{title}\n\n{markdown_table(MULTIPLIER_HEADER, multiplier_rows(found))}")
-            texts.append(f"Crossing: {found.crossing.describe()}.\n")
-            latex.append(latex_table(MULTIPLIER_HEADER, multiplier_rows(found), title))
-            record["comparisons"].append(plain(found))
-        if args.figures:
-            folder = args.figures / label if len(axes) > 1 else args.figures
-            _draw(console, folder, here, label)
-    if args.json:
-        write_json(args.json, record)
-    if args.markdown:
-        write_text(args.markdown, "\n".join(texts))
-    if args.latex:
-        write_text(args.latex, "\n".join(latex))
-    return 0

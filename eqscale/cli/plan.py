@@ -126,9 +126,9 @@ def parse_compute(text: str, in_seconds: bool) -> float:
 
 
 def _run_plan(args: argparse.Namespace) -> int:
-    from eqscale.laws.render import check_writable
+    from eqscale.storage import check_outputs
 
-    check_writable(args.json)
+    check_outputs(args.json)
     if (args.runs is None) == (args.study is None):
         raise InputError("plan: give either a run table or --from DIR")
     return _plan_from_study(args) if args.study is not None else _plan_from_table(args)
@@ -136,11 +136,11 @@ def _run_plan(args: argparse.Namespace) -> int:
 
 def _plan_from_study(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
+    from eqscale.laws.axes import AXES
     from eqscale.laws.render import plain, write_json
     from eqscale.laws.validate import lack_of_fit
     from eqscale.report.advice import suggest
     from eqscale.report.analysis import design_points, on_axis
-    from eqscale.report.axes import AXES
     from eqscale.report.parts import read_study
 
     axis = args.axis[-1] if args.axis else "executed"
@@ -281,9 +281,10 @@ def _one_axis(args: argparse.Namespace, frame: Any) -> str | None:
 def _run_design(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.plan import parse_question, plan_runs
-    from eqscale.laws.render import check_writable, number, plain, write_json
+    from eqscale.laws.render import number, plain, write_json
+    from eqscale.storage import check_outputs
 
-    check_writable(args.json)
+    check_outputs(args.json)
     frame = read_arm_table(args)
     axis = _one_axis(args, frame)
     arms = read_arms(args, axis, frame)
@@ -308,14 +309,15 @@ def _run_design(args: argparse.Namespace) -> int:
 
 def _run_predict(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
-    from eqscale.laws.render import check_writable, interval_text, number, write_json
-    from eqscale.report.axes import AXES
+    from eqscale.laws.axes import AXES
+    from eqscale.laws.render import interval_text, number, write_json
     from eqscale.report.parts import read_study
     from eqscale.report.prediction import predict
+    from eqscale.storage import check_outputs
 
     path = args.folder / "prediction.json"
     study = read_study(args.folder)
-    check_writable(path)
+    check_outputs(path)
     if path.exists():
         raise InputError(f"{path} exists already: a prediction is made once; remove it to start over")
     record = predict(study, args.compute, args.axis, args.up_to)

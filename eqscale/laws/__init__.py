@@ -3,9 +3,11 @@
 Needs numpy, scipy and pandas only; matplotlib and MLflow are imported by the functions that use them.
 """
 
-from eqscale.laws.fit import Certificate, Fit, alloc_exponents, fit
-from eqscale.laws.forms import FORMS, Form
-from eqscale.laws.frontier import CostModel, Frontier, fit_cost, frontier, nd_cost
+from eqscale.laws.certificate import Certificate
+from eqscale.laws.cost import CostModel, fit_cost, nd_cost
+from eqscale.laws.fit import Fit, fit
+from eqscale.laws.forms import FORMS, Form, register
+from eqscale.laws.frontier import Frontier, frontier
 from eqscale.laws.table import check_runs, read_runs
 from eqscale.laws.uncertainty import Bootstrap, Interval, Target, bootstrap, disagreement, intervals
 
@@ -19,7 +21,6 @@ __all__ = [
     "Frontier",
     "Interval",
     "Target",
-    "alloc_exponents",
     "bootstrap",
     "check_runs",
     "disagreement",
@@ -29,4 +30,5 @@ __all__ = [
     "intervals",
     "nd_cost",
     "read_runs",
+    "register",
 ]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from eqscale.errors import InputError
+from eqscale.laws.cost import CostModel
 from eqscale.laws.fit import Fit
-from eqscale.laws.frontier import CostModel, cost_to_reach, frontier_values, law_value, optimal_log_n
+from eqscale.laws.frontier import cost_to_reach, frontier_values, law_value
 
 Array = np.ndarray
 
@@ -128,7 +129,7 @@ def approach_bias(fit: Fit, cost: CostModel, budget: Array, C: float, approach: 
     N, D = fit.columns["N"], fit.columns["D"]
     found = isoflop_optima(N, D, fit.predict(**fit.columns), budget, approach)
     log_n, log_d, _ = (v[0] for v in frontier_values(fit.coefficients, cost, np.array([C])))
-    true_n = optimal_log_n(fit.coefficients, cost, found.budgets)[0]
+    true_n = frontier_values(fit.coefficients, cost, found.budgets)[0][0]
     n, d = found.optimum(C)
     local = float(np.polyfit(np.log(found.budgets), true_n, 1)[0])
     return ApproachBias(
@@ -149,7 +150,7 @@ class Misallocation:
 
 def misallocation(fit: Fit, cost: CostModel, C: float, factors: Array) -> list[Misallocation]:
     """Loss and wasted compute when N is ``factors`` times the optimum at cost C."""
-    log_n = optimal_log_n(fit.coefficients, cost, np.array([C]))[0, 0]
+    log_n = frontier_values(fit.coefficients, cost, np.array([C]))[0][0, 0]
     out = []
     for factor in np.asarray(factors, float):
         n = np.array([[log_n + np.log(factor)]])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from eqscale.errors import InputError
+from eqscale.laws.cost import CostModel, fit_cost, nd_cost
 from eqscale.laws.fit import Fit, fit
-from eqscale.laws.frontier import CostModel, fit_cost, nd_cost
+from eqscale.laws.forms import get_form
+from eqscale.laws.frontier import require_optimum
 from eqscale.laws.uncertainty import Bootstrap, bootstrap
 
 Array = np.ndarray
@@ -65,43 +69,94 @@ def group_budgets(C: Array, tolerance: float = 0.25) -> Array:
     return np.array([np.median(C[group == g]) for g in range(current + 1)])[group]
 
 
+@dataclass(frozen=True)
+class Options:
+    """How the law of an arm is fitted and resampled."""
+
+    form: str = "chinchilla"
+    loss_fn: str = "log-huber"
+    delta: float = 1e-3
+    fix: Mapping[str, float] = field(default_factory=dict)
+    weights: str | None = None
+    """Column with the weight of each run."""
+    kind: str = "case"
+    """See ``bootstrap``."""
+    cluster: str | None = None
+    """Column of the clusters for ``kind="cluster"``."""
+    resamples: int = 1000
+    """0 for no bootstrap."""
+    seed: int = 0
+
+
+def fit_table(runs: pd.DataFrame, options: Options, where: str) -> tuple[Fit, Bootstrap | None]:
+    """Fit and resample the law of all runs of a checked table.
+
+    Raises:
+        InputError: see ``fit`` and ``bootstrap``.
+    """
+    form = get_form(options.form)
+    found = fit(
+        loss=runs["loss"], form=form, loss_fn=options.loss_fn, delta=options.delta, fix=options.fix,
+        weights=runs[options.weights] if options.weights else None, where=where,
+        **{column: runs[column] for column in form.columns if column in runs.columns},
+    )  # fmt: skip
+    if not options.resamples:
+        return found, None
+    clusters = runs[options.cluster].to_numpy() if options.cluster else None
+    return found, bootstrap(
+        found, options.kind, resamples=options.resamples, seed=options.seed, clusters=clusters
+    )
+
+
+def make_arm(
+    name: str,
+    runs: pd.DataFrame,
+    law: tuple[Fit, Bootstrap | None],
+    cost: str | None,
+    budget: str | None = None,
+) -> ArmFit:
+    """A law with what its runs cost.
+
+    Args:
+        name: of the arm.
+        runs: the table that the law was fitted to.
+        law: the fit and its bootstrap.
+        cost: column with each run's cost; None counts 6ND.
+        budget: column with the nominal budget; grouped from the costs if None.
+    """
+    spent = (runs[cost] if cost else 6 * runs["N"] * runs["D"]).to_numpy(float)
+    model = fit_cost(runs["N"], runs["D"], spent) if cost else nd_cost()
+    budgets = runs[budget].to_numpy(float) if budget else group_budgets(spent)
+    return ArmFit(name, *law, model, spent, budgets, runs.index.to_numpy())
+
+
 def fit_arms(
     runs: pd.DataFrame,
     *,
     by: str = "arm",
     cost: str | None = "C",
     budget: str | None = None,
-    form: str = "chinchilla",
-    loss_fn: str = "log-huber",
-    delta: float = 1e-3,
-    fix: dict[str, float] | None = None,
-    weights: str | None = None,
-    kind: str = "case",
-    cluster: str | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
     where: str = "",
+    **options: Any,
 ) -> dict[str, ArmFit]:
     """Fit each arm of a checked run table by itself.
 
     Args:
         runs: table with N, D, loss (see ``check_runs``), one row a finished run.
         by: column that names the arm.
-        cost: column with each run's cost on the axis of interest; None counts 6ND.
-        budget: column with the nominal budget; grouped from the costs if None.
-        form, loss_fn, delta, fix: see ``fit``; ``weights`` is a column.
-        kind, resamples, seed: see ``bootstrap``; resamples 0 for none. Each arm gets its own seed, so that
-            draws of different arms are independent.
-        cluster: column of the clusters for ``kind="cluster"``.
+        cost, budget: see ``make_arm``.
         where: name of the table in messages.
+        options: fields of ``Options``. Each arm gets its own seed, so that draws of different arms are independent.
 
     Returns:
         Arms by name, in order of first appearance.
 
     Raises:
-        InputError: a missing column, or an arm whose runs cannot determine the law.
+        InputError: a missing column, a law without N and D, or an arm whose runs cannot determine the law.
     """
-    for column in filter(None, (by, cost, budget, cluster, weights)):
+    chosen = Options(**options)
+    require_optimum(get_form(chosen.form))
+    for column in filter(None, (by, cost, budget, chosen.cluster, chosen.weights)):
         if column not in runs.columns:
             raise InputError(
                 f"{where or 'runs'}: no column {column!r}; columns: {', '.join(map(str, runs.columns))}"
@@ -109,18 +164,7 @@ def fit_arms(
     out = {}
     for position, name in enumerate(dict.fromkeys(runs[by].astype(str))):
         part = runs[runs[by].astype(str) == name]
-        found = fit(
-            part["N"], part["D"], part["loss"],
-            U=part["U"] if "U" in part.columns else None,
-            form=form, loss_fn=loss_fn, delta=delta, fix=fix,
-            weights=part[weights] if weights else None, where=f"{where}, {by} = {name}" if where else f"{by} = {name}",
-        )  # fmt: skip
-        spent = (part[cost] if cost else 6 * part["N"] * part["D"]).to_numpy(float)
-        model = fit_cost(part["N"], part["D"], spent) if cost else nd_cost()
-        boot = None
-        if resamples:
-            clusters = part[cluster].to_numpy() if cluster else None
-            boot = bootstrap(found, kind, resamples=resamples, seed=seed + position, clusters=clusters)
-        budgets = part[budget].to_numpy(float) if budget else group_budgets(spent)
-        out[name] = ArmFit(name, found, boot, model, spent, budgets, part.index.to_numpy())
+        title = f"{where}, {by} = {name}" if where else f"{by} = {name}"
+        law = fit_table(part, replace(chosen, seed=chosen.seed + position), title)
+        out[name] = make_arm(name, part, law, cost, budget)
     return out

@@ -9,8 +9,10 @@ import numpy as np
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
-from eqscale.laws.fit import Coefficients, Quantity
-from eqscale.laws.frontier import CostModel, frontier_values
+from eqscale.laws.cost import CostModel
+from eqscale.laws.fit import Quantity
+from eqscale.laws.forms import Coefficients
+from eqscale.laws.frontier import frontier_values
 
 Array = np.ndarray
 

@@ -16,22 +16,11 @@ from scipy import optimize
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.contrast import log_optimum
-from eqscale.laws.fit import Quantity, alloc_exponents
+from eqscale.laws.fit import Quantity
 from eqscale.laws.frontier import frontier, frontier_values
+from eqscale.laws.uncertainty import parameter_targets
 
 Array = np.ndarray
-
-QUANTITIES = {
-    "alpha": "the exponent of N",
-    "beta": "the exponent of D",
-    "E": "the floor",
-    "a": "the exponent of N_opt ∝ C^a",
-    "size@C": "log N_opt at cost C",
-    "loss@C": "log L_opt at cost C",
-    "gap@C": "log ratio of two arms' L_opt at cost C",
-    "crossing": "log of the cost at which two arms' L_opt meet",
-}
-"""Questions a plan can be made for; those with @C take the cost, as in ``gap@1e20``."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +38,22 @@ def _gradient(arm: ArmFit, quantity: Quantity) -> Array:
 
 
 def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
-    """A question such as ``a``, ``loss@1e20``, ``gap@1e20`` or ``crossing`` about one or two arms.
+    """What should become more certain.
+
+    Args:
+        text: about one arm a parameter of the law or what follows from it, such as ``alpha`` or ``a``, ``size@C`` or
+            ``loss@C`` (log N_opt or log L_opt at a cost); about two arms ``gap@C`` (log ratio of their L_opt) or
+            ``crossing`` (log of the cost at which these meet). C is a number, as in ``gap@1e20``.
+        arms: the arms it is about.
 
     Raises:
         InputError: unknown quantity, a missing cost, the wrong number of arms, or no crossing near the runs.
     """
     name, at, value = text.partition("@")
-    key = f"{name}@C" if at else name
-    if key not in QUANTITIES:
-        raise InputError(f"unknown quantity {text!r}; choose one of {', '.join(QUANTITIES)}")
+    own = {t.name: t.quantity for t in parameter_targets(next(iter(arms.values())).fit)}
+    known = [*own, "size@C", "loss@C", "gap@C", "crossing"]
+    if (f"{name}@C" if at else name) not in known:
+        raise InputError(f"unknown quantity {text!r}; choose one of {', '.join(known)}")
     try:
         C = float(value) if at else 0.0
     except ValueError:
@@ -65,34 +61,29 @@ def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
     if at and not 0 < C < np.inf:
         raise InputError(f"{text!r}: {value!r} is not a positive cost")
     if name in ("gap", "crossing"):
-        if len(arms) != 2:
-            raise InputError(f"{text!r} is about two arms, not {len(arms)} ({', '.join(arms)}); name them")
-        one, two = arms.values()
-        gap = lambda c: _gap(one, two, c)  # noqa: E731
-        if name == "crossing":
-            C = _find_crossing(one, two, gap)
-        gradients = {
-            one.name: _gradient(one, log_optimum(one.cost, C, "loss")),
-            two.name: -_gradient(two, log_optimum(two.cost, C, "loss")),
-        }
-        if name == "gap":
-            return Question(text, gap(C), gradients)
-        slope = (gap(C * 1.01) - gap(C / 1.01)) / (2 * np.log(1.01))
-        return Question(text, float(np.log(C)), {k: -g / slope for k, g in gradients.items()})
+        return _question_of_two(text, name, C, arms)
     if len(arms) != 1:
         raise InputError(f"{text!r} is about one arm, not {len(arms)} ({', '.join(arms)}); name it")
     (arm,) = arms.values()
-    if name not in ("size", "loss", "a") and name not in arm.fit.form.names:
-        raise InputError(f"the form {arm.fit.form.name!r} has no {name!r}")
-    quantity: Quantity
-    if name == "a":
-        quantity = lambda c: alloc_exponents(c)[:, 0]  # noqa: E731
-    elif name in ("size", "loss"):
-        quantity = log_optimum(arm.cost, C, "N" if name == "size" else "loss")
-    else:
-        quantity = lambda c: c[name]  # noqa: E731
+    quantity = log_optimum(arm.cost, C, "N" if name == "size" else "loss") if at else own[name]
     estimate = float(np.asarray(quantity(arm.fit.coefficients)).ravel()[0])
     return Question(text, estimate, {arm.name: _gradient(arm, quantity)})
+
+
+def _question_of_two(text: str, name: str, C: float, arms: Mapping[str, ArmFit]) -> Question:
+    if len(arms) != 2:
+        raise InputError(f"{text!r} is about two arms, not {len(arms)} ({', '.join(arms)}); name them")
+    one, two = arms.values()
+    if name == "crossing":
+        C = _find_crossing(one, two)
+    gradients = {
+        one.name: _gradient(one, log_optimum(one.cost, C, "loss")),
+        two.name: -_gradient(two, log_optimum(two.cost, C, "loss")),
+    }
+    if name == "gap":
+        return Question(text, _gap(one, two, C), gradients)
+    slope = (_gap(one, two, C * 1.01) - _gap(one, two, C / 1.01)) / (2 * np.log(1.01))
+    return Question(text, float(np.log(C)), {k: -g / slope for k, g in gradients.items()})
 
 
 def _gap(one: ArmFit, two: ArmFit, C: float) -> float:
@@ -100,16 +91,17 @@ def _gap(one: ArmFit, two: ArmFit, C: float) -> float:
     return float(values[0] - values[1])
 
 
-def _find_crossing(one: ArmFit, two: ArmFit, gap) -> float:
+def _find_crossing(one: ArmFit, two: ArmFit) -> float:
     grid = np.geomspace(min(one.C.min(), two.C.min()) / 1e3, max(one.C.max(), two.C.max()) * 1e3, 200)
-    values = np.array([gap(c) for c in grid])
+    values = np.array([_gap(one, two, c) for c in grid])
     change = np.flatnonzero(values[:-1] * values[1:] <= 0)
     if not len(change):
         raise InputError(
             f"the laws of {one.name} and {two.name} do not cross from C = {grid[0]:.3g} to {grid[-1]:.3g}"
         )
     k = change[len(change) // 2]
-    return float(np.exp(optimize.brentq(lambda x: gap(np.exp(x)), np.log(grid[k]), np.log(grid[k + 1]))))
+    low, high = np.log(grid[k : k + 2])
+    return float(np.exp(optimize.brentq(lambda x: _gap(one, two, np.exp(x)), low, high)))
 
 
 @dataclass(frozen=True)
@@ -141,14 +133,13 @@ class Plan:
 def _sensitivity(arm: ArmFit, N: Array, D: Array) -> tuple[Array, float]:
     """Derivatives of the (log) loss at new runs by internal parameters, (m, p), and the noise variance."""
     fit = arm.fit
-    x = fit.form.features(fit.columns_from(N, D), fit.centre)
-    ev = fit.form.evaluate(fit.theta[None], x)
-    jac = ev.jacobian[0].T.copy()
+    ev = fit.evaluate_at(fit.columns_from(N, D))
+    jac = ev.jacobian()[0].T
     noise = fit.noise
     if fit.loss.is_log:
-        jac /= ev.value[0][:, None]
+        jac = jac / ev.value[0][:, None]
     else:
-        noise = noise / np.exp(fit.centre.log_loss)
+        noise = noise / fit.unit
     inactive = np.setdiff1d(np.arange(jac.shape[1]), fit.free)
     jac[:, inactive] = 0.0
     return jac, noise**2
@@ -191,7 +182,7 @@ def plan_runs(
         question: what should become more certain (see ``parse_question``).
         arms: the arms it is about.
         budget: total cost of the new runs.
-        most: highest cost of one run; the dearest run so far if None.
+        most: highest cost of one run; that of the most expensive run so far if None.
         runs: most runs planned.
 
     Raises:
@@ -239,33 +230,6 @@ def _greedy(state: dict, se2: float, left: float, runs: int, per_cost: bool) -> 
         left -= float(C[k])
         chosen.append(PlannedRun(name, float(N[k]), float(D[k]), float(C[k]), float(np.sqrt(max(se2, 0.0)))))
     return chosen
-
-
-def select_runs(arm: ArmFit, question: Question, share: float) -> Array:
-    """Of the runs at hand those that answer a question best at a share of their total cost: indices.
-
-    What a designer with a good guess of the law would have trained; used to judge the criterion.
-    """
-    fit = arm.fit
-    jac, noise = _sensitivity(arm, arm.N, arm.D)
-    gradient = question.gradients[arm.name]
-    scale = 1.0 / np.sqrt(np.maximum(np.einsum("mp,mp->p", jac, jac), 1e-300))
-    sigma = np.diag(scale**2) * 1e6 * noise
-    left = share * arm.C.sum()
-    chosen: list[int] = []
-    open_runs = np.ones(fit.n, bool)
-    while True:
-        pull = jac @ sigma
-        gain = (pull @ gradient) ** 2 / (noise + np.einsum("mp,mp->m", pull, jac))
-        worth = np.where(open_runs & (left >= arm.C), gain / arm.C, 0.0)
-        k = int(np.argmax(worth))
-        if worth[k] <= 0:
-            return np.array(chosen)
-        chosen.append(k)
-        open_runs[k] = False
-        left -= arm.C[k]
-        j = sigma @ jac[k]
-        sigma = sigma - np.outer(j, j) / (noise + jac[k] @ j)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from eqscale.errors import InputError
-from eqscale.laws.compare import Comparison, Hypothesis
+from eqscale.laws.compare import Comparison
 from eqscale.laws.fit import Fit
+from eqscale.laws.joint import Hypothesis
 from eqscale.laws.uncertainty import Bootstrap, Interval, disagreement
+from eqscale.storage import write_atomically
 
 
 def plain(value: Any) -> Any:
@@ -159,13 +159,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_LATEX = {
-    "alpha": r"$\alpha$",
-    "beta": r"$\beta$",
-    "gamma": r"$\gamma$",
-    "R": r"$R^\ast_D$",
-    **{k: f"${k}$" for k in ("E", "A", "B", "a", "b")},
-}
+_GREEK = ("alpha", "beta", "gamma", "delta", "kappa", "lambda", "mu", "nu", "rho", "sigma", "tau")
 _LATEX_CHARACTERS = str.maketrans(
     {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "–": "--", "×": r"$\times$", "∝": r"$\propto$"}
 )
@@ -175,7 +169,9 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: s
     """A booktabs table."""
 
     def cell(text: str) -> str:
-        return _LATEX.get(text, str(text).translate(_LATEX_CHARACTERS))
+        if text in _GREEK or re.fullmatch("[A-Za-z]", text):  # a parameter
+            return rf"$\{text}$" if text in _GREEK else f"${text}$"
+        return text.translate(_LATEX_CHARACTERS)
 
     body = [" & ".join(cell(c) for c in row) + r" \\" for row in rows]
     lines = [
@@ -194,49 +190,7 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: s
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def check_writable(*paths: Path | None) -> None:
-    """Refuse output paths before anything is computed.
-
-    Raises:
-        InputError: the folder is missing or not writable, or the path is a folder.
-    """
-    for path in paths:
-        if path is None:
-            continue
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder, not a file to write")
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise InputError(f"{path}: the folder {path.parent} does not exist or is not writable")
-
-
-def check_folder(path: Path | None) -> None:
-    """Refuse an output folder that cannot be made, before anything is computed.
-
-    Raises:
-        InputError: a file is in the way, or no existing parent is writable.
-    """
-    if path is None:
-        return
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"{path}: {existing} is not a writable folder")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, record: Any) -> None:
     """Write a record as strict JSON."""
-    write_text(path, json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())

@@ -12,48 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eqscale.laws.forms import Features, Form
+from eqscale.laws.problem import Problem
 
 Array = np.ndarray
 
-LOSSES = ("log-huber", "log-lsq", "lsq", "lad")
-_LAD_DELTA = 1e-9
 _CHUNK = 1 << 15  # run-evaluations per block: the working arrays stay in the second-level cache
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The objective: sum over runs of weight × ρ(residual).
-
-    ``log-huber``: ρ of log L − log L̂ is r²/2 up to |r| = delta and delta (|r| − delta/2) beyond;
-    ``log-lsq``: r²/2 of the same residual; ``lad``: |r| of the same; ``lsq``: (L − L̂)²/2.
-    """
-
-    kind: str = "log-huber"
-    delta: float = 1e-3
-
-    @property
-    def is_log(self) -> bool:
-        """Whether residuals are differences of logarithms."""
-        return self.kind != "lsq"
-
-    @property
-    def threshold(self) -> float:
-        """Residual at which the loss turns from quadratic to linear while minimising."""
-        return {"log-huber": self.delta, "lad": _LAD_DELTA}.get(self.kind, np.inf)
-
-    def rho(self, r: Array) -> Array:
-        """The loss of residuals as reported: exact, without the smoothing that ``lad`` is minimised with."""
-        if self.kind == "lad":
-            return np.abs(r)
-        return _huber(r, self.threshold)
-
-
-def _huber(r: Array, delta: float) -> Array:
-    if np.isinf(delta):
-        return 0.5 * r * r
-    a = np.minimum(np.abs(r), delta)
-    return a * (np.abs(r) - 0.5 * a)
 
 
 @dataclass
@@ -79,28 +42,18 @@ class Derivatives:
         )
 
 
-def residuals(form: Form, theta: Array, x: Features, loss: Array, is_log: bool) -> Array:
-    """log L − log L̂, or L − L̂, in centred units: (b, m)."""
-    value = form.evaluate(theta, x, curvature=False).value
-    # log of a ratio near one keeps full absolute precision, a difference of two logarithms does not
-    with np.errstate(divide="ignore"):
-        return -np.log(value / loss) if is_log else loss - value
-
-
-def derivatives(
-    form: Form, theta: Array, x: Features, loss: Array, weights: Array, delta: float, is_log: bool
-) -> Derivatives:
+def derivatives(problem: Problem, theta: Array, loss: Array, weights: Array, delta: float) -> Derivatives:
     """Objective Σ w ρ(r) and its exact derivatives.
 
     Args:
+        problem: the law, its regressors and whether residuals are logarithmic.
         theta: (b, p).
-        loss: observed loss in centred units, (b, m) or (1, m).
-        weights: (b, m) or (1, m).
+        loss: observed loss in centred units, (b, n) or (1, n).
+        weights: (b, n) or (1, n).
         delta: Huber threshold, ``inf`` for least squares.
-        is_log: residuals of logarithms.
     """
-    ev = form.evaluate(theta, x)
-    jac, value = ev.jacobian, ev.value
+    ev, is_log = problem.form.evaluate(theta, problem.features), problem.loss.is_log
+    jac, value = ev.jacobian(), ev.value
     if is_log:
         r = -np.log(value / loss)
         inverse = 1.0 / value
@@ -170,105 +123,108 @@ def _damped_step(d: Derivatives, g: Array, held: Array, damping: Array) -> Array
 
 
 def minimise(
-    form: Form,
+    problem: Problem,
     start: Array,
-    x: Features,
-    loss: Array,
-    weights: Array,
-    delta: float,
-    is_log: bool,
-    lower: Array,
-    upper: Array,
     *,
+    loss: Array | None = None,
+    weights: Array | None = None,
+    delta: float | None = None,
     tolerance: float = 1e-14,
     iterations: int = 150,
 ) -> tuple[Array, Array, Array]:
-    """Minimise b problems from b starts.
+    """Minimise from b starts, or b variants of a problem.
 
     Args:
+        problem: the law, its runs and the box of its parameters.
         start: (b, p).
-        loss, weights: (b, m) or (1, m), loss in centred units.
-        lower, upper: (p,) bounds; equal bounds fix a parameter.
-        tolerance: a problem is done when a step promises and brings less than this relative decrease.
+        loss: observed loss of each variant in centred units, (b, n); the problem's own if None.
+        weights: of each variant, (b, n); the problem's own if None.
+        delta: Huber threshold; that of the problem's loss if None.
+        tolerance: done is when a step promises and brings less than this relative decrease.
+        iterations: most steps.
 
     Returns:
         Parameters (b, p), objectives (b,), and whether each stopped by the criterion.
     """
-    b, m = start.shape[0], loss.shape[1]
-    size = max(1, _CHUNK // m)
-    if b > size:
-        parts = []
-        for i in range(0, b, size):
-            block = slice(i, i + size)
-            parts.append(
-                minimise(
-                    form,
-                    start[block],
-                    x,
-                    loss if len(loss) == 1 else loss[block],
-                    weights if len(weights) == 1 else weights[block],
-                    delta,
-                    is_log,
-                    lower,
-                    upper,
-                    tolerance=tolerance,
-                    iterations=iterations,
-                )
-            )
-        return tuple(np.concatenate(p) for p in zip(*parts, strict=True))  # type: ignore[return-value]
-
-    theta = np.clip(start, lower, upper)
-    loss = np.broadcast_to(loss, (b, m))
-    weights = np.broadcast_to(weights, (b, m))
-    damping = np.full(b, 1e-3)
-    growth = np.full(b, 4.0)
-    quiet = np.zeros(b, int)
-    done = np.zeros(b, bool)
-    # below this an objective is rounding error of the residuals
-    floor = weights.sum(1) * (0.0 if not is_log else 1e-34)
-    fixed = lower == upper
-    # longest step: one e-fold of a prefactor, half a unit of an exponent; E within its own scale
-    reach = np.array([2.0 if n in form.log_names else 0.5 for n in form.names])
+    shape = (len(start), problem.n)
+    loss = np.broadcast_to(problem.scaled_loss if loss is None else loss, shape)
+    weights = np.broadcast_to(problem.weights if weights is None else weights, shape)
+    delta = problem.loss.threshold if delta is None else delta
+    size = max(1, _CHUNK // problem.n)
+    parts = []
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        now = derivatives(form, theta, x, loss, weights, delta, is_log)
-        live = np.arange(b)
+        for i in range(0, max(len(start), 1), size):
+            rows = slice(i, i + size)
+            newton = _Newton(problem, start[rows], loss[rows], weights[rows], delta)
+            parts.append(newton.run(tolerance, iterations))
+    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+class _Newton:
+    """The state of a batch of b minimisations."""
+
+    def __init__(self, problem: Problem, start: Array, loss: Array, weights: Array, delta: float):
+        self.problem, self.loss, self.weights, self.delta = problem, loss, weights, delta
+        b = len(start)
+        self.theta = np.clip(start, problem.lower, problem.upper)
+        self.now = derivatives(problem, self.theta, loss, weights, delta)
+        self.damping = np.full(b, 1e-3)
+        self.growth = np.full(b, 4.0)
+        self.quiet = np.zeros(b, int)
+        # below this an objective is rounding error of the residuals
+        self.rounding = weights.sum(1) * (1e-34 if problem.loss.is_log else 0.0)
+        # longest step: one e-fold of a prefactor, half a unit of an exponent; E within its own scale
+        form = problem.form
+        self.reach = np.array([2.0 if n in form.log_names else 0.5 for n in form.names])
+
+    def run(self, tolerance: float, iterations: int) -> tuple[Array, Array, Array]:
+        """Iterate until all are done or stuck: parameters, objectives and which are done."""
+        done = np.zeros(len(self.theta), bool)
+        live = np.arange(len(self.theta))
         for _ in range(iterations):
             if not live.size:
                 break
-            t, d = theta[live], now.take(live)
-            held = fixed | ((t <= lower) & (d.g > 0)) | ((t >= upper) & (d.g < 0))
-            step = _damped_step(d, d.g, held, damping[live])
-            beyond = ~held & ((t + step < lower) | (t + step > upper))
-            rows = np.flatnonzero(beyond.any(1))
-            if rows.size:
-                # those go to their bound and the others answer to that; clipping alone would stall at a face
-                part, over = d.take(rows), beyond[rows]
-                to_bound = np.where(over, np.clip(t[rows] + step[rows], lower, upper) - t[rows], 0.0)
-                shifted = part.g + np.einsum("bij,bj->bi", part.h, to_bound)
-                answer = _damped_step(part, shifted, held[rows] | over, damping[live[rows]])
-                step[rows] = np.where(over, to_bound, answer)
-            longest = np.max(np.abs(step) / reach, axis=1, keepdims=True)
-            step /= np.maximum(longest, 1.0)
-            new = np.clip(t + step, lower, upper)
-            step = new - t
-            promised = -(np.einsum("bi,bi->b", d.g, step) + 0.5 * np.einsum("bi,bij,bj->b", step, d.h, step))
-            trial = derivatives(form, new, x, loss[live], weights[live], delta, is_log)
-            gain = d.f - trial.f
-            accept = gain > 0
-            small = np.abs(promised) <= tolerance * (d.f + floor[live])
-            tiny = np.abs(gain) <= tolerance * (d.f + floor[live])
-            settled = (small & (tiny | ~accept)) | (np.abs(step).max(1) < 1e-15) | (d.f <= floor[live])
-            quiet[live] = np.where(settled, quiet[live] + 1, 0)
-            rows = live[accept]
-            theta[rows] = new[accept]
-            now.put(rows, trial.take(np.flatnonzero(accept)))
-            ratio = np.where(promised > 0, gain / np.where(promised > 0, promised, 1.0), 0.0)
-            factor = np.where(ratio > 0.75, 0.1, np.where(ratio > 0.25, 0.5, 2.0))
-            damping[live] = np.where(
-                accept, np.maximum(damping[live] * factor, 1e-15), damping[live] * growth[live] + 1e-12
-            )
-            growth[live] = np.where(accept, 4.0, growth[live] * 2.0)
-            stuck = damping[live] > 1e10
-            done[live] = quiet[live] >= 2
-            live = live[~(done[live] | stuck)]
-    return theta, now.f, done
+            self._advance(live, tolerance)
+            done[live] = self.quiet[live] >= 2
+            live = live[~(done[live] | (self.damping[live] > 1e10))]
+        return self.theta, self.now.f, done
+
+    def _advance(self, live: Array, tolerance: float) -> None:
+        """One step of the live problems, taken where it lowers the objective."""
+        d = self.now.take(live)
+        new, step = self._propose(live, d)
+        promised = -(np.einsum("bi,bi->b", d.g, step) + 0.5 * np.einsum("bi,bij,bj->b", step, d.h, step))
+        trial = derivatives(self.problem, new, self.loss[live], self.weights[live], self.delta)
+        gain = d.f - trial.f
+        accept = gain > 0
+        least = tolerance * (d.f + self.rounding[live])
+        settled = (np.abs(promised) <= least) & ((np.abs(gain) <= least) | ~accept)
+        settled |= (np.abs(step).max(1) < 1e-15) | (d.f <= self.rounding[live])
+        self.quiet[live] = np.where(settled, self.quiet[live] + 1, 0)
+        rows = live[accept]
+        self.theta[rows] = new[accept]
+        self.now.put(rows, trial.take(np.flatnonzero(accept)))
+        ratio = np.where(promised > 0, gain / np.where(promised > 0, promised, 1.0), 0.0)
+        factor = np.where(ratio > 0.75, 0.1, np.where(ratio > 0.25, 0.5, 2.0))
+        damping, growth = self.damping[live], self.growth[live]
+        self.damping[live] = np.where(accept, np.maximum(damping * factor, 1e-15), damping * growth + 1e-12)
+        self.growth[live] = np.where(accept, 4.0, growth * 2.0)
+
+    def _propose(self, live: Array, d: Derivatives) -> tuple[Array, Array]:
+        """New parameters within the box, and the steps that lead there."""
+        lower, upper, t = self.problem.lower, self.problem.upper, self.theta[live]
+        held = (lower == upper) | ((t <= lower) & (d.g > 0)) | ((t >= upper) & (d.g < 0))
+        step = _damped_step(d, d.g, held, self.damping[live])
+        beyond = ~held & ((t + step < lower) | (t + step > upper))
+        rows = np.flatnonzero(beyond.any(1))
+        if rows.size:
+            # those go to their bound and the others answer to that; clipping alone would stall at a face
+            part, over = d.take(rows), beyond[rows]
+            to_bound = np.where(over, np.clip(t[rows] + step[rows], lower, upper) - t[rows], 0.0)
+            shifted = part.g + np.einsum("bij,bj->bi", part.h, to_bound)
+            answer = _damped_step(part, shifted, held[rows] | over, self.damping[live[rows]])
+            step[rows] = np.where(over, to_bound, answer)
+        longest = np.max(np.abs(step) / self.reach, axis=1, keepdims=True)
+        step /= np.maximum(longest, 1.0)
+        new = np.clip(t + step, lower, upper)
+        return new, new - t

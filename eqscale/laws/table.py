@@ -20,14 +20,15 @@ ROLES = {
 """Columns the laws know by name; all others are carried along for grouping."""
 
 
-def parse_map(entries: str | None) -> dict[str, str]:
-    """``"N=params,D=tokens"`` as ``{"N": "params", "D": "tokens"}``."""
+def parse_map(entries: str | None, further: Sequence[str] = ()) -> dict[str, str]:
+    """``"N=params,D=tokens"`` as ``{"N": "params", "D": "tokens"}``; roles are ``ROLES`` and further ones."""
+    roles = dict.fromkeys((*ROLES, *further))
     out: dict[str, str] = {}
     for entry in filter(None, (entries or "").split(",")):
         role, sep, column = (part.strip() for part in entry.partition("="))
-        if not sep or role not in ROLES or not column:
+        if not sep or role not in roles or not column:
             raise InputError(
-                f"--map: bad entry {entry!r}; write ROLE=COLUMN with ROLE one of {', '.join(ROLES)}"
+                f"--map: bad entry {entry!r}; write ROLE=COLUMN with ROLE one of {', '.join(roles)}"
             )
         out[role] = column
     return out
@@ -145,7 +146,7 @@ def check_runs(
     for role in required:
         if role not in mapping and role not in frame.columns:
             raise InputError(
-                f"{source}: no column {role!r} ({ROLES[role]}); name it with --map {role}=COLUMN; "
+                f"{source}: no column {role!r} ({ROLES.get(role, 'of the form')}); name it with --map {role}=COLUMN; "
                 f"columns: {listed}"
             )
     statuses = set(frame["status"].astype(str)) if "status" in frame.columns else set()
@@ -167,7 +168,7 @@ def check_runs(
         raise InputError(f"{source}: no rows left" if where else f"{source}: the table has no rows")
     frame, rows = frame.loc[keep].reset_index(drop=True), rows[keep]
     hint = "" if where else "; filter failed runs with --where COLUMN=VALUE"
-    roles = [r for r in ROLES if r in mapping or r in frame.columns]
+    roles = [r for r in dict.fromkeys((*ROLES, *required)) if r in mapping or r in frame.columns]
     columns = {}
     for role in roles:
         column = frame[mapping.get(role, role)]

@@ -11,7 +11,8 @@ from operator import itemgetter
 import numpy as np
 
 from eqscale.errors import InputError
-from eqscale.laws.fit import Coefficients, Fit, Quantity, alloc_exponents
+from eqscale.laws.fit import Fit, Quantity
+from eqscale.laws.forms import Coefficients
 from eqscale.laws.solver import minimise
 
 Array = np.ndarray
@@ -91,7 +92,7 @@ def bootstrap(
         raise InputError(f"{resamples} resamples; at least 1 is needed")
     rng = np.random.default_rng(seed)
     n = fit.n
-    y, w = fit.scaled_loss[None], fit.weights[None]
+    y, w = None, None
     if kind == "case":
         w = fit.weights * rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     elif kind == "cluster":
@@ -109,8 +110,8 @@ def bootstrap(
     else:
         y = _resampled_losses(fit, kind, resamples, rng)
     theta, _, done = minimise(
-        fit.form, np.repeat(_restart(fit)[None], resamples, 0), fit.features, y, w.astype(float),
-        max(fit.loss.threshold, 1e-4), fit.loss.is_log, fit.lower, fit.upper, tolerance=1e-9, iterations=200,
+        fit, np.repeat(_restart(fit)[None], resamples, 0), loss=y, weights=w,
+        delta=max(fit.loss.threshold, 1e-4), tolerance=1e-9, iterations=200,
     )  # fmt: skip
     return Bootstrap(fit, kind, seed, theta, int((~done).sum()))
 
@@ -118,18 +119,17 @@ def bootstrap(
 def _restart(fit: Fit) -> Array:
     """Where refits start: at the fit, with vanished terms made small instead, so that they may return."""
     start = fit.theta.copy()
-    for prefactor, (exponent, _) in fit.form.powers.items():
-        i, j = fit.form.names.index(prefactor), fit.form.names.index(exponent)
-        if fit.params[prefactor] == 0.0 and prefactor not in fit.fixed:
-            start[i] = -6.0
-            start[j] = np.clip(0.3, fit.lower[j], fit.upper[j])
+    for prefactor in fit.vanished:
+        j = fit.index(fit.form.powers[prefactor][0])
+        start[fit.index(prefactor)] = -6.0
+        start[j] = np.clip(0.3, fit.lower[j], fit.upper[j])
     return start
 
 
 def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Generator) -> Array:
     """Fitted curve plus resampled residuals, in centred units, (K, n)."""
-    fitted = fit.form.evaluate(fit.theta[None], fit.features, curvature=False).value
-    r = fit.residuals if fit.loss.is_log else fit.residuals / np.exp(fit.centre.log_loss)
+    fitted = fit.predicted(fit.theta[None])
+    r = fit.residuals if fit.loss.is_log else fit.residuals / fit.unit
     n, p = fit.n, len(fit.free)
     if kind == "residual":
         centred = (r - r.mean()) * np.sqrt(n / max(n - p, 1))
@@ -157,7 +157,6 @@ class Target:
     name: str
     quantity: Quantity
     log: bool = False
-    meaning: str = ""
 
     def transformed(self, c: Coefficients) -> Array:
         """The quantity on the scale on which its error is nearly symmetric."""
@@ -175,7 +174,7 @@ def _prefactor(logarithm: str) -> Quantity:
 
 
 def parameter_targets(fit: Fit) -> list[Target]:
-    """The law's parameters, and the exponents of optimal allocation where it has N and D."""
+    """The law's parameters, and what the form derives from them."""
     out = []
     for name in fit.form.names:
         log = name in fit.form.log_names
@@ -183,10 +182,12 @@ def parameter_targets(fit: Fit) -> list[Target]:
             out.append(Target(name, _prefactor("log_" + name), True))
         else:
             out.append(Target(name, itemgetter(name)))
-    if {"alpha", "beta"} <= set(fit.form.names):
-        out.append(Target("a", lambda c: alloc_exponents(c)[:, 0], meaning="N_opt ∝ C^a for C = κND"))
-        out.append(Target("b", lambda c: alloc_exponents(c)[:, 1], meaning="D_opt ∝ C^b for C = κND"))
-    return out
+    return out + [Target(name, derived(name)) for name in fit.form.derived(fit.coefficients)]
+
+
+def derived(name: str) -> Quantity:
+    """A number that the form derives from its parameters, as a quantity."""
+    return lambda c: c.form.derived(c)[name]
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import optimize, stats
 
 from eqscale.errors import InputError
-from eqscale.laws.fit import Fit, efficiency
-from eqscale.laws.forms import Centre
+from eqscale.laws.fit import Fit, fit_problem
+from eqscale.laws.noise import efficiency
+from eqscale.laws.problem import Loss, Problem
 from eqscale.laws.solver import minimise
 from eqscale.laws.uncertainty import fit_leverage
 
@@ -54,18 +56,12 @@ class HoldOut:
 
 def predict_new_runs(fit: Fit, columns: dict[str, Array], level: float = 0.95) -> tuple[Array, Array, Array]:
     """Predicted loss of new runs with limits that contain coefficient error and noise: (loss, low, high)."""
-    loss = fit.predict(**columns)
-    se = fit.standard_error(lambda c: np.log(_predict(fit, c, columns)))
+    ev = fit.evaluate_at(fit.columns_from(**columns))
+    loss, slope = ev.value[0] * fit.unit, ev.jacobian()[0] / ev.value[0]
+    se = np.sqrt(np.einsum("pm,pq,qm->m", slope, fit.covariance, slope))
     noise = fit.spread if fit.loss.is_log else fit.spread / loss
     wide = fit.t_value(level) * np.hypot(se, noise)
     return loss, loss * np.exp(-wide), loss * np.exp(wide)
-
-
-def _predict(fit: Fit, c, columns: dict[str, Array]) -> Array:
-    theta = np.array(
-        [fit.form.to_internal({k: v[i] for k, v in c.items()}, fit.centre) for i in range(len(c["E"]))]
-    )
-    return fit.predict_with(np.where(np.isfinite(theta), theta, -700.0), columns)
 
 
 def _hold_out(fit: Fit, held: Array, budgets: tuple[float, ...]) -> HoldOut:
@@ -143,12 +139,7 @@ def lack_of_fit(fit: Fit, points: Array | None = None) -> LackOfFit | None:
         points: label of each run's design point, (n,), for replicates whose N or D differ a little (another
             data order has other token counts); by default runs with equal N and D are replicates.
     """
-    from eqscale.laws.fit import fit_internal, resolve_loss
-
-    squares = fit_internal(
-        fit.form, resolve_loss("log-lsq", 1.0), fit.columns, fit.observed, fit.weights, fit.centre,
-        fit.lower, fit.upper, fit.fixed,
-    )  # fmt: skip
+    squares = fit_problem(replace(fit, loss=Loss("log-lsq")))
     if points is None:
         design = np.round(np.log(np.column_stack(list(fit.columns.values()))), 6)
         _, point = np.unique(design, axis=0, return_inverse=True)
@@ -204,79 +195,75 @@ def profile_interval(fit: Fit, name: str, level: float = 0.95) -> tuple[float, f
     Raises:
         InputError: an unknown or fixed parameter.
     """
-    if name not in fit.form.names or name in fit.fixed:
-        free = [n for n in fit.form.names if n not in fit.fixed]
+    form, i = fit.form, fit.form.names.index(name) if name in fit.form.names else -1
+    if i < 0 or name in fit.fixed:
+        free = [n for n in form.names if n not in fit.fixed]
         raise InputError(f"no profile of {name!r}; free parameters: {', '.join(free)}")
-    centre = fit.centre
-    if (
-        name in fit.form.powers
-    ):  # in the user's units a prefactor is a parameter only where nothing is centred
-        centre = Centre(centre.log_loss, {**centre.logs, fit.form.powers[name][1]: 0.0})
-        if fit.form.name == "gamma":
-            centre = Centre(0.0, {k: 0.0 for k in centre.logs})
-    i = fit.form.names.index(name)
-    theta = fit.form.to_internal(fit.params, centre)
+    # a prefactor in the user's units is a parameter only where nothing else moves its unit
+    problem: Problem = replace(fit, centre=form.centre_holding(fit.centre, [name]))
+    theta = form.to_internal(fit.params, problem.centre)
     if not np.isfinite(theta).all():
         return 0.0, np.inf
-    x = fit.form.features(fit.columns, centre)
-    y = fit.observed / np.exp(centre.log_loss)
-    is_floor = name in fit.form.floors
-    low_bound, high_bound = fit.form.internal_bounds()
-    for other in fit.fixed:
-        j = fit.form.names.index(other)
-        low_bound[j] = high_bound[j] = theta[j]
-    high_limit = min(high_bound[i], y.min() * (1 - 1e-9)) if is_floor else high_bound[i]
-    smoothing = max(fit.loss.threshold, 1e-5) if fit.loss.kind == "lad" else fit.loss.threshold
-    unit = 1 / smoothing if fit.loss.kind == "lad" else 1.0
-    if not fit.loss.is_log:
-        unit = np.exp(2 * centre.log_loss)
-    c = efficiency(fit.noise, fit.loss) * unit
+    held = [form.names.index(other) for other in fit.fixed]
+    lower, upper = form.internal_bounds()
+    lower[held] = upper[held] = theta[held]
+    problem = problem.within(lower, upper)
+    se = fit.standard_error(lambda c: c["log_" + name] if name in form.log_names else c[name])[0]
+    is_floor = name in form.floors
+    step = float(se) / (problem.unit if is_floor else 1.0)
+    step = step if step > 0 else 0.1 * max(abs(theta[i]), 1.0)
     target = float(stats.f.ppf(level, 1, max(fit.degrees_of_freedom, 1)))
-    state = {"theta": theta}
+    highest = min(upper[i], problem.scaled_loss.min() * (1 - 1e-9)) if is_floor else upper[i]
+    limits = []
+    for bound, sign in ((lower[i], -1.0), (highest, 1.0)):
+        excess = _excess(problem, theta, i, fit.noise, target)
+        limits.append(_limit(excess, theta[i], sign * step, bound))
+    return _natural(problem, theta, i, limits[0]), _natural(problem, theta, i, limits[1])
+
+
+def _excess(problem: Problem, theta: Array, i: int, noise: float, target: float) -> Callable[[float], float]:
+    """2c (f − f_min) minus its target, as a function of parameter i; a walk that starts where the last one ended."""
+    loss = problem.loss
+    smoothing = max(loss.threshold, 1e-5) if loss.kind == "lad" else loss.threshold
+    unit = 1 / smoothing if loss.kind == "lad" else 1.0 if loss.is_log else problem.unit**2
+    c = efficiency(noise, loss) * unit
+    last = theta
 
     def best(value: float) -> float:
-        lo, hi = low_bound.copy(), high_bound.copy()
-        lo[i] = hi[i] = value
-        start = np.stack([state["theta"], theta])
+        nonlocal last
+        lower, upper = problem.lower.copy(), problem.upper.copy()
+        lower[i] = upper[i] = value
+        start = np.stack([last, theta])
         start[:, i] = value
-        t, f, _ = minimise(
-            fit.form, start, x, y[None], fit.weights[None], smoothing, fit.loss.is_log, lo, hi,
-            tolerance=1e-12,
-        )  # fmt: skip
-        k = int(np.argmin(f))
-        state["theta"] = t[k]
-        return float(f[k])
+        t, f, _ = minimise(problem.within(lower, upper), start, delta=smoothing, tolerance=1e-12)
+        last = t[int(np.argmin(f))]
+        return float(f.min())
 
     bottom = best(theta[i])
+    return lambda value: 2 * c * (best(value) - bottom) - target
 
-    def excess(value: float) -> float:
-        return 2 * c * (best(value) - bottom) - target
 
-    limits = []
-    se = fit.standard_error(lambda co: co["log_" + name] if name in fit.form.log_names else co[name])[0]
-    step = float(se) / (np.exp(centre.log_loss) if is_floor else 1.0)
-    step = step if step > 0 else 0.1 * max(abs(theta[i]), 1.0)
-    for sign, bound in ((-1, low_bound[i]), (1, high_limit)):
-        state["theta"] = theta
-        inner, outer = theta[i], theta[i]
-        reached = False
-        for k in range(1, 40):
-            outer = theta[i] + sign * step * (1.5**k - 0.5)
-            if (sign < 0 and outer <= bound) or (sign > 0 and outer >= bound):
-                outer = bound
-            if not np.isfinite(outer):
-                break
-            if excess(outer) > 0:
-                reached = True
-                break
-            if outer == bound:
-                break
-            inner = outer
-        limits.append(optimize.brentq(excess, inner, outer, xtol=1e-6 * step) if reached else bound)
-    out = []
-    for value in limits:
-        t = theta.copy()
-        t[i] = value
-        out.append(float(fit.form.to_natural(t[None], centre)[name][0]) if np.isfinite(value) else
-                   (0.0 if value < 0 else np.inf))  # fmt: skip
-    return out[0], out[1]
+def _limit(excess: Callable[[float], float], start: float, step: float, bound: float) -> float:
+    """Where ``excess`` turns positive, going from ``start`` in growing steps; the bound if it never does."""
+    inner = start
+    for k in range(1, 40):
+        outer = start + step * (1.5**k - 0.5)
+        if (outer - bound) * step >= 0:
+            outer = bound
+        if not np.isfinite(outer):
+            break
+        if excess(outer) > 0:
+            return optimize.brentq(excess, inner, outer, xtol=1e-6 * abs(step))
+        if outer == bound:
+            break
+        inner = outer
+    return bound
+
+
+def _natural(problem: Problem, theta: Array, i: int, value: float) -> float:
+    """A value of parameter i in public units."""
+    if not np.isfinite(value):
+        return 0.0 if value < 0 else np.inf
+    theta = theta.copy()
+    theta[i] = value
+    return float(problem.form.to_natural(theta[None], problem.centre)[problem.form.names[i]][0])

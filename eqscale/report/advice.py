@@ -11,11 +11,11 @@ import pandas as pd
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.axes import AXES
 from eqscale.laws.contrast import Estimate, contrast
 from eqscale.laws.frontier import law_value
 from eqscale.laws.plan import advise
 from eqscale.laws.validate import predict_new_runs
-from eqscale.report.axes import AXES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,11 @@ import pandas as pd
 from eqscale.errors import InputError
 from eqscale.laws import Interval, fit_cost, intervals
 from eqscale.laws.arms import ArmFit, fit_arms
+from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison, common_range, compare_arms
 from eqscale.laws.minima import Minima, measured_minima
 from eqscale.laws.plan import Advice, advise
 from eqscale.laws.validate import HoldOut, LackOfFit, Outlier, hold_out_top, lack_of_fit, outliers
-from eqscale.report.axes import AXES
 from eqscale.report.parts import UNIQUE, Study
 from eqscale.report.roles import Roles
 

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
+from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.plan import advise
 from eqscale.laws.render import interval_text, number
 from eqscale.report.analysis import Analysis
-from eqscale.report.axes import AXES
 from eqscale.report.conclusions import NOT_REPRODUCED, STATEMENTS, Conclusion
 from eqscale.report.content import Content
 from eqscale.report.controls import control_lines

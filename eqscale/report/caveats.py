@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eqscale.laws import disagreement
+from eqscale.laws.axes import AXES
 from eqscale.report.analysis import Analysis
-from eqscale.report.axes import AXES
 from eqscale.report.content import Content
 from eqscale.report.exhibits import link
 from eqscale.report.prediction import Outcome, outcomes, seen_the_same_runs

@@ -13,9 +13,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.axes import AXES
 from eqscale.laws.minima import Minima
 from eqscale.report import checks
-from eqscale.report.axes import AXES
 from eqscale.report.data_grid import REPEATED, DataGrid, Gap, gap, levels_with_epochs
 from eqscale.report.roles import Roles
 

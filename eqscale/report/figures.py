@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from eqscale.laws import plots
+from eqscale.laws.axes import AXES
 from eqscale.report.analysis import Analysis, at_equal_cost
-from eqscale.report.axes import AXES
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.exhibits import FigureGroup, Panel
 from eqscale.report.parts import UNIQUE, Study

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, loss_gap
 from eqscale.laws.minima import compute_multiplier, loss_ratio, lowest_loss
 from eqscale.laws.plan import Advice
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
-from eqscale.report.axes import AXES
 from eqscale.report.exhibits import UNSEEN, link
 
 SURE = 0.975

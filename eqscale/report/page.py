@@ -13,8 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 
-from eqscale.laws.render import write_text
-from eqscale.report.axes import AXES
+from eqscale.laws.axes import AXES
 from eqscale.report.content import Content
 from eqscale.report.exhibits import FigureGroup
 from eqscale.report.render import render
@@ -33,7 +32,7 @@ def write_page(content: Content, folder: Path) -> None:
     )
     title = re.search(r"<h1>(.*?)</h1>", body)
     text = page.render(title=title[1] if title else "Report", body=body, axes=AXES.values())
-    write_text(folder / "report.html", text)
+    write_atomically(folder / "report.html", text.encode())
 
 
 def _placeholder(group: FigureGroup) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from eqscale.laws.axes import AXES
 from eqscale.laws.render import interval_text, number
-from eqscale.report.axes import AXES
 from eqscale.report.exhibits import UNSEEN, Table, link
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes

@@ -23,8 +23,8 @@ import pandas as pd
 
 from eqscale.errors import InputError
 from eqscale.laws import check_runs
+from eqscale.laws.axes import AXES, count_seconds
 from eqscale.laws.table import load_table
-from eqscale.report.axes import AXES, count_seconds
 from eqscale.report.roles import Roles, read_roles
 from eqscale.report.step_times import read_step_times, seconds_by_step_times
 from eqscale.report.wording import Wording, read_json, read_wording

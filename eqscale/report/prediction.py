@@ -17,11 +17,11 @@ import pandas as pd
 from eqscale.errors import InputError
 from eqscale.laws import frontier
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.axes import AXES
 from eqscale.laws.minima import Minima, extrapolate, of_one_run
 from eqscale.laws.render import plain
 from eqscale.laws.validate import predict_new_runs
 from eqscale.report.analysis import find_minima, fit_every_arm, on_axis
-from eqscale.report.axes import AXES
 from eqscale.report.parts import Study
 
 _SIZES = np.geomspace(1 / 8, 8, 49)

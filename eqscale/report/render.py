@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
 from eqscale.report import data_tables, part_tables, tables
 from eqscale.report.answer import answer
-from eqscale.report.axes import AXES
 from eqscale.report.caveats import caveats
 from eqscale.report.conclusions import EXHIBITS, STATEMENTS
 from eqscale.report.content import Content

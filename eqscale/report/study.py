@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from eqscale.laws.render import fit_record, write_json, write_text
+from eqscale.laws.render import fit_record, write_json
 from eqscale.report.analysis import analyse
 from eqscale.report.conclusions import conclude
 from eqscale.report.content import Content
@@ -16,6 +16,7 @@ from eqscale.report.page import write_page
 from eqscale.report.parts import UNIQUE, read_study, study_folder
 from eqscale.report.render import render
 from eqscale.report.tables import allocation_frame, coefficients_frame
+from eqscale.storage import write_atomically
 
 
 def write_report(folder: Path) -> Path:
@@ -63,7 +64,7 @@ def write_report(folder: Path) -> Path:
     ]
     write_json(folder / "conclusions.json", record)
     content = Content(study, analysis, grid, conclusions, figures)
-    write_text(folder / "report.md", render(content, _images))
+    write_atomically(folder / "report.md", render(content, _images).encode())
     write_page(content, folder)
     return folder
 

@@ -10,12 +10,12 @@ import pandas as pd
 
 from eqscale.laws import Interval
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
 from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
 from eqscale.laws.render import factor_text, interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
-from eqscale.report.axes import AXES
 from eqscale.report.exhibits import UNSEEN, Table, numbered
 from eqscale.report.parts import PARTS, Study
 

@@ -7,7 +7,8 @@ import pytest
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.laws.arms import fit_arms
-from eqscale.laws.compare import compare_arms, compare_hypotheses, joint_fit
+from eqscale.laws.compare import compare_arms
+from eqscale.laws.joint import compare_hypotheses, joint_fit
 
 
 def runs_of(arm, seed, E=0.0, A=300.0, B=900.0, alpha=0.35, beta=0.37, kappa=6.0, noise=0.006, budgets=5):

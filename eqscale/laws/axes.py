@@ -1,4 +1,4 @@
-"""The compute axes that everything is reported on."""
+"""The compute axes of a study's run table: three ways to count what training cost."""
 
 from __future__ import annotations
 

@@ -1,0 +1,138 @@
+"""Is a fit the minimum that it claims to be, and do the runs determine the law?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eqscale.laws.lad import subgradient_excess
+from eqscale.laws.solver import derivatives
+
+if TYPE_CHECKING:
+    from eqscale.laws.fit import Fit
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Evidence that a fit is the minimum it claims to be."""
+
+    gradient: float
+    """Scaled gradient norm: max_i |g_i| / sqrt(2 f M_ii), M the Gauss–Newton majoriser; 0 at a minimum.
+    For ``lad`` the excess over the subgradient condition instead."""
+    decrement: float
+    """Relative decrease of the objective that one more Newton step promises."""
+    eigenvalues: tuple[float, ...]
+    """Of the Hessian scaled to a unit diagonal, on the free parameters, ascending; all positive at a
+    strict minimum."""
+    condition: float
+    """Condition number of the scaled Gauss–Newton matrix: how nearly the design confounds parameters."""
+    starts: int
+    basins: int
+    """Distinct local minima that the starts led to."""
+    basin_objectives: tuple[float, ...]
+    active_bounds: tuple[str, ...]
+    weakest_direction: str
+    """The combination of parameters that the runs say least about."""
+
+
+def certify(fit: Fit) -> Certificate:
+    """Gather the evidence."""
+    free, minima, active = fit.free, tuple(fit.minima), _active_bounds(fit)
+    if not len(free):
+        return Certificate(0.0, 0.0, (), 1.0, fit.starts, len(minima), minima, active, "none")
+    gauss_newton = fit.gauss_newton[np.ix_(free, free)]
+    scale = 1.0 / np.sqrt(np.maximum(np.diag(gauss_newton), 1e-290))
+    values, vectors = np.linalg.eigh(gauss_newton * np.outer(scale, scale))
+    condition = float(values[-1] / max(values[0], 1e-18))
+    if fit.loss.kind == "lad":
+        gradient = decrement = subgradient_excess(fit.residuals, fit.jacobian[free], fit.weights)
+        eigenvalues = values
+    else:
+        gradient, decrement, eigenvalues = _newton_evidence(fit)
+    weakest = vectors[:, 0]
+    order = np.argsort(-np.abs(weakest))
+    names = [fit.form.names[free[i]] for i in order if abs(weakest[i]) > 0.3]
+    return Certificate(
+        gradient, decrement, tuple(float(v) for v in eigenvalues), condition, fit.starts, len(minima),
+        minima, active, "–".join(names),
+    )  # fmt: skip
+
+
+def _active_bounds(fit: Fit) -> tuple[str, ...]:
+    """Free parameters that ended on a bound, in words."""
+    active = []
+    for i, name in enumerate(fit.form.names):
+        if name in fit.fixed or name in fit.idle:
+            continue
+        if fit.theta[i] <= fit.lower[i]:
+            active.append(f"{name} = {fit.params[name]:g} (lower bound)")
+        elif fit.theta[i] >= fit.upper[i]:
+            active.append(f"{name} = {fit.params[name]:g} (upper bound)")
+    return (*active, *(f"{p} = 0 (lower bound)" for p in fit.vanished))
+
+
+def _newton_evidence(fit: Fit) -> tuple[float, float, np.ndarray]:
+    """Scaled gradient norm, relative decrement and eigenvalues of the scaled Hessian."""
+    free, one = fit.free, fit.theta[None]
+    d = derivatives(fit, one, fit.scaled_loss[None], fit.weights[None], fit.loss.threshold)
+    # an objective at the rounding level of the residuals is zero (noise-free data): its slope is rounding too
+    size = 1.0 if fit.loss.is_log else np.max(fit.scaled_loss)
+    rounding = float(np.sum(fit.weights)) * (4e-16 * size) ** 2
+    f = float(d.f[0]) if d.f[0] > 100 * rounding else np.inf
+    m = np.maximum(np.diag(d.majoriser[0])[free], 1e-290)
+    gradient = float(np.max(np.abs(d.g[0][free]) / np.sqrt(2 * f * m)))
+    scale = 1.0 / np.sqrt(m)
+    eigenvalues, basis = np.linalg.eigh(d.h[0][np.ix_(free, free)] * np.outer(scale, scale))
+    slope = basis.T @ (d.g[0][free] * scale)
+    decrement = float(np.sum(slope**2 / np.maximum(np.abs(eigenvalues), 1e-14)) / (2 * f))
+    return gradient, decrement, eigenvalues
+
+
+def verdict_of(fit: Fit) -> str:
+    """The state of the fit in words."""
+    c = fit.certificate
+    if not np.isfinite(fit.objective) or not np.isfinite(c.decrement):
+        return "not converged: the objective is not finite"
+    if len(fit.fixed) == len(fit.form.names):
+        return "converged: all parameters are fixed, nothing was fitted"
+    late = ""
+    if c.decrement > 1e-9 and c.gradient > 1e-6:
+        late = f"not converged: one more step would lower the objective by {c.decrement:.1e} (relative)"
+        if c.condition < 1e10:
+            return late
+    boundary = f"on boundary: {', '.join(c.active_bounds)}" if c.active_bounds else ""
+    idle = [fit.form.powers[p][0] for p in fit.vanished]
+    vague = _vague_parameters(fit)
+    if c.condition > 1e12 or vague or idle:
+        if idle:
+            what = f"{', '.join(idle)} (its term vanished)"
+        elif vague:
+            what = f"{c.weakest_direction} ({'; '.join(vague)})"
+        else:
+            what = f"{c.weakest_direction} (condition {c.condition:.0e})"
+        return "; ".join(filter(None, (f"unidentified: direction {what}", boundary, late)))
+    return late or boundary or "converged"
+
+
+def _vague_parameters(fit: Fit) -> list[str]:
+    """Exponents whose 95 % interval is as wide as they are, and logarithmic ones uncertain by more than a factor of 10.
+
+    Prefactors are left out: in the user's units they are extrapolations to N = 1 or D = 1.
+    """
+    out = []
+    half = fit.t_value(0.95) * np.sqrt(np.maximum(np.diag(fit.covariance), 0.0))
+    for i in fit.free:
+        name = fit.form.names[i]
+        if name in fit.form.powers or name in fit.form.floors:
+            continue
+        value = fit.params[name]
+        if name in fit.form.log_names:
+            if half[i] > np.log(10):
+                out.append(f"{name} = {value:.3g} within a factor of {np.exp(min(half[i], 50)):.2g}")
+        elif half[i] >= value:
+            out.append(f"{name} = {value:.3g} ± {half[i]:.2g}")
+    return out

@@ -1,0 +1,227 @@
+"""What is minimised: a law, its runs, a loss function of the residuals, and the box of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import pandas as pd
+
+from eqscale.errors import InputError
+from eqscale.laws.forms import Centre, Form
+
+Array = np.ndarray
+
+LOSSES = ("log-huber", "log-lsq", "lsq", "lad")
+_LAD_DELTA = 1e-9
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The objective: sum over runs of weight × ρ(residual).
+
+    ``log-huber``: ρ of log L − log L̂ is r²/2 up to |r| = delta and delta (|r| − delta/2) beyond;
+    ``log-lsq``: r²/2 of the same residual; ``lad``: |r| of the same; ``lsq``: (L − L̂)²/2.
+    """
+
+    kind: str = "log-huber"
+    delta: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown kind or a delta that is not positive."""
+        if self.kind not in LOSSES:
+            raise InputError(f"unknown loss function {self.kind!r}; choose one of {', '.join(LOSSES)}")
+        if not self.delta > 0:
+            raise InputError(f"delta = {self.delta:g} is not positive")
+
+    @property
+    def is_log(self) -> bool:
+        """Whether residuals are differences of logarithms."""
+        return self.kind != "lsq"
+
+    @property
+    def threshold(self) -> float:
+        """Residual at which the loss turns from quadratic to linear while minimising."""
+        return {"log-huber": self.delta, "lad": _LAD_DELTA}.get(self.kind, np.inf)
+
+    def rho(self, r: Array) -> Array:
+        """The loss of residuals as reported: exact, without the smoothing that ``lad`` is minimised with."""
+        if self.kind == "lad":
+            return np.abs(r)
+        if np.isinf(self.threshold):
+            return 0.5 * r * r
+        a = np.minimum(np.abs(r), self.threshold)
+        return a * (np.abs(r) - 0.5 * a)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A law to fit to n runs, in internal parameters (p,); equal bounds fix a parameter."""
+
+    form: Form
+    loss: Loss
+    columns: dict[str, Array] = field(repr=False)
+    """Regressors of the runs by name, each (n,)."""
+    observed: Array = field(repr=False)
+    """Loss of each run in the user's units, (n,)."""
+    weights: Array = field(repr=False)
+    centre: Centre = field(repr=False)
+    lower: Array = field(repr=False)
+    upper: Array = field(repr=False)
+    fixed: dict[str, float]
+    """Parameters that the user holds, in public units."""
+
+    @property
+    def n(self) -> int:
+        """Number of runs."""
+        return len(self.observed)
+
+    @cached_property
+    def features(self) -> dict[str, Array]:
+        """Centred regressors of the runs."""
+        return self.form.features({name: np.log(v) for name, v in self.columns.items()}, self.centre)
+
+    @cached_property
+    def scaled_loss(self) -> Array:
+        """Observed loss over its geometric mean."""
+        return self.observed / self.unit
+
+    @property
+    def unit(self) -> float:
+        """Loss that is one in the centred units."""
+        return float(np.exp(self.centre.log_loss))
+
+    def predicted(self, theta: Array) -> Array:
+        """Loss at the runs in centred units, (b, n), for parameters (b, p)."""
+        return self.form.value(theta, self.features)
+
+    def residuals_at(self, theta: Array) -> Array:
+        """log L − log L̂, or L − L̂, in centred units: (b, n)."""
+        value = self.predicted(theta)
+        # log of a ratio near one keeps full absolute precision, a difference of two logarithms does not
+        with np.errstate(divide="ignore"):
+            return -np.log(value / self.scaled_loss) if self.loss.is_log else self.scaled_loss - value
+
+    def jacobian_at(self, theta: Array) -> Array:
+        """Derivatives of the (log) loss at the runs by the parameters (p,): (p, n)."""
+        ev = self.form.evaluate(theta[None], self.features)
+        return (ev.jacobian() / ev.value[:, None])[0] if self.loss.is_log else ev.jacobian()[0]
+
+    def check(self, free: int, where: str) -> None:
+        """Raise InputError if the runs with weight cannot determine ``free`` parameters."""
+        used = self.weights > 0
+        columns = {name: v[used] for name, v in self.columns.items()}
+        check_design(self.form, columns, self.observed[used], free, where)
+
+    def within(self, lower: Array, upper: Array) -> Self:
+        """The same runs in another box."""
+        return replace(self, lower=lower, upper=upper)
+
+    def index(self, name: str) -> int:
+        """Position of a parameter."""
+        return self.form.names.index(name)
+
+
+def check_design(form: Form, columns: Mapping[str, Array], loss: Array, free: int, where: str) -> None:
+    """Refuse designs from which the law cannot be known, and say why.
+
+    Args:
+        form: the law.
+        columns: regressors of the runs with weight, by name, each (n,).
+        loss: of those runs, (n,).
+        free: number of parameters to fit.
+        where: name of the runs in messages.
+
+    Raises:
+        InputError: too few runs, or all runs at one value of a regressor.
+    """
+    exponents = {regressor: exponent for exponent, regressor in form.powers.values()}
+    for c in (c for c in form.columns if c in exponents):
+        v = columns[c]
+        if np.ptp(np.log(v)) <= 1e-9:
+            raise InputError(
+                f"{where}: all {len(v)} runs have {c} = {v[0]:g}: the exponent {exponents[c]} cannot be "
+                f"known from them; add runs at another {c}, or fit a law in the other variable"
+            )
+    points = np.unique(np.column_stack([*columns.values(), loss]), axis=0)
+    if len(points) < free + 2:
+        raise InputError(
+            f"{where}: {len(points)} distinct runs are too few for {free} free parameters; "
+            f"at least {free + 2} are needed (or --fix some)"
+        )
+    designs = np.unique(np.column_stack(list(columns.values())), axis=0)
+    if len(designs) < free:
+        raise InputError(
+            f"{where}: runs at {len(designs)} distinct points ({', '.join(columns)}) cannot determine "
+            f"{free} free parameters; add runs at other points (or --fix some)"
+        )
+
+
+def read_columns(
+    form: Form, values: Mapping[str, object], loss: object, where: str
+) -> tuple[dict[str, Array], Array]:
+    """The form's regressors and the loss as arrays, each (n,).
+
+    Raises:
+        InputError: a missing column, unequal lengths, or a value that is not positive and finite.
+    """
+    observed = _vector(loss, "loss", where)
+    columns = {}
+    for c in form.columns:
+        if values.get(c) is None:
+            raise InputError(f"{where}: the form {form.name!r} needs a column {c!r}")
+        columns[c] = _vector(values[c], c, where)
+        if len(columns[c]) != len(observed):
+            raise InputError(f"{where}: column {c!r} has {len(columns[c])} values, loss has {len(observed)}")
+    return columns, observed
+
+
+def _vector(values: object, name: str, where: str) -> Array:
+    try:
+        v = np.array(values, dtype=float).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: column {name!r} holds values that are not numbers") from error
+    for i in np.flatnonzero(~(np.isfinite(v) & (v > 0))):
+        raise InputError(f"{where}: row {i + 1}, column {name!r}: {v[i]:g} is not a positive finite number")
+    return v
+
+
+def read_weights(weights: object, n: int, where: str) -> Array:
+    """Weights of n runs, one each by default.
+
+    Raises:
+        InputError: another number of them, or one that is negative or no number.
+    """
+    if weights is None:
+        return np.ones(n)
+    raw = np.asarray(weights, dtype=object).reshape(-1)
+    w = pd.to_numeric(pd.Series(raw), errors="coerce").to_numpy(float)
+    if len(w) != n:
+        raise InputError(f"{where}: {len(w)} weights for {n} runs")
+    for i in np.flatnonzero(~(np.isfinite(w) & (w >= 0))):
+        raise InputError(f"{where}: row {i + 1}: weight {raw[i]!r} is not a finite non-negative number")
+    return w
+
+
+def check_fixed(form: Form, fix: Mapping[str, float], lowest_loss: float, where: str) -> dict[str, float]:
+    """Values to hold, by parameter.
+
+    Raises:
+        InputError: an unknown parameter, a value outside its bounds, or a floor above the smallest loss.
+    """
+    for name, value in fix.items():
+        if name not in form.names:
+            raise InputError(
+                f"{where}: cannot fix {name!r}; the form {form.name!r} has {', '.join(form.names)}"
+            )
+        lowest = form.bounds.get(name, (0.0, np.inf))[0]
+        if not (np.isfinite(value) and value >= lowest):
+            raise InputError(f"{where}: cannot fix {name} = {value}; it must be a number ≥ {lowest:g}")
+        if name in form.floors and value >= lowest_loss:
+            raise InputError(
+                f"{where}: fixed {name} = {value:g} is not below the smallest loss, {lowest_loss:g}"
+            )
+    return {k: float(v) for k, v in fix.items()}
