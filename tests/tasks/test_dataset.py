@@ -170,7 +170,7 @@ def with_law(toy, law, **attributes):
     class Other(type(toy)):
         name = "other"
 
-        def force(self, at, mask, strength=0.5):
+        def force(self, at, mask, strength):
             return super().force(at, mask, strength) + LAWS[law][0](at, mask)
 
     for name, value in attributes.items():
@@ -195,7 +195,7 @@ def test_labels_that_break_the_declared_group_are_named_before_anything_is_writt
         ("ordered", {"group": Group(permutations=False)}),
         ("centred", {"group": Group(translations=False)}),
         ("absolute", {"symmetry_tolerance": 10.0}),
-        ("absolute", {"relabel": lambda self, batch: None}),
+        ("absolute", {"relabel": lambda self, options, batch: None}),
     ],
 )
 def test_a_group_that_fits_is_accepted(toy, known, tmp_path, law, attributes):
@@ -203,12 +203,12 @@ def test_a_group_that_fits_is_accepted(toy, known, tmp_path, law, attributes):
     prepare(small(task="other"), tmp_path, workers=1)
 
 
-def test_labels_made_afresh_must_be_those_stored(toy, known, tmp_path):
+def test_recomputed_labels_must_be_those_stored(toy, known, tmp_path):
     class Forgetful(type(toy)):
         name = "forgetful"
 
-        def relabel(self, batch):
-            return 7 * super().relabel(batch.replace(spin=0 * batch["spin"]))
+        def relabel(self, options, batch):
+            return 7 * super().relabel(options, batch.replace(spin=0 * batch["spin"]))
 
     known(Forgetful)
     with pytest.raises(InputError, match=r"relabel gives other labels than generate: their cosine is 0\.\d"):
