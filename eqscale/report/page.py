@@ -17,6 +17,7 @@ from eqscale.laws.axes import AXES
 from eqscale.report.content import Content
 from eqscale.report.exhibits import FigureGroup
 from eqscale.report.render import render
+from eqscale.storage import write_atomically
 
 
 def write_page(content: Content, folder: Path) -> None:

@@ -23,7 +23,7 @@ OptionValue = Any
 """A string, a number, or any hashable value that a task takes from Python code."""
 _CHECKED_SYSTEMS = 4
 _UNLIKE = 1e-4
-"""Allowed 1 - cosine of labels as stored and made afresh from inputs that were stored in float32."""
+"""Allowed 1 - cosine of labels as stored and recomputed from inputs that were stored in float32."""
 
 Options = Mapping[str, OptionValue]
 """The task's own settings: every option has a value."""
@@ -65,7 +65,7 @@ class Metric:
 class Task:
     """One benchmark. A subclass says what it is and how its samples are made; ``register`` makes it known.
 
-    The simplest task sets ``words`` and ``schema`` and overrides ``max_tokens`` and ``generate``.
+    The simplest task sets ``words`` and ``schema``, and overrides ``max_tokens`` and ``generate``.
     """
 
     schema: Schema
@@ -152,8 +152,8 @@ class Task:
         """The samples of stored records."""
         return StoredSamples(self.schema, shards, statistics["target_rms"], options)
 
-    def relabel(self, batch: Batch) -> Tensor | None:
-        """Targets made afresh from the inputs of a batch in float64, up to one factor; None if the task can't.
+    def relabel(self, options: Options, batch: Batch) -> Tensor | None:
+        """Targets recomputed from the inputs of a batch in float64, up to one factor; None if the task can't.
 
         ``check_labels`` compares them under the declared group, so that a wrong group is found when data are made.
         """
@@ -248,7 +248,7 @@ class Task:
         records = self.records(options, seed, "train", 0, _CHECKED_SYSTEMS)
         samples = self.open(options, [records], self.statistics(options, records))
         batch = samples.batch(np.arange(_CHECKED_SYSTEMS), dtype=torch.float64)
-        labels = self.relabel(batch)
+        labels = self.relabel(options, batch)
         if labels is None:
             return
         labelled = batch.replace(labels)
@@ -271,7 +271,7 @@ class Task:
         generator = torch.Generator().manual_seed(0)
         for name, act in acts.items():
             moved = act(labelled, generator)
-            again = self.relabel(moved)
+            again = self.relabel(options, moved)
             assert again is not None
             gap = float(squared_error(again, moved).sum()) ** 0.5 / size
             if not gap <= self.symmetry_tolerance:

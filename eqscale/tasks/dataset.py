@@ -192,7 +192,7 @@ def _read_manifest(folder: Path, spec: DataSpec) -> dict[str, Any] | None:
         there = manifest["definition"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is not a dataset manifest: delete the folder {folder} to generate it anew"
+            f"{path} is not a dataset manifest: delete the folder {folder} to make it again"
         ) from error
     here = spec.definition
     if there != here:

@@ -46,15 +46,17 @@ def contents(folder):
 def test_batches_hold_what_generate_made(toy, tmp_path):
     spec = small()
     prepare(spec, tmp_path, workers=1)
-    samples = open_split(spec, tmp_path, "test")
-    made = toy.generate(spec.options, 0, "test", 0, 3)
-    batch = samples.batch(np.array([2, 0, 2]), dtype=torch.float64)
-    tokens = made["tokens"][[2, 0, 2]]
-    assert batch.mask.shape == (3, tokens.max())
+    samples = open_split(spec, tmp_path, "train")
+    made = toy.generate(spec.options, 0, "train", 0, 4)
+    chosen = [2, 0, 1, 2]
+    batch = samples.batch(np.array(chosen), dtype=torch.float64)
+    tokens = made["tokens"][chosen]
+    assert batch.mask.shape == (4, tokens.max())
+    assert not batch.mask.all()
     np.testing.assert_array_equal(batch.mask.sum(1), tokens)
-    np.testing.assert_array_equal(batch.system, [2, 0, 2])
-    np.testing.assert_allclose(batch["wall"], made["wall"][[2, 0, 2]], rtol=1e-6)
-    for row, system in enumerate((2, 0, 2)):
+    np.testing.assert_array_equal(batch.system, chosen)
+    np.testing.assert_allclose(batch["wall"], made["wall"][chosen], rtol=1e-6)
+    for row, system in enumerate(chosen):
         for name, value in (*batch.values.items(), ("target", batch.target * samples.target_rms)):
             if value.ndim == 3:
                 mask = batch.mask[row]
@@ -62,9 +64,9 @@ def test_batches_hold_what_generate_made(toy, tmp_path):
                 assert not value[row][~mask].any()
     real = batch.mask.double()
     torch.testing.assert_close(batch.weight, real / real.sum(1, keepdim=True), atol=1e-7, rtol=0)
-    assert (samples.unique_tokens, len(samples), samples.n_systems) == (made["tokens"].sum(), 3, 3)
-    with pytest.raises(IndexError, match=r"0\.\.2"):
-        samples.batch(np.array([3]))
+    assert (samples.unique_tokens, len(samples), samples.n_systems) == (made["tokens"].sum(), 4, 4)
+    with pytest.raises(IndexError, match=r"0\.\.3"):
+        samples.batch(np.array([4]))
 
 
 def test_targets_have_unit_mean_square_on_the_systems_that_define_their_unit(tmp_path):
@@ -170,7 +172,7 @@ def with_law(toy, law, **attributes):
     class Other(type(toy)):
         name = "other"
 
-        def force(self, at, mask, strength=0.5):
+        def force(self, at, mask, strength):
             return super().force(at, mask, strength) + LAWS[law][0](at, mask)
 
     for name, value in attributes.items():
@@ -195,7 +197,7 @@ def test_labels_that_break_the_declared_group_are_named_before_anything_is_writt
         ("ordered", {"group": Group(permutations=False)}),
         ("centred", {"group": Group(translations=False)}),
         ("absolute", {"symmetry_tolerance": 10.0}),
-        ("absolute", {"relabel": lambda self, batch: None}),
+        ("absolute", {"relabel": lambda self, options, batch: None}),
     ],
 )
 def test_a_group_that_fits_is_accepted(toy, known, tmp_path, law, attributes):
@@ -203,12 +205,12 @@ def test_a_group_that_fits_is_accepted(toy, known, tmp_path, law, attributes):
     prepare(small(task="other"), tmp_path, workers=1)
 
 
-def test_labels_made_afresh_must_be_those_stored(toy, known, tmp_path):
+def test_recomputed_labels_must_be_those_stored(toy, known, tmp_path):
     class Forgetful(type(toy)):
         name = "forgetful"
 
-        def relabel(self, batch):
-            return 7 * super().relabel(batch.replace(spin=0 * batch["spin"]))
+        def relabel(self, options, batch):
+            return 7 * super().relabel(options, batch.replace(spin=0 * batch["spin"]))
 
     known(Forgetful)
     with pytest.raises(InputError, match=r"relabel gives other labels than generate: their cosine is 0\.\d"):

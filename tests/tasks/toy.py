@@ -46,7 +46,7 @@ class Toy(Task):
             "field": rng.normal(size=3),
         }
 
-    def force(self, at, mask, strength=0.5):
+    def force(self, at, mask, strength):
         """Pull between pairs, lift by spin, the field, and a spring to the wall: (B, T, 3)."""
         x, normal, offset = at["position"], at["wall"][:, None, :3], at["wall"][:, None, 3]
         q = at["charge"] * mask[..., None]
@@ -54,9 +54,9 @@ class Toy(Task):
         spring = ((x * normal).sum(-1) - offset)[..., None] * normal
         return pull + np.cross(at["spin"], at["velocity"]) + q * at["field"][:, None] - spring
 
-    def relabel(self, batch):
+    def relabel(self, options, batch):
         values = {name: value.numpy() for name, value in batch.values.items()}
-        force = self.force(values, batch.mask.numpy()) * batch.mask.numpy()[..., None]
+        force = self.force(values, batch.mask.numpy(), options["strength"]) * batch.mask.numpy()[..., None]
         return torch.from_numpy(force)
 
 

@@ -1,4 +1,4 @@
-"""Families of one's own shapes: a folder of meshes, of which the convex hulls are thrown."""
+"""Families of your own shapes: the convex hulls of a folder of meshes are thrown."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_scenes_are_placed_inside_their_region_without_overlap(name):
 
 
 def test_shapes_come_mirrored_half_of_the_time():
-    """So that chiral shapes of one's own leave the law even under reflection."""
+    """So that a user's chiral shapes leave the law even under reflection."""
     chiral = Hull("chiral", ((0.0, 0, 0), (1.0, 0, 0), (0, 0.8, 0), (0, 0, 0.5)))
     family = dataclasses.replace(FAMILIES["S"], hulls=(chiral,))
     signs = []
