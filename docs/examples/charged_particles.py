@@ -109,7 +109,7 @@ class ChargedParticles(Task):
         length = np.sqrt((force * force).sum(0))
         return force * (LARGEST_FORCE / np.maximum(length, LARGEST_FORCE))
 
-    def relabel(self, batch: Batch) -> Tensor:
+    def relabel(self, options: Options, batch: Batch) -> Tensor:
         """Simulate again from the inputs of a batch: with this, preparing the data checks the declared group."""
         inputs = (batch[name].double().numpy() for name in ("position", "velocity", "charge"))
         position, velocity, charge = inputs
