@@ -119,7 +119,7 @@ def design_run(
         train_systems=train_systems or preset.train_systems,
         test_systems=preset.test_systems,
         test_samples_per_system=preset.test_samples_per_system,
-        view=tuple(options.items()),
+        view=tuple((option.name, options[option.name]) for option in task.options if not option.of_data),
         task=task.name,
         optimizer=optimizer,
     )
