@@ -26,7 +26,7 @@ from eqscale.tasks import Batch, Task
 PLAIN = get_arm("transformer")
 STEP_OF_FAULT = 40
 MEMORY = 2**30
-PER_WINDOW = 2**28
+PER_SAMPLE = 2**28
 
 _counters: dict[int, np.memmap] = {}
 
@@ -55,20 +55,20 @@ def hang() -> None:
     ctypes.PyDLL(None).sleep(1_000_000)
 
 
-def exhaust(windows: int) -> None:
-    """Ask the allocator for memory in proportion to the windows, with little left."""
+def exhaust(samples: int) -> None:
+    """Ask the allocator for memory in proportion to the samples, with little left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MEMORY, hard))
     try:
-        torch.empty(windows * PER_WINDOW, dtype=torch.uint8)
+        torch.empty(samples * PER_SAMPLE, dtype=torch.uint8)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def overfill(windows: int) -> None:
-    """Fill real memory in proportion to the windows, until Ray notices."""
-    if windows > 4:
-        held = [torch.ones(PER_WINDOW, dtype=torch.uint8) for _ in range(windows)]
+def overfill(samples: int) -> None:
+    """Fill real memory in proportion to the samples, until Ray notices."""
+    if samples > 4:
+        held = [torch.ones(PER_SAMPLE, dtype=torch.uint8) for _ in range(samples)]
         time.sleep(20)
         del held
 
@@ -82,11 +82,11 @@ def before_forward(model: nn.Module, arguments: tuple[Batch, ...]) -> None:
     kinds = os.environ.get("FAULTS_KIND", "").split(",")
     if int(os.environ.get("FAULTS_PARAMETERS", "0")) not in (0, parameters):
         return
-    windows = len(arguments[0])
+    samples = len(arguments[0])
     if "exhaust" in kinds:
-        exhaust(windows)
+        exhaust(samples)
     if "overfill" in kinds:
-        overfill(windows)
+        overfill(samples)
     if count[0] >= STEP_OF_FAULT:
         if "hang" in kinds and claim("hang"):
             hang()

@@ -1,4 +1,4 @@
-"""An arm from a file: Deep Sets (Zaheer et al. 2017), vertices that only see the mean of all others."""
+"""An arm from a file: Deep Sets (Zaheer et al. 2017), tokens that only see the mean of all others."""
 
 import torch
 from eqscale.rigid.batch import Batch
@@ -6,32 +6,35 @@ from eqscale.training.arms import Arm, Recipe, Role, Size, register
 from eqscale.training.arms.plain import TOKEN_FEATURES, token_features
 from torch import Tensor, nn
 
+from eqscale.arms import Arm, Recipe, Size, register
+from eqscale.arms.inputs import numbers, numbers_width, pooled
 from eqscale.models.flops import FlopCount, TrainingFlops
+from eqscale.tasks import Batch, Task
 
 
 class DeepSets(nn.Module):
-    """Batch -> predicted targets (B, T, 3)."""
+    """Batch -> predicted targets, for any task."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: Size, task: Task) -> None:
         super().__init__()
-        self.embed = nn.Linear(TOKEN_FEATURES, size.width)
+        self.embed = nn.Linear(numbers_width(task.schema), size.width)
         self.layers = nn.ModuleList(nn.Linear(2 * size.width, size.width) for _ in range(size.depth))
-        self.readout = nn.Linear(size.width, 3)
+        self.readout = nn.Linear(size.width, task.schema.target.width)
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
         mask = batch.mask[..., None]
-        x = self.embed(token_features(batch))
+        x = self.embed(numbers(batch))
         for layer in self.layers:
             mean = (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
             x = x + torch.relu(layer(torch.cat([x, mean.expand_as(x)], -1)))
-        return self.readout(x)
+        return pooled(self.readout(x), batch)
 
 
-def flops(size: Size) -> TrainingFlops:
+def flops(size: Size, task: Task) -> TrainingFlops:
     """Six per weight and token: two forward, four backward; no gradient for the input features."""
-    embed = TOKEN_FEATURES * size.width
-    weights = embed + size.depth * 2 * size.width**2 + 3 * size.width
+    embed = numbers_width(task.schema) * size.width
+    weights = embed + size.depth * 2 * size.width**2 + task.schema.target.width * size.width
     return TrainingFlops(nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * embed))
 
 

@@ -131,7 +131,7 @@ def network(net: GATr, mv: Tensor, s: Tensor, mask: Tensor) -> tuple[Tensor, Ten
     """
     c = net.config
     reference = None
-    if c.symmetry == "published" and c.join_reference == "mean":
+    if c.symmetry == "published":
         mean = [mv[b][mask[b]].detach().mean((0, 1))[INDEX["e123"]] for b in range(len(mv))]
         reference = torch.stack(mean)[:, None, None]
     mv, s = linear(net.embed, mv, s)

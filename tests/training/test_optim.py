@@ -1,4 +1,5 @@
-import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +11,7 @@ from eqscale.training.loop import build_model, learning_rate_at, load_trained, t
 from eqscale.training.optim import RATE_SCALE, Optimizer, get_optimizer, load_optimizer_files, optimizer_names
 from tests.training.test_loop import Killed, final_weights, make_spec
 
-FILE = """
-import torch
-from eqscale.training.optim import Optimizer, register
-
-def build(model, rate, weight_decay):
-    return torch.optim.SGD(model.parameters(), lr=rate, weight_decay=weight_decay)
-
-register(Optimizer("plain_sgd", "gradient descent", build, states=0))
-"""
+GUIDE = Path(__file__).parents[2] / "docs/your_own_arm.md"
 
 
 def build_sgd(model, rate, weight_decay):
@@ -106,11 +99,16 @@ def test_only_matrices_decay_with_adamw(arm):
         assert decay[id(parameter)] == (0.0 if name.endswith(gains) else 0.01), name
 
 
-def test_a_file_registers_an_optimiser(tmp_path):
-    (tmp_path / "sgd.py").write_text(FILE)
-    load_optimizer_files([str(tmp_path / "sgd.py")])
-    assert optimizer_names() == ("adamw", "sgd", "plain_sgd")
-    assert dataclasses.replace(make_spec(), optimizer="plain_sgd").run_id != make_spec().run_id
+def test_the_file_in_the_guide_registers_an_optimiser_that_trains(windows, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    file = tmp_path / "sgd.py"
+    file.write_text(code.replace('"sgd"', '"sgd_of_the_guide"'))
+    load_optimizer_files([str(file)])
+    assert optimizer_names() == ("adamw", "sgd", "sgd_of_the_guide")
+    spec = make_spec(optimizer="sgd_of_the_guide", steps=60, learning_rate=0.1)
+    assert spec.run_id != make_spec(steps=60, learning_rate=0.1).run_id
+    record = train(spec, *windows, checkpoints=tmp_path)
+    assert record.curve[-1].train_loss < record.curve[0].train_loss
 
 
 def test_names_are_unique_and_files_that_register_nothing_are_refused(tmp_path):
