@@ -1,12 +1,9 @@
 """An arm from a file: Deep Sets (Zaheer et al. 2017), tokens that only see the mean of all others."""
 
 import torch
-from eqscale.rigid.batch import Batch
-from eqscale.training.arms import Arm, Recipe, Role, Size, register
-from eqscale.training.arms.plain import TOKEN_FEATURES, token_features
 from torch import Tensor, nn
 
-from eqscale.arms import Arm, Recipe, Size, register
+from eqscale.arms import Arm, Recipe, Role, Size, register
 from eqscale.arms.inputs import numbers, numbers_width, pooled
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.tasks import Batch, Task

@@ -55,9 +55,8 @@ def choose(
         share = run.get("equivariance_loss_share", float("nan"))
         exact = pd.notna(share) and share < EXACT_SHARE
         weights = storage / folder / "weights" / f"{run['run_id']}.pt"
-        chosen.append(
-            BestModel(run["arm"], run["name"], run["run_id"], weights, () if exact else tuple(averages))
-        )
+        useful = () if exact else tuple(averages)
+        chosen.append(BestModel(run["arm"], run["name"], run["run_id"], weights, useful))
     return chosen
 
 

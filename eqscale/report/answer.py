@@ -52,9 +52,7 @@ def _verdict_line(n: int, own: list[Conclusion], arm: str) -> str:
         why = f"{' and '.join(claims)}: {blocking}" if claims else ""
         reasons.setdefault((c.verdict, why), []).append(AXES[c.axis].label if c.axis else "")
     said = [
-        f"**{verdict}**"
-        + (f" on {' and '.join(axes)}" if len(reasons) > 1 else "")
-        + (f" ({why})" if why else "")
+        f"**{verdict}**" + f" on {' and '.join(axes)}" * (len(reasons) > 1) + f" ({why})" * bool(why)
         for (verdict, why), axes in reasons.items()
     ]
     return f"Conclusion {n} of the paper{arm}: {'; '.join(said)} ([criteria and figures](#conclusion{n}))."
@@ -114,9 +112,7 @@ def _crossings(analysis: Analysis) -> list[str]:
             said = ", ".join(found) or "none in range"
             more = f", none in range for {none} other pair{'s' if none > 1 else ''}" if found and none else ""
             parts.append(f"on {AXES[axis].label}: {said}{more}")
-    return (
-        [f"Where lines are predicted to cross: {'; '.join(parts)} ({link('comparisons')})."] if parts else []
-    )
+    return [f"Where lines are predicted to cross: {'; '.join(parts)} ({link('comparisons')})."] * bool(parts)
 
 
 def _prediction_line(study: Study) -> str:
@@ -135,17 +131,13 @@ def _prediction_line(study: Study) -> str:
     )
     best = {o.arm: o.observed for o in sorted(found, key=lambda o: -o.observed)}
     ahead, *rest = sorted(best, key=lambda arm: best[arm])
-    if rest:
-        said = (f"`{arm}` {number(best[arm], 3)} (× {best[arm] / best[ahead]:.3g})" for arm in rest)
-        measured = f". Best runs there: `{ahead}` {number(best[ahead], 3)}, {', '.join(said)}"
-    else:
-        measured = ""
+    said = (f"`{arm}` {number(best[arm], 3)} (× {best[arm] / best[ahead]:.3g})" for arm in rest)
+    measured = f". Best runs there: `{ahead}` {number(best[ahead], 3)}, {', '.join(said)}" if rest else ""
     trends = {arm: p["trend"] for arm, p in prediction["arms"].items() if arm in best and p.get("trend")}
     if trends:
         errors = [abs(t["loss"] / best[arm] - 1) for arm, t in trends.items()]
-        hits = sum(
-            t["new_run"]["model"][0] <= best[arm] <= t["new_run"]["model"][1] for arm, t in trends.items()
-        )
+        limits = {arm: t["new_run"]["model"] for arm, t in trends.items()}
+        hits = sum(low <= best[arm] <= high for arm, (low, high) in limits.items())
         line += (
             f"; without a law the best run came out within them for {hits} of {len(trends)} arms, with a median error "
             f"of {100 * float(np.median(errors)):.1f} %"

@@ -17,22 +17,23 @@ def caveats(content: Content) -> list[str]:
     """What a referee would hold against the answer, from the runs themselves."""
     study, analysis = content.study, content.analysis
     grid = study.part("compute")
-    notes = []
+    notes: list[str] = []
+    note = notes.append
     if not grid.empty:
         budgets = sorted(grid["budget"].unique())
-        notes.append(
+        note(
             f"Scale: {len(budgets)} budgets from {budgets[0]:.3g} to {budgets[-1]:.3g} executed FLOPs, models of "
             f"{grid['N'].min():.0f} to {grid['N'].max():.0f} parameters. Dashed lines extrapolate "
             f"({link('loss', 'figure')}); nothing here says what happens at a thousand times the compute."
         )
         if not len(analysis.noise):
-            notes.append(
+            note(
                 "One seed: differences of the size of the seed noise mean nothing, and lack of fit can't be tested."
             )
         else:
             seeds = grid.groupby("budget")["seed"].nunique()
             if single := [f"{budget:.3g}" for budget in seeds.index[seeds == 1]]:
-                notes.append(
+                note(
                     f"One seed at {', '.join(single)} executed FLOPs: the noise there is taken from the other budgets "
                     f"({link('seed_noise')})."
                 )
@@ -40,36 +41,35 @@ def caveats(content: Content) -> list[str]:
     if analysis.edges:
         edges = {(AXES[e.axis].label, e.arm) for e in analysis.edges}
         shown = ", ".join(f"`{arm}` on {label}" for label, arm in sorted(edges))
-        notes.append(f"Optima that the sizes don't bracket at some budget: {shown} ({link('edges')}).")
+        note(f"Optima that the sizes don't bracket at some budget: {shown} ({link('edges')}).")
     for arm, why in analysis.unfitted.items():
-        notes.append(f"`{arm}` has no law: {why}.")
+        note(f"`{arm}` has no law: {why}.")
     if not grid.empty and grid["epochs"].max() > 1:
-        notes.append(
+        note(
             f"Some runs of the compute grid see their data more than once (up to {grid['epochs'].max():.2g} epochs), "
             f"which their law ignores ({link('runs')})."
         )
     kinds = sorted(grid["hardware"].dropna().unique()) if "hardware" in grid else []
     if len(kinds) > 1 and study.untimed != 0:
-        notes.append(
+        note(
             f"The runs of the compute grid were made on different hardware ({'; '.join(kinds)}), and the axis of "
             f"seconds mixes it ({link('loss', 'figure')})."
         )
     if study.untimed:
-        notes.append(
+        note(
             f"`step_times.csv` doesn't cover {study.untimed} of the runs, so seconds are those that each run recorded; "
             "`eqscale time` times the shapes of all runs."
         )
     if study.prediction is not None:
         notes += _validation_edges(outcomes(study.prediction, study.part("validation")))
         if not seen_the_same_runs(study.prediction, study):
-            notes.append(
+            note(
                 "The compute grid has changed since the prediction was made: it and the laws here differ "
                 f"({link('validation')})."
             )
-    notes.append(
+    note(
         f"Intervals are for one statement at a time; all arms are tested on the same {study.wording.unit.many}, whose "
-        "sampling error "
-        "moves them together and is not in the intervals."
+        "sampling error moves them together and is not in the intervals."
     )
     lost = study.lost
     if len(lost):
@@ -77,9 +77,9 @@ def caveats(content: Content) -> list[str]:
         # of an earlier design there can be many, and nothing is wrong with them
         wrong = lost[~lost["status"].isin(["unplanned", "outdated"])]
         named = [*(f"`{run['name']}` {fate(run)}" for _, run in wrong.iterrows()), link("runs")]
-        notes.append(f"Runs that are in no fit: {counts} ({'; '.join(named)}).")
+        note(f"Runs that are in no fit: {counts} ({'; '.join(named)}).")
     else:
-        notes.append(f"No run was lost or left out of the fits ({link('runs')}).")
+        note(f"No run was lost or left out of the fits ({link('runs')}).")
     return notes
 
 
@@ -101,30 +101,28 @@ def _validation_edges(found: Sequence[Outcome]) -> list[str]:
 
 def _law_doubts(analysis: Analysis, name: str) -> list[str]:
     """What is doubtful about one arm's law."""
-    fit, notes, coefficients = analysis.arms["executed"][name].fit, [], link("coefficients")
+    fit, coefficients, residuals = (
+        analysis.arms["executed"][name].fit,
+        link("coefficients"),
+        link("residuals", "figure"),
+    )
+    found = []
     if fit.verdict.startswith("on boundary"):
-        notes.append(
-            f"`{name}`: {fit.verdict}: the intervals of what lies there are one-sided ({coefficients})."
-        )
+        found.append(f"{fit.verdict}: the intervals of what lies there are one-sided ({coefficients}).")
     elif fit.verdict != "converged":
-        notes.append(
-            f"`{name}`: {fit.verdict}: its coefficients must not be read one by one ({coefficients})."
-        )
+        found.append(f"{fit.verdict}: its coefficients must not be read one by one ({coefficients}).")
     if warning := disagreement(analysis.intervals[name]):
-        notes.append(f"`{name}`: {warning} ({coefficients}).")
+        found.append(f"{warning} ({coefficients}).")
     test = analysis.lack_of_fit[name]
     if test is not None and test.rejects:
-        notes.append(f"`{name}`: {test.describe()} ({coefficients}, {link('residuals', 'figure')}).")
+        found.append(f"{test.describe()} ({coefficients}, {residuals}).")
     held = analysis.hold_out[name]
     if held is not None:
-        notes.append(
-            f"`{name}`: its law without the largest budget predicts that budget's runs with a median error of "
+        found.append(
+            "its law without the largest budget predicts that budget's runs with a median error of "
             f"{100 * held.median_error:.1f} %, {100 * held.covered:.0f} % of them within 95 % limits "
-            f"({link('residuals', 'figure')} shows the residuals of the full fit)."
+            f"({residuals} shows the residuals of the full fit)."
         )
-    odd = analysis.outliers[name]
-    if odd:
-        notes.append(
-            f"`{name}`: {len(odd)} run{'s' if len(odd) > 1 else ''} that the law does not explain ({link('runs')})."
-        )
-    return notes
+    if odd := len(analysis.outliers[name]):
+        found.append(f"{odd} run{'s' if odd > 1 else ''} that the law does not explain ({link('runs')}).")
+    return [f"`{name}`: {doubt}" for doubt in found]

@@ -17,6 +17,7 @@ from eqscale.laws.axes import AXES
 from eqscale.laws.minima import Minima
 from eqscale.report import checks
 from eqscale.report.data_grid import REPEATED, DataGrid, Gap, gap, levels_with_epochs
+from eqscale.report.exhibits import link
 from eqscale.report.roles import Roles
 
 CLOSED = 0.25
@@ -72,18 +73,18 @@ STATEMENTS = {
     "wants fewer parameters, and that gap closes at bigger budgets.",
 }
 
-EXHIBITS: dict[int, tuple[tuple[str, str], ...]] = {
-    1: (("data", "figure"), ("data", "table")),
+EXHIBITS = {
+    1: (link("data", "figure"), link("data")),
     2: (
-        ("loss", "figure"),
-        ("ranking", "table"),
-        ("comparisons", "table"),
-        ("ratio", "figure"),
-        ("minima", "table"),
+        link("loss", "figure"),
+        link("ranking"),
+        link("comparisons"),
+        link("ratio", "figure"),
+        link("minima"),
     ),
-    3: (("size", "figure"), ("allocation", "table"), ("minima", "table")),
+    3: (link("size", "figure"), link("allocation"), link("minima")),
 }
-"""Key and kind of what shows a conclusion, where the report has it."""
+"""What shows a conclusion, where the report has it."""
 
 _DATA_CLAIMS = (
     (

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from eqscale.errors import InputError
-from eqscale.laws import Bootstrap, Fit, Interval, bootstrap, fit, intervals
+from eqscale.laws import Fit, Interval, bootstrap, fit, intervals
 from eqscale.report import analysis
 from eqscale.report.analysis import pooled_noise, seed_noise
 from eqscale.report.parts import UNIQUE
@@ -26,9 +26,7 @@ REPEATED = 2.0
 class RepetitionLaw:
     """An arm's law of N, tokens and unique tokens, from its compute grid and data grid together."""
 
-    arm: str
     fit: Fit
-    boot: Bootstrap
     found: dict[str, Interval]
 
 
@@ -84,14 +82,13 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> Dat
     for position, arm in enumerate(dict.fromkeys(data["arm"])):
         runs = pd.concat([part[part["arm"] == arm] for part in (compute, data) if "unique_tokens" in part])
         try:
-            law = fit(
-                runs["N"], runs["D"], runs["loss"], U=runs["unique_tokens"], form="repetition", where=arm
-            )
+            N, D, U, loss = (runs[column] for column in ("N", "D", "unique_tokens", "loss"))
+            law = fit(N, D, loss, U=U, form="repetition", where=arm)
         except InputError as error:
             unfitted[arm] = str(error)
             continue
         boot = bootstrap(law, resamples=analysis.RESAMPLES, seed=position)
-        laws[arm] = RepetitionLaw(arm, law, boot, intervals(law, boot))
+        laws[arm] = RepetitionLaw(law, intervals(law, boot))
     return DataGrid(data, _levels(data), units, laws, unfitted)
 
 
@@ -118,9 +115,7 @@ def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
     shared = [u for u in levels if all(u in table.index for table in at.values())]
     if not shared:
         return Gap(math.nan, -math.inf, math.inf, (), False)
-    value = float(
-        np.mean([sum(w * at[arm].loc[u, "log_loss"] for arm, w in weights.items()) for u in shared])
-    )
+    value = float(sum(w * at[arm].loc[shared, "log_loss"].mean() for arm, w in weights.items()))
     variance, df = 0.0, math.inf
     for arm, w in weights.items():
         sd, own = float(at[arm]["sd"].iloc[0]), int(at[arm]["df"].iloc[0])

@@ -75,23 +75,14 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Panel:
-    """One image file of a figure."""
-
-    file: str
-    """Name without suffix."""
-    axis: str
-    """Name of its compute axis, empty if it has none."""
-
-
-@dataclasses.dataclass(frozen=True)
 class FigureGroup:
     """One figure: one image an axis, or one for all."""
 
     key: str
     title: str
     caption: str
-    panels: tuple[Panel, ...]
+    panels: tuple[tuple[str, str], ...]
+    """File of each image, without suffix, and the name of its compute axis, empty if it has none."""
 
 
 def figure_block(key: str, title: str, images: str, caption: str) -> str:

@@ -11,142 +11,118 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from eqscale.laws import plots
-from eqscale.laws.axes import AXES
-from eqscale.report.analysis import Analysis, at_equal_cost
+from eqscale.laws.axes import AXES, Axis
+from eqscale.report.analysis import Analysis, Arms, at_equal_cost
 from eqscale.report.data_grid import DataGrid
-from eqscale.report.exhibits import FigureGroup, Panel
+from eqscale.report.exhibits import FigureGroup
 from eqscale.report.parts import UNIQUE, Study
 from eqscale.report.prediction import outcomes
 
 LOSS = "test NMSE"
 
-Add = Callable[[str, str, str, Mapping[tuple[str, str], Figure]], None]
-"""Save the images of a figure, given its key, title and caption."""
-
 
 def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder: Path) -> list[FigureGroup]:
     """Draw every figure that the parts of the study allow, as PNG and SVG."""
     out: list[FigureGroup] = []
-    palette = study.roles.colours()
+    colours, built_in, laws = study.roles.colours(), study.roles.built_in, analysis.arms
 
     def add(key: str, title: str, caption: str, images: Mapping[tuple[str, str], Figure]) -> None:
         for (file, _), figure in images.items():
             plots.save(figure, folder / f"{file}.png")
-        panels = tuple(Panel(file, axis) for file, axis in images)
-        out.append(FigureGroup(key, title, caption, panels))
+        if images:
+            out.append(FigureGroup(key, title, caption, tuple(images)))
 
-    if analysis.arms:
+    def by_axis(file: str, draw: Callable[[Arms, Axis], Figure]) -> dict[tuple[str, str], Figure]:
+        return {(f"{file}{AXES[axis].suffix}", axis): draw(arms, AXES[axis]) for axis, arms in laws.items()}
+
+    if laws:
         add(
             "loss", "Loss against compute",
             "Dots are runs, lines the compute-optimal loss under the fitted laws (dashed beyond an arm's own runs), "
             "bands its 95 % interval (case bootstrap)"
             + ("; open markers are runs that the laws have not seen." if len(study.part("validation")) else "."),
-            {
-                (f"loss_vs_compute{AXES[axis].suffix}", axis): plots.loss_against_compute(
-                    arms, axis=AXES[axis].label, loss_label=LOSS, later=_later(study, axis), colours=palette
-                )
-                for axis, arms in analysis.arms.items()
-            },
+            by_axis("loss_vs_compute", lambda arms, axis: plots.loss_against_compute(
+                arms, axis=axis.label, loss_label=LOSS, later=_later(study, axis), colours=colours
+            )),
         )  # fmt: skip
-        _add_ratios(add, study, analysis, palette)
-    if grid is not None:
-        add(
-            "data", "Loss against unique training data",
-            "All runs spend the same executed FLOPs, so the epochs fall from left to right; the legend says what that "
-            "is on the other two axes. Lines join the means over seeds, dotted lines are the law of repeated data.",
-            {("loss_vs_data", ""): data_figure(grid, palette)},
-        )  # fmt: skip
-    if analysis.arms:
-        _add_law_figures(add, analysis, palette)
-    if study.prediction is not None and analysis.arms:
-        add(
-            "validation", "Prediction and outcome",
-            "Lines are the loss predicted before the runs, bands the 95 % limits of a new run, the vertical line the "
-            "predicted optimal size with its 95 % interval, crosses the optimum without a law, by straight lines "
-            "through the measured optima, with the limits of a new run; open markers are the runs made afterwards.",
-            {("validation", study.prediction["axis"]): validation_figure(study, palette)},
-        )  # fmt: skip
-    return out
-
-
-def _add_ratios(add: Add, study: Study, analysis: Analysis, palette: Mapping[str, str]) -> None:
-    built_in = study.roles.built_in
-    images = {
-        ("_".join(["loss_ratio", *([name] if i else [])]) + AXES[axis].suffix, axis): plots.loss_ratios(
-            minima, name, analysis.arms[axis], axis=AXES[axis].label, colours=palette
-        )
-        for i, name in enumerate(built_in)
-        for axis, minima in analysis.minima.items()
-        if name in minima and len(minima) > 1
-    }
-    if images:
         add(
             "ratio", f"Loss relative to that of {', of '.join(built_in)}",
             "Markers are ratios of compute-optimal losses measured at equal cost, without a law, with 95 % intervals "
             "(the wider of model-based and robust), lines and bands those of the laws over the costs that both arms' "
             "runs cover. Where they part, trust the markers.",
-            images,
+            {
+                ("_".join(["loss_ratio", *([name] if i else [])]) + AXES[axis].suffix, axis): plots.loss_ratios(
+                    minima, name, laws[axis], axis=AXES[axis].label, colours=colours
+                )
+                for i, name in enumerate(built_in)
+                for axis, minima in analysis.minima.items()
+                if name in minima and len(minima) > 1
+            },
         )  # fmt: skip
-
-
-def _add_law_figures(add: Add, analysis: Analysis, palette: Mapping[str, str]) -> None:
-    executed = analysis.arms["executed"]
-    add(
-        "surface", "Loss over model size and training tokens",
-        "Background: the law; dots: runs in the same colours, so a dot that vanishes is predicted well; white lines: "
-        "the compute-optimal split for each of the three axes.",
-        {
-            ("surface", ""): plots.surface_panels(
-                executed, loss_label=LOSS,
-                axes_of_cost={a.name: analysis.arms[a.name] for a in AXES.values()},
-            )
-        },
-    )  # fmt: skip
-    add(
-        "isoflop", "Loss against model size at equal compute",
-        "Dots are runs, lines the law, ticks its optimum. On executed FLOPs a panel holds the runs of one budget; on "
-        "the other axes each run is moved along its law to the nearest panel's cost, its residual kept.",
-        {
-            (f"isoflop{AXES[axis].suffix}", axis): plots.isoflop_panels(
-                at_equal_cost(arms, axis),
-                loss_label=LOSS, unit=AXES[axis].unit, colours=palette,
-            )
-            for axis, arms in analysis.arms.items()
-        },
-    )  # fmt: skip
-    size: dict[tuple[str, str], Figure] = {}
-    tokens: dict[tuple[str, str], Figure] = {}
-    for axis, arms in analysis.arms.items():
-        label, suffix = AXES[axis].label, AXES[axis].suffix
-        size[f"optimal_size{suffix}", axis] = plots.optimal_size(arms, axis=label, colours=palette)
-        size[f"optimal_cost_per_token{suffix}", axis] = plots.optimal_cost_per_token(
-            arms, axis=label, unit=AXES[axis].unit, colours=palette
+    if grid is not None:
+        add(
+            "data", "Loss against unique training data",
+            "All runs spend the same executed FLOPs, so the epochs fall from left to right; the legend says what that "
+            "is on the other two axes. Lines join the means over seeds, dotted lines are the law of repeated data.",
+            {("loss_vs_data", ""): data_figure(grid, colours)},
+        )  # fmt: skip
+    if laws:
+        add(
+            "surface", "Loss over model size and training tokens",
+            "Background: the law; dots: runs in the same colours, so a dot that vanishes is predicted well; white "
+            "lines: the compute-optimal split for each of the three axes.",
+            {("surface", ""): plots.surface_panels(laws["executed"], loss_label=LOSS, axes_of_cost=laws)},
+        )  # fmt: skip
+        add(
+            "isoflop", "Loss against model size at equal compute",
+            "Dots are runs, lines the law, ticks its optimum. On executed FLOPs a panel holds the runs of one budget; "
+            "on the other axes each run is moved along its law to the nearest panel's cost, its residual kept.",
+            by_axis("isoflop", lambda arms, axis: plots.isoflop_panels(
+                at_equal_cost(arms, axis.name), loss_label=LOSS, unit=axis.unit, colours=colours
+            )),
+        )  # fmt: skip
+        size = by_axis(
+            "optimal_size", lambda arms, axis: plots.optimal_size(arms, axis=axis.label, colours=colours)
         )
-        tokens[f"optimal_tokens{suffix}", axis] = plots.optimal_tokens(arms, axis=label, colours=palette)
-    add(
-        "size", "Compute-optimal model size",
-        "In parameters, and in what one training token costs, which is comparable between architectures. Lines are "
-        "the laws' optima with 95 % bands, markers the best run of each budget.", size,
-    )  # fmt: skip
-    add(
-        "tokens", "Compute-optimal training tokens",
-        "Lines are the laws' optima with 95 % bands, markers the best run of each budget.", tokens,
-    )  # fmt: skip
-    add(
-        "residuals", "Residuals of the laws",
-        "Observed over fitted loss; a trend is structure that the law misses.",
-        {("residuals", ""): plots.residual_panels(executed, colours=palette)},
-    )  # fmt: skip
+        cost = by_axis("optimal_cost_per_token", lambda arms, axis: plots.optimal_cost_per_token(
+            arms, axis=axis.label, unit=axis.unit, colours=colours
+        ))  # fmt: skip
+        add(
+            "size", "Compute-optimal model size",
+            "In parameters, and in what one training token costs, which is comparable between architectures. Lines "
+            "are the laws' optima with 95 % bands, markers the best run of each budget.", size | cost,
+        )  # fmt: skip
+        add(
+            "tokens", "Compute-optimal training tokens",
+            "Lines are the laws' optima with 95 % bands, markers the best run of each budget.",
+            by_axis("optimal_tokens", lambda arms, axis: plots.optimal_tokens(
+                arms, axis=axis.label, colours=colours
+            )),
+        )  # fmt: skip
+        add(
+            "residuals", "Residuals of the laws",
+            "Observed over fitted loss; a trend is structure that the law misses.",
+            {("residuals", ""): plots.residual_panels(laws["executed"], colours=colours)},
+        )  # fmt: skip
+    if study.prediction is not None and laws:
+        add(
+            "validation", "Prediction and outcome",
+            "Lines are the loss predicted before the runs, bands the 95 % limits of a new run, the vertical line the "
+            "predicted optimal size with its 95 % interval, crosses the optimum without a law, by straight lines "
+            "through the measured optima, with the limits of a new run; open markers are the runs made afterwards.",
+            {("validation", study.prediction["axis"]): validation_figure(study, colours)},
+        )  # fmt: skip
+    return out
 
 
-def _later(study: Study, axis: str) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _later(study: Study, axis: Axis) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Validation runs by arm: cost, loss, row."""
+    by_arm = study.part("validation").groupby("arm")
+    columns = {str(arm): (runs[axis.column], runs["loss"], runs.index) for arm, runs in by_arm}
     return {
-        str(arm): (
-            runs[AXES[axis].column].to_numpy(float), runs["loss"].to_numpy(float), runs.index.to_numpy()
-        )
-        for arm, runs in study.part("validation").groupby("arm")
-    }  # fmt: skip
+        arm: (C.to_numpy(float), loss.to_numpy(float), rows.to_numpy())
+        for arm, (C, loss, rows) in columns.items()
+    }
 
 
 def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:

@@ -121,14 +121,12 @@ def _losses(analysis: Analysis, axis: str, reference: str, name: str) -> str:
     minima = analysis.minima[axis]
     if reference in minima and name in minima:
         common = np.intersect1d(minima[reference].cost, minima[name].cost)
-        found = [
-            loss_ratio(minima[reference], minima[name], float(c)) for c in common[[0, -1][: len(common)]]
-        ]
+        ends = common[[0, -1][: len(common)]]
+        found = [loss_ratio(minima[reference], minima[name], float(c)) for c in ends]
         return " → ".join(_estimate(e.exp()) for e in found) or "no cost in common"
     arms, levels = analysis.arms[axis], analysis.ranking[axis]
-    found = [
-        loss_gap(arms[reference], arms[name], level[0].C) for level in levels[:: max(len(levels) - 1, 1)]
-    ]
+    outer = levels[:: max(len(levels) - 1, 1)]
+    found = [loss_gap(arms[reference], arms[name], level[0].C) for level in outer]
     return " → ".join(_estimate(e.exp()) for e in found) + f", {_BY_LAW}" if found else UNSEEN
 
 
@@ -136,9 +134,8 @@ def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
     """How many times the compute of the reference another arm takes for the same loss."""
     minima = analysis.minima[axis]
     if reference in minima and name in minima:
-        return _estimate(
-            compute_multiplier(minima[reference], minima[name], float(minima[name].cost[-1])).exp()
-        )
+        top = float(minima[name].cost[-1])
+        return _estimate(compute_multiplier(minima[reference], minima[name], top).exp())
     for pair in analysis.comparisons[axis]:
         if isinstance(pair, Comparison) and (pair.arm, pair.reference) == (reference, name):
             return f"{factor_text(pair.multipliers[-1].compute)}, {_BY_LAW}"

@@ -42,9 +42,9 @@ def _placeholder(group: FigureGroup) -> str:
 
 def _embedded(group: FigureGroup, folder: Path) -> str:
     panels = []
-    for panel in group.panels:
-        svg = inline_svg((folder / f"{panel.file}.svg").read_text(), panel.file)
-        panels.append(f'<div class="panel" data-axis="{panel.axis}">{svg}</div>')
+    for file, axis in group.panels:
+        svg = inline_svg((folder / f"{file}.svg").read_text(), file)
+        panels.append(f'<div class="panel" data-axis="{axis}">{svg}</div>')
     return f'<div class="figure">{"".join(panels)}</div>'
 
 

@@ -40,18 +40,13 @@ def validation_table(study: Study) -> Table | None:
         if trend := p.get("trend"):
             entries.append(("no law", trend, UNSEEN))
         for by, record, shown in entries:
-            rows.append(
-                [
-                    f"`{name}`",
-                    by,
-                    _both_limits(record["loss"], record["mean"], 4),
-                    " ".join(map(interval_text, record["new_run"].values())),
-                    measured[0],
-                    _both_limits(record["N"], record["N_interval"], 3),
-                    measured[1],
-                    shown,
-                ]
+            loss, size = (
+                f"{number(record[what], digits)} {interval_text(record[limits]['model'])} "
+                f"{interval_text(record[limits]['robust'])}"
+                for what, limits, digits in (("loss", "mean", 4), ("N", "N_interval", 3))
             )
+            new_run = " ".join(map(interval_text, record["new_run"].values()))
+            rows.append([f"`{name}`", by, loss, new_run, measured[0], size, measured[1], shown])
     seen = f"{prediction['runs_seen']} runs at budgets up to {prediction['largest_budget_seen']:.3g}"
     header = [
         "arm",
@@ -69,10 +64,6 @@ def validation_table(study: Study) -> Table | None:
         f"Predicted from {seen}. 95 % intervals: [model-based] [robust]; limits of single runs are model-based. "
         "*No law*: straight lines in log C through the measured optima of the last three budgets.",
     )  # fmt: skip
-
-
-def _both_limits(value: float, limits: Mapping[str, Sequence[float]], digits: int) -> str:
-    return f"{number(value, digits)} {interval_text(limits['model'])} {interval_text(limits['robust'])}"
 
 
 def metric_table(study: Study) -> Table:

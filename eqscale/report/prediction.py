@@ -101,17 +101,11 @@ def _predict_arm(arm: ArmFit, compute: float) -> dict[str, Any]:
         return {kind: [float(bands[what].low[0]), float(bands[what].high[0])] for kind, bands in kinds}
 
     record: dict[str, Any] = {
-        "law": arm.fit.params,
-        "verdict": arm.fit.verdict,
-        "N": float(best.N[0]),
-        "N_interval": limits("N"),
-        "D": float(best.D[0]),
-        "D_interval": limits("D"),
+        "law": arm.fit.params, "verdict": arm.fit.verdict,
+        "N": float(best.N[0]), "N_interval": limits("N"), "D": float(best.D[0]), "D_interval": limits("D"),
         "cost_per_token": float(best.per_token[0]),
-        "loss": float(best.loss[0]),
-        "mean": limits("loss"),
-        "new_run": limits("new_run"),
-    }
+        "loss": float(best.loss[0]), "mean": limits("loss"), "new_run": limits("new_run"),
+    }  # fmt: skip
     if np.isfinite(best.N[0]):
         N = best.N[0] * _SIZES
         D = arm.cost.tokens(N, compute)
@@ -131,12 +125,9 @@ def _trend(minima: Minima | None, compute: float) -> dict[str, Any]:
     new_run = np.exp(of_one_run(minima, loss))
     loss, size = loss.exp(), size.exp()
     trend = {
-        "N": size.value,
-        "N_interval": {"model": size.model, "robust": size.robust},
-        "loss": loss.value,
-        "mean": {"model": loss.model, "robust": loss.robust},
-        "new_run": {"model": new_run},
-    }
+        "N": size.value, "N_interval": {"model": size.model, "robust": size.robust},
+        "loss": loss.value, "mean": {"model": loss.model, "robust": loss.robust}, "new_run": {"model": new_run},
+    }  # fmt: skip
     return {"trend": plain(trend)}
 
 
@@ -169,14 +160,11 @@ def outcomes(prediction: Mapping[str, Any], validation: pd.DataFrame) -> list[Ou
     found = []
     for row, run in validation.iterrows():
         at = prediction["arms"].get(run["arm"], {}).get("at_sizes")
-        if at is None or abs(run[column] / compute - 1) > 0.1:
-            continue
-        if not at["N"][0] <= run["N"] <= at["N"][-1]:
+        if at is None or abs(run[column] / compute - 1) > 0.1 or not at["N"][0] <= run["N"] <= at["N"][-1]:
             continue
         log_n = np.log(at["N"])
-        values = [
-            float(np.exp(np.interp(np.log(run["N"]), log_n, np.log(at[k])))) for k in ("loss", "low", "high")
-        ]
+        logs = (np.interp(np.log(run["N"]), log_n, np.log(at[k])) for k in ("loss", "low", "high"))
+        values = [float(np.exp(log)) for log in logs]
         found.append(Outcome(int(row), run["arm"], float(run["N"]), float(run["loss"]), *values))  # type: ignore[arg-type]
     return found
 

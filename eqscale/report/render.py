@@ -12,7 +12,7 @@ from eqscale.report.caveats import caveats
 from eqscale.report.conclusions import EXHIBITS, STATEMENTS
 from eqscale.report.content import Content
 from eqscale.report.controls import control_table
-from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, anchor, figure_block, link, number_exhibits
+from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, figure_block, link, number_exhibits
 from eqscale.report.parts import Study
 
 
@@ -70,7 +70,7 @@ def _conclusions(content: Content, evidence: str) -> str:
             (f"`{c.arm}`: " if several else "")
             + f"**{c.verdict}**" + (f" on {AXES[c.axis].label}" if c.axis else "") for c in own
         )  # fmt: skip
-        links = [link(*exhibit) for exhibit in EXHIBITS[n] if anchor(*exhibit) in evidence]
+        links = [mark for mark in EXHIBITS[n] if mark.replace("link", "anchor", 1) in evidence]
         header = ["axis", "check", "criterion", "outcome", "measured", "by the laws"]
         shown = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
         parts += [

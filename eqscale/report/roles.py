@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import pandas as pd
@@ -47,18 +48,13 @@ class Roles:
     @property
     def missing(self) -> str:
         """What the conclusions compare and the study lacks; empty if it has both."""
-        learn = "" if self.baseline else "no arm that learns the symmetry"
-        return " and ".join(
-            filter(None, (learn, "" if self.built_in else "no arm that builds the symmetry in"))
-        )
+        lacks = [] if self.baseline else ["no arm that learns the symmetry"]
+        return " and ".join(lacks if self.built_in else [*lacks, "no arm that builds the symmetry in"])
 
     def colours(self) -> dict[str, str]:
         """Colour by arm, the same in all figures of a report."""
-        return {
-            arm: _COLOURS[role][i % len(_COLOURS[role])]
-            for role, arms in self.arms.items()
-            for i, arm in enumerate(arms)
-        }
+        shades = {role: itertools.cycle(colours) for role, colours in _COLOURS.items()}
+        return {arm: next(shades[role]) for role, arms in self.arms.items() for arm in arms}
 
 
 def read_roles(runs: pd.DataFrame) -> Roles:
@@ -85,7 +81,7 @@ def read_roles(runs: pd.DataFrame) -> Roles:
     best = graded.groupby("arm").agg(budget=("budget", "first"), loss=("loss", "min"))
     first = runs.drop_duplicates("arm").set_index("arm")
     order = first.join(best, rsuffix="_best").sort_values(
-        ["budget_best", "loss_best"], ascending=[False, True], kind="stable"
+        ["budget_best", "loss_best"], ascending=[False, True]
     )
     by_role = {role: tuple(map(str, order.index[order["role"] == role])) for role in Role}
     controls = first["control_of"][first["role"] == Role.CONTROL]

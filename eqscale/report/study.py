@@ -42,26 +42,18 @@ def write_report(folder: Path) -> Path:
     conclusions = conclude(study.roles, analysis.arms, analysis.minima, grid)
     figures = draw_figures(study, analysis, grid, folder)
     if analysis.arms:
-        records = {
-            name: fit_record(arm.fit, analysis.intervals[name], arm.boot)
-            for name, arm in analysis.arms["executed"].items()
-        }
-        write_json(folder / "fits.json", records)
+        laws = analysis.arms["executed"].items()
+        fits = {name: fit_record(arm.fit, analysis.intervals[name], arm.boot) for name, arm in laws}
+        write_json(folder / "fits.json", fits)
         coefficients_frame(analysis).to_csv(folder / "coefficients.csv", index=False)
         allocation_frame(analysis).to_csv(folder / "allocation.csv", index=False)
         noise = analysis.noise_at_sizes.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
         noise.to_csv(folder / "seed_noise.csv", index=False)
     record = [
-        {
-            "conclusion": c.number,
-            "arm": c.arm,
-            "baseline": study.roles.baseline,
-            "axis": c.axis,
-            "verdict": c.verdict,
-            "checks": c.checks,
-        }
+        {"conclusion": c.number, "arm": c.arm, "baseline": study.roles.baseline, "axis": c.axis,
+         "verdict": c.verdict, "checks": c.checks}
         for c in conclusions
-    ]
+    ]  # fmt: skip
     write_json(folder / "conclusions.json", record)
     content = Content(study, analysis, grid, conclusions, figures)
     write_atomically(folder / "report.md", render(content, _images).encode())
@@ -72,10 +64,10 @@ def write_report(folder: Path) -> Path:
 def _images(group: FigureGroup) -> str:
     """Images side by side where a figure has one for each axis, except the wide ones."""
     name = numbered(group.key, "figure")
-    images = [f"![{name}, {p.axis or 'all axes'}]({p.file}.png)" for p in group.panels]
+    images = [(f"![{name}, {axis or 'all axes'}]({file}.png)", axis) for file, axis in group.panels]
     if len(images) == 1 or group.key == "isoflop":
-        return "\n\n".join(images)
-    axes = list(dict.fromkeys(p.axis for p in group.panels))
-    by_axis = [[i for i, p in zip(images, group.panels, strict=True) if p.axis == axis] for axis in axes]
+        return "\n\n".join(image for image, _ in images)
+    axes = list(dict.fromkeys(axis for _, axis in images))
+    by_axis = [[image for image, axis in images if axis == own] for own in axes]
     rows = ["| " + " | ".join(row) + " |" for row in itertools.zip_longest(*by_axis, fillvalue="")]
     return "\n".join(["| " + " | ".join(axes) + " |", "|" + "---|" * len(axes), *rows])

@@ -23,16 +23,17 @@ COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 _GREEK = {"alpha": "α", "beta": "β"}
 
 
-def two_intervals(interval: Interval, digits: int = 3) -> str:
+def two_intervals(interval: Interval) -> str:
     """An interval's estimate, model-based limits and robust limits on three lines of a cell."""
-    model = ", ".join(number(v, digits) for v in interval.model)
-    robust = ", ".join(number(v, digits) for v in interval.robust) if interval.robust else UNSEEN
-    return f"{number(interval.estimate, digits)}<br>[{model}]<br>[{robust}]"
+    return _three_lines(interval.estimate, interval.model, interval.robust or (math.nan,))
 
 
-def _cell(e: Estimate, digits: int = 3) -> str:
-    model, robust = (", ".join(number(v, digits) for v in limits) for limits in (e.model, e.robust))
-    return f"{number(e.value, digits)}<br>[{model}]<br>[{robust}]"
+def _cell(e: Estimate) -> str:
+    return _three_lines(e.value, e.model, e.robust)
+
+
+def _three_lines(value: float, *limits: Sequence[float]) -> str:
+    return "<br>".join([number(value, 3), *(f"[{', '.join(number(v, 3) for v in pair)}]" for pair in limits)])
 
 
 def _bound_or_cell(e: Estimate) -> str:

@@ -22,14 +22,13 @@ def read_wording(path: Path) -> Wording:
         raise InputError(
             f"there is no {path}: run the study's job again, which writes it and trains nothing twice"
         )
-    names = [field.name for field in dataclasses.fields(Wording)]
-    for name in names:
-        if name not in content:
-            raise InputError(f"{path}: no entry {name!r}")
-    return Wording(**{name: _checked(path, name, content[name]) for name in names})
+    return Wording(**{field.name: _entry(path, content, field.name) for field in dataclasses.fields(Wording)})
 
 
-def _checked(path: Path, name: str, value: Any) -> Any:
+def _entry(path: Path, content: Mapping[str, Any], name: str) -> Any:
+    if name not in content:
+        raise InputError(f"{path}: no entry {name!r}")
+    value = content[name]
     if name == "variant" and value is None:
         return None
     texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
