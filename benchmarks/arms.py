@@ -23,14 +23,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from eqscale.algebra import (
-    embed_direction,
-    embed_plane,
-    embed_point,
-    extract_direction,
-    extract_normal,
-    extract_weight,
-)
+from eqscale.algebra import embed_direction, embed_plane, embed_point, extract_direction, extract_normal, extract_weight
 from eqscale.arms import Arm, Size, get_arm, register
 from eqscale.arms.gatr import LENGTHS
 from eqscale.arms.inputs import (
@@ -87,9 +80,7 @@ def plain(
 
     def config(size: Size) -> TransformerConfig:
         features = numbers_width(SCHEMA) + (0 if model is WithoutInvariants else FLOOR_INVARIANTS)
-        values = dict(
-            in_features=features, out_features=3, width=size.width, depth=size.depth, heads=size.heads
-        )
+        values = dict(in_features=features, out_features=3, width=size.width, depth=size.depth, heads=size.heads)
         return TransformerConfig(**(values | changes))  # type: ignore[arg-type]
 
     return dataclasses.replace(
@@ -107,10 +98,7 @@ def geometry(batch: Batch, planes: bool, ideal: bool, unit: float, scalars: int)
     position, center = batch["position"] / unit, batch["center"] / unit
     normal, offset = batch["floor"][:, :3], batch["floor"][:, 3:]
     directions = [batch["velocity"] / 2, batch["center_velocity"] / 2, at_tokens(batch["gravity"] / 9.81, T)]
-    true = [
-        at_tokens(embed_plane(normal, normal * offset / unit), T),
-        embed_plane(position - center, position),
-    ]
+    true = [at_tokens(embed_plane(normal, normal * offset / unit), T), embed_plane(position - center, position)]
     pseudo = [embed_point(position), embed_point(center)]
     if planes:
         true += [embed_plane(direction, position) for direction in directions]
@@ -125,17 +113,13 @@ class GATrVariant(nn.Module):
     def __init__(self, config: GATrConfig, planes: bool, ideal: bool, unit: float, read: str) -> None:
         super().__init__()
         self.net, self.read, self.unit = GATr(config), read, unit
-        self.embed = functools.partial(
-            geometry, planes=planes, ideal=ideal, unit=unit, scalars=config.scalars_in
-        )
+        self.embed = functools.partial(geometry, planes=planes, ideal=ideal, unit=unit, scalars=config.scalars_in)
 
     def forward(self, batch: Batch) -> Tensor:
         multivectors, _ = self.net(*self.embed(batch), batch.mask)
         true, pseudo = multivectors.unbind(2)
         point = extract_direction(pseudo) - extract_weight(pseudo)[..., None] * batch["position"] / self.unit
-        return {"both": extract_normal(true) + point, "normal": extract_normal(true), "ideal": point}[
-            self.read
-        ]
+        return {"both": extract_normal(true) + point, "normal": extract_normal(true), "ideal": point}[self.read]
 
 
 def gatr(
@@ -268,24 +252,13 @@ def run_group(group: Group, seeds: list[int], root: Path, results: Results, cons
                 spec = design_run(arm, size, group.budget, PRESET, seed)
                 if spec.run_id not in results.done:
                     with tempfile.TemporaryDirectory() as folder:
-                        record = train(
-                            spec, train_windows, test_windows, checkpoints=Path(folder) / "checkpoints"
-                        )
+                        record = train(spec, train_windows, test_windows, checkpoints=Path(folder) / "checkpoints")
                     results.add(spec, record.test.get("nmse", float("inf")), record.seconds)
                 result = results.done[spec.run_id]
                 console.print(f"{arm.name} {size} seed {seed}: {result['nmse']:.4f}", markup=False)
                 losses.append(result["nmse"])
                 seconds.append(result["seconds"])
-            rows.append(
-                (
-                    arm.name,
-                    str(size),
-                    arm.parameters(size, task),
-                    spec.steps,
-                    losses,
-                    statistics.mean(seconds),
-                )
-            )
+            rows.append((arm.name, str(size), arm.parameters(size, task), spec.steps, losses, statistics.mean(seconds)))
     return rows
 
 
@@ -294,15 +267,11 @@ def print_table(group: Group, rows: list, console: Console) -> None:
     print("| variant | size | N | steps | seconds | test NMSE |\n| --- | --- | --- | --- | --- | --- |")
     for name, size, parameters, steps, losses, seconds in rows:
         spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        print(
-            f"| {name} | {size} | {parameters} | {steps} | {seconds:.0f} | {statistics.mean(losses):.4f}{spread} |"
-        )
+        print(f"| {name} | {size} | {parameters} | {steps} | {seconds:.0f} | {statistics.mean(losses):.4f}{spread} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="groups to run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets")

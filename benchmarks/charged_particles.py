@@ -131,9 +131,7 @@ def label_noise(task: Task, samples: Samples) -> tuple[float, float]:
 
 def measure(task: Task, arms: list[str], folder: Path) -> None:
     samples = open_split(data_of(task), folder / "data", "test")
-    free = task.evaluate(
-        lambda batch: torch.zeros_like(batch.target), samples, np.arange(HELD_OUT, 2 * HELD_OUT)
-    )
+    free = task.evaluate(lambda batch: torch.zeros_like(batch.target), samples, np.arange(HELD_OUT, 2 * HELD_OUT))
     print(f"\n{task.name}: free flight {free['mse']:.4f}")
     print("least error of equivariant predictors {:.5f} +- {:.5f}\n".format(*label_noise(task, samples)))
     rows = []
@@ -155,9 +153,7 @@ def measure(task: Task, arms: list[str], folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("studies/charged_particles"))
     folder = parser.parse_args().folder
     torch.set_num_threads(1)

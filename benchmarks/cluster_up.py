@@ -90,9 +90,7 @@ def make_node(folder: Path, address: str) -> None:
 def ssh_server(folder: Path, port: int) -> Iterator[None]:
     """An SSH server for one user and one key, on the loopback addresses only."""
     for name in ("host_key", "key"):
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / name], check=True
-        )
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / name], check=True)
     lines = [
         f"HostKey {folder}/host_key",
         f"AuthorizedKeysFile {folder}/key.pub",
@@ -109,10 +107,7 @@ def ssh_server(folder: Path, port: int) -> Iterator[None]:
         home = folder / address
         # RAY_TMPDIR keeps Ray's sessions in the node's home, where they end with it.
         environment = f"HOME={home} RAY_TMPDIR={home} NODE_ADDRESS={address} PYTHONPATH={home}/eqscale"
-        lines += [
-            f"Match LocalAddress {address}",
-            f"  SetEnv {environment} OMP_NUM_THREADS=1 RAY_worker_niceness=0",
-        ]
+        lines += [f"Match LocalAddress {address}", f"  SetEnv {environment} OMP_NUM_THREADS=1 RAY_worker_niceness=0"]
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     # The head's key: ssh takes ~ from the password file, not from HOME.
     key = 'key="$HOME/ray_bootstrap_key.pem"\n[ -f "$key" ] && set -- -i "$key" "$@"'
@@ -177,9 +172,7 @@ class Failed(Exception):
     pass
 
 
-def run(
-    folder: Path, label: str, command: list[str], timeout: float, show: bool = False
-) -> tuple[float, str]:
+def run(folder: Path, label: str, command: list[str], timeout: float, show: bool = False) -> tuple[float, str]:
     """Run a command of the person who owns the cluster; returns its wall time and output."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))} | {
         "HOME": str(folder / "owner"),
@@ -227,9 +220,7 @@ def exercise(folder: Path, rows: list[tuple[str, str]], autoscaler_v2: bool, ver
         seconds, _ = run(folder, "ray up", ["up", "-y", "--no-config-cache", config], 300, verbose)
         rows.append(("`ray up`", f"{seconds:.0f} s"))
         wait = _WAIT.format(nodes=len(ADDRESSES), patience=120)
-        seconds, output = run(
-            folder, "wait", ["exec", config, f'~/venv/bin/python -c "{wait}"'], 300, verbose
-        )
+        seconds, output = run(folder, "wait", ["exec", config, f'~/venv/bin/python -c "{wait}"'], 300, verbose)
         alive = re.search(r"alive: (.*)", output)
         rows.append(("nodes that joined", f"{alive[1] if alive else 'none'}, {seconds:.0f} s after"))
         job = (
@@ -245,9 +236,7 @@ def exercise(folder: Path, rows: list[tuple[str, str]], autoscaler_v2: bool, ver
                 nodes[node] = nodes.get(node, 0) + 1
         rows.append(("trials by node", ", ".join(f"{node}: {n}" for node, n in sorted(nodes.items()))))
         seconds, output = run(folder, "second start", ["exec", config, job], 300, verbose)
-        rows.append(
-            ("second start of the study", f"{seconds:.0f} s, trains nothing: {'nothing to train' in output}")
-        )
+        rows.append(("second start of the study", f"{seconds:.0f} s, trains nothing: {'nothing to train' in output}"))
         rows.append(("report", f"{(shared / 'results/report.md').is_file()}"))
         run(folder, "stop MLflow", ["exec", config, "kill $(cat ~/mlflow.pid)"], 60, verbose)
         seconds, _ = run(folder, "ray down", ["down", "-y", config], 120, verbose)
@@ -267,9 +256,7 @@ def exercise(folder: Path, rows: list[tuple[str, str]], autoscaler_v2: bool, ver
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--autoscaler-v2", action="store_true", help="leave Ray's default autoscaler on")
     parser.add_argument("--verbose", action="store_true", help="show what Ray prints")
     args = parser.parse_args()

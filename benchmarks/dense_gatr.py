@@ -93,12 +93,8 @@ class DenseGATr(nn.Module):
         """Geometric products and joins, one einsum each."""
         left, right, _ = map(list, zip(*plan.channel_numbers, strict=True))
         c = plan.channels
-        gp = torch.einsum(
-            "kij,...i,...j->...k", self.gp, factors[..., left[:c], :], factors[..., right[:c], :]
-        )
-        join = torch.einsum(
-            "kij,...i,...j->...k", self.join, factors[..., left[c:], :], factors[..., right[c:], :]
-        )
+        gp = torch.einsum("kij,...i,...j->...k", self.gp, factors[..., left[:c], :], factors[..., right[:c], :])
+        join = torch.einsum("kij,...i,...j->...k", self.join, factors[..., left[c:], :], factors[..., right[c:], :])
         return torch.cat([gp, join * reference], -2)
 
     def forward(self, mv: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

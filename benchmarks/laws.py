@@ -228,9 +228,7 @@ def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("speed", "exact", "coverage", "all"), default="all")
     parser.add_argument("--data", type=Path, help="folder with chinchilla_epoch.csv")
     parser.add_argument("--sample", type=int, default=200, help="starts of the recipe that are run")
@@ -238,9 +236,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=int, choices=GRIDS, help="only this row group of the coverage table (default: all)"
     )
-    parser.add_argument(
-        "--resamples", type=int, default=0, help="also cover the case bootstrap with so many refits"
-    )
+    parser.add_argument("--resamples", type=int, default=0, help="also cover the case bootstrap with so many refits")
     args = parser.parse_args()
     console = Console(width=130)
     if args.part in ("speed", "all"):

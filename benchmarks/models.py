@@ -146,9 +146,7 @@ def parameter_count(module: nn.Module) -> int:
 
 def plain(width: int, depth: int) -> Transformer:
     heads = next(h for h in (8, 4, 2, 1) if width % h == 0)
-    return Transformer(
-        TransformerConfig(in_features=17, out_features=17, width=width, depth=depth, heads=heads)
-    )
+    return Transformer(TransformerConfig(in_features=17, out_features=17, width=width, depth=depth, heads=heads))
 
 
 def plain_of_parameters(parameters: int, depth: int) -> Transformer:
@@ -201,9 +199,7 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
         "ours": Contestant(net, lambda: net(x, scalars), executed(net.config)),
         "ours, typed": Contestant(exact, lambda: exact(pair, scalars), executed(exact.config)),
         "ours, ATen only": Contestant(net, lambda: net(x, scalars), executed(net.config), aten=True),
-        "ours, typed, ATen only": Contestant(
-            exact, lambda: exact(pair, scalars), executed(exact.config), aten=True
-        ),
+        "ours, typed, ATen only": Contestant(exact, lambda: exact(pair, scalars), executed(exact.config), aten=True),
     }
     for name, model in (
         ("plain, equal nominal FLOPs", plain(16 * c + s, blocks)),
@@ -286,15 +282,7 @@ def networks(sizes: list[Size], rounds: int, least: float) -> list[dict]:
                 ]
             )  # fmt: skip
         title = f"C = {c}, S = {s}, {blocks} blocks, {batch} x {tokens} tokens, {torch.get_num_threads()} thread(s)"
-        head = [
-            "",
-            "forward ms",
-            "x dense",
-            "forward + backward ms",
-            "x dense",
-            "GFLOP/s (of peak)",
-            "parameters",
-        ]
+        head = ["", "forward ms", "x dense", "forward + backward ms", "x dense", "GFLOP/s (of peak)", "parameters"]
         table(title, head, rows)
     return results
 
@@ -316,9 +304,7 @@ def study(sizes: list[Size], rounds: int, least: float) -> list[dict]:
                 }
             )  # fmt: skip
             label = f"C = {c}, S = {s}, {blocks} blocks"
-            rows.append(
-                [label, name, f"{1e3 * seconds:.1f}", f"{both['dense'] / seconds:.2f}", f"{speed:.1f}"]
-            )
+            rows.append([label, name, f"{1e3 * seconds:.1f}", f"{both['dense'] / seconds:.2f}", f"{speed:.1f}"])
     head = ["", "", "forward + backward ms", "x dense", "GFLOP/s"]
     table(f"{STUDY_BATCH} x {STUDY_TOKENS} tokens, {torch.get_num_threads()} thread(s)", head, rows)
     return results
@@ -397,9 +383,7 @@ def products(sizes: list[Size], rounds: int, least: float) -> list[dict]:
                 **{f"{name}_s": x for name, x in seconds.items()}, "speedup_kernels": fast, "speedup_aten": slow,
             }
         )  # fmt: skip
-        rows.append(
-            [str(n), str(c), *(f"{1e3 * x:.2f}" for x in seconds.values()), f"{fast:.1f}", f"{slow:.1f}"]
-        )
+        rows.append([str(n), str(c), *(f"{1e3 * x:.2f}" for x in seconds.values()), f"{fast:.1f}", f"{slow:.1f}"])
     head = ["tokens", "C", "dense ms", "kernels ms", "ATen ms", "x kernels", "x ATen"]
     table(f"Geometric product + join, {torch.get_num_threads()} thread(s)", head, rows)
     return results
@@ -429,16 +413,12 @@ PARTS = {"linear": linear, "products": products, "networks": networks, "study": 
 
 def main() -> None:
     """Run the chosen parts for each number of threads."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, comma-separated: {', '.join(PARTS)}")
     parser.add_argument("--threads", default="1,2", help="numbers of threads, comma-separated (default 1,2)")
     parser.add_argument("--channels", default="8,16,32", help="sizes of the networks (default 8,16,32)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
-    parser.add_argument(
-        "--least", type=float, default=0.1, help="seconds of repeated calls a sample (default 0.1)"
-    )
+    parser.add_argument("--least", type=float, default=0.1, help="seconds of repeated calls a sample (default 0.1)")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: CPU seconds, for one thread on a shared machine"
     )
@@ -457,9 +437,7 @@ def main() -> None:
     sizes = [size for size in NETWORKS if size[0] in chosen]
     start = time.perf_counter()
     native.available(torch.zeros(1))
-    print(
-        f"{platform.machine()}, torch {torch.__version__}; kernels ready after {time.perf_counter() - start:.1f} s"
-    )
+    print(f"{platform.machine()}, torch {torch.__version__}; kernels ready after {time.perf_counter() - start:.1f} s")
     results = []
     for part, threads in itertools.product(parts, map(int, arguments.threads.split(","))):
         if part == "memory" and threads != int(arguments.threads.split(",")[0]):

@@ -63,9 +63,7 @@ def impact(kind: str, restitution: float, speed: float, phase: float, settings: 
 
 
 def restitution_table() -> None:
-    print(
-        "Rebound over impact speed, mean [min, max] over speeds of 0.5-8 m/s and six sub-step phases; last row: the"
-    )
+    print("Rebound over impact speed, mean [min, max] over speeds of 0.5-8 m/s and six sub-step phases; last row: the")
     print("mean that the textbook damping ratio -ln e / sqrt(pi^2 + ln^2 e) would give.\n")
     print(f"| engine | impact | {' | '.join(f'e = {e}' for e in RESTITUTIONS)} |")
     print("|---" * (len(RESTITUTIONS) + 2) + "|")
@@ -75,9 +73,7 @@ def restitution_table() -> None:
             for e in RESTITUTIONS:
                 found = [impact(kind, e, v, k / PHASES, settings) for v in SPEEDS for k in range(PHASES)]
                 cells.append(f"{np.mean(found):.2f} [{min(found):.2f}, {max(found):.2f}]")
-            where = {"corner": "corner on floor", "face": "face on floor", "two bodies": "corner on face"}[
-                kind
-            ]
+            where = {"corner": "corner on floor", "face": "face on floor", "two bodies": "corner on face"}[kind]
             print(f"| {name} | {where} | {' | '.join(cells)} |", flush=True)
     omega_dt = ENGINES["standard"].omega * ENGINES["standard"].time_step
     logs = np.log(RESTITUTIONS)
@@ -114,16 +110,10 @@ def penetration(scene: Scene, settings: EngineSettings, seconds: float) -> tuple
 
 
 def scene_table(families: list[str], scenes: int, seed: int) -> None:
-    print(
-        f"\n{scenes} scenes of 2 s. Deepest overlap of a scene in m, median and 99th percentile; energy relative to"
-    )
-    print(
-        "the start: largest rise between two frames, and largest value at any frame; scenes with a state that is"
-    )
+    print(f"\n{scenes} scenes of 2 s. Deepest overlap of a scene in m, median and 99th percentile; energy relative to")
+    print("the start: largest rise between two frames, and largest value at any frame; scenes with a state that is")
     print("not finite; engine warnings.\n")
-    print(
-        "| family | engine | floor | between objects | energy rise | energy maximum | not finite | warnings |"
-    )
+    print("| family | engine | floor | between objects | energy rise | energy maximum | not finite | warnings |")
     print("|---" * 8 + "|")
     for name in families:
         for engine, settings in ENGINES.items():
@@ -146,9 +136,7 @@ def scene_table(families: list[str], scenes: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=["S", "M", "L"])
     parser.add_argument("--scenes", type=int, default=80)
     parser.add_argument("--seed", type=int, default=1)

@@ -70,8 +70,7 @@ def baselines(name: str, scenes: int, windows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     chosen = family(name)
     runs = [
-        (s, simulate(s, STARTS + HORIZONS[-1]))
-        for s in (sample_scene(chosen, seed, "test", i) for i in range(scenes))
+        (s, simulate(s, STARTS + HORIZONS[-1])) for s in (sample_scene(chosen, seed, "test", i) for i in range(scenes))
     ]
     sums = np.zeros((len(HORIZONS), 3))
     contacts = np.zeros((len(HORIZONS), 3))
@@ -165,20 +164,14 @@ def differenced(before: Scene, state: Scene, delta: float) -> Scene:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=["S", "M", "L"])
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--windows", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    print(
-        f"{args.scenes} scenes, all 24 starts each; sensitivity on {args.windows} windows. rms vertex error in m;"
-    )
-    print(
-        "contacts in % of objects; NMSE relative to ballistic when the start state is perturbed by epsilon in"
-    )
+    print(f"{args.scenes} scenes, all 24 starts each; sensitivity on {args.windows} windows. rms vertex error in m;")
+    print("contacts in % of objects; NMSE relative to ballistic when the start state is perturbed by epsilon in")
     print("position (m), velocity (m/s), rotation (rad) and spin (rad/s).\n")
     heads = ["no motion", "constant velocity", "ballistic", "floor, object, any %"]
     heads += [f"eps {e:.0e}" for e in EPSILONS]

@@ -46,9 +46,7 @@ def generation(scenes: int) -> dict[str, np.ndarray]:
     print(
         f"Generation, {scenes} scenes; the column for 1e5 scenes is extrapolated from them, two cores, no overhead.\n"
     )
-    print(
-        "| family | ms per scene | windows per CPU-second | bytes per window | 1e5 scenes: GB, hours on two cores |"
-    )
+    print("| family | ms per scene | windows per CPU-second | bytes per window | 1e5 scenes: GB, hours on two cores |")
     print("|---" * 5 + "|")
     made = {}
     for name, family in FAMILIES.items():
@@ -89,15 +87,9 @@ def training_step(windows: Windows, width: int, depth: int) -> tuple[Callable[[B
 
 def loading(made: dict[str, np.ndarray]) -> None:
     rng = np.random.default_rng(0)
-    print(
-        f"\nLoading random batches of {BATCH} windows, one thread, page cache warm, against a training step of a"
-    )
-    print(
-        "plain transformer on the same batches; '100 shards' spreads the same records over 100 memory maps.\n"
-    )
-    print(
-        "| family | batch ms | of 100 shards, ms | of 1,024 windows, ms per 64 | parameters: step ms, load / step |"
-    )
+    print(f"\nLoading random batches of {BATCH} windows, one thread, page cache warm, against a training step of a")
+    print("plain transformer on the same batches; '100 shards' spreads the same records over 100 memory maps.\n")
+    print("| family | batch ms | of 100 shards, ms | of 1,024 windows, ms per 64 | parameters: step ms, load / step |")
     print("|---" * 5 + "|")
     for name, records in made.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -152,9 +144,7 @@ def determinism(count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -47,9 +47,7 @@ class Simulator:
             scene = sample_scene(FAMILIES["S"], 0, "test", index)
             body = batch["object_index"][row][batch.mask[row]].numpy()
             arms = (batch["position"] - batch["center"])[row][batch.mask[row]].numpy()
-            turns = [
-                Rotation.align_vectors(arms[body == k], v)[0].as_quat() for k, v in enumerate(scene.vertices)
-            ]
+            turns = [Rotation.align_vectors(arms[body == k], v)[0].as_quat() for k, v in enumerate(scene.vertices)]
             n = scene.n
             state = dataclasses.replace(
                 scene,
@@ -83,14 +81,8 @@ def impulses(windows: Windows) -> None:
             )
         ):
             rate = residual / windows.time
-            sums[k] += [
-                float((rate * change).sum()),
-                float(rate.square().sum()),
-                float(change.square().sum()),
-            ]
-    print(
-        "\nChange of velocity over a window as a multiple of residual / T, least squares: factor, and share of"
-    )
+            sums[k] += [float((rate * change).sum()), float(rate.square().sum()), float(change.square().sum())]
+    print("\nChange of velocity over a window as a multiple of residual / T, least squares: factor, and share of")
     print("the variance it explains (a uniform moment of impact gives 1.50 and 75 %):\n")
     for k, name in enumerate(("velocity", "spin")):
         product, square, change = sums[k]
@@ -98,9 +90,7 @@ def impulses(windows: Windows) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=60)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -118,18 +108,12 @@ def main() -> None:
             ("simulator", Simulator(windows)),
         ):
             result = evaluate_rollout(predict, windows, indices, dtype=torch.float64)
-            print(
-                f"| {name} | translation, m | {' | '.join(f'{x:.3f}' for x in result.translation_rmse_m)} |"
-            )
+            print(f"| {name} | translation, m | {' | '.join(f'{x:.3f}' for x in result.translation_rmse_m)} |")
             print(f"| {name} | rotation, deg | {' | '.join(f'{x:.1f}' for x in result.rotation_rmse_deg)} |")
         impulses(windows)
         one = evaluate(lambda batch: torch.zeros_like(batch.target), windows, np.arange(len(windows)))
-        print(
-            f"\nBallistic motion over 1/6 s, {one.n_windows} windows: vertices {one.vertex_rmse_m:.3f} m, centres of"
-        )
-        print(
-            f"mass {one.center_rmse_m:.3f} m, rotation {one.rotation_error_deg:.1f} deg. By what a body touches:\n"
-        )
+        print(f"\nBallistic motion over 1/6 s, {one.n_windows} windows: vertices {one.vertex_rmse_m:.3f} m, centres of")
+        print(f"mass {one.center_rmse_m:.3f} m, rotation {one.rotation_error_deg:.1f} deg. By what a body touches:\n")
         print("| | free flight | floor only | another body |")
         print("|---|---|---|---|")
         print(f"| share | {' | '.join(f'{x:.1%}' for x in one.contact_share.values())} |")

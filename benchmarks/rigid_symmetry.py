@@ -59,9 +59,7 @@ def permute_objects(scene: Scene, order: np.ndarray) -> Scene:
 
 def permute_vertices(scene: Scene, orders: list[np.ndarray]) -> Scene:
     """The same scene with each body's vertices listed in another order."""
-    return dataclasses.replace(
-        scene, vertices=tuple(v[order] for v, order in zip(scene.vertices, orders, strict=True))
-    )
+    return dataclasses.replace(scene, vertices=tuple(v[order] for v, order in zip(scene.vertices, orders, strict=True)))
 
 
 def rotation(rng: np.random.Generator) -> np.ndarray:
@@ -79,9 +77,7 @@ def tracks(scene: Scene, settings: EngineSettings) -> list[np.ndarray]:
     return simulate(scene, FRAMES[-1], settings).vertices(scene)
 
 
-def euclidean(
-    matrix: np.ndarray, shift: np.ndarray, scene: Scene, settings: EngineSettings
-) -> list[np.ndarray]:
+def euclidean(matrix: np.ndarray, shift: np.ndarray, scene: Scene, settings: EngineSettings) -> list[np.ndarray]:
     return [(t - shift) @ matrix for t in tracks(transform_scene(scene, matrix, shift), settings)]
 
 
@@ -108,15 +104,7 @@ def acted(name: str, scene: Scene, rng: np.random.Generator, settings: EngineSet
     return [t[:, np.argsort(order)] for t, order in zip(tracks(moved, settings), orders, strict=True)]
 
 
-ACTIONS = (
-    "translation",
-    "yaw + shift",
-    "SO(3) + shift",
-    "reflection",
-    "object order",
-    "vertex order",
-    "rounding",
-)
+ACTIONS = ("translation", "yaw + shift", "SO(3) + shift", "reflection", "object order", "vertex order", "rounding")
 
 
 def discrepancy(found: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
@@ -139,9 +127,7 @@ def summary(parts: list[np.ndarray]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", default="S")
     parser.add_argument("--windows", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
@@ -157,9 +143,7 @@ def main() -> None:
     objects = sum(s.n for s in starts)
 
     frames = ", ".join(map(str, FRAMES))
-    print(
-        f"Family {args.family}: {args.windows} windows, {objects} objects. Median over objects of rms vertex"
-    )
+    print(f"Family {args.family}: {args.windows} windows, {objects} objects. Median over objects of rms vertex")
     print(f"distance / rms motion at {frames} frames of 1/24 s; in brackets rms / rms over all objects at 24")
     print("frames (outliers included); share of objects more than 1 mm off at 24 frames. 'Rounding' compares")
     print("with a start moved by 1e-15 m: what any action costs in floating point.\n")

@@ -63,9 +63,7 @@ def recorded(folder: Path):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budgets", nargs="+", default=BUDGETS, help="training budgets in FLOPs")
     parser.add_argument("--data", type=Path, help="folder of data sets, if the scenes of preset quick exist")
@@ -114,31 +112,19 @@ def report(spans: list[Span], table, workers: int, begin: float, trained: float,
     bound = max(wall_seconds(sorted(lengths, reverse=True), workers), sum(lengths) / workers)
     rows = [
         ("trials, workers", f"{len(spans)}, {workers} ({len({s.process for s in spans})} processes)"),
-        (
-            "a trial takes",
-            f"{lengths[0]:.1f} to {lengths[-1]:.1f} s, median {statistics.median(lengths):.1f} s",
-        ),
+        ("a trial takes", f"{lengths[0]:.1f} to {lengths[-1]:.1f} s, median {statistics.median(lengths):.1f} s"),
         ("first trial's start to last one's end", f"{last - first:.1f} s"),
         ("worker-seconds inside trials", f"{inside / paid:.1%} of {paid:.0f}"),
         ("worker-seconds in training and evaluation loops", f"{training / paid:.1%}"),
-        (
-            "between two trials on a worker",
-            f"median {statistics.median(gaps):.2f} s, largest {max(gaps):.2f} s",
-        ),
+        ("between two trials on a worker", f"median {statistics.median(gaps):.2f} s, largest {max(gaps):.2f} s"),
         ("in a trial, outside its loops", f"mean {(inside - training) / len(spans):.2f} s"),
         ("idle at the end, while the last trial runs", f"{sum(ends):.1f} worker-seconds"),
         ("wall time over the same trials run back to back, longest first", f"{(last - first) / bound:.3f}"),
-        (
-            "... and in the order in which they started",
-            f"{(last - first) / wall_seconds(in_order, workers):.3f}",
-        ),
+        ("... and in the order in which they started", f"{(last - first) / wall_seconds(in_order, workers):.3f}"),
         ("before the first trial (data, Ray)", f"{first - begin:.1f} s"),
         ("after the last one", f"{trained - last:.1f} s"),
         ("CPU of the trials over their wall time", f"{sum(s.cpu for s in spans) / inside:.2f}"),
-        (
-            "CPU of the driver, MLflow thread included",
-            f"{driver_cpu:.1f} s, {driver_cpu / len(spans):.2f} s a trial",
-        ),
+        ("CPU of the driver, MLflow thread included", f"{driver_cpu:.1f} s, {driver_cpu / len(spans):.2f} s a trial"),
     ]
     print("| quantity | measured |\n| --- | --- |")
     for name, value in rows:

@@ -32,9 +32,7 @@ _ROUNDS = 3
 
 def main() -> int:
     """Time both and print the ratio."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, nargs="+", help="final weights of runs")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     args = parser.parse_args()
@@ -43,9 +41,7 @@ def main() -> int:
     for path in args.weights:
         spec, model = load_trained(path)
         model.train()
-        samples = open_stored(
-            spec.task, spec.data, args.data, "train", systems=spec.train_systems, **spec.options
-        )
+        samples = open_stored(spec.task, spec.data, args.data, "train", systems=spec.train_systems, **spec.options)
         order = DataOrder(samples.tokens, samples.samples_per_system, spec.batch_size, spec.seed)
         source = batches(samples, (order.batch(step) for step in itertools.count()))
         optimizer = get_optimizer(spec.optimizer).build(model, spec.learning_rate, spec.weight_decay)

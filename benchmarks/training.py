@@ -169,9 +169,7 @@ def evaluation_seconds(trainer: loop._Trainer) -> float:
 def profile(arm: Arm, size: Size, samples: tuple[Samples, Samples], spec: RunSpec, seconds: float) -> Profile:
     """Train for about ``seconds``, and put a whole run together from the parts."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = loop._Trainer(
-            spec, *samples, Path(folder), lambda point: None, lambda step: None, None, Group()
-        )
+        trainer = loop._Trainer(spec, *samples, Path(folder), lambda point: None, lambda step: None, None, Group())
         begin = time.perf_counter()
         trainer.spec = dataclasses.replace(spec, steps=_WARM_UP)
         trainer.curve_steps = {_WARM_UP}
@@ -191,8 +189,7 @@ def profile(arm: Arm, size: Size, samples: tuple[Samples, Samples], spec: RunSpe
         evaluation = evaluation_seconds(trainer)
     step = {name: value / timed for name, value in sorted(found.items())}
     parts = {
-        part: spec.steps * sum(value for name, value in step.items() if name.split(":")[0] == part)
-        for part in PARTS
+        part: spec.steps * sum(value for name, value in step.items() if name.split(":")[0] == part) for part in PARTS
     }
     checkpoints = sum(parts.values()) // _CHECKPOINT_EVERY
     parts["logging"] += loop.CURVE_POINTS * curve_point + checkpoints * checkpoint
@@ -249,18 +246,10 @@ def padding(samples: Samples, batch_size: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--arms",
-        nargs="+",
-        default=["transformer", "transformer_aug", "transformer_aligned", "gatr"],
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", default=["transformer", "transformer_aug", "transformer_aligned", "gatr"])
     parser.add_argument("--parameters", type=float, nargs="+", default=[3e3, 3e4, 3e5])
-    parser.add_argument(
-        "--batch-size", type=int, default=0, help="samples in a batch (default: by the arm's recipe)"
-    )
+    parser.add_argument("--batch-size", type=int, default=0, help="samples in a batch (default: by the arm's recipe)")
     parser.add_argument("--budget", type=float, help="executed FLOPs of every run (default: by size)")
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds of steps to time (default: 2)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")

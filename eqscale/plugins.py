@@ -60,9 +60,7 @@ def load_files(files: Sequence[str], what: str, names: Callable[[], Collection[s
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
-            raise InputError(
-                f"{what} file {file!r} can't be imported: {' '.join(str(error).split())}"
-            ) from error
+            raise InputError(f"{what} file {file!r} can't be imported: {' '.join(str(error).split())}") from error
         if not set(names()) - before:
             raise InputError(f"{what} file {file!r} registers no {what}: end it with register(…)")
         _loaded[path] = what

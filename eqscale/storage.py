@@ -37,9 +37,7 @@ class RemotePath:
 
     def __truediv__(self, name: str) -> RemotePath:
         base, mark, query = self.uri.partition("?")
-        return RemotePath(
-            self.filesystem, posixpath.join(self.path, name), posixpath.join(base, name) + mark + query
-        )
+        return RemotePath(self.filesystem, posixpath.join(self.path, name), posixpath.join(base, name) + mark + query)
 
     def __str__(self) -> str:
         return self.uri
@@ -58,9 +56,7 @@ class RemotePath:
     def parent(self) -> RemotePath:
         """The folder that holds it."""
         base, mark, query = self.uri.partition("?")
-        return RemotePath(
-            self.filesystem, posixpath.dirname(self.path), posixpath.dirname(base) + mark + query
-        )
+        return RemotePath(self.filesystem, posixpath.dirname(self.path), posixpath.dirname(base) + mark + query)
 
     def exists(self) -> bool:
         """Whether a file or folder is there."""

@@ -36,19 +36,13 @@ def write(folder, source, name="mine.py"):
     ("source", "message"),
     [
         ("x = 1", r"task file '.*mine\.py' registers no task: end it with register\(…\)"),
-        (
-            "import no_such_module",
-            r"task file '.*mine\.py' can't be imported: No module named 'no_such_module'",
-        ),
+        ("import no_such_module", r"task file '.*mine\.py' can't be imported: No module named 'no_such_module'"),
         ("def f(:", r"task file '.*mine\.py' can't be imported: .*line 1"),
         ("raise ValueError('two\\nlines')", r"can't be imported: two lines"),
         (SOURCE.format(name="rigid"), r"can't be imported: a task named 'rigid' is already registered"),
         (SOURCE.format(name="a") + "register(Mine())", r"a task named 'a' is already registered"),
         (SOURCE.format(name="a").replace('    title = "a task"\n', ""), r"task 'a' declares no title"),
-        (
-            SOURCE.format(name="a").replace("Kind.POINT", "'spot'"),
-            r"field 'x': unknown kind 'spot'; choose from",
-        ),
+        (SOURCE.format(name="a").replace("Kind.POINT", "'spot'"), r"field 'x': unknown kind 'spot'; choose from"),
     ],
 )
 def test_unusable_files_are_named_in_one_line(tmp_path, source, message):

@@ -105,10 +105,7 @@ def test_a_place_can_be_probed(place):
     assert list(place.glob(".*")) == []
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [("nonsense://x/y", "nonsense"), ("abfs://", "abfs")],
-)
+@pytest.mark.parametrize(("text", "reason"), [("nonsense://x/y", "nonsense"), ("abfs://", "abfs")])
 def test_a_uri_that_cannot_be_opened_is_one_line(text, reason):
     with pytest.raises(InputError, match=reason) as caught:
         check_writable(open_place(text), "study folder")

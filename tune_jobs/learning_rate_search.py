@@ -51,17 +51,13 @@ def plan(options: JobOptions[LearningRateSearch]) -> str:
     checks = check_specs(preset, recipes, {})
     estimate = Estimator(ended=options.storage.ledger.records())
     per_trial = [estimate(spec) for spec in checks]
-    lines = [
-        f"{len(cells)} cells (arm, budget, size) x {preset.trials} trials, then {len(checks)} check runs or more"
-    ]
+    lines = [f"{len(cells)} cells (arm, budget, size) x {preset.trials} trials, then {len(checks)} check runs or more"]
     lines += [f"  {cell.name}: {get_arm(cell.arm).parameters(cell.size):,} parameters" for cell in cells]
     lines.append(f"check runs take about {human_time(sum(per_trial))} of one worker")
     return "\n".join(lines)
 
 
-def train_checks(
-    study: OpenStudy, preset: LearningRateSearch, recipes: dict[str, Recipe]
-) -> list[RunSpec] | None:
+def train_checks(study: OpenStudy, preset: LearningRateSearch, recipes: dict[str, Recipe]) -> list[RunSpec] | None:
     """Train the check runs of recipes until the best rate is bracketed; None if stopped before."""
     specs: list[RunSpec] = []
     while True:
@@ -82,9 +78,7 @@ def main() -> int:
     preset = options.preset
     folder = options.storage.study
     if not isinstance(folder, Path):
-        raise InputError(
-            f"--storage {folder}: a search keeps Optuna's journal in a file and needs a local folder"
-        )
+        raise InputError(f"--storage {folder}: a search keeps Optuna's journal in a file and needs a local folder")
     console = make_console()
     console.print(plan(options), highlight=False)
     if options.dry_run:
@@ -94,9 +88,7 @@ def main() -> int:
         search = Search(preset, folder / "optuna.journal")
         study.train(search, "search")
         if len(search):
-            console.print(
-                f"[yellow]stopped with {len(search)} trials to go[/yellow]: the same command continues"
-            )
+            console.print(f"[yellow]stopped with {len(search)} trials to go[/yellow]: the same command continues")
             return 130
         specs = search.ended_specs()
         trials = run_table(specs, ledger, pruned={s.run_id for s in specs if s.run_id not in ledger})

@@ -29,9 +29,7 @@ def main() -> int:
     options = parse_options(__doc__, VALIDATIONS, job="validation")
     preset = options.preset
     optima = predicted_optima(options.results.parent / "prediction.json", preset.budget, preset.arms)
-    return run_study(
-        validation_grid(preset, optima), options, publish=lambda _: write_report(options.results)
-    )
+    return run_study(validation_grid(preset, optima), options, publish=lambda _: write_report(options.results))
 
 
 if __name__ == "__main__":

@@ -232,9 +232,7 @@ class Study:
         different = 0
         if reference is not None:
             theirs = reference.records()
-            different = sum(
-                not self._same(r, theirs[r.run_id], reference, tolerance) for r in records.values()
-            )
+            different = sum(not self._same(r, theirs[r.run_id], reference, tolerance) for r in records.values())
         return Row(
             fault=fault,
             times=times,
@@ -276,9 +274,7 @@ class Study:
         """Runs that MLflow has more than once, and those whose entry doesn't agree with the record."""
         client = MlflowClient(tracking_uri=self.uri)
         experiment = client.get_experiment_by_name(f"eqscale-{self.options.study}")
-        found = client.search_runs(
-            [experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=5000
-        )
+        found = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=5000)
         entries = collections.defaultdict(list)
         for run in found:
             if "eqscale.run_id" in run.data.tags:
@@ -299,13 +295,7 @@ class Study:
 def result_of(record: RunRecord) -> str:
     """All of a record that must not depend on what happened on the way."""
     curve = [(p.step, p.train_loss, p.test_nmse, p.learning_rate) for p in record.curve]
-    counts = [
-        record.parameters,
-        record.tokens,
-        record.padded_tokens,
-        record.steps_done,
-        record.flops_executed,
-    ]
+    counts = [record.parameters, record.tokens, record.padded_tokens, record.steps_done, record.flops_executed]
     return json.dumps([record.status, counts, record.test, curve], sort_keys=True)
 
 
@@ -342,9 +332,7 @@ def mlflow_server(database: Path, port: int) -> Iterator[Callable[[str], None]]:
         nonlocal server
         if what == "start":
             with (database.parent / "server.log").open("a") as log:
-                server = subprocess.Popen(
-                    command, env=variables, stdout=log, stderr=log, start_new_session=True
-                )
+                server = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
             wait_for(healthy, "the MLflow server's answer")
         elif server is not None:
             os.killpg(server.pid, signal.SIGKILL)

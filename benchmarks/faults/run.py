@@ -85,9 +85,7 @@ def worker(root: Path, reference: Study) -> list[Row]:
         os.kill(rng.choice(victims), signal.SIGKILL)
         continued.append(study.continued(known, time.monotonic()))
     code = study.finish()
-    return [
-        study.row("`kill -9` of a worker", len(continued), reference, continued, note=f"exit code {code}")
-    ]
+    return [study.row("`kill -9` of a worker", len(continued), reference, continued, note=f"exit code {code}")]
 
 
 def driver(root: Path, reference: Study) -> list[Row]:
@@ -106,11 +104,7 @@ def driver(root: Path, reference: Study) -> list[Row]:
             study.start()
             continued.append(study.continued(known, begin))
         code = study.finish()
-        return [
-            study.row(
-                "`kill -9` of the driver", len(continued), reference, continued, note=f"exit code {code}"
-            )
-        ]
+        return [study.row("`kill -9` of the driver", len(continued), reference, continued, note=f"exit code {code}")]
     finally:
         study.clean()
 
@@ -161,9 +155,7 @@ def mlflow(root: Path, reference: Study) -> list[Row]:
         act("start")
         away = time.monotonic() - begin
         code = study.finish(restarts=0)
-        text = (
-            f"away for {away:.0f} s; {meanwhile} steps in the first 10 s of it; exit code {code}, no restart"
-        )
+        text = f"away for {away:.0f} s; {meanwhile} steps in the first 10 s of it; exit code {code}, no restart"
         return [study.row("`kill -9` of the MLflow server", 1, reference, [], note=text)]
 
 
@@ -286,9 +278,7 @@ def memory(root: Path, reference: Study) -> list[Row]:
     code = study.finish(restarts=0)
     sizes = sorted({record.micro_batch for record in study.records().values()})
     note = f"batch 16, micro-batch {sizes}; loss equal to 1e-3; exit code {code}"
-    rows.append(
-        study.row("allocator out of memory", 8, reference, [], tolerance=1e-3, counted=False, note=note)
-    )
+    rows.append(study.row("allocator out of memory", 8, reference, [], tolerance=1e-3, counted=False, note=note))
 
     used, total = psutil.virtual_memory().used, psutil.virtual_memory().total
     if total - used < 6 * 2**30:
@@ -307,13 +297,7 @@ def memory(root: Path, reference: Study) -> list[Row]:
     note = f"micro-batch {parts} where killed; loss equal to 1e-3; exit code {code}"
     rows.append(
         study.row(
-            "worker killed by Ray's memory monitor",
-            times,
-            reference,
-            [],
-            tolerance=1e-3,
-            counted=False,
-            note=note,
+            "worker killed by Ray's memory monitor", times, reference, [], tolerance=1e-3, counted=False, note=note
         )
     )
     return rows
@@ -363,9 +347,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "fault", nargs="*", help=f"which faults: {', '.join(SCENARIOS)} (default: all)", metavar="FAULT"
     )

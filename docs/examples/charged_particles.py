@@ -8,20 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqscale.tasks import (
-    Batch,
-    Field,
-    Kind,
-    Metric,
-    Noun,
-    Option,
-    Options,
-    Samples,
-    Schema,
-    Task,
-    Wording,
-    register,
-)
+from eqscale.tasks import Batch, Field, Kind, Metric, Noun, Option, Options, Samples, Schema, Task, Wording, register
 from eqscale.tasks.metrics import Errors
 from eqscale.tasks.samples import StoredSamples
 
@@ -60,9 +47,7 @@ class ChargedParticles(Task):
         """All samples have as many tokens."""
         return int(options["particles"])
 
-    def generate(
-        self, options: Options, seed: int, split: str, start: int, stop: int
-    ) -> dict[str, np.ndarray]:
+    def generate(self, options: Options, seed: int, split: str, start: int, stop: int) -> dict[str, np.ndarray]:
         """Simulate trajectories ``start`` to ``stop - 1``, all at once; every one has random numbers of its own."""
         n = self.max_tokens(options)
         drawn = []

@@ -42,9 +42,7 @@ register(
         role=Role.LEARN,
         build=DeepSets,
         flops=flops,
-        ladder=tuple(
-            Size(width, depth, 1) for width, depth in ((8, 2), (12, 2), (16, 3), (24, 3), (32, 4), (48, 4))
-        ),
+        ladder=tuple(Size(width, depth, 1) for width, depth in ((8, 2), (12, 2), (16, 3), (24, 3), (32, 4), (48, 4))),
         recipe=Recipe(rate=8e-3),
     )
 )

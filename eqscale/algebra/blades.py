@@ -33,13 +33,9 @@ def _reorder_sign(a: int, b: int) -> int:
     return -1 if swaps & 1 else 1
 
 
-BLADES: tuple[int, ...] = tuple(
-    sorted(range(16), key=lambda m: (_grade(m), [i for i in range(4) if m >> i & 1]))
-)
+BLADES: tuple[int, ...] = tuple(sorted(range(16), key=lambda m: (_grade(m), [i for i in range(4) if m >> i & 1])))
 """Bitmask of each component (bit i set: contains e_i)."""
-NAMES: tuple[str, ...] = tuple(
-    "e" + "".join(str(i) for i in range(4) if m >> i & 1) if m else "1" for m in BLADES
-)
+NAMES: tuple[str, ...] = tuple("e" + "".join(str(i) for i in range(4) if m >> i & 1) if m else "1" for m in BLADES)
 """Name of each component: "1", "e0", ..., "e0123"."""
 INDEX: dict[str, int] = {name: i for i, name in enumerate(NAMES)}
 """Component index of a blade name."""
@@ -65,10 +61,7 @@ GEOMETRIC_PRODUCT: tuple[Term, ...] = tuple(
 )
 """The 192 terms of the geometric product."""
 OUTER_PRODUCT: tuple[Term, ...] = tuple(
-    Term(_POSITION[a | b], _POSITION[a], _POSITION[b], _reorder_sign(a, b))
-    for a in BLADES
-    for b in BLADES
-    if not a & b
+    Term(_POSITION[a | b], _POSITION[a], _POSITION[b], _reorder_sign(a, b)) for a in BLADES for b in BLADES if not a & b
 )
 """The 81 terms of the outer product (meet)."""
 

@@ -60,11 +60,7 @@ def join(x: Tensor, y: Tensor, reference: Tensor | None = None) -> Tensor:
     which repairs that sign without typed channels (arXiv 2305.18415, section 3).
     """
     out = _bilinear(blades.JOIN, x, y)
-    return (
-        out
-        if reference is None
-        else out * check_multivector(reference, "reference")[..., [blades.INDEX["e123"]]]
-    )
+    return out if reference is None else out * check_multivector(reference, "reference")[..., [blades.INDEX["e123"]]]
 
 
 def dual(x: Tensor) -> Tensor:

@@ -52,11 +52,7 @@ def transform(versor: Tensor, x: Tensor, parity: Parity = TRUE) -> Tensor:
 
 
 def random_versor(
-    generator: torch.Generator,
-    *,
-    odd: bool,
-    max_translation: float = 0.0,
-    dtype: torch.dtype = torch.float64,
+    generator: torch.Generator, *, odd: bool, max_translation: float = 0.0, dtype: torch.dtype = torch.float64
 ) -> Tensor:
     """Random element of Pin(3,0,1), (16,): 2 (even) or 3 (odd) reflections, then a shift of length <= max
     (m)."""
@@ -112,15 +108,11 @@ def assert_equivariant(
         moved = _as_tuple(function(*(_move(versor, x, p) for x, p in zip(inputs, in_parity, strict=True))))
         for number, (out, got, parity) in enumerate(zip(plain, moved, out_parity, strict=True)):
             want = _move(versor, out, parity)
-            error = (
-                (got - want).abs().max() / want.abs().max().clamp(min=torch.finfo(want.dtype).tiny)
-            ).item()
+            error = ((got - want).abs().max() / want.abs().max().clamp(min=torch.finfo(want.dtype).tiny)).item()
             worst = max(worst, error)
             if not error <= tolerance:
                 kind = "reflection" if odd else "proper motion"
-                raise AssertionError(
-                    f"output {number}: error {error:.2e} > {tolerance:.0e} ({kind}, trial {trial})"
-                )
+                raise AssertionError(f"output {number}: error {error:.2e} > {tolerance:.0e} ({kind}, trial {trial})")
     return worst
 
 

@@ -90,9 +90,7 @@ class Arm:
         """The sizes that suit a budget in executed FLOPs, in order of parameters."""
         return next((sizes for least, sizes in reversed(self.deeper_ladders) if budget >= least), self.ladder)
 
-    def executed_flops(
-        self, size: Size, task: Task, counts: TokenCounts, device: torch.device | None = None
-    ) -> float:
+    def executed_flops(self, size: Size, task: Task, counts: TokenCounts, device: torch.device | None = None) -> float:
         """Training FLOPs that samples cost, with their padding unless the arm leaves it out.
 
         Args:

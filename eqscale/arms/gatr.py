@@ -95,9 +95,7 @@ _LADDER = tuple(
 )  # fmt: skip
 
 
-def _arm(
-    name: str, description: str, symmetry: str, recipe: str | None = None, control_of: str | None = None
-) -> Arm:
+def _arm(name: str, description: str, symmetry: str, recipe: str | None = None, control_of: str | None = None) -> Arm:
     return Arm(
         name,
         description,
@@ -114,16 +112,8 @@ def _arm(
 
 ARMS = (
     _arm("gatr", "build it in: geometric algebra transformer, exactly E(3)-equivariant", "parity"),
+    _arm("gatr_published", "GATr as published: untyped channels, exact for rotations only", "published", recipe="gatr"),
     _arm(
-        "gatr_published",
-        "GATr as published: untyped channels, exact for rotations only",
-        "published",
-        recipe="gatr",
-    ),
-    _arm(
-        "gatr_off",
-        "the control: GATr's backbone with unconstrained maps, no symmetry left",
-        "off",
-        control_of="gatr",
+        "gatr_off", "the control: GATr's backbone with unconstrained maps, no symmetry left", "off", control_of="gatr"
     ),
 )

@@ -95,11 +95,7 @@ def multivectors(batch: Batch, unit: float) -> Tensor:
     planes = [at[field.name] for field in schema.of(Kind.PLANE)]
     true = [embed_plane(plane[..., :3], plane[..., :3] * plane[..., 3:]) for plane in planes]
     true += [embed_plane(at[f.name], at[f.at]) for f in schema.of(Kind.DIRECTION) if f.at]
-    true += [
-        embed_plane(at[f.name] - at[f.relative_to], at[f.name])
-        for f in schema.of(Kind.POINT)
-        if f.relative_to
-    ]
+    true += [embed_plane(at[f.name] - at[f.relative_to], at[f.name]) for f in schema.of(Kind.POINT) if f.relative_to]
     # In a true channel an ideal point keeps its sign under reflections, as an axial vector does.
     true += [embed_direction(at[field.name]) for field in schema.of(Kind.PSEUDOVECTOR)]
     pseudo = [embed_point(at[field.name]) for field in schema.of(Kind.POINT)]

@@ -44,12 +44,8 @@ def register(subparsers: Any) -> None:
     add_table_options(parser)
     add_law_options(parser)
     add_arm_options(parser)
-    parser.add_argument(
-        "--reference", metavar="ARM", help="the arm others are measured in (default: the first)"
-    )
-    parser.add_argument(
-        "--at", metavar="C,…", help="costs to compare at (default: five over the range all arms share)"
-    )
+    parser.add_argument("--reference", metavar="ARM", help="the arm others are measured in (default: the first)")
+    parser.add_argument("--at", metavar="C,…", help="costs to compare at (default: five over the range all arms share)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--latex", type=Path, metavar="FILE", help="write the tables as LaTeX")
@@ -97,9 +93,7 @@ def _run_compare(args: argparse.Namespace) -> int:
         out.say(f"{name}: {arm.fit.n} runs, {arm.fit.verdict}")
     tested = compare_hypotheses(arms, resamples=min(args.resamples, 499), seed=args.seed)
     rows = hypothesis_rows(tested)
-    out.table(
-        HYPOTHESIS_HEADER, rows, "which parameters do the arms share?", "Parameters shared by the arms."
-    )
+    out.table(HYPOTHESIS_HEADER, rows, "which parameters do the arms share?", "Parameters shared by the arms.")
     record: dict[str, Any] = {"reference": reference, "hypotheses": plain(tested), "comparisons": []}
     for axis in axes:
         here = arms if axis == axes[0] else read_arms(args, axis, frame)

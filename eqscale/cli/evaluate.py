@@ -117,9 +117,7 @@ def _views(words: Sequence[str] | None, task: Task, spec: RunSpec) -> list[dict[
     for word in words:
         name, _, value = word.partition("=")
         if name not in kinds:
-            raise InputError(
-                f"--view {word}: write NAME=VALUE, with a name of {', '.join(kinds) or 'none here'}"
-            )
+            raise InputError(f"--view {word}: write NAME=VALUE, with a name of {', '.join(kinds) or 'none here'}")
         views.append({name: kinds[name](value)})
     return views
 

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def add_arm_options(parser: argparse.ArgumentParser) -> None:
     """Options of verbs that tell arms apart."""
     group = parser.add_argument_group("the arms")
-    group.add_argument(
-        "--by", metavar="COLUMN", default="arm", help="column that names the arm (default: arm)"
-    )
+    group.add_argument("--by", metavar="COLUMN", default="arm", help="column that names the arm (default: arm)")
     group.add_argument(
         "--axis",
         metavar="COLUMN",
@@ -37,10 +35,7 @@ def add_table_options(parser: argparse.ArgumentParser, optional: bool = False) -
     """Options that name the run table and its columns."""
     group = parser.add_argument_group("the run table")
     group.add_argument(
-        "runs",
-        metavar="RUNS",
-        nargs="?" if optional else None,
-        help="a .csv or .parquet file, or mlflow:EXPERIMENT",
+        "runs", metavar="RUNS", nargs="?" if optional else None, help="a .csv or .parquet file, or mlflow:EXPERIMENT"
     )
     group.add_argument(
         "--map",
@@ -49,11 +44,7 @@ def add_table_options(parser: argparse.ArgumentParser, optional: bool = False) -
         "if they have other names",
     )
     group.add_argument(
-        "--where",
-        metavar="COLUMN=VALUE",
-        action="append",
-        default=[],
-        help="keep only these rows; repeatable",
+        "--where", metavar="COLUMN=VALUE", action="append", default=[], help="keep only these rows; repeatable"
     )
     group.add_argument(
         "--duplicates",
@@ -73,11 +64,7 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
         help="formula by name (default: %(default)s); docs/laws.md shows them, an unknown name lists them",
     )
     group.add_argument(
-        "--form-file",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="Python file that registers a form",
+        "--form-file", action="append", default=[], metavar="FILE.py", help="Python file that registers a form"
     )
     group.add_argument(
         "--loss-fn",
@@ -86,12 +73,8 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
         help="log-huber (default), log-lsq, lsq (residuals of the loss itself) or lad (least absolute "
         "deviations of the log loss)",
     )
-    group.add_argument(
-        "--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)"
-    )
-    group.add_argument(
-        "--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0"
-    )
+    group.add_argument("--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)")
+    group.add_argument("--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0")
     group.add_argument("--weights", metavar="COLUMN", help="weight of each run")
     group = parser.add_argument_group("uncertainty")
     group.add_argument(
@@ -101,11 +84,7 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
         help="case (default), residual, wild, cluster:COLUMN (whole groups, e.g. cluster:budget) or none",
     )
     group.add_argument(
-        "--resamples",
-        type=int,
-        default=1000,
-        metavar="K",
-        help="refits of the bootstrap (default: %(default)s)",
+        "--resamples", type=int, default=1000, metavar="K", help="refits of the bootstrap (default: %(default)s)"
     )
     group.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
 
@@ -163,9 +142,7 @@ def read_table(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.Data
     )
     for column in filter(None, (*extra, cluster_column(args))):
         if column not in frame.columns:
-            raise InputError(
-                f"{args.runs}: no column {column!r}; columns: {', '.join(map(str, frame.columns))}"
-            )
+            raise InputError(f"{args.runs}: no column {column!r}; columns: {', '.join(map(str, frame.columns))}")
     return frame
 
 
@@ -225,9 +202,7 @@ def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -
     if axis is not None:
         frame = frame.assign(**{axis: axis_costs(args, axis, frame)})
     if args.bootstrap == "none":
-        raise InputError(
-            "--bootstrap none: bands over C need resamples; choose case, residual, wild or cluster:COLUMN"
-        )
+        raise InputError("--bootstrap none: bands over C need resamples; choose case, residual, wild or cluster:COLUMN")
     return fit_arms(frame, by=args.by, cost=axis, where=args.runs, **asdict(law_choices(args)))
 
 
@@ -249,9 +224,7 @@ def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]
         if axis not in frame.columns and axis in AXES:  # a run table of this project
             axis = AXES[axis].column
         if axis not in frame.columns:
-            raise InputError(
-                f"{args.runs}: no column {axis!r}; columns: {', '.join(map(str, frame.columns))}"
-            )
+            raise InputError(f"{args.runs}: no column {axis!r}; columns: {', '.join(map(str, frame.columns))}")
         found.append(axis)
     return list(dict.fromkeys(found)) or (["C"] if "C" in frame.columns else [None])
 

@@ -58,11 +58,7 @@ def register(subparsers: Any) -> None:
         help="column with the nominal budget of each run (default: grouped from the costs)",
     )
     parser.add_argument(
-        "--hold-out",
-        type=int,
-        default=0,
-        metavar="K",
-        help="also predict the K largest budgets from the others",
+        "--hold-out", type=int, default=0, metavar="K", help="also predict the K largest budgets from the others"
     )
     parser.add_argument("--profile", action="store_true", help="also print profile likelihood intervals")
     parser.add_argument(
@@ -171,9 +167,7 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
     budget = _budgets(args, frame)
     values = np.unique(budget)
     if args.hold_out >= len(values):
-        raise InputError(
-            f"{where}: --hold-out {args.hold_out} leaves nothing to fit of {len(values)} budgets"
-        )
+        raise InputError(f"{where}: --hold-out {args.hold_out} leaves nothing to fit of {len(values)} budgets")
     rest = frame[budget < values[-args.hold_out]]
     check_design(
         form,
@@ -190,9 +184,7 @@ def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
 
     free = [n for n in fit.form.names if n not in fit.fixed]
     found = {n: list(profile_interval(fit, n)) for n in free}
-    print_table(
-        console, ["parameter", "95 % profile likelihood"], [[n, interval_text(v)] for n, v in found.items()]
-    )
+    print_table(console, ["parameter", "95 % profile likelihood"], [[n, interval_text(v)] for n, v in found.items()])
     return found
 
 

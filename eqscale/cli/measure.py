@@ -30,9 +30,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="results folder, e.g. results/cpu")
     parser.add_argument("--study", help="name of the study (default: that of the folder)")
-    parser.add_argument(
-        "--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)"
-    )
+    parser.add_argument("--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="arms to measure (default: all)")
     parser.add_argument(
@@ -46,9 +44,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--rollout", type=float, default=1.0, metavar="SECONDS", help="length of the rollouts (default: 1)"
     )
-    parser.add_argument(
-        "--scene", type=int, default=0, metavar="K", help="test scene of the animation (default: 0)"
-    )
+    parser.add_argument("--scene", type=int, default=0, metavar="K", help="test scene of the animation (default: 0)")
     add_plugin_options(parser)
     parser.set_defaults(run=_run)
 

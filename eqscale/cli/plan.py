@@ -62,10 +62,7 @@ def register(subparsers: Any) -> None:
     add_arm_options(parser)
     parser.add_argument("--from", dest="study", type=Path, metavar="DIR", help="results folder of a study")
     parser.add_argument(
-        "--compute",
-        required=True,
-        metavar="C",
-        help="what can be spent: FLOPs or seconds; times also as 90min or 1h",
+        "--compute", required=True, metavar="C", help="what can be spent: FLOPs or seconds; times also as 90min or 1h"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=_run_plan)
@@ -86,10 +83,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="results folder of a study")
     parser.add_argument("--compute", type=float, required=True, metavar="C", help="compute to predict for")
     parser.add_argument(
-        "--axis",
-        default="executed",
-        metavar="AXIS",
-        help="executed (default), nominal or seconds: unit of --compute",
+        "--axis", default="executed", metavar="AXIS", help="executed (default), nominal or seconds: unit of --compute"
     )
     parser.add_argument(
         "--up-to", type=float, metavar="C", help="largest budget, in executed FLOPs, that the laws may see (default: "
@@ -165,9 +159,7 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     rungs = functools.partial(_rungs, str(runs["task"].iloc[0]))
     found = suggest(runs, arms, axis, compute, rungs)
     console = make_console()
-    _print_suggestions(
-        console, found, f"{compute:.4g} {AXES[axis].unit} ({AXES[axis].label})", axis == "seconds"
-    )
+    _print_suggestions(console, found, f"{compute:.4g} {AXES[axis].unit} ({AXES[axis].label})", axis == "seconds")
     for name, arm in fitted.items():
         test = lack_of_fit(arm.fit, design_points(runs, arm))
         if test is not None and test.rejects:
@@ -296,9 +288,7 @@ def _run_design(args: argparse.Namespace) -> int:
     question = parse_question(args.question, arms)
     plan = plan_runs(question, arms, budget=args.spend, most=args.most, runs=args.runs_planned)
     console, label = make_console(), axis or "6ND"
-    console.print(
-        f"{plan.question}: {plan.estimate:.4g}, standard error now {plan.se_now:.3g}", highlight=False
-    )
+    console.print(f"{plan.question}: {plan.estimate:.4g}, standard error now {plan.se_now:.3g}", highlight=False)
     rows = [[r.arm, number(r.N), number(r.D), number(r.C), number(r.expected_se, 3)] for r in plan.runs]
     header = [args.by, "N", "D", label, "standard error after"]
     print_table(console, header, rows, f"total {label} = {plan.cost:.3g}")
@@ -343,17 +333,7 @@ def _run_predict(args: argparse.Namespace) -> int:
         for name, p in record["arms"].items()
         if "trend" in p
     ]  # fmt: skip
-    header = [
-        "arm",
-        "N_opt",
-        "model-based",
-        "robust",
-        "loss",
-        "model-based",
-        "robust",
-        "new run",
-        "new run, robust",
-    ]
+    header = ["arm", "N_opt", "model-based", "robust", "loss", "model-based", "robust", "new run", "new run, robust"]
     console = make_console()
     unit = AXES[args.axis].unit
     print_table(console, header, rows, f"{args.compute:.3g} {unit}, from {record['runs_seen']} runs at budgets up to "

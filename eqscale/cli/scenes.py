@@ -15,9 +15,7 @@ prediction. A task adds options of its own: eqscale scenes --task NAME --help li
 
 def register(subparsers) -> None:
     """Add the verb ``scenes``."""
-    parser = subparsers.add_parser(
-        "scenes", help="look at a system of a task, or at a prediction", add_help=False
-    )
+    parser = subparsers.add_parser("scenes", help="look at a system of a task, or at a prediction", add_help=False)
     parser.add_argument("--task", default="rigid", help="the task (default: rigid)")
     add_plugin_options(parser)
     parser.set_defaults(run=run, takes_rest=True)
@@ -64,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
         print(task.look(options, wanted.seed, wanted.index, wanted.out))
         return 0
     spec, model = load_trained(wanted.checkpoint)
-    samples = open_stored(
-        spec.task, spec.data, wanted.data, "test", systems=spec.test_systems, **spec.options
-    )
+    samples = open_stored(spec.task, spec.data, wanted.data, "test", systems=spec.test_systems, **spec.options)
     out = wanted.out or Path(f"{spec.name}-{wanted.index}.gif")
     print(f"wrote {get_task(spec.task).look_at_prediction(model, samples, wanted.index, out, spec.name)}")
     return 0

@@ -58,13 +58,9 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("study", metavar="STUDY", help="name of the study, e.g. quick")
     parser.add_argument("--storage", default="studies", help="folder or URI of studies (default: studies)")
-    parser.add_argument(
-        "--results", type=Path, help="folder of the run table (default: the study's under results)"
-    )
+    parser.add_argument("--results", type=Path, help="folder of the run table (default: the study's under results)")
     parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
-    parser.add_argument(
-        "--mend", action="store_true", help="rewrite run table, records and MLflow where they differ"
-    )
+    parser.add_argument("--mend", action="store_true", help="rewrite run table, records and MLflow where they differ")
     add_plugin_options(parser)
     parser.set_defaults(run=_check)
 
@@ -161,9 +157,7 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
         description=_SIMULATE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--preset", default="paper", help="preset of tune_jobs/compute_grid.py (default: paper)"
-    )
+    parser.add_argument("--preset", default="paper", help="preset of tune_jobs/compute_grid.py (default: paper)")
     parser.add_argument(
         "--gpus",
         type=int,
@@ -172,9 +166,7 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
         metavar="N",
         help="numbers of GPUs (or of workers, whatever the throughput is of); default: 1 8 16 32 64 128 256",
     )
-    parser.add_argument(
-        "--gpus-per-node", type=int, default=8, metavar="N", help="GPUs of a node (default: 8)"
-    )
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs of a node (default: 8)")
     parser.add_argument(
         "--gpus-per-trial",
         type=int,
@@ -185,10 +177,7 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--gpu", help="GPU model, e.g. A100 (default) or H100: its FP32 peak x 0.35, assumed")
     speed.add_argument(
-        "--flops-per-second",
-        type=float,
-        metavar="F",
-        help="FLOP/s that training reaches on one GPU, e.g. 1e14",
+        "--flops-per-second", type=float, metavar="F", help="FLOP/s that training reaches on one GPU, e.g. 1e14"
     )
     speed.add_argument(
         "--throughput-from", type=Path, metavar="RUNS", help="run table of a study that ran on this hardware"
@@ -201,9 +190,7 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
         metavar="E",
         help="spread of true around estimated times of trials (default: 0.1, what the fit on quick's runs leaves)",
     )
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw wall time and utilisation against GPUs"
-    )
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw wall time and utilisation against GPUs")
     parser.set_defaults(run=_simulate)
 
 
@@ -239,9 +226,7 @@ def _simulate(args: argparse.Namespace) -> int:
         f"takes {human_time(max(alone))}",
         highlight=False,
     )
-    console.print(
-        f"speed: {speed}; a gang loses {1 - DDP_EFFICIENCY:.0%} at each doubling (assumed)", highlight=False
-    )
+    console.print(f"speed: {speed}; a gang loses {1 - DDP_EFFICIENCY:.0%} at each doubling (assumed)", highlight=False)
     console.print(_forecast_table(forecasts, args.price))
     console.print(
         "in trials: share of the paid GPU-seconds inside trials; useful: what one-GPU trials would have needed, "
@@ -311,14 +296,10 @@ def _throughput(args: argparse.Namespace) -> tuple[Estimator, str]:
         estimate, hardware = measured_throughput(args.throughput_from)
         return estimate, f"as measured on {hardware} in {args.throughput_from}"
     if args.flops_per_second:
-        return Estimator(
-            gpu_guess(args.flops_per_second)
-        ), f"{args.flops_per_second:g} FLOP/s on a GPU (given)"
+        return Estimator(gpu_guess(args.flops_per_second)), f"{args.flops_per_second:g} FLOP/s on a GPU (given)"
     model = (args.gpu or "A100").upper()
     if model not in GPU_PEAKS:
-        raise InputError(
-            f"unknown GPU {args.gpu!r}; choose from {', '.join(GPU_PEAKS)}, or use --flops-per-second"
-        )
+        raise InputError(f"unknown GPU {args.gpu!r}; choose from {', '.join(GPU_PEAKS)}, or use --flops-per-second")
     reached = GPU_UTILISATION * GPU_PEAKS[model]
     text = f"{reached:.3g} FLOP/s on {model} ({GPU_UTILISATION:.0%} of the FP32 peak, assumed)"
     return Estimator(gpu_guess(reached)), text

@@ -65,9 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         published.require_sound()
         specs += [record.spec for run_id, record in published.records.items() if run_id in wanted]
     if not specs:
-        raise InputError(
-            f"{str(args.folder)!r} holds no records.jsonl with runs of the present results version"
-        )
+        raise InputError(f"{str(args.folder)!r} holds no records.jsonl with runs of the present results version")
     shapes = open_shapes(specs, args.data)
     torch.set_num_threads(1)  # as trials do
     with Progress(console=make_console()) as progress:

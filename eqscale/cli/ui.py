@@ -13,9 +13,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("ui", help="open the runs of all studies in the MLflow UI")
     parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
     parser.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
-    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.set_defaults(run=_run)
 
 
@@ -27,9 +25,7 @@ def _run(args: argparse.Namespace) -> int:
 
     uri = args.tracking_uri or default_tracking_uri(Path.cwd())
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise InputError(
-            f"there is no database at {uri!r}: run a study first, or name one with --tracking-uri"
-        )
+        raise InputError(f"there is no database at {uri!r}: run a study first, or name one with --tracking-uri")
     try:
         experiments = MlflowClient(tracking_uri=uri).search_experiments()
     except Exception as error:

@@ -132,9 +132,7 @@ def approach_bias(fit: Fit, cost: CostModel, budget: Array, C: float, approach: 
     true_n = frontier_values(fit.coefficients, cost, found.budgets)[0][0]
     n, d = found.optimum(C)
     local = float(np.polyfit(np.log(found.budgets), true_n, 1)[0])
-    return ApproachBias(
-        approach, C, found.a, local, float(n / np.exp(log_n[0]) - 1), float(d / np.exp(log_d[0]) - 1)
-    )
+    return ApproachBias(approach, C, found.a, local, float(n / np.exp(log_n[0]) - 1), float(d / np.exp(log_d[0]) - 1))
 
 
 @dataclass(frozen=True)

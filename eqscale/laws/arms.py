@@ -103,17 +103,11 @@ def fit_table(runs: pd.DataFrame, options: Options, where: str) -> tuple[Fit, Bo
     if not options.resamples:
         return found, None
     clusters = runs[options.cluster].to_numpy() if options.cluster else None
-    return found, bootstrap(
-        found, options.kind, resamples=options.resamples, seed=options.seed, clusters=clusters
-    )
+    return found, bootstrap(found, options.kind, resamples=options.resamples, seed=options.seed, clusters=clusters)
 
 
 def make_arm(
-    name: str,
-    runs: pd.DataFrame,
-    law: tuple[Fit, Bootstrap | None],
-    cost: str | None,
-    budget: str | None = None,
+    name: str, runs: pd.DataFrame, law: tuple[Fit, Bootstrap | None], cost: str | None, budget: str | None = None
 ) -> ArmFit:
     """A law with what its runs cost.
 
@@ -158,9 +152,7 @@ def fit_arms(
     require_optimum(get_form(chosen.form))
     for column in filter(None, (by, cost, budget, chosen.cluster, chosen.weights)):
         if column not in runs.columns:
-            raise InputError(
-                f"{where or 'runs'}: no column {column!r}; columns: {', '.join(map(str, runs.columns))}"
-            )
+            raise InputError(f"{where or 'runs'}: no column {column!r}; columns: {', '.join(map(str, runs.columns))}")
     out = {}
     for position, name in enumerate(dict.fromkeys(runs[by].astype(str))):
         part = runs[runs[by].astype(str) == name]

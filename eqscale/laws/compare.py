@@ -96,12 +96,7 @@ def common_range(arms: Mapping[str, ArmFit]) -> tuple[float, float]:
 
 
 def compare_arms(
-    arm: ArmFit,
-    reference: ArmFit,
-    *,
-    C: Sequence[float] | Array | None = None,
-    axis: str = "C",
-    beyond: float = 10.0,
+    arm: ArmFit, reference: ArmFit, *, C: Sequence[float] | Array | None = None, axis: str = "C", beyond: float = 10.0
 ) -> Comparison:
     """What an arm is worth against a reference: multipliers over C, P(better) and the crossing.
 
@@ -151,9 +146,7 @@ def compare_arms(
                 float(better[i]), outside,
             )
         )  # fmt: skip
-    return Comparison(
-        arm.name, reference.name, axis, tuple(out), _crossing(arm, reference, ours, theirs, beyond)
-    )
+    return Comparison(arm.name, reference.name, axis, tuple(out), _crossing(arm, reference, ours, theirs, beyond))
 
 
 def _percentiles(v: Array) -> tuple[float, float, float]:

@@ -104,6 +104,4 @@ def slope(quantity_low: Quantity, quantity_high: Quantity, distance: float) -> Q
 
 def loss_gap(arm: ArmFit, base: ArmFit, C: float) -> Estimate:
     """log L_opt of the baseline minus that of the arm at cost C: positive where the arm is ahead."""
-    return contrast(
-        [(base, log_optimum(base.cost, C, "loss")), (arm, scaled(log_optimum(arm.cost, C, "loss"), -1.0))]
-    )
+    return contrast([(base, log_optimum(base.cost, C, "loss")), (arm, scaled(log_optimum(arm.cost, C, "loss"), -1.0))])

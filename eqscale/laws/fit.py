@@ -97,9 +97,7 @@ class Fit(Problem):
                 given.setdefault(column, given[stand_in])
         missing = [c for c in self.form.columns if c not in given]
         if missing:
-            raise InputError(
-                f"{self.form.name}: predict needs {', '.join(self.form.columns)}; missing {missing[0]}"
-            )
+            raise InputError(f"{self.form.name}: predict needs {', '.join(self.form.columns)}; missing {missing[0]}")
         arrays = np.broadcast_arrays(*(np.asarray(given[c], float) for c in self.form.columns))
         return dict(zip(self.form.columns, arrays, strict=True))
 

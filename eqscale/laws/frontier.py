@@ -111,9 +111,7 @@ def frontier(
     def bands(low: Array, high: Array) -> dict[str, Band]:
         with np.errstate(over="ignore"):  # what the runs leave open has an infinite bound
             low, high = np.exp(low), np.exp(high)
-        found = {
-            name: Band(low[i * k : (i + 1) * k], high[i * k : (i + 1) * k]) for i, name in enumerate(names)
-        }
+        found = {name: Band(low[i * k : (i + 1) * k], high[i * k : (i + 1) * k]) for i, name in enumerate(names)}
         return found | {"per_token": Band(C / found["D"].high, C / found["D"].low)}
 
     model = bands(centre - t * se, centre + t * se)

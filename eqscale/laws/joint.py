@@ -93,12 +93,8 @@ def joint_fit(arms: Mapping[str, ArmFit], shared: Sequence[str]) -> Fit:
     for name in shared:
         if name not in base.names:
             raise InputError(f"cannot share {name!r}; the form {base.name!r} has {', '.join(base.names)}")
-        if name in base.powers and (
-            apart := set(base.names) - set(base.powers) - set(base.floors) - set(shared)
-        ):
-            raise InputError(
-                f"cannot share {name!r} without {', '.join(sorted(apart))}: its unit depends on them"
-            )
+        if name in base.powers and (apart := set(base.names) - set(base.powers) - set(base.floors) - set(shared)):
+            raise InputError(f"cannot share {name!r} without {', '.join(sorted(apart))}: its unit depends on them")
     columns = {c: np.concatenate([f.columns[c] for f in fits]) for c in base.columns}
     loss = np.concatenate([f.observed for f in fits])
     weights = np.concatenate([f.weights for f in fits])
@@ -154,9 +150,7 @@ class Hypothesis:
     params: dict[str, float]
 
 
-def compare_hypotheses(
-    arms: Mapping[str, ArmFit], *, resamples: int = 199, seed: int = 0
-) -> list[Hypothesis]:
+def compare_hypotheses(arms: Mapping[str, ArmFit], *, resamples: int = 199, seed: int = 0) -> list[Hypothesis]:
     """Test which parameters the arms share: F test, bootstrap likelihood ratio, AICc weights.
 
     Args:
@@ -168,9 +162,7 @@ def compare_hypotheses(
         raise InputError("a comparison needs at least two arms")
     first = next(iter(arms.values())).fit
     full = joint_fit(arms, ())
-    fits = {
-        s: joint_fit(arms, s) if s else full for s in first.form.sharings() if not set(s) & set(first.fixed)
-    }
+    fits = {s: joint_fit(arms, s) if s else full for s in first.form.sharings() if not set(s) & set(first.fixed)}
     c = efficiency(full.noise, full.loss)
     size = {s: int(np.sum(f.lower < f.upper)) for s, f in fits.items()}
     aicc = np.array([2 * c * f.objective + _penalty(size[s], full.n) for s, f in fits.items()])

@@ -83,9 +83,7 @@ def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Min
     pool = np.concatenate(residuals) / np.sqrt(np.maximum(1 - np.concatenate(leverages), 0.05))
     pool -= pool.mean()
     rng = np.random.default_rng(seed)
-    columns: dict[str, list] = {
-        name: [] for name in ("loss", "loss_se", "loss_draws", "N", "N_se", "N_draws")
-    }
+    columns: dict[str, list] = {name: [] for name in ("loss", "loss_se", "loss_draws", "N", "N_se", "N_draws")}
     for (x, solve), line, residual in zip(grids, fitted, residuals, strict=True):
         drawn = line + rng.choice(pool, (resamples, len(x)))
         coefficients = np.concatenate([(line + residual)[None], drawn]) @ solve.T
@@ -152,10 +150,7 @@ def loss_ratio(arm: Minima, base: Minima, cost: float) -> Estimate:
     """log L_opt of the baseline minus that of the arm at a budget that both have."""
     one = np.array([cost])
     return combine(
-        [
-            (base, base.loss, weights_at(base, one, np.ones(1))),
-            (arm, arm.loss, weights_at(arm, one, -np.ones(1))),
-        ]
+        [(base, base.loss, weights_at(base, one, np.ones(1))), (arm, arm.loss, weights_at(arm, one, -np.ones(1)))]
     )
 
 
@@ -190,9 +185,7 @@ def compute_multiplier(arm: Minima, base: Minima, cost: float) -> Estimate:
     half = stats.t.ppf(0.975, min(arm.df, base.df)) * np.linalg.norm(errors) / abs(slope)
     low, high = arm.loss.draws[:, i], arm.loss.draws[:, i + 1]
     drawn = np.where(high < low, (target_draws - low) / (high - low), np.nan)
-    return estimate(
-        float(np.log(cost) - x[i] - share * width), float(half), np.log(cost) - x[i] - drawn * width
-    )
+    return estimate(float(np.log(cost) - x[i] - share * width), float(half), np.log(cost) - x[i] - drawn * width)
 
 
 def extrapolate(minima: Minima, what: str, cost: float, last: int = 3) -> Estimate:
@@ -210,9 +203,7 @@ def extrapolate(minima: Minima, what: str, cost: float, last: int = 3) -> Estima
     optima: Optima = getattr(minima, what)
     known = np.flatnonzero(np.isfinite(optima.value))[-last:]
     if len(known) < 2:
-        raise InputError(
-            f"{minima.name}: {len(known)} measured optimum; a line needs two: add sizes at the edges"
-        )
+        raise InputError(f"{minima.name}: {len(known)} measured optimum; a line needs two: add sizes at the edges")
     line = np.linalg.pinv(np.vander(np.log(minima.cost[known]), 2))
     weights = np.zeros(len(minima.cost))
     weights[known] = [np.log(cost), 1.0] @ line

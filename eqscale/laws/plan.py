@@ -96,9 +96,7 @@ def _find_crossing(one: ArmFit, two: ArmFit) -> float:
     values = np.array([_gap(one, two, c) for c in grid])
     change = np.flatnonzero(values[:-1] * values[1:] <= 0)
     if not len(change):
-        raise InputError(
-            f"the laws of {one.name} and {two.name} do not cross from C = {grid[0]:.3g} to {grid[-1]:.3g}"
-        )
+        raise InputError(f"the laws of {one.name} and {two.name} do not cross from C = {grid[0]:.3g} to {grid[-1]:.3g}")
     k = change[len(change) // 2]
     low, high = np.log(grid[k : k + 2])
     return float(np.exp(optimize.brentq(lambda x: _gap(one, two, np.exp(x)), low, high)))
@@ -146,12 +144,7 @@ def _sensitivity(arm: ArmFit, N: Array, D: Array) -> tuple[Array, float]:
 
 
 def candidate_runs(
-    arm: ArmFit,
-    most: float,
-    least: float | None = None,
-    costs: int = 12,
-    sizes: int = 17,
-    spread: float = 16.0,
+    arm: ArmFit, most: float, least: float | None = None, costs: int = 12, sizes: int = 17, spread: float = 16.0
 ) -> tuple[Array, Array, Array]:
     """Runs to choose from: costs from the cheapest run to ``most``, sizes around each optimum: (N, D, C).
 
@@ -169,12 +162,7 @@ def candidate_runs(
 
 
 def plan_runs(
-    question: Question,
-    arms: Mapping[str, ArmFit],
-    *,
-    budget: float,
-    most: float | None = None,
-    runs: int = 20,
+    question: Question, arms: Mapping[str, ArmFit], *, budget: float, most: float | None = None, runs: int = 20
 ) -> Plan:
     """Choose runs for a question within a total budget.
 

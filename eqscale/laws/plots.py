@@ -164,9 +164,7 @@ def _dots(axes: Axes, arm: ArmFit, x: Array, y: Array, which: Any = slice(None),
     axes.scatter(x, y, gid=gid, **kwargs)
 
 
-def _legend(
-    axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Sequence[Line2D] = (), **kwargs
-) -> None:
+def _legend(axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Sequence[Line2D] = (), **kwargs) -> None:
     handles = [
         Line2D([], [], color=colour, marker=marker, markersize=4, label=name)
         for name, (colour, marker) in looks.items()
@@ -312,9 +310,7 @@ def surface_panels(
                 for label, stroke in strokes.items()
             ]
             figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-        figure.colorbar(
-            ScalarMappable(norm, "viridis"), ax=axes, label=loss_label, pad=0.01, format=ScalarFormatter()
-        )
+        figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=loss_label, pad=0.01, format=ScalarFormatter())
         return finish(figure)
 
 
@@ -356,12 +352,8 @@ def isoflop_panels(
                 predicted = arm.fit.predict(N, _tokens_in_panel(arm, here, N))
                 panel.plot(N, predicted, color=colour, linewidth=1.3)
                 if 0 < (k := int(np.argmin(predicted))) < len(N) - 1:
-                    panel.plot(
-                        N[k], predicted[k], marker="|", color=colour, markersize=9, markeredgewidth=1.6
-                    )
-            panel.set(
-                xscale="log", yscale="log", title=f"{_power_of_ten(budget)} {unit}", xlabel="parameters N"
-            )
+                    panel.plot(N[k], predicted[k], marker="|", color=colour, markersize=9, markeredgewidth=1.6)
+            panel.set(xscale="log", yscale="log", title=f"{_power_of_ten(budget)} {unit}", xlabel="parameters N")
         for panel in axes[:: 2 if len(budgets) == 4 else 3]:
             panel.set_ylabel(loss_label)
         _legend(figure, looks)

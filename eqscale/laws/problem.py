@@ -160,9 +160,7 @@ def check_design(form: Form, columns: Mapping[str, Array], loss: Array, free: in
         )
 
 
-def read_columns(
-    form: Form, values: Mapping[str, object], loss: object, where: str
-) -> tuple[dict[str, Array], Array]:
+def read_columns(form: Form, values: Mapping[str, object], loss: object, where: str) -> tuple[dict[str, Array], Array]:
     """The form's regressors and the loss as arrays, each (n,).
 
     Raises:
@@ -214,14 +212,10 @@ def check_fixed(form: Form, fix: Mapping[str, float], lowest_loss: float, where:
     """
     for name, value in fix.items():
         if name not in form.names:
-            raise InputError(
-                f"{where}: cannot fix {name!r}; the form {form.name!r} has {', '.join(form.names)}"
-            )
+            raise InputError(f"{where}: cannot fix {name!r}; the form {form.name!r} has {', '.join(form.names)}")
         lowest = form.bounds.get(name, (0.0, np.inf))[0]
         if not (np.isfinite(value) and value >= lowest):
             raise InputError(f"{where}: cannot fix {name} = {value}; it must be a number ≥ {lowest:g}")
         if name in form.floors and value >= lowest_loss:
-            raise InputError(
-                f"{where}: fixed {name} = {value:g} is not below the smallest loss, {lowest_loss:g}"
-            )
+            raise InputError(f"{where}: fixed {name} = {value:g} is not below the smallest loss, {lowest_loss:g}")
     return {k: float(v) for k, v in fix.items()}

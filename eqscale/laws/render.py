@@ -64,12 +64,7 @@ def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None =
         "noise": plain(fit.noise),
         "bootstrap": None
         if boot is None
-        else {
-            "kind": boot.kind,
-            "resamples": boot.resamples,
-            "seed": boot.seed,
-            "unfinished": boot.unfinished,
-        },
+        else {"kind": boot.kind, "resamples": boot.resamples, "seed": boot.seed, "unfinished": boot.unfinished},
         "warnings": [warning] if warning else [],
     }
 

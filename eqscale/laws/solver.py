@@ -34,12 +34,7 @@ class Derivatives:
 
     def put(self, rows: Array, other: Derivatives) -> None:
         """Overwrite the given problems."""
-        self.f[rows], self.g[rows], self.h[rows], self.majoriser[rows] = (
-            other.f,
-            other.g,
-            other.h,
-            other.majoriser,
-        )
+        self.f[rows], self.g[rows], self.h[rows], self.majoriser[rows] = (other.f, other.g, other.h, other.majoriser)
 
 
 def derivatives(problem: Problem, theta: Array, loss: Array, weights: Array, delta: float) -> Derivatives:

@@ -27,9 +27,7 @@ def parse_map(entries: str | None, further: Sequence[str] = ()) -> dict[str, str
     for entry in filter(None, (entries or "").split(",")):
         role, sep, column = (part.strip() for part in entry.partition("="))
         if not sep or role not in roles or not column:
-            raise InputError(
-                f"--map: bad entry {entry!r}; write ROLE=COLUMN with ROLE one of {', '.join(roles)}"
-            )
+            raise InputError(f"--map: bad entry {entry!r}; write ROLE=COLUMN with ROLE one of {', '.join(roles)}")
         out[role] = column
     return out
 
@@ -60,9 +58,7 @@ def load_table(source: str | Path) -> pd.DataFrame:
             return pd.read_parquet(path)
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
         frame = pd.read_csv(path, sep=separator, skipinitialspace=True, float_precision="round_trip")
-        header = pd.read_csv(
-            path, sep=separator, skipinitialspace=True, header=None, nrows=1, dtype=str
-        ).iloc[0]
+        header = pd.read_csv(path, sep=separator, skipinitialspace=True, header=None, nrows=1, dtype=str).iloc[0]
     except (ValueError, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{source}: not a readable table ({reason})") from error
@@ -78,9 +74,7 @@ def _as_number(value: object) -> float:
         return np.nan
 
 
-def _positive(
-    column: pd.Series, name: str, rows: np.ndarray, source: str, hint: str, zero: bool = False
-) -> np.ndarray:
+def _positive(column: pd.Series, name: str, rows: np.ndarray, source: str, hint: str, zero: bool = False) -> np.ndarray:
     """A column as positive float64 (with ``zero``: or 0); numbers may arrive as text, decimals, categories or
     nullable types.
     """

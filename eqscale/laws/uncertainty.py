@@ -103,10 +103,7 @@ def bootstrap(
         labels, member = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
         if len(labels) < 3:
             raise InputError(f"the cluster bootstrap needs at least 3 groups, not {len(labels)}")
-        w = (
-            fit.weights
-            * rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), resamples)[:, member]
-        )
+        w = fit.weights * rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), resamples)[:, member]
     else:
         y = _resampled_losses(fit, kind, resamples, rng)
     theta, _, done = minimise(

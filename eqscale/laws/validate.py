@@ -120,9 +120,7 @@ class LackOfFit:
 
     def describe(self) -> str:
         """In words."""
-        verdict = (
-            "the form misses structure that seeds cannot explain" if self.rejects else "no lack of fit seen"
-        )
+        verdict = "the form misses structure that seeds cannot explain" if self.rejects else "no lack of fit seen"
         return (
             f"{verdict}: F = {self.f_statistic:.2f}, p = {self.p_value:.3g}, seed noise "
             f"{100 * self.pure_error:.2g} % from {self.replicates} degrees of freedom"

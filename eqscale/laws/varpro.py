@@ -116,6 +116,4 @@ def nonnegative_profile(
     tiny = _TINY * loss.min()
     if floor is not None:
         e = np.full(len(minima), floor)
-    return np.column_stack(
-        [e, np.log(np.maximum(a, tiny)), np.log(np.maximum(b, tiny)), grid_1[i], grid_2[j]]
-    )
+    return np.column_stack([e, np.log(np.maximum(a, tiny)), np.log(np.maximum(b, tiny)), grid_1[i], grid_2[j]])

@@ -37,9 +37,7 @@ class BestModel:
     """Numbers of group elements to average predictions over; empty for an equivariant arm."""
 
 
-def choose(
-    study: Study, storage: Path, name: str, averages: Sequence[int], arms: Sequence[str]
-) -> list[BestModel]:
+def choose(study: Study, storage: Path, name: str, averages: Sequence[int], arms: Sequence[str]) -> list[BestModel]:
     """The models to measure, the one with the lowest loss first.
 
     Args:

@@ -34,17 +34,13 @@ class Assessment:
     """As ``Task.rollout`` gives it; None if none was asked for."""
 
 
-def evaluation_content(
-    weights: Path, spec: RunSpec, measured: Sequence[tuple[str, Assessment]]
-) -> dict[str, Any]:
+def evaluation_content(weights: Path, spec: RunSpec, measured: Sequence[tuple[str, Assessment]]) -> dict[str, Any]:
     """Measurements as plain JSON; what is undefined, such as the relative error of a prediction of zero, is null."""
     results = []
     for name, assessment in measured:
         fields = dataclasses.asdict(assessment)
         results.append({"predictor": name, **fields.pop("view"), **fields})
-    return plain(
-        {"checkpoint": str(weights), "run_id": spec.run_id, "spec": spec.to_dict(), "results": results}
-    )
+    return plain({"checkpoint": str(weights), "run_id": spec.run_id, "spec": spec.to_dict(), "results": results})
 
 
 def zero(batch: Batch) -> Tensor:

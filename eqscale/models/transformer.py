@@ -133,9 +133,7 @@ class Transformer(nn.Module):
             check_mask(mask_BT, tuple(features_BTF.shape[:2]), own.device)
         bias = None
         if mask_BT is not None:
-            bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[
-                :, None
-            ]
+            bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[:, None]
         x = self.embed(features_BTF)
         for block in self.blocks:
             x = block(x, bias)
@@ -154,10 +152,7 @@ def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:
     per_block = d * (d + 2 * d_kv) + d * d + 2 * config.mlp_ratio * d * d
     embed = config.in_features * d
     weights = embed + config.depth * per_block + d * config.out_features
-    attention = (
-        3 * config.depth * 2 * 2 * d
-    )  # scores and values: 2 T^2 d multiply-adds forward, twice that backward
+    attention = 3 * config.depth * 2 * 2 * d  # scores and values: 2 T^2 d multiply-adds forward, twice that backward
     return TrainingFlops(
-        nominal=FlopCount(6.0 * weights),
-        executed=FlopCount(6.0 * weights - 2.0 * embed, float(attention)),
+        nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * embed, float(attention))
     )

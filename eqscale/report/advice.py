@@ -79,9 +79,7 @@ def suggest(
         _, low, high = predict_new_runs(arm.fit, {"N": np.array([N]), "D": np.array([D])})
         log_n, log_d = np.log([[N]]), np.log([[D]])
         loss = contrast([(arm, lambda c, n=log_n, d=log_d: np.log(law_value(c, n, d)[:, 0]))])  # type: ignore[misc]
-        costs = {
-            name: float(arms[name][advice.arm].cost.cost(np.array([N]), np.array([D]))[0]) for name in AXES
-        }
+        costs = {name: float(arms[name][advice.arm].cost.cost(np.array([N]), np.array([D]))[0]) for name in AXES}
         out.append(
             Suggestion(
                 advice.arm, size, N, advice.N, advice.N_band, D,

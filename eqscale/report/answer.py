@@ -27,9 +27,7 @@ def answer(content: Content) -> str:
     study, analysis, roles = content.study, content.analysis, content.study.roles
     lines = [*_measured(content), *_crossings(analysis)]
     if roles.missing:
-        lines.append(
-            f"The study has {roles.missing}: the paper's conclusions, which compare the two, stay open."
-        )
+        lines.append(f"The study has {roles.missing}: the paper's conclusions, which compare the two, stay open.")
     for n in STATEMENTS:
         for arm in roles.built_in or (None,):
             own = [c for c in content.conclusions if (c.number, c.arm) == (n, arm)]
@@ -75,8 +73,7 @@ def _measured(content: Content) -> list[str]:
         said = f"`{counts.index[0]}` has the best run at every budget"
     else:
         said = "the best run is " + "; ".join(
-            f"`{arm}`'s at {', '.join(f'{b:.2g}' for b in winners.index[winners == arm])}"
-            for arm in counts.index
+            f"`{arm}`'s at {', '.join(f'{b:.2g}' for b in winners.index[winners == arm])}" for arm in counts.index
         )
     line = (
         f"Measured, at equal executed FLOPs: {said}; the next arm's best run has {ratio.min():.2f} to "

@@ -27,9 +27,7 @@ def caveats(content: Content) -> list[str]:
             f"({link('loss', 'figure')}); nothing here says what happens at a thousand times the compute."
         )
         if not len(analysis.noise):
-            note(
-                "One seed: differences of the size of the seed noise mean nothing, and lack of fit can't be tested."
-            )
+            note("One seed: differences of the size of the seed noise mean nothing, and lack of fit can't be tested.")
         else:
             seeds = grid.groupby("budget")["seed"].nunique()
             if single := [f"{budget:.3g}" for budget in seeds.index[seeds == 1]]:
@@ -94,9 +92,7 @@ def _validation_edges(found: Sequence[Outcome]) -> list[str]:
     if not edges:
         return []
     said = ", ".join(f"the {which} of `{name}`" for name, which in edges.items())
-    return [
-        f"Of the validation's sizes the best is {said}: another could be better still ({link('validation')})."
-    ]
+    return [f"Of the validation's sizes the best is {said}: another could be better still ({link('validation')})."]
 
 
 def _law_doubts(analysis: Analysis, name: str) -> list[str]:

@@ -98,9 +98,7 @@ def minima_on_compute(pair: Pair, minima: Mapping[str, Minima], unit: str) -> li
     bends = {m.name: bend(m, common) for m in (arm, base)} if len(common) > 2 else {}
     gaps = {float(C): loss_ratio(arm, base, C) for C in common}
     rise = np.array([-1.0, 1.0])
-    change = combine(
-        [(m, m.loss, weights_at(m, common[[0, -1]], w)) for m, w in ((base, rise), (arm, -rise))]
-    )
+    change = combine([(m, m.loss, weights_at(m, common[[0, -1]], w)) for m, w in ((base, rise), (arm, -rise))])
     return _on_compute(bends, gaps, change, unit)
 
 
@@ -144,10 +142,7 @@ ALLOCATION_CLAIMS = (
         "the equivariant arm wants fewer parameters",
         "N_opt of the equivariant over that of the baseline arm below 1 at the lowest and the middle common cost",
     ),
-    (
-        "that gap closes at bigger budgets",
-        "the same ratio at the highest over that at the lowest common cost above 1",
-    ),
+    ("that gap closes at bigger budgets", "the same ratio at the highest over that at the lowest common cost above 1"),
 )
 
 
@@ -158,9 +153,7 @@ def laws_on_allocation(pair: Pair, arms: Mapping[str, ArmFit], unit: str) -> lis
         return []
     arm, base, low, high = found
     ratios = {
-        C: contrast(
-            [(a, scaled(log_optimum(a.cost, C, "N"), sign)) for a, sign in ((arm, 1.0), (base, -1.0))]
-        )
+        C: contrast([(a, scaled(log_optimum(a.cost, C, "N"), sign)) for a, sign in ((arm, 1.0), (base, -1.0))])
         for C in (low, math.sqrt(low * high), high)
     }
     return _on_allocation(ratios, _change(arm, base, low, high, "N"), unit)

@@ -75,13 +75,7 @@ STATEMENTS = {
 
 EXHIBITS = {
     1: (link("data", "figure"), link("data")),
-    2: (
-        link("loss", "figure"),
-        link("ranking"),
-        link("comparisons"),
-        link("ratio", "figure"),
-        link("minima"),
-    ),
+    2: (link("loss", "figure"), link("ranking"), link("comparisons"), link("ratio", "figure"), link("minima")),
     3: (link("size", "figure"), link("allocation"), link("minima")),
 }
 """What shows a conclusion, where the report has it."""
@@ -175,9 +169,7 @@ def _data_checks(grid: DataGrid | None, pair: checks.Pair, augmented: str | None
         return first, Check(*closed, "open", _missing(grid, trio, SUFFICIENT))
     whole = gap(grid, lead, many)
     if whole.low <= 0:
-        text = (
-            f"no clear gap to close at these data sizes: {_gap_text(grid, whole, 'plain minus equivariant')}"
-        )
+        text = f"no clear gap to close at these data sizes: {_gap_text(grid, whole, 'plain minus equivariant')}"
         return first, Check(*closed, "open", text)
     left = gap(grid, {augmented: 1.0, arm: -1.0}, many)
     beyond = gap(grid, {augmented: 1.0, arm: CLOSED - 1.0, base: -CLOSED}, many)

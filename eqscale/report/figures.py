@@ -81,9 +81,7 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
                 at_equal_cost(arms, axis.name), loss_label=LOSS, unit=axis.unit, colours=colours
             )),
         )  # fmt: skip
-        size = by_axis(
-            "optimal_size", lambda arms, axis: plots.optimal_size(arms, axis=axis.label, colours=colours)
-        )
+        size = by_axis("optimal_size", lambda arms, axis: plots.optimal_size(arms, axis=axis.label, colours=colours))
         cost = by_axis("optimal_cost_per_token", lambda arms, axis: plots.optimal_cost_per_token(
             arms, axis=axis.label, unit=axis.unit, colours=colours
         ))  # fmt: skip
@@ -119,10 +117,7 @@ def _later(study: Study, axis: Axis) -> dict[str, tuple[np.ndarray, np.ndarray, 
     """Validation runs by arm: cost, loss, row."""
     by_arm = study.part("validation").groupby("arm")
     columns = {str(arm): (runs[axis.column], runs["loss"], runs.index) for arm, runs in by_arm}
-    return {
-        arm: (C.to_numpy(float), loss.to_numpy(float), rows.to_numpy())
-        for arm, (C, loss, rows) in columns.items()
-    }
+    return {arm: (C.to_numpy(float), loss.to_numpy(float), rows.to_numpy()) for arm, (C, loss, rows) in columns.items()}
 
 
 def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:

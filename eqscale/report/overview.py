@@ -33,8 +33,7 @@ def headline(analysis: Analysis) -> str:
     if not ahead:
         return ""
     said = ", ".join(
-        f"{who} on {'all three axes' if len(axes) == len(AXES) else ' and '.join(axes)}"
-        for who, axes in ahead.items()
+        f"{who} on {'all three axes' if len(axes) == len(AXES) else ' and '.join(axes)}" for who, axes in ahead.items()
     )
     return f"**At the largest compute that all arms were given, ahead is {said}** ({link('ranking')})."
 
@@ -46,11 +45,7 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
         return ""
     names = list(analysis.arms["executed"])
     references = [name for name in built_in if name in names] or names[:1]
-    header = [
-        "axis",
-        "ahead at the lowest, middle and highest common cost",
-        "compute-optimal loss at the highest cost",
-    ]
+    header = ["axis", "ahead at the lowest, middle and highest common cost", "compute-optimal loss at the highest cost"]
     for reference in references:
         header.append(f"loss over that of `{reference}`, lowest → highest cost")
         header.append(f"compute over that of `{reference}`, same loss")

@@ -48,16 +48,7 @@ def validation_table(study: Study) -> Table | None:
             new_run = " ".join(map(interval_text, record["new_run"].values()))
             rows.append([f"`{name}`", by, loss, new_run, measured[0], size, measured[1], shown])
     seen = f"{prediction['runs_seen']} runs at budgets up to {prediction['largest_budget_seen']:.3g}"
-    header = [
-        "arm",
-        "by",
-        "predicted loss",
-        "of a new run",
-        "best run",
-        "predicted N_opt",
-        "N of best run",
-        "runs",
-    ]
+    header = ["arm", "by", "predicted loss", "of a new run", "best run", "predicted N_opt", "N of best run", "runs"]
     return Table(
         "validation", f"Prediction for {prediction['compute']:.3g} {unit} ({prediction['axis']}) and outcome",
         header, rows,

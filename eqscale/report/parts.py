@@ -29,12 +29,7 @@ from eqscale.report.roles import Roles, read_roles
 from eqscale.report.step_times import read_step_times, seconds_by_step_times
 from eqscale.report.wording import Wording, read_json, read_wording
 
-PARTS = {
-    "compute": "compute grid",
-    "data_grid": "data grid",
-    "controls": "control",
-    "validation": "validation",
-}
+PARTS = {"compute": "compute grid", "data_grid": "data grid", "controls": "control", "validation": "validation"}
 """Parts with a run table, and what one run of each is called; the compute grid lies in the folder itself."""
 
 UNIQUE = "unique_units"
@@ -112,8 +107,7 @@ def read_study(folder: Path) -> Study:
         if not untimed:
             seconds = {part: timed[part].fillna(seconds[part]) for part in tables}
     checked = [
-        _checked(table.assign(seconds=seconds[part]), part, str(paths[part]), wording)
-        for part, table in tables.items()
+        _checked(table.assign(seconds=seconds[part]), part, str(paths[part]), wording) for part, table in tables.items()
     ]
     runs = pd.concat(checked, ignore_index=True)
     return Study(
@@ -148,9 +142,7 @@ def _checked(table: pd.DataFrame, part: str, source: str, wording: Wording) -> p
     if (table["status"] == "finished").any():
         for axis in AXES.values():
             check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=source)
-    names = {f"unique_{wording.unit.many}": UNIQUE} | (
-        {wording.variant.one: VARIANT} if wording.variant else {}
-    )
+    names = {f"unique_{wording.unit.many}": UNIQUE} | ({wording.variant.one: VARIANT} if wording.variant else {})
     table = table.rename(columns=names)
     # optional columns, so that what reads them needs no case of its own
     defaults = {"seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], VARIANT: ""}

@@ -27,9 +27,7 @@ from eqscale.report.parts import Study
 _SIZES = np.geomspace(1 / 8, 8, 49)
 
 
-def predict(
-    study: Study, compute: float, axis: str = "executed", up_to: float | None = None
-) -> dict[str, Any]:
+def predict(study: Study, compute: float, axis: str = "executed", up_to: float | None = None) -> dict[str, Any]:
     """Predict each arm's loss and optimal size at a cost, from the compute grid's budgets below it.
 
     Args:
@@ -58,9 +56,7 @@ def predict(
         up_to = dearest_of.index[dearest_of < compute].max()
     runs = _up_to(runs, up_to)
     if runs.empty:
-        raise InputError(
-            f"no budget of the compute grid has only runs of less than {compute:g} {AXES[axis].unit}"
-        )
+        raise InputError(f"no budget of the compute grid has only runs of less than {compute:g} {AXES[axis].unit}")
     dearest = float(runs[AXES[axis].column].max())
     if dearest >= compute:
         raise InputError(
@@ -76,9 +72,7 @@ def predict(
         "largest_budget_seen": float(runs["budget"].max()),
         "runs_seen": len(runs),
         "runs_digest": _digest(runs),
-        "arms": {
-            name: _predict_arm(arm, compute) | _trend(minima.get(name), compute) for name, arm in arms.items()
-        },
+        "arms": {name: _predict_arm(arm, compute) | _trend(minima.get(name), compute) for name, arm in arms.items()},
         "not_predicted": unfitted,
     }
 
@@ -203,9 +197,7 @@ def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str
     if subprocess.run([*git, "rev-parse", "--is-inside-work-tree"], capture_output=True).returncode == 0:
         status = subprocess.run([*git, "status", "--porcelain", "--", path.name], capture_output=True)
         if status.stdout or status.returncode:
-            raise InputError(
-                f"prediction {str(path)!r} is not committed as it is: commit it before these runs"
-            )
+            raise InputError(f"prediction {str(path)!r} is not committed as it is: commit it before these runs")
     try:
         prediction = json.loads(path.read_text())
         axis, compute = prediction["axis"], float(prediction["compute"])
@@ -221,7 +213,5 @@ def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str
     for name in arms:
         if name not in optima:
             why = prediction.get("not_predicted", {}).get(name, "no optimum, or not in the compute grid")
-            raise InputError(
-                f"prediction {str(path)!r} has no optimum for {name} ({why}): leave it out of --arms"
-            )
+            raise InputError(f"prediction {str(path)!r} has no optimum for {name} ({why}): leave it out of --arms")
     return optima

@@ -95,11 +95,7 @@ def _evidence(content: Content, show: Callable[[FigureGroup], str]) -> str:
             tables.best_runs_table(study.part("compute"), analysis.noise, study.wording.unit.many),
         ]
     if grid is not None:
-        parts += [
-            drawn.get("data", ""),
-            data_tables.data_table(grid, roles),
-            data_tables.repetition_table(grid),
-        ]
+        parts += [drawn.get("data", ""), data_tables.data_table(grid, roles), data_tables.repetition_table(grid)]
         parts.append(data_tables.repetition_law_table(grid))
     if analysis.arms:
         parts += [drawn.get("surface", ""), drawn.get("isoflop", ""), tables.coefficient_table(analysis)]
@@ -144,17 +140,12 @@ def _provenance(study: Study) -> str:
     if "hardware" in finished:
         kinds = sorted(finished["hardware"].dropna().unique())
         gpu = any("NVIDIA" in kind for kind in kinds)
-        lines.append(
-            f"Hardware: {'; '.join(kinds)} per run." + ("" if gpu else " No GPU figure is in this report.")
-        )
+        lines.append(f"Hardware: {'; '.join(kinds)} per run." + ("" if gpu else " No GPU figure is in this report."))
     if "code" in finished:
         lines.append(f"Code: {'; '.join(sorted(finished['code'].dropna().unique()))}.")
     if "data" in runs:
         lines.append(f"Data: definition {', '.join(sorted(set(runs['data'].astype(str).str[:12])))}.")
-    lines += [
-        f"Wall time, {name}, when it last ran: {seconds:.0f} s."
-        for name, seconds in study.stage_seconds.items()
-    ]
+    lines += [f"Wall time, {name}, when it last ran: {seconds:.0f} s." for name, seconds in study.stage_seconds.items()]
     lines += [f"{axis.label}: {axis.meaning}." for axis in AXES.values()]
     if study.untimed == 0:
         lines.append("Seconds come from step times taken in one sitting, `step_times.csv`.")

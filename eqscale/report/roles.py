@@ -80,9 +80,7 @@ def read_roles(runs: pd.DataFrame) -> Roles:
     graded = graded[graded["budget"] == graded.groupby("arm")["budget"].transform("max")]
     best = graded.groupby("arm").agg(budget=("budget", "first"), loss=("loss", "min"))
     first = runs.drop_duplicates("arm").set_index("arm")
-    order = first.join(best, rsuffix="_best").sort_values(
-        ["budget_best", "loss_best"], ascending=[False, True]
-    )
+    order = first.join(best, rsuffix="_best").sort_values(["budget_best", "loss_best"], ascending=[False, True])
     by_role = {role: tuple(map(str, order.index[order["role"] == role])) for role in Role}
     controls = first["control_of"][first["role"] == Role.CONTROL]
     return Roles(by_role, {str(arm): str(other) for arm, other in controls.items()})

@@ -88,9 +88,7 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, RecipeF
     return figure
 
 
-def _report(
-    trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, RecipeFit], goal: float, rounds: int
-) -> str:
+def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, RecipeFit], goal: float, rounds: int) -> str:
     recipes = [
         {
             "arm": arm, "learning rate": number(fit.recipe.rate), "∝ N^": f"{fit.recipe.by_parameters:.2f}",
@@ -114,9 +112,7 @@ def _report(
     ]  # fmt: skip
     within = int((checks["excess"] <= goal).sum())
     status = trials.groupby(["arm", "status"]).size().unstack(fill_value=0)
-    count = [
-        {"arm": arm, **{k: str(v) for k, v in row.items()}} for arm, row in status.to_dict("index").items()
-    ]
+    count = [{"arm": arm, **{k: str(v) for k, v in row.items()}} for arm, row in status.to_dict("index").items()]
     paragraphs = [
         "# Learning rates and batch sizes",
         "One search for every arm, with the same number of trials for each: Optuna (TPE, median pruner) proposes "

@@ -85,15 +85,11 @@ def _figure(runs: pd.DataFrame, shapes: pd.DataFrame) -> Figure:
         arms = list(shapes["arm"].unique())
         figure, axes = panel_grid(len(arms), height=2.7)
         for panel, arm in zip(axes, arms, strict=True):
-            for colour, (_, group) in zip(
-                PALETTE, shapes[shapes["arm"] == arm].groupby("group"), strict=False
-            ):
+            for colour, (_, group) in zip(PALETTE, shapes[shapes["arm"] == arm].groupby("group"), strict=False):
                 keys = ["arm", "budget", "width", "depth"]
                 dots = runs[runs["status"] == "finished"].merge(group[keys], on=keys)
                 panel.scatter(dots["depth"], dots["loss"], s=9, color=colour, alpha=0.5, lw=0)
-                panel.plot(
-                    group["depth"], group["loss"], color=colour, label=f"{number(group['cost'].mean(), 2)}"
-                )
+                panel.plot(group["depth"], group["loss"], color=colour, label=f"{number(group['cost'].mean(), 2)}")
                 for row in group.itertuples():
                     panel.annotate(
                         str(row.width), (row.depth, row.loss), (3, 4), textcoords="offset points",
@@ -142,9 +138,7 @@ def _signed(excess: float, se: float) -> str:
 def _verdict(group: pd.DataFrame) -> str:
     """One sentence on one group of shapes."""
     first = group.iloc[0]
-    where = (
-        f"**{first.arm}**, {number(group['cost'].mean(), 2)} FLOPs per token, {number(first.budget)} FLOPs: "
-    )
+    where = f"**{first.arm}**, {number(group['cost'].mean(), 2)} FLOPs per token, {number(first.budget)} FLOPs: "
     if not group["rung"].any():
         return where + "the ladder's shape has not finished."
     rung, best = group[group["rung"]].iloc[0], group.loc[group["loss"].idxmin()]

@@ -176,9 +176,7 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
                 bracketed = "at an edge" if math.isnan(size.value) else _cell(size)
                 at = [AXES[axis].label, f"{cost:.3g} {AXES[axis].unit}", f"`{name}`"]
                 rows.append([*at, _cell(loss), bracketed, *relative])
-    scatter = ", ".join(
-        f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items()
-    )
+    scatter = ", ".join(f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items())
     header = ["axis", "cost", "arm", "lowest loss", "N_opt"]
     for name in built_in:
         header += [f"loss over that of `{name}`", f"this cost over what `{name}` takes for this loss"]

@@ -20,9 +20,7 @@ def read_wording(path: Path) -> Wording:
     """
     content = read_json(path)
     if content is None:
-        raise InputError(
-            f"there is no {path}: run the study's job again, which writes it and trains nothing twice"
-        )
+        raise InputError(f"there is no {path}: run the study's job again, which writes it and trains nothing twice")
     return Wording(**{field.name: _entry(path, content, field.name) for field in dataclasses.fields(Wording)})
 
 

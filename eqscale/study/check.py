@@ -98,10 +98,7 @@ def mend(study: Study) -> None:
     read_records(study.results).adopt(study.storage.ledger)
     ledger = _read(study.storage.ledger, described)
 
-    if any(
-        finding.where == "run table" and not finding.note
-        for finding in _check_table(study, ledger, described)
-    ):
+    if any(finding.where == "run table" and not finding.note for finding in _check_table(study, ledger, described)):
         _rewrite_table(study, ledger, described)
     if any(not finding.note for finding in _check_records(study, ledger)):
         write_records(study.storage.ledger, study.results)
@@ -138,9 +135,7 @@ def _read(ledger: Ledger, described: Mapping[str, Any]) -> _Ledger:
 
 def _check_ledger(ledger: _Ledger, described: Mapping[str, Any]) -> list[Finding]:
     findings = [
-        Finding(
-            "ledger", "damaged" if error.damaged else "outdated", run_id, str(error), note=not error.damaged
-        )
+        Finding("ledger", "damaged" if error.damaged else "outdated", run_id, str(error), note=not error.damaged)
         for run_id, error in ledger.unreadable.items()
     ]
     for record in ledger.outdated.values():
@@ -150,9 +145,7 @@ def _check_ledger(ledger: _Ledger, described: Mapping[str, Any]) -> list[Finding
     if planned is not None:
         for run_id in ledger.current.keys() - set(planned):
             name = ledger.current[run_id].spec.name
-            findings.append(
-                Finding("ledger", "unplanned", name, "not in the plan of the last start", note=True)
-            )
+            findings.append(Finding("ledger", "unplanned", name, "not in the plan of the last start", note=True))
     for run_id in ledger.failed:
         findings.append(Finding("ledger", "failed", run_id, ledger.failed[run_id], note=True))
     return findings
@@ -191,9 +184,7 @@ def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) ->
     for run_id in found.keys() - expected.keys():
         row = found[run_id][0]
         if row["status"] in ("finished", "diverged", "outdated", "unplanned"):
-            findings.append(
-                Finding("run table", "unknown", row["name"], f"{row['status']}; not in the ledger")
-            )
+            findings.append(Finding("run table", "unknown", row["name"], f"{row['status']}; not in the ledger"))
     return findings
 
 
@@ -211,10 +202,7 @@ def _check_records(study: Study, ledger: _Ledger) -> list[Finding]:
     if not published.path.is_file():
         detail = f"no {published.path.name} in {str(study.results)!r}"
         return [Finding("records", "absent", study.name, detail, note=True)]
-    findings = [
-        Finding("records", "damaged", f"line {number}", reason)
-        for number, reason in published.damaged.items()
-    ]
+    findings = [Finding("records", "damaged", f"line {number}", reason) for number, reason in published.damaged.items()]
     expected = {run_id: record for run_id, record in ledger.readable.items() if not record.outdated}
     for run_id, record in expected.items():
         if run_id not in published.records:
@@ -224,9 +212,7 @@ def _check_records(study: Study, ledger: _Ledger) -> list[Finding]:
             findings.append(Finding("records", "different", record.spec.name, detail))
     for run_id in published.records.keys() - expected.keys() - ledger.unreadable.keys():
         name = published.records[run_id].spec.name
-        findings.append(
-            Finding("records", "not adopted", name, "not in the ledger; the next start adopts it")
-        )
+        findings.append(Finding("records", "not adopted", name, "not in the ledger; the next start adopts it"))
     if {run_id: note["error"] for run_id, note in published.failures.items()} != ledger.failed:
         findings.append(Finding("records", "different", study.name, "other failed runs than the ledger"))
     return findings
@@ -250,9 +236,7 @@ def _same(first: Any, second: Any) -> bool:
 def _client(study: Study) -> tuple[MlflowClient, Any]:
     path = study.tracking_uri.removeprefix("sqlite:///")
     if path != study.tracking_uri and not Path(path).exists():
-        raise InputError(
-            f"there is no MLflow database at {study.tracking_uri!r}: name one with --tracking-uri"
-        )
+        raise InputError(f"there is no MLflow database at {study.tracking_uri!r}: name one with --tracking-uri")
     try:
         client = MlflowClient(tracking_uri=study.tracking_uri)
         return client, client.get_experiment_by_name(study.experiment)
@@ -262,9 +246,7 @@ def _client(study: Study) -> tuple[MlflowClient, Any]:
 
 def _completed(client: MlflowClient, experiment_id: str) -> dict[str, list[Any]]:
     runs: dict[str, list[Any]] = defaultdict(list)
-    for run in search_runs(
-        client, experiment_id, f"attributes.status = 'FINISHED' and tags.`{RUN_TAG}` != ''"
-    ):
+    for run in search_runs(client, experiment_id, f"attributes.status = 'FINISHED' and tags.`{RUN_TAG}` != ''"):
         runs[run.data.tags[RUN_TAG]].append(run)
     return runs
 
@@ -344,7 +326,5 @@ def _check_storage(study: Study, ledger: _Ledger, running: bool) -> list[Finding
     for run_id in sorted(ended - weights):
         if ledger.readable[run_id].status == "finished":
             detail = "no final weights"
-            findings.append(
-                Finding("storage", "missing", ledger.readable[run_id].spec.name, detail, note=True)
-            )
+            findings.append(Finding("storage", "missing", ledger.readable[run_id].spec.name, detail, note=True))
     return findings

@@ -31,9 +31,7 @@ def expected_batch(preset: Preset, batch_size: int) -> TokenCounts:
 
 
 @functools.lru_cache(maxsize=64)
-def _expected_batch(
-    task_name: str, given: tuple[tuple[str, str | int | float], ...], batch_size: int
-) -> TokenCounts:
+def _expected_batch(task_name: str, given: tuple[tuple[str, str | int | float], ...], batch_size: int) -> TokenCounts:
     task = get_task(task_name)
     rng = np.random.default_rng(0)
     tokens = task.draw_tokens(task.check_options(dict(given)), _SAMPLED_SYSTEMS, rng)
@@ -125,9 +123,7 @@ def design_run(
     )
 
 
-def _extra_sizes(
-    preset: ComputeGrid | Controls, arm: Arm, budget: float, planned: Sequence[Size]
-) -> list[Size]:
+def _extra_sizes(preset: ComputeGrid | Controls, arm: Arm, budget: float, planned: Sequence[Size]) -> list[Size]:
     """Sizes of ``extra_sizes`` for an arm and budget that aren't planned anyway."""
     found = []
     rungs = {str(size): size for size in arm.sizes(budget)}
@@ -253,13 +249,9 @@ def aspect_ratio_grid(preset: AspectRatio) -> list[RunSpec]:
     Raises:
         InputError: for an unknown arm or a budget that is too small.
     """
-    runs = {
-        (group.arm, group.budget, shape): None for group in shape_groups(preset) for shape in group.shapes
-    }
+    runs = {(group.arm, group.budget, shape): None for group in shape_groups(preset) for shape in group.shapes}
     return [
-        design_run(get_arm(arm), shape, budget, preset, seed)
-        for arm, budget, shape in runs
-        for seed in preset.seeds
+        design_run(get_arm(arm), shape, budget, preset, seed) for arm, budget, shape in runs for seed in preset.seeds
     ]
 
 
@@ -277,9 +269,7 @@ def controls_grid(preset: Controls) -> list[RunSpec]:
     for budget, name in itertools.product(preset.variant_budgets, preset.variant_arms if variant else ()):
         arm = get_arm(name)
         size = choose_sizes(arm, budget, preset.grid_sizes, preset)[(preset.grid_sizes - 1) // 2]
-        specs += [
-            design_run(arm, size, budget, preset, seed, variant=variant) for seed in _seeds(preset, budget)
-        ]
+        specs += [design_run(arm, size, budget, preset, seed, variant=variant) for seed in _seeds(preset, budget)]
     return specs
 
 

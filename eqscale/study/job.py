@@ -50,20 +50,10 @@ def _git_commit() -> str:
 
 def prepare_data(data: DataSpec, root: Path, console: Console, backend: str = "processes") -> None:
     """Generate what is missing of a data set, with a progress bar; see ``eqscale.tasks.dataset.prepare``."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"preparing {get_task(data.task).words.unit.many}", total=None)
-        prepare(
-            data,
-            root,
-            backend=backend,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        prepare(data, root, backend=backend, progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 class OpenStudy:
@@ -127,11 +117,7 @@ class OpenStudy:
                     )
 
     def _events(
-        self,
-        display: StudyProgress,
-        estimate: Estimator,
-        source: TrialSource | None,
-        publication: _NowAndThen,
+        self, display: StudyProgress, estimate: Estimator, source: TrialSource | None, publication: _NowAndThen
     ) -> StudyEvents:
         def started(spec: RunSpec) -> None:
             display.started(spec)
@@ -229,9 +215,7 @@ class _NowAndThen:
         begin = time.monotonic()
         if not self.due or begin < self._next:
             return
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk: the ledger has it, and the end of the job tries again
+        with contextlib.suppress(OSError):  # a full disk: the ledger has it, and the end of the job tries again
             self._publish()
             self.due = False
         now = time.monotonic()
@@ -270,13 +254,9 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
         if tracker.outages:
             console.print(f"MLflow stopped answering {tracker.outages} times; trials were not held up")
         if tracker.errors:
-            console.print(
-                f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them"
-            )
+            console.print(f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them")
         console.print(f"results: {options.results}")
-        console.print(
-            f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}"
-        )
+        console.print(f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}")
 
 
 def run_study(
@@ -313,9 +293,7 @@ def run_study(
         study.track(specs)
         study.complete = not missing
         if missing:
-            console.print(
-                f"[yellow]stopped with {len(missing)} runs to go[/yellow]: the same command continues"
-            )
+            console.print(f"[yellow]stopped with {len(missing)} runs to go[/yellow]: the same command continues")
             return 130
     return 1 if options.storage.ledger.failures().keys() & {spec.run_id for spec in specs} else 0
 
@@ -337,7 +315,5 @@ def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Consol
     cluster = Cluster(workers, workers)
     planned = plan(todo, estimate, cluster, largest=options.devices_per_trial or 1)
     wall = max(placement.end for placement in run_list(planned, estimate, cluster))
-    console.print(
-        f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers"
-    )
+    console.print(f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers")
     return todo

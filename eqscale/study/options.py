@@ -113,9 +113,7 @@ def _first_parser(presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
 
 def _parser(description: str, presets: Mapping[str, Preset], job: str, task: Task) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[_first_parser(presets)],
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[_first_parser(presets)]
     )
     default = next(iter(presets))
     add = parser.add_argument
@@ -137,11 +135,7 @@ def _parser(description: str, presets: Mapping[str, Preset], job: str, task: Tas
         help_text = f"{option.help} (default: {option.default})"
         try:
             group.add_argument(
-                _flag(option.name),
-                type=type(option.default),
-                metavar="VALUE",
-                help=help_text,
-                dest=option.name,
+                _flag(option.name), type=type(option.default), metavar="VALUE", help=help_text, dest=option.name
             )
         except argparse.ArgumentError as error:
             raise InputError(
@@ -204,9 +198,7 @@ def _given(args: argparse.Namespace, preset: Preset, task: Task) -> dict[str, An
     """The values of a preset that the command line overrides."""
     values = {field.name: getattr(args, field.name) for field in _flagged(preset)}
     given = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-        if value is not None
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None
     }
     options = dict(preset.task_options) if task.name == preset.task else {}
     for option in task.options:

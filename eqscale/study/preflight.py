@@ -53,11 +53,7 @@ def check_ray_address(address: str) -> None:
 
 
 def check_devices(
-    specs: Sequence[RunSpec],
-    seconds: Callable[[RunSpec], float],
-    cpus: int,
-    gpus: int,
-    presets: Mapping[str, float],
+    specs: Sequence[RunSpec], seconds: Callable[[RunSpec], float], cpus: int, gpus: int, presets: Mapping[str, float]
 ) -> None:
     """Refuse a study for GPUs on a machine or cluster that has none and can't start any.
 

@@ -78,9 +78,7 @@ class DataGrid(Preset):
     """Numbers of unique systems x arms x seeds at one budget."""
 
     budget: float = _option("training budget in executed FLOPs")
-    systems: tuple[int, ...] = _option(
-        "numbers of unique training systems, each the first so many of the split"
-    )
+    systems: tuple[int, ...] = _option("numbers of unique training systems, each the first so many of the split")
     replicate_up_to: int = _option("runs on more systems than this are trained with the first seed only")
 
 
@@ -89,9 +87,7 @@ class AspectRatio(Preset):
     """Other shapes than the ladder's, at the same cost per token."""
 
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs")
-    costs: tuple[float, ...] = _option(
-        "rungs of the ladder to vary: FLOPs per token over the guessed optimum"
-    )
+    costs: tuple[float, ...] = _option("rungs of the ladder to vary: FLOPs per token over the guessed optimum")
     depths: tuple[int, ...] = _option("depths to try, each with the width that costs what the rung does")
 
 
@@ -102,13 +98,9 @@ class Controls(Preset):
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid")
     sizes_per_budget: int = _option("model sizes trained at each budget")
     extra_sizes: tuple[str, ...] = _EXTRA_SIZES
-    variant_arms: tuple[str, ...] = _option(
-        "arms of the compute grid that are also trained on the task's variant"
-    )
+    variant_arms: tuple[str, ...] = _option("arms of the compute grid that are also trained on the task's variant")
     variant_budgets: tuple[float, ...] = _option("budgets of those, one size each")
-    grid_sizes: int = _option(
-        "sizes per budget of the compute grid, a middle one of which is trained on the variant"
-    )
+    grid_sizes: int = _option("sizes per budget of the compute grid, a middle one of which is trained on the variant")
     replicate_up_to: float = _option("larger budgets are trained with the first seed only")
 
 
@@ -284,9 +276,7 @@ CONTROLS: dict[str, Controls] = {
         arms=("gatr_off",),
         budgets=(1e11, 1e12, 3e12),
         sizes_per_budget=3,
-        extra_sizes=(
-            "gatr_off:3e12:2x1",
-        ),  # the smallest is its best at every budget, and there is none below
+        extra_sizes=("gatr_off:3e12:2x1",),  # the smallest is its best at every budget, and there is none below
         variant_arms=("gatr",),
         variant_budgets=(1e11, 1e12),
         grid_sizes=6,

@@ -33,9 +33,7 @@ def human_time(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def plan_table(
-    specs: Sequence[RunSpec], preset: Preset, seconds: Callable[[RunSpec], float], done: set[str]
-) -> Table:
+def plan_table(specs: Sequence[RunSpec], preset: Preset, seconds: Callable[[RunSpec], float], done: set[str]) -> Table:
     """The plan of a study: one row per run, before anything is spent."""
     table = Table(title=f"{len(specs)} runs", title_justify="left")
     table.add_column("arm", no_wrap=True)
@@ -84,12 +82,7 @@ class StudyProgress:
     """Live on a terminal; elsewhere a line per ended run, and one about the running trials now and then."""
 
     def __init__(
-        self,
-        planned: Sequence[Allotment],
-        estimate: Estimator,
-        workers: int,
-        console: Console,
-        unknown: int = 0,
+        self, planned: Sequence[Allotment], estimate: Estimator, workers: int, console: Console, unknown: int = 0
     ) -> None:
         """Show the given runs, and ``unknown`` more that are still to be chosen.
 
@@ -108,12 +101,8 @@ class StudyProgress:
         self._running: dict[str, TaskID] = {}
         self._begin = self._said = time.monotonic()
         bar = BarColumn(bar_width=30)
-        self._overall = Progress(
-            TextColumn("{task.description}"), bar, TextColumn("{task.percentage:3.0f} %")
-        )
-        self._trials = Progress(
-            TextColumn("  {task.description:<36}"), bar, TextColumn("{task.fields[note]}")
-        )
+        self._overall = Progress(TextColumn("{task.description}"), bar, TextColumn("{task.percentage:3.0f} %"))
+        self._trials = Progress(TextColumn("  {task.description:<36}"), bar, TextColumn("{task.fields[note]}"))
         self._all = self._overall.add_task("", total=1)
         self._live = Live(Group(self._overall, self._trials), console=console, refresh_per_second=4)
 

@@ -99,9 +99,7 @@ def memory_need(spec: RunSpec, tokens: int) -> MemoryNeed:
     arm = get_arm(spec.arm)
     per_token = activation_bytes_per_token(spec.arm, spec.size, spec.task)
     return MemoryNeed(
-        states=4.0
-        * (_STATES + get_optimizer(spec.optimizer).states)
-        * arm.parameters(spec.size, get_task(spec.task)),
+        states=4.0 * (_STATES + get_optimizer(spec.optimizer).states) * arm.parameters(spec.size, get_task(spec.task)),
         activations=_MARGIN * per_token * tokens * spec.batch_size,
     )
 

@@ -97,9 +97,7 @@ class Search:
             storage=storage,
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(
-                n_startup_trials=_RANDOM_TRIALS,
-                n_warmup_steps=round(CURVE_POINTS * _PRUNE_FROM),
-                n_min_trials=3,
+                n_startup_trials=_RANDOM_TRIALS, n_warmup_steps=round(CURVE_POINTS * _PRUNE_FROM), n_min_trials=3
             ),
         )
         study.sampler = optuna.samplers.TPESampler(
@@ -253,9 +251,7 @@ def _picked_run(preset: LearningRateSearch, arm_name: str, budget: float, recipe
     return design_run(arm, size, budget, preset, preset.seeds[0])
 
 
-def check_specs(
-    preset: LearningRateSearch, recipes: dict[str, Recipe], losses: dict[str, float]
-) -> list[RunSpec]:
+def check_specs(preset: LearningRateSearch, recipes: dict[str, Recipe], losses: dict[str, float]) -> list[RunSpec]:
     """The check runs: each arm at each check budget with half, once and twice the recipe's learning rate.
 
     Where the lowest known loss lies at the edge of the rates, the next rate by a factor two is added, so
@@ -271,9 +267,7 @@ def check_specs(
         picked = _picked_run(preset, name, budget, recipes[name])
 
         def at(exponent: int, picked: RunSpec = picked) -> RunSpec:
-            return dataclasses.replace(
-                picked, learning_rate=float(f"{picked.learning_rate * 2.0**exponent:.4g}")
-            )
+            return dataclasses.replace(picked, learning_rate=float(f"{picked.learning_rate * 2.0**exponent:.4g}"))
 
         exponents = [-1, 0, 1]
         while all(at(e).run_id in losses for e in exponents):

@@ -62,9 +62,7 @@ def fetch(spec: DataSpec, root: AnyPath, systems: Mapping[str, int] | None = Non
                     continue
                 content = (there / entry["file"]).read_bytes()
                 if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                    raise InputError(
-                        f"{there / entry['file']} is damaged: delete it and start the study again"
-                    )
+                    raise InputError(f"{there / entry['file']} is damaged: delete it and start the study again")
                 write_atomically(file, content)
         write_atomically(here / _MANIFEST, json.dumps(wanted, indent=1).encode())
     return local
@@ -92,6 +90,4 @@ def _read_manifest(folder: AnyPath) -> dict[str, Any]:
 
 def _entries(manifest: Mapping[str, Any]) -> dict[str, str]:
     """File name -> SHA-256 of every shard in a manifest."""
-    return {
-        entry["file"]: entry["sha256"] for split in ("train", "test") for entry in manifest.get(split, ())
-    }
+    return {entry["file"]: entry["sha256"] for split in ("train", "test") for entry in manifest.get(split, ())}

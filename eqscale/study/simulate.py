@@ -78,12 +78,8 @@ def forecast(
         placements = _run(allotments, off_by(seconds, factor), cluster)
         wall = max(p.end for p in placements)
         walls.append(wall)
-        inside.append(
-            sum(p.devices * (p.end - p.start - GAP_SECONDS) for p in placements) / (wall * cluster.devices)
-        )
-        useful.append(
-            sum(smallest(s) * seconds(s, smallest(s)) * factor[s] for s in specs) / (wall * cluster.devices)
-        )
+        inside.append(sum(p.devices * (p.end - p.start - GAP_SECONDS) for p in placements) / (wall * cluster.devices))
+        useful.append(sum(smallest(s) * seconds(s, smallest(s)) * factor[s] for s in specs) / (wall * cluster.devices))
     gangs = collections.Counter(allotment.devices for allotment in allotments)
     return Forecast(
         cluster=cluster,

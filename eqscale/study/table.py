@@ -77,11 +77,7 @@ _CODE: dict[str, str] = {
 def table_columns(task_name: str) -> dict[str, str]:
     """Columns of the run table of a study of that task, with their meanings."""
     task = get_task(task_name)
-    words = {
-        "systems": task.words.unit.many,
-        "samples": task.words.sample.many,
-        "baseline": task.words.trivial,
-    }
+    words = {"systems": task.words.unit.many, "samples": task.words.sample.many, "baseline": task.words.trivial}
     own = {metric.name: metric.meaning for metric in task.metrics}
     view = {option.name: option.help for option in task.options if not option.of_data}
     found = _DESIGN | own | _SYMMETRY | _RUNNING
@@ -116,9 +112,7 @@ def record_row(record: RunRecord) -> dict[str, Any]:
     row = _planned_row(record.spec) | {
         "run_id": record.run_id,  # of the code that wrote the record
         "status": record.status,
-        "reason": None
-        if record.status == "finished"
-        else _DIVERGED.format(record.steps_done, record.spec.steps),
+        "reason": None if record.status == "finished" else _DIVERGED.format(record.steps_done, record.spec.steps),
         "N": record.parameters,
         "D": record.tokens,
         "flops_nominal": record.flops_nominal,

@@ -216,9 +216,7 @@ class Tracker:
 
     def _log_points(self, run_id: str, points: Iterable[CurvePoint], now: int) -> None:
         fresh = [p for p in points if p.step > self._points.get(run_id, 0)]
-        metrics = [
-            Metric(metric, getattr(p, name), now, p.step) for p in fresh for metric, name in _CURVES.items()
-        ]
+        metrics = [Metric(metric, getattr(p, name), now, p.step) for p in fresh for metric, name in _CURVES.items()]
         if metrics and run_id in self._open:
             self._client.log_batch(self._open[run_id], metrics=metrics)
             self._points[run_id] = max(p.step for p in fresh)
@@ -324,6 +322,5 @@ def final_metrics(record: RunRecord) -> dict[str, float]:
 def run_parameters(spec: RunSpec) -> dict[str, str]:
     """What is logged as parameters of a run."""
     return {
-        name: f"{value:g}" if isinstance(value, float) else str(value)
-        for name, value in spec_columns(spec).items()
+        name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in spec_columns(spec).items()
     }

@@ -30,9 +30,7 @@ class _Watched:
 class Watch:
     """Times of the last signs of life of the running trials, and how far each has ever come."""
 
-    def __init__(
-        self, limit: Callable[[RunSpec], float], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, limit: Callable[[RunSpec], float], clock: Callable[[], float] = time.monotonic) -> None:
         """Watch trials.
 
         Args:

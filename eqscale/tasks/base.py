@@ -44,9 +44,7 @@ class Option:
     def check(self, value: OptionValue) -> None:
         """Raise InputError for a value that isn't allowed."""
         if self.choices and value not in self.choices:
-            raise InputError(
-                f"unknown {self.name} {value!r}; choose from {', '.join(map(str, self.choices))}"
-            )
+            raise InputError(f"unknown {self.name} {value!r}; choose from {', '.join(map(str, self.choices))}")
         kind = type(self.default)
         if not self.choices and not isinstance(value, (int, float) if kind is float else kind):
             raise InputError(f"{self.name} {value!r}: must be of type {kind.__name__}")
@@ -92,9 +90,7 @@ class Task:
 
     # Data.
 
-    def generate(
-        self, options: Options, seed: int, split: str, start: int, stop: int
-    ) -> dict[str, np.ndarray]:
+    def generate(self, options: Options, seed: int, split: str, start: int, stop: int) -> dict[str, np.ndarray]:
         """Systems ``start`` to ``stop - 1`` of a split ("train" or "test"), the same numbers wherever it runs.
 
         System k must not depend on ``start`` and ``stop``: seed a generator with (seed, split, k).
@@ -141,14 +137,10 @@ class Task:
         square = records["weight"] * np.square(records["target"], dtype=float).sum(-1)
         rms = float(np.sqrt(square.sum() / len(records)))
         if rms == 0:
-            raise InputError(
-                f"task {self.name!r}: the targets of the first {len(records)} systems are all zero"
-            )
+            raise InputError(f"task {self.name!r}: the targets of the first {len(records)} systems are all zero")
         return {"target_rms": rms}
 
-    def open(
-        self, options: Options, shards: Sequence[np.ndarray], statistics: Mapping[str, float]
-    ) -> Samples:
+    def open(self, options: Options, shards: Sequence[np.ndarray], statistics: Mapping[str, float]) -> Samples:
         """The samples of stored records."""
         return StoredSamples(self.schema, shards, statistics["target_rms"], options)
 
@@ -185,9 +177,7 @@ class Task:
 
     # Evaluation.
 
-    def evaluate(
-        self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any
-    ) -> dict[str, float]:
+    def evaluate(self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any) -> dict[str, float]:
         """nmse, nmse_se and the task's own metrics on the samples of those indices."""
         errors = evaluate(predict, samples, indices, **where)
         return {"nmse": errors.nmse, "nmse_se": errors.nmse_se} | self.measure(errors, samples)
@@ -200,9 +190,7 @@ class Task:
         """Equivariance errors, see ``eqscale.tasks.metrics.equivariance``."""
         return equivariance(predict, samples, indices, self.elements(samples.options), self.classes())
 
-    def rollout(
-        self, predict: Predictor, samples: Samples, systems: int, seconds: float
-    ) -> dict[str, Any] | None:
+    def rollout(self, predict: Predictor, samples: Samples, systems: int, seconds: float) -> dict[str, Any] | None:
         """Errors of predictions that are fed back for so long, from one start in each of the first ``systems``.
 
         Returns:
@@ -223,9 +211,7 @@ class Task:
         """
         raise InputError(f"task {self.name!r} draws no pictures of its systems")
 
-    def look_at_prediction(
-        self, predict: Predictor, samples: Samples, index: int, out: Path, title: str
-    ) -> Path:
+    def look_at_prediction(self, predict: Predictor, samples: Samples, index: int, out: Path, title: str) -> Path:
         """Write a picture of a prediction beside the truth, for a system of the samples."""
         raise InputError(f"task {self.name!r} draws no pictures of predictions")
 
@@ -260,9 +246,7 @@ class Task:
                 f"task {self.name!r}: relabel gives other labels than generate: their cosine is {alike:.3g}"
             )
         acts: dict[str, Callable[[Batch, torch.Generator], Batch]] = {
-            "rotation or reflection": lambda b, g: transform(
-                b, self.group.elements(len(b), g, b.target.dtype)
-            )
+            "rotation or reflection": lambda b, g: transform(b, self.group.elements(len(b), g, b.target.dtype))
         }
         if self.group.translations:
             acts["shift"] = ELEMENTS["translation"]

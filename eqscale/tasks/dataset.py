@@ -129,11 +129,7 @@ def prepare(
 
 
 def _complete(
-    spec: DataSpec,
-    folder: Path,
-    workers: int | None,
-    progress: Callable[[int, int], None] | None,
-    backend: str,
+    spec: DataSpec, folder: Path, workers: int | None, progress: Callable[[int, int], None] | None, backend: str
 ) -> None:
     """Generate and write what the folder lacks; the caller holds its lock."""
     manifest = _read_manifest(folder, spec) or {
@@ -145,9 +141,7 @@ def _complete(
     }
     targets = {"train": max(spec.train_systems, MEASURED_SYSTEMS), "test": spec.test_systems}
     shards = [
-        (split, k, min(SHARD, total - k * SHARD))
-        for split, total in targets.items()
-        for k in range(-(-total // SHARD))
+        (split, k, min(SHARD, total - k * SHARD)) for split, total in targets.items() for k in range(-(-total // SHARD))
     ]
     good = {(split, k): _verified(folder, split, k, manifest) for split, k, _ in shards}
     wanted = [(split, k, good[split, k], size) for split, k, size in shards if good[split, k] < size]
@@ -191,9 +185,7 @@ def _read_manifest(folder: Path, spec: DataSpec) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text())
         there = manifest["definition"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a dataset manifest: delete the folder {folder} to make it again"
-        ) from error
+        raise InputError(f"{path} is not a dataset manifest: delete the folder {folder} to make it again") from error
     here = spec.definition
     if there != here:
         changed = [
@@ -201,9 +193,7 @@ def _read_manifest(folder: Path, spec: DataSpec) -> dict[str, Any] | None:
             for key in sorted({*there, *here})
             if there.get(key) != here.get(key)
         ]
-        raise InputError(
-            f"{folder} holds other data: {'; '.join(changed)}: delete it, or choose another data folder"
-        )
+        raise InputError(f"{folder} holds other data: {'; '.join(changed)}: delete it, or choose another data folder")
     return manifest
 
 
@@ -243,9 +233,7 @@ Chunk = tuple[str, int, int]
 """Split, first system and the one after the last."""
 
 
-def _run(
-    spec: DataSpec, tasks: list[Chunk], workers: int | None, backend: str
-) -> Generator[np.ndarray, None, None]:
+def _run(spec: DataSpec, tasks: list[Chunk], workers: int | None, backend: str) -> Generator[np.ndarray, None, None]:
     """Results of the tasks, in their order, with a bounded number in flight."""
     if backend == "ray":
         yield from _run_ray(spec, tasks)
@@ -306,9 +294,7 @@ def _open_shard(path: Path, entry: dict[str, Any]) -> np.ndarray:
     raise InputError(f"{path} is missing or damaged: prepare the dataset again, which rebuilds it")
 
 
-def open_split(
-    spec: DataSpec, root: Path, split: str, *, systems: int | None = None, **view: OptionValue
-) -> Samples:
+def open_split(spec: DataSpec, root: Path, split: str, *, systems: int | None = None, **view: OptionValue) -> Samples:
     """Samples of a prepared split ('train' or 'test'), of its first ``systems`` systems (default: all).
 
     ``view``: options of the task that don't change the stored data.
@@ -325,9 +311,7 @@ def open_split(
     return _open(spec.task, options, folder, _read_manifest(folder, spec), split, systems)
 
 
-def open_stored(
-    task: str, digest: str, root: Path, split: str, *, systems: int, **view: OptionValue
-) -> Samples:
+def open_stored(task: str, digest: str, root: Path, split: str, *, systems: int, **view: OptionValue) -> Samples:
     """Like ``open_split``, for the data whose definition has that digest, as a run's spec names it.
 
     Raises InputError if no folder under ``root`` holds it, and as ``open_split`` does.

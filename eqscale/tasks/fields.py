@@ -54,9 +54,7 @@ class Field:
         if self.per not in ("token", "sample"):
             raise InputError(f"field {self.name!r}: per {self.per!r}; choose from token, sample")
         if not self.scale > 0 or self.channels < 1:
-            raise InputError(
-                f"field {self.name!r}: scale {self.scale:g} and channels {self.channels} must be positive"
-            )
+            raise InputError(f"field {self.name!r}: scale {self.scale:g} and channels {self.channels} must be positive")
         if self.channels > 1 and self.kind is not Kind.INVARIANT:
             raise InputError(f"field {self.name!r}: a {self.kind.value} has 1 channel, got {self.channels}")
 

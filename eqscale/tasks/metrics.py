@@ -114,9 +114,7 @@ def equivariance(
             moved = act(predicted, generator)
             gap[name] += float(squared_error(predict(moved), moved).sum())
     share = 0.5 * gap.pop("loss_share") / error if error else math.nan
-    relative = {
-        f"equivariance_{name}": math.sqrt(value / size) if size else math.nan for name, value in gap.items()
-    }
+    relative = {f"equivariance_{name}": math.sqrt(value / size) if size else math.nan for name, value in gap.items()}
     return relative | {"equivariance_loss_share": share}
 
 

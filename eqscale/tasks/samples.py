@@ -36,10 +36,7 @@ class Samples(abc.ABC):
 
     @abc.abstractmethod
     def batches(
-        self,
-        groups: Sequence[np.ndarray],
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, groups: Sequence[np.ndarray], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Iterator[Batch]:
         """The batches of several index arrays, each padded to its own most tokens, with the bits of ``batch``.
 
@@ -78,10 +75,7 @@ class StoredSamples(Samples):
         self.n_systems = len(self.tokens)
 
     def batches(
-        self,
-        groups: Sequence[np.ndarray],
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, groups: Sequence[np.ndarray], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Iterator[Batch]:
         """As ``Samples.batches``."""
         for indices in groups:

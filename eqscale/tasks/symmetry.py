@@ -83,9 +83,7 @@ def _quaternion_to_rotation() -> tuple[Tensor, ...]:
 _QUATERNION_TO_ROTATION = _quaternion_to_rotation()
 
 
-def random_orthogonal(
-    n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def random_orthogonal(n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Matrices (n, 3, 3) uniform on O(3) (Haar), on the generator's device."""
     device = generator.device if generator is not None else torch.device("cpu")
     # A uniform quaternion gives a uniform rotation; a fair sign extends SO(3) to O(3).
@@ -102,18 +100,14 @@ def random_signs(n: int, generator: torch.Generator | None, device: torch.device
     return 1.0 - 2.0 * torch.randint(2, (n,), generator=generator, dtype=torch.float64, device=device)
 
 
-def random_unit(
-    n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def random_unit(n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Vectors (n, 3) uniform on the sphere."""
     device = generator.device if generator is not None else torch.device("cpu")
     v = torch.randn(n, 3, generator=generator, dtype=torch.float64, device=device)
     return (v / v.norm(dim=1, keepdim=True)).to(dtype)
 
 
-def random_rotation(
-    n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def random_rotation(n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Matrices (n, 3, 3) uniform on SO(3) (Haar), on the generator's device."""
     matrix = random_orthogonal(n, generator, torch.float64)
     return (torch.linalg.det(matrix)[:, None, None] * matrix).to(dtype)

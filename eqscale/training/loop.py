@@ -57,9 +57,7 @@ def weighted_mse(prediction: Tensor, batch: Batch) -> Tensor:
     return squared_error(prediction, batch).sum() / len(batch)
 
 
-def accumulate_gradient(
-    model: nn.Module, batch: Batch, micro_batch: int, whole: float | None = None
-) -> Tensor:
+def accumulate_gradient(model: nn.Module, batch: Batch, micro_batch: int, whole: float | None = None) -> Tensor:
     """Add the gradient of the batch's loss to the model, computing ``micro_batch`` samples at once.
 
     Every part is weighted with its share of the samples: loss and gradient are those of the whole batch but
@@ -200,9 +198,7 @@ class _Trainer:
         self.last_sign = time.perf_counter()
         self.elements = self.task.elements(spec.options)
         _, order_seed, self.augmentation_seed = spawn_seeds(spec.seed)
-        self.order = DataOrder(
-            train_samples.tokens, train_samples.samples_per_system, spec.batch_size, order_seed
-        )
+        self.order = DataOrder(train_samples.tokens, train_samples.samples_per_system, spec.batch_size, order_seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.graphs = replays_graphs(self.device, group.world, len(np.unique(train_samples.tokens)))
         self.bfloat16 = trains_in_bfloat16(self.device)
@@ -314,17 +310,11 @@ class _Trainer:
 
     def save_weights(self, path: AnyPath) -> None:
         """Write what ``load_trained`` reads; raises OSError if the file can't be written."""
-        state = {
-            "results_version": RESULTS_VERSION,
-            "spec": self.spec.to_dict(),
-            "model": self.model.state_dict(),
-        }
+        state = {"results_version": RESULTS_VERSION, "spec": self.spec.to_dict(), "model": self.model.state_dict()}
         save = functools.partial(checkpoint.save_file, path, state)
         checkpoint.write_patiently(save, f"the weights of run {self.spec.name}")
 
-    def record(
-        self, status: str, test: dict[str, float], started: str, evaluation_seconds: float
-    ) -> RunRecord:
+    def record(self, status: str, test: dict[str, float], started: str, evaluation_seconds: float) -> RunRecord:
         """What the run has come to; ``evaluation_seconds`` are those of the final evaluation."""
         spec, progress = self.spec, self.progress
         counts = TokenCounts(progress.tokens, progress.pairs, progress.padded_tokens, progress.padded_pairs)
@@ -389,9 +379,7 @@ class _Trainer:
             write_micro_batch(self.checkpoints, micro_batch)
             raise RuntimeError(f"out of memory at step {self.progress.step}: {micro_batch} {NEXT_ATTEMPT}")
         self.micro_batch = micro_batch
-        self._note(
-            f"out of memory at step {self.progress.step}: {micro_batch} samples at once ({reason[:120]})"
-        )
+        self._note(f"out of memory at step {self.progress.step}: {micro_batch} samples at once ({reason[:120]})")
         with contextlib.suppress(OSError):  # the next attempt would find out again
             write_micro_batch(self.checkpoints, micro_batch)
 
@@ -458,9 +446,7 @@ class _Trainer:
         return fitting(compute, self.evaluation_batch or len(batch), halved)
 
 
-def follow(
-    spec: RunSpec, train_samples: Samples, test_samples: Samples, *, checkpoints: AnyPath, group: Group
-) -> None:
+def follow(spec: RunSpec, train_samples: Samples, test_samples: Samples, *, checkpoints: AnyPath, group: Group) -> None:
     """Train along as one of the other ranks of a group whose first rank calls ``train``, to the last step.
 
     Args and errors as of ``train``; returns nothing, as the first rank evaluates and keeps the record.
@@ -512,9 +498,7 @@ def train(
         RuntimeError: if another rank is lost, or this one runs out of memory in a group.
     """
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    trainer = _Trainer(
-        spec, train_samples, test_samples, checkpoints, report, alive, checkpoint_seconds, group
-    )
+    trainer = _Trainer(spec, train_samples, test_samples, checkpoints, report, alive, checkpoint_seconds, group)
     status, test = "finished", {}
     begin = time.perf_counter()
     try:
@@ -530,9 +514,7 @@ def train(
     return trainer.record(status, test, started, time.perf_counter() - begin)
 
 
-def time_steps(
-    spec: RunSpec, train_samples: Samples, test_samples: Samples, seconds: float
-) -> tuple[float, str]:
+def time_steps(spec: RunSpec, train_samples: Samples, test_samples: Samples, seconds: float) -> tuple[float, str]:
     """Time of a training step, data, optimiser and all, without evaluations and checkpoints.
 
     Args:

@@ -18,9 +18,7 @@ _POOL_BATCHES = 32
 class DataOrder:
     """Shuffled passes over the samples of a training set, in batches of similar token count."""
 
-    def __init__(
-        self, tokens: NDArray[np.int64], samples_per_system: int, batch_size: int, seed: int
-    ) -> None:
+    def __init__(self, tokens: NDArray[np.int64], samples_per_system: int, batch_size: int, seed: int) -> None:
         """Describe the order.
 
         Args:

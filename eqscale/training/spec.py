@@ -78,9 +78,7 @@ class RunSpec:
         system, systems, samples = task.words.unit.one, task.words.unit.many, task.words.sample.many
         object.__setattr__(self, "view", _view(task, self.view))
         get_optimizer(self.optimizer)
-        self._require(
-            "steps", "batch_size", "train_systems", "test_systems", "test_samples_per_system", at_least=1
-        )
+        self._require("steps", "batch_size", "train_systems", "test_systems", "test_samples_per_system", at_least=1)
         self._require("seed", "weight_decay", at_least=0)
         for name in ("budget", "learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:

@@ -42,9 +42,7 @@ def test_squares_of_blades(a, square):
 
 def test_products_of_vectors_anticommute_and_spell_blades():
     assert torch.equal(ga.geometric_product(blade("e2"), blade("e1")), -blade("e12"))
-    assert torch.equal(
-        ga.geometric_product(ga.geometric_product(blade("e0"), blade("e1")), blade("e3")), blade("e013")
-    )
+    assert torch.equal(ga.geometric_product(ga.geometric_product(blade("e0"), blade("e1")), blade("e3")), blade("e013"))
 
 
 @given(st.integers(0, 2**31))
@@ -59,9 +57,7 @@ def test_reverse_and_involution():
     x, y = multivectors(2)
     gp = ga.geometric_product
     torch.testing.assert_close(ga.reverse(gp(x, y)), gp(ga.reverse(y), ga.reverse(x)))
-    torch.testing.assert_close(
-        ga.grade_involution(gp(x, y)), gp(ga.grade_involution(x), ga.grade_involution(y))
-    )
+    torch.testing.assert_close(ga.grade_involution(gp(x, y)), gp(ga.grade_involution(x), ga.grade_involution(y)))
     torch.testing.assert_close(ga.inner_product(x, y), gp(ga.reverse(x), y)[0])
 
 
@@ -166,9 +162,7 @@ def test_displacement_read_out_is_covariant():
     def as_direction(true, pseudo, point):
         return ga.embed_direction(ga.extract_displacement(true, pseudo, ga.extract_point(point)))
 
-    ga.assert_equivariant(
-        as_direction, [true, pseudo, ga.embed_point(x)], [ga.TRUE, ga.PSEUDO, ga.PSEUDO], [ga.PSEUDO]
-    )
+    ga.assert_equivariant(as_direction, [true, pseudo, ga.embed_point(x)], [ga.TRUE, ga.PSEUDO, ga.PSEUDO], [ga.PSEUDO])
 
 
 def test_assert_equivariant_catches_violations():
@@ -177,9 +171,7 @@ def test_assert_equivariant_catches_violations():
         ga.assert_equivariant(ga.join, [x, y], [1, 1], [1])
     with pytest.raises(AssertionError, match="output 0"):
         ga.assert_equivariant(lambda z: z.flip(-1), [x], [1], [1])
-    ga.assert_equivariant(
-        ga.join, [x, y], [1, 1], [1], reflections=False
-    )  # proper motions alone do not see it
+    ga.assert_equivariant(ga.join, [x, y], [1, 1], [1], reflections=False)  # proper motions alone do not see it
     with pytest.raises(InputError, match="2 parities for 1 inputs"):
         ga.assert_equivariant(ga.reverse, [x], [1, 1], [1])
 

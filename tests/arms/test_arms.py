@@ -82,8 +82,7 @@ def test_what_padding_holds_changes_nothing(name, batch):
     padding = ~batch.mask[..., None]
     assert padding.any()
     damaged = batch.replace(
-        position=batch["position"].masked_fill(padding, 7.0),
-        velocity=batch["velocity"].masked_fill(padding, -3.0),
+        position=batch["position"].masked_fill(padding, 7.0), velocity=batch["velocity"].masked_fill(padding, -3.0)
     )
     assert torch.equal(model(batch)[batch.mask], model(damaged)[batch.mask])
 
@@ -93,9 +92,7 @@ def test_every_arm_says_how_it_meets_the_symmetry():
     assert (roles["transformer"], roles["transformer_aug"]) == ("learn", "augment")
     assert (roles["transformer_aligned"], roles["gatr"]) == ("align", "build_in")
     assert (roles["gatr_off"], get_arm("gatr_off").control_of) == ("control", "gatr")
-    with pytest.raises(
-        InputError, match=r"arm 'gatr': role 'lead'; choose from learn, augment, align, build_in"
-    ):
+    with pytest.raises(InputError, match=r"arm 'gatr': role 'lead'; choose from learn, augment, align, build_in"):
         dataclasses.replace(get_arm("gatr"), role="lead")
     for wrong in ({"role": "control"}, {"control_of": "transformer"}):
         with pytest.raises(InputError, match="a control, and no other arm, names the arm"):

@@ -35,6 +35,4 @@ def test_the_example_counts_its_flops_right(arm, batch):
         with FlopCounterMode(display=False) as counter:
             arm.build(size, task).double()(batch).sum().backward()
         tokens = batch.mask.numel()
-        assert arm.flops(size, task).executed.total(tokens, 0) == pytest.approx(
-            counter.get_total_flops(), rel=0.01
-        )
+        assert arm.flops(size, task).executed.total(tokens, 0) == pytest.approx(counter.get_total_flops(), rel=0.01)

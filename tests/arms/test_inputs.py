@@ -161,8 +161,7 @@ def test_heights_above_planes_and_components_along_their_normals_are_invariants_
     normal, offset = batch["wall"][:, None, :3], batch["wall"][:, None, 3]
     heights = [((batch[name] * normal).sum(-1) - offset) / LENGTH for name in ("place", "corner", "tip")]
     along = [
-        (batch[name] * normal).sum(-1) / scale
-        for name, scale in (("push", 3), ("pull", 1), ("pull_from_middle", 1))
+        (batch[name] * normal).sum(-1) / scale for name, scale in (("push", 3), ("pull", 1), ("pull_from_middle", 1))
     ]
     assert torch.allclose(found, torch.stack(heights + along, -1), atol=1e-12)
 

@@ -19,14 +19,10 @@ def test_fit_writes_what_it_promises(table, tmp_path, capsys):
     options = ["--json", str(out), "--latex", str(tmp_path / "t.tex"), "--markdown", str(tmp_path / "t.md")]
     assert main(["fit", str(table), "--resamples", "50", *options]) == 0
     record = json.loads(out.read_text())
-    assert {"E", "A", "B", "alpha", "beta", "objective", "n", "verdict", "certificate", "intervals"} <= set(
-        record
-    )
+    assert {"E", "A", "B", "alpha", "beta", "objective", "n", "verdict", "certificate", "intervals"} <= set(record)
     assert record["n"] == 30
     assert record["verdict"] == "converged"
-    assert (
-        record["intervals"]["alpha"]["model"][0] < record["alpha"] < record["intervals"]["alpha"]["model"][1]
-    )
+    assert record["intervals"]["alpha"]["model"][0] < record["alpha"] < record["intervals"]["alpha"]["model"][1]
     assert r"\toprule" in (tmp_path / "t.tex").read_text()
     assert "| alpha |" in (tmp_path / "t.md").read_text()
     shown = capsys.readouterr().out
@@ -37,18 +33,7 @@ def test_fit_writes_what_it_promises(table, tmp_path, capsys):
 def test_objective_is_the_unscaled_sum(chinchilla_csv, tmp_path):
     out = tmp_path / "fit.json"
     assert (
-        main(
-            [
-                "fit",
-                str(chinchilla_csv),
-                "--where",
-                "excluded_by_epoch=0",
-                "--bootstrap",
-                "none",
-                "--json",
-                str(out),
-            ]
-        )
+        main(["fit", str(chinchilla_csv), "--where", "excluded_by_epoch=0", "--bootstrap", "none", "--json", str(out)])
         == 0
     )
     record = json.loads(out.read_text())
@@ -143,9 +128,7 @@ def test_arms_without_a_common_cost_are_refused_before_anything_is_fitted(isoflo
     assert "far (1e+23 to 1e+27) and near (1e+17 to 1e+21) have no cost in common" in shown.err
 
 
-@pytest.mark.parametrize(
-    "verb", [["plan", "--compute", "1e22"], ["design", "--question", "a", "--spend", "1e20"]]
-)
+@pytest.mark.parametrize("verb", [["plan", "--compute", "1e22"], ["design", "--question", "a", "--spend", "1e20"]])
 def test_table_without_arms_is_one_arm(table, verb, capsys):
     assert main([verb[0], str(table), "--resamples", "20", *verb[1:]]) == 0
     assert "all runs" in capsys.readouterr().out

@@ -69,9 +69,7 @@ def test_crossing_is_found_with_its_interval():
     assert crossing.interval[0] < crossing.C < crossing.interval[1]
     assert (crossing.better_below, crossing.better_above) == ("slow", "fast")
     exact = fit_arms(
-        pd.concat(
-            [runs_of("slow", 3, beta=0.30, B=300, noise=0), runs_of("fast", 4, beta=0.40, B=3.5e3, noise=0)]
-        ),
+        pd.concat([runs_of("slow", 3, beta=0.30, B=300, noise=0), runs_of("fast", 4, beta=0.40, B=3.5e3, noise=0)]),
         resamples=5,
     )
     truth = compare_arms(exact["fast"], exact["slow"]).crossing.C
@@ -102,9 +100,7 @@ def test_shared_objectives_never_beat_separate_ones(worth_four):
 
 
 def test_tests_accept_what_is_shared_and_reject_what_is_not():
-    arms = fit_arms(
-        pd.concat([runs_of("x", 5, E=1.0), runs_of("y", 6, E=1.0, A=150, B=500, beta=0.33)]), resamples=0
-    )
+    arms = fit_arms(pd.concat([runs_of("x", 5, E=1.0), runs_of("y", 6, E=1.0, A=150, B=500, beta=0.33)]), resamples=0)
     tested = {h.shared: h for h in compare_hypotheses(arms, resamples=99)}
     assert tested[("E",)].f_p_value > 0.01
     assert tested[("E",)].bootstrap_p_value > 0.01

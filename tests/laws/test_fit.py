@@ -91,9 +91,7 @@ def test_derivatives_agree_with_finite_differences(name, is_log):
     scale = np.linalg.norm(at(theta).g)
     assert check_grad(lambda t: at(t).f[0], lambda t: at(t).g[0], theta) < 1e-5 * scale
     step = 1e-6
-    numeric = np.array(
-        [(at(theta + e).g[0] - at(theta - e).g[0]) / (2 * step) for e in step * np.eye(len(theta))]
-    )
+    numeric = np.array([(at(theta + e).g[0] - at(theta - e).g[0]) / (2 * step) for e in step * np.eye(len(theta))])
     np.testing.assert_allclose(at(theta).h[0], numeric, rtol=1e-5, atol=1e-5 * np.abs(numeric).max())
 
 
@@ -125,9 +123,7 @@ def test_term_that_turns_logarithmic_ends_on_the_face_without_floor(isoflop, los
     assert found.params["alpha"] < 0.05
     assert "on boundary: E = 0" in found.verdict
     assert "not converged" not in found.verdict
-    assert found.objective <= fit(isoflop.N, isoflop.D, loss, loss_fn=loss_fn, fix={"E": 0}).objective * (
-        1 + 1e-9
-    )
+    assert found.objective <= fit(isoflop.N, isoflop.D, loss, loss_fn=loss_fn, fix={"E": 0}).objective * (1 + 1e-9)
 
 
 def test_handful_of_runs_with_hardly_a_law_ends_at_its_face():
@@ -180,9 +176,7 @@ def test_weights_count_runs(isoflop):
     outlier[4] *= 3
     ignored = fit(isoflop.N, isoflop.D, outlier, weights=np.where(np.arange(30) == 4, 0.0, 1.0))
     dropped = isoflop.drop(4)
-    assert ignored.params["alpha"] == pytest.approx(
-        fit(dropped.N, dropped.D, dropped.loss).params["alpha"], rel=1e-6
-    )
+    assert ignored.params["alpha"] == pytest.approx(fit(dropped.N, dropped.D, dropped.loss).params["alpha"], rel=1e-6)
 
 
 def test_gamma_form_recovers_and_contains_the_plain_law(isoflop):

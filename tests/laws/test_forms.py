@@ -15,7 +15,7 @@ from eqscale.laws.frontier import cost_to_reach
 from eqscale.laws.problem import Loss, Problem
 from eqscale.laws.solver import derivatives
 
-COUPLED = '''
+COUPLED = """
 import numpy as np
 
 from eqscale.laws import Form, register
@@ -38,7 +38,7 @@ class Coupled(Form):
 
 
 register(Coupled())
-'''
+"""
 TRUTH = {"E": 0.5, "A": 300.0, "B": 9e3, "alpha": 0.35, "beta": 0.5, "c": 4.0}
 
 

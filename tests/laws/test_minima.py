@@ -20,9 +20,7 @@ from eqscale.laws.minima import (
 BUDGETS = np.array([1e11, 3e11, 1e12, 3e12])
 
 
-def arm(
-    sizes=7, seeds=2, noise=0.0, rng=0, level=0.3, falls=0.2, grows=0.5, curve=0.1, shift=0.0, budgets=BUDGETS
-):
+def arm(sizes=7, seeds=2, noise=0.0, rng=0, level=0.3, falls=0.2, grows=0.5, curve=0.1, shift=0.0, budgets=BUDGETS):
     """Runs whose log loss is a parabola in log N at each budget, the optimum of which is known."""
     rng = np.random.default_rng(rng)
     budget, spread, _ = np.meshgrid(budgets, np.linspace(-1.2, 1.2, sizes), range(seeds), indexing="ij")
@@ -105,10 +103,7 @@ def test_intervals_of_a_compute_multiplier_cover_the_truth():
         one, two = (
             measured_minima(
                 dataclasses.replace(
-                    a,
-                    fit=dataclasses.replace(
-                        a.fit, observed=a.loss * np.exp(0.03 * rng.normal(size=a.loss.size))
-                    ),
+                    a, fit=dataclasses.replace(a.fit, observed=a.loss * np.exp(0.03 * rng.normal(size=a.loss.size)))
                 ),
                 resamples=200,
                 seed=2 * trial + k,

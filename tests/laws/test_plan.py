@@ -123,9 +123,7 @@ def test_bad_questions(arms, text, message):
 
 
 def test_command(arms, tmp_path, capsys):
-    frame = pd.concat(
-        [pd.DataFrame({"arm": k, "N": a.N, "D": a.D, "C": a.C, "loss": a.loss}) for k, a in arms.items()]
-    )
+    frame = pd.concat([pd.DataFrame({"arm": k, "N": a.N, "D": a.D, "C": a.C, "loss": a.loss}) for k, a in arms.items()])
     failed = pd.DataFrame({"arm": ["plain"], "N": [1e7], "D": [1e9], "C": [1e17], "loss": [np.nan]})
     frame = pd.concat([frame.assign(status="finished"), failed.assign(status="failed")])
     frame.to_parquet(tmp_path / "runs.parquet")

@@ -11,9 +11,7 @@ from eqscale.laws.table import parse_map
 
 @pytest.fixture
 def runs() -> pd.DataFrame:
-    return pd.DataFrame(
-        {"N": [1e6, 2e6, 3e6], "D": [1e8, 2e8, 3e8], "loss": [3.0, 2.5, 2.2], "arm": list("aab")}
-    )
+    return pd.DataFrame({"N": [1e6, 2e6, 3e6], "D": [1e8, 2e8, 3e8], "loss": [3.0, 2.5, 2.2], "arm": list("aab")})
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -47,10 +45,7 @@ def test_numbers_of_any_column_type(runs, values):
     ("change", "message"),
     [
         ({"N": [1e6, 0.0, 3e6]}, "row 2, column 'N': 0 is not positive"),
-        (
-            {"loss": [3.0, 2.5, np.nan]},
-            "row 3, column 'loss': empty is not a finite number; filter failed runs",
-        ),
+        ({"loss": [3.0, 2.5, np.nan]}, "row 3, column 'loss': empty is not a finite number; filter failed runs"),
         ({"loss": [3.0, np.inf, 1.0]}, "row 2, column 'loss': inf"),
         ({"D": ["1e8", "many", "3e8"]}, "row 2, column 'D': 'many' is not a finite number"),
         ({"D": [True, False, True]}, "column 'D' holds bool, not numbers"),

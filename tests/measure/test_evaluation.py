@@ -37,9 +37,7 @@ def test_the_command_prints_the_record_s_numbers_and_writes_them(trained, data_r
     results = json.loads(out.read_text())["results"]
     by_column = {(r["frame"], r["predictor"]): r for r in results}
     assert list(by_column) == [
-        (frame, name)
-        for frame in ("random", "upright")
-        for name in ("zero", "model", "model, mean of 4")
+        (frame, name) for frame in ("random", "upright") for name in ("zero", "model", "model, mean of 4")
     ]
     random = by_column["random", "model"]
     assert random["errors"]["nmse"] == record.test["nmse"]
@@ -113,10 +111,7 @@ def test_stored_data_open_by_the_digest_of_their_definition(data_root):
     [
         ({"results_version": 1}, "was written by another version of the code (results version 1; this is"),
         ({"spec": {"arm": "mine"}}, "unknown arm 'mine'; choose from transformer"),
-        (
-            {"spec": {"size": {"width": 16, "depth": 1, "heads": 2}}},
-            "another version of the arm 'transformer'",
-        ),
+        ({"spec": {"size": {"width": 16, "depth": 1, "heads": 2}}}, "another version of the arm 'transformer'"),
         ({"spec": {"data": "e" * 64}}, "data eeeeeeeeeeee are not under"),
         ({"spec": {"test_scenes": 7}}, "does not hold 7 test systems yet"),
     ],

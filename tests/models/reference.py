@@ -19,9 +19,7 @@ E0[INDEX["e0"]] = 1.0
 def basis_maps() -> Tensor:
     """The nine equivariant maps (9, 16, 16): projections on the grades, then e0 times grades 0 to 3."""
     identity = torch.eye(16, dtype=torch.float64)
-    project = [
-        torch.diag(torch.tensor([float(g == k) for g in GRADES], dtype=torch.float64)) for k in range(5)
-    ]
+    project = [torch.diag(torch.tensor([float(g == k) for g in GRADES], dtype=torch.float64)) for k in range(5)]
     times_e0 = ga.geometric_product(E0, identity).T  # columns are images of the blades
     return torch.stack(project + [times_e0 @ project[k] for k in range(4)])
 
@@ -38,9 +36,7 @@ def linear(layer: Linear, mv: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         rows_out += [target.scalar(i) for i in range(target.scalars)]
         x = torch.cat([mv.flatten(-2), s], -1)
         y = x @ layer.dense[rows_out][:, rows_in].T + bias[rows_out]
-        return y[..., : 16 * target.channels].unflatten(-1, (target.channels, 16)), y[
-            ..., 16 * target.channels :
-        ]
+        return y[..., : 16 * target.channels].unflatten(-1, (target.channels, 16)), y[..., 16 * target.channels :]
     out = mv.new_zeros(*mv.shape[:-2], target.channels, 16)
     if target.true and source.true:
         out[..., : target.true, :] = torch.einsum(
@@ -97,9 +93,7 @@ def attention(layer, mv: Tensor, s: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
         inner = inner - (q[..., distance, e123] * k[..., distance, e123]).sum(-1)
         (wq, tq), (wk, tk) = point(q[..., distance, :]), point(k[..., distance, :])
         square = (wk[..., None] * tq - wq[..., None] * tk).square().sum(-1)
-        logit = (logits[:, h] + inner - (square * layer.distance_weights()[h]).sum(-1)) / math.sqrt(
-            shape.features
-        )
+        logit = (logits[:, h] + inner - (square * layer.distance_weights()[h]).sum(-1)) / math.sqrt(shape.features)
         p = torch.softmax(logit.masked_fill(~mask[:, None, :], -math.inf), -1)
         out_mv.append(torch.einsum("bqk,bkcx->bqcx", p, mv[:, :, heads + 1]))
         out_s.append(torch.einsum("bqk,bks->bqs", p, scalars[:, :, heads + 1]))

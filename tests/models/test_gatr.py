@@ -68,9 +68,7 @@ def outputs_and_gradients(function, net, mv, s):
 
 
 def worst(got, want) -> float:
-    return max(
-        ((a - b).abs().max() / b.abs().max().clamp(min=1e-8)).item() for a, b in zip(got, want, strict=True)
-    )
+    return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-8)).item() for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("symmetry", ["parity", "published", "off"])
@@ -159,11 +157,7 @@ def test_the_control_is_not_equivariant():
     _, s, mask = inputs()
     with pytest.raises(AssertionError):
         ga.assert_equivariant(
-            lambda x, y: net(x, y, mask),
-            [scene(), s],
-            [PARITIES_IN, None],
-            [[1, -1, -1], None],
-            tolerance=1e-2,
+            lambda x, y: net(x, y, mask), [scene(), s], [PARITIES_IN, None], [[1, -1, -1], None], tolerance=1e-2
         )
 
 
@@ -227,10 +221,7 @@ def test_each_layer_is_equivariant(name, way):
     mv = torch.randn(5, source.channels, 16, generator=generator, dtype=torch.float64)
     s = torch.randn(5, source.scalars, generator=generator, dtype=torch.float64)
     ga.assert_equivariant(
-        layer_function(source, target, function),
-        [mv, s],
-        [parities(source), None],
-        [parities(target), None],
+        layer_function(source, target, function), [mv, s], [parities(source), None], [parities(target), None]
     )
 
 
@@ -340,9 +331,7 @@ def test_flops_count_padding_where_it_is_computed(symmetry, way):
 
 
 def test_nominal_flops_count_dense_blocks():
-    shape = config(
-        "published", true=8, scalars=0, blocks=1, true_in=8, true_out=8, scalars_in=0, scalars_out=0
-    )
+    shape = config("published", true=8, scalars=0, blocks=1, true_in=8, true_out=8, scalars_in=0, scalars_out=0)
     # q: 16, k and v: 2 each -> 4 heads of 4 channels; out 16 -> 8; factors 8 -> 32; products 16 -> 16; 16 ->
     # 8
     pairs = 64 + 8 * (16 + 4 + 4) + 16 * 8 + 8 * 32 + 16 * 16 + 16 * 8 + 64
@@ -375,8 +364,7 @@ def test_compiles_into_one_graph_of_the_same_function():
     for batch, tokens in ((4, 9), (8, 11)):  # sizes that equal no number of channels
         mv, s, mask = inputs(batch=batch, tokens=tokens)
         got, want = (
-            outputs_and_gradients(lambda x, y, f=f, mask=mask: f(x, y, mask), net, mv, s)
-            for f in (compiled, net)
+            outputs_and_gradients(lambda x, y, f=f, mask=mask: f(x, y, mask), net, mv, s) for f in (compiled, net)
         )
         assert worst(got, want) < 1e-10
     assert counter.frame_count == 1
@@ -400,9 +388,7 @@ def test_bad_shapes_are_named(change, message):
 def test_bad_inputs_are_named():
     net = network()
     mv, s, mask = inputs()
-    with pytest.raises(
-        InputError, match=r"multivectors: expected \(B, T, 5, 16\) with B, T >= 1, got \(3, 7, 5, 8\)"
-    ):
+    with pytest.raises(InputError, match=r"multivectors: expected \(B, T, 5, 16\) with B, T >= 1, got \(3, 7, 5, 8\)"):
         net(mv[..., :8], s, mask)
     with pytest.raises(InputError, match=r"multivectors: .* got \(0, 7, 5, 16\)"):
         net(mv[:0], s[:0], mask[:0])
@@ -412,9 +398,7 @@ def test_bad_inputs_are_named():
         net(mv, s, mask.to("meta"))
     with pytest.raises(InputError, match="mask: expected bool"):
         net(mv, s, mask[:, :5])
-    with pytest.raises(
-        InputError, match=r"multivectors: torch.float32 on cpu, the network holds torch.float64"
-    ):
+    with pytest.raises(InputError, match=r"multivectors: torch.float32 on cpu, the network holds torch.float64"):
         net(mv.float(), s, mask)
     with pytest.raises(InputError, match="mask: sample 1 of the batch has no token"):
         net(mv, s, mask & torch.tensor([True, False, True])[:, None])

@@ -131,19 +131,11 @@ def validation(arms, compute, noise=0.004):
 
 def evaluation(arm):
     """What ``eqscale evaluate --json`` writes, in outline."""
-    rollout = dict(
-        time_s=[0.1, 0.2, 0.3], translation_rmse_m=[0.01, 0.02, 0.04], rotation_rmse_deg=[1.0, 2.0, 4.0]
-    )
+    rollout = dict(time_s=[0.1, 0.2, 0.3], translation_rmse_m=[0.01, 0.02, 0.04], rotation_rmse_deg=[1.0, 2.0, 4.0])
     result = dict(frame="random", errors=dict(nmse=0.2, nmse_se=0.01), rollout=rollout)
     results = [
         dict(result, predictor="model", average=1),
-        dict(
-            result,
-            predictor="model, mean of 8",
-            average=8,
-            errors=dict(nmse=0.19, nmse_se=0.01),
-            rollout=None,
-        ),
+        dict(result, predictor="model, mean of 8", average=8, errors=dict(nmse=0.19, nmse_se=0.01), rollout=None),
     ]
     return dict(spec=dict(arm=arm, budget=1e13), results=results)
 

@@ -70,9 +70,7 @@ def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
 
 def test_laws_and_measured_optima_must_agree(unlike):
     found = unlike.analysis
-    swapped = {
-        axis: {"gatr": own["transformer"], "transformer": own["gatr"]} for axis, own in found.minima.items()
-    }
+    swapped = {axis: {"gatr": own["transformer"], "transformer": own["gatr"]} for axis, own in found.minima.items()}
     for axis in ("executed", "nominal", "seconds"):
         agreed, contradicted = (
             next(c.checks[0] for c in conclusions if (c.number, c.axis) == (3, axis))
@@ -114,11 +112,7 @@ def test_one_arm_alone_gets_a_report_without_a_comparison(tmp_path):
 
 
 def test_augmentation_that_leaves_half_of_the_gap_does_not_close_it():
-    for left, verdict in (
-        (0.0, "reproduced"),
-        (0.5, "not reproduced"),
-        (0.25, "not decidable at this scale"),
-    ):
+    for left, verdict in ((0.0, "reproduced"), (0.5, "not reproduced"), (0.25, "not decidable at this scale")):
         grid = data_grid(planted.data_grid(planted.LIKE_THE_PAPER, left=left))
         assert conclude(ROLES, {}, {}, grid)[0].verdict == verdict, left
 

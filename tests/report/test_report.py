@@ -42,10 +42,7 @@ def answer(folder):
 
 
 def verdicts(folder):
-    return {
-        (c["conclusion"], c["axis"]): c["verdict"]
-        for c in json.loads((folder / "conclusions.json").read_text())
-    }
+    return {(c["conclusion"], c["axis"]): c["verdict"] for c in json.loads((folder / "conclusions.json").read_text())}
 
 
 def test_planted_conclusions_are_reproduced(like_the_paper):
@@ -56,9 +53,7 @@ def test_planted_conclusions_are_reproduced(like_the_paper):
 
 def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the_paper):
     lines = answer(like_the_paper).strip().splitlines()[2:]
-    assert lines.pop(0).startswith(
-        "**At the largest compute that all arms were given, ahead is `gatr` on all three"
-    )
+    assert lines.pop(0).startswith("**At the largest compute that all arms were given, ahead is `gatr` on all three")
     assert lines.pop(0) == ""
     table = [line for line in lines if line.startswith("| **")]
     assert [line.split("**")[1] for line in table] == [
@@ -67,9 +62,7 @@ def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the
     for line in table:
         assert line.split("|")[2].count(": `gatr`") == 3
     assert all("](#" in line for line in lines if not line.startswith("|") and line)
-    assert "executed: none in range; on training FLOPs, dense nominal: none in range" in answer(
-        like_the_paper
-    )
+    assert "executed: none in range; on training FLOPs, dense nominal: none in range" in answer(like_the_paper)
     factor = planted.optimal_loss(*planted.LIKE_THE_PAPER["transformer"][:2], 1e13)
     factor /= planted.optimal_loss(*planted.LIKE_THE_PAPER["gatr"][:2], 1e13)
     lowest, losses, compute = table[0].split("|")[3:6]
@@ -79,9 +72,7 @@ def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the
     for times in re.findall(r"([\d.]+) \[", losses):
         assert float(times) == pytest.approx(factor, rel=0.05)  # similar at every budget
     assert len(re.findall(r"\[", losses)) == 2
-    times, low, high = map(
-        float, re.search(r"`transformer` ([\d.]+) \[([\d.]+), ([\d.]+)\]", compute).groups()
-    )
+    times, low, high = map(float, re.search(r"`transformer` ([\d.]+) \[([\d.]+), ([\d.]+)\]", compute).groups())
     assert low < factor**4 < high  # both losses fall as C^(1/4)
     assert times == pytest.approx(factor**4, rel=0.15)
 
@@ -92,9 +83,7 @@ def test_coefficients_and_exponents_come_back(like_the_paper):
         for name, value in (("alpha", law[3]), ("beta", law[4])):
             row = table.loc[(arm, name)]
             assert row["estimate"] == pytest.approx(value, abs=0.05)
-            assert (
-                min(row["model_low"], row["robust_low"]) < value < max(row["model_high"], row["robust_high"])
-            )
+            assert min(row["model_low"], row["robust_low"]) < value < max(row["model_high"], row["robust_high"])
     table = pd.read_csv(like_the_paper / "allocation.csv").set_index(["axis", "arm", "exponent"])
     for axis in ("executed", "nominal", "seconds"):
         assert table.loc[(axis, "gatr", "N"), "estimate"] == pytest.approx(0.6, abs=0.03)
@@ -122,9 +111,7 @@ def test_exhibits_are_numbered_as_they_appear(like_the_paper):
     links = re.findall(r"\[((?:Table|Figure) \d+)\]\(#([\w-]+)\)", text)
     assert len(links) > 20
     assert all(targets[key] == shown for shown, key in links)
-    assert (
-        "Intervals as in Table 8." in text
-    )  # of the coefficients, also where an earlier exhibit refers to them
+    assert "Intervals as in Table 8." in text  # of the coefficients, also where an earlier exhibit refers to them
 
 
 def test_lost_runs_are_listed_and_left_out(like_the_paper):
@@ -194,9 +181,7 @@ def test_validation_sizes_lie_between_both_predictions(like_the_paper, tmp_path)
         (lambda t: t, 3e13, ["gatr", "gatr_off"], "no optimum for gatr_off"),
     ],
 )
-def test_validation_without_its_prediction_is_refused(
-    like_the_paper, tmp_path, damage, budget, arms, message
-):
+def test_validation_without_its_prediction_is_refused(like_the_paper, tmp_path, damage, budget, arms, message):
     if damage is not None:
         text = (like_the_paper / "prediction.json").read_text()
         (tmp_path / "prediction.json").write_text(damage(text))

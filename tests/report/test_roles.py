@@ -17,9 +17,7 @@ ARMS = planted.LIKE_THE_PAPER
 def with_a_second(table, loss):
     """The table with another built-in arm, whose losses are gatr's times a factor."""
     gatr = table[(table["arm"] == "gatr") & (table["frame"] == "random")]
-    return pd.concat(
-        [table, gatr.assign(arm="egnn", loss=loss * gatr["loss"], run_id="egnn" + gatr["run_id"])]
-    )
+    return pd.concat([table, gatr.assign(arm="egnn", loss=loss * gatr["loss"], run_id="egnn" + gatr["run_id"])])
 
 
 def renamed(table, names):
@@ -89,10 +87,7 @@ def test_names_mean_nothing(tmp_path, like_the_paper, copy_inputs):
 
 @pytest.mark.parametrize(
     ("lacks", "said"),
-    [
-        ("gatr", "no arm that builds the symmetry in"),
-        ("transformer", "no arm that learns the symmetry"),
-    ],
+    [("gatr", "no arm that builds the symmetry in"), ("transformer", "no arm that learns the symmetry")],
 )
 def test_a_study_that_lacks_a_role_says_what_cannot_be_concluded(tmp_path, lacks, said):
     table = planted.compute_grid(ARMS, seeds=(0,), sizes=4)
@@ -123,22 +118,10 @@ def test_colours_follow_the_role(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (
-            lambda t: t.drop(columns="role"),
-            "'role' is missing, the table is of an earlier version: run its job",
-        ),
-        (
-            lambda t: t.drop(columns="control_of"),
-            "'control_of' is missing, the table is of an earlier version",
-        ),
-        (
-            lambda t: t.assign(role="lead"),
-            "'transformer': column 'role' holds lead; it must be one of learn, augment",
-        ),
-        (
-            lambda t: t.assign(role=["learn", *t["role"][1:-1], "align"], arm="x"),
-            "holds learn and build_in and align",
-        ),
+        (lambda t: t.drop(columns="role"), "'role' is missing, the table is of an earlier version: run its job"),
+        (lambda t: t.drop(columns="control_of"), "'control_of' is missing, the table is of an earlier version"),
+        (lambda t: t.assign(role="lead"), "'transformer': column 'role' holds lead; it must be one of learn, augment"),
+        (lambda t: t.assign(role=["learn", *t["role"][1:-1], "align"], arm="x"), "holds learn and build_in and align"),
         (lambda t: t.assign(role="control"), "a control, but its column 'control_of' is empty"),
     ],
 )

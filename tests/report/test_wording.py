@@ -34,17 +34,12 @@ def test_published_tasks_can_be_read():
 def test_a_report_on_another_task_uses_its_words_only(tmp_path):
     arms = planted.LIKE_THE_PAPER
     for part, table in (
-        (
-            ".",
-            planted.compute_grid(arms, budgets=planted.BUDGETS[:3], seeds=(0, 1)).assign(radius_error=0.125),
-        ),
+        (".", planted.compute_grid(arms, budgets=planted.BUDGETS[:3], seeds=(0, 1)).assign(radius_error=0.125)),
         ("data_grid", planted.data_grid(arms)),
         ("controls", planted.controls(arms).assign(name="control")),
     ):
         folder = tmp_path / part
-        planted.write_part(
-            table.rename(columns={"unique_scenes": "unique_systems"}).drop(columns="frame"), folder
-        )
+        planted.write_part(table.rename(columns={"unique_scenes": "unique_systems"}).drop(columns="frame"), folder)
         (folder / "task.json").write_text(json.dumps(OTHER))
     planted.write_evaluation(tmp_path, "gatr")
     write_report(tmp_path)

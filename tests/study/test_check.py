@@ -24,9 +24,7 @@ def uri(tmp_path_factory):
 def study(tmp_path, uri):
     """A study of three runs, one of them diverged, whose views agree with its ledger."""
     name = tmp_path.name
-    study = Study(
-        name, Storage(tmp_path / "studies" / name, tmp_path), tmp_path / "results", uri, f"eqscale-{name}"
-    )
+    study = Study(name, Storage(tmp_path / "studies" / name, tmp_path), tmp_path / "results", uri, f"eqscale-{name}")
     specs = [make_spec(seed) for seed in range(3)]
     for spec in specs:
         study.storage.ledger.write(make_record(spec, "diverged" if spec.seed == 2 else "finished"))
@@ -164,9 +162,7 @@ def test_a_view_that_differs_is_found_and_mended(study, disturb, expected):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"\x00\xff", b'{"run_id": 3}', "of another run"],
-    ids=["empty", "noise", "fields", "label"],
+    "content", [b"", b"\x00\xff", b'{"run_id": 3}', "of another run"], ids=["empty", "noise", "fields", "label"]
 )
 def test_a_damaged_record_is_set_aside_and_missed_by_the_next_start(study, content):
     ledger, spec = study.storage.ledger, make_spec(0)

@@ -10,13 +10,7 @@ TRUTH = Throughput(step=1e-3, block=6e-3, flop=3e-11)
 
 
 def runs(arm="transformer"):
-    for depth, steps, budget in (
-        (1, 100, 1e9),
-        (2, 1000, 1e10),
-        (4, 300, 1e11),
-        (8, 3000, 1e11),
-        (2, 500, 1e12),
-    ):
+    for depth, steps, budget in ((1, 100, 1e9), (2, 1000, 1e10), (4, 300, 1e11), (8, 3000, 1e11), (2, 500, 1e12)):
         yield dataclasses.replace(make_spec(), arm=arm, size=Size(8, depth, 2), steps=steps, budget=budget)
 
 

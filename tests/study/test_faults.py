@@ -81,7 +81,4 @@ def test_a_server_that_dies_and_comes_back_gets_everything_in_the_same_study(tmp
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test/loss"] == record.test["nmse"]
     assert run.data.params["width"] == "8"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss/train_loss")] == [
-        50,
-        100,
-    ]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss/train_loss")] == [50, 100]

@@ -36,10 +36,7 @@ def test_every_preset_can_be_planned(name):
     specs = compute_grid(preset)
     replicated = sum(budget <= preset.replicate_up_to for budget in preset.budgets)
     per_size = len(preset.budgets) + replicated * (len(preset.seeds) - 1)
-    extra = [
-        preset.seeds if at <= preset.replicate_up_to else (0,)
-        for _, at, _ in map(extra_size, preset.extra_sizes)
-    ]
+    extra = [preset.seeds if at <= preset.replicate_up_to else (0,) for _, at, _ in map(extra_size, preset.extra_sizes)]
     ladders = per_size * len(preset.arms) * preset.sizes_per_budget
     assert len({spec.run_id for spec in specs}) == len(specs) == ladders + sum(map(len, extra))
 
@@ -105,9 +102,7 @@ def test_a_budget_for_too_few_sizes_says_what_to_change():
 
 
 def test_too_few_runs_for_a_law_are_refused_before_they_are_run():
-    with pytest.raises(
-        InputError, match="4 budgets x sizes are too few to fit a law to transformer; at least 7"
-    ):
+    with pytest.raises(InputError, match="4 budgets x sizes are too few to fit a law to transformer; at least 7"):
         compute_grid(dataclasses.replace(QUICK, budgets=(1e11,)))
 
 
@@ -166,9 +161,7 @@ def test_sizes_are_added_where_they_are_asked_for():
 
 
 def test_extra_sizes_of_a_preset_go_with_their_arms_and_budgets():
-    preset = dataclasses.replace(
-        QUICK, extra_sizes=("transformer:1e11:52x1", "transformer_aligned:1e10:16x1")
-    )
+    preset = dataclasses.replace(QUICK, extra_sizes=("transformer:1e11:52x1", "transformer_aligned:1e10:16x1"))
     assert overridden(preset, {"seeds": (7,)}).extra_sizes == preset.extra_sizes
     assert overridden(preset, {"budgets": (3e10, 1e11)}).extra_sizes == preset.extra_sizes[:1]
     assert overridden(preset, {"arms": ("transformer_aligned",)}).extra_sizes == preset.extra_sizes[1:]
@@ -177,17 +170,13 @@ def test_extra_sizes_of_a_preset_go_with_their_arms_and_budgets():
         compute_grid(unknown)
 
 
-@pytest.mark.parametrize(
-    "text", ["transformer:1e11:7x9", "gatr:1e11:8x1", "transformer:1e12:8x1", "transformer"]
-)
+@pytest.mark.parametrize("text", ["transformer:1e11:7x9", "gatr:1e11:8x1", "transformer:1e12:8x1", "transformer"])
 def test_a_bad_extra_size_is_named(text):
     with pytest.raises(InputError, match=f"--extra-sizes '{text}'"):
         compute_grid(dataclasses.replace(QUICK, extra_sizes=(text,)))
 
 
-SHAPES = dataclasses.replace(
-    ASPECT_RATIOS["cpu"], budgets=(2e11,), costs=(1.0, 2.0), depths=(1, 2, 4), seeds=(0, 1)
-)
+SHAPES = dataclasses.replace(ASPECT_RATIOS["cpu"], budgets=(2e11,), costs=(1.0, 2.0), depths=(1, 2, 4), seeds=(0, 1))
 
 
 def test_shapes_of_a_group_cost_the_same_and_the_ladders_own_is_among_them():

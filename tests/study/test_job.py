@@ -62,10 +62,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
         (["--horizon", "3"], "unknown horizon 3; choose from 1, 2, 4, 8 frames"),
         (["--workers", "0"], "--workers must be at least 1, not 0"),
         (["--devices-per-trial", "0"], "--devices-per-trial must be at least 1, not 0"),
-        (
-            ["--workers", "2", "--address", "auto"],
-            "--workers is for this machine; a cluster named by --address",
-        ),
+        (["--workers", "2", "--address", "auto"], "--workers is for this machine; a cluster named by --address"),
         (["--address", "head"], "Ray address 'head' is neither auto nor HOST:PORT"),
         (["--address", "127.0.0.1:9"], "Ray address '127.0.0.1:9' doesn't answer"),
         (["--study", "../elsewhere"], "--study '../elsewhere': use letters, digits"),
@@ -100,14 +97,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
 
 
 def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeypatch, capsys):
-    own_arm = (
-        "--arm-file",
-        str(ROOT / "docs/examples/deep_sets.py"),
-        "--arms",
-        "transformer",
-        "gatr",
-        "deep_sets",
-    )
+    own_arm = ("--arm-file", str(ROOT / "docs/examples/deep_sets.py"), "--arms", "transformer", "gatr", "deep_sets")
     first = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
     assert first.returncode == 0, first.stdout + first.stderr
     results = tmp_path / "results" / "quick"
@@ -131,29 +121,16 @@ def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeyp
     assert second.returncode == 0, second.stdout + second.stderr
     assert "adopted 27 records from results/quick/records.jsonl" in second.stdout
     assert "all 27 runs are done: nothing to train" in second.stdout
-    assert {
-        path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")
-    } == records
+    assert {path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")} == records
     assert (results / "records.jsonl").read_bytes() == published
     assert (results / "runs.csv").read_text().splitlines() == table
 
     monkeypatch.chdir(tmp_path)
     assert main(["check", "quick", *own_arm[:2]]) == 0
-    measure = [
-        "measure",
-        "results/quick",
-        "--arms",
-        "transformer",
-        "gatr",
-        "--average",
-        "2",
-        "--rollout",
-        "0.5",
-    ]
+    measure = ["measure", "results/quick", "--arms", "transformer", "gatr", "--average", "2", "--rollout", "0.5"]
     assert main(measure) == 0
     measured = {
-        arm: json.loads((results / f"evaluation/{arm}.json").read_text())["results"]
-        for arm in ("transformer", "gatr")
+        arm: json.loads((results / f"evaluation/{arm}.json").read_text())["results"] for arm in ("transformer", "gatr")
     }
     assert [result["average"] for result in measured["transformer"]] == [1, 2]
     assert [result["average"] for result in measured["gatr"]] == [1]  # equivariant

@@ -48,9 +48,7 @@ def test_the_table_has_one_documented_row_per_run(tmp_path):
     assert sorted(table.status) == ["diverged", "failed", "finished"]
     assert table.run_id.is_unique
     spec = specs[0]
-    assert (table[["warmup", "weight_decay", "clip"]] == (spec.warmup, spec.weight_decay, spec.clip)).all(
-        None
-    )
+    assert (table[["warmup", "weight_decay", "clip"]] == (spec.warmup, spec.weight_decay, spec.clip)).all(None)
     everything = run_table(specs, ledger, aside=True)
     assert list(everything.status) == [*table.status, "unplanned"]
     assert everything.reason.iloc[-1] == "finished, not in the study's plan"

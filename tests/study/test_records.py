@@ -94,18 +94,14 @@ def test_a_damaged_line_is_named_and_the_job_refused(ledger, tmp_path, monkeypat
 
 
 def test_a_record_of_an_unknown_arm_is_not_called_damaged_but_asks_for_its_file(tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        arms._ARMS, "passing", dataclasses.replace(arms.get_arm("transformer"), name="passing")
-    )
+    monkeypatch.setitem(arms._ARMS, "passing", dataclasses.replace(arms.get_arm("transformer"), name="passing"))
     record = dataclasses.replace(make_record(dataclasses.replace(make_spec(0), arm="passing")), code=CODE)
     ledger = Ledger(tmp_path / "ledger")
     ledger.write(record)
     write_records(ledger, tmp_path)
     monkeypatch.delitem(arms._ARMS, "passing")
     for read in (ledger.records, lambda: read_records(tmp_path)):
-        with pytest.raises(
-            InputError, match=r"isn't registered \(unknown arm 'passing'.*--arm-file"
-        ) as caught:
+        with pytest.raises(InputError, match=r"isn't registered \(unknown arm 'passing'.*--arm-file") as caught:
             read()
         assert not isinstance(caught.value, UnreadableRecord)
     assert (tmp_path / f"ledger/{record.run_id}.json").exists()

@@ -25,9 +25,7 @@ def run(arm="transformer", rung=8, batch_size=64, step_flops=1e9):
 @pytest.mark.parametrize("arm", ["transformer", "gatr"])
 def test_the_law_of_activations_holds_at_sizes_that_were_not_probed(arm, monkeypatch):
     ladder = get_arm(arm).ladder
-    monkeypatch.setattr(
-        resources, "_PROBE_COST", get_arm(arm).flops(ladder[2], get_task("rigid")).executed.per_token
-    )
+    monkeypatch.setattr(resources, "_PROBE_COST", get_arm(arm).flops(ladder[2], get_task("rigid")).executed.per_token)
     activation_bytes_per_token.cache_clear()
     for size in ladder[3:10]:
         law = activation_bytes_per_token(arm, size, "rigid")

@@ -6,14 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqscale.errors import InputError
-from eqscale.study.schedule import (
-    Allotment,
-    Cluster,
-    longest_first,
-    plan,
-    run_list,
-    wall_seconds,
-)
+from eqscale.study.schedule import Allotment, Cluster, longest_first, plan, run_list, wall_seconds
 from tests.study.test_ledger import make_spec
 
 

@@ -178,13 +178,7 @@ def test_a_check_whose_runs_all_diverged_is_not_within_the_goal():
     recipes = {"transformer": get_arm("transformer").recipe}
     specs = check_specs(preset, recipes, {})
     runs = pd.DataFrame(
-        {
-            "arm": s.arm,
-            "budget": s.budget,
-            "N": 1,
-            "batch_size": s.batch_size,
-            "learning_rate": s.learning_rate,
-        }
+        {"arm": s.arm, "budget": s.budget, "N": 1, "batch_size": s.batch_size, "learning_rate": s.learning_rate}
         for s in specs
     ).assign(loss=math.nan)
     table = check_table(preset, recipes, runs)

@@ -48,10 +48,7 @@ def test_a_run_is_written_once_with_curves_metrics_and_tags(uri):
     settings = {name: float(run.data.params[name]) for name in ("warmup", "weight_decay", "clip")}
     assert settings == {"warmup": spec.warmup, "weight_decay": spec.weight_decay, "clip": spec.clip}
     assert {f"test/{name}" for name in ("loss", "loss_se", "vertex_rmse_m")} <= run.data.metrics.keys()
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss/train_loss")] == [
-        50,
-        100,
-    ]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss/train_loss")] == [50, 100]
 
 
 def test_a_run_is_described_in_mlflow_by_the_names_of_the_run_table(uri, monkeypatch):
@@ -62,17 +59,7 @@ def test_a_run_is_described_in_mlflow_by_the_names_of_the_run_table(uri, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     written = read_experiment("names").set_index("eqscale.run_id").loc[record.run_id]
     row = record_row(record)
-    for name in (
-        "loss",
-        "loss_se",
-        "N",
-        "D",
-        "train_loss",
-        "flops_executed",
-        "unique_scenes",
-        "warmup",
-        "clip",
-    ):
+    for name in ("loss", "loss_se", "N", "D", "train_loss", "flops_executed", "unique_scenes", "warmup", "clip"):
         assert float(written[name]) == row[name]
 
 

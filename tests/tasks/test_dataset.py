@@ -80,11 +80,7 @@ def test_targets_have_unit_mean_square_on_the_systems_that_define_their_unit(tmp
 
 def test_the_digest_is_of_what_decides_the_numbers(toy, known):
     spec = small()
-    same = [
-        small(train_systems=7),
-        small(test_systems=9),
-        small(given=(("look", "close"), ("strength", 0.5))),
-    ]
+    same = [small(train_systems=7), small(test_systems=9), small(given=(("look", "close"), ("strength", 0.5)))]
     assert {spec.digest} == {other.digest for other in same}
 
     class Newer(type(toy)):
@@ -126,17 +122,11 @@ def without(name):
     [
         (lambda m: m | {"spin": m["spin"][..., 0]}, r"field 'spin': wanted shape \(4, 5, 3\), got \(4, 5\)"),
         (lambda m: m | {"wall": m["wall"][:, :3]}, r"field 'wall': wanted shape \(4, 4\), got \(4, 3\)"),
-        (
-            lambda m: m | {"target": m["target"][1:]},
-            r"field 'target': wanted shape \(4, 5, 3\), got \(3, 5, 3\)",
-        ),
+        (lambda m: m | {"target": m["target"][1:]}, r"field 'target': wanted shape \(4, 5, 3\), got \(3, 5, 3\)"),
         (lambda m: m | {"weight": np.ones(4)}, r"field 'weight': wanted shape \(4, 5\), got \(4,\)"),
         (lambda m: m | {"weight": -np.ones((4, 5))}, r"field 'weight': negative, or 0 for a whole sample"),
         (without("spin"), r"generate returned no spin"),
-        (
-            lambda m: m | {"spins": m["spin"]},
-            r"generate returned 'spins', which it doesn't declare; choose from pos",
-        ),
+        (lambda m: m | {"spins": m["spin"]}, r"generate returned 'spins', which it doesn't declare; choose from pos"),
         (lambda m: m | {"charge": m["charge"] / 0}, r"field 'charge': not finite"),
         (lambda m: m | {"charge": m["charge"] * np.nan}, r"field 'charge': not finite"),
         (lambda m: m | {"tokens": np.array([1, 2, 3, 6])}, r"field 'tokens': must lie in 1\.\.5"),

@@ -12,20 +12,14 @@ FORCE = Field("force", Kind.DIRECTION, at="x")
 @pytest.mark.parametrize(
     ("declare", "message"),
     [
-        (
-            lambda: Field("v", "vector"),
-            r"field 'v': unknown kind 'vector'; choose from Kind\.POINT, .*INVARIANT",
-        ),
+        (lambda: Field("v", "vector"), r"field 'v': unknown kind 'vector'; choose from Kind\.POINT, .*INVARIANT"),
         (lambda: Field("v", Kind.POINT, per="system"), r"field 'v': per 'system'; choose from token, sample"),
         (lambda: Field("v", Kind.POINT, scale=0), r"field 'v': scale 0 and channels 1 must be positive"),
         (lambda: Field("v", Kind.POINT, scale=float("nan")), r"field 'v': scale nan"),
         (lambda: Field("z", Kind.INVARIANT, channels=0), r"field 'z': .*channels 0 must be positive"),
         (lambda: Field("v", Kind.DIRECTION, channels=2), r"field 'v': a direction has 1 channel, got 2"),
         (lambda: Schema((POINT, POINT), FORCE), r"two fields have one name: x, x"),
-        (
-            lambda: Schema((POINT, Field("weight", Kind.INVARIANT)), FORCE),
-            r"field 'weight': that name is kept",
-        ),
+        (lambda: Schema((POINT, Field("weight", Kind.INVARIANT)), FORCE), r"field 'weight': that name is kept"),
         (lambda: Schema((Field("g", Kind.DIRECTION, "sample"),), FORCE), r"no field per token"),
         (
             lambda: Schema((POINT,), Field("w", Kind.PSEUDOVECTOR)),
@@ -80,9 +74,5 @@ def test_map_reaches_every_tensor(toys):
     assert len(twin) == 3
     assert torch.equal(twin["wall"], batch["wall"])
     wide = batch.double()
-    assert (wide.target.dtype, wide["spin"].dtype, wide.mask.dtype) == (
-        torch.float64,
-        torch.float64,
-        torch.bool,
-    )
+    assert (wide.target.dtype, wide["spin"].dtype, wide.mask.dtype) == (torch.float64, torch.float64, torch.bool)
     assert {tensor.device.type for tensor in batch.to("meta").values.values()} == {"meta"}

@@ -37,9 +37,7 @@ def samples(request, toys) -> StoredSamples:
     records["weight"] = real / real.sum(1, keepdims=True) if per_token else 1.0
     if per_token:
         records["target"] *= real[..., None]
-    return StoredSamples(
-        dataclasses.replace(toys.schema, target=target), [records[:30], records[30:]], 2.0, {}
-    )
+    return StoredSamples(dataclasses.replace(toys.schema, target=target), [records[:30], records[30:]], 2.0, {})
 
 
 def zero(batch):
@@ -77,11 +75,7 @@ def test_errors_are_those_of_a_loop_over_samples(samples):
 def test_observers_see_every_batch_in_float64(samples):
     seen = []
     found = evaluate(
-        zero,
-        samples,
-        np.arange(40),
-        16,
-        observe=lambda batch, prediction, square: seen.append((batch, square)),
+        zero, samples, np.arange(40), 16, observe=lambda batch, prediction, square: seen.append((batch, square))
     )
     assert [len(batch) for batch, _ in seen] == [16, 16, 8]
     assert all(batch.target.dtype == square.dtype == torch.float64 for batch, square in seen)

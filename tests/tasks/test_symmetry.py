@@ -30,16 +30,9 @@ def batch(request) -> Batch:
     mask = torch.arange(T) < torch.tensor([5, 3, 4, 1, 2, 5])[:, None]
     for per, shape in (("token", (B, T)), ("sample", (B,))):
         real = mask[..., None] if per == "token" else 1.0
-        for name, kind in (
-            ("x", Kind.POINT),
-            ("u", Kind.DIRECTION),
-            ("v", Kind.DIRECTION),
-            ("q", Kind.INVARIANT),
-        ):
+        for name, kind in (("x", Kind.POINT), ("u", Kind.DIRECTION), ("v", Kind.DIRECTION), ("q", Kind.INVARIANT)):
             fields.append(Field(f"{name}_{per}", kind, per, channels=2 if kind is Kind.INVARIANT else 1))
-            values[f"{name}_{per}"] = (
-                torch.randn(*shape, fields[-1].width, generator=generator).double() * real
-            )
+            values[f"{name}_{per}"] = torch.randn(*shape, fields[-1].width, generator=generator).double() * real
         normal = random_unit(B, generator, torch.float64)
         normal = normal if per == "sample" else normal[:, None].expand(B, T, 3)
         offset = torch.randn(*shape, 1, generator=generator).double()

@@ -73,9 +73,7 @@ def test_a_result_is_written_once_the_disk_has_room_again(tmp_path, monkeypatch)
 def test_a_result_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_RETRY_SECONDS", (0.0, 0.0))
     left = full_disk(monkeypatch, 10)
-    with pytest.raises(
-        OSError, match=r"the record of run a can't be written \(No space left on device\)"
-    ) as caught:
+    with pytest.raises(OSError, match=r"the record of run a can't be written \(No space left on device\)") as caught:
         checkpoint.write_patiently(
             lambda: checkpoint.write_atomically(tmp_path / "record", b"content"), "the record of run a"
         )

@@ -41,9 +41,7 @@ def take_steps(group, root, folder, name, dtype):
     loop.build_model = lambda spec: healthy[0](spec).to(dtype)
     loop.batches = functools.partial(batches, dtype=dtype)
     try:
-        trainer = loop._Trainer(
-            STEPS[name], *open_windows(root), folder, checkpoint_seconds=math.inf, group=group
-        )
+        trainer = loop._Trainer(STEPS[name], *open_windows(root), folder, checkpoint_seconds=math.inf, group=group)
         trainer.curve_steps = set()
         trainer.run()
     finally:
@@ -132,9 +130,7 @@ def together(root, folder, *tasks):
     stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in tasks]
     meetings = [(store.port, task) for store, task in zip(stores, tasks, strict=True)]
     context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=rank_process, args=(rank, root, folder, meetings)) for rank in range(WORLD)
-    ]
+    processes = [context.Process(target=rank_process, args=(rank, root, folder, meetings)) for rank in range(WORLD)]
     for process in processes:
         process.start()
     for process in processes:
@@ -205,9 +201,7 @@ def check_same(record, weights, straight):
     assert difference(checkpoint.load_file(weights)["model"], expected_weights) < 1e-3
     assert record.test == pytest.approx(expected.test, rel=1e-3, abs=1e-6)
     assert [point.step for point in record.curve] == [point.step for point in expected.curve]
-    assert [p.train_loss for p in record.curve] == pytest.approx(
-        [p.train_loss for p in expected.curve], rel=1e-5
-    )
+    assert [p.train_loss for p in record.curve] == pytest.approx([p.train_loss for p in expected.curve], rel=1e-5)
 
 
 def test_a_run_on_two_devices_leaves_the_record_of_one(done, straight):

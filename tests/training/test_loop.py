@@ -39,9 +39,7 @@ def test_runs_count_subnormal_numbers_as_zero():
 def test_a_run_learns_and_fills_its_record(windows, tmp_path):
     spec = make_spec(steps=150)
     points = []
-    record = train(
-        spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / "w.pt", report=points.append
-    )
+    record = train(spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / "w.pt", report=points.append)
     assert record.status == "finished"
     assert record.steps_done == 150
     assert 0 < record.test["nmse"] < 1.2
@@ -85,13 +83,9 @@ def test_a_killed_run_resumes_to_the_same_bits(windows, tmp_path, monkeypatch, a
             train(spec, *windows, checkpoints=tmp_path / "b", checkpoint_seconds=0.0)
     newest = max((tmp_path / "b").glob("step-*.pt"))
     assert newest.name == f"step-{killed_at:09d}.pt"
-    newest.write_bytes(
-        newest.read_bytes()[: newest.stat().st_size // 2]
-    )  # and its last checkpoint is cut short
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])  # and its last checkpoint is cut short
     resumed = train(spec, *windows, checkpoints=tmp_path / "b", weights=tmp_path / "b.pt")
-    assert resumed.notes == [
-        f"the checkpoint of step {killed_at} was damaged: went on from step {killed_at - 1}"
-    ]
+    assert resumed.notes == [f"the checkpoint of step {killed_at} was damaged: went on from step {killed_at - 1}"]
     a, b = final_weights(tmp_path / "a.pt"), final_weights(tmp_path / "b.pt")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert resumed.test == straight.test
@@ -234,9 +228,7 @@ def test_bfloat16_is_for_the_products_of_training_alone(windows, tmp_path, monke
     records = {}
     for asked in ("", "0", "1"):
         monkeypatch.setenv("EQSCALE_BF16", asked)
-        records[asked] = train(
-            spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / f"{asked or 'unset'}.pt"
-        )
+        records[asked] = train(spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / f"{asked or 'unset'}.pt")
         assert found == {"training": asked == "1", "evaluation": False}
     assert records[""].test == records["0"].test
     assert records["1"].hardware == records["0"].hardware + ", bfloat16 products"
@@ -286,9 +278,7 @@ def test_wrong_data_is_named_before_training(windows, tmp_path):
         train(make_spec(train_systems=21), *windows, checkpoints=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("per_scene", "starts"), [(1, [12]), (2, [6, 18]), (4, [3, 9, 15, 21]), (24, list(range(24)))]
-)
+@pytest.mark.parametrize(("per_scene", "starts"), [(1, [12]), (2, [6, 18]), (4, [3, 9, 15, 21]), (24, list(range(24)))])
 def test_evaluation_takes_the_starts_of_a_scene_evenly(windows, per_scene, starts):
     found = evaluation_indices(windows[1], 2, per_scene)
     assert found.tolist() == [*starts, *(24 + start for start in starts)]
@@ -303,9 +293,7 @@ def test_padding_counts_where_it_is_computed(windows, tmp_path, monkeypatch, pac
     spec = make_spec(arm="gatr", size=Size(4, 1, 2), steps=12)
     record = train(spec, *windows, checkpoints=tmp_path / "c")
     order = DataOrder(windows[0].tokens, windows[0].samples_per_system, spec.batch_size, spawn_seeds(3)[1])
-    lengths = windows[0].tokens[
-        np.stack([order.batch(step) for step in range(12)]) // windows[0].samples_per_system
-    ]
+    lengths = windows[0].tokens[np.stack([order.batch(step) for step in range(12)]) // windows[0].samples_per_system]
     if not packs:
         lengths = np.broadcast_to(lengths.max(1, keepdims=True), lengths.shape)
     executed = get_arm("gatr").flops(spec.size, get_task(spec.task)).executed

@@ -81,9 +81,7 @@ def test_a_checkpoint_of_another_optimiser_is_refused(windows, tmp_path):
     with pytest.raises(Killed):
         train(make_spec(), *windows, checkpoints=tmp_path, report=kill, checkpoint_seconds=0.0)
     assert checkpoint.steps(tmp_path)
-    with pytest.raises(
-        InputError, match=r"of another run \(.* optimiser .* than transformer-.*-sgd"
-    ) as error:
+    with pytest.raises(InputError, match=r"of another run \(.* optimiser .* than transformer-.*-sgd") as error:
         train(make_spec(optimizer="sgd"), *windows, checkpoints=tmp_path)
     assert "\n" not in str(error.value)
 

@@ -151,9 +151,7 @@ def test_options_that_change_no_data_belong_to_a_run_s_identity(toys):
 
 def test_a_stored_run_with_an_option_that_its_task_does_not_know_gives_one_line():
     content = make_spec().to_dict() | {"fps": 24}
-    with pytest.raises(
-        InputError, match=r"a run of task 'rigid' has no option 'fps'; choose from horizon, frame$"
-    ):
+    with pytest.raises(InputError, match=r"a run of task 'rigid' has no option 'fps'; choose from horizon, frame$"):
         RunSpec.from_dict(content)
 
 

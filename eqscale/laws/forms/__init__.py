@@ -6,17 +6,7 @@ from eqscale.laws.forms.gamma import Gamma
 from eqscale.laws.forms.repetition import Repetition
 from eqscale.laws.forms.sums import Balanced, Chinchilla, Power, SumOfPowers
 
-__all__ = [
-    "FORMS",
-    "Balanced",
-    "Centre",
-    "Coefficients",
-    "Evaluation",
-    "Form",
-    "SumOfPowers",
-    "get_form",
-    "register",
-]
+__all__ = ["FORMS", "Balanced", "Centre", "Coefficients", "Evaluation", "Form", "SumOfPowers", "get_form", "register"]
 
 FORMS: dict[str, Form] = {}
 """Registered forms by name."""

@@ -121,9 +121,7 @@ class Form:
             i = self.names.index(exponent)
             grids.append(np.array([fixed[i]]) if i in fixed else exponent_grid(24 if len(terms) > 1 else 96))
         x1, x2 = (x[terms[0][1][1]], x[terms[1][1][1]] if len(terms) > 1 else None)
-        rows = nonnegative_profile(
-            x1, x2, loss, weights, grids[0], grids[-1] if len(terms) > 1 else np.ones(1), floor
-        )
+        rows = nonnegative_profile(x1, x2, loss, weights, grids[0], grids[-1] if len(terms) > 1 else np.ones(1), floor)
         names = [next(iter(self.floors), ""), *(prefactor for prefactor, _ in terms)]
         exponents = [exponent for _, (exponent, _) in terms]
         return dict(zip(names, rows.T, strict=False)) | dict(zip(exponents, rows.T[3:], strict=False))
@@ -171,9 +169,7 @@ class Form:
 
     def centre(self, columns: Mapping[str, Array], loss: Array, held: Collection[str]) -> Centre:
         """Means of the logarithms; the unit of a held prefactor stays the user's, so that it is held inside too."""
-        centre = Centre(
-            float(np.log(loss).mean()), {c: float(np.log(columns[c]).mean()) for c in self.columns}
-        )
+        centre = Centre(float(np.log(loss).mean()), {c: float(np.log(columns[c]).mean()) for c in self.columns})
         return self.centre_holding(centre, held)
 
     def centre_holding(self, centre: Centre, held: Collection[str]) -> Centre:
@@ -238,13 +234,8 @@ class Form:
     def loss_at(self, c: Coefficients, logs: Mapping[str, Array]) -> Array:
         """Loss in the user's units at logarithms of the regressors, each (m,) or (b, m): (b, m)."""
         theta = np.stack([c["log_" + n] if n in self.log_names else c[n] for n in self.names], 1)
-        logs = {
-            column: logs[column] if column in logs else logs[self.stand_ins[column]]
-            for column in self.columns
-        }
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # far from its runs a resample's law may be anything
+        logs = {column: logs[column] if column in logs else logs[self.stand_ins[column]] for column in self.columns}
+        with np.errstate(over="ignore", invalid="ignore"):  # far from its runs a resample's law may be anything
             return self.value(theta, self.features(logs, Centre(0.0, dict.fromkeys(self.columns, 0.0))))
 
     def derived(self, c: Coefficients) -> dict[str, Array]:

@@ -83,11 +83,7 @@ class Balanced(Form):
     columns: tuple[str, ...] = ("N", "D")
     log_names: tuple[str, ...] = ("A", "B")
     powers: Mapping[str, tuple[str, str]] = {"A": ("alpha", "N"), "B": ("beta", "D")}
-    bounds: Mapping[str, tuple[float, float]] = {
-        "E": (0.0, np.inf),
-        "alpha": (0.0, 10.0),
-        "beta": (0.0, 10.0),
-    }
+    bounds: Mapping[str, tuple[float, float]] = {"E": (0.0, np.inf), "alpha": (0.0, 10.0), "beta": (0.0, 10.0)}
 
     def derived(self, c: Coefficients) -> dict[str, Array]:
         """Exponents of N_opt ∝ C^a and D_opt ∝ C^b for C = κND."""

@@ -96,9 +96,7 @@ class Attention(nn.Module):
         heads, true, pseudo, scalars = shape.heads, shape.true, shape.pseudo, shape.scalars
         source, out, distance_on_true = shape.source, shape.out, shape.distance_on_true
 
-        def rows_of(
-            layout: Layout, group: int, components: list[int], parities: tuple[bool, ...]
-        ) -> list[list[int]]:
+        def rows_of(layout: Layout, group: int, components: list[int], parities: tuple[bool, ...]) -> list[list[int]]:
             rows = []
             for is_true, count, first in ((True, true, 0), (False, pseudo, layout.true)):
                 if is_true in parities:

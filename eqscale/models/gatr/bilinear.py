@@ -97,11 +97,7 @@ class Bilinear:
         """(products, 48): 16 rows of the left factor, 16 of the right, 16 of the output; int32."""
         return table(
             [
-                (
-                    *self.inputs.multivector(left),
-                    *self.inputs.multivector(right),
-                    *self.outputs.multivector(out),
-                )
+                (*self.inputs.multivector(left), *self.inputs.multivector(right), *self.outputs.multivector(out))
                 for left, right, out in self.channel_numbers
             ]
         )
@@ -120,16 +116,10 @@ class Products(nn.Module):
         super().__init__()
         self.plan, self.passed = plan, passed
         self.kernel_rows = plan.rows
-        self.kernel_copies = table(
-            [(passed.scalar(i), plan.outputs.scalar(i)) for i in range(plan.scalars)], 2
-        )
+        self.kernel_copies = table([(passed.scalar(i), plan.outputs.scalar(i)) for i in range(plan.scalars)], 2)
         rows, c = plan.rows.long(), plan.channels
         # Slabs (4, 16, c): left and right factors of geometric products, left and right factors of joins.
-        gather = (
-            torch.stack([rows[:c, :16], rows[:c, 16:32], rows[c:, :16], rows[c:, 16:32]])
-            .transpose(1, 2)
-            .flatten()
-        )
+        gather = torch.stack([rows[:c, :16], rows[:c, 16:32], rows[c:, :16], rows[c:, 16:32]]).transpose(1, 2).flatten()
         order = torch.stack([rows[:c, 32:], rows[c:, 32:]]).transpose(1, 2).flatten().argsort()
         self.register_buffer("gather", gather, persistent=False)
         self.register_buffer("scatter", gather.argsort(), persistent=False)
@@ -145,9 +135,7 @@ class Products(nn.Module):
         """
         if native.available(z):
             return _NativeProducts.apply(z, passed, reference, self)
-        products = _Products.apply(
-            z, reference, self.gather, self.scatter, self.order, self.rank, self.tables
-        )
+        products = _Products.apply(z, reference, self.gather, self.scatter, self.order, self.rank, self.tables)
         first, head = self.passed.scalar(0), 2 * self.plan.outputs.channels
         scalars = passed[first : first + self.plan.scalars]
         top, planes = products.split((head, len(products) - head))
@@ -233,9 +221,7 @@ class _Products(torch.autograd.Function):
         left, right, join_left, join_right = z.index_select(0, gather).unflatten(0, (4, 16, -1))
         if reference is not None:
             join_right = join_right * reference
-        products = torch.cat(
-            [_product("gp", left, right, tables), _product("join", join_left, join_right, tables)]
-        )
+        products = torch.cat([_product("gp", left, right, tables), _product("join", join_left, join_right, tables)])
         return products.flatten(0, 1).index_select(0, order)
 
     @staticmethod

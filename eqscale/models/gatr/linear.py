@@ -99,22 +99,16 @@ class LinearMap:
                 out_rows = torch.tensor([t.multivector(c) for c in outs])
                 in_rows = torch.tensor([s.multivector(c) for c in ins])
                 for component in range(16):
-                    full[out_rows[:, None, component], in_rows[None, :, component]] = maps[
-                        ..., GRADES[component]
-                    ]
+                    full[out_rows[:, None, component], in_rows[None, :, component]] = maps[..., GRADES[component]]
                 for a, b in zip(EUCLIDEAN, IDEAL, strict=True):
                     full[out_rows[:, None, b], in_rows[None, :, a]] = maps[..., 5 + GRADES[a]]
             scalars_in = [s.scalar(i) for i in range(s.scalars)]
             scalars_out = [t.scalar(i) for i in range(t.scalars)]
             bias_rows = [t.invariant(c) for c in range(t.channels)] + scalars_out
-            full[torch.tensor(bias_rows)[:, None], torch.tensor(scalars_in, dtype=torch.int64)] = number[
-                "from_scalars"
-            ]
+            full[torch.tensor(bias_rows)[:, None], torch.tensor(scalars_in, dtype=torch.int64)] = number["from_scalars"]
             read = [s.invariant(c) for c in range(s.channels)]
             read += [s.multivector(c)[INDEX["e123"]] for c in range(s.true, s.channels)]
-            full[torch.tensor(scalars_out, dtype=torch.int64)[:, None], torch.tensor(read)] = number[
-                "to_scalars"
-            ]
+            full[torch.tensor(scalars_out, dtype=torch.int64)[:, None], torch.tensor(read)] = number["to_scalars"]
         full[torch.tensor(bias_rows), s.ones_row] = number["bias"]
         pieces = []
         for block in self.blocks:

@@ -41,10 +41,7 @@ class AttentionTables(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("heads", "inner", "distances", "values")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("q_inner", "k_inner", "q_distance", "k_distance", "value", "out")
-        ),
+        *((name, ctypes.c_void_p) for name in ("q_inner", "k_inner", "q_distance", "k_distance", "value", "out")),
         ("ones_row", ctypes.c_int64),
     )
 
@@ -59,9 +56,7 @@ def _straight_line(name: str) -> str:
 
 def source() -> str:
     """Complete C++ source: generated products, then ``kernels.cpp``."""
-    return (
-        "".join(map(_straight_line, _PRODUCTS)) + pathlib.Path(__file__).with_name("kernels.cpp").read_text()
-    )
+    return "".join(map(_straight_line, _PRODUCTS)) + pathlib.Path(__file__).with_name("kernels.cpp").read_text()
 
 
 def _compiler() -> str | None:
@@ -80,9 +75,7 @@ def _cpu_identity() -> str:
     """Tells machines apart whose ``-march=native`` differs (the cache folder may be shared)."""
     try:
         with open("/proc/cpuinfo") as file:
-            return "".join(
-                sorted({line for line in file if line.startswith(("model name", "flags", "Features"))})
-            )
+            return "".join(sorted({line for line in file if line.startswith(("model name", "flags", "Features"))}))
     except OSError:
         return platform.processor()
 
@@ -116,9 +109,7 @@ def _library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
-        warnings.warn(
-            f"GATr runs without its C++ kernels, which did not build: {detail[-500:]}", stacklevel=2
-        )
+        warnings.warn(f"GATr runs without its C++ kernels, which did not build: {detail[-500:]}", stacklevel=2)
         return None
 
 
@@ -126,10 +117,7 @@ def available(x: Tensor) -> bool:
     """True if the kernels can take ``x``: on the CPU, float32 or float64, compiler at hand, not being
     traced."""
     return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and x.dtype in _SUFFIX
-        and _library() is not None
+        not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype in _SUFFIX and _library() is not None
     )
 
 
@@ -160,11 +148,7 @@ def call(name: str, dtype: torch.dtype, *arguments: Tensor | ctypes.Structure | 
     pointers."""
     _function(name, dtype)(
         *(
-            a.data_ptr()
-            if isinstance(a, Tensor)
-            else ctypes.addressof(a)
-            if isinstance(a, ctypes.Structure)
-            else a
+            a.data_ptr() if isinstance(a, Tensor) else ctypes.addressof(a) if isinstance(a, ctypes.Structure) else a
             for a in arguments
         ),
         torch.get_num_threads(),

@@ -70,17 +70,13 @@ class GATrConfig:
         if self.true_out + self.pseudo_out + self.scalars_out == 0:
             raise InputError("GATrConfig: true_out + pseudo_out + scalars_out must be at least 1")
         if self.symmetry == "published" and self.pseudo + self.pseudo_in + self.pseudo_out:
-            raise InputError(
-                "GATrConfig.symmetry: 'published' has no pseudo channels, count all of them as true"
-            )
+            raise InputError("GATrConfig.symmetry: 'published' has no pseudo channels, count all of them as true")
         if self.symmetry != "published" and not (self.true and self.pseudo):
             raise InputError(f"GATrConfig: symmetry {self.symmetry!r} needs true >= 1 and pseudo >= 1")
         for name in ("true", "pseudo", "scalars"):
             width = 2 * getattr(self, name)
             if width > self.heads and width % self.heads:
-                raise InputError(
-                    f"GATrConfig.{name}: 2 x {width // 2} channels do not divide by heads {self.heads}"
-                )
+                raise InputError(f"GATrConfig.{name}: 2 x {width // 2} channels do not divide by heads {self.heads}")
 
     def per_head(self, channels: int, least: int) -> int:
         """Channels of a head: attention is twice as wide as the stream (arXiv 2311.04744)."""
@@ -178,9 +174,7 @@ class Block(nn.Module):
         """The linear maps in the order of their weights in :meth:`forward`."""
         return [self.to_qkv, self.from_heads, self.to_factors, self.from_products, self.to_stream]
 
-    def forward(
-        self, x: Tensor, weights: list[tuple[Tensor, ...]], tokens: Tokens, reference: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, weights: list[tuple[Tensor, ...]], tokens: Tokens, reference: Tensor | None) -> Tensor:
         """(rows, N) -> (rows, N); ``weights`` are the assembled weights of :meth:`linears`."""
         to_qkv, from_heads, to_factors, from_products, to_stream = weights
         attended = self.attention(apply_linear(self.norm(x), to_qkv, self.to_qkv.map), tokens)
@@ -227,9 +221,7 @@ class GATr(nn.Module):
         self.register_buffer("_columns", torch.tensor(columns), persistent=False)
         self.register_buffer("_rows", torch.tensor(rows), persistent=False)
 
-    def forward(
-        self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Multivectors (B, T, C_in, 16), scalars (B, T, S_in), mask (B, T) -> (B, T, C_out, 16), (B, T,
         S_out).
 
@@ -241,9 +233,9 @@ class GATr(nn.Module):
         c = self.config
         self._check(multivectors, scalars, mask)
         b, t = multivectors.shape[:2]
-        flat = torch.cat(
-            [multivectors.flatten(2), scalars, torch.ones_like(multivectors[..., 0, :1])], -1
-        ).flatten(0, 1)
+        flat = torch.cat([multivectors.flatten(2), scalars, torch.ones_like(multivectors[..., 0, :1])], -1).flatten(
+            0, 1
+        )
         tokens, packed = self._tokens(b, t, mask, flat)
         reference = None
         if c.symmetry == "published":

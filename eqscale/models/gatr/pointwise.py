@@ -25,17 +25,13 @@ class Norm(nn.Module):
         super().__init__()
         self.stream = stream
         self.out = Layout(stream.true, stream.pseudo, stream.scalars, ones=True)
-        euclidean = {
-            row for c in range(stream.channels) for row in (stream.multivector(c)[i] for i in EUCLIDEAN)
-        }
+        euclidean = {row for c in range(stream.channels) for row in (stream.multivector(c)[i] for i in EUCLIDEAN)}
         rows = []
         for c in range(stream.channels):
             for a, b in zip(stream.multivector(c), self.out.multivector(c), strict=True):
                 rows.append((a, b, int(a in euclidean)))
         self.kernel_rows = table(sorted(rows), 3)
-        self.kernel_scalars = table(
-            [(stream.scalar(i), self.out.scalar(i)) for i in range(stream.scalars)], 2
-        )
+        self.kernel_scalars = table([(stream.scalar(i), self.out.scalar(i)) for i in range(stream.scalars)], 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised activations with the row of ones."""
@@ -113,14 +109,9 @@ class Gate(nn.Module):
         self.source = source
         self.out = Layout(source.true, source.pseudo, source.scalars, ones=True)
         self.kernel_rows = table(
-            [
-                (*source.multivector(c), *self.out.multivector(c), source.invariant(c), 0)
-                for c in range(source.channels)
-            ]
+            [(*source.multivector(c), *self.out.multivector(c), source.invariant(c), 0) for c in range(source.channels)]
         )
-        self.kernel_scalars = table(
-            [(source.scalar(i), self.out.scalar(i)) for i in range(source.scalars)], 2
-        )
+        self.kernel_scalars = table([(source.scalar(i), self.out.scalar(i)) for i in range(source.scalars)], 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Activated features with the row of ones."""

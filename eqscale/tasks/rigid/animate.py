@@ -35,9 +35,7 @@ def animate_scene(scene: Scene, path: Path, seconds: float = 2.0, title: str = "
 
 
 @torch.no_grad()
-def animate_prediction(
-    predict: Predictor, windows: Windows, scene: int, path: Path, name: str = "model"
-) -> Path:
+def animate_prediction(predict: Predictor, windows: Windows, scene: int, path: Path, name: str = "model") -> Path:
     """Write a GIF of a scene: truth, prediction one horizon ahead of each true state, and rollout.
 
     The rollout holds each of its states until its next step. Raises InputError for a scene outside the split.
@@ -111,9 +109,7 @@ def draw(panels: list[Panel], path: Path) -> Path:
         ax.add_collection3d(Poly3DCollection(tiles, facecolors=shades, edgecolor="none", zorder=0))
         # A prediction need not be rigid: the faces are those of the true start, its corners move freely.
         faces = [ConvexHull(track[0]).simplices for track in panels[0].tracks]
-        colours = np.concatenate(
-            [np.tile(palette[k % len(palette)], (len(f), 1)) for k, f in enumerate(faces)]
-        )
+        colours = np.concatenate([np.tile(palette[k % len(palette)], (len(f), 1)) for k, f in enumerate(faces)])
         solid = Poly3DCollection(np.zeros((1, 3, 3)), edgecolor="none", zorder=1)
         ax.add_collection3d(solid)
         solids.append((solid, panel.tracks, faces, colours))

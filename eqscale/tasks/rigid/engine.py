@@ -71,16 +71,13 @@ class Trajectory:
     def restart(self, scene: Scene, frame: int) -> Scene:
         """The scene as it is at a frame."""
         position, quaternion, velocity, spin = np.split(self.state[frame], [3, 7, 10], axis=-1)
-        return dataclasses.replace(
-            scene, position=position, quaternion=quaternion, velocity=velocity, spin=spin
-        )
+        return dataclasses.replace(scene, position=position, quaternion=quaternion, velocity=velocity, spin=spin)
 
     def vertices(self, scene: Scene) -> list[np.ndarray]:
         """World positions of each object's vertices, per object (F + 1, V, 3)."""
         rotation = rotation_matrix(self.state[..., 3:7])
         return [
-            self.state[:, i, None, :3] + v @ rotation[:, i].transpose(0, 2, 1)
-            for i, v in enumerate(scene.vertices)
+            self.state[:, i, None, :3] + v @ rotation[:, i].transpose(0, 2, 1) for i, v in enumerate(scene.vertices)
         ]
 
 
@@ -160,10 +157,7 @@ def compile_model(scene: Scene, settings: EngineSettings) -> mujoco.MjModel:
     for i in range(scene.n):
         for foot in feet[i]:
             pair(
-                "floor",
-                foot,
-                scene.floor_friction * scene.friction[i],
-                scene.floor_restitution * scene.restitution[i],
+                "floor", foot, scene.floor_friction * scene.friction[i], scene.floor_restitution * scene.restitution[i]
             )
         for j in range(i):
             pair(

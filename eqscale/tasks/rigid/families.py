@@ -53,15 +53,7 @@ class Family:
             raise InputError(f"family {self.name}: objects {self.objects}: needs 1 <= fewest <= most")
         if not self.hulls:
             raise InputError(f"family {self.name}: has no shapes")
-        for field in (
-            "scale",
-            "height",
-            "density",
-            "friction",
-            "restitution",
-            "floor_friction",
-            "floor_restitution",
-        ):
+        for field in ("scale", "height", "density", "friction", "restitution", "floor_friction", "floor_restitution"):
             low, high = getattr(self, field)
             if not 0 <= low <= high:
                 raise InputError(f"family {self.name}: {field} ({low}, {high}): needs 0 <= low <= high")

@@ -29,9 +29,7 @@ def hull_of_mesh(path: Path) -> Hull:
     from scipy.spatial import ConvexHull, QhullError
 
     if path.stat().st_size > MAX_BYTES:
-        raise InputError(
-            f"mesh {path} is enormous ({path.stat().st_size / 2**20:.0f} MB): simplify it below 64 MB"
-        )
+        raise InputError(f"mesh {path} is enormous ({path.stat().st_size / 2**20:.0f} MB): simplify it below 64 MB")
     try:
         mesh: Any = trimesh.load(path, file_type="obj", force="mesh", skip_materials=True, process=False)
     except Exception as error:  # the parser raises whatever the line at fault makes it raise

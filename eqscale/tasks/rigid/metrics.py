@@ -74,9 +74,7 @@ def evaluate(
         turned = rotation_angle(rotation @ true_rotation.transpose(-1, -2))
         angles += float((per_object * turned.square()).sum())
 
-    errors = evaluate_errors(
-        predict, windows, indices, batch_size, device=device, dtype=dtype, observe=observe
-    )
+    errors = evaluate_errors(predict, windows, indices, batch_size, device=device, dtype=dtype, observe=observe)
     n = len(indices)
     return Evaluation(
         nmse=errors.nmse,

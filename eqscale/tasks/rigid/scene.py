@@ -83,9 +83,7 @@ def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
     """Rotation matrices (..., 3, 3) of unit quaternions (..., 4) in the order w, x, y, z."""
     products = quaternion[..., :, None] * quaternion[..., None, :]
     shape = quaternion.shape[:-1]
-    return (products.reshape(*shape, 16) @ _QUADRATIC.astype(quaternion.dtype, copy=False)).reshape(
-        *shape, 3, 3
-    )
+    return (products.reshape(*shape, 16) @ _QUADRATIC.astype(quaternion.dtype, copy=False)).reshape(*shape, 3, 3)
 
 
 def _generator(seed: int, split: str, index: int, stream: int) -> np.random.Generator:
@@ -97,9 +95,7 @@ def _in_disc(rng: np.random.Generator, radius: float) -> tuple[float, float]:
     return r * math.cos(angle), r * math.sin(angle)
 
 
-def _place(
-    rng: np.random.Generator, family: Family, radii: list[float]
-) -> list[tuple[float, float, float]] | None:
+def _place(rng: np.random.Generator, family: Family, radii: list[float]) -> list[tuple[float, float, float]] | None:
     """Centres of disjoint bounding spheres in the family's cylinder, or None if one finds no room."""
     placed: list[tuple[float, float, float]] = []
     for i, radius in enumerate(radii):
@@ -127,9 +123,7 @@ def sample_scene(family: Family, seed: int, split: str, index: int) -> Scene:
         # A mirrored shape has the same principal moments: the sign makes the law of chiral shapes even.
         mirror = rng.integers(2, size=n) * 2 - 1
         if family.materials:
-            density, friction, restitution = np.array(family.materials)[
-                rng.integers(len(family.materials), size=n)
-            ].T
+            density, friction, restitution = np.array(family.materials)[rng.integers(len(family.materials), size=n)].T
         else:
             density = np.exp(rng.uniform(math.log(family.density[0]), math.log(family.density[1]), n))
             friction, restitution = rng.uniform(*family.friction, n), rng.uniform(*family.restitution, n)
@@ -137,17 +131,14 @@ def sample_scene(family: Family, seed: int, split: str, index: int) -> Scene:
         floor_restitution = float(rng.uniform(*family.floor_restitution))
         quaternion = rng.normal(size=(n, 4))
         spin = family.spin * rng.normal(size=(n, 3))
-        thrown = [
-            (*_in_disc(rng, family.speed), rng.uniform(-1, 1) * family.vertical_speed) for _ in range(n)
-        ]
+        thrown = [(*_in_disc(rng, family.speed), rng.uniform(-1, 1) * family.vertical_speed) for _ in range(n)]
         placed = _place(rng, family, [s.radius * float(a) for s, a in zip(solids, scale, strict=True)])
         if placed is None:
             continue
         position = np.array(placed)
         return Scene(
             vertices=tuple(
-                s.vertices * a * np.array([m, 1.0, 1.0])
-                for s, a, m in zip(solids, scale, mirror, strict=True)
+                s.vertices * a * np.array([m, 1.0, 1.0]) for s, a, m in zip(solids, scale, mirror, strict=True)
             ),
             mass=np.array([s.volume for s in solids]) * scale**3 * density,
             inertia=np.array([s.inertia for s in solids]) * (scale**5 * density)[:, None],

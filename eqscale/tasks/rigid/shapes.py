@@ -102,9 +102,7 @@ def tetrahedron() -> np.ndarray:
 def ringed_sphere(rings: int, n: int) -> np.ndarray:
     """Points of a sphere of diameter 1 on rings of equal area, each turned half a step, (rings x n, 3)."""
     heights = (2 * np.arange(rings) + 1) / rings - 1
-    return np.concatenate(
-        [_ring(n, 0.5 * z, 0.5 * np.sqrt(1 - z * z), 0.5 * (k % 2)) for k, z in enumerate(heights)]
-    )
+    return np.concatenate([_ring(n, 0.5 * z, 0.5 * np.sqrt(1 - z * z), 0.5 * (k % 2)) for k, z in enumerate(heights)])
 
 
 SMALL_HULLS = (

@@ -28,9 +28,7 @@ def shuffle_objects(batch: Batch, generator: torch.Generator | None = None) -> B
     return moved.replace(object_index=torch.where(batch.mask, label.gather(1, order), 0))
 
 
-def random_vertical(
-    n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def random_vertical(n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Matrices (n, 3, 3) uniform on the O(2) that fixes z: turns about it, half of them mirrored."""
     device = generator.device if generator is not None else torch.device("cpu")
     angle = 2 * math.pi * torch.rand(n, generator=generator, dtype=torch.float64, device=device)
@@ -48,11 +46,7 @@ def _yaw(batch: Batch, generator: torch.Generator) -> Batch:
     return transform(batch, rotation_by(angle.to(axis) * axis))
 
 
-ELEMENTS: dict[str, Callable[[Batch, torch.Generator], Batch]] = {
-    "yaw": _yaw,
-    **COMMON,
-    "permutation": shuffle_objects,
-}
+ELEMENTS: dict[str, Callable[[Batch, torch.Generator], Batch]] = {"yaw": _yaw, **COMMON, "permutation": shuffle_objects}
 """Those of every task, with a uniform turn about gravity's axis, and an order of the objects instead of tokens."""
 
 

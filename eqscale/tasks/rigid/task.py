@@ -86,13 +86,8 @@ class RigidTask(Task):
         Metric("vertex_rmse_m", "root mean squared error of vertex positions, m"),
         Metric("center_rmse_m", "root mean squared error of centres of mass, m"),
         Metric("rotation_error_deg", "root mean squared rotation error after Kabsch, degrees"),
-        Metric(
-            "rigidity_error_m", "root mean squared distance of the predicted vertices from a rigid body, m"
-        ),
-        Metric(
-            "nmse_free",
-            "squared error of objects in free flight, over the mean squared target of all objects",
-        ),
+        Metric("rigidity_error_m", "root mean squared distance of the predicted vertices from a rigid body, m"),
+        Metric("nmse_free", "squared error of objects in free flight, over the mean squared target of all objects"),
         Metric("nmse_floor", "the same for objects that touch only the floor"),
         Metric("nmse_object", "the same for objects that touch another object"),
         Metric("equivariance_yaw", "equivariance error for turns about gravity's axis"),
@@ -190,9 +185,7 @@ class RigidTask(Task):
         step = ENGINES[str(options["engine"])].time_step
         return {"time_step": step} | {f"sigma_{h}": residual_rms(records, h, step) for h in HORIZONS}
 
-    def open(
-        self, options: Options, shards: Sequence[np.ndarray], statistics: Mapping[str, float]
-    ) -> Windows:
+    def open(self, options: Options, shards: Sequence[np.ndarray], statistics: Mapping[str, float]) -> Windows:
         """As ``Task.open``."""
         horizon, frame = int(options["horizon"]), str(options["frame"])
         return Windows(shards, horizon, statistics[f"sigma_{horizon}"], statistics["time_step"], frame)
@@ -212,9 +205,7 @@ class RigidTask(Task):
         """Upright, by gravity."""
         return align(batch)
 
-    def rollout(
-        self, predict: Predictor, samples: Samples, systems: int, seconds: float
-    ) -> dict[str, Any] | None:
+    def rollout(self, predict: Predictor, samples: Samples, systems: int, seconds: float) -> dict[str, Any] | None:
         """Rollouts at starts that take turns among those that leave room for them."""
         assert isinstance(samples, Windows)
         longest = (FRAMES - 1) // samples.horizon
@@ -228,9 +219,7 @@ class RigidTask(Task):
         starts = min(last_start(samples, steps), samples.samples_per_system)
         found = evaluate_rollout(predict, samples, scene * samples.samples_per_system + scene % starts, steps)
         fields = dataclasses.asdict(found)
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()
-        }
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()}
 
     def look(self, options: Options, seed: int, index: int, out: Path | None) -> str:
         """A scene in real time, as a GIF."""
@@ -243,16 +232,12 @@ class RigidTask(Task):
         title = f"family {scenes.name}, seed {seed}, scene {index}"
         return f"wrote {animate_scene(scene, path, seconds, title)}: {scene.n} objects, {seconds:g} s"
 
-    def look_at_prediction(
-        self, predict: Predictor, samples: Samples, index: int, out: Path, title: str
-    ) -> Path:
+    def look_at_prediction(self, predict: Predictor, samples: Samples, index: int, out: Path, title: str) -> Path:
         """Truth, prediction one horizon ahead, and rollout, as a GIF."""
         assert isinstance(samples, Windows)
         return animate_prediction(predict, samples, index, out, title)
 
-    def evaluate(
-        self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any
-    ) -> dict[str, float]:
+    def evaluate(self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any) -> dict[str, float]:
         """As ``Task.evaluate``, with the errors by contact."""
         assert isinstance(samples, Windows)
         found = dataclasses.asdict(evaluate(predict, samples, indices, **where))

@@ -30,9 +30,7 @@ SCHEMA = Schema(
     fields=(
         Field("position", Kind.POINT, unit="m", relative_to="center"),
         Field("center", Kind.POINT, unit="m"),
-        Field(
-            "velocity", Kind.DIRECTION, unit="m/s", scale=_SPEED, relative_to="center_velocity", at="position"
-        ),
+        Field("velocity", Kind.DIRECTION, unit="m/s", scale=_SPEED, relative_to="center_velocity", at="position"),
         Field("center_velocity", Kind.DIRECTION, unit="m/s", scale=_SPEED),
         Field("material", Kind.INVARIANT, channels=3),
         Field("floor", Kind.PLANE, "sample", unit="m"),
@@ -52,11 +50,7 @@ def record_type(family: Family) -> np.dtype:
     n, v = family.max_objects, family.max_vertices
     return np.dtype(
         [
-            (
-                "trajectory",
-                "<f4",
-                (FRAMES + 1, n, 13),
-            ),  # position, quaternion w x y z, velocity, spin (world)
+            ("trajectory", "<f4", (FRAMES + 1, n, 13)),  # position, quaternion w x y z, velocity, spin (world)
             ("vertices", "<f4", (n, v, 3)),  # about the centre of mass, principal axes
             ("mass", "<f4", (n,)),
             ("friction", "<f4", (n,)),
@@ -94,9 +88,7 @@ class Windows(Samples):
     schema = SCHEMA
     samples_per_system = STARTS
 
-    def __init__(
-        self, shards: Sequence[np.ndarray], horizon: int, sigma: float, time_step: float, frame: str
-    ):
+    def __init__(self, shards: Sequence[np.ndarray], horizon: int, sigma: float, time_step: float, frame: str):
         self.horizon, self.sigma, self.frame = horizon, sigma, frame
         self.options = {"horizon": horizon, "frame": frame}
         self.time = horizon / FRAME_RATE
@@ -113,9 +105,7 @@ class Windows(Samples):
             [np.concatenate([s[f] for s in shards]) for f in ("mass", "friction", "restitution")], axis=-1
         )
         present = self._count > 0
-        self._material[..., 0] = np.log(
-            self._material[..., 0], where=present, out=np.zeros(present.shape, np.float32)
-        )
+        self._material[..., 0] = np.log(self._material[..., 0], where=present, out=np.zeros(present.shape, np.float32))
         self._floor = np.concatenate([s["floor"] for s in shards])
         self._contact = np.concatenate([s["contact"] for s in shards])
         self.matrix = np.concatenate([s["frame"] for s in shards])
@@ -170,10 +160,7 @@ class Windows(Samples):
         return torch.from_numpy(tokens).to(device=device, dtype=dtype)
 
     def batches(
-        self,
-        groups: Sequence[np.ndarray],
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, groups: Sequence[np.ndarray], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Iterator[Batch]:
         """The batches of several index arrays, each padded to its own most tokens, with the bits of ``batch``.
 
@@ -220,9 +207,7 @@ class Windows(Samples):
         slot_rows, object_rows = by_slot.reshape(-1, 3), by_object.reshape(-1, 3)
         weight = np.zeros(b * n + 1, precision)
         weight[:-1] = (1.0 / (objects[:, None] * np.maximum(count, 1))).astype(precision).reshape(-1)
-        touched = np.bitwise_or.reduce(
-            self._contact[scene[:, None], start[:, None] + np.arange(self.horizon)], axis=1
-        )
+        touched = np.bitwise_or.reduce(self._contact[scene[:, None], start[:, None] + np.arange(self.horizon)], axis=1)
         contact = np.zeros(b * n + 1, np.int64)
         contact[:-1] = np.minimum(touched, 2).reshape(-1)
 

@@ -61,13 +61,6 @@ def test_golden_scenes():
         for index in range(3):
             scene = sample_scene(FAMILIES[name], 0, "test", index)
             state = simulate(scene, 8).state
-            for array in (
-                *scene.vertices,
-                scene.mass,
-                scene.inertia,
-                scene.friction,
-                scene.restitution,
-                state,
-            ):
+            for array in (*scene.vertices, scene.mass, scene.inertia, scene.friction, scene.restitution, state):
                 digest.update((np.round(array, 6) + 0.0).tobytes())
     assert digest.hexdigest() == "6b662db40bdff7259ecaefdcff50b85e2814a7258bd6a41b30f0318a20e0ec3b"

@@ -115,9 +115,7 @@ def test_scenes_stay_above_the_floor_and_lose_energy(name):
         assert lowest > -0.1
         kinetic = 0.5 * scene.mass * np.square(run.state[..., 7:10]).sum(-1)
         body = np.einsum("fnji,fnj->fni", rotation_matrix(run.state[..., 3:7]), run.state[..., 10:])
-        energy = (
-            kinetic + 0.5 * (scene.inertia * body**2).sum(-1) + scene.mass * 9.81 * run.state[..., 2]
-        ).sum(1)
+        energy = (kinetic + 0.5 * (scene.inertia * body**2).sum(-1) + scene.mass * 9.81 * run.state[..., 2]).sum(1)
         assert energy.max() < 1.2 * energy[0]
         assert energy[-1] < energy[0]
 

@@ -53,9 +53,7 @@ def test_errors_have_the_right_units(test_split):
     assert result.vertex_rmse_m == pytest.approx(0.5, rel=1e-5)
     assert result.center_rmse_m == pytest.approx(0.5, rel=1e-5)
     assert result.rotation_error_deg < 1e-3
-    assert result.nmse == pytest.approx(
-        (0.5 / evaluate(zero, test_split, np.arange(40)).vertex_rmse_m) ** 2, rel=1e-5
-    )
+    assert result.nmse == pytest.approx((0.5 / evaluate(zero, test_split, np.arange(40)).vertex_rmse_m) ** 2, rel=1e-5)
 
 
 def test_an_inflated_object_is_a_rigidity_error(test_split):
@@ -75,9 +73,7 @@ def test_the_standard_error_is_that_of_resampled_scenes(test_split):
     indices = np.arange(len(test_split))
     result = evaluate(half, test_split, indices)
     parts = [evaluate(half, test_split, indices[24 * k : 24 * k + 24]) for k in range(12)]
-    scale = np.array(
-        [evaluate(zero, test_split, indices[24 * k : 24 * k + 24]).vertex_rmse_m ** 2 for k in range(12)]
-    )
+    scale = np.array([evaluate(zero, test_split, indices[24 * k : 24 * k + 24]).vertex_rmse_m ** 2 for k in range(12)])
     error = scale * [p.nmse for p in parts]
     draws = np.random.default_rng(0).integers(12, size=(4000, 12))
     bootstrap = (error[draws].sum(1) / scale[draws].sum(1)).std()
@@ -129,9 +125,7 @@ def test_the_equivariance_error_has_the_size_of_what_is_added(test_split):
 @pytest.mark.parametrize("frame", ["random", "upright"])
 def test_the_share_of_the_loss_is_what_averaging_over_the_group_removes(spec, root, frame):
     """Brute force: the loss of the mean over 64 elements of g^-1 f(g x), plus what 64 elements leave."""
-    windows = open_split(
-        spec, root, "train", frame=frame
-    )  # 128 scenes, for a law of x that is nearly invariant
+    windows = open_split(spec, root, "train", frame=frame)  # 128 scenes, for a law of x that is nearly invariant
     indices = np.arange(0, len(windows), 5)
     matrix = torch.tensor([[1.5, 0.4, 0.0], [-0.3, 0.2, 0.8], [0.0, 0.6, 0.5]])
 

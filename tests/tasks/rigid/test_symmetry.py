@@ -143,17 +143,14 @@ def test_alignment_gives_the_upright_view(spec, root, train):
     """Aligned random windows are the upright windows, up to a turn about the vertical or a mirror."""
     indices = np.arange(0, len(train), 37)
     random, upright = (
-        open_split(spec, root, "train", frame=f).batch(indices, dtype=torch.float64)
-        for f in ("random", "upright")
+        open_split(spec, root, "train", frame=f).batch(indices, dtype=torch.float64) for f in ("random", "upright")
     )
     aligned, matrix = align(random)
     torch.testing.assert_close(aligned["gravity"], upright["gravity"])
     torch.testing.assert_close(aligned["floor"], upright["floor"])
     torch.testing.assert_close(torch.linalg.det(matrix), torch.ones(len(indices), dtype=torch.float64))
     torch.testing.assert_close(aligned.target[..., 2], upright.target[..., 2])
-    torch.testing.assert_close(
-        aligned["position"][..., :2].norm(dim=-1), upright["position"][..., :2].norm(dim=-1)
-    )
+    torch.testing.assert_close(aligned["position"][..., :2].norm(dim=-1), upright["position"][..., :2].norm(dim=-1))
     torch.testing.assert_close(transform(aligned, matrix.transpose(1, 2)).target, random.target)
     # the shortest rotation: its angle is the angle between the two directions
     angle = torch.acos(((matrix.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2).clamp(-1, 1))

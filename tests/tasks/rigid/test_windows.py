@@ -61,14 +61,7 @@ def test_batches_assembled_together_have_the_bits_of_each_alone(train, size):
 
 
 def tensors(batch):
-    return (
-        *batch.values.values(),
-        *batch.labels.values(),
-        batch.mask,
-        batch.target,
-        batch.weight,
-        batch.system,
-    )
+    return (*batch.values.values(), *batch.labels.values(), batch.mask, batch.target, batch.weight, batch.system)
 
 
 def test_padding_is_zero_and_weights_sum_to_one(train):
