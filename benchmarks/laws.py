@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize
 
-from eqscale.laws import Fit, alloc_exponents, bootstrap, fit
-from eqscale.laws.fit import resolve_loss
-from eqscale.laws.frontier import nd_cost, optimal_log_n
+from eqscale.laws import FORMS, Fit, bootstrap, fit, nd_cost
+from eqscale.laws.forms import Coefficients
+from eqscale.laws.problem import Loss
 from eqscale.laws.solver import minimise
 
 KNOWN_OBJECTIVE = 1.01827401780060e-3
@@ -102,7 +102,7 @@ def median_time(call, repeats: int) -> float:
 def speed(console: Console, folder: Path | None, sample: int) -> None:
     name, N, D, loss = read_data(folder)
     found = fit(N, D, loss)
-    ours = median_time(lambda: fit(N, D, loss), 30)
+    ours = median_time(lambda: fit(N, D, loss).verdict, 30)
     boot = median_time(lambda: bootstrap(found, resamples=4000), 3)
     recipe = run_recipe(N, D, loss, sample)
     near = float(np.mean(recipe["values"] <= found.objective * 1.01))
@@ -146,8 +146,8 @@ def exactness(console: Console, trials: int) -> None:
 
 def quantities(c):
     """α, β, a and log N_opt at 1e20 and 1e23."""
-    log_n = optimal_log_n(c, nd_cost(), np.array([1e20, 1e23]))
-    return np.column_stack([c["alpha"], c["beta"], alloc_exponents(c)[:, 0], log_n])
+    log_n = c.form.optimal_log_n(c, nd_cost(), np.log([1e20, 1e23]))
+    return np.column_stack([c["alpha"], c["beta"], c.form.derived(c)["a"], log_n])
 
 
 GRIDS = {20: (4, 5), 25: (5, 5), 30: (5, 6)}
@@ -166,24 +166,15 @@ def simulate(clean: Fit, losses: np.ndarray, loss_fn: str, starts: int = 12) -> 
     sets, p = len(losses), len(clean.theta)
     around = clean.theta + rng.standard_normal((sets, starts, p)) * np.array([0.15, 0.2, 0.2, 0.1, 0.1])
     around[:, 0] = clean.theta
-    rule = resolve_loss(loss_fn, clean.loss.delta)
+    rule = Loss(loss_fn, clean.loss.delta)
+    problem = replace(clean, loss=rule)
     y = np.repeat(losses / np.exp(clean.centre.log_loss), starts, axis=0)
     theta = np.clip(around.reshape(-1, p), clean.lower, clean.upper)
     for delta in (1e-2, rule.threshold):
-        theta, f, _ = minimise(
-            clean.form, theta, clean.features, y, clean.weights[None], max(delta, rule.threshold), True,
-            clean.lower, clean.upper, tolerance=1e-12,
-        )  # fmt: skip
+        theta, f, _ = minimise(problem, theta, loss=y, delta=max(delta, rule.threshold), tolerance=1e-12)
     best = f.reshape(sets, starts).argmin(1)
-    theta, f = theta.reshape(sets, starts, p)[range(sets), best], f.reshape(sets, starts).min(1)
-    natural = clean.form.to_natural(theta, clean.centre)
-    return [
-        replace(
-            clean, loss=rule, theta=theta[k], observed=losses[k], objective=float(f[k]),
-            params={name: float(natural[name][k]) for name in clean.form.names},
-        )
-        for k in range(sets)
-    ]  # fmt: skip
+    theta = theta.reshape(sets, starts, p)[range(sets), best]
+    return [replace(problem, theta=theta[k], observed=losses[k]) for k in range(sets)]
 
 
 def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[int, int]]) -> None:
@@ -191,7 +182,8 @@ def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[in
     names = ["α", "β", "a", "log N_opt(1e20)", "log N_opt(1e23)"]
     table = Table("runs", "outliers", "interval", *names, "width / Wald", title=f"coverage, {trials} trials")
     truth_logs = {f"log_{k}": np.log([TRUTH[k]]) for k in "AB"}
-    truth = quantities({k: np.array([v]) for k, v in TRUTH.items()} | truth_logs)[0]
+    known = {k: np.array([v]) for k, v in TRUTH.items()} | truth_logs
+    truth = quantities(Coefficients(FORMS["chinchilla"], known))[0]
     checked = []
     for budgets, sizes in grids:
         C = np.repeat(10.0 ** np.linspace(17, 21, budgets), sizes)

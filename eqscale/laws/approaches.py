@@ -148,11 +148,8 @@ class Misallocation:
 
 def misallocation(fit: Fit, cost: CostModel, C: float, factors: Array) -> list[Misallocation]:
     """Loss and wasted compute when N is ``factors`` times the optimum at cost C."""
-    log_n = frontier_values(fit.coefficients, cost, np.array([C]))[0][0, 0]
-    out = []
-    for factor in np.asarray(factors, float):
-        n = np.array([[log_n + np.log(factor)]])
-        loss = law_value(fit.coefficients, n, cost.log_tokens(n, np.log(C)))
-        needed = cost_to_reach(fit.coefficients, cost, loss)[0][0, 0]
-        out.append(Misallocation(float(factor), float(loss[0, 0]), float(max(1 - np.exp(needed) / C, 0.0))))
-    return out
+    c, factors = fit.coefficients, np.asarray(factors, float)
+    log_n = frontier_values(c, cost, np.array([C]))[0] + np.log(factors)
+    loss = law_value(c, log_n, cost.log_tokens(log_n, np.log(C)))
+    waste = np.maximum(1 - np.exp(cost_to_reach(c, cost, loss)[0]) / C, 0.0)
+    return [Misallocation(*map(float, row)) for row in zip(factors, loss[0], waste[0], strict=True)]

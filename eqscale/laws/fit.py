@@ -14,7 +14,7 @@ from eqscale.laws.certificate import Certificate, certify, verdict_of
 from eqscale.laws.forms import Coefficients, Evaluation, Form, get_form
 from eqscale.laws.forms.base import GONE
 from eqscale.laws.noise import noise_scale, residual_spread
-from eqscale.laws.problem import Loss, Problem, check_fixed, read_columns, read_weights
+from eqscale.laws.problem import Loss, Problem, check_fixed, read_columns
 from eqscale.laws.search import solve
 
 Array = np.ndarray
@@ -124,7 +124,7 @@ class Fit(Problem):
         return residual_spread(self.residuals, self.weights, len(self.free), self.loss)
 
     def refit(self, keep: Array) -> Fit:
-        """The same law fitted to some of the runs (boolean (n,) or indices), started afresh.
+        """The same law fitted to some of the runs (boolean (n,) or indices), from new starts.
 
         Raises:
             InputError: those runs cannot determine the law.
@@ -231,14 +231,13 @@ def fit(
         InputError: see ``check_design``; unknown names; values that are not positive and finite.
     """
     form, objective = get_form(form) if isinstance(form, str) else form, Loss(loss_fn, float(delta))
-    regressors, observed = read_columns(form, {"N": N, "D": D, **columns}, loss, where)
-    w = read_weights(weights, len(observed), where)
+    regressors, observed, w = read_columns(form, {"N": N, "D": D, **columns}, loss, weights, where)
     fixed = check_fixed(form, fix or {}, float(observed[w > 0].min(initial=np.inf)), where)
     centre = form.centre(regressors, observed, fixed)
     lower, upper = form.internal_bounds()
-    for name, value in fixed.items():
+    for name in fixed:
         i = form.names.index(name)
-        lower[i] = upper[i] = form.internal_value(name, value, centre)
+        lower[i] = upper[i] = max(form.internal_value(name, fixed, centre), GONE)
     problem = Problem(form, objective, regressors, observed, w, centre, lower, upper, fixed)
     problem.check(len(form.names) - len(fixed), where)
     return fit_problem(problem)

@@ -1,4 +1,4 @@
-"""The compute-optimal frontier: N_opt(C), D_opt(C) and L_opt(C) under a cost model of one's own runs."""
+"""The compute-optimal frontier: N_opt(C), D_opt(C) and L_opt(C) under a cost model of the runs themselves."""
 
 from __future__ import annotations
 
@@ -97,21 +97,20 @@ def frontier(
     if not (np.isfinite(C).all() and (C > 0).all()):
         raise InputError("frontier: every C must be positive and finite")
     cost = cost or nd_cost()
-    names = ("N", "D", "loss")
     k = len(C)
 
     def stacked(c: Coefficients) -> Array:
         return np.concatenate(frontier_values(c, cost, C), axis=1)
 
     centre = stacked(fit.coefficients)[0]
-    n, d, loss = (np.exp(centre[i * k : (i + 1) * k]) for i in range(3))
+    n, d, loss = np.exp(centre).reshape(3, k)
     t = fit.t_value(level)
     se = fit.standard_error(stacked)
 
     def bands(low: Array, high: Array) -> dict[str, Band]:
         with np.errstate(over="ignore"):  # what the runs leave open has an infinite bound
-            low, high = np.exp(low), np.exp(high)
-        found = {name: Band(low[i * k : (i + 1) * k], high[i * k : (i + 1) * k]) for i, name in enumerate(names)}
+            low, high = np.exp(low).reshape(3, k), np.exp(high).reshape(3, k)
+        found = {name: Band(low[i], high[i]) for i, name in enumerate(("N", "D", "loss"))}
         return found | {"per_token": Band(C / found["D"].high, C / found["D"].low)}
 
     model = bands(centre - t * se, centre + t * se)

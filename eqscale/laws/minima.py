@@ -83,7 +83,7 @@ def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Min
     pool = np.concatenate(residuals) / np.sqrt(np.maximum(1 - np.concatenate(leverages), 0.05))
     pool -= pool.mean()
     rng = np.random.default_rng(seed)
-    columns: dict[str, list] = {name: [] for name in ("loss", "loss_se", "loss_draws", "N", "N_se", "N_draws")}
+    losses, sizes = [], []
     for (x, solve), line, residual in zip(grids, fitted, residuals, strict=True):
         drawn = line + rng.choice(pool, (resamples, len(x)))
         coefficients = np.concatenate([(line + residual)[None], drawn]) @ solve.T
@@ -92,15 +92,11 @@ def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Min
         (a, b, _), covariance = coefficients[0], scatter**2 * solve @ solve.T
         by_loss = np.array([at[0] ** 2, at[0], 1.0])  # at a vertex its own shift doesn't count
         by_size = np.array([b / (2 * a * a), -1 / (2 * a), 0.0]) if inside[0] else np.full(3, np.nan)
-        columns["loss"].append(log_loss[0])
-        columns["loss_se"].append(np.sqrt(by_loss @ covariance @ by_loss))
-        columns["loss_draws"].append(log_loss[1:])
-        columns["N"].append(log_n[0])
-        columns["N_se"].append(np.sqrt(by_size @ covariance @ by_size))
-        columns["N_draws"].append(log_n[1:])
+        losses.append((log_loss[0], np.sqrt(by_loss @ covariance @ by_loss), log_loss[1:]))
+        sizes.append((log_n[0], np.sqrt(by_size @ covariance @ by_size), log_n[1:]))
     loss, size = (
-        Optima(np.array(columns[n]), np.array(columns[f"{n}_se"]), np.transpose(columns[f"{n}_draws"]))
-        for n in ("loss", "N")
+        Optima(np.array(value), np.array(se), np.transpose(draws))
+        for value, se, draws in (zip(*losses, strict=True), zip(*sizes, strict=True))
     )
     return Minima(arm.name, np.array(budgets), loss, size, scatter, df)
 
@@ -195,7 +191,7 @@ def extrapolate(minima: Minima, what: str, cost: float, last: int = 3) -> Estima
         minima: of one arm.
         what: ``loss`` or ``N``.
         cost: where to.
-        last: number of optima, the dearest ones that are known.
+        last: number of optima: those known at the highest costs.
 
     Raises:
         InputError: fewer than two optima are known.

@@ -360,7 +360,16 @@ def isoflop_panels(
         return finish(figure)
 
 
-def _optimum(arms, what, label, axis, beyond, colours) -> Figure:
+def _optimum(
+    arms: Mapping[str, ArmFit],
+    what: str,
+    label: str,
+    *,
+    axis: str = "training FLOPs",
+    beyond: float = 3.0,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """An optimum against cost up to ``beyond`` times the largest run; markers are the best run of each budget."""
     looks = _looks(arms, colours)
     with style():
         figure = Figure(figsize=(4.6, 3.4), layout="constrained")
@@ -382,38 +391,19 @@ def _optimum(arms, what, label, axis, beyond, colours) -> Figure:
         return finish(figure)
 
 
-def optimal_size(
-    arms: Mapping[str, ArmFit],
-    *,
-    axis: str = "training FLOPs",
-    beyond: float = 3.0,
-    colours: Mapping[str, str] | None = None,
-) -> Figure:
-    """Compute-optimal parameters against compute; markers are the best run of each budget."""
-    return _optimum(arms, "N", "optimal parameters N", axis, beyond, colours)
+def optimal_size(arms: Mapping[str, ArmFit], **options: Any) -> Figure:
+    """Compute-optimal parameters against compute; options as in ``loss_against_compute``."""
+    return _optimum(arms, "N", "optimal parameters N", **options)
 
 
-def optimal_tokens(
-    arms: Mapping[str, ArmFit],
-    *,
-    axis: str = "training FLOPs",
-    beyond: float = 3.0,
-    colours: Mapping[str, str] | None = None,
-) -> Figure:
-    """Compute-optimal training tokens against compute; markers are the best run of each budget."""
-    return _optimum(arms, "D", "optimal training tokens D", axis, beyond, colours)
+def optimal_tokens(arms: Mapping[str, ArmFit], **options: Any) -> Figure:
+    """Compute-optimal training tokens against compute; options as in ``loss_against_compute``."""
+    return _optimum(arms, "D", "optimal training tokens D", **options)
 
 
-def optimal_cost_per_token(
-    arms: Mapping[str, ArmFit],
-    *,
-    axis: str = "training FLOPs",
-    unit: str = "FLOPs",
-    beyond: float = 3.0,
-    colours: Mapping[str, str] | None = None,
-) -> Figure:
-    """Compute-optimal model size as what one training token costs: comparable between architectures."""
-    return _optimum(arms, "per_token", f"optimal {unit} per token", axis, beyond, colours)
+def optimal_cost_per_token(arms: Mapping[str, ArmFit], *, unit: str = "FLOPs", **options: Any) -> Figure:
+    """Compute-optimal size as what one training token costs: comparable between architectures."""
+    return _optimum(arms, "per_token", f"optimal {unit} per token", **options)
 
 
 def residual_panels(arms: Mapping[str, ArmFit], *, colours: Mapping[str, str] | None = None) -> Figure:

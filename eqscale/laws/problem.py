@@ -12,6 +12,7 @@ import pandas as pd
 
 from eqscale.errors import InputError
 from eqscale.laws.forms import Centre, Form
+from eqscale.laws.table import positive
 
 Array = np.ndarray
 
@@ -160,48 +161,32 @@ def check_design(form: Form, columns: Mapping[str, Array], loss: Array, free: in
         )
 
 
-def read_columns(form: Form, values: Mapping[str, object], loss: object, where: str) -> tuple[dict[str, Array], Array]:
-    """The form's regressors and the loss as arrays, each (n,).
+def read_columns(
+    form: Form, values: Mapping[str, object], loss: object, weights: object, where: str
+) -> tuple[dict[str, Array], Array, Array]:
+    """The form's regressors, the loss and the weights (one by default) as arrays, each (n,).
 
     Raises:
-        InputError: a missing column, unequal lengths, or a value that is not positive and finite.
+        InputError: a missing column, unequal lengths, or a value that is no positive number (weights: or zero).
     """
-    observed = _vector(loss, "loss", where)
+    observed = positive(_series(loss), "loss", where)
     columns = {}
     for c in form.columns:
         if values.get(c) is None:
             raise InputError(f"{where}: the form {form.name!r} needs a column {c!r}")
-        columns[c] = _vector(values[c], c, where)
+        columns[c] = positive(_series(values[c]), c, where)
         if len(columns[c]) != len(observed):
             raise InputError(f"{where}: column {c!r} has {len(columns[c])} values, loss has {len(observed)}")
-    return columns, observed
-
-
-def _vector(values: object, name: str, where: str) -> Array:
-    try:
-        v = np.array(values, dtype=float).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: column {name!r} holds values that are not numbers") from error
-    for i in np.flatnonzero(~(np.isfinite(v) & (v > 0))):
-        raise InputError(f"{where}: row {i + 1}, column {name!r}: {v[i]:g} is not a positive finite number")
-    return v
-
-
-def read_weights(weights: object, n: int, where: str) -> Array:
-    """Weights of n runs, one each by default.
-
-    Raises:
-        InputError: another number of them, or one that is negative or no number.
-    """
     if weights is None:
-        return np.ones(n)
-    raw = np.asarray(weights, dtype=object).reshape(-1)
-    w = pd.to_numeric(pd.Series(raw), errors="coerce").to_numpy(float)
-    if len(w) != n:
-        raise InputError(f"{where}: {len(w)} weights for {n} runs")
-    for i in np.flatnonzero(~(np.isfinite(w) & (w >= 0))):
-        raise InputError(f"{where}: row {i + 1}: weight {raw[i]!r} is not a finite non-negative number")
-    return w
+        return columns, observed, np.ones(len(observed))
+    w = positive(_series(weights), "weights", where, zero=True)
+    if len(w) != len(observed):
+        raise InputError(f"{where}: {len(w)} weights for {len(observed)} runs")
+    return columns, observed, w
+
+
+def _series(values: object) -> pd.Series:
+    return pd.Series(np.asarray(values).reshape(-1))
 
 
 def check_fixed(form: Form, fix: Mapping[str, float], lowest_loss: float, where: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,14 +75,21 @@ def _as_number(value: object) -> float:
         return np.nan
 
 
-def _positive(column: pd.Series, name: str, rows: np.ndarray, source: str, hint: str, zero: bool = False) -> np.ndarray:
+def positive(
+    column: pd.Series, name: str, source: str, rows: np.ndarray | None = None, hint: str = "", zero: bool = False
+) -> np.ndarray:
     """A column as positive float64 (with ``zero``: or 0); numbers may arrive as text, decimals, categories or
     nullable types.
+
+    Raises:
+        InputError: a value is something else; names its row among ``rows`` (by default counted from 1).
     """
+    rows = np.arange(1, len(column) + 1) if rows is None else rows
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
         raise InputError(f"{source}: column {name!r} holds {column.dtype}, not numbers")
     raw = column.astype(object)
-    out = np.array([_as_number(v) for v in raw])
+    plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiu"
+    out = column.to_numpy(float) if plain else np.array([_as_number(v) for v in raw])
     for i in np.flatnonzero(~np.isfinite(out)):
         shown = "empty" if pd.isna(raw.iloc[i]) else repr(raw.iloc[i])
         raise InputError(f"{source}: row {rows[i]}, column {name!r}: {shown} is not a finite number{hint}")
@@ -99,7 +107,7 @@ def positive_column(frame: pd.DataFrame, name: str, source: str) -> np.ndarray:
     """
     if name not in frame.columns:
         raise InputError(f"{source}: no column {name!r}; columns: {', '.join(map(str, frame.columns))}")
-    return _positive(frame[name], name, np.arange(1, len(frame) + 1), source, "")
+    return positive(frame[name], name, source)
 
 
 def check_runs(
@@ -171,12 +179,12 @@ def check_runs(
         if role not in required and role not in mapping and role != "C":
             continue  # not asked for: carried along unchecked
         shown = mapping.get(role, role)
-        columns[role] = _positive(column, shown, rows, source, hint)
+        columns[role] = positive(column, shown, source, rows, hint)
     out = frame.assign(**columns)
     if weights is not None:
         if weights not in frame.columns:
             raise InputError(f"{source}: no column {weights!r} to use as weights; columns: {listed}")
-        out[weights] = _positive(frame[weights], weights, rows, source, hint, zero=True)
+        out[weights] = positive(frame[weights], weights, source, rows, hint, zero=True)
     return _check_duplicates(out, rows, columns, source, duplicates)
 
 
@@ -200,30 +208,14 @@ def _check_duplicates(out, rows, columns, source, duplicates) -> pd.DataFrame:
     return out.loc[~again].reset_index(drop=True)
 
 
-def read_runs(
-    source: str | Path,
-    mapping: Mapping[str, str] | None = None,
-    *,
-    required: Sequence[str] = ("N", "D", "loss"),
-    where: Mapping[str, str] | None = None,
-    duplicates: str = "error",
-    weights: str | None = None,
-) -> pd.DataFrame:
+def read_runs(source: str | Path, mapping: Mapping[str, str] | None = None, **checks: Any) -> pd.DataFrame:
     """Read and check a run table from a CSV or Parquet file or an MLflow experiment.
 
     Args:
         source: path, or ``mlflow:EXPERIMENT`` (name or id; tracking address from ``MLFLOW_TRACKING_URI``).
-        mapping, required, where, duplicates, weights: see ``check_runs``.
+        mapping, checks: see ``check_runs``.
 
     Raises:
         InputError: see ``check_runs``; also an unreadable file or unknown experiment.
     """
-    return check_runs(
-        load_table(source),
-        mapping,
-        required=required,
-        where=where,
-        source=str(source),
-        duplicates=duplicates,
-        weights=weights,
-    )
+    return check_runs(load_table(source), mapping, source=str(source), **checks)

@@ -215,7 +215,7 @@ def test_single_variable_power_law():
     [
         ({"N": 1e8}, r"all 30 runs have N = 1e\+08: the exponent alpha cannot be known"),
         ({"D": 1e9}, "the exponent beta cannot be known"),
-        ({"loss": -1.0}, "row 1, column 'loss': -1 is not a positive finite number"),
+        ({"loss": -1.0}, "row 1, column 'loss': -1 is not positive"),
         ({"loss": np.nan}, "row 1, column 'loss'"),
     ],
 )

@@ -1,7 +1,9 @@
-"""A form of one's own goes the whole way without touching the package."""
+"""A form of your own, as docs/laws.md shows it, goes the whole way without touching the package."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,31 +16,10 @@ from eqscale.laws import FORMS, Form, bootstrap, fit, fit_cost, frontier, interv
 from eqscale.laws.frontier import cost_to_reach
 from eqscale.laws.problem import Loss, Problem
 from eqscale.laws.solver import derivatives
+from eqscale.laws.validate import hold_out_top, profile_interval
 
-COUPLED = """
-import numpy as np
-
-from eqscale.laws import Form, register
-
-
-class Coupled(Form):
-    name = "coupled"
-    formula = "E + A/N^alpha + B/D^beta + c sqrt(A/N^alpha B/D^beta)"
-    columns = ("N", "D")
-    names = ("E", "A", "B", "alpha", "beta", "c")
-    log_names = ("A", "B")
-    powers = {"A": ("alpha", "N"), "B": ("beta", "D")}
-    bounds = {"E": (0, np.inf), "alpha": (0, 10), "beta": (0, 10), "c": (0, 100)}
-    ladders = {"c": (0.3, 3.0)}
-
-    def value(self, theta, x):
-        E, a, b, alpha, beta, c = (theta[:, i : i + 1] for i in range(6))
-        small, short = np.exp(a - alpha * x["N"]), np.exp(b - beta * x["D"])
-        return E + small + short + c * np.sqrt(small * short)
-
-
-register(Coupled())
-"""
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "laws.md").read_text()
+COUPLED = next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "register(" in code)
 TRUTH = {"E": 0.5, "A": 300.0, "B": 9e3, "alpha": 0.35, "beta": 0.5, "c": 4.0}
 
 
@@ -114,6 +95,16 @@ def test_it_is_resampled_with_intervals_that_hold_the_truth(coupled, runs):
         assert i.ratio < 4
 
 
+def test_it_is_held_out_and_profiled(coupled, runs):
+    found = fit(plain(runs).N, plain(runs).D, plain(runs).noisy, form="coupled")
+    held = hold_out_top(found, plain(runs).D.to_numpy())
+    assert held.median_error < 0.02
+    assert held.covered > 0.8
+    low, high = profile_interval(found, "c")
+    model = found.interval(lambda c: c["c"])
+    assert high - low == pytest.approx(float(model[1][0] - model[0][0]), rel=0.5)
+
+
 @pytest.mark.parametrize("bend", [0.0, 0.03])
 def test_its_optimum_is_that_of_brute_force_and_not_that_of_another_law(coupled, runs, bend):
     N, D = plain(runs).N.to_numpy(), plain(runs).D.to_numpy()
@@ -171,7 +162,7 @@ def test_every_command_takes_it_from_a_file(form_file, runs, tmp_path, capsys):
     table = [str(tmp_path / "runs.csv"), "--map", "loss=noisy", "--form-file", form_file, "--form", "coupled"]
     table += ["--resamples", "20", "--json", str(out)]
     files = ["--markdown", str(tmp_path / "t.md"), "--latex", str(tmp_path / "t.tex")]
-    extra = ["--by", "arm", "--hold-out", "1", "--profile", "--figures", str(tmp_path / "figures")]
+    extra = ["--by", "arm", "--figures", str(tmp_path / "figures")]
     assert main(["fit", *table, *files, *extra]) == 0
     record = json.loads(out.read_text())["groups"]["plain"]
     assert record["form"] == "coupled"

@@ -206,28 +206,20 @@ class Form:
 
     def to_internal(self, values: Mapping[str, float], centre: Centre) -> Array:
         """Inverse of ``to_natural`` for one full set of public parameters; a zero prefactor gives −inf."""
-        theta = np.empty(len(self.names))
-        for i, name in enumerate(self.names):
-            v = float(values[name])
-            if name in self.log_names:
-                unit = centre.log_loss * float(self.loss_power(name, values))
-                if name in self.powers:
-                    exponent, regressor = self.powers[name]
-                    unit += values[exponent] * centre.logs[regressor]
-                theta[i] = np.log(v) - unit if v > 0 else -np.inf
-            elif name in self.floors:
-                theta[i] = v / np.exp(centre.log_loss)
-            else:
-                theta[i] = v
-        return theta
+        return np.array([self.internal_value(name, values, centre) for name in self.names])
 
-    def internal_value(self, name: str, value: float, centre: Centre) -> float:
-        """Internal value of a held parameter, in a centre that holds it."""
+    def internal_value(self, name: str, values: Mapping[str, float], centre: Centre) -> float:
+        """Internal value of one parameter; others are only needed in a centre that doesn't hold it."""
+        value = float(values[name])
         if name in self.floors:
             return value / np.exp(centre.log_loss)
         if name not in self.log_names:
             return value
-        return (np.log(value) if value > 0 else GONE) - (centre.log_loss if name in self.powers else 0.0)
+        unit = centre.log_loss * float(self.loss_power(name, values))
+        if name in self.powers:
+            exponent, regressor = self.powers[name]
+            unit += values.get(exponent, 0.0) * centre.logs[regressor]
+        return np.log(value) - unit if value > 0 else -np.inf
 
     # what follows from fitted parameters
 

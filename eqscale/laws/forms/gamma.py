@@ -33,7 +33,7 @@ class Gamma(Balanced):
     def loss_power(self, name: str, values: Mapping[str, Any]) -> Any:
         """A and B carry the unit of loss to the power 1/γ."""
         if name in self.powers:
-            return 1.0 / values["gamma"]
+            return 1.0 / values.get("gamma", 1.0)
         return super().loss_power(name, values)
 
     def centre_holding(self, centre: Centre, held: Collection[str]) -> Centre:

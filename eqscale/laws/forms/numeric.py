@@ -21,20 +21,29 @@ SPAN = (-60.0, 140.0)
 
 def jacobian(value: Value, theta: Array, x: Any) -> Array:
     """Derivatives by the parameters, (b, p, m), by complex steps: exact, if ``value`` takes complex numbers."""
+    b, p = theta.shape
     step = 1e-30
-    return np.stack([value(theta + 1j * step * unit, x).imag / step for unit in np.eye(theta.shape[1])], 1)
+    stepped = theta[:, None] + 1j * step * np.eye(p)
+    return (value(stepped.reshape(b * p, p), x).imag / step).reshape(b, p, -1)
 
 
 def curvature(value: Value, theta: Array, x: Any, q: Array) -> Array:
     """Σ over runs of q (b, m) times the second derivatives, (b, p, p), by differences of exact derivatives."""
-    step = 1e-6
-
-    def slope(shift: Array) -> Array:
-        return np.einsum("bpm,bm->bp", jacobian(value, theta + shift, x), q)
-
-    rows = [(slope(unit) - slope(-unit)) / (2 * step) for unit in step * np.eye(theta.shape[1])]
-    h = np.stack(rows, 1)
+    step, b = 1e-6, len(theta)
+    h = np.empty((b, theta.shape[1], theta.shape[1]))
+    for i, unit in enumerate(step * np.eye(theta.shape[1])):
+        jac = jacobian(value, np.concatenate([theta + unit, theta - unit]), x)
+        h[:, i] = np.einsum("bpm,bm->bp", jac[:b] - jac[b:], q) / (2 * step)
     return 0.5 * (h + h.transpose(0, 2, 1))
+
+
+def bisect(rising: Callable[[Array], Array], left: Array, right: Array, steps: int) -> Array:
+    """Where ``rising`` turns from true to false between ``left`` and ``right``, element by element."""
+    for _ in range(steps):
+        middle = 0.5 * (left + right)
+        further = rising(middle)
+        left, right = np.where(further, middle, left), np.where(further, right, middle)
+    return 0.5 * (left + right)
 
 
 def optimal_log_n(form: Form, c: Coefficients, cost: CostModel, log_c: Array) -> Array:
@@ -51,27 +60,22 @@ def optimal_log_n(form: Form, c: Coefficients, cost: CostModel, log_c: Array) ->
         better = loss < lowest
         best, lowest = np.where(better, log_n, best), np.where(better, loss, lowest)
     inside = form.is_whole(c)[:, None] & (best > grid[0]) & (best < grid[-1])
-    width = grid[1] - grid[0]
-    left, right = best - width, best + width
-    step = 1e-4  # smaller ones drown in rounding
-    for _ in range(40):
-        middle = 0.5 * (left + right)
-        falling = along(middle + step) < along(middle - step)
-        left, right = np.where(falling, middle, left), np.where(falling, right, middle)
-    return np.where(inside, 0.5 * (left + right), np.nan)
+    width, step = grid[1] - grid[0], 1e-4  # smaller steps drown in rounding
+    found = bisect(lambda n: along(n + step) < along(n - step), best - width, best + width, 40)
+    return np.where(inside, found, np.nan)
 
 
 def cheapest(form: Form, c: Coefficients, cost: CostModel, loss: Array) -> tuple[Array, Array, Array]:
     """Bisection of the optimal loss over the cost. See ``Form.cheapest``."""
     shape = np.broadcast_shapes((len(c[form.names[0]]), 1), loss.shape)
-    left, right = np.full(shape, SPAN[0]), np.full(shape, 2 * SPAN[1])
-    for _ in range(48):
-        middle = 0.5 * (left + right)
-        sizes = [form.optimal_log_n(c, cost, middle), *(np.full(shape, edge) for edge in SPAN)]
-        reached = [form.loss_at(c, {"N": n, "D": cost.log_tokens(n, middle)}) for n in sizes]
-        worse = ~(np.fmin.reduce(reached) <= loss)  # an optimum beyond the span is as good as at its edge
-        left, right = np.where(worse, middle, left), np.where(worse, right, middle)
-    log_c = 0.5 * (left + right)
+    edges = [np.full(shape, edge) for edge in SPAN]
+
+    def too_cheap(log_c: Array) -> Array:
+        sizes = [form.optimal_log_n(c, cost, log_c), *edges]  # an optimum beyond the span is as good as at its edge
+        reached = [form.loss_at(c, {"N": n, "D": cost.log_tokens(n, log_c)}) for n in sizes]
+        return ~(np.fmin.reduce(reached) <= loss)
+
+    log_c = bisect(too_cheap, edges[0], 2 * edges[1], 48)
     log_n = form.optimal_log_n(c, cost, log_c)
     known = form.is_whole(c)[:, None] & ~np.isnan(loss)
     reachable = loss > form.lowest(c)[:, None]

@@ -8,7 +8,7 @@ import numpy as np
 
 from eqscale.laws.cost import CostModel
 from eqscale.laws.forms.base import Coefficients, Evaluation, Features, Form
-from eqscale.laws.forms.numeric import SPAN
+from eqscale.laws.forms.numeric import SPAN, bisect
 
 Array = np.ndarray
 
@@ -116,12 +116,8 @@ class Balanced(Form):
             left, right = np.full(shape, low), np.full(shape, high)
             below = excess(left) < 0
             above = excess(right) > 0
-            for _ in range(50):
-                middle = 0.5 * (left + right)
-                up = excess(middle) > 0
-                left, right = np.where(up, middle, left), np.where(up, right, middle)
-            inside = np.where(above, tangent_root(high), 0.5 * (left + right))
-            return np.where(below, tangent_root(low), inside)
+            root = bisect(lambda n: excess(n) > 0, left, right, 50)
+            return np.where(below, tangent_root(low), np.where(above, tangent_root(high), root))
 
     def cheapest(self, c: Coefficients, cost: CostModel, loss: Array) -> tuple[Array, Array, Array]:
         """The optimal D of each N is explicit, so that one bisection over N suffices under any cost model."""
@@ -134,11 +130,8 @@ class Balanced(Form):
 
         shape = np.broadcast_shapes(alpha.shape, loss.shape)
         left, right = np.full(shape, SPAN[0]), np.full(shape, SPAN[1])
-        for _ in range(64):
-            middle = 0.5 * (left + right)
-            worse = self.loss_at(c, {"N": middle, "D": tokens(middle)}) > loss
-            left, right = np.where(worse, middle, left), np.where(worse, right, middle)
-        log_n = np.where(loss > self.lowest(c)[:, None], 0.5 * (left + right), np.inf)
+        log_n = bisect(lambda n: self.loss_at(c, {"N": n, "D": tokens(n)}) > loss, left, right, 64)
+        log_n = np.where(loss > self.lowest(c)[:, None], log_n, np.inf)
         log_n = np.where(self.is_whole(c)[:, None] & ~np.isnan(loss), log_n, np.nan)
         finite = np.isfinite(log_n)
         at = np.where(finite, log_n, 0.0)
