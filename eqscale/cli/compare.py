@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from eqscale.cli.law_options import (
     add_arm_options,
     add_law_options,
+    add_output_options,
     add_table_options,
     axis_costs,
     cost_axes,
@@ -46,10 +46,7 @@ def register(subparsers: Any) -> None:
     add_arm_options(parser)
     parser.add_argument("--reference", metavar="ARM", help="the arm others are measured in (default: the first)")
     parser.add_argument("--at", metavar="C,…", help="costs to compare at (default: five over the range all arms share)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
-    parser.add_argument("--latex", type=Path, metavar="FILE", help="write the tables as LaTeX")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
+    add_output_options(parser, "the tables")
     parser.set_defaults(run=_run_compare)
 
 

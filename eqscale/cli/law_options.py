@@ -89,6 +89,14 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
 
 
+def add_output_options(parser: argparse.ArgumentParser, tables: str) -> None:
+    """Options of what is written; ``tables`` says which tables."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--latex", type=Path, metavar="FILE", help=f"write {tables} as LaTeX")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help=f"write {tables} as Markdown")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
+
+
 def parse_fixed(entries: list[str]) -> dict[str, float]:
     """``--fix`` as values by name; raises InputError for what is not NAME=NUMBER."""
     out: dict[str, float] = {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eqscale.cli.law_options import (
     add_law_options,
+    add_output_options,
     add_table_options,
     axis_costs,
     chosen_form,
@@ -64,10 +64,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--at", metavar="C,…", help="also print the optimum at these costs (default: the range of the runs)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--latex", type=Path, metavar="FILE", help="write the coefficients as a LaTeX table")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the same as a Markdown table")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
+    add_output_options(parser, "the coefficients")
     parser.set_defaults(run=_run_fit)
 
 

@@ -29,7 +29,7 @@ from PIL import Image
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import common_range
 from eqscale.laws.contrast import loss_gap
-from eqscale.laws.frontier import Frontier, frontier
+from eqscale.laws.frontier import frontier
 from eqscale.laws.minima import Minima, loss_ratio
 
 Array = np.ndarray
@@ -145,14 +145,10 @@ def _budget_range(arms: Mapping[str, ArmFit], beyond: float) -> Array:
     return np.geomspace(low, high * beyond, 80)
 
 
-def _bands(best: Frontier) -> dict:
-    return best.robust or best.model
-
-
 def _draw_frontier(axes: Axes, arm: ArmFit, C: Array, what: str, colour: str) -> None:
     """A frontier with its band; dashed where it extrapolates beyond the arm's runs."""
     best = frontier(arm.fit, C, arm.cost, arm.boot)
-    values, band = getattr(best, what), _bands(best)[what]
+    values, band = getattr(best, what), (best.robust or best.model)[what]
     axes.fill_between(C, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(C, np.where(best.inside, values, np.nan), color=colour)
     axes.plot(C, np.where(best.inside, np.nan, values), color=colour, linestyle=(0, (3, 2)), linewidth=1.2)
@@ -413,7 +409,7 @@ def residual_panels(arms: Mapping[str, ArmFit], *, colours: Mapping[str, str] | 
         figure, axes = panel_grid(3, height=2.3, sharey=True)
         for name, arm in arms.items():
             colour, marker = looks[name]
-            r = 100 * np.log(arm.loss / arm.fit.predict(arm.N, arm.D, **_extra(arm)))
+            r = 100 * np.log(arm.loss / arm.fit.predict(**arm.fit.columns))
             for panel, values in zip(axes, (arm.N, arm.D, arm.C), strict=True):
                 _dots(panel, arm, values, r, s=14, color=colour, marker=marker, alpha=0.65, linewidths=0)
         for panel, label in zip(axes, ("parameters N", "training tokens D", "training cost C"), strict=True):
@@ -422,7 +418,3 @@ def residual_panels(arms: Mapping[str, ArmFit], *, colours: Mapping[str, str] | 
         axes[0].set_ylabel("residual of log loss, %")
         _legend(figure, looks)
         return finish(figure)
-
-
-def _extra(arm: ArmFit) -> dict[str, Array]:
-    return {k: v for k, v in arm.fit.columns.items() if k not in ("N", "D")}

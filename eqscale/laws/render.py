@@ -45,16 +45,7 @@ def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None =
         "n": fit.n,
         "verdict": fit.verdict,
         "certificate": plain(fit.certificate),
-        "intervals": {
-            k: {
-                "estimate": plain(i.estimate),
-                "standard_error": plain(i.standard_error),
-                "model": plain(i.model),
-                "robust": plain(i.robust),
-                "ratio": plain(i.ratio),
-            }
-            for k, i in found.items()
-        },
+        "intervals": {k: {f: v for f, v in plain(i).items() if f != "name"} for k, i in found.items()},
         "form": fit.form.name,
         "formula": fit.form.formula,
         "loss_fn": fit.loss.kind,
@@ -62,9 +53,7 @@ def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None =
         "fixed": plain(fit.fixed),
         "degrees_of_freedom": fit.degrees_of_freedom,
         "noise": plain(fit.noise),
-        "bootstrap": None
-        if boot is None
-        else {"kind": boot.kind, "resamples": boot.resamples, "seed": boot.seed, "unfinished": boot.unfinished},
+        "bootstrap": boot and {k: getattr(boot, k) for k in ("kind", "resamples", "seed", "unfinished")},
         "warnings": [warning] if warning else [],
     }
 

@@ -8,7 +8,7 @@ early on objectives of 1e-3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ Array = np.ndarray
 _CHUNK = 1 << 15  # run-evaluations per block: the working arrays stay in the second-level cache
 
 
-@dataclass
-class Derivatives:
+class Derivatives(NamedTuple):
     """Objective, gradient, Hessian and the positive semi-definite majoriser, stacked over problems."""
 
     f: Array
@@ -30,11 +29,12 @@ class Derivatives:
 
     def take(self, rows: Array) -> Derivatives:
         """The given problems only."""
-        return Derivatives(self.f[rows], self.g[rows], self.h[rows], self.majoriser[rows])
+        return Derivatives(*(mine[rows] for mine in self))
 
     def put(self, rows: Array, other: Derivatives) -> None:
         """Overwrite the given problems."""
-        self.f[rows], self.g[rows], self.h[rows], self.majoriser[rows] = (other.f, other.g, other.h, other.majoriser)
+        for mine, new in zip(self, other, strict=True):
+            mine[rows] = new
 
 
 def derivatives(problem: Problem, theta: Array, loss: Array, weights: Array, delta: float) -> Derivatives:
