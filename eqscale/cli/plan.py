@@ -226,13 +226,8 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
     )
     if best.beyond > 1.01:
         console.print(
-<<<<<<< ours
-            f"This is {best.beyond:.2g} times the most expensive run of {best.arm}: an extrapolation; the intervals "
-            "hold only if the law does."
-=======
             f"This is {best.beyond:.2g} times the most expensive run of {best.arm}: an extrapolation, and the "
             "intervals hold only if the law does."
->>>>>>> theirs
             + (" --compute is in seconds here; FLOPs need --axis executed or nominal." if in_seconds else ""),
             style="yellow",
             highlight=False,
