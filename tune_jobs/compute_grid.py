@@ -1,6 +1,6 @@
 """Compute grid: which arm wins at a given training compute, and how large should it be?
 
-Simulates the scenes, trains every arm at several sizes for each compute budget with Ray Tune, logs every run
+Makes the data, trains every arm at several sizes for each compute budget with Ray Tune, logs every run
 to MLflow, fits a scaling law to each arm and writes the run table, figures and report.
 
     python tune_jobs/compute_grid.py                    # preset quick: four to eight minutes on two cores

@@ -1,6 +1,6 @@
-"""Data grid: what is a unique scene worth, to each arm, when the compute is fixed?
+"""Data grid: what is a unique system worth, to each arm, at fixed compute?
 
-Trains one size of every arm at one budget on ever more unique scenes, as many epochs as the budget pays for,
+Trains one size of every arm at one budget on ever more unique systems, as many epochs as the budget pays for,
 with Ray Tune, logs every run to MLflow, and writes the run table, figure and report.
 
     python tune_jobs/data_grid.py                    # preset quick: some minutes on two cores

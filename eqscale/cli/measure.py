@@ -44,7 +44,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--rollout", type=float, default=1.0, metavar="SECONDS", help="length of the rollouts (default: 1)"
     )
-    parser.add_argument("--scene", type=int, default=0, metavar="K", help="test scene of the animation (default: 0)")
+    parser.add_argument("--system", type=int, default=0, metavar="K", help="test system of the animation (default: 0)")
     add_plugin_options(parser)
     parser.set_defaults(run=_run)
 
@@ -79,6 +79,6 @@ def _run(args: argparse.Namespace) -> int:
         (args.folder / "evaluation" / f"{model.arm}.gif").unlink(missing_ok=True)  # of another run
     for model in best_models.to_animate(models, study):
         if not (args.folder / "evaluation" / f"{model.arm}.gif").is_file():
-            path = best_models.write_animation(model, args.data, args.scene, args.folder)
+            path = best_models.write_animation(model, args.data, args.system, args.folder)
             console.print(f"written: {path}")
     return 0

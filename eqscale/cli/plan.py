@@ -211,7 +211,7 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
     header = ["arm", "size", "parameters N", "tokens D", "steps", "loss [model-based] [robust]", "of one run"]
     print_table(console, [*header, "P(best)", "costs"], rows, title)
     best = found[0]
-    steps = "" if best.steps is None else f" for {best.steps:,} steps of {best.batch_size} windows"
+    steps = "" if best.steps is None else f" for {best.steps:,} steps of {best.batch_size} samples"
     size = f" {best.size}" if best.size else ""
     sure = (
         "it is the only arm with a law"
