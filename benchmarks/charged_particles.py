@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from eqscale.arms import Size, get_arm
-from eqscale.tasks import Batch, Samples, Task, get_task, load_task_files, register
+from eqscale.tasks import Task, get_task, load_task_files, register
 from eqscale.tasks.dataset import DataSpec, open_split, prepare
+from eqscale.tasks.metrics import Predictor
+from eqscale.tasks.samples import StoredSamples
 from eqscale.tasks.symmetry import random_orthogonal, transform
 from eqscale.training.loop import load_trained, train
 from eqscale.training.spec import RunRecord, RunSpec
@@ -105,36 +107,50 @@ def error_of(record: RunRecord) -> float:
     return record.test.get("mse", math.inf)
 
 
-def tested(record: RunRecord, folder: Path) -> tuple[float, float]:
-    """Error on the test trajectories and its standard error."""
-    task = get_task(record.spec.task)
-    samples = open_split(data_of(task), folder / "data", "test")
-    _, model = load_trained(weights_of(record.spec, folder))
-
-    def predict(batch: Batch) -> torch.Tensor:
-        with torch.inference_mode():
-            return model(batch)
-
-    found = task.evaluate(predict, samples, np.arange(HELD_OUT, 2 * HELD_OUT))
-    return found["mse"], found["mse"] * found["nmse_se"] / found["nmse"]
+def tested(predict: Predictor, samples: StoredSamples) -> tuple[float, float]:
+    """Error on the test trajectories, as published, and its standard error."""
+    batch = samples.batch(np.arange(HELD_OUT, 2 * HELD_OUT))
+    with torch.inference_mode():
+        gap = (predict(batch) - batch.target).double() * samples.target_rms
+    return mean_and_error(gap.square())
 
 
-def label_noise(task: Task, samples: Samples) -> tuple[float, float]:
+def mean_and_error(squares: torch.Tensor) -> tuple[float, float]:
+    each = squares.mean((1, 2))
+    return float(each.mean()), float(each.std()) / math.sqrt(len(each))
+
+
+def fitted_time(task: Task, folder: Path) -> float:
+    """The time of free flight with the least training error: the publication's linear model."""
+    samples = open_split(data_of(task), folder / "data", "train")
+    assert isinstance(samples, StoredSamples)
+    batch = samples.batch(np.arange(TRAIN), dtype=torch.float64)
+    velocity = batch["velocity"]
+    return 1 + float((velocity * batch.target).sum() * samples.target_rms / velocity.square().sum())
+
+
+def label_noise(task: Task, samples: StoredSamples) -> tuple[float, float]:
     """Least error of exactly equivariant predictors: half the mean of |y(g x) - g y(x)|^2, g uniform on O(3)."""
     batch = samples.batch(np.arange(HELD_OUT, 2 * HELD_OUT), dtype=torch.float64)
-    turned = batch.replace(task.relabel(samples.options, batch))
-    turned = transform(turned, random_orthogonal(len(batch), torch.Generator().manual_seed(0), torch.float64))
+    labelled = batch.replace(task.relabel(samples.options, batch))
+    turn = random_orthogonal(len(batch), torch.Generator().manual_seed(0), torch.float64)
+    turned = transform(labelled, turn)
     again = task.relabel(samples.options, turned)
     assert again is not None
-    noise = (again - turned.target).square().mean((1, 2)).numpy() / 2
-    return float(noise.mean()), float(noise.std() / math.sqrt(len(noise)))
+    return mean_and_error((again - turned.target).square() / 2)
 
 
 def measure(task: Task, arms: list[str], folder: Path) -> None:
     samples = open_split(data_of(task), folder / "data", "test")
-    free = task.evaluate(lambda batch: torch.zeros_like(batch.target), samples, np.arange(HELD_OUT, 2 * HELD_OUT))
-    print(f"\n{task.name}: free flight {free['mse']:.4f}")
-    print("least error of equivariant predictors {:.5f} +- {:.5f}\n".format(*label_noise(task, samples)))
+    assert isinstance(samples, StoredSamples)
+    time, rms = fitted_time(task, folder), samples.target_rms
+    found = {
+        "free flight": tested(lambda batch: torch.zeros_like(batch.target), samples),
+        f"free flight for {time:.2f}": tested(lambda batch: (time - 1) / rms * batch["velocity"], samples),
+        "least error of equivariant predictors": label_noise(task, samples),
+    }
+    for name, (error, spread) in found.items():
+        print(f"{task.name}, {name}: {error:.4f} ± {spread:.4f}", flush=True)
     rows = []
     for arm in arms:
         _, short, long = PLAN[arm]
@@ -143,7 +159,8 @@ def measure(task: Task, arms: list[str], folder: Path) -> None:
         records = [record_of(spec_of(arm, task, long, factor), folder)]
         records += tried.values() if task is PUBLISHED else ()
         best = min(records, key=error_of)
-        error, spread = tested(best, folder)
+        _, model = load_trained(weights_of(best.spec, folder))
+        error, spread = tested(model, samples)
         rows.append(
             f"| `{arm}` {best.spec.size} | {best.parameters:,} | {error:.4f} ± {spread:.4f} | {best.epochs:.0f} | "
             f"{best.cpu_seconds:.0f} s | {best.test['equivariance_rotation']:.1g} |"
