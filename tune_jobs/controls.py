@@ -1,8 +1,8 @@
 """Controls: is it the symmetry that makes the difference, and are equivariant arms blind to the frame?
 
-Trains GATr's backbone without its symmetry (gatr_off) at budgets of the compute grid, and gatr on the task's variant (rigid: upright frames) at
-two of its points, which must give the same loss as in random ones, with Ray Tune; logs every run to MLflow, and writes
-the run table and the report of the study.
+Trains GATr's backbone without its symmetry (gatr_off) at budgets of the compute grid, and gatr on the task's variant
+(rigid: upright frames) at two of its points, where it must reach the same loss, with Ray Tune; logs every run to
+MLflow, and writes the run table and the report of the study.
 
     python tune_jobs/controls.py                    # preset quick: some minutes on two cores
     python tune_jobs/controls.py --dry-run          # print the plan only
