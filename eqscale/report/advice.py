@@ -41,7 +41,7 @@ class Suggestion:
     costs: dict[str, float]
     """What it costs on every axis."""
     beyond: float
-    """Compute over that of the arm's dearest run; above 1 it is an extrapolation."""
+    """Compute over that of the arm's most expensive run; above 1 it is an extrapolation."""
 
 
 def suggest(

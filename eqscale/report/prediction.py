@@ -51,16 +51,16 @@ def predict(study: Study, compute: float, axis: str = "executed", up_to: float |
     if not 0 < compute < np.inf:
         raise InputError(f"compute {compute:g} is not positive and finite")
     runs = study.part("compute")
-    dearest_of = runs.groupby("budget")[AXES[axis].column].max()
+    highest = runs.groupby("budget")[AXES[axis].column].max()
     if up_to is None:
-        up_to = dearest_of.index[dearest_of < compute].max()
+        up_to = highest.index[highest < compute].max()
     runs = _up_to(runs, up_to)
     if runs.empty:
         raise InputError(f"no budget of the compute grid has only runs of less than {compute:g} {AXES[axis].unit}")
-    dearest = float(runs[AXES[axis].column].max())
-    if dearest >= compute:
+    most = float(runs[AXES[axis].column].max())
+    if most >= compute:
         raise InputError(
-            f"compute {compute:g} is not above the runs to predict from (up to {dearest:.3g} {AXES[axis].unit}): "
+            f"compute {compute:g} is not above the runs to predict from (up to {most:.3g} {AXES[axis].unit}): "
             "nothing would be predicted"
         )
     fitted, unfitted = fit_every_arm(runs)
