@@ -145,15 +145,8 @@ class Attention(nn.Module):
     def kernel_struct(self) -> native.AttentionTables:
         """Tables as the kernels take them."""
         pointers = {name: rows.data_ptr() for name, rows in self.kernel_tables.items()}
-        shape = self.shape
-        return native.AttentionTables(
-            heads=shape.heads,
-            inner=shape.inner,
-            distances=shape.distances,
-            values=shape.values,
-            ones_row=shape.out.ones_row,
-            **pointers,
-        )
+        sizes = {name: getattr(self.shape, name) for name in ("heads", "inner", "distances", "values")}
+        return native.AttentionTables(ones_row=self.shape.out.ones_row, **sizes, **pointers)
 
     def forward(self, e: Tensor, tokens: Tokens) -> Tensor:
         """Rows of queries, keys and values (source.rows, N) -> attended values (out.rows, N)."""
@@ -231,18 +224,8 @@ class _NativeAttention(torch.autograd.Function):
     def forward(ctx, e, weights, starts, layer):
         e, weights = e.contiguous(), weights.contiguous()
         out = e.new_empty(layer.shape.out.rows, e.shape[1])
-        native.call(
-            "attention",
-            e.dtype,
-            e,
-            out,
-            e.shape[1],
-            layer.kernel_struct(),
-            starts,
-            len(starts) - 1,
-            weights,
-            DISTANCE_EPS,
-        )
+        samples, struct = len(starts) - 1, layer.kernel_struct()
+        native.call("attention", e, out, e.shape[1], struct, starts, samples, weights, DISTANCE_EPS)
         ctx.save_for_backward(e, weights, starts)
         ctx.layer = layer
         return out
@@ -252,18 +235,6 @@ class _NativeAttention(torch.autograd.Function):
         e, weights, starts = ctx.saved_tensors
         layer, g, samples = ctx.layer, g.contiguous(), len(starts) - 1
         ge, gweights = torch.zeros_like(e), e.new_zeros(samples, *weights.shape)
-        native.call(
-            "attention_gradient",
-            e.dtype,
-            e,
-            g,
-            ge,
-            gweights,
-            e.shape[1],
-            layer.kernel_struct(),
-            starts,
-            samples,
-            weights,
-            DISTANCE_EPS,
-        )
+        sizes = e.shape[1], layer.kernel_struct(), starts, samples
+        native.call("attention_gradient", e, g, ge, gweights, *sizes, weights, DISTANCE_EPS)
         return ge, gweights.sum(0), None, None

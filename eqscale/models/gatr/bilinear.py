@@ -12,22 +12,10 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from eqscale.algebra import blades
+from eqscale.algebra.blades import BY_OUTPUT
 from eqscale.models.gatr import native
 from eqscale.models.gatr.layout import Layout, table
 
-_GP, _JOIN = blades.GEOMETRIC_PRODUCT, blades.JOIN
-_TERMS = {
-    name: blades.by_output(terms)
-    for name, terms in {
-        "gp": _GP,
-        "gp_x": blades.left_adjoint(_GP),
-        "gp_y": blades.right_adjoint(_GP),
-        "join": _JOIN,
-        "join_x": blades.left_adjoint(_JOIN),
-        "join_y": blades.right_adjoint(_JOIN),
-    }.items()
-}
 # Parities (left, right) of successive products: balanced in both parities after every second one.
 _GP_CYCLE = ((False, False), (True, False), (True, True), (False, True))
 _JOIN_CYCLE = ((True, False), (True, True), (False, True), (False, False))
@@ -115,8 +103,8 @@ class Products(nn.Module):
     def __init__(self, plan: Bilinear, passed: Layout):
         super().__init__()
         self.plan, self.passed = plan, passed
-        self.kernel_rows = plan.rows
-        self.kernel_copies = table([(passed.scalar(i), plan.outputs.scalar(i)) for i in range(plan.scalars)], 2)
+        copies = table([(passed.scalar(i), plan.outputs.scalar(i)) for i in range(plan.scalars)], 2)
+        self.kernel_tables = plan.rows, plan.channels, copies, plan.scalars
         rows, c = plan.rows.long(), plan.channels
         # Slabs (4, 16, c): left and right factors of geometric products, left and right factors of joins.
         gather = torch.stack([rows[:c, :16], rows[:c, 16:32], rows[c:, :16], rows[c:, 16:32]]).transpose(1, 2).flatten()
@@ -125,7 +113,7 @@ class Products(nn.Module):
         self.register_buffer("scatter", gather.argsort(), persistent=False)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("rank", order.argsort(), persistent=False)
-        tables = torch.tensor([_padded_table(terms) for terms in _TERMS.values()])
+        tables = torch.tensor([_padded_table(terms) for terms in BY_OUTPUT.values()])
         self.register_buffer("tables", tables, persistent=False)
 
     def forward(self, z: Tensor, passed: Tensor, reference: Tensor | None = None) -> Tensor:
@@ -147,21 +135,7 @@ class _NativeProducts(torch.autograd.Function):
     def forward(ctx, z, passed, reference, layer):
         z, passed, plan = z.contiguous(), passed.contiguous(), layer.plan
         out = z.new_empty(plan.outputs.rows, z.shape[1])
-        native.call(
-            "bilinear",
-            z.dtype,
-            z,
-            passed,
-            out,
-            z.shape[1],
-            layer.kernel_rows,
-            plan.channels,
-            plan.channels,
-            layer.kernel_copies,
-            plan.scalars,
-            plan.outputs.ones_row,
-            reference,
-        )
+        native.call("bilinear", z, passed, out, z.shape[1], *layer.kernel_tables, plan.outputs.ones_row, reference)
         ctx.save_for_backward(z, reference)
         ctx.layer, ctx.passed_shape = layer, passed.shape
         return out
@@ -169,23 +143,9 @@ class _NativeProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         z, reference = ctx.saved_tensors
-        layer, plan, g = ctx.layer, ctx.layer.plan, g.contiguous()
+        g = g.contiguous()
         gz, gpassed = torch.empty_like(z), g.new_zeros(ctx.passed_shape)
-        native.call(
-            "bilinear_gradient",
-            z.dtype,
-            z,
-            g,
-            gz,
-            gpassed,
-            z.shape[1],
-            layer.kernel_rows,
-            plan.channels,
-            plan.channels,
-            layer.kernel_copies,
-            plan.scalars,
-            reference,
-        )
+        native.call("bilinear_gradient", z, g, gz, gpassed, z.shape[1], *ctx.layer.kernel_tables, reference)
         return gz, gpassed, None, None
 
 
@@ -199,12 +159,12 @@ def _product(name: str, x: Tensor, y: Tensor, tables: Tensor) -> Tensor:
     """Products of slabs x, y (16, C, N)."""
     if torch.compiler.is_compiling():
         # Short to trace; Inductor fuses gathers, products and the sum into one kernel.
-        i, j, sign = tables[list(_TERMS).index(name)]
+        i, j, sign = tables[list(BY_OUTPUT).index(name)]
         products = x.index_select(0, i) * y.index_select(0, j) * sign.to(x.dtype)[:, None, None]
         return products.unflatten(0, (16, 16)).sum(1)
     out = torch.empty_like(x)
     xs, ys = x.unbind(), y.unbind()  # once: indexing in every term costs as much as its arithmetic
-    for slab, terms in zip(out.unbind(), _TERMS[name], strict=True):
+    for slab, terms in zip(out.unbind(), BY_OUTPUT[name], strict=True):
         i, j, sign = terms[0]
         torch.mul(xs[i], ys[j], out=slab)
         if sign < 0:

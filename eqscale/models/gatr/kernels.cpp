@@ -49,20 +49,10 @@ template <class T> inline typename Simd<T>::V exponential(typename Simd<T>::V x)
     V n = shifted - Simd<T>::magic;
     V r = x - n * hi - n * lo;
     // Taylor series by Horner's rule.
-    static constexpr T inverse_factorial[14] = {1,
-                                                1,
-                                                (T)(1 / 2.0),
-                                                (T)(1 / 6.0),
-                                                (T)(1 / 24.0),
-                                                (T)(1 / 120.0),
-                                                (T)(1 / 720.0),
-                                                (T)(1 / 5040.0),
-                                                (T)(1 / 40320.0),
-                                                (T)(1 / 362880.0),
-                                                (T)(1 / 3628800.0),
-                                                (T)(1 / 39916800.0),
-                                                (T)(1 / 479001600.0),
-                                                (T)(1 / 6227020800.0)};
+    static constexpr T inverse_factorial[14] = {
+        1, 1, (T)(1 / 2.0), (T)(1 / 6.0), (T)(1 / 24.0), (T)(1 / 120.0), (T)(1 / 720.0), (T)(1 / 5040.0),
+        (T)(1 / 40320.0), (T)(1 / 362880.0), (T)(1 / 3628800.0), (T)(1 / 39916800.0), (T)(1 / 479001600.0),
+        (T)(1 / 6227020800.0)};
     V p = V{} + inverse_factorial[Simd<T>::taylor];
 #pragma GCC unroll 16
     for (int k = Simd<T>::taylor - 1; k >= 0; --k) p = p * r + inverse_factorial[k];
@@ -76,8 +66,15 @@ template <class T> struct Lanes {  // one row of a chunk, padded so that whole v
     alignas(64) T v[CHUNK];
 };
 
+template <class F> static void for_chunks(int64_t N, int threads, F body) {
+    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
+#pragma omp parallel for firstprivate(body) num_threads(threads) if (threads > 1)
+    for (int64_t c = 0; c < chunks; ++c) body(c * CHUNK, (int)std::min<int64_t>(CHUNK, N - c * CHUNK));
+}
+
 // ---------------------------------------------------------------------------------------------- products
-// rows: (pairs, 48) = 16 rows of the left factor, 16 of the right, 16 of the output.
+// rows: (2 channels, 48) = 16 rows of the left factor, 16 of the right, 16 of the output; first the geometric
+// products, then the joins.
 // A chunk is copied into contiguous rows first: rows of z lie N apart, which for round N would put all of them into
 // the same few sets of the cache.
 template <class T> struct Components {
@@ -101,7 +98,8 @@ template <class T> struct Components {
 
 enum Product { GP, GP_X, GP_Y, JOIN, JOIN_X, JOIN_Y };
 
-template <class T, int P> static void product(const Components<T>& x, const Components<T>& y, Components<T>& o, int len) {
+template <class T, int P>
+static void product(const Components<T>& x, const Components<T>& y, Components<T>& o, int len) {
     typedef typename Simd<T>::V V;
     for (int j = 0; j < len; j += width<T>()) {
         V a[16], b[16], c[16];
@@ -117,51 +115,43 @@ template <class T, int P> static void product(const Components<T>& x, const Comp
 }
 
 template <class T>
-static void bilinear(const T* z, const T* passed, T* out, int64_t N, const int32_t* rows, int gps, int joins,
+static void bilinear(const T* z, const T* passed, T* out, int64_t N, const int32_t* rows, int channels,
                      const int32_t* copies, int copied, int ones_row, const T* reference, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK, hi = std::min(N, lo + CHUNK);
-        const int len = (int)(hi - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Components<T> x, y, o;
-        for (int p = 0; p < gps + joins; ++p) {
+        for (int p = 0; p < 2 * channels; ++p) {
             const int32_t* r = rows + 48 * p;
             x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len);
-            if (p < gps) product<T, GP>(x, y, o, len);
+            if (p < channels) product<T, GP>(x, y, o, len);
             else product<T, JOIN>(x, y, o, len);
-            if (p >= gps && reference) o.times(reference + lo, len);
+            if (p >= channels && reference) o.times(reference + lo, len);
             o.put(out, N, r + 32, lo, len);
         }
         for (int k = 0; k < copied; ++k)
-            std::copy(passed + copies[2 * k] * N + lo, passed + copies[2 * k] * N + hi, out + copies[2 * k + 1] * N + lo);
-        std::fill(out + ones_row * N + lo, out + ones_row * N + hi, (T)1);
-    }
+            std::copy_n(passed + copies[2 * k] * N + lo, len, out + copies[2 * k + 1] * N + lo);
+        std::fill(out + ones_row * N + lo, out + ones_row * N + lo + len, (T)1);
+    });
 }
 
 template <class T>
-static void bilinear_gradient(const T* z, const T* g, T* gz, T* gpassed, int64_t N, const int32_t* rows, int gps,
-                              int joins, const int32_t* copies, int copied, const T* reference, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK, hi = std::min(N, lo + CHUNK);
-        const int len = (int)(hi - lo);
+static void bilinear_gradient(const T* z, const T* g, T* gz, T* gpassed, int64_t N, const int32_t* rows, int channels,
+                              const int32_t* copies, int copied, const T* reference, int threads) {
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Components<T> x, y, q, o;
-        for (int p = 0; p < gps + joins; ++p) {
+        for (int p = 0; p < 2 * channels; ++p) {
             const int32_t* r = rows + 48 * p;
             x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len), q.fetch(g, N, r + 32, lo, len);
-            if (p >= gps && reference) q.times(reference + lo, len);
-            if (p < gps) product<T, GP_X>(q, y, o, len);
+            if (p >= channels && reference) q.times(reference + lo, len);
+            if (p < channels) product<T, GP_X>(q, y, o, len);
             else product<T, JOIN_X>(q, y, o, len);
             o.put(gz, N, r, lo, len);
-            if (p < gps) product<T, GP_Y>(q, x, o, len);
+            if (p < channels) product<T, GP_Y>(q, x, o, len);
             else product<T, JOIN_Y>(q, x, o, len);
             o.put(gz, N, r + 16, lo, len);
         }
         for (int k = 0; k < copied; ++k)
-            std::copy(g + copies[2 * k + 1] * N + lo, g + copies[2 * k + 1] * N + hi, gpassed + copies[2 * k] * N + lo);
-    }
+            std::copy_n(g + copies[2 * k + 1] * N + lo, len, gpassed + copies[2 * k] * N + lo);
+    });
 }
 
 // ---------------------------------------------------------------------------------------------- norm
@@ -171,11 +161,7 @@ static void bilinear_gradient(const T* z, const T* g, T* gz, T* gpassed, int64_t
 template <class T>
 static void norm(const T* x, T* out, T* scale, int64_t N, const int32_t* mv_rows, int m, const int32_t* s_rows, int s,
                  int ones_row, int channels, T eps, T scalar_eps, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK;
-        const int len = (int)std::min<int64_t>(CHUNK, N - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Lanes<T> a{}, b{}, d{};
         for (int k = 0; k < m; ++k) {
             if (!mv_rows[3 * k + 2]) continue;
@@ -208,17 +194,13 @@ static void norm(const T* x, T* out, T* scale, int64_t N, const int32_t* mv_rows
             for (int j = 0; j < len; ++j) q[j] = (p[j] - b.v[j]) * d.v[j];
         }
         std::fill(out + ones_row * N + lo, out + ones_row * N + lo + len, (T)1);
-    }
+    });
 }
 
 template <class T>
 static void norm_gradient(const T* out, const T* scale, const T* g, T* gx, int64_t N, const int32_t* mv_rows, int m,
                           const int32_t* s_rows, int s, int channels, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK;
-        const int len = (int)std::min<int64_t>(CHUNK, N - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Lanes<T> dot{}, r{}, mean{}, mean_y{};
         for (int k = 0; k < m; ++k) {
             const T *p = g + mv_rows[3 * k + 1] * N + lo, *y = out + mv_rows[3 * k + 1] * N + lo;
@@ -248,7 +230,7 @@ static void norm_gradient(const T* out, const T* scale, const T* g, T* gx, int64
             T* q = gx + s_rows[2 * k] * N + lo;
             for (int j = 0; j < len; ++j) q[j] = (p[j] - mean.v[j] - y[j] * mean_y.v[j]) * scale[N + lo + j];
         }
-    }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------- gated GELU
@@ -267,12 +249,8 @@ static inline void gelu(typename Simd<T>::V x, typename Simd<T>::V& value, typen
 template <class T>
 static void gate(const T* x, T* out, int64_t N, const int32_t* rows, int channels, const int32_t* s_rows, int s,
                  int ones_row, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
     const int W = width<T>();
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK;
-        const int len = (int)std::min<int64_t>(CHUNK, N - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Lanes<T> in{}, h;
         typename Simd<T>::V value, slope;
         for (int k = 0; k < channels; ++k) {
@@ -291,18 +269,14 @@ static void gate(const T* x, T* out, int64_t N, const int32_t* rows, int channel
             std::copy(h.v, h.v + len, out + s_rows[2 * k + 1] * N + lo);
         }
         std::fill(out + ones_row * N + lo, out + ones_row * N + lo + len, (T)1);
-    }
+    });
 }
 
 template <class T>
 static void gate_gradient(const T* x, const T* g, T* gx, int64_t N, const int32_t* rows, int channels,
                           const int32_t* s_rows, int s, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
     const int W = width<T>();
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK;
-        const int len = (int)std::min<int64_t>(CHUNK, N - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Lanes<T> in{}, h, d, dot;
         typename Simd<T>::V value, slope;
         for (int k = 0; k < channels; ++k) {
@@ -329,7 +303,7 @@ static void gate_gradient(const T* x, const T* g, T* gx, int64_t N, const int32_
             T* o = gx + s_rows[2 * k] * N + lo;
             for (int j = 0; j < len; ++j) o[j] = q[j] * d.v[j];
         }
-    }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------- attention
@@ -703,41 +677,18 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
 }
 
 // ---------------------------------------------------------------------------------------------- C interface
-#define EXPORT(T, S)                                                                                                   \
-    void bilinear_##S(const T* z, const T* passed, T* out, int64_t N, const int32_t* rows, int gps, int joins,         \
-                      const int32_t* copies, int copied, int ones_row, const T* reference, int threads) {              \
-        bilinear<T>(z, passed, out, N, rows, gps, joins, copies, copied, ones_row, reference, threads);                \
-    }                                                                                                                  \
-    void bilinear_gradient_##S(const T* z, const T* g, T* gz, T* gpassed, int64_t N, const int32_t* rows, int gps,     \
-                               int joins, const int32_t* copies, int copied, const T* reference, int threads) {        \
-        bilinear_gradient<T>(z, g, gz, gpassed, N, rows, gps, joins, copies, copied, reference, threads);              \
-    }                                                                                                                  \
-    void norm_##S(const T* x, T* out, T* scale, int64_t N, const int32_t* mv_rows, int m, const int32_t* s_rows,       \
-                  int s, int ones_row, int channels, double eps, double scalar_eps, int threads) {                     \
-        norm<T>(x, out, scale, N, mv_rows, m, s_rows, s, ones_row, channels, (T)eps, (T)scalar_eps, threads);          \
-    }                                                                                                                  \
-    void norm_gradient_##S(const T* out, const T* scale, const T* g, T* gx, int64_t N, const int32_t* mv_rows, int m,  \
-                           const int32_t* s_rows, int s, int channels, int threads) {                                  \
-        norm_gradient<T>(out, scale, g, gx, N, mv_rows, m, s_rows, s, channels, threads);                              \
-    }                                                                                                                  \
-    void gate_##S(const T* x, T* out, int64_t N, const int32_t* rows, int channels, const int32_t* s_rows, int s,      \
-                  int ones_row, int threads) {                                                                         \
-        gate<T>(x, out, N, rows, channels, s_rows, s, ones_row, threads);                                              \
-    }                                                                                                                  \
-    void gate_gradient_##S(const T* x, const T* g, T* gx, int64_t N, const int32_t* rows, int channels,                \
-                           const int32_t* s_rows, int s, int threads) {                                                \
-        gate_gradient<T>(x, g, gx, N, rows, channels, s_rows, s, threads);                                             \
-    }                                                                                                                  \
-    void attention_##S(const T* e, T* out, int64_t N, const AttentionTables* t, const int64_t* starts, int samples,    \
-                       const T* weights, double eps, int threads) {                                                    \
-        attention<T>(e, out, N, *t, starts, samples, weights, (T)eps, threads);                                        \
-    }                                                                                                                  \
-    void attention_gradient_##S(const T* e, const T* g, T* ge, T* gweights, int64_t N, const AttentionTables* t,       \
-                                const int64_t* starts, int samples, const T* weights, double eps, int threads) {       \
-        attention_gradient<T>(e, g, ge, gweights, N, *t, starts, samples, weights, (T)eps, threads);                   \
-    }
+// Pointers to the kernels under C names.
+#define EXPORT(NAME)                  \
+    auto* NAME##_f32 = &NAME<float>;  \
+    auto* NAME##_f64 = &NAME<double>;
 
 extern "C" {
-EXPORT(float, f32)
-EXPORT(double, f64)
+EXPORT(bilinear)
+EXPORT(bilinear_gradient)
+EXPORT(norm)
+EXPORT(norm_gradient)
+EXPORT(gate)
+EXPORT(gate_gradient)
+EXPORT(attention)
+EXPORT(attention_gradient)
 }
