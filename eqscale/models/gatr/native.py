@@ -123,13 +123,14 @@ _CTYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32}
 
 @functools.cache
 def _function(name: str, dtype: torch.dtype):
-    suffix, real = _REALS[dtype]
-    address = ctypes.c_void_p.in_dll(_library(), f"{name}_{suffix}")
-    return ctypes.CFUNCTYPE(None, *(_CTYPES.get(code, real) for code in _SIGNATURES[name]))(address.value)
+    library, (suffix, real) = _library(), _REALS[dtype]
+    assert library is not None
+    prototype = ctypes.CFUNCTYPE(None, *(_CTYPES.get(code, real) for code in _SIGNATURES[name]))
+    return prototype.in_dll(library, f"{name}_{suffix}")
 
 
 def call(name: str, first: Tensor, *others: Tensor | ctypes.Structure | int | float | None) -> None:
-    """Run a kernel on ``torch.get_num_threads()`` threads; its type is that of ``first``.
+    """Run a kernel, of the type of ``first``, on ``torch.get_num_threads()`` threads.
 
     Tensors, which must be contiguous, go as pointers.
     """

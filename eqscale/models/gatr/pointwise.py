@@ -71,8 +71,7 @@ class _NativeNorm(torch.autograd.Function):
 
 
 class Gate(nn.Module):
-    """Gated GELU: each multivector times the GELU of its invariant component, GELU of the scalars (tanh
-    form).
+    """Gated GELU: each multivector times the GELU of its invariant component; GELU, in tanh form, of the scalars.
 
     The invariant component is 1 in true and e0123 in pseudo channels. (source.rows, N) -> with a row of ones.
     """
