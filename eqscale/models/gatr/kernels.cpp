@@ -62,6 +62,11 @@ template <class T> inline typename Simd<T>::V exponential(typename Simd<T>::V x)
 
 static const int CHUNK = 64;  // tokens handled together by the row-wise kernels
 
+template <class T> inline void copy_padded(const T* from, int len, T* to) {  // zeros up to a whole vector
+    const int W = width<T>();
+    std::fill(std::copy(from, from + len, to), to + (len + W - 1) / W * W, (T)0);
+}
+
 template <class T> struct Lanes {  // one row of a chunk, padded so that whole vectors can be used
     alignas(64) T v[CHUNK];
 };
@@ -81,11 +86,7 @@ template <class T> struct Components {
     alignas(64) T v[16][CHUNK];
 
     void fetch(const T* z, int64_t stride, const int32_t* rows, int64_t first, int len) {
-        const int W = width<T>(), end = (len + W - 1) / W * W;
-        for (int i = 0; i < 16; ++i) {
-            std::copy(z + rows[i] * stride + first, z + rows[i] * stride + first + len, v[i]);
-            std::fill(v[i] + len, v[i] + end, (T)0);
-        }
+        for (int i = 0; i < 16; ++i) copy_padded(z + rows[i] * stride + first, len, v[i]);
     }
     void put(T* z, int64_t stride, const int32_t* rows, int64_t first, int len) const {
         for (int i = 0; i < 16; ++i) std::copy(v[i], v[i] + len, z + rows[i] * stride + first);
@@ -96,20 +97,12 @@ template <class T> struct Components {
     }
 };
 
-enum Product { GP, GP_X, GP_Y, JOIN, JOIN_X, JOIN_Y };
-
-template <class T, int P>
+template <class T, void (*MULTIPLY)(const typename Simd<T>::V*, const typename Simd<T>::V*, typename Simd<T>::V*)>
 static void product(const Components<T>& x, const Components<T>& y, Components<T>& o, int len) {
-    typedef typename Simd<T>::V V;
     for (int j = 0; j < len; j += width<T>()) {
-        V a[16], b[16], c[16];
+        typename Simd<T>::V a[16], b[16], c[16];
         for (int i = 0; i < 16; ++i) a[i] = load(x.v[i] + j), b[i] = load(y.v[i] + j);
-        if (P == GP) gp(a, b, c);
-        if (P == GP_X) gp_x(a, b, c);
-        if (P == GP_Y) gp_y(a, b, c);
-        if (P == JOIN) join(a, b, c);
-        if (P == JOIN_X) join_x(a, b, c);
-        if (P == JOIN_Y) join_y(a, b, c);
+        MULTIPLY(a, b, c);
         for (int i = 0; i < 16; ++i) store(o.v[i] + j, c[i]);
     }
 }
@@ -122,8 +115,8 @@ static void bilinear(const T* z, const T* passed, T* out, int64_t N, const int32
         for (int p = 0; p < 2 * channels; ++p) {
             const int32_t* r = rows + 48 * p;
             x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len);
-            if (p < channels) product<T, GP>(x, y, o, len);
-            else product<T, JOIN>(x, y, o, len);
+            if (p < channels) product<T, gp>(x, y, o, len);
+            else product<T, join>(x, y, o, len);
             if (p >= channels && reference) o.times(reference + lo, len);
             o.put(out, N, r + 32, lo, len);
         }
@@ -142,11 +135,11 @@ static void bilinear_gradient(const T* z, const T* g, T* gz, T* gpassed, int64_t
             const int32_t* r = rows + 48 * p;
             x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len), q.fetch(g, N, r + 32, lo, len);
             if (p >= channels && reference) q.times(reference + lo, len);
-            if (p < channels) product<T, GP_X>(q, y, o, len);
-            else product<T, JOIN_X>(q, y, o, len);
+            if (p < channels) product<T, gp_x>(q, y, o, len);
+            else product<T, join_x>(q, y, o, len);
             o.put(gz, N, r, lo, len);
-            if (p < channels) product<T, GP_Y>(q, x, o, len);
-            else product<T, JOIN_Y>(q, x, o, len);
+            if (p < channels) product<T, gp_y>(q, x, o, len);
+            else product<T, join_y>(q, x, o, len);
             o.put(gz, N, r + 16, lo, len);
         }
         for (int k = 0; k < copied; ++k)
@@ -410,12 +403,8 @@ template <class T> struct Trivectors {  // up to CHUNK tokens, padded with zeros
     Lanes<T> w, b[3];
 
     void fetch(const T* const rows[4], int first, int len) {
-        const int W = width<T>(), end = (len + W - 1) / W * W;
         T* to[4] = {w.v, b[0].v, b[1].v, b[2].v};
-        for (int i = 0; i < 4; ++i) {
-            std::copy(rows[i] + first, rows[i] + first + len, to[i]);
-            std::fill(to[i] + len, to[i] + end, (T)0);
-        }
+        for (int i = 0; i < 4; ++i) copy_padded(rows[i] + first, len, to[i]);
     }
 };
 
