@@ -69,7 +69,7 @@ class Trajectory:
     """(F, n, 2) bool: object touched the floor, another object, in a physics step of the interval."""
 
     def restart(self, scene: Scene, frame: int) -> Scene:
-        """The scene as it is at a frame."""
+        """The scene in its state at a frame."""
         position, quaternion, velocity, spin = np.split(self.state[frame], [3, 7, 10], axis=-1)
         return dataclasses.replace(scene, position=position, quaternion=quaternion, velocity=velocity, spin=spin)
 
