@@ -38,8 +38,7 @@ def batches(
     if torch.device(device).type == "cpu":
         yield from built
         return
-    pinned = map(_pin, built)
-    for batch in ahead(pinned, _DEPTH):
+    for batch in ahead((batch.map(torch.Tensor.pin_memory) for batch in built), _DEPTH):
         yield batch.to(device, non_blocking=True)
 
 
@@ -51,10 +50,6 @@ def _assemble(samples: Samples, order: Iterable[np.ndarray], dtype: torch.dtype)
         if len(indices):
             group += itertools.islice(order, max(0, _TOGETHER // len(indices) - 1))
         yield from samples.batches(group, dtype=dtype)
-
-
-def _pin(batch: Batch) -> Batch:
-    return batch.map(torch.Tensor.pin_memory)
 
 
 def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:

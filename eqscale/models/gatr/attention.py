@@ -70,7 +70,7 @@ class AttentionShape:
 
     @property
     def inner(self) -> int:
-        """Features of a query that enter as they are: 8 (7 beside distances) a channel, and the scalars."""
+        """Features of a query that enter unchanged: 8 a channel (7 where there are distances), and the scalars."""
         return 8 * (self.true + self.pseudo) - self.distances + self.scalars
 
     @property

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +40,8 @@ class Bilinear:
         """(left is true, right is true, output is true) of each product, geometric products first."""
         if not self.typed:
             return [(True, True, True)] * (2 * self.channels)
-        out = []
-        for i in range(self.channels):
-            left, right = _GP_CYCLE[i % 4]
-            out.append((left, right, left == right))
-        for i in range(self.channels):
-            left, right = _JOIN_CYCLE[i % 4]
-            out.append((left, right, left != right))
-        return out
+        products, joins = ([cycle[i % 4] for i in range(self.channels)] for cycle in (_GP_CYCLE, _JOIN_CYCLE))
+        return [(x, y, x == y) for x, y in products] + [(x, y, x != y) for x, y in joins]
 
     @functools.cached_property
     def inputs(self) -> Layout:
@@ -68,17 +64,11 @@ class Bilinear:
     def channel_numbers(self) -> list[tuple[int, int, int]]:
         """Channels (left, right) of ``inputs`` and (out) of ``outputs`` of each product."""
 
-        def counter(layout: Layout):
-            following = {True: 0, False: layout.true}
+        def by_parity(layout: Layout) -> dict[bool, Iterator[int]]:
+            return {True: itertools.count(), False: itertools.count(layout.true)}
 
-            def take(true: bool) -> int:
-                following[true] += 1
-                return following[true] - 1
-
-            return take
-
-        take_input, take_output = counter(self.inputs), counter(self.outputs)
-        return [(take_input(left), take_input(right), take_output(out)) for left, right, out in self.factors]
+        inputs, outputs = by_parity(self.inputs), by_parity(self.outputs)
+        return [(next(inputs[left]), next(inputs[right]), next(outputs[out])) for left, right, out in self.factors]
 
     @functools.cached_property
     def rows(self) -> Tensor:
@@ -109,12 +99,10 @@ class Products(nn.Module):
         # Slabs (4, 16, c): left and right factors of geometric products, left and right factors of joins.
         gather = torch.stack([rows[:c, :16], rows[:c, 16:32], rows[c:, :16], rows[c:, 16:32]]).transpose(1, 2).flatten()
         order = torch.stack([rows[:c, 32:], rows[c:, 32:]]).transpose(1, 2).flatten().argsort()
-        self.register_buffer("gather", gather, persistent=False)
-        self.register_buffer("scatter", gather.argsort(), persistent=False)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("rank", order.argsort(), persistent=False)
         tables = torch.tensor([_padded_table(terms) for terms in BY_OUTPUT.values()])
-        self.register_buffer("tables", tables, persistent=False)
+        buffers = {"gather": gather, "scatter": gather.argsort(), "order": order, "rank": order.argsort()}
+        for name, buffer in (*buffers.items(), ("tables", tables)):
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, z: Tensor, passed: Tensor, reference: Tensor | None = None) -> Tensor:
         """Factors ``z`` (plan.inputs.rows, N), scalars of ``passed`` -> (plan.outputs.rows, N).

@@ -391,7 +391,7 @@ template <class T> static inline void prefetch(const T* p, int n) {
 
 struct AttentionTables {  // all as row numbers; see eqscale.models.gatr.attention
     int64_t heads, inner, distances, values;
-    const int32_t *q_inner, *k_inner;        // (heads, inner), (inner): features that enter as they are
+    const int32_t *q_inner, *k_inner;        // (heads, inner), (inner): features that enter unchanged
     const int32_t *q_distance, *k_distance;  // (heads, distances, 4), (distances, 4): e123 and three ideal rows
     const int32_t *value, *out;              // (values), (heads, values)
     int64_t ones_row;

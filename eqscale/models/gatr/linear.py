@@ -195,7 +195,7 @@ class Assembly:
 
 
 class _Gather(torch.autograd.Function):
-    """One node for all: a network has hundreds of parameters and weights, and a small one feels a node each."""
+    """One autograd node for all: with hundreds of parameters and weights, a node for each would slow a small network."""
 
     @staticmethod
     def forward(ctx, assembly: Assembly, *parameters: Tensor) -> tuple[Tensor, ...]:

@@ -55,7 +55,7 @@ class GATrConfig:
     symmetry: str = "parity"
     """"parity": typed channels, exact under E(3). "published": the untyped formulation of the papers (all
     channels true, joins times e123 of the mean input multivector of a sample). "off": unconstrained 16 x 16 maps,
-    products as they are (control)."""
+    unchanged products (control)."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -177,9 +177,9 @@ class Block(nn.Module):
 class GATr(nn.Module):
     """Geometric algebra transformer; the public ``(..., C, 16)`` format lives only at its borders.
 
-    On a CPU with a C++ compiler it runs on kernels of its own (``eqscale.models.gatr.native``), which serve
-    every shape and are built once a machine; otherwise on ATen operations. ``torch.compile(net, dynamic=True,
-    fullgraph=True)`` traces it into one graph, for devices without kernels.
+    On a CPU with a C++ compiler it runs on its own kernels (``eqscale.models.gatr.native``), which serve every shape
+    and are built once per machine; otherwise on ATen operations. For devices without kernels,
+    ``torch.compile(net, dynamic=True, fullgraph=True)`` traces it into one graph.
     """
 
     _columns: Tensor

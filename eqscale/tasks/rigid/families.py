@@ -28,7 +28,7 @@ class Family:
     radius: float
     """Of the disc that holds the bounding spheres of all objects at the start."""
     height: Range
-    """Lowest and highest point of those bounding spheres."""
+    """Lowest and highest points of those bounding spheres."""
     speed: float
     """Radius of the disc from which the horizontal velocity is drawn."""
     pull: float
