@@ -195,7 +195,7 @@ class Assembly:
 
 
 class _Gather(torch.autograd.Function):
-    """One autograd node for all: with hundreds of parameters and weights, a node for each would slow a small network."""
+    """One autograd node for all: hundreds of parameters and weights with a node each would slow a small network."""
 
     @staticmethod
     def forward(ctx, assembly: Assembly, *parameters: Tensor) -> tuple[Tensor, ...]:
