@@ -6,7 +6,7 @@ import collections
 import concurrent.futures
 import itertools
 from collections.abc import Generator, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """
     iterator, end = iter(items), object()
     pool = concurrent.futures.ThreadPoolExecutor(1)
+    made: collections.deque[concurrent.futures.Future[Any]]
     try:
         made = collections.deque(pool.submit(next, iterator, end) for _ in range(depth + 1))
         while (item := made.popleft().result()) is not end:
