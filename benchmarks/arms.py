@@ -4,7 +4,7 @@
     python benchmarks/arms.py --only gatr-embedding --seeds 0  # one group, one seed
 
 Every variant is trained as in the studies, with batch size and learning rate by the recipe of its arm, on the
-data of the preset quick. Prints one table per group. Each result goes to --json FILE as soon as it is there, and
+data of the preset quick. Prints one table per group. Each result goes to --json FILE as soon as it is ready, and
 what is there is not trained again: after an interruption, or with more seeds, start the same command once more.
 """
 

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from eqscale.tasks.rigid.engine import ENGINES, EngineSettings, compile_model, initial_data, simulate
-from eqscale.tasks.rigid.families import family
+from eqscale.tasks.rigid.families import FAMILIES
 from eqscale.tasks.rigid.restitution import damping_ratio, rebound
 from eqscale.tasks.rigid.scene import GRAVITY, Scene, rotation_matrix, sample_scene
 from eqscale.tasks.rigid.shapes import SMALL_HULLS, solid
@@ -119,7 +119,7 @@ def scene_table(families: list[str], scenes: int, seed: int) -> None:
         for engine, settings in ENGINES.items():
             deep, rise, top, broken, warnings = [], 0.0, 0.0, 0, 0
             for index in range(scenes):
-                scene = sample_scene(family(name), seed, "test", index)
+                scene = sample_scene(FAMILIES[name], seed, "test", index)
                 run = simulate(scene, 48, settings)
                 broken += not np.isfinite(run.state).all()
                 e = np.array([energy(scene, s) for s in run.state])

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from eqscale.tasks.rigid.engine import FRAME_RATE, simulate
-from eqscale.tasks.rigid.families import family
+from eqscale.tasks.rigid.families import FAMILIES
 from eqscale.tasks.rigid.scene import Scene, rotation_matrix, sample_scene
 from eqscale.tasks.rigid.windows import STARTS
 
@@ -68,7 +68,7 @@ def ends(scene: Scene, frames: int) -> list[list[np.ndarray]]:
 
 def baselines(name: str, scenes: int, windows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    chosen = family(name)
+    chosen = FAMILIES[name]
     runs = [
         (s, simulate(s, STARTS + HORIZONS[-1])) for s in (sample_scene(chosen, seed, "test", i) for i in range(scenes))
     ]
@@ -112,7 +112,7 @@ def baselines(name: str, scenes: int, windows: int, seed: int) -> None:
 def oracle(name: str, scenes: int, windows: int, seed: int) -> None:
     """NMSE of the simulator itself started from finite-difference velocities of two states 1/rate apart."""
     rng = np.random.default_rng(seed)
-    chosen = family(name)
+    chosen = FAMILIES[name]
     horizons = (1, 4, 8)
     error, reference = np.zeros((len(DELTAS), len(horizons))), np.zeros(len(horizons))
     for k in range(windows):

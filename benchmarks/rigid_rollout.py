@@ -23,7 +23,7 @@ from eqscale.tasks.dataset import open_split, prepare
 from eqscale.tasks.fields import Batch
 from eqscale.tasks.rigid.engine import simulate
 from eqscale.tasks.rigid.families import FAMILIES
-from eqscale.tasks.rigid.metrics import evaluate
+from eqscale.tasks.rigid.metrics import CONTACTS, evaluate
 from eqscale.tasks.rigid.motion import Objects, ballistic, kabsch, rotation_vector, spin
 from eqscale.tasks.rigid.rollout import STEPS, evaluate_rollout
 from eqscale.tasks.rigid.scene import sample_scene
@@ -108,16 +108,18 @@ def main() -> None:
             ("simulator", Simulator(windows)),
         ):
             result = evaluate_rollout(predict, windows, indices, dtype=torch.float64)
-            print(f"| {name} | translation, m | {' | '.join(f'{x:.3f}' for x in result.translation_rmse_m)} |")
-            print(f"| {name} | rotation, deg | {' | '.join(f'{x:.1f}' for x in result.rotation_rmse_deg)} |")
+            print(f"| {name} | translation, m | {' | '.join(f'{x:.3f}' for x in result['translation_rmse_m'])} |")
+            print(f"| {name} | rotation, deg | {' | '.join(f'{x:.1f}' for x in result['rotation_rmse_deg'])} |")
         impulses(windows)
         one = evaluate(lambda batch: torch.zeros_like(batch.target), windows, np.arange(len(windows)))
-        print(f"\nBallistic motion over 1/6 s, {one.n_windows} windows: vertices {one.vertex_rmse_m:.3f} m, centres of")
-        print(f"mass {one.center_rmse_m:.3f} m, rotation {one.rotation_error_deg:.1f} deg. By what a body touches:\n")
+        print(
+            "\nBallistic motion over 1/6 s, {n_windows} windows: vertices {vertex_rmse_m:.3f} m, centres of\nmass "
+            "{center_rmse_m:.3f} m, rotation {rotation_error_deg:.1f} deg. By what a body touches:\n".format(**one)
+        )
         print("| | free flight | floor only | another body |")
         print("|---|---|---|---|")
-        print(f"| share | {' | '.join(f'{x:.1%}' for x in one.contact_share.values())} |")
-        print(f"| NMSE | {' | '.join(f'{x:.3f}' for x in one.nmse_by_contact.values())} |")
+        print(f"| share | {' | '.join(f'{x:.1%}' for x in (one[f'share_{contact}'] for contact in CONTACTS))} |")
+        print(f"| NMSE | {' | '.join(f'{x:.3f}' for x in (one[f'nmse_{contact}'] for contact in CONTACTS))} |")
 
 
 if __name__ == "__main__":

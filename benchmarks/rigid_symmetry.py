@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from eqscale.tasks.rigid.engine import EngineSettings, simulate
-from eqscale.tasks.rigid.families import family
+from eqscale.tasks.rigid.families import FAMILIES
 from eqscale.tasks.rigid.scene import Scene, rotation_matrix, sample_scene
 
 FRAMES = (1, 4, 8, 24)
@@ -128,14 +128,14 @@ def summary(parts: list[np.ndarray]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", default="S")
+    parser.add_argument("--family", default="S", choices=FAMILIES)
     parser.add_argument("--windows", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
     starts, recorded = [], []
     for index in range(args.windows):
-        scene = sample_scene(family(args.family), args.seed, "test", index)
+        scene = sample_scene(FAMILIES[args.family], args.seed, "test", index)
         run = simulate(scene, 48)
         frame = int(rng.integers(0, 25))
         starts.append(run.restart(scene, frame))

@@ -1,4 +1,4 @@
-"""How an arm meets the symmetry: what its reports are organised by."""
+"""How an arm deals with the symmetry: reports are organised by it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import enum
 
 
 class Role(enum.StrEnum):
-    """An arm's way with the symmetry."""
+    """How an arm deals with the symmetry."""
 
     LEARN = "learn"
-    """From the data alone."""
+    """It is learnt from the data alone."""
     AUGMENT = "augment"
-    """From data that are transformed at random."""
+    """It is learnt from data that are transformed at random."""
     ALIGN = "align"
     """Every sample is brought into a canonical frame first."""
     BUILD_IN = "build_in"

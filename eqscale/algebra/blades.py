@@ -8,6 +8,7 @@ lines, trivectors points.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -77,19 +78,18 @@ JOIN: tuple[Term, ...] = tuple(
 """The 81 terms of the join (regressive product) undual(dual x ^ dual y)."""
 
 
-def by_output(terms: tuple[Term, ...]) -> list[list[tuple[int, int, int]]]:
-    """Terms grouped by output component: ``[k] -> [(i, j, sign), ...]``."""
+def _by_output(terms: Iterable[Term]) -> list[list[tuple[int, int, int]]]:
     out: list[list[tuple[int, int, int]]] = [[] for _ in range(16)]
     for k, i, j, sign in terms:
         out[k].append((i, j, sign))
     return out
 
 
-def left_adjoint(terms: tuple[Term, ...]) -> tuple[Term, ...]:
-    """Terms of the gradient with respect to x as a bilinear map of (gradient of out, y)."""
-    return tuple(Term(t.i, t.k, t.j, t.sign) for t in terms)
-
-
-def right_adjoint(terms: tuple[Term, ...]) -> tuple[Term, ...]:
-    """Terms of the gradient with respect to y as a bilinear map of (gradient of out, x)."""
-    return tuple(Term(t.j, t.k, t.i, t.sign) for t in terms)
+BY_OUTPUT: dict[str, list[list[tuple[int, int, int]]]] = {}
+"""Terms by output component, ``[k] -> [(i, j, sign), ...]``, of the products of a network, ``gp`` and ``join``, and of
+their gradients: ``_x`` with respect to x, a bilinear map of (gradient of out, y), and ``_y``, of (gradient of out, x).
+"""
+for _name, _terms in (("gp", GEOMETRIC_PRODUCT), ("join", JOIN)):
+    BY_OUTPUT[_name] = _by_output(_terms)
+    BY_OUTPUT[f"{_name}_x"] = _by_output(Term(t.i, t.k, t.j, t.sign) for t in _terms)
+    BY_OUTPUT[f"{_name}_y"] = _by_output(Term(t.j, t.k, t.i, t.sign) for t in _terms)

@@ -2,8 +2,7 @@
 
 Conventions follow plane-based PGA: the plane n.x = d is n1 e1 + n2 e2 + n3 e3 - d e0, a point is the meet of
 three planes, e123 - x e023 + y e013 - z e012. The parity each object needs for exact E(3) equivariance is
-given with its embedding (``eqscale.algebra.versors``). All coordinates are (..., 3), all multivectors (...,
-16).
+given with its embedding (``eqscale.algebra.versors``). Coordinates are (..., 3), multivectors (..., 16).
 """
 
 from __future__ import annotations

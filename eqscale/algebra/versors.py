@@ -29,8 +29,7 @@ Parity = int | Sequence[int] | None
 
 
 def is_odd(versor: Tensor) -> Tensor:
-    """True where a versor (..., 16) is a product of an odd number of planes (contains a reflection);
-    (...,)."""
+    """True, (...,), where a versor (..., 16) is a product of an odd number of planes: contains a reflection."""
     odd = torch.tensor([g & 1 for g in GRADES], dtype=torch.bool, device=versor.device)
     energy = check_multivector(versor, "versor").square()
     return energy[..., odd].sum(-1) > energy[..., ~odd].sum(-1)
@@ -54,8 +53,7 @@ def transform(versor: Tensor, x: Tensor, parity: Parity = TRUE) -> Tensor:
 def random_versor(
     generator: torch.Generator, *, odd: bool, max_translation: float = 0.0, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """Random element of Pin(3,0,1), (16,): 2 (even) or 3 (odd) reflections, then a shift of length <= max
-    (m)."""
+    """Random element of Pin(3,0,1), (16,): 2 (even) or 3 (odd) reflections, then a bounded shift."""
 
     def direction() -> Tensor:
         v = torch.randn(3, generator=generator, dtype=dtype)
@@ -80,8 +78,7 @@ def assert_equivariant(
     reflections: bool = True,
     seed: int = 0,
 ) -> float:
-    """Check f(g x) = g f(x) for random g in Pin(3,0,1), reflections included; returns the worst relative
-    error.
+    """Check f(g x) = g f(x) for random g in Pin(3,0,1), reflections included; returns the worst relative error.
 
     ``inputs`` are multivectors (..., C, 16) with a parity each (+1, -1 or one sign a channel), or anything
     with parity None, which is left alone. ``function`` returns one tensor or a tuple, with one

@@ -55,7 +55,7 @@ class Arm:
     description: str
     """One line for ``--help`` and reports."""
     role: Role
-    """How it meets the symmetry; reports compare arms by it."""
+    """How it deals with the symmetry; reports compare arms by it."""
     build: Callable[[Size, Task], nn.Module]
     """Size, task -> module that maps a Batch to what its target holds, in the frame of the batch."""
     flops: Callable[[Size, Task], TrainingFlops]

@@ -53,17 +53,15 @@ def _config(size: Size, task: Task, aligned: bool) -> TransformerConfig:
     )
 
 
-def _flops(size: Size, task: Task, aligned: bool = False) -> TrainingFlops:
+def _flops(size: Size, task: Task, aligned: bool) -> TrainingFlops:
     return transformer_training_flops(_config(size, task, aligned))
 
 
-def _build(size: Size, task: Task, aligned: bool = False) -> nn.Module:
+def _build(size: Size, task: Task, aligned: bool) -> nn.Module:
     return PlainModel(_config(size, task, aligned), task, aligned)
 
 
-_WIDTHS = {
-    8: 1, 10: 1, 12: 1, 16: 2, 20: 2, 24: 3, 30: 3, 36: 4, 42: 3, 52: 4, 64: 8, 80: 10,
-}  # fmt: skip
+_WIDTHS = {8: 1, 10: 1, 12: 1, 16: 2, 20: 2, 24: 3, 30: 3, 36: 4, 42: 3, 52: 4, 64: 8, 80: 10}
 """Width -> heads, at least 8 wide."""
 
 
@@ -86,41 +84,27 @@ _LARGE = tuple(
 _LADDER = _rungs(1, 8, 80) + _rungs(2, 64, 80) + _rungs(3, 80, 80) + _LARGE
 
 
-def _deeper(two: float, three: float) -> tuple[tuple[float, tuple[Size, ...]], ...]:
-    """Ladders from the budgets on, in executed FLOPs, at which two and three blocks pay."""
-    return (two, _rungs(2, 10, 80) + _rungs(3, 80, 80) + _LARGE), (three, _rungs(3, 10, 80) + _LARGE)
+def _arm(name: str, description: str, role: Role, *, two: float, three: float) -> Arm:
+    aligned = role is Role.ALIGN
+    return Arm(
+        name,
+        description,
+        role,
+        functools.partial(_build, aligned=aligned),
+        functools.partial(_flops, aligned=aligned),
+        _LADDER,
+        fitted_recipe(name),
+        augmented=role is Role.AUGMENT,
+        # Budgets, in executed FLOPs, from which two and three blocks pay.
+        deeper_ladders=((two, _rungs(2, 10, 80) + _rungs(3, 80, 80) + _LARGE), (three, _rungs(3, 10, 80) + _LARGE)),
+    )
 
 
+_LEARN = "learn the symmetry from the data: plain pre-LayerNorm transformer"
+_AUGMENT = "learn it from augmented data: a fresh group element per draw"
+_ALIGN = "align it: the plain transformer on samples turned into a canonical frame"
 ARMS = (
-    Arm(
-        "transformer",
-        "learn the symmetry from the data: plain pre-LayerNorm transformer",
-        Role.LEARN,
-        _build,
-        _flops,
-        _LADDER,
-        fitted_recipe("transformer"),
-        deeper_ladders=_deeper(1e12, 1e13),
-    ),
-    Arm(
-        "transformer_aug",
-        "learn it from augmented data: a fresh group element per draw",
-        Role.AUGMENT,
-        _build,
-        _flops,
-        _LADDER,
-        fitted_recipe("transformer_aug"),
-        deeper_ladders=_deeper(1e12, 1e13),
-        augmented=True,
-    ),
-    Arm(
-        "transformer_aligned",
-        "align it: the plain transformer on samples turned into a canonical frame",
-        Role.ALIGN,
-        functools.partial(_build, aligned=True),
-        functools.partial(_flops, aligned=True),
-        _LADDER,
-        fitted_recipe("transformer_aligned"),
-        deeper_ladders=_deeper(3e11, 3e12),
-    ),
+    _arm("transformer", _LEARN, Role.LEARN, two=1e12, three=1e13),
+    _arm("transformer_aug", _AUGMENT, Role.AUGMENT, two=1e12, three=1e13),
+    _arm("transformer_aligned", _ALIGN, Role.ALIGN, two=3e11, three=3e12),
 )

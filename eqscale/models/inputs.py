@@ -1,4 +1,4 @@
-"""What every network asks of its inputs; a misfit is one line with the argument's name and both shapes."""
+"""Checks of a network's inputs; an error is one line with the argument's name and both shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_tokens(name: str, x: Tensor, tail: tuple[int, ...], like: Tensor) -> N
 def check_mask(mask: Tensor, batch: tuple[int, ...], device: torch.device) -> None:
     """Raise InputError unless ``mask`` is bool, (B, T) as the tokens and on their device, with a token a sample.
 
-    The last is not asked of traced code, whose graph it would break.
+    Traced code skips the last check, which would break its graph.
     """
     if mask.shape != batch or mask.dtype != torch.bool:
         raise InputError(f"mask: expected bool {batch}, got {mask.dtype} {tuple(mask.shape)}")

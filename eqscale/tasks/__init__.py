@@ -13,22 +13,8 @@ from eqscale.tasks.samples import Samples
 from eqscale.wording import Noun, Wording
 
 __all__ = [
-    "Batch",
-    "Field",
-    "Kind",
-    "Metric",
-    "Noun",
-    "Option",
-    "Options",
-    "Samples",
-    "Schema",
-    "Task",
-    "UnknownTask",
-    "Wording",
-    "get_task",
-    "load_task_files",
-    "register",
-    "task_names",
+    "Batch", "Field", "Kind", "Metric", "Noun", "Option", "Options", "Samples", "Schema", "Task", "UnknownTask",
+    "Wording", "get_task", "load_task_files", "register", "task_names",
 ]  # fmt: skip
 
 DEFAULT = "rigid"

@@ -39,15 +39,23 @@ class Option:
     choices: tuple[OptionValue, ...] = ()
     """Allowed values; empty: any of the default's type."""
     of_data: bool = True
-    """Changes the stored data; else only how they are looked at: then it is part of a run's identity by itself."""
+    """Whether it changes the stored data; if not, it is a view of them, and part of the identity of a run."""
 
-    def check(self, value: OptionValue) -> None:
-        """Raise InputError for a value that isn't allowed."""
-        if self.choices and value not in self.choices:
-            raise InputError(f"unknown {self.name} {value!r}; choose from {', '.join(map(str, self.choices))}")
+    def check(self, value: OptionValue) -> OptionValue:
+        """The value, in the type of the choices or of the default: 4 and 4.0 are one setting, with one identity.
+
+        Raises InputError for a value that isn't allowed.
+        """
+        if self.choices:
+            if value not in self.choices:
+                raise InputError(f"unknown {self.name} {value!r}; choose from {', '.join(map(str, self.choices))}")
+            return self.choices[self.choices.index(value)]
         kind = type(self.default)
-        if not self.choices and not isinstance(value, (int, float) if kind is float else kind):
+        if kind is float and type(value) is int:
+            return float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise InputError(f"{self.name} {value!r}: must be of type {kind.__name__}")
+        return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Metric:
 
 
 class Task:
-    """One benchmark. A subclass says what it is and how its samples are made; ``register`` makes it known.
+    """One benchmark. A subclass declares what it is and how its samples are made; ``register`` makes it known.
 
     The simplest task sets ``words`` and ``schema``, and overrides ``max_tokens`` and ``generate``.
     """
@@ -70,12 +78,12 @@ class Task:
     group: Group = E3
     options: tuple[Option, ...] = ()
     variant: Mapping[str, OptionValue] = {}
-    """Options, which don't change the stored data, under which an equivariant network must do as well: a control."""
+    """View options under which an equivariant network must do equally well: a control."""
     samples_per_system: int = 1
     metrics: tuple[Metric, ...] = ()
     """What ``evaluate`` returns beside nmse and nmse_se, and belongs in run tables."""
     words: Wording
-    """Its name, and what its things are called in tables and reports."""
+    """Its name, and its terms in tables and reports."""
     version: int = 1
     """Raise it when ``generate`` changes: data of another version are other data."""
     symmetry_tolerance: float = 1e-6
@@ -104,7 +112,7 @@ class Task:
         raise InputError(f"task {self.name!r} doesn't say how its systems are made: override generate")
 
     def max_tokens(self, options: Options) -> int:
-        """Most tokens of a sample."""
+        """Largest number of tokens of a sample."""
         raise InputError(f"task {self.name!r} doesn't say how many tokens a sample has: override max_tokens")
 
     def draw_tokens(self, options: Options, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -199,7 +207,7 @@ class Task:
         """
         return None
 
-    # Looking at it.
+    # Pictures.
 
     look_options: tuple[Option, ...] = ()
     """Further options of ``look``."""
@@ -224,10 +232,7 @@ class Task:
             if name not in known:
                 options = ", ".join(known) or "it has none"
                 raise InputError(f"task {self.name!r} has no option {name!r}; its options: {options}")
-        values = {name: given.get(name, option.default) for name, option in known.items()}
-        for name, option in known.items():
-            option.check(values[name])
-        return values
+        return {name: option.check(given.get(name, option.default)) for name, option in known.items()}
 
     def check_labels(self, options: Options, seed: int) -> None:
         """Make a few systems, and raise InputError if ``relabel`` shows that their labels break the symmetry."""

@@ -8,6 +8,7 @@ a folder grows in place.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -16,6 +17,7 @@ import hashlib
 import io
 import itertools
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -104,11 +106,11 @@ def prepare(
 ) -> Path:
     """Make the dataset complete under ``root`` and return its folder.
 
-    Verifies every shard against its SHA-256, rebuilds what is missing, cut short or damaged, and generates
-    the rest with ``workers`` processes (default: all cores), or as Ray tasks with ``backend="ray"`` once Ray
-    is initialised; both give the bits of a serial run. A kill loses at most the shard being filled. Calls
-    ``progress(done, total)`` in systems. Raises InputError if the folder cannot be written, the disk is full,
-    the folder holds other data, or, before anything is written, if the task's systems don't fit its declaration.
+    Verifies every shard against its SHA-256, rebuilds those that are missing, truncated or damaged, and generates the
+    rest with ``workers`` processes (default: all cores), or as Ray tasks with ``backend="ray"`` once Ray is
+    initialised; both are bitwise equal to a serial run. A kill loses at most the shard being filled. Calls
+    ``progress(done, total)`` in systems. Raises InputError if the folder cannot be written, the disk is full, the
+    folder holds other data, or, before anything is written, if the task's systems don't fit its declaration.
     """
     if backend not in ("processes", "ray"):
         raise InputError(f"unknown backend {backend!r}: choose from processes, ray")
@@ -132,13 +134,8 @@ def _complete(
     spec: DataSpec, folder: Path, workers: int | None, progress: Callable[[int, int], None] | None, backend: str
 ) -> None:
     """Generate and write what the folder lacks; the caller holds its lock."""
-    manifest = _read_manifest(folder, spec) or {
-        "digest": spec.digest,
-        "definition": spec.definition,
-        "statistics": {},
-        "train": [],
-        "test": [],
-    }
+    empty = {"digest": spec.digest, "definition": spec.definition, "statistics": {}, "train": [], "test": []}
+    manifest: dict[str, Any] = _read_manifest(folder, spec) or empty
     targets = {"train": max(spec.train_systems, MEASURED_SYSTEMS), "test": spec.test_systems}
     shards = [
         (split, k, min(SHARD, total - k * SHARD)) for split, total in targets.items() for k in range(-(-total // SHARD))
@@ -243,9 +240,6 @@ def _run(spec: DataSpec, tasks: list[Chunk], workers: int | None, backend: str) 
     if workers <= 1:
         yield from itertools.starmap(make, tasks)
         return
-    import concurrent.futures
-    import multiprocessing
-
     # Spawned, not forked: the caller may run threads (Ray, torch), which a fork would leave locked.
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)

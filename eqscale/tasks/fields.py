@@ -14,10 +14,10 @@ from eqscale.errors import InputError
 
 
 class Kind(enum.Enum):
-    """How a quantity behaves when everything is turned, mirrored and shifted."""
+    """How a quantity transforms under rotations, reflections and shifts."""
 
     POINT = "point"
-    """A place x: goes to R x + t. (..., 3)."""
+    """A position x: becomes R x + t. (..., 3)."""
     DIRECTION = "direction"
     """A true vector such as a velocity: R v, whatever the shift. (..., 3)."""
     PSEUDOVECTOR = "pseudovector"
@@ -25,7 +25,7 @@ class Kind(enum.Enum):
     PLANE = "plane"
     """The plane n.x = d, stored as (n, d): n turns as a direction, d follows shifts. (..., 4)."""
     INVARIANT = "invariant"
-    """Plain numbers that nothing changes. (..., channels)."""
+    """Plain numbers that stay the same. (..., channels)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """Inputs and target of a task: all that an arm needs to know of it."""
+    """Inputs and target of a task: all that an arm needs to know about it."""
 
     fields: tuple[Field, ...]
     target: Field

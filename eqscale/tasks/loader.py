@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import itertools
-import queue
-import threading
 from collections.abc import Generator, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,8 +38,7 @@ def batches(
     if torch.device(device).type == "cpu":
         yield from built
         return
-    pinned = map(_pin, built)
-    for batch in ahead(pinned, _DEPTH):
+    for batch in ahead((batch.map(torch.Tensor.pin_memory) for batch in built), _DEPTH):
         yield batch.to(device, non_blocking=True)
 
 
@@ -53,47 +52,18 @@ def _assemble(samples: Samples, order: Iterable[np.ndarray], dtype: torch.dtype)
         yield from samples.batches(group, dtype=dtype)
 
 
-def _pin(batch: Batch) -> Batch:
-    return batch.map(torch.Tensor.pin_memory)
-
-
 def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """The items, in order, made up to ``depth`` ahead by a thread; its exceptions are raised here.
 
     The thread ends when the generator is exhausted or closed.
     """
-    slots: queue.Queue = queue.Queue(depth)
-    closed = threading.Event()
-    end = object()
-
-    def hand_over(message: tuple[object, BaseException | None]) -> bool:
-        while not closed.is_set():
-            try:
-                slots.put(message, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not hand_over((item, None)):
-                    return
-            hand_over((end, None))
-        except BaseException as error:
-            hand_over((end, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    iterator, end = iter(items), object()
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    made: collections.deque[concurrent.futures.Future[Any]]
     try:
-        while True:
-            item, error = slots.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
+        made = collections.deque(pool.submit(next, iterator, end) for _ in range(depth + 1))
+        while (item := made.popleft().result()) is not end:
+            made.append(pool.submit(next, iterator, end))
             yield item
     finally:
-        closed.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)

@@ -38,7 +38,7 @@ class Samples(abc.ABC):
     def batches(
         self, groups: Sequence[np.ndarray], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Iterator[Batch]:
-        """The batches of several index arrays, each padded to its own most tokens, with the bits of ``batch``.
+        """The batches of several index arrays, each padded to its own longest sample and bitwise equal to ``batch``.
 
         Raises IndexError for an index outside 0..len - 1.
         """

@@ -67,16 +67,12 @@ def shuffle_tokens(batch: Batch, generator: torch.Generator) -> Batch:
 
 def _quaternion_to_rotation() -> tuple[Tensor, ...]:
     """For the nine entries of a rotation: identity + factor * (q_a q_b + sign * q_c q_d), q = (w, x, y, z)."""
-    w, x, y, z = range(4)
-    pairs: list[tuple[tuple[int, int], tuple[int, int], int]] = [
-        ((y, y), (z, z), 1), ((x, y), (w, z), -1), ((x, z), (w, y), 1),
-        ((x, y), (w, z), 1), ((x, x), (z, z), 1), ((y, z), (w, x), -1),
-        ((x, z), (w, y), -1), ((y, z), (w, x), 1), ((x, x), (y, y), 1),
-    ]  # fmt: skip
-    first = torch.tensor([4 * a + b for (a, b), _, _ in pairs])
-    second = torch.tensor([4 * c + d for _, (c, d), _ in pairs])
+    pairs = ["yy+zz", "xy-wz", "xz+wy", "xy+wz", "xx+zz", "yz-wx", "xz-wy", "yz+wx", "xx+yy"]
+    first, second = (
+        torch.tensor([4 * "wxyz".index(pair[k]) + "wxyz".index(pair[k + 1]) for pair in pairs]) for k in (0, 3)
+    )
+    sign = torch.tensor([float(pair[2] + "1") for pair in pairs], dtype=torch.float64)
     identity = torch.eye(3, dtype=torch.float64).reshape(9)
-    sign = torch.tensor([s for _, _, s in pairs], dtype=torch.float64)
     return first, second, sign, 2 - 4 * identity, identity
 
 

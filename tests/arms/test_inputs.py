@@ -6,7 +6,7 @@ import torch
 from eqscale.arms import arm_names, get_arm
 from eqscale.arms.inputs import invariants, multivectors, numbers, numbers_width
 from eqscale.errors import InputError
-from eqscale.tasks import Batch, Field, Kind, Schema, Task
+from eqscale.tasks import Batch, Field, Kind, Schema, Task, Wording
 from eqscale.tasks.symmetry import permute, random_orthogonal, transform, translate
 
 B, T, LENGTH = 6, 5, 2.0
@@ -42,8 +42,7 @@ TARGETS = {
 
 
 class Toy(Task):
-    name = "toy of every kind"
-    title = "no question at all"
+    words = Wording("toy of every kind", "")
 
     def __init__(self, target, fields=FIELDS):
         self.schema = Schema(fields, target, LENGTH)

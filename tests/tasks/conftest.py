@@ -28,7 +28,8 @@ def known(monkeypatch):
     """Register a variant of a task for one test."""
 
     def register(task: type[Task]) -> Task:
-        monkeypatch.setitem(tasks._TASKS, task.name, task())
-        return task()
+        made = task()
+        monkeypatch.setitem(tasks._TASKS, made.name, made)
+        return made
 
     return register

@@ -1,4 +1,4 @@
-"""The worked example of a task of one's own, docs/examples/charged_particles.py."""
+"""The worked example of your own task, docs/examples/charged_particles.py."""
 
 import dataclasses
 from pathlib import Path

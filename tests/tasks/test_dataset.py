@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eqscale.errors import InputError
-from eqscale.tasks import dataset
+from eqscale.tasks import Option, Wording, dataset
 from eqscale.tasks.dataset import DataSpec, generate, open_split, open_stored, prepare
 from eqscale.tasks.symmetry import SE3, Group
 
@@ -81,6 +81,7 @@ def test_targets_have_unit_mean_square_on_the_systems_that_define_their_unit(tmp
 def test_the_digest_is_of_what_decides_the_numbers(toy, known):
     spec = small()
     same = [small(train_systems=7), small(test_systems=9), small(given=(("look", "close"), ("strength", 0.5)))]
+    assert small(given=(("strength", 2),)).digest == small(given=(("strength", 2.0),)).digest
     assert {spec.digest} == {other.digest for other in same}
 
     class Newer(type(toy)):
@@ -95,7 +96,7 @@ def test_the_digest_is_of_what_decides_the_numbers(toy, known):
 
 def test_given_weights_become_those_of_a_sample(toy, known, tmp_path):
     class Weighted(type(toy)):
-        name = "weighted"
+        words = Wording("weighted", "")
 
         def generate(self, *args):
             made = super().generate(*args)
@@ -108,6 +109,36 @@ def test_given_weights_become_those_of_a_sample(toy, known, tmp_path):
     torch.testing.assert_close(batch.weight.sum(1), torch.ones(4))
     torch.testing.assert_close(batch.weight[:, 1], 2 * batch.weight[:, 0])
     assert not batch.weight[~batch.mask].any()
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "value"),
+    [
+        (Option("k", 4, "", (1, 4)), 4.0, 4),
+        (Option("k", 4, "", (1, 4)), True, 1),
+        (Option("k", 4.0, ""), 4, 4.0),
+        (Option("k", 4, ""), 4, 4),
+        (Option("k", True, ""), False, False),
+    ],
+)
+def test_equal_values_of_an_option_are_one_setting(option, given, value):
+    found = option.check(given)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        (Option("k", 4, ""), 4.0, "k 4.0: must be of type int"),
+        (Option("k", 4, ""), True, "k True: must be of type int"),
+        (Option("k", "a", "", ("a", "b")), "c\nd", r"unknown k 'c\\nd'; choose from a, b"),
+        (Option("k", "c", "", ("a", "b")), "c", "unknown k 'c'; choose from a, b"),
+    ],
+)
+def test_values_that_an_option_does_not_take_are_named_in_one_line(option, value, message):
+    with pytest.raises(InputError, match=message) as caught:
+        option.check(value)
+    assert "\n" not in str(caught.value)
 
 
 # What doesn't fit its declaration is found before anything is written.
@@ -137,7 +168,7 @@ def without(name):
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_systems_that_do_not_fit_are_named_before_anything_is_written(toy, known, tmp_path, change, message):
     class Broken(type(toy)):
-        name = "broken"
+        words = Wording("broken", "")
 
         def generate(self, *args):
             return change(super().generate(*args))
@@ -160,7 +191,7 @@ LAWS = {
 
 def with_law(toy, law, **attributes):
     class Other(type(toy)):
-        name = "other"
+        words = Wording("other", "")
 
         def force(self, at, mask, strength):
             return super().force(at, mask, strength) + LAWS[law][0](at, mask)
@@ -197,7 +228,7 @@ def test_a_group_that_fits_is_accepted(toy, known, tmp_path, law, attributes):
 
 def test_recomputed_labels_must_be_those_stored(toy, known, tmp_path):
     class Forgetful(type(toy)):
-        name = "forgetful"
+        words = Wording("forgetful", "")
 
         def relabel(self, options, batch):
             return 7 * super().relabel(options, batch.replace(spin=0 * batch["spin"]))
@@ -213,6 +244,7 @@ def test_recomputed_labels_must_be_those_stored(toy, known, tmp_path):
         ({"task": "nothing"}, r"unknown task 'nothing'; choose from rigid, .*toy.*--task-file"),
         ({"given": (("walls", "steep"),)}, r"unknown walls 'steep'; choose from free, level"),
         ({"given": (("strength", "high"),)}, r"strength 'high': must be of type float"),
+        ({"given": (("strength", True),)}, r"strength True: must be of type float"),
         ({"given": (("colour", 1),)}, r"no option 'colour'; its options: strength, walls, look"),
         ({"train_systems": 0}, r"train_systems 0: must be at least 1"),
         ({"seed": -1}, r"data seed -1"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eqscale.errors import InputError
-from eqscale.tasks import Field, Kind
+from eqscale.tasks import Field, Kind, Wording
 from eqscale.tasks.metrics import averaged, equivariance, evaluate
 from eqscale.tasks.samples import StoredSamples
 from eqscale.tasks.symmetry import random_orthogonal
@@ -127,7 +127,7 @@ def test_averaging_leaves_a_covariant_predictor_as_it_is(samples):
 
 def test_a_task_evaluates_with_what_it_measures_itself(toy, toys, known):
     class Measured(type(toy)):
-        name = "measured"
+        words = Wording("measured", "")
 
         def measure(self, errors, samples):
             return {"rmse": math.sqrt(errors.mse) * samples.target_rms}

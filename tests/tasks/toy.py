@@ -3,12 +3,11 @@
 import numpy as np
 import torch
 
-from eqscale.tasks import Field, Kind, Option, Schema, Task, register
+from eqscale.tasks import Field, Kind, Option, Schema, Task, Wording, register
 
 
 class Toy(Task):
-    name = "toy"
-    title = "charged particles before a wall: which force acts on each?"
+    words = Wording("toy", "From charged particles before a wall, predict which force acts on each")
     schema = Schema(
         fields=(
             Field("position", Kind.POINT, unit="m"),

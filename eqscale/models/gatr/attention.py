@@ -8,6 +8,7 @@ the two points. Typed networks take distances between pseudo channels, where the
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import torch
@@ -69,7 +70,7 @@ class AttentionShape:
 
     @property
     def inner(self) -> int:
-        """Features of a query that enter as they are: 8 (7 beside distances) a channel, and the scalars."""
+        """Features of a query that enter unchanged: 8 a channel (7 where there are distances), and the scalars."""
         return 8 * (self.true + self.pseudo) - self.distances + self.scalars
 
     @property
@@ -84,8 +85,7 @@ class AttentionShape:
 
 
 class Attention(nn.Module):
-    """Softmax attention: rows of queries, keys and values (source.rows, N) -> attended values (out.rows,
-    N)."""
+    """Softmax attention: rows of queries, keys and values (source.rows, N) -> attended values (out.rows, N)."""
 
     rows: Tensor
     order: Tensor
@@ -104,22 +104,21 @@ class Attention(nn.Module):
                         rows.append([layout.multivector(first + group * count + c)[i] for i in components])
             return rows
 
-        def scalars_of(layout: Layout, group: int) -> list[int]:
-            return [layout.scalar(group * scalars + i) for i in range(scalars)]
+        def flat(rows: list[list[int]], layout: Layout, group: int) -> list[int]:
+            scalar_rows = [layout.scalar(group * scalars + i) for i in range(scalars)]
+            return [*itertools.chain.from_iterable(rows), *scalar_rows]
 
         plain = [i for i in EUCLIDEAN if i != INDEX["e123"]]
 
         def inner(group: int) -> list[int]:
             rows = rows_of(source, group, plain, (distance_on_true,))
-            rows += rows_of(source, group, list(EUCLIDEAN), (not distance_on_true,))
-            return [r for channel in rows for r in channel] + scalars_of(source, group)
+            return flat(rows + rows_of(source, group, list(EUCLIDEAN), (not distance_on_true,)), source, group)
 
         def distance(group: int) -> list[list[int]]:
             return rows_of(source, group, _TRIVECTOR, (distance_on_true,))
 
         def whole(layout: Layout, group: int) -> list[int]:
-            rows = rows_of(layout, group, list(range(16)), (True, False))
-            return [r for channel in rows for r in channel] + scalars_of(layout, group)
+            return flat(rows_of(layout, group, list(range(16)), (True, False)), layout, group)
 
         head_range = range(heads)
         self.kernel_tables = {
@@ -133,8 +132,7 @@ class Attention(nn.Module):
         taken = [self.kernel_tables[name].long().flatten() for name in _GATHERED]
         self.sizes = [len(rows) for rows in taken]
         self.register_buffer("rows", torch.cat(taken), persistent=False)
-        order = self.kernel_tables["out"].flatten().argsort()
-        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("order", self.kernel_tables["out"].flatten().argsort(), persistent=False)
         self.log_weights = nn.Parameter(torch.zeros(heads * shape.distances))
         """Logarithm of the weight of each channel's distances, (heads * channels,): gains, so one-dimensional."""
 
@@ -145,15 +143,8 @@ class Attention(nn.Module):
     def kernel_struct(self) -> native.AttentionTables:
         """Tables as the kernels take them."""
         pointers = {name: rows.data_ptr() for name, rows in self.kernel_tables.items()}
-        shape = self.shape
-        return native.AttentionTables(
-            heads=shape.heads,
-            inner=shape.inner,
-            distances=shape.distances,
-            values=shape.values,
-            ones_row=shape.out.ones_row,
-            **pointers,
-        )
+        sizes = {name: getattr(self.shape, name) for name in ("heads", "inner", "distances", "values")}
+        return native.AttentionTables(ones_row=self.shape.out.ones_row, **sizes, **pointers)
 
     def forward(self, e: Tensor, tokens: Tokens) -> Tensor:
         """Rows of queries, keys and values (source.rows, N) -> attended values (out.rows, N)."""
@@ -177,8 +168,7 @@ class Attention(nn.Module):
             key = key.view(shape.distances, 4, b, t).to(wide)
             query = query.view(h, shape.distances, 4, b, t).to(wide)
             counted = key if tokens.mask is None else key * tokens.mask
-            # Weighted mean of the keys: a shift of both sides that only improves the rounding far from the
-            # origin.
+            # Weighted mean of the keys: shifting both sides only improves the rounding far from the origin.
             center = (counted[:, :1] * counted[:, 1:]).sum(-1, keepdim=True)
             center = (center / (counted[:, :1].square().sum(-1, keepdim=True) + DISTANCE_EPS)).detach()
             phi = _distance_features(query, center, key=False) * weights.view(h, -1, 1, 1, 1)
@@ -231,18 +221,8 @@ class _NativeAttention(torch.autograd.Function):
     def forward(ctx, e, weights, starts, layer):
         e, weights = e.contiguous(), weights.contiguous()
         out = e.new_empty(layer.shape.out.rows, e.shape[1])
-        native.call(
-            "attention",
-            e.dtype,
-            e,
-            out,
-            e.shape[1],
-            layer.kernel_struct(),
-            starts,
-            len(starts) - 1,
-            weights,
-            DISTANCE_EPS,
-        )
+        samples, struct = len(starts) - 1, layer.kernel_struct()
+        native.call("attention", e, out, e.shape[1], struct, starts, samples, weights, DISTANCE_EPS)
         ctx.save_for_backward(e, weights, starts)
         ctx.layer = layer
         return out
@@ -252,18 +232,6 @@ class _NativeAttention(torch.autograd.Function):
         e, weights, starts = ctx.saved_tensors
         layer, g, samples = ctx.layer, g.contiguous(), len(starts) - 1
         ge, gweights = torch.zeros_like(e), e.new_zeros(samples, *weights.shape)
-        native.call(
-            "attention_gradient",
-            e.dtype,
-            e,
-            g,
-            ge,
-            gweights,
-            e.shape[1],
-            layer.kernel_struct(),
-            starts,
-            samples,
-            weights,
-            DISTANCE_EPS,
-        )
+        sizes = e.shape[1], layer.kernel_struct(), starts, samples
+        native.call("attention_gradient", e, g, ge, gweights, *sizes, weights, DISTANCE_EPS)
         return ge, gweights.sum(0), None, None

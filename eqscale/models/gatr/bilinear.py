@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from eqscale.algebra import blades
+from eqscale.algebra.blades import BY_OUTPUT
 from eqscale.models.gatr import native
 from eqscale.models.gatr.layout import Layout, table
 
-_GP, _JOIN = blades.GEOMETRIC_PRODUCT, blades.JOIN
-_TERMS = {
-    name: blades.by_output(terms)
-    for name, terms in {
-        "gp": _GP,
-        "gp_x": blades.left_adjoint(_GP),
-        "gp_y": blades.right_adjoint(_GP),
-        "join": _JOIN,
-        "join_x": blades.left_adjoint(_JOIN),
-        "join_y": blades.right_adjoint(_JOIN),
-    }.items()
-}
 # Parities (left, right) of successive products: balanced in both parities after every second one.
 _GP_CYCLE = ((False, False), (True, False), (True, True), (False, True))
 _JOIN_CYCLE = ((True, False), (True, True), (False, True), (False, False))
@@ -50,14 +40,8 @@ class Bilinear:
         """(left is true, right is true, output is true) of each product, geometric products first."""
         if not self.typed:
             return [(True, True, True)] * (2 * self.channels)
-        out = []
-        for i in range(self.channels):
-            left, right = _GP_CYCLE[i % 4]
-            out.append((left, right, left == right))
-        for i in range(self.channels):
-            left, right = _JOIN_CYCLE[i % 4]
-            out.append((left, right, left != right))
-        return out
+        products, joins = ([cycle[i % 4] for i in range(self.channels)] for cycle in (_GP_CYCLE, _JOIN_CYCLE))
+        return [(x, y, x == y) for x, y in products] + [(x, y, x != y) for x, y in joins]
 
     @functools.cached_property
     def inputs(self) -> Layout:
@@ -80,17 +64,11 @@ class Bilinear:
     def channel_numbers(self) -> list[tuple[int, int, int]]:
         """Channels (left, right) of ``inputs`` and (out) of ``outputs`` of each product."""
 
-        def counter(layout: Layout):
-            following = {True: 0, False: layout.true}
+        def by_parity(layout: Layout) -> dict[bool, Iterator[int]]:
+            return {True: itertools.count(), False: itertools.count(layout.true)}
 
-            def take(true: bool) -> int:
-                following[true] += 1
-                return following[true] - 1
-
-            return take
-
-        take_input, take_output = counter(self.inputs), counter(self.outputs)
-        return [(take_input(left), take_input(right), take_output(out)) for left, right, out in self.factors]
+        inputs, outputs = by_parity(self.inputs), by_parity(self.outputs)
+        return [(next(inputs[left]), next(inputs[right]), next(outputs[out])) for left, right, out in self.factors]
 
     @functools.cached_property
     def rows(self) -> Tensor:
@@ -115,18 +93,16 @@ class Products(nn.Module):
     def __init__(self, plan: Bilinear, passed: Layout):
         super().__init__()
         self.plan, self.passed = plan, passed
-        self.kernel_rows = plan.rows
-        self.kernel_copies = table([(passed.scalar(i), plan.outputs.scalar(i)) for i in range(plan.scalars)], 2)
+        copies = table([(passed.scalar(i), plan.outputs.scalar(i)) for i in range(plan.scalars)], 2)
+        self.kernel_tables = plan.rows, plan.channels, copies, plan.scalars
         rows, c = plan.rows.long(), plan.channels
         # Slabs (4, 16, c): left and right factors of geometric products, left and right factors of joins.
         gather = torch.stack([rows[:c, :16], rows[:c, 16:32], rows[c:, :16], rows[c:, 16:32]]).transpose(1, 2).flatten()
         order = torch.stack([rows[:c, 32:], rows[c:, 32:]]).transpose(1, 2).flatten().argsort()
-        self.register_buffer("gather", gather, persistent=False)
-        self.register_buffer("scatter", gather.argsort(), persistent=False)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("rank", order.argsort(), persistent=False)
-        tables = torch.tensor([_padded_table(terms) for terms in _TERMS.values()])
-        self.register_buffer("tables", tables, persistent=False)
+        tables = torch.tensor([_padded_table(terms) for terms in BY_OUTPUT.values()])
+        buffers = {"gather": gather, "scatter": gather.argsort(), "order": order, "rank": order.argsort()}
+        for name, buffer in (*buffers.items(), ("tables", tables)):
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, z: Tensor, passed: Tensor, reference: Tensor | None = None) -> Tensor:
         """Factors ``z`` (plan.inputs.rows, N), scalars of ``passed`` -> (plan.outputs.rows, N).
@@ -147,21 +123,7 @@ class _NativeProducts(torch.autograd.Function):
     def forward(ctx, z, passed, reference, layer):
         z, passed, plan = z.contiguous(), passed.contiguous(), layer.plan
         out = z.new_empty(plan.outputs.rows, z.shape[1])
-        native.call(
-            "bilinear",
-            z.dtype,
-            z,
-            passed,
-            out,
-            z.shape[1],
-            layer.kernel_rows,
-            plan.channels,
-            plan.channels,
-            layer.kernel_copies,
-            plan.scalars,
-            plan.outputs.ones_row,
-            reference,
-        )
+        native.call("bilinear", z, passed, out, z.shape[1], *layer.kernel_tables, plan.outputs.ones_row, reference)
         ctx.save_for_backward(z, reference)
         ctx.layer, ctx.passed_shape = layer, passed.shape
         return out
@@ -169,23 +131,9 @@ class _NativeProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         z, reference = ctx.saved_tensors
-        layer, plan, g = ctx.layer, ctx.layer.plan, g.contiguous()
+        g = g.contiguous()
         gz, gpassed = torch.empty_like(z), g.new_zeros(ctx.passed_shape)
-        native.call(
-            "bilinear_gradient",
-            z.dtype,
-            z,
-            g,
-            gz,
-            gpassed,
-            z.shape[1],
-            layer.kernel_rows,
-            plan.channels,
-            plan.channels,
-            layer.kernel_copies,
-            plan.scalars,
-            reference,
-        )
+        native.call("bilinear_gradient", z, g, gz, gpassed, z.shape[1], *ctx.layer.kernel_tables, reference)
         return gz, gpassed, None, None
 
 
@@ -199,12 +147,12 @@ def _product(name: str, x: Tensor, y: Tensor, tables: Tensor) -> Tensor:
     """Products of slabs x, y (16, C, N)."""
     if torch.compiler.is_compiling():
         # Short to trace; Inductor fuses gathers, products and the sum into one kernel.
-        i, j, sign = tables[list(_TERMS).index(name)]
+        i, j, sign = tables[list(BY_OUTPUT).index(name)]
         products = x.index_select(0, i) * y.index_select(0, j) * sign.to(x.dtype)[:, None, None]
         return products.unflatten(0, (16, 16)).sum(1)
     out = torch.empty_like(x)
     xs, ys = x.unbind(), y.unbind()  # once: indexing in every term costs as much as its arithmetic
-    for slab, terms in zip(out.unbind(), _TERMS[name], strict=True):
+    for slab, terms in zip(out.unbind(), BY_OUTPUT[name], strict=True):
         i, j, sign = terms[0]
         torch.mul(xs[i], ys[j], out=slab)
         if sign < 0:

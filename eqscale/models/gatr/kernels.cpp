@@ -49,20 +49,10 @@ template <class T> inline typename Simd<T>::V exponential(typename Simd<T>::V x)
     V n = shifted - Simd<T>::magic;
     V r = x - n * hi - n * lo;
     // Taylor series by Horner's rule.
-    static constexpr T inverse_factorial[14] = {1,
-                                                1,
-                                                (T)(1 / 2.0),
-                                                (T)(1 / 6.0),
-                                                (T)(1 / 24.0),
-                                                (T)(1 / 120.0),
-                                                (T)(1 / 720.0),
-                                                (T)(1 / 5040.0),
-                                                (T)(1 / 40320.0),
-                                                (T)(1 / 362880.0),
-                                                (T)(1 / 3628800.0),
-                                                (T)(1 / 39916800.0),
-                                                (T)(1 / 479001600.0),
-                                                (T)(1 / 6227020800.0)};
+    static constexpr T inverse_factorial[14] = {
+        1, 1, (T)(1 / 2.0), (T)(1 / 6.0), (T)(1 / 24.0), (T)(1 / 120.0), (T)(1 / 720.0), (T)(1 / 5040.0),
+        (T)(1 / 40320.0), (T)(1 / 362880.0), (T)(1 / 3628800.0), (T)(1 / 39916800.0), (T)(1 / 479001600.0),
+        (T)(1 / 6227020800.0)};
     V p = V{} + inverse_factorial[Simd<T>::taylor];
 #pragma GCC unroll 16
     for (int k = Simd<T>::taylor - 1; k >= 0; --k) p = p * r + inverse_factorial[k];
@@ -72,23 +62,31 @@ template <class T> inline typename Simd<T>::V exponential(typename Simd<T>::V x)
 
 static const int CHUNK = 64;  // tokens handled together by the row-wise kernels
 
+template <class T> inline void copy_padded(const T* from, int len, T* to) {  // zeros up to a whole vector
+    const int W = width<T>();
+    std::fill(std::copy(from, from + len, to), to + (len + W - 1) / W * W, (T)0);
+}
+
 template <class T> struct Lanes {  // one row of a chunk, padded so that whole vectors can be used
     alignas(64) T v[CHUNK];
 };
 
+template <class F> static void for_chunks(int64_t N, int threads, F body) {
+    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
+#pragma omp parallel for firstprivate(body) num_threads(threads) if (threads > 1)
+    for (int64_t c = 0; c < chunks; ++c) body(c * CHUNK, (int)std::min<int64_t>(CHUNK, N - c * CHUNK));
+}
+
 // ---------------------------------------------------------------------------------------------- products
-// rows: (pairs, 48) = 16 rows of the left factor, 16 of the right, 16 of the output.
+// rows: (2 channels, 48) = 16 rows of the left factor, 16 of the right, 16 of the output; first the geometric
+// products, then the joins.
 // A chunk is copied into contiguous rows first: rows of z lie N apart, which for round N would put all of them into
 // the same few sets of the cache.
 template <class T> struct Components {
     alignas(64) T v[16][CHUNK];
 
     void fetch(const T* z, int64_t stride, const int32_t* rows, int64_t first, int len) {
-        const int W = width<T>(), end = (len + W - 1) / W * W;
-        for (int i = 0; i < 16; ++i) {
-            std::copy(z + rows[i] * stride + first, z + rows[i] * stride + first + len, v[i]);
-            std::fill(v[i] + len, v[i] + end, (T)0);
-        }
+        for (int i = 0; i < 16; ++i) copy_padded(z + rows[i] * stride + first, len, v[i]);
     }
     void put(T* z, int64_t stride, const int32_t* rows, int64_t first, int len) const {
         for (int i = 0; i < 16; ++i) std::copy(v[i], v[i] + len, z + rows[i] * stride + first);
@@ -99,69 +97,54 @@ template <class T> struct Components {
     }
 };
 
-enum Product { GP, GP_X, GP_Y, JOIN, JOIN_X, JOIN_Y };
-
-template <class T, int P> static void product(const Components<T>& x, const Components<T>& y, Components<T>& o, int len) {
-    typedef typename Simd<T>::V V;
+template <class T, void (*MULTIPLY)(const typename Simd<T>::V*, const typename Simd<T>::V*, typename Simd<T>::V*)>
+static void product(const Components<T>& x, const Components<T>& y, Components<T>& o, int len) {
     for (int j = 0; j < len; j += width<T>()) {
-        V a[16], b[16], c[16];
+        typename Simd<T>::V a[16], b[16], c[16];
         for (int i = 0; i < 16; ++i) a[i] = load(x.v[i] + j), b[i] = load(y.v[i] + j);
-        if (P == GP) gp(a, b, c);
-        if (P == GP_X) gp_x(a, b, c);
-        if (P == GP_Y) gp_y(a, b, c);
-        if (P == JOIN) join(a, b, c);
-        if (P == JOIN_X) join_x(a, b, c);
-        if (P == JOIN_Y) join_y(a, b, c);
+        MULTIPLY(a, b, c);
         for (int i = 0; i < 16; ++i) store(o.v[i] + j, c[i]);
     }
 }
 
 template <class T>
-static void bilinear(const T* z, const T* passed, T* out, int64_t N, const int32_t* rows, int gps, int joins,
+static void bilinear(const T* z, const T* passed, T* out, int64_t N, const int32_t* rows, int channels,
                      const int32_t* copies, int copied, int ones_row, const T* reference, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK, hi = std::min(N, lo + CHUNK);
-        const int len = (int)(hi - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Components<T> x, y, o;
-        for (int p = 0; p < gps + joins; ++p) {
+        for (int p = 0; p < 2 * channels; ++p) {
             const int32_t* r = rows + 48 * p;
             x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len);
-            if (p < gps) product<T, GP>(x, y, o, len);
-            else product<T, JOIN>(x, y, o, len);
-            if (p >= gps && reference) o.times(reference + lo, len);
+            if (p < channels) product<T, gp>(x, y, o, len);
+            else product<T, join>(x, y, o, len);
+            if (p >= channels && reference) o.times(reference + lo, len);
             o.put(out, N, r + 32, lo, len);
         }
         for (int k = 0; k < copied; ++k)
-            std::copy(passed + copies[2 * k] * N + lo, passed + copies[2 * k] * N + hi, out + copies[2 * k + 1] * N + lo);
-        std::fill(out + ones_row * N + lo, out + ones_row * N + hi, (T)1);
-    }
+            std::copy_n(passed + copies[2 * k] * N + lo, len, out + copies[2 * k + 1] * N + lo);
+        std::fill(out + ones_row * N + lo, out + ones_row * N + lo + len, (T)1);
+    });
 }
 
 template <class T>
-static void bilinear_gradient(const T* z, const T* g, T* gz, T* gpassed, int64_t N, const int32_t* rows, int gps,
-                              int joins, const int32_t* copies, int copied, const T* reference, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK, hi = std::min(N, lo + CHUNK);
-        const int len = (int)(hi - lo);
+static void bilinear_gradient(const T* z, const T* g, T* gz, T* gpassed, int64_t N, const int32_t* rows, int channels,
+                              const int32_t* copies, int copied, const T* reference, int threads) {
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Components<T> x, y, q, o;
-        for (int p = 0; p < gps + joins; ++p) {
+        for (int p = 0; p < 2 * channels; ++p) {
             const int32_t* r = rows + 48 * p;
             x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len), q.fetch(g, N, r + 32, lo, len);
-            if (p >= gps && reference) q.times(reference + lo, len);
-            if (p < gps) product<T, GP_X>(q, y, o, len);
-            else product<T, JOIN_X>(q, y, o, len);
+            if (p >= channels && reference) q.times(reference + lo, len);
+            if (p < channels) product<T, gp_x>(q, y, o, len);
+            else product<T, join_x>(q, y, o, len);
             o.put(gz, N, r, lo, len);
-            if (p < gps) product<T, GP_Y>(q, x, o, len);
-            else product<T, JOIN_Y>(q, x, o, len);
+            if (p < channels) product<T, gp_y>(q, x, o, len);
+            else product<T, join_y>(q, x, o, len);
             o.put(gz, N, r + 16, lo, len);
         }
         for (int k = 0; k < copied; ++k)
-            std::copy(g + copies[2 * k + 1] * N + lo, g + copies[2 * k + 1] * N + hi, gpassed + copies[2 * k] * N + lo);
-    }
+            std::copy_n(g + copies[2 * k + 1] * N + lo, len, gpassed + copies[2 * k] * N + lo);
+    });
 }
 
 // ---------------------------------------------------------------------------------------------- norm
@@ -171,11 +154,7 @@ static void bilinear_gradient(const T* z, const T* g, T* gz, T* gpassed, int64_t
 template <class T>
 static void norm(const T* x, T* out, T* scale, int64_t N, const int32_t* mv_rows, int m, const int32_t* s_rows, int s,
                  int ones_row, int channels, T eps, T scalar_eps, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK;
-        const int len = (int)std::min<int64_t>(CHUNK, N - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Lanes<T> a{}, b{}, d{};
         for (int k = 0; k < m; ++k) {
             if (!mv_rows[3 * k + 2]) continue;
@@ -208,17 +187,13 @@ static void norm(const T* x, T* out, T* scale, int64_t N, const int32_t* mv_rows
             for (int j = 0; j < len; ++j) q[j] = (p[j] - b.v[j]) * d.v[j];
         }
         std::fill(out + ones_row * N + lo, out + ones_row * N + lo + len, (T)1);
-    }
+    });
 }
 
 template <class T>
 static void norm_gradient(const T* out, const T* scale, const T* g, T* gx, int64_t N, const int32_t* mv_rows, int m,
                           const int32_t* s_rows, int s, int channels, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK;
-        const int len = (int)std::min<int64_t>(CHUNK, N - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Lanes<T> dot{}, r{}, mean{}, mean_y{};
         for (int k = 0; k < m; ++k) {
             const T *p = g + mv_rows[3 * k + 1] * N + lo, *y = out + mv_rows[3 * k + 1] * N + lo;
@@ -248,7 +223,7 @@ static void norm_gradient(const T* out, const T* scale, const T* g, T* gx, int64
             T* q = gx + s_rows[2 * k] * N + lo;
             for (int j = 0; j < len; ++j) q[j] = (p[j] - mean.v[j] - y[j] * mean_y.v[j]) * scale[N + lo + j];
         }
-    }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------- gated GELU
@@ -267,12 +242,8 @@ static inline void gelu(typename Simd<T>::V x, typename Simd<T>::V& value, typen
 template <class T>
 static void gate(const T* x, T* out, int64_t N, const int32_t* rows, int channels, const int32_t* s_rows, int s,
                  int ones_row, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
     const int W = width<T>();
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK;
-        const int len = (int)std::min<int64_t>(CHUNK, N - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Lanes<T> in{}, h;
         typename Simd<T>::V value, slope;
         for (int k = 0; k < channels; ++k) {
@@ -291,18 +262,14 @@ static void gate(const T* x, T* out, int64_t N, const int32_t* rows, int channel
             std::copy(h.v, h.v + len, out + s_rows[2 * k + 1] * N + lo);
         }
         std::fill(out + ones_row * N + lo, out + ones_row * N + lo + len, (T)1);
-    }
+    });
 }
 
 template <class T>
 static void gate_gradient(const T* x, const T* g, T* gx, int64_t N, const int32_t* rows, int channels,
                           const int32_t* s_rows, int s, int threads) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
     const int W = width<T>();
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t lo = c * CHUNK;
-        const int len = (int)std::min<int64_t>(CHUNK, N - lo);
+    for_chunks(N, threads, [=](int64_t lo, int len) {
         Lanes<T> in{}, h, d, dot;
         typename Simd<T>::V value, slope;
         for (int k = 0; k < channels; ++k) {
@@ -329,7 +296,7 @@ static void gate_gradient(const T* x, const T* g, T* gx, int64_t N, const int32_
             T* o = gx + s_rows[2 * k] * N + lo;
             for (int j = 0; j < len; ++j) o[j] = q[j] * d.v[j];
         }
-    }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------- attention
@@ -424,7 +391,7 @@ template <class T> static inline void prefetch(const T* p, int n) {
 
 struct AttentionTables {  // all as row numbers; see eqscale.models.gatr.attention
     int64_t heads, inner, distances, values;
-    const int32_t *q_inner, *k_inner;        // (heads, inner), (inner): features that enter as they are
+    const int32_t *q_inner, *k_inner;        // (heads, inner), (inner): features that enter unchanged
     const int32_t *q_distance, *k_distance;  // (heads, distances, 4), (distances, 4): e123 and three ideal rows
     const int32_t *value, *out;              // (values), (heads, values)
     int64_t ones_row;
@@ -436,12 +403,8 @@ template <class T> struct Trivectors {  // up to CHUNK tokens, padded with zeros
     Lanes<T> w, b[3];
 
     void fetch(const T* const rows[4], int first, int len) {
-        const int W = width<T>(), end = (len + W - 1) / W * W;
         T* to[4] = {w.v, b[0].v, b[1].v, b[2].v};
-        for (int i = 0; i < 4; ++i) {
-            std::copy(rows[i] + first, rows[i] + first + len, to[i]);
-            std::fill(to[i] + len, to[i] + end, (T)0);
-        }
+        for (int i = 0; i < 4; ++i) copy_padded(rows[i] + first, len, to[i]);
     }
 };
 
@@ -703,41 +666,18 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
 }
 
 // ---------------------------------------------------------------------------------------------- C interface
-#define EXPORT(T, S)                                                                                                   \
-    void bilinear_##S(const T* z, const T* passed, T* out, int64_t N, const int32_t* rows, int gps, int joins,         \
-                      const int32_t* copies, int copied, int ones_row, const T* reference, int threads) {              \
-        bilinear<T>(z, passed, out, N, rows, gps, joins, copies, copied, ones_row, reference, threads);                \
-    }                                                                                                                  \
-    void bilinear_gradient_##S(const T* z, const T* g, T* gz, T* gpassed, int64_t N, const int32_t* rows, int gps,     \
-                               int joins, const int32_t* copies, int copied, const T* reference, int threads) {        \
-        bilinear_gradient<T>(z, g, gz, gpassed, N, rows, gps, joins, copies, copied, reference, threads);              \
-    }                                                                                                                  \
-    void norm_##S(const T* x, T* out, T* scale, int64_t N, const int32_t* mv_rows, int m, const int32_t* s_rows,       \
-                  int s, int ones_row, int channels, double eps, double scalar_eps, int threads) {                     \
-        norm<T>(x, out, scale, N, mv_rows, m, s_rows, s, ones_row, channels, (T)eps, (T)scalar_eps, threads);          \
-    }                                                                                                                  \
-    void norm_gradient_##S(const T* out, const T* scale, const T* g, T* gx, int64_t N, const int32_t* mv_rows, int m,  \
-                           const int32_t* s_rows, int s, int channels, int threads) {                                  \
-        norm_gradient<T>(out, scale, g, gx, N, mv_rows, m, s_rows, s, channels, threads);                              \
-    }                                                                                                                  \
-    void gate_##S(const T* x, T* out, int64_t N, const int32_t* rows, int channels, const int32_t* s_rows, int s,      \
-                  int ones_row, int threads) {                                                                         \
-        gate<T>(x, out, N, rows, channels, s_rows, s, ones_row, threads);                                              \
-    }                                                                                                                  \
-    void gate_gradient_##S(const T* x, const T* g, T* gx, int64_t N, const int32_t* rows, int channels,                \
-                           const int32_t* s_rows, int s, int threads) {                                                \
-        gate_gradient<T>(x, g, gx, N, rows, channels, s_rows, s, threads);                                             \
-    }                                                                                                                  \
-    void attention_##S(const T* e, T* out, int64_t N, const AttentionTables* t, const int64_t* starts, int samples,    \
-                       const T* weights, double eps, int threads) {                                                    \
-        attention<T>(e, out, N, *t, starts, samples, weights, (T)eps, threads);                                        \
-    }                                                                                                                  \
-    void attention_gradient_##S(const T* e, const T* g, T* ge, T* gweights, int64_t N, const AttentionTables* t,       \
-                                const int64_t* starts, int samples, const T* weights, double eps, int threads) {       \
-        attention_gradient<T>(e, g, ge, gweights, N, *t, starts, samples, weights, (T)eps, threads);                   \
-    }
+// Pointers to the kernels under C names.
+#define EXPORT(NAME)                  \
+    auto* NAME##_f32 = &NAME<float>;  \
+    auto* NAME##_f64 = &NAME<double>;
 
 extern "C" {
-EXPORT(float, f32)
-EXPORT(double, f64)
+EXPORT(bilinear)
+EXPORT(bilinear_gradient)
+EXPORT(norm)
+EXPORT(norm_gradient)
+EXPORT(gate)
+EXPORT(gate_gradient)
+EXPORT(attention)
+EXPORT(attention_gradient)
 }

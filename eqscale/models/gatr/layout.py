@@ -1,8 +1,7 @@
 """Planar layout: activations as (rows, N), one row per component of a channel, the N tokens contiguous.
 
 G(3,0,1) is G(3) times the dual numbers: a multivector is a + e0 b with a, b in G(3). Rows of a layout are
-- the head: [a, b of the scalar-like blade of the true channels | the same of the pseudo channels | scalar
-channels
+- the head: [a, b of the scalar-like blade of the true channels | the same of the pseudo channels | scalar channels
   | optionally one row of ones, which turns biases into weights],
 - seven planes of the true channels, [a | b] each, one per remaining blade of G(3),
 - seven planes of the pseudo channels.

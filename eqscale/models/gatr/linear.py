@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,7 @@ MAPS = 9
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A batch of dense products: rows [out, out + batch m) from rows [inp, inp + batch k), weights
-    (batch, m, k)."""
+    """A batch of dense products: rows [out, out + batch m) from [inp, inp + batch k), weights (batch, m, k)."""
 
     out: int
     inp: int
@@ -151,6 +151,12 @@ class Linear(nn.Module):
                 parameter[:channels].mul_(half / math.sqrt(s.scalars + 1))
                 parameter[channels:].div_(to_scalars)
 
+    @torch.no_grad()
+    def shift_invariants(self, channels: Iterable[int]) -> None:
+        """Add 1 to the biases of the invariant components of some target channels."""
+        for channel in channels:
+            self.bias[channel if self.map.symmetric else self.map.target.invariant(channel)] += 1.0
+
     def extra_repr(self) -> str:
         """Channels, for printing the module."""
         s, t = self.map.source, self.map.target
@@ -189,7 +195,7 @@ class Assembly:
 
 
 class _Gather(torch.autograd.Function):
-    """One node for all: a network has hundreds of parameters and weights, and a small one feels a node each."""
+    """One autograd node for all: hundreds of parameters and weights with a node each would slow a small network."""
 
     @staticmethod
     def forward(ctx, assembly: Assembly, *parameters: Tensor) -> tuple[Tensor, ...]:

@@ -1,5 +1,4 @@
-"""The CPU kernels of ``kernels.cpp``: compiled once per machine with the C++ compiler at hand, loaded by
-ctypes.
+"""The CPU kernels of ``kernels.cpp``: compiled once per machine with its C++ compiler, loaded by ctypes.
 
 Compiling takes some seconds once; the library is kept in the user's cache folder under the hash of
 everything that defines it. Without a compiler the same network runs on ATen operations. ``EQSCALE_NATIVE=0``
@@ -22,18 +21,10 @@ import warnings
 import torch
 from torch import Tensor
 
-from eqscale.algebra import blades
+from eqscale.algebra.blades import BY_OUTPUT
 
 _FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-_PRODUCTS = {
-    "gp": blades.GEOMETRIC_PRODUCT,
-    "gp_x": blades.left_adjoint(blades.GEOMETRIC_PRODUCT),
-    "gp_y": blades.right_adjoint(blades.GEOMETRIC_PRODUCT),
-    "join": blades.JOIN,
-    "join_x": blades.left_adjoint(blades.JOIN),
-    "join_y": blades.right_adjoint(blades.JOIN),
-}
+_REALS = {torch.float32: ("f32", ctypes.c_float), torch.float64: ("f64", ctypes.c_double)}
 
 
 class AttentionTables(ctypes.Structure):
@@ -48,7 +39,7 @@ class AttentionTables(ctypes.Structure):
 
 def _straight_line(name: str) -> str:
     lines = [f"template <class V> static inline void {name}(const V* x, const V* y, V* o) {{"]
-    for k, terms in enumerate(blades.by_output(_PRODUCTS[name])):
+    for k, terms in enumerate(BY_OUTPUT[name]):
         total = "".join(f" {'-' if sign < 0 else '+'} x[{i}] * y[{j}]" for i, j, sign in terms)
         lines.append(f"    o[{k}] ={total.removeprefix(' +')};")
     return "\n".join([*lines, "}\n"])
@@ -56,7 +47,7 @@ def _straight_line(name: str) -> str:
 
 def source() -> str:
     """Complete C++ source: generated products, then ``kernels.cpp``."""
-    return "".join(map(_straight_line, _PRODUCTS)) + pathlib.Path(__file__).with_name("kernels.cpp").read_text()
+    return "".join(map(_straight_line, BY_OUTPUT)) + pathlib.Path(__file__).with_name("kernels.cpp").read_text()
 
 
 def _compiler() -> str | None:
@@ -65,10 +56,8 @@ def _compiler() -> str | None:
 
 
 def _cache_folder() -> pathlib.Path:
-    base = os.environ.get("EQSCALE_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "eqscale"
-    )
-    return pathlib.Path(base)
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(os.environ.get("EQSCALE_CACHE") or os.path.join(user, "eqscale"))
 
 
 def _cpu_identity() -> str:
@@ -114,42 +103,41 @@ def _library() -> ctypes.CDLL | None:
 
 
 def available(x: Tensor) -> bool:
-    """True if the kernels can take ``x``: on the CPU, float32 or float64, compiler at hand, not being
-    traced."""
-    return (
-        not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype in _SUFFIX and _library() is not None
-    )
+    """True if the kernels can take ``x``: float32 or float64 on a CPU with a compiler, not being traced."""
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype in _REALS and _library() is not None
 
 
-# p pointer, l int64, i int32, d double; in the order of the C functions.
+# p pointer, l int64, i int32, t of the tensors' type; in the order of the C functions' parameters.
 _SIGNATURES = {
-    "bilinear": "ppplpiipiipi",
-    "bilinear_gradient": "pppplpiipipi",
-    "norm": "ppplpipiiiddi",
+    "bilinear": "ppplpipiipi",
+    "bilinear_gradient": "pppplpipipi",
+    "norm": "ppplpipiiitti",
     "norm_gradient": "pppplpipiii",
     "gate": "pplpipiii",
     "gate_gradient": "ppplpipii",
-    "attention": "pplppipdi",
-    "attention_gradient": "pppplppipdi",
+    "attention": "pplppipti",
+    "attention_gradient": "pppplppipti",
 }
-_CTYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
+_CTYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32}
 
 
 @functools.cache
 def _function(name: str, dtype: torch.dtype):
-    function = getattr(_library(), f"{name}_{_SUFFIX[dtype]}")
-    function.argtypes = [_CTYPES[code] for code in _SIGNATURES[name]]
-    function.restype = None
-    return function
+    library, (suffix, real) = _library(), _REALS[dtype]
+    assert library is not None
+    prototype = ctypes.CFUNCTYPE(None, *(_CTYPES.get(code, real) for code in _SIGNATURES[name]))
+    return prototype.in_dll(library, f"{name}_{suffix}")
 
 
-def call(name: str, dtype: torch.dtype, *arguments: Tensor | ctypes.Structure | int | float | None) -> None:
-    """Run a kernel on ``torch.get_num_threads()`` threads; tensors, which must be contiguous, go as
-    pointers."""
-    _function(name, dtype)(
+def call(name: str, first: Tensor, *others: Tensor | ctypes.Structure | int | float | None) -> None:
+    """Run a kernel, of the type of ``first``, on ``torch.get_num_threads()`` threads.
+
+    Tensors, which must be contiguous, go as pointers.
+    """
+    _function(name, first.dtype)(
         *(
             a.data_ptr() if isinstance(a, Tensor) else ctypes.addressof(a) if isinstance(a, ctypes.Structure) else a
-            for a in arguments
+            for a in (first, *others)
         ),
         torch.get_num_threads(),
     )

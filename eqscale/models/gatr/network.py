@@ -11,6 +11,7 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from eqscale.algebra.blades import INDEX
 from eqscale.errors import InputError
@@ -27,8 +28,7 @@ SYMMETRIES = ("parity", "published", "off")
 
 @dataclasses.dataclass(frozen=True)
 class GATrConfig:
-    """Shape of a GATr. Multivector channels are ordered true first, then pseudo, in inputs and outputs
-    alike."""
+    """Shape of a GATr. In inputs and outputs alike, true multivector channels come before pseudo ones."""
 
     true_in: int
     """True input channels: planes, embedded by ``embed_plane``."""
@@ -55,7 +55,7 @@ class GATrConfig:
     symmetry: str = "parity"
     """"parity": typed channels, exact under E(3). "published": the untyped formulation of the papers (all
     channels true, joins times e123 of the mean input multivector of a sample). "off": unconstrained 16 x 16 maps,
-    products as they are (control)."""
+    unchanged products (control)."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -152,23 +152,12 @@ class Block(nn.Module):
         self.to_factors = Linear(maps.to_factors)
         self.from_products = Linear(maps.from_products)
         self.to_stream = Linear(maps.to_stream)
-        self._start_products_near_identity(maps.products)
-        self._open_gates(maps.from_products)
-
-    @torch.no_grad()
-    def _start_products_near_identity(self, plan: Bilinear) -> None:
-        # The right factor of a geometric product starts near 1 (e0123 in pseudo channels): the product
-        # passes its left factor on.
-        bias = self.to_factors.bias
-        for channel in plan.right_factors:
-            bias[channel if self.to_factors.map.symmetric else plan.inputs.invariant(channel)] += 1.0
-
-    @torch.no_grad()
-    def _open_gates(self, maps: LinearMap) -> None:
-        # GELU(0) = 0: with closed gates the branch starts with a tenth of the stream, and some seeds stay on a
-        # plateau for hundreds of steps.
-        for channel in range(maps.target.channels):
-            self.from_products.bias[channel if maps.symmetric else maps.target.invariant(channel)] += 1.0
+        # The right factor of a geometric product starts near 1 (e0123 in pseudo channels): the product passes its left
+        # factor on.
+        self.to_factors.shift_invariants(maps.products.right_factors)
+        # GELU(0) = 0: with closed gates the branch starts with a tenth of the stream, and some seeds stay on a plateau
+        # for hundreds of steps.
+        self.from_products.shift_invariants(range(maps.from_products.target.channels))
 
     def linears(self) -> list[Linear]:
         """The linear maps in the order of their weights in :meth:`forward`."""
@@ -188,9 +177,9 @@ class Block(nn.Module):
 class GATr(nn.Module):
     """Geometric algebra transformer; the public ``(..., C, 16)`` format lives only at its borders.
 
-    On a CPU with a C++ compiler it runs on kernels of its own (``eqscale.models.gatr.native``), which serve
-    every shape and are built once a machine; otherwise on ATen operations. ``torch.compile(net, dynamic=True,
-    fullgraph=True)`` traces it into one graph, for devices without kernels.
+    On a CPU with a C++ compiler it runs on its own kernels (``eqscale.models.gatr.native``), which serve every shape
+    and are built once per machine; otherwise on ATen operations. For devices without kernels,
+    ``torch.compile(net, dynamic=True, fullgraph=True)`` traces it into one graph.
     """
 
     _columns: Tensor
@@ -222,8 +211,7 @@ class GATr(nn.Module):
         self.register_buffer("_rows", torch.tensor(rows), persistent=False)
 
     def forward(self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Multivectors (B, T, C_in, 16), scalars (B, T, S_in), mask (B, T) -> (B, T, C_out, 16), (B, T,
-        S_out).
+        """Multivectors (B, T, C_in, 16), scalars (B, T, S_in), mask (B, T) -> (B, T, C_out, 16), (B, T, S_out).
 
         ``mask`` is True for real tokens; what the others hold does not matter, and their outputs are zero.
 
@@ -233,9 +221,8 @@ class GATr(nn.Module):
         c = self.config
         self._check(multivectors, scalars, mask)
         b, t = multivectors.shape[:2]
-        flat = torch.cat([multivectors.flatten(2), scalars, torch.ones_like(multivectors[..., 0, :1])], -1).flatten(
-            0, 1
-        )
+        ones = torch.ones_like(multivectors[..., 0, :1])
+        flat = torch.cat([multivectors.flatten(2), scalars, ones], -1).flatten(0, 1)
         tokens, packed = self._tokens(b, t, mask, flat)
         reference = None
         if c.symmetry == "published":
@@ -268,11 +255,11 @@ class GATr(nn.Module):
         on_kernels = native.available(flat)
         if mask is None:
             return Tokens(b, t, starts=torch.arange(0, b * t + 1, t) if on_kernels else None), None
-        lengths = mask.sum(1)
         if not on_kernels:
             return Tokens(b, t, mask), None
         # Padding is dropped rather than computed: only attention needs to know which sample a token is of.
-        return Tokens(b, t, mask, _starts(lengths)), mask.flatten().nonzero().squeeze(1)
+        starts = functional.pad(mask.sum(1).cumsum(0), (1, 0))
+        return Tokens(b, t, mask, starts), mask.flatten().nonzero().squeeze(1)
 
     @staticmethod
     def packs(device: torch.device) -> bool:
@@ -288,8 +275,3 @@ class GATr(nn.Module):
         check_tokens("scalars", scalars, (c.scalars_in,), own)
         if mask is not None:
             check_mask(mask, batch, own.device)
-
-
-def _starts(lengths: Tensor) -> Tensor:
-    """First token of each sample and the end of the last, (B + 1,), from the lengths (B,)."""
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

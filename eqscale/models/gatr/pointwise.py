@@ -30,8 +30,8 @@ class Norm(nn.Module):
         for c in range(stream.channels):
             for a, b in zip(stream.multivector(c), self.out.multivector(c), strict=True):
                 rows.append((a, b, int(a in euclidean)))
-        self.kernel_rows = table(sorted(rows), 3)
-        self.kernel_scalars = table([(stream.scalar(i), self.out.scalar(i)) for i in range(stream.scalars)], 2)
+        scalars = table([(stream.scalar(i), self.out.scalar(i)) for i in range(stream.scalars)], 2)
+        self.kernel_tables = table(sorted(rows), 3), len(rows), scalars, stream.scalars
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised activations with the row of ones."""
@@ -55,22 +55,8 @@ class _NativeNorm(torch.autograd.Function):
     def forward(ctx, x, layer):
         x, n = x.contiguous(), x.shape[1]
         out, scale = x.new_empty(layer.out.rows, n), x.new_empty(2, n)
-        native.call(
-            "norm",
-            x.dtype,
-            x,
-            out,
-            scale,
-            n,
-            layer.kernel_rows,
-            len(layer.kernel_rows),
-            layer.kernel_scalars,
-            layer.stream.scalars,
-            layer.out.ones_row,
-            layer.stream.channels,
-            NORM_EPS,
-            _SCALAR_EPS,
-        )
+        constants = layer.out.ones_row, layer.stream.channels, NORM_EPS, _SCALAR_EPS
+        native.call("norm", x, out, scale, n, *layer.kernel_tables, *constants)
         ctx.save_for_backward(out, scale)
         ctx.layer = layer
         return out
@@ -80,26 +66,12 @@ class _NativeNorm(torch.autograd.Function):
         out, scale = ctx.saved_tensors
         layer, g = ctx.layer, g.contiguous()
         gx = g.new_empty(layer.stream.rows, g.shape[1])
-        native.call(
-            "norm_gradient",
-            g.dtype,
-            out,
-            scale,
-            g,
-            gx,
-            g.shape[1],
-            layer.kernel_rows,
-            len(layer.kernel_rows),
-            layer.kernel_scalars,
-            layer.stream.scalars,
-            layer.stream.channels,
-        )
+        native.call("norm_gradient", out, scale, g, gx, g.shape[1], *layer.kernel_tables, layer.stream.channels)
         return gx, None
 
 
 class Gate(nn.Module):
-    """Gated GELU: each multivector times the GELU of its invariant component, GELU of the scalars (tanh
-    form).
+    """Gated GELU: each multivector times the GELU of its invariant component; GELU, in tanh form, of the scalars.
 
     The invariant component is 1 in true and e0123 in pseudo channels. (source.rows, N) -> with a row of ones.
     """
@@ -108,10 +80,10 @@ class Gate(nn.Module):
         super().__init__()
         self.source = source
         self.out = Layout(source.true, source.pseudo, source.scalars, ones=True)
-        self.kernel_rows = table(
-            [(*source.multivector(c), *self.out.multivector(c), source.invariant(c), 0) for c in range(source.channels)]
-        )
-        self.kernel_scalars = table([(source.scalar(i), self.out.scalar(i)) for i in range(source.scalars)], 2)
+        channels = range(source.channels)
+        rows = table([(*source.multivector(c), *self.out.multivector(c), source.invariant(c), 0) for c in channels])
+        scalars = table([(source.scalar(i), self.out.scalar(i)) for i in range(source.scalars)], 2)
+        self.kernel_tables = rows, source.channels, scalars, source.scalars
 
     def forward(self, x: Tensor) -> Tensor:
         """Activated features with the row of ones."""
@@ -135,18 +107,7 @@ class _NativeGate(torch.autograd.Function):
     def forward(ctx, x, layer):
         x, n = x.contiguous(), x.shape[1]
         out = x.new_empty(layer.out.rows, n)
-        native.call(
-            "gate",
-            x.dtype,
-            x,
-            out,
-            n,
-            layer.kernel_rows,
-            layer.source.channels,
-            layer.kernel_scalars,
-            layer.source.scalars,
-            layer.out.ones_row,
-        )
+        native.call("gate", x, out, n, *layer.kernel_tables, layer.out.ones_row)
         ctx.save_for_backward(x)
         ctx.layer = layer
         return out
@@ -154,18 +115,6 @@ class _NativeGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         (x,) = ctx.saved_tensors
-        layer, g = ctx.layer, g.contiguous()
-        gx = torch.empty_like(x)
-        native.call(
-            "gate_gradient",
-            x.dtype,
-            x,
-            g,
-            gx,
-            x.shape[1],
-            layer.kernel_rows,
-            layer.source.channels,
-            layer.kernel_scalars,
-            layer.source.scalars,
-        )
+        g, gx = g.contiguous(), torch.empty_like(x)
+        native.call("gate_gradient", x, g, gx, x.shape[1], *ctx.layer.kernel_tables)
         return gx, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +60,8 @@ def animate_prediction(predict: Predictor, windows: Windows, scene: int, path: P
         world = points.double().numpy() @ upright - np.array([0.0, 0.0, floor])
         return [world[:, body == k] for k in range(body.max() + 1)]
 
-    return draw(
-        [
-            Panel("truth", tracks(truth)),
-            Panel(f"{name}, {windows.time:.2g} s ahead", tracks(ahead)),
-            Panel(f"{name}, rolled out", tracks(held)),
-        ],
-        path,
-    )
+    panels = [Panel("truth", tracks(truth)), Panel(f"{name}, {windows.time:.2g} s ahead", tracks(ahead))]
+    return draw([*panels, Panel(f"{name}, rolled out", tracks(held))], path)
 
 
 def draw(panels: list[Panel], path: Path) -> Path:
@@ -91,6 +86,15 @@ def draw(panels: list[Panel], path: Path) -> Path:
     palette = [plt.get_cmap("tab10")(k)[:3] for k in range(10)]
     light = np.array([0.4, -0.5, 0.77])
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    tiles = [
+        np.c_[middle + reach * ((corners + 1) / 8 + np.array(place) / 4 - 1), np.zeros(4)]
+        for place in itertools.product(range(8), repeat=2)
+    ]
+    shades = [("0.93" if (k // 8 + k) % 2 else "0.88") for k in range(64)]
+    # A prediction need not be rigid: the faces are those of the true start, its corners move freely.
+    faces = [ConvexHull(track[0]).simplices for track in panels[0].tracks]
+    counts = [len(f) for f in faces]
+    colours = np.repeat([palette[k % len(palette)] for k in range(len(faces))], counts, axis=0)
     solids = []
     for ax, panel in zip(axes[0], panels, strict=True):
         ax.set_title(panel.title, fontsize=10)
@@ -100,33 +104,22 @@ def draw(panels: list[Panel], path: Path) -> Path:
         ax.view_init(elev=_ELEVATION, azim=_AZIMUTH)
         ax.set_axis_off()
         ax.computed_zorder = False  # the floor is behind everything; depth sorts the triangles in front
-        tiles = [
-            np.c_[middle + reach * ((corners + 1) / 8 + np.array([i, j]) / 4 - 1), np.zeros(4)]
-            for i in range(8)
-            for j in range(8)
-        ]
-        shades = [("0.93" if (k // 8 + k) % 2 else "0.88") for k in range(64)]
         ax.add_collection3d(Poly3DCollection(tiles, facecolors=shades, edgecolor="none", zorder=0))
-        # A prediction need not be rigid: the faces are those of the true start, its corners move freely.
-        faces = [ConvexHull(track[0]).simplices for track in panels[0].tracks]
-        colours = np.concatenate([np.tile(palette[k % len(palette)], (len(f), 1)) for k, f in enumerate(faces)])
         solid = Poly3DCollection(np.zeros((1, 3, 3)), edgecolor="none", zorder=1)
         ax.add_collection3d(solid)
-        solids.append((solid, panel.tracks, faces, colours))
+        solids.append((solid, panel.tracks))
 
     def show(frame: int) -> list:
-        for solid, tracks, faces, colours in solids:
+        for solid, tracks in solids:
             triangles = np.concatenate([t[frame][f] for t, f in zip(tracks, faces, strict=True)])
-            middles = np.concatenate(
-                [np.tile(t[frame].mean(axis=0), (len(f), 1)) for t, f in zip(tracks, faces, strict=True)]
-            )
+            middles = np.repeat([t[frame].mean(axis=0) for t in tracks], counts, axis=0)
             normal = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
             normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
             outward = np.sign(np.einsum("fi,fi->f", normal, triangles.mean(axis=1) - middles))
             shade = 0.65 + 0.35 * (normal * outward[:, None]) @ light
             solid.set_verts(triangles)
             solid.set_facecolor(np.clip(colours * shade[:, None], 0, 1))
-        return [solid for solid, *_ in solids]
+        return [solid for solid, _ in solids]
 
     frames = len(panels[0].tracks[0])
     animation = FuncAnimation(figure, show, frames=frames, interval=1000 / FRAME_RATE)

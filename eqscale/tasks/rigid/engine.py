@@ -69,7 +69,7 @@ class Trajectory:
     """(F, n, 2) bool: object touched the floor, another object, in a physics step of the interval."""
 
     def restart(self, scene: Scene, frame: int) -> Scene:
-        """The scene as it is at a frame."""
+        """The scene in its state at a frame."""
         position, quaternion, velocity, spin = np.split(self.state[frame], [3, 7, 10], axis=-1)
         return dataclasses.replace(scene, position=position, quaternion=quaternion, velocity=velocity, spin=spin)
 
@@ -143,7 +143,8 @@ def compile_model(scene: Scene, settings: EngineSettings) -> mujoco.MjModel:
         for name, vertex in zip(feet[i], vertices, strict=True):
             body.add_geom(name=name, type=mj.mjtGeom.mjGEOM_SPHERE, size=[1e-3, 0, 0], pos=vertex, **silent)
 
-    def pair(first: str, second: str, friction: float, restitution: float) -> None:
+    def pair(first: str, second: str, material: np.ndarray) -> None:
+        friction, restitution = material
         zeta = damping_ratio(restitution, settings.omega * settings.time_step)
         spec.add_pair(
             geomname1=first,
@@ -154,18 +155,13 @@ def compile_model(scene: Scene, settings: EngineSettings) -> mujoco.MjModel:
             solimp=[0.99, 0.99, 0.001, 0.5, 2],
         )
 
+    materials = np.stack([scene.friction, scene.restitution], 1)
+    floor_material = np.array([scene.floor_friction, scene.floor_restitution])
     for i in range(scene.n):
         for foot in feet[i]:
-            pair(
-                "floor", foot, scene.floor_friction * scene.friction[i], scene.floor_restitution * scene.restitution[i]
-            )
+            pair("floor", foot, floor_material * materials[i])
         for j in range(i):
-            pair(
-                f"hull{j}",
-                f"hull{i}",
-                scene.friction[j] * scene.friction[i],
-                scene.restitution[j] * scene.restitution[i],
-            )
+            pair(f"hull{j}", f"hull{i}", materials[j] * materials[i])
     model = spec.compile()
     model.mesh_graphadr[model.mesh_vertnum > _HILL_CLIMB] = -1  # no graph: every vertex is looked at
     return model

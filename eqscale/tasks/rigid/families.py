@@ -28,14 +28,14 @@ class Family:
     radius: float
     """Of the disc that holds the bounding spheres of all objects at the start."""
     height: Range
-    """Lowest and highest point of those bounding spheres."""
+    """Lowest and highest points of those bounding spheres."""
     speed: float
     """Radius of the disc from which the horizontal velocity is drawn."""
-    vertical_speed: float
-    """The vertical velocity is uniform in plus or minus this."""
     pull: float
     """Rate (1/s) at which the horizontal position is taken off the velocity: throws objects together."""
-    spin: float
+    vertical_speed: float = 1.0
+    """The vertical velocity is uniform in plus or minus this."""
+    spin: float = 2.0
     """Standard deviation of each component of the angular velocity, rad/s."""
     density: Range = (0.5, 3.0)
     """Log-uniform."""
@@ -72,52 +72,15 @@ class Family:
 
 
 # Squares became discs of (to 1 cm) equal area: radius = half-width x 2 / sqrt(pi).
-FAMILIES: dict[str, Family] = {
-    "S": Family(
-        "S",
-        objects=(3, 5),
-        hulls=SMALL_HULLS,
-        scale=(0.6, 1.2),
-        radius=2.26,
-        height=(0.6, 3.0),
-        speed=2.26,
-        vertical_speed=1.0,
-        pull=2.0,
-        spin=2.0,
-    ),
-    "M": Family(
-        "M",
-        objects=(3, 10),
-        hulls=SMALL_HULLS,
-        scale=(0.7, 1.4),
-        radius=3.39,
-        height=(0.8, 4.0),
-        speed=3.39,
-        vertical_speed=1.0,
-        pull=1.0,
-        spin=2.0,
-    ),
-    "L": Family(
-        "L",
-        objects=(3, 10),
-        hulls=LARGE_HULLS,
-        scale=(0.7, 1.4),
-        radius=5.64,
-        height=(1.0, 5.0),
-        speed=4.51,
-        vertical_speed=0.0,
-        pull=1.0,
-        spin=0.0,
-        # Kubric's metal and rubber on its floor (github.com/google-research/kubric, MOVi-A worker).
-        materials=((2.7, 0.4, 0.3), (1.1, 0.8, 0.7)),
-        floor_friction=(0.3, 0.3),
-        floor_restitution=(0.5, 0.5),
-    ),
-}
-
-
-def family(name: str) -> Family:
-    """The family of that name; raises InputError where there is none."""
-    if name not in FAMILIES:
-        raise InputError(f"unknown scene family {name!r}: choose from {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+_S = Family("S", (3, 5), SMALL_HULLS, scale=(0.6, 1.2), radius=2.26, height=(0.6, 3.0), speed=2.26, pull=2.0)
+_M = Family("M", (3, 10), SMALL_HULLS, scale=(0.7, 1.4), radius=3.39, height=(0.8, 4.0), speed=3.39, pull=1.0)
+_L = Family(
+    "L", (3, 10), LARGE_HULLS, scale=(0.7, 1.4), radius=5.64, height=(1.0, 5.0), speed=4.51, pull=1.0,
+    vertical_speed=0.0,
+    spin=0.0,
+    # Kubric's metal and rubber on its floor (github.com/google-research/kubric, MOVi-A worker).
+    materials=((2.7, 0.4, 0.3), (1.1, 0.8, 0.7)),
+    floor_friction=(0.3, 0.3),
+    floor_restitution=(0.5, 0.5),
+)  # fmt: skip
+FAMILIES: dict[str, Family] = {family.name: family for family in (_S, _M, _L)}

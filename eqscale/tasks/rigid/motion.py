@@ -72,11 +72,6 @@ def rotation_vector(rotation: Tensor) -> Tensor:
     return axis * torch.where(sine > 1e-12, angle / sine.clamp_min(1e-12), 1.0)
 
 
-def rotation_angle(rotation: Tensor) -> Tensor:
-    """Angles (...), rad, of rotation matrices; accurate for small ones too."""
-    return rotation_vector(rotation).norm(dim=-1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Flight:
     """Free flight of a batch over a horizon."""
@@ -101,9 +96,7 @@ def ballistic(batch: Batch, objects: Objects, time: float, time_step: float) -> 
     velocity = objects.mean(batch["center_velocity"])
     center = objects.mean(batch["center"]) + velocity * time + fall
     center = torch.where(objects.exists[..., None], center, 0.0)
-    arm = (batch["position"] - batch["center"])[..., None]
-    position = objects.spread(center) + (objects.spread(rotation) @ arm)[..., 0]
-    position = position * batch.mask[..., None]
+    position = place(batch, objects, rotation, center)
     return Flight(position, center, velocity + batch["gravity"][:, None] * time, rotation, omega)
 
 
@@ -129,3 +122,16 @@ def place(batch: Batch, objects: Objects, rotation: Tensor, center: Tensor) -> T
     arm = (batch["position"] - batch["center"])[..., None]
     moved = objects.spread(center) + (objects.spread(rotation) @ arm)[..., 0]
     return moved * batch.mask[..., None]
+
+
+def squared_errors(
+    batch: Batch, objects: Objects, rotation: Tensor, center: Tensor, truth: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Squared errors of centres of mass, m^2, and of rotations, rad^2, of predicted motions of the objects.
+
+    ``truth`` are the true vertices (B, T, 3). Means over the objects of a window, summed over the windows.
+    """
+    true_rotation, true_center = kabsch(batch, objects, truth)
+    angle = rotation_vector(rotation @ true_rotation.transpose(-1, -2)).norm(dim=-1)
+    weight = objects.exists / objects.exists.sum(1, keepdim=True)
+    return (weight * (center - true_center).square().sum(-1)).sum(), (weight * angle.square()).sum()

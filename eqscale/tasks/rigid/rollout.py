@@ -8,7 +8,7 @@ impulse is 3/2 of residual / T. What this guess costs a perfect predictor is mea
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from eqscale.errors import InputError
 from eqscale.tasks.fields import Batch
 from eqscale.tasks.metrics import Predictor
-from eqscale.tasks.rigid.motion import Objects, ballistic, kabsch, place, rotation_angle, rotation_vector
+from eqscale.tasks.rigid.motion import Objects, ballistic, kabsch, place, rotation_vector, squared_errors
 from eqscale.tasks.rigid.windows import FRAMES, Windows
 from eqscale.tasks.symmetry import translate
 
@@ -25,18 +25,6 @@ STEPS = 6
 
 _IMPULSE = 1.5
 """E[impulse x residual] T / E[residual^2] for residual = impulse (T - moment), moment uniform in 0..T."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """Root mean squared errors after each step, (steps,); objects, then windows have equal weight."""
-
-    time_s: np.ndarray
-    translation_rmse_m: np.ndarray
-    """Of the centres of mass."""
-    rotation_rmse_deg: np.ndarray
-    n_windows: int
-    n_scenes: int
 
 
 def step(batch: Batch, residual: Tensor, windows: Windows) -> Batch:
@@ -117,26 +105,27 @@ def evaluate_rollout(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Rollout:
-    """Translation and rotation error after each step of rollouts from the windows of those indices."""
+) -> dict[str, Any]:
+    """Errors of rollouts from the windows of those indices; objects, then windows have equal weight.
+
+    Returns:
+        time_s and the root mean squared errors translation_rmse_m, of the centres of mass, and rotation_rmse_deg, lists
+        with an entry a step; n_windows and n_scenes.
+    """
     squares = torch.zeros(2, steps, dtype=torch.float64)
     for begin in range(0, len(indices), batch_size):
         track, truth, batch = rollout(
             predict, windows, indices[begin : begin + batch_size], steps, device=device, dtype=dtype
         )
         objects = Objects(batch)
-        weight = objects.exists / objects.exists.sum(1, keepdim=True)
         for k in range(steps):
             rotation, center = kabsch(batch, objects, track[k + 1])
-            true_rotation, true_center = kabsch(batch, objects, truth[k + 1])
-            turned = rotation_angle(rotation @ true_rotation.transpose(-1, -2))
-            squares[0, k] += (weight * (center - true_center).square().sum(-1)).sum().cpu()
-            squares[1, k] += (weight * turned.square()).sum().cpu()
+            squares[:, k] += torch.stack(squared_errors(batch, objects, rotation, center, truth[k + 1])).cpu()
     rms = (squares / len(indices)).sqrt().numpy()
-    return Rollout(
-        time_s=windows.time * np.arange(1, steps + 1),
-        translation_rmse_m=rms[0],
-        rotation_rmse_deg=np.degrees(rms[1]),
-        n_windows=len(indices),
-        n_scenes=len(np.unique(np.asarray(indices) // windows.samples_per_system)),
-    )
+    return {
+        "time_s": (windows.time * np.arange(1, steps + 1)).tolist(),
+        "translation_rmse_m": rms[0].tolist(),
+        "rotation_rmse_deg": np.degrees(rms[1]).tolist(),
+        "n_windows": len(indices),
+        "n_scenes": len(np.unique(np.asarray(indices) // windows.samples_per_system)),
+    }

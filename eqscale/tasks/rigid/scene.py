@@ -57,19 +57,9 @@ class Scene:
 
 def _quadratic() -> np.ndarray:
     """The (16, 9) matrix that takes q (x) q, flattened, to the rotation matrix of q, flattened."""
-    terms = [
-        "ww+xx-yy-zz",
-        "2xy-2wz",
-        "2xz+2wy",
-        "2xy+2wz",
-        "ww-xx+yy-zz",
-        "2yz-2wx",
-        "2xz-2wy",
-        "2yz+2wx",
-        "ww-xx-yy+zz",
-    ]
+    terms = "ww+xx-yy-zz 2xy-2wz 2xz+2wy 2xy+2wz ww-xx+yy-zz 2yz-2wx 2xz-2wy 2yz+2wx ww-xx-yy+zz"
     matrix = np.zeros((16, 9))
-    for column, term in enumerate(terms):
+    for column, term in enumerate(terms.split()):
         for sign, factor, first, second in re.findall(r"([+-]?)(2?)([wxyz])([wxyz])", term):
             row = 4 * "wxyz".index(first) + "wxyz".index(second)
             matrix[row, column] = (-1 if sign == "-" else 1) * int(factor or 1)

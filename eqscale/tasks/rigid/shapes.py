@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Hull:
-    """A convex polyhedron, given by its vertices in any frame of its own, in units of the scene's scale."""
+    """A convex polyhedron, given by its vertices in any frame, in units of the scene's scale."""
 
     name: str
     vertices: tuple[tuple[float, float, float], ...]

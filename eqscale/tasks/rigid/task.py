@@ -20,7 +20,7 @@ from eqscale.tasks.fields import Batch
 from eqscale.tasks.metrics import Predictor
 from eqscale.tasks.rigid.animate import animate_prediction, animate_scene
 from eqscale.tasks.rigid.engine import ENGINE_VERSION, ENGINES, FRAME_RATE, simulate
-from eqscale.tasks.rigid.families import FAMILIES, Family, family
+from eqscale.tasks.rigid.families import FAMILIES, Family
 from eqscale.tasks.rigid.meshes import family_of_meshes
 from eqscale.tasks.rigid.metrics import evaluate
 from eqscale.tasks.rigid.rollout import evaluate_rollout, last_start
@@ -217,9 +217,7 @@ class RigidTask(Task):
             )
         scene = np.arange(systems)
         starts = min(last_start(samples, steps), samples.samples_per_system)
-        found = evaluate_rollout(predict, samples, scene * samples.samples_per_system + scene % starts, steps)
-        fields = dataclasses.asdict(found)
-        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()}
+        return evaluate_rollout(predict, samples, scene * samples.samples_per_system + scene % starts, steps)
 
     def look(self, options: Options, seed: int, index: int, out: Path | None) -> str:
         """A scene in real time, as a GIF."""
@@ -240,15 +238,12 @@ class RigidTask(Task):
     def evaluate(self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any) -> dict[str, float]:
         """As ``Task.evaluate``, with the errors by contact."""
         assert isinstance(samples, Windows)
-        found = dataclasses.asdict(evaluate(predict, samples, indices, **where))
-        for field, prefix in (("nmse_by_contact", "nmse"), ("contact_share", "share")):
-            found |= {f"{prefix}_{contact}": value for contact, value in found.pop(field).items()}
-        return found
+        return evaluate(predict, samples, indices, **where)
 
 
 def _family(options: Options) -> Family:
     chosen = options["family"]
-    return chosen if isinstance(chosen, Family) else family(str(chosen))
+    return chosen if isinstance(chosen, Family) else FAMILIES[chosen]
 
 
 TASK = register(RigidTask())

@@ -162,11 +162,9 @@ class Windows(Samples):
     def batches(
         self, groups: Sequence[np.ndarray], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Iterator[Batch]:
-        """The batches of several index arrays, each padded to its own most tokens, with the bits of ``batch``.
+        """As ``Samples.batches``.
 
-        What is computed per object is computed for all of them together: small batches take half as long.
-
-        Raises IndexError for an index outside 0..len - 1.
+        What is computed per object is computed for all groups together: small batches take half as long.
         """
         indices = np.concatenate(groups).astype(np.int64, copy=False)
         if indices.size and (indices.min() < 0 or indices.max() >= len(self)):

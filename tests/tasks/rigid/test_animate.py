@@ -21,7 +21,7 @@ def test_scenes_writes_an_animation(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--family", "XL"], "unknown scene family 'XL': choose from S, M, L"),
+        (["--family", "XL"], "unknown family 'XL'; choose from S, M, L"),
         (["--seconds", "0"], "--seconds 0"),
         (["--index", "-1"], "--index -1"),
         (["--meshes", "nowhere"], "nowhere is not a folder with .obj meshes"),

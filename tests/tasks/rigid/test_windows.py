@@ -35,7 +35,7 @@ def by_hand(index: int, horizon: int, sigma: float, frame: np.ndarray):
 
 @pytest.mark.parametrize("horizon", [1, 4, 8])
 @pytest.mark.parametrize("frame", ["random", "upright"])
-def test_batch_is_what_the_simulation_says(spec, root, horizon, frame):
+def test_batch_matches_the_simulation(spec, root, horizon, frame):
     windows = open_split(spec, root, "train", horizon=horizon, frame=frame)
     indices = np.array([0, 23, 24 * 7 + 11])
     batch = windows.batch(indices, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_targets_have_unit_mean_square_on_the_prefix_that_defines_sigma(spec, ro
 
 
 def test_free_flight_has_no_target_but_precession(train):
-    """The centre of mass of an object that touches nothing falls exactly as the ballistic reference says."""
+    """The centre of mass of an object that touches nothing falls exactly as in the ballistic reference."""
     batch = train.batch(np.arange(0, len(train), 5), dtype=torch.float64)
     objects = Objects(batch)
     free = objects.mean(batch["contact"].double()) == 0
