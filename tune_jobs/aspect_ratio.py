@@ -1,13 +1,13 @@
-"""Aspect ratio: how much does it matter whether an arm is wide or deep, and is its ladder near the best?
+"""Aspect ratio: does it matter whether an arm is wide or deep, and is its ladder close to the best?
 
-Trains, for rungs of every arm's ladder, other depths with the widths that cost as much per token, at equal
-compute, with Ray Tune, logs every run to MLflow, and writes the run table, a table, a figure and a report.
+For rungs of every arm's ladder, trains other depths, with the widths that cost as much per token, at equal compute
+with Ray Tune. Logs every run to MLflow and writes the run table, a table of shapes, a figure and a report.
 
     python tune_jobs/aspect_ratio.py                    # preset quick: some minutes on two cores
     python tune_jobs/aspect_ratio.py --dry-run          # print the plan only
     python tune_jobs/aspect_ratio.py --preset cpu       # one seed, four budgets: an hour
 
-Runs that have a record in the study's ledger are not trained again.
+A run with a record in the study's ledger is not trained again.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Compute grid: which arm wins at a given training compute, and how large should it be?
 
-Makes the data, trains every arm at several sizes for each compute budget with Ray Tune, logs every run
-to MLflow, fits a scaling law to each arm and writes the run table, figures and report.
+Makes the data and trains every arm at several sizes for each compute budget with Ray Tune. Logs every run to MLflow,
+fits a scaling law to each arm, and writes the run table, figures and report.
 
     python tune_jobs/compute_grid.py                    # preset quick: four to eight minutes on two cores
     python tune_jobs/compute_grid.py --dry-run          # print the plan only
     python tune_jobs/compute_grid.py --preset cpu       # six hours; stop with Ctrl-C, the same command continues
 
-Runs that have a record in the study's ledger are not trained again.
+A run with a record in the study's ledger is not trained again.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Controls: is it the symmetry that makes the difference, and are equivariant arms blind to the frame?
+"""Controls: does the symmetry make the difference, and does an equivariant arm ignore the frame?
 
-Trains GATr's backbone without its symmetry (gatr_off) at budgets of the compute grid, and gatr on the task's variant
-(rigid: upright frames) at two of its points, where it must reach the same loss, with Ray Tune; logs every run to
-MLflow, and writes the run table and the report of the study.
+Trains GATr's backbone without the symmetry (gatr_off) at budgets of the compute grid, and gatr on the task's variant at
+two points of the grid, with Ray Tune. For the rigid task the variant is upright frames, where gatr must reach the same
+loss as in random frames. Logs every run to MLflow, and writes the run table and the report of the study.
 
     python tune_jobs/controls.py                    # preset quick: some minutes on two cores
     python tune_jobs/controls.py --dry-run          # print the plan only
     python tune_jobs/controls.py --preset cpu       # half an hour; stop with Ctrl-C, the same command continues
 
-Runs that have a record in the study's ledger are not trained again.
+A run with a record in the study's ledger is not trained again.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Data grid: what is a unique system worth, to each arm, at fixed compute?
+"""Data grid: at fixed compute, what is more unique data worth to each arm?
 
-Trains one size of every arm at one budget on ever more unique systems, as many epochs as the budget pays for,
-with Ray Tune, logs every run to MLflow, and writes the run table, figure and report.
+Trains one size of every arm at one budget with Ray Tune, on different numbers of unique systems, for as many epochs as
+the budget allows. Logs every run to MLflow, and writes the run table, figure and report.
 
     python tune_jobs/data_grid.py                    # preset quick: some minutes on two cores
     python tune_jobs/data_grid.py --dry-run          # print the plan only
     python tune_jobs/data_grid.py --preset cpu       # 2.5 hours; stop with Ctrl-C, the same command continues
 
-Runs that have a record in the study's ledger are not trained again.
+A run with a record in the study's ledger is not trained again.
 """
 
 from __future__ import annotations

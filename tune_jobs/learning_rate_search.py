@@ -1,16 +1,16 @@
 """Learning-rate search: which learning rate and batch size suit an arm at every size and budget?
 
-Optuna searches both in small proxy runs (TPE with a median pruner, the same number of trials for every arm), a
-recipe is fitted to all of an arm's trials, and larger runs check that the recipe's learning rate is as good as
-its neighbours; if it isn't, the recipe is fitted again, with the check runs, and checked again.
-Writes trials, recipes, a figure and a report, and logs every trial to MLflow.
+Optuna searches both in small proxy runs (TPE with a median pruner, the same number of trials for every arm). A recipe
+is fitted to all of an arm's trials. Larger runs then check that the recipe's learning rate is as good as its
+neighbours; if it isn't, the recipe is fitted again, with the check runs, and checked again. Logs every trial to MLflow,
+and writes trials, recipes, a figure and a report.
 
     python tune_jobs/learning_rate_search.py                  # preset quick: about ten minutes on two cores
     python tune_jobs/learning_rate_search.py --preset cpu     # all built-in arms: 70 minutes
     python tune_jobs/learning_rate_search.py --arm-file my_arm.py --arms my_arm
 
-Stop it with Ctrl-C; the same command continues. recipes.json of the results has the form of
-eqscale/arms/recipes.json: copy it there to make its recipes those of the built-in arms.
+Stop it with Ctrl-C; the same command continues. To give the built-in arms the recipes found, copy recipes.json from the
+results to eqscale/arms/recipes.json.
 """
 
 from __future__ import annotations

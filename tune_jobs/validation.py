@@ -1,14 +1,14 @@
-"""Validation: does a loss that was predicted before the runs come true, above the budgets that the laws have seen?
+"""Validation: does a prediction hold above the budgets that the laws were fitted to?
 
-Reads the prediction that `eqscale predict` wrote for the budget (and that must be committed), trains each arm at sizes
-around its predicted optimum with Ray Tune, logs every run to MLflow, and writes the run table and the report of the
+Reads the prediction that `eqscale predict` wrote for the budget (it must be committed) and trains each arm at sizes
+around its predicted optimum with Ray Tune. Logs every run to MLflow, and writes the run table and the report of the
 study, which shows prediction and outcome side by side.
 
     eqscale predict results/cpu --compute 3e13 && git commit -m "A prediction" results/cpu/prediction.json
     python tune_jobs/validation.py --preset cpu --dry-run    # print the plan only
     python tune_jobs/validation.py --preset cpu              # 5 hours; stop with Ctrl-C, the same command continues
 
-Runs that have a record in the study's ledger are not trained again.
+A run with a record in the study's ledger is not trained again.
 """
 
 from __future__ import annotations
