@@ -13,7 +13,7 @@ import fnmatch
 import os
 import posixpath
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -36,8 +36,7 @@ class RemotePath:
     """The same as ``open_place`` takes it; query parameters (endpoint, region) included."""
 
     def __truediv__(self, name: str) -> RemotePath:
-        base, mark, query = self.uri.partition("?")
-        return RemotePath(self.filesystem, posixpath.join(self.path, name), posixpath.join(base, name) + mark + query)
+        return self._at(lambda path: posixpath.join(path, name))
 
     def __str__(self) -> str:
         return self.uri
@@ -55,8 +54,11 @@ class RemotePath:
     @property
     def parent(self) -> RemotePath:
         """The folder that holds it."""
+        return self._at(posixpath.dirname)
+
+    def _at(self, moved: Callable[[str], str]) -> RemotePath:
         base, mark, query = self.uri.partition("?")
-        return RemotePath(self.filesystem, posixpath.dirname(self.path), posixpath.dirname(base) + mark + query)
+        return RemotePath(self.filesystem, moved(self.path), moved(base) + mark + query)
 
     def exists(self) -> bool:
         """Whether a file or folder is there."""
@@ -94,9 +96,8 @@ class RemotePath:
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """Files directly in this folder whose names match."""
-        for info in self.listing():
-            if info.is_file and fnmatch.fnmatchcase(info.base_name, pattern):
-                yield self / info.base_name
+        files = [info.base_name for info in self.listing() if info.is_file]
+        return (self / name for name in files if fnmatch.fnmatchcase(name, pattern))
 
     def listing(self) -> list[fs.FileInfo]:
         """What lies directly in this folder; nothing if it isn't there."""
@@ -187,17 +188,12 @@ def check_writable(place: AnyPath, what: str) -> None:
     Raises:
         InputError: names the place and the reason, before anything is spent.
     """
-    errors: tuple[type[Exception], ...] = (OSError,)
-    if isinstance(place, RemotePath):
-        from pyarrow import ArrowException
-
-        errors = (OSError, ArrowException)
     probe = place / f".probe-{os.getpid()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"probe")
         probe.unlink()
-    except errors as error:
+    except _failures(place) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
         raise InputError(f"{what} {str(place)!r} can't be written: {reason}") from error
 

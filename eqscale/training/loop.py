@@ -301,12 +301,10 @@ class _Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on the full test selection of the spec."""
-        spec = self.spec
-        indices = evaluation_indices(self.test_samples, spec.test_systems, spec.test_samples_per_system)
-        chosen = symmetry_indices(self.test_samples, spec.test_systems)
-        return self.task.evaluate(self._predict, self.test_samples, indices) | self.task.equivariance(
-            self._predict, self.test_samples, chosen
-        )
+        spec, samples = self.spec, self.test_samples
+        indices = evaluation_indices(samples, spec.test_systems, spec.test_samples_per_system)
+        errors = self.task.evaluate(self._predict, samples, indices)
+        return errors | self.task.equivariance(self._predict, samples, symmetry_indices(samples, spec.test_systems))
 
     def save_weights(self, path: AnyPath) -> None:
         """Write what ``load_trained`` reads; raises OSError if the file can't be written."""
@@ -392,11 +390,7 @@ class _Trainer:
         self.alive(self.progress.step)
 
     def _read_losses(self) -> None:
-        if self.group.world > 1:
-            together = self.group.total(torch.stack(self.pending)) / self.group.world
-            values = together.tolist()
-        else:
-            values = [float(loss) for loss in self.pending]
+        values = (self.group.total(torch.stack(self.pending)) / self.group.world).tolist()
         self.pending.clear()
         self.progress.loss_sum += sum(values)
         self.progress.loss_count += len(values)

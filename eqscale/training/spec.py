@@ -78,42 +78,37 @@ class RunSpec:
         system, systems, samples = task.words.unit.one, task.words.unit.many, task.words.sample.many
         object.__setattr__(self, "view", _view(task, self.view))
         get_optimizer(self.optimizer)
-        self._require("steps", "batch_size", "train_systems", "test_systems", "test_samples_per_system", at_least=1)
-        self._require("seed", "weight_decay", at_least=0)
+        for name in ("steps", "batch_size", "train_systems", "test_systems", "test_samples_per_system"):
+            self._require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("seed", "weight_decay"):
+            self._require(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("budget", "learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(
-                    f"run of arm {self.arm}: {name} must be positive and finite, not {getattr(self, name)}"
-                )
-        if self.learning_rate > MAX_LEARNING_RATE:
-            raise InputError(
-                f"run of arm {self.arm}: learning rate {self.learning_rate:g} can't work: weights start far below 1; "
-                f"at most {MAX_LEARNING_RATE:g}"
-            )
-        if not 0 <= self.warmup <= 1:
-            raise InputError(f"run of arm {self.arm}: warmup must be a share of the steps, not {self.warmup}")
+            value = getattr(self, name)
+            self._require(0 < value < math.inf, f"{name} must be positive and finite, not {value}")
+        self._require(
+            self.learning_rate <= MAX_LEARNING_RATE,
+            f"learning rate {self.learning_rate:g} can't work: weights start far below 1; at most "
+            f"{MAX_LEARNING_RATE:g}",
+        )
+        self._require(0 <= self.warmup <= 1, f"warmup must be a share of the steps, not {self.warmup}")
         available = self.train_systems * task.samples_per_system
-        if self.batch_size > available:
-            raise InputError(
-                f"run of arm {self.arm}: batch size {self.batch_size} exceeds the {available} {samples} of "
-                f"{self.train_systems} training {systems}: at most {available}, or more {systems}"
-            )
-        if self.test_samples_per_system > task.samples_per_system:
-            raise InputError(
-                f"run of arm {self.arm}: {self.test_samples_per_system} test {samples} per {system}; a "
-                f"{system} has {task.samples_per_system}"
-            )
+        self._require(
+            self.batch_size <= available,
+            f"batch size {self.batch_size} exceeds the {available} {samples} of {self.train_systems} training "
+            f"{systems}: at most {available}, or more {systems}",
+        )
+        self._require(
+            self.test_samples_per_system <= task.samples_per_system,
+            f"{self.test_samples_per_system} test {samples} per {system}; a {system} has {task.samples_per_system}",
+        )
         try:
             arm.flops(self.size, task)
         except InputError as error:
             raise InputError(f"run of arm {self.arm}, size {self.size}: {error}") from error
 
-    def _require(self, *names: str, at_least: int) -> None:
-        for name in names:
-            if not getattr(self, name) >= at_least:
-                raise InputError(
-                    f"run of arm {self.arm}: {name} must be at least {at_least}, not {getattr(self, name)}"
-                )
+    def _require(self, met: bool, message: str) -> None:
+        if not met:
+            raise InputError(f"run of arm {self.arm}: {message}")
 
     @property
     def options(self) -> dict[str, OptionValue]:
