@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,6 @@ the same hardware (--throughput-from).
     eqscale simulate --preset paper --gpus 8 64 --flops-per-second 1e14 --price 2.5
     eqscale simulate --preset cpu --gpus 2 --gpus-per-trial 1 --throughput-from results/quick/runs.csv
 """
-
-
-_COLUMNS = ("GPUs", "wall time", "GPU-hours", "in trials", "useful", "even split", "longest trial", "limit")
 
 
 def register(verbs: argparse._SubParsersAction) -> None:
@@ -120,11 +118,10 @@ def _find(args: argparse.Namespace) -> Study:
 
 
 def _finding_table(findings: list[Finding]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=None)
-    for heading in ("", "where", "what", "run", "detail"):
-        table.add_column(heading, overflow="fold")
+    headings = ("", "where", "what", "run", "detail")
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), box=None)
     for finding in sorted(findings, key=lambda f: (f.note, f.where, f.kind, f.what)):
         mark = "[dim]note[/dim]" if finding.note else "[red]differs[/red]"
         table.add_row(mark, finding.where, finding.kind, finding.what, finding.detail)
@@ -206,16 +203,9 @@ def _simulate(args: argparse.Namespace) -> int:
     _check_simulation(args)
     estimate, speed = _throughput(args)
     specs = compute_grid(COMPUTE_GRIDS[args.preset])
-    forecasts = [
-        forecast(
-            specs,
-            estimate,
-            Cluster(gpus, min(gpus, args.gpus_per_node)),
-            largest=args.gpus_per_trial,
-            error=args.estimate_error,
-        )
-        for gpus in sorted(set(args.gpus))
-    ]
+    clusters = [Cluster(gpus, min(gpus, args.gpus_per_node)) for gpus in sorted(set(args.gpus))]
+    design = {"largest": args.gpus_per_trial, "error": args.estimate_error}
+    forecasts = [forecast(specs, estimate, cluster, **design) for cluster in clusters]
 
     console = make_console()
     alone = [estimate(spec) for spec in specs]
@@ -245,15 +235,13 @@ def _check_simulation(args: argparse.Namespace) -> None:
 
     if args.preset not in COMPUTE_GRIDS:
         raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(COMPUTE_GRIDS)}")
-    for name in ("flops_per_second", "price"):
-        value = getattr(args, name)
+    for flag, value in (("--flops-per-second", args.flops_per_second), ("--price", args.price)):
         if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} must be positive, not {value:g}")
-    for name in ("gpus_per_node", "gpus_per_trial"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    if min(args.gpus) < 1:
-        raise InputError(f"--gpus must be at least 1, not {min(args.gpus)}")
+            raise InputError(f"{flag} must be positive, not {value:g}")
+    per_node, per_trial = ("--gpus-per-node", args.gpus_per_node), ("--gpus-per-trial", args.gpus_per_trial)
+    for flag, count in (per_node, per_trial, ("--gpus", min(args.gpus))):
+        if count < 1:
+            raise InputError(f"{flag} must be at least 1, not {count}")
     if not 0 <= args.estimate_error <= 1:
         raise InputError(f"--estimate-error must lie between 0 and 1, not {args.estimate_error:g}")
 
@@ -263,27 +251,24 @@ def _forecast_table(forecasts: list[Forecast], price: float | None) -> Table:
 
     from eqscale.study.progress import human_time
 
-    table = Table()
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("GPUs of a trial", no_wrap=True)
+    cells: dict[str, Callable[[Forecast], str]] = {
+        "GPUs": lambda f: str(f.cluster.devices),
+        "wall time": lambda f: human_time(f.wall),
+        "GPU-hours": lambda f: f"{f.device_hours:,.0f}",
+        "in trials": lambda f: f"{f.inside:.1%}",
+        "useful": lambda f: f"{f.useful:.1%}",
+        "even split": lambda f: human_time(f.even),
+        "longest trial": lambda f: human_time(f.longest),
+        "limit": lambda f: "longest trial" if f.longest > f.even else "GPUs",
+        "GPUs of a trial": lambda f: ", ".join(f"{count} x {devices:g}" for devices, count in f.gangs.items()),
+    }
     if price:
-        table.add_column("cost", justify="right", no_wrap=True)
-    for result in forecasts:
-        cells = [
-            str(result.cluster.devices),
-            human_time(result.wall),
-            f"{result.device_hours:,.0f}",
-            f"{result.inside:.1%}",
-            f"{result.useful:.1%}",
-            human_time(result.even),
-            human_time(result.longest),
-            "longest trial" if result.longest > result.even else "GPUs",
-            ", ".join(f"{count} x {devices:g}" for devices, count in result.gangs.items()),
-        ]
-        if price:
-            cells.append(f"{result.device_hours * price:,.0f}")
-        table.add_row(*cells)
+        cells["cost"] = lambda f: f"{f.device_hours * price:,.0f}"
+    table = Table()
+    for heading in cells:
+        table.add_column(heading, justify="left" if heading == "GPUs of a trial" else "right", no_wrap=True)
+    for forecast in forecasts:
+        table.add_row(*(cell(forecast) for cell in cells.values()))
     return table
 
 

@@ -59,7 +59,8 @@ class Throughput:
 
     def seconds(self, spec: RunSpec, devices: float = 1.0) -> float:
         """Seconds of a run with its evaluations: forward passes at a third of a training step, on one device."""
-        samples = _evaluated_samples(spec)
+        at_curve_points = CURVE_POINTS * min(CURVE_SAMPLES, spec.test_systems)
+        samples = at_curve_points + spec.test_systems * spec.test_samples_per_system
         forward = self.training(spec) / (3 * spec.steps * spec.batch_size)
         return self.training(spec, devices) + (forward + _METRIC_SECONDS) * samples
 
@@ -89,11 +90,6 @@ def _features(spec: RunSpec, devices: float) -> tuple[float, float, float]:
         largest = math.ceil(spec.batch_size / devices) / spec.batch_size  # a batch is cut by whole samples
         share = largest / DDP_EFFICIENCY ** math.log2(devices)
     return spec.steps, spec.steps * spec.size.depth, spec.budget * share
-
-
-def _evaluated_samples(spec: RunSpec) -> int:
-    at_curve_points = CURVE_POINTS * min(CURVE_SAMPLES, spec.test_systems)
-    return at_curve_points + spec.test_systems * spec.test_samples_per_system
 
 
 class Estimator:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -64,12 +64,9 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
             f"({smallest:.3g} FLOPs with batch size {batch_size})"
         )
     affordable = [size for size in step_flops if budget / step_flops[size] >= preset.min_steps]
-    if len(affordable) < count:
-        raise InputError(
-            f"budget {budget:g} FLOPs trains only {len(affordable)} sizes of {arm.name} for "
-            f"{preset.min_steps} steps or more; {count} are asked for: "
-            "raise the budget, or lower --min-steps or --sizes-per-budget"
-        )
+    _require_sizes(
+        affordable, count, arm, budget, preset, "raise the budget, or lower --min-steps or --sizes-per-budget"
+    )
     center = math.log(arm.optimal_cost * math.sqrt(budget))
     half = math.log(preset.cost_range) / 2 if count > 1 else 0.0
     cost = {size: math.log(step_flops[size] / batch.tokens) for size in affordable}
@@ -78,6 +75,14 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
         free = [size for size in affordable if size not in chosen]
         chosen.append(min(free, key=lambda size: abs(cost[size] - goal)))
     return sorted(chosen, key=lambda size: cost[size])
+
+
+def _require_sizes(affordable: Collection, count: int, arm: Arm, budget: float, preset: Preset, advice: str) -> None:
+    if len(affordable) < count:
+        raise InputError(
+            f"budget {budget:g} FLOPs trains only {len(affordable)} sizes of {arm.name} for {preset.min_steps} steps "
+            f"or more; {count} are asked for: {advice}"
+        )
 
 
 def design_run(
@@ -183,16 +188,13 @@ def data_grid(preset: DataGrid) -> list[RunSpec]:
         raise InputError(
             f"--systems asks for {max(preset.systems)} unique systems; --train-systems has {preset.train_systems}"
         )
-    specs = []
-    for name in preset.arms:
-        arm = get_arm(name)
-        (size,) = choose_sizes(arm, preset.budget, 1, preset)
-        for systems in preset.systems:
-            specs += [
-                design_run(arm, size, preset.budget, preset, seed, train_systems=systems)
-                for seed in _seeds(preset, systems)
-            ]
-    return specs
+    chosen = [(arm, choose_sizes(arm, preset.budget, 1, preset)[0]) for arm in map(get_arm, preset.arms)]
+    return [
+        design_run(arm, size, preset.budget, preset, seed, train_systems=systems)
+        for arm, size in chosen
+        for systems in preset.systems
+        for seed in _seeds(preset, systems)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,15 +290,11 @@ def validation_grid(preset: Validation, optima: Mapping[str, float]) -> list[Run
         arm = get_arm(name)
         runs = [design_run(arm, size, preset.budget, preset, seed=0) for size in arm.sizes(preset.budget)]
         sizes = {run.size: arm.parameters(run.size, task) for run in runs if run.steps >= preset.min_steps}
-        if len(sizes) < preset.sizes_per_arm:
-            raise InputError(
-                f"budget {preset.budget:g} FLOPs trains only {len(sizes)} sizes of {name} for {preset.min_steps} "
-                f"steps or more; {preset.sizes_per_arm} are asked for: lower --sizes-per-arm or --min-steps"
-            )
+        advice = "lower --sizes-per-arm or --min-steps"
+        _require_sizes(sizes, preset.sizes_per_arm, arm, preset.budget, preset, advice)
         for k in range(preset.sizes_per_arm):
             goal = optima[name] * preset.size_step ** (k - (preset.sizes_per_arm - 1) / 2)
-            distance = {size: abs(math.log(count / goal)) for size, count in sizes.items()}
-            size = min(distance, key=distance.__getitem__)
+            size = min(sizes, key=lambda size: abs(math.log(sizes[size] / goal)))
             del sizes[size]
             specs += [design_run(arm, size, preset.budget, preset, seed) for seed in preset.seeds]
     return specs

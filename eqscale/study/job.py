@@ -101,6 +101,10 @@ class OpenStudy:
                 planned = plan(known, estimate, devices.cluster, smallest=smallest, largest=largest)
                 planned_devices = {allotment.spec.run_id: allotment.devices for allotment in planned}
                 workers, chosen = devices.gpus or devices.cpus, len(trials) - len(known)
+
+                def silence(spec: RunSpec) -> float:
+                    return silence_limit(estimate(spec, planned_devices.get(spec.run_id, 1.0)), options.silent_seconds)
+
                 with StudyProgress(planned, estimate, workers, self.console, chosen) as display:
                     run_trials(
                         planned if source is None else source,
@@ -109,9 +113,7 @@ class OpenStudy:
                         self._events(display, estimate, source, _NowAndThen(publish)),
                         smallest=smallest,
                         gpus=devices.gpus,
-                        silence=lambda spec: silence_limit(
-                            estimate(spec, planned_devices.get(spec.run_id, 1.0)), options.silent_seconds
-                        ),
+                        silence=silence,
                         checkpoint_seconds=options.checkpoint_seconds,
                         max_seconds=self.seconds_left(),
                     )
@@ -181,11 +183,9 @@ class OpenStudy:
             "runs": sorted(spec.run_id for spec in specs),
         }
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-        task = get_task(options.preset.task)
-        wording = dataclasses.asdict(task.words)
-        write_atomically(
-            path.with_name("task.json"), (json.dumps(wording, indent=1, ensure_ascii=False) + "\n").encode()
-        )
+        words = dataclasses.asdict(get_task(options.preset.task).words)
+        text = json.dumps(words, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(path.with_name("task.json"), text.encode())
 
     def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
         """Write run table, records and ``study.json`` as the ledger has them now; returns the table."""

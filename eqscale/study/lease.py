@@ -72,11 +72,9 @@ def _lease(study: RemotePath, wait: Callable[[float], Any]) -> Iterator[None]:
             return None
 
     def write(beat: int) -> None:
-        content = {"driver": _me(), "key": key, "beat": beat}
-        write_atomically(path, json.dumps(content).encode())
+        write_atomically(path, json.dumps({"driver": _me(), "key": key, "beat": beat}).encode())
 
-    found = read()
-    if found is not None:
+    if (found := read()) is not None:
         wait(_PATIENCE_SECONDS)
         now = read()
         if now is not None and now != found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 
@@ -123,7 +124,6 @@ def parse_record(text: bytes, where: str) -> RunRecord:
 
 
 def _code_of(text: bytes) -> str | None:
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
         return str(json.loads(text)["code"])
-    except (ValueError, TypeError, KeyError):
-        return None
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -88,12 +89,11 @@ def read_records(results: Path) -> PublishedRecords:
 
 
 def _failure(line: bytes) -> dict[str, str] | None:
-    try:
+    with contextlib.suppress(ValueError):
         content = json.loads(line)
-    except ValueError:
-        return None
-    is_failure = isinstance(content, dict) and content.keys() == {"name", "run_id", "error"}
-    return content if is_failure else None
+        if isinstance(content, dict) and content.keys() == {"name", "run_id", "error"}:
+            return content
+    return None
 
 
 def write_records(ledger: Ledger, results: Path) -> None:

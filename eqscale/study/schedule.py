@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,8 @@ PENDING_TRIALS = 16
 """Trials that wait for devices at once; the first of them that fits starts."""
 
 _WORTHWHILE = 1.6  # twice the devices must make a trial this much faster
-# (tightness, sharpening) of a plan's target time; see ``plan``.
-_TARGETS = [
-    (tightness, sharpening)
-    for sharpening in (0.0, 1.0, 1.5, 2.0)
-    for tightness in (1.0, 0.85, 0.7, 0.6, 0.5, 0.35, 0.25, 0.1)
-]
+# Factors t and powers p of a plan's target time; see ``plan``.
+_TARGETS = [(t, p) for p in (0.0, 1.0, 1.5, 2.0) for t in (1.0, 0.85, 0.7, 0.6, 0.5, 0.35, 0.25, 0.1)]
 _FINALISTS, _REHEARSALS, _ESTIMATE_ERROR = 12, 12, 0.1
 
 Seconds = Callable[[RunSpec, float], float]
@@ -197,13 +194,12 @@ def plan(
     limits = [2**k for k in range(1, largest.bit_length())]
     everything = sum(smallest(spec) * seconds(spec, smallest(spec)) for spec in specs) / cluster.devices
     tried = [_greedy(specs, seconds, cluster, smallest, 1, lambda even: even)]
-    for limit in limits:
-        for t, p in _TARGETS:
+    for limit, (t, p) in itertools.product(limits, _TARGETS):
 
-            def target(even: float, t: float = t, p: float = p) -> float:
-                return t * even * (even / everything) ** p
+        def target(even: float, t: float = t, p: float = p) -> float:
+            return t * even * (even / everything) ** p
 
-            tried.append(_greedy(specs, seconds, cluster, smallest, limit, target))
+        tried.append(_greedy(specs, seconds, cluster, smallest, limit, target))
 
     def wall(allotments: list[Allotment], errors: list[dict[RunSpec, float]]) -> float:
         runs = [run_list(allotments, off_by(seconds, e), cluster) for e in errors]

@@ -209,12 +209,8 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
         raise InputError(f"{len(near)} trials are too few to fit a recipe; run more --trials")
     cell = near.groupby(keys).ngroup().to_numpy()
     cells = int(cell.max()) + 1
-    y = np.log(near["loss"].to_numpy())
-    rate = np.log(near["learning_rate"].to_numpy())
-    batch = np.log(near["batch_size"].to_numpy() / BATCH)
-    parameters = np.log(near["N"].to_numpy() / PARAMETERS)
-    steps = np.log(near["steps"].to_numpy() / STEPS)
-    budget = np.log(near["budget"].to_numpy() / BUDGET)
+    units = {"loss": 1, "learning_rate": 1, "batch_size": BATCH, "N": PARAMETERS, "steps": STEPS, "budget": BUDGET}
+    y, rate, batch, parameters, steps, budget = (np.log(near[name].to_numpy() / unit) for name, unit in units.items())
     usual = np.array(list(_USUAL.values()))
 
     def residuals(p: np.ndarray) -> np.ndarray:
@@ -296,19 +292,10 @@ def check_table(preset: LearningRateSearch, recipes: dict[str, Recipe], runs: pd
         recipe = (group["learning_rate"] == spec.learning_rate) & (group["batch_size"] == spec.batch_size)
         picked = group[recipe].iloc[0]
         best = picked if group["loss"].isna().all() else group.loc[group["loss"].idxmin()]  # all diverged
-        rows.append(
-            {
-                "arm": name,
-                "budget": budget,
-                "N": int(picked["N"]),
-                "batch_size": spec.batch_size,
-                "learning_rate": spec.learning_rate,
-                "loss": picked["loss"],
-                "best_learning_rate": best["learning_rate"],
-                "best_loss": best["loss"],
-                "excess": picked["loss"] / best["loss"] - 1,
-            }
-        )
+        at = {"arm": name, "budget": budget, "N": int(picked["N"])}
+        pick = {"batch_size": spec.batch_size, "learning_rate": spec.learning_rate, "loss": picked["loss"]}
+        found = {"best_learning_rate": best["learning_rate"], "best_loss": best["loss"]}
+        rows.append(at | pick | found | {"excess": picked["loss"] / best["loss"] - 1})
     return pd.DataFrame(rows)
 
 

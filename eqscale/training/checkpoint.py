@@ -68,8 +68,7 @@ def load(directory: AnyPath, step: int) -> dict[str, Any]:
     Raises:
         OSError: if it can't be read or is damaged.
     """
-    state = load_file(_path(directory, step))
-    if state is None:
+    if (state := load_file(_path(directory, step))) is None:
         raise OSError(f"the checkpoint of step {step} in {str(directory)!r} is damaged")
     return state
 
@@ -86,8 +85,5 @@ def remove(directory: AnyPath, step: int) -> None:
 
 def load_newest(directory: AnyPath) -> dict[str, Any] | None:
     """State of the newest undamaged checkpoint in ``directory``, or None if there is none."""
-    for path in reversed(matching(directory, "step-*.pt")):
-        state = load_file(path)
-        if state is not None:
-            return state
-    return None
+    states = map(load_file, reversed(matching(directory, "step-*.pt")))
+    return next((state for state in states if state is not None), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import resource
 import sys
 from pathlib import Path
@@ -24,8 +25,7 @@ def trains_in_bfloat16(device: torch.device) -> bool:
     Raises:
         InputError: if EQSCALE_BF16 is neither.
     """
-    asked = _switch("EQSCALE_BF16", "float32", "bfloat16")
-    if asked is not None:
+    if (asked := _switch("EQSCALE_BF16", "float32", "bfloat16")) is not None:
         return asked
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -63,10 +63,8 @@ def hardware(device: torch.device, bfloat16: bool, graphs: bool) -> str:
         return torch.cuda.get_device_name(device) + suffix
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
+        found = re.search(r"^model name.*?:\s*(.*?)\s*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        name = found[1] if found else name
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}{suffix}"
 

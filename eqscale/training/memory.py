@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import gc
+import operator
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -34,11 +34,7 @@ def parts(batch: Batch, size: int) -> Iterator[Batch]:
         yield batch
         return
     for start in range(0, len(batch), size):
-        yield batch.map(functools.partial(_rows, start=start, stop=start + size))
-
-
-def _rows(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    return tensor[start:stop]
+        yield batch.map(operator.itemgetter(slice(start, start + size)))
 
 
 def fitting(compute: Callable[[int], T], size: int, halved: Callable[[int, str], None]) -> T:
