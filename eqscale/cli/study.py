@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eqscale.cli.plugins import load_plugins
 from eqscale.plugins import add_plugin_options
@@ -154,40 +154,25 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
         description=_SIMULATE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", default="paper", help="preset of tune_jobs/compute_grid.py (default: paper)")
-    parser.add_argument(
-        "--gpus",
-        type=int,
-        nargs="+",
-        default=[1, 8, 16, 32, 64, 128, 256],
-        metavar="N",
-        help="numbers of GPUs (or of workers, whatever the throughput is of); default: 1 8 16 32 64 128 256",
-    )
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs of a node (default: 8)")
-    parser.add_argument(
-        "--gpus-per-trial",
-        type=int,
-        default=8,
-        metavar="N",
-        help="most GPUs that one trial may use, on one node (default: 8; 1: as many trials as GPUs)",
-    )
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--gpu", help="GPU model, e.g. A100 (default) or H100: its FP32 peak x 0.35, assumed")
-    speed.add_argument(
-        "--flops-per-second", type=float, metavar="F", help="FLOP/s that training reaches on one GPU, e.g. 1e14"
-    )
-    speed.add_argument(
-        "--throughput-from", type=Path, metavar="RUNS", help="run table of a study that ran on this hardware"
-    )
-    parser.add_argument("--price", type=float, metavar="P", help="price of a GPU-hour, for the cost column")
-    parser.add_argument(
-        "--estimate-error",
-        type=float,
-        default=0.1,
-        metavar="E",
-        help="spread of true around estimated times of trials (default: 0.1, what the fit on quick's runs leaves)",
-    )
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw wall time and utilisation against GPUs")
+    add = parser.add_argument
+    count: dict[str, Any] = {"type": int, "metavar": "N"}
+    number: dict[str, Any] = {"type": float, "metavar": "X"}
+    add("--preset", default="paper", help="preset of tune_jobs/compute_grid.py (default: paper)")
+    gpus = [1, 8, 16, 32, 64, 128, 256]
+    help_text = "numbers of GPUs (or of workers, whatever the throughput is of); default: 1 8 16 32 64 128 256"
+    add("--gpus", nargs="+", default=gpus, help=help_text, **count)
+    add("--gpus-per-node", default=8, help="GPUs of a node (default: 8)", **count)
+    help_text = "most GPUs that one trial may use, on one node (default: 8; 1: as many trials as GPUs)"
+    add("--gpus-per-trial", default=8, help=help_text, **count)
+    speed = parser.add_mutually_exclusive_group().add_argument
+    speed("--gpu", help="GPU model, e.g. A100 (default) or H100: its FP32 peak x 0.35, assumed")
+    speed("--flops-per-second", help="FLOP/s that training reaches on one GPU, e.g. 1e14", **number)
+    help_text = "run table of a study that ran on this hardware"
+    speed("--throughput-from", type=Path, metavar="RUNS", help=help_text)
+    add("--price", help="price of a GPU-hour, for the cost column", **number)
+    help_text = "spread of true around estimated times of trials (default: 0.1, what the fit on quick's runs leaves)"
+    add("--estimate-error", default=0.1, help=help_text, **number)
+    add("--plot", type=Path, metavar="FILE.png", help="draw wall time and utilisation against GPUs")
     parser.set_defaults(run=_simulate)
 
 
@@ -204,7 +189,7 @@ def _simulate(args: argparse.Namespace) -> int:
     estimate, speed = _throughput(args)
     specs = compute_grid(COMPUTE_GRIDS[args.preset])
     clusters = [Cluster(gpus, min(gpus, args.gpus_per_node)) for gpus in sorted(set(args.gpus))]
-    design = {"largest": args.gpus_per_trial, "error": args.estimate_error}
+    design: dict[str, Any] = {"largest": args.gpus_per_trial, "error": args.estimate_error}
     forecasts = [forecast(specs, estimate, cluster, **design) for cluster in clusters]
 
     console = make_console()

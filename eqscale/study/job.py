@@ -73,10 +73,10 @@ class OpenStudy:
         stage: str = "training",
         publish: Callable[[], None] = lambda: None,
     ) -> None:
-        """Train trials, data first; returns when all have ended or the time is up.
+        """Make the data, then train trials until all have ended or the time is up.
 
         Args:
-            trials: runs without a record, planned by the scheduling policy, or a source that chooses them.
+            trials: runs without a record, in any order, or a source that chooses them.
             stage: name of the stage in ``study.json``.
             publish: writes what has ended so far; called every few minutes while runs end.
         """

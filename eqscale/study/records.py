@@ -24,11 +24,9 @@ class PublishedRecords:
 
     path: Path
     records: dict[str, RunRecord]
-    """By identity; of the present results version."""
+    """By identity; of the present results version, others are skipped."""
     failures: dict[str, dict[str, str]]
     """By identity: name, run_id and error of the runs whose latest attempt failed."""
-    outdated: int
-    """Lines of earlier results versions."""
     damaged: dict[int, str]
     """Line number -> what is wrong with it."""
 
@@ -62,10 +60,9 @@ def read_records(results: Path) -> PublishedRecords:
     Raises:
         InputError: if a run's arm is unknown.
     """
-    published = PublishedRecords(records_path(results), {}, {}, 0, {})
+    published = PublishedRecords(records_path(results), {}, {}, {})
     if not published.path.is_file():
         return published
-    outdated = 0
     for number, line in enumerate(published.path.read_bytes().splitlines(), start=1):
         if (failure := _failure(line)) is not None:
             published.failures[failure["run_id"]] = failure
@@ -75,17 +72,14 @@ def read_records(results: Path) -> PublishedRecords:
         except UnreadableRecord as error:
             if error.damaged:
                 published.damaged[number] = str(error).strip()
-            else:
-                outdated += 1
             continue
         except InputError as error:
             raise InputError(f"{published.path}: line {number}{error}") from error
         if record.outdated:
-            outdated += 1
-        elif record.to_json() != published.records.setdefault(record.run_id, record).to_json():
-            name = record.spec.name
-            published.damaged[number] = f"holds another record of run {name} than a line before it"
-    return dataclasses.replace(published, outdated=outdated)
+            continue
+        if record.to_json() != published.records.setdefault(record.run_id, record).to_json():
+            published.damaged[number] = f"holds another record of run {record.spec.name} than a line before it"
+    return published
 
 
 def _failure(line: bytes) -> dict[str, str] | None:

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from eqscale.errors import InputError
 from eqscale.training.spec import RunSpec
@@ -72,15 +72,12 @@ class _Pool:
 
     def take(self, devices: float) -> _Taken | None:
         """The tightest fit: whole devices from the node with the fewest free, a share from the fullest device."""
-        if devices < 1:
-            fitting = [key for key, (_, free) in self._shared.items() if free >= devices]
-            if fitting:
-                key = min(fitting, key=lambda key: self._shared[key][1])
-                node, free = self._shared[key]
-                self._shared[key] = node, free - devices
-                return _Taken(node, devices, key)
-        nodes = [node for node, whole in enumerate(self._whole) if whole >= devices]
-        if not nodes:
+        if devices < 1 and (fitting := [key for key, (_, free) in self._shared.items() if free >= devices]):
+            key = min(fitting, key=lambda key: self._shared[key][1])
+            node, free = self._shared[key]
+            self._shared[key] = node, free - devices
+            return _Taken(node, devices, key)
+        if not (nodes := [node for node, whole in enumerate(self._whole) if whole >= devices]):
             return None
         node = min(nodes, key=self._whole.__getitem__)
         self._whole[node] -= math.ceil(devices)
@@ -115,11 +112,6 @@ def wall_seconds(seconds: Sequence[float], workers: int) -> float:
     return max(ends)
 
 
-def off_by(seconds: Seconds, factor: Mapping[RunSpec, float]) -> Seconds:
-    """Times that differ from the given ones by each run's factor."""
-    return lambda spec, devices: seconds(spec, devices) * factor[spec]
-
-
 def run_list(allotments: Sequence[Allotment], seconds: Seconds, cluster: Cluster) -> list[Placement]:
     """Run trials in virtual time as the engine runs them: whenever devices are free, the first of the
     next ``PENDING_TRIALS`` trials that fits starts.
@@ -136,8 +128,7 @@ def run_list(allotments: Sequence[Allotment], seconds: Seconds, cluster: Cluster
     while queue or running:
         position = 0
         while position < min(len(queue), PENDING_TRIALS):
-            taken = pool.take(queue[position].devices)
-            if taken is None:
+            if (taken := pool.take(queue[position].devices)) is None:
                 position += 1
                 continue
             item = queue.pop(position)
@@ -201,15 +192,15 @@ def plan(
 
         tried.append(_greedy(specs, seconds, cluster, smallest, limit, target))
 
-    def wall(allotments: list[Allotment], errors: list[dict[RunSpec, float]]) -> float:
-        runs = [run_list(allotments, off_by(seconds, e), cluster) for e in errors]
-        return sum(max(placement.end for placement in run) for run in runs)
+    def wall(allotments: list[Allotment], error: dict[RunSpec, float]) -> float:
+        placements = run_list(allotments, lambda spec, devices: seconds(spec, devices) * error[spec], cluster)
+        return max(placement.end for placement in placements)
 
     rng = random.Random(0)
-    exact = [dict.fromkeys(specs, 1.0)]
+    exact = dict.fromkeys(specs, 1.0)
     errors = [{spec: math.exp(rng.gauss(0, _ESTIMATE_ERROR)) for spec in specs} for _ in range(_REHEARSALS)]
     tried = sorted(tried, key=lambda allotments: wall(allotments, exact))[:_FINALISTS]
-    return min(tried, key=lambda allotments: wall(allotments, errors))
+    return min(tried, key=lambda allotments: sum(wall(allotments, error) for error in errors))
 
 
 def _greedy(
@@ -236,8 +227,7 @@ def _greedy(
         goal = target(left / cluster.devices)
         for position, spec in enumerate(queue[:PENDING_TRIALS]):
             devices = _devices(spec, seconds, goal, smallest(spec), largest)
-            taken = pool.take(devices)
-            if taken is not None:
+            if (taken := pool.take(devices)) is not None:
                 del queue[position]
                 waiting -= work[spec]
                 heapq.heappush(running, (now + seconds(spec, devices), len(order), taken))

@@ -7,7 +7,6 @@ import itertools
 import math
 import warnings
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -302,8 +301,3 @@ def check_table(preset: LearningRateSearch, recipes: dict[str, Recipe], runs: pd
 def found_wanting(checks: pd.DataFrame) -> list[str]:
     """Arms of a ``check_table`` whose recipe misses the goal at some budget: they are fitted again."""
     return list(checks.loc[~(checks["excess"] <= GOAL), "arm"].unique())
-
-
-def finished_losses(records: Sequence[RunRecord]) -> dict[str, float]:
-    """run_id -> final loss; infinite where a run diverged."""
-    return {record.run_id: record.loss for record in records}

@@ -116,8 +116,7 @@ def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
     state = checkpoint.load_file(path)
     if state is None or "spec" not in state:
         raise InputError(f"checkpoint {str(path)!r} is damaged or not one of a finished run")
-    version = state.get("results_version")
-    if version != RESULTS_VERSION:
+    if (version := state.get("results_version")) != RESULTS_VERSION:
         raise InputError(
             f"checkpoint {str(path)!r} was written by another version of the code (results version "
             f"{version or 'unknown'}; this is {RESULTS_VERSION}): train the run again, or use that version"
@@ -213,8 +212,7 @@ class _Trainer:
             # Else a parameter keeps a graph's output as its gradient, and the next part overwrites it.
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        optimizer = get_optimizer(spec.optimizer)
-        self.optimizer = optimizer.build(self.model, spec.learning_rate, spec.weight_decay)
+        self.optimizer = get_optimizer(spec.optimizer).build(self.model, spec.learning_rate, spec.weight_decay)
         self.pending: list[Tensor] = []
         self.curve_steps = {round(spec.steps * k / CURVE_POINTS) for k in range(1, CURVE_POINTS + 1)}
         self.curve_indices = evaluation_indices(test_samples, min(CURVE_SAMPLES, spec.test_systems), 1)
@@ -274,13 +272,12 @@ class _Trainer:
         progress = self.progress
         clock = last_checkpoint = time.perf_counter()
         cpu_clock = time.process_time()
-        first, last = progress.step, self.spec.steps
-        shares = (self.order.batch(step)[self.group.rows] for step in range(first, last))
+        steps = range(progress.step, self.spec.steps)
+        shares = (self.order.batch(step)[self.group.rows] for step in steps)
         for batch in batches(self.train_samples, shares, self.device):
             self._step(batch)
             at_curve_point = progress.step in self.curve_steps
-            now = time.perf_counter()
-            due = now - last_checkpoint > self.checkpoint_seconds
+            due = time.perf_counter() - last_checkpoint > self.checkpoint_seconds
             if self.group.world > 1:  # clocks differ: ranks meet at steps that all of them know
                 reads = at_curve_point or progress.step % _CHECK_STEPS == 0
                 due = due and reads
@@ -359,8 +356,7 @@ class _Trainer:
             group["lr"] = learning_rate_at(progress.step, spec) * group.get(RATE_SCALE, 1.0)
         self.optimizer.step()
         self.pending.append(loss.detach())
-        indices = self.order.batch(progress.step)
-        tokens = self.order.tokens[indices // self.order.samples_per_system]
+        tokens = self.order.tokens[self.order.batch(progress.step) // self.order.samples_per_system]
         B, T = spec.batch_size, int(tokens.max())  # padded as on one device
         progress.tokens += int(tokens.sum())
         progress.pairs += int((tokens**2).sum())
