@@ -1,8 +1,7 @@
 """Places on this machine or on any filesystem that pyarrow or fsspec reaches, with one small interface.
 
-A local place is a ``pathlib.Path``. Any other is a ``RemotePath``, which offers the part of that interface that
-studies need, so that ledger, checkpoints and weights are written by the same code wherever they live. Local places need
-the standard library only.
+A local place is a ``pathlib.Path``, and needs the standard library only. Any other is a ``RemotePath``, which has the
+part of that interface that studies need: the same code writes ledger, checkpoints and weights everywhere.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 
 @dataclasses.dataclass(frozen=True)
 class RemotePath:
-    """A file or folder of an object store or another filesystem that is not this machine's."""
+    """A file or folder of an object store or another remote filesystem."""
 
     filesystem: fs.FileSystem
     path: str
@@ -112,10 +111,9 @@ AnyPath = Path | RemotePath
 def open_place(text: str | Path) -> AnyPath:
     """The place that a path or URI names: ``studies``, ``file:///…``, ``s3://bucket/…``, ``gs://…``, ….
 
-    pyarrow's own filesystems come first, then whatever fsspec has installed. Nothing is read or written.
+    pyarrow's filesystems come first, then those that fsspec finds installed. Nothing is read or written.
 
-    Raises:
-        InputError: for a URI that no filesystem understands.
+    Raises InputError for a URI that no filesystem understands.
     """
     if isinstance(text, Path) or "://" not in text:
         return Path(text)

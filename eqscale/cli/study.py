@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 _CHECK = """Compare a study's ledger, which is the truth, with its views: run table, records.jsonl and MLflow runs.
 
 Lists runs that are missing, doubled, different or unknown in a view, MLflow runs left RUNNING, damaged records,
-checkpoints and weights that belong to nothing, and records of earlier code or other data. Exit code 0 if all
-agree, 1 if not. --mend rewrites the views that differ, and sets damaged records aside: the next start
-of the study trains those runs again, unless records.jsonl holds them: what it has and the ledger lacks is adopted.
+checkpoints and weights without a run, and records of earlier code or other data. Exit code 0 if all agree, 1 if
+not. --mend rewrites the views that differ, and sets damaged records aside: the ledger adopts what it lacks from
+records.jsonl, and the next start of the study trains the other runs again.
 
     eqscale check quick
     eqscale check quick --mend
 """
 
-_SIMULATE = """Say what a preset's compute grid would take on a cluster: wall time, GPU-hours, utilisation, cost.
+_SIMULATE = """Forecast a preset's compute grid on a cluster: wall time, GPU-hours, utilisation, cost.
 
 Plans the study with the engine's own scheduling policy and runs the plan in virtual time, for each number of
 GPUs; a tune job with --devices-per-trial N makes the plan that --gpus-per-trial N shows. The time of a trial

@@ -71,8 +71,7 @@ def _devices() -> Devices:
 def ray_session(address: str | None, cpus: int | None = None) -> Iterator[Devices]:
     """Connect to a Ray cluster, or start one on this machine; yields the devices it has.
 
-    Raises:
-        InputError: if the address doesn't answer or refuses this driver.
+    Raises InputError if the address doesn't answer or refuses this driver.
     """
     if address is None:
         options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}

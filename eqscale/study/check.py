@@ -1,4 +1,4 @@
-"""Do run table, published records and MLflow agree with the ledger? Finds where not, and mends them from it."""
+"""Compares run table, published records and MLflow with the ledger, and mends what differs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Finding:
     kind: str
     """missing, doubled, different, unknown, not adopted, unmarked, running, damaged; or of a note: outdated..."""
     what: str
-    """Name of the run, or its identity where nothing else is known."""
+    """Name of the run, or its identity if that is all that is known."""
     detail: str
     note: bool = False
-    """Worth knowing, and no disagreement."""
+    """Worth knowing, but not a disagreement."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def check(study: Study, running: bool = False) -> list[Finding]:
 
     Args:
         study: where they are.
-        running: a driver is at work on the study, so that trials may be in the making.
+        running: a driver is at work on the study, so that trials may be unfinished.
 
     Raises:
         InputError: if the study doesn't exist, or MLflow doesn't answer.

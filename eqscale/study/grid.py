@@ -51,8 +51,7 @@ def data_spec(preset: Preset) -> DataSpec:
 def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Size]:
     """Rungs of the arm's ladder at one budget, evenly spread in log FLOPs around the guessed optimum.
 
-    Raises:
-        InputError: if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
+    Raises InputError if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
     """
     batch_size = preset.batch_size or arm.recipe.batch_size(budget)
     batch, task = expected_batch(preset, batch_size), get_task(preset.task)
@@ -97,9 +96,9 @@ def design_run(
     learning_rate: float | None = None,
     variant: Mapping[str, str | int | float] = {},
 ) -> RunSpec:
-    """One run that spends its budget exactly, by the arm's recipe where nothing else is asked for.
+    """One run that spends its budget exactly, by the arm's recipe unless told otherwise.
 
-    ``variant``: options of the task at other values than the preset's.
+    ``variant``: options of the task that differ from the preset's.
     """
     task = get_task(preset.task)
     batch_size = batch_size or preset.batch_size or arm.recipe.batch_size(budget)
@@ -164,8 +163,7 @@ def _budget_grid(preset: ComputeGrid | Controls) -> list[RunSpec]:
 def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
 
-    Raises:
-        InputError: for an unknown arm or extra size, a budget that is too small, or too few runs to fit a law.
+    Raises InputError for an unknown arm or extra size, a budget that is too small, or too few runs to fit a law.
     """
     specs = _budget_grid(preset)
     for name in preset.arms:
@@ -181,8 +179,7 @@ def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
 def data_grid(preset: DataGrid) -> list[RunSpec]:
     """All runs of the data grid: one size an arm, numbers of unique systems x arms x seeds at one budget.
 
-    Raises:
-        InputError: for an unknown arm, a budget that is too small, or more systems than there are.
+    Raises InputError for an unknown arm, a budget that is too small, or more systems than there are.
     """
     if max(preset.systems) > preset.train_systems:
         raise InputError(
@@ -212,8 +209,7 @@ class ShapeGroup:
 def shape_groups(preset: AspectRatio) -> list[ShapeGroup]:
     """Rungs to vary and the shapes beside them; a depth that no width brings within 12 % of the cost is left out.
 
-    Raises:
-        InputError: for an unknown arm or a budget that is too small.
+    Raises InputError for an unknown arm or a budget that is too small.
     """
     groups: dict[ShapeGroup, None] = {}
     task = get_task(preset.task)
@@ -248,8 +244,7 @@ def _shapes(arm: Arm, task: Task, depth: int, widest: int) -> Iterator[Size]:
 def aspect_ratio_grid(preset: AspectRatio) -> list[RunSpec]:
     """All runs of the aspect-ratio study: the shapes of every group x seeds, each spending its budget exactly.
 
-    Raises:
-        InputError: for an unknown arm or a budget that is too small.
+    Raises InputError for an unknown arm or a budget that is too small.
     """
     runs = {(group.arm, group.budget, shape): None for group in shape_groups(preset) for shape in group.shapes}
     return [
@@ -261,10 +256,9 @@ def controls_grid(preset: Controls) -> list[RunSpec]:
     """The control runs: ``arms`` x budgets x sizes x seeds, and one size of ``variant_arms`` on the task's variant.
 
     Its size is the middle one (of an even number, the lower) of those that the compute grid trains at the budget, so
-    that each of these runs has twins on the task as it is.
+    that each of these runs has twins on the unchanged task.
 
-    Raises:
-        InputError: for an unknown arm or extra size, or a budget that is too small.
+    Raises InputError for an unknown arm or extra size, or a budget that is too small.
     """
     specs = _budget_grid(preset)
     variant = get_task(preset.task).variant

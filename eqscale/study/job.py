@@ -1,4 +1,4 @@
-"""What every tune job does around its grid: data, plan, trials, table, tracking."""
+"""What all tune jobs share: data, plan, trials, table, tracking."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ class OpenStudy:
 
 
 class _NowAndThen:
-    """Publishes when it is due and the last time is long enough ago: no more than a twentieth of the time."""
+    """Publishes what is due now and then, so that it takes no more than a twentieth of the time."""
 
     def __init__(self, publish: Callable[[], None]) -> None:
         self._publish = publish
@@ -226,9 +226,8 @@ class _NowAndThen:
 def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenStudy]:
     """Open a study for this driver, and close its MLflow runs however the job ends.
 
-    Raises:
-        InputError: before any compute is spent, for folders or addresses that can't be used, or if another
-            driver runs the study.
+    Raises InputError before any compute is spent, for folders or addresses that can't be used, or if another driver
+    runs the study.
     """
     check_writable(options.results, "results folder")
     check_writable(options.storage.study, "study folder")

@@ -30,12 +30,12 @@ _MAY_BE_ZERO = ("batch_size", "warmup", "replicate_up_to", "data_seed", "seeds")
 
 @dataclasses.dataclass(frozen=True)
 class JobOptions(Generic[P]):
-    """What the command line of a tune job says."""
+    """The parsed command line of a tune job."""
 
     preset_name: str
     preset: P
     largest_budgets: dict[str, float]
-    """Of each of the job's presets: says which of them a machine can train."""
+    """Of each of the job's presets: tells which of them a machine can train."""
     study: str
     """Name of the study: its folder under the storage and its MLflow experiment."""
     storage: Storage
@@ -47,7 +47,7 @@ class JobOptions(Generic[P]):
     """Most devices of one trial; None: what the policy finds best on GPUs, one on CPU cores."""
     max_seconds: float | None
     silent_seconds: float
-    """Least silence after which a trial hangs."""
+    """Least silence after which a trial counts as hanging."""
     checkpoint_seconds: float
     dry_run: bool
 
@@ -60,12 +60,12 @@ def parse_options(
     Args:
         description: text of ``--help``.
         presets: the job's presets; the first is the default, and each of their values has an option.
-        job: what the job adds to the name of the study, so that several jobs of one study lie side by side;
-            its results are a folder of the study's.
+        job: suffix of the study's name, so that several jobs of one study lie side by side; the results get a
+            subfolder of this name.
         argv: the words, from ``sys.argv`` if None.
 
     Raises:
-        InputError: for an unknown preset, a file that can't be imported, or a value that can't be.
+        InputError: for an unknown preset, a file that can't be imported, or an impossible value.
     """
     first, _ = _first_parser(presets).parse_known_args(argv)
     if first.preset not in presets:
@@ -101,7 +101,7 @@ def parse_options(
 
 
 def _first_parser(presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
-    """What must be known before the other options are: preset, files and task."""
+    """Preset, files and task: the other options depend on them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     default = next(iter(presets))
     help_text = f"what to run: {', '.join(presets)} (default: {default})"

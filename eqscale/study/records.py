@@ -57,8 +57,7 @@ class PublishedRecords:
 def read_records(results: Path) -> PublishedRecords:
     """Read the published records of a results folder; none if it has no ``records.jsonl``.
 
-    Raises:
-        InputError: if a run's arm is unknown.
+    Raises InputError if a run's arm is unknown.
     """
     published = PublishedRecords(records_path(results), {}, {}, {})
     if not published.path.is_file():

@@ -158,12 +158,11 @@ def plan(
     With one device a trial at most it is longest-first. Otherwise it is moldable list scheduling (Turek, Wolf &
     Yu 1992): longest first, and each trial gets the fewest devices (``smallest``, then powers of two) with which
     it ends by the time at which the devices could have done everything that is left, if they shared it evenly;
-    a trial that is longer than that would run on alone while the others idle. The target is re-estimated at each
-    start, so that the last of a group of long trials get more devices than the first. With the even split of what
-    is left, e, and that of everything, E, the target is t e (e/E)^p: p > 0 spends devices thriftily while there is
-    time to make up for a late trial, and lavishly at the end, where nothing fills a gap any more. Of several t
-    and p those with the least mean wall time in simulation are taken, over durations that differ from their
-    estimates at random.
+    a longer trial would run on alone while the other devices idle. The target is re-estimated at each start, so
+    that the last of a group of long trials get more devices than the first. With the even split of what is left, e,
+    and that of everything, E, the target is t e (e/E)^p: p > 0 spends devices sparingly while there is time to make
+    up for a late trial, and freely at the end, when nothing is left to fill a gap. t and p are those with the least
+    mean wall time in simulations in which durations differ from their estimates at random.
 
     Args:
         specs: the trials.

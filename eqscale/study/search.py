@@ -55,8 +55,7 @@ class Cell:
 def search_cells(preset: LearningRateSearch) -> list[Cell]:
     """The cells of a search: arms x budgets x sizes.
 
-    Raises:
-        InputError: for an unknown arm, a budget that is too small, or ranges that are none.
+    Raises InputError for an unknown arm, a budget that is too small, or an empty range.
     """
     for option, values in (("--rates", preset.rates), ("--batch-sizes", preset.batch_sizes)):
         if len(values) != 2 or values[0] >= values[1]:
@@ -190,12 +189,12 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
     """Fit one arm's recipe to the trials of all its cells at once, and to check runs as further cells.
 
     log loss = a constant per cell + a parabola in log learning rate around the recipe's, + one in log batch
-    size around the recipe's. Exponents have a normal prior around usual values, since a few cells of one
-    seed can't pin them all down: what the trials don't say is taken from there.
+    size around the recipe's. Exponents have a normal prior around usual values, since a few cells of one seed
+    don't determine them all.
 
     Args:
         trials: finished trials of one arm: columns budget, width, depth, N, steps, batch_size, learning_rate, loss.
-        checks: finished check runs of the arm in the same columns, of a recipe that was found wanting.
+        checks: finished check runs of the arm's earlier recipes, in the same columns.
 
     Raises:
         InputError: if fewer than eight trials are near the best of their cell.
@@ -227,14 +226,13 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
     lower[5] = 0.0
     fit = least_squares(residuals, start, loss="soft_l1", bounds=(lower, np.inf), max_nfev=2000)
     scale, by_n, by_s, by_b, batch0, by_c, log_q, log_p = fit.x[:8]
-    deviation = residuals(fit.x)[: len(y)] * _NOISE
     values = {"by_parameters": by_n, "by_steps": by_s, "by_batch": by_b, "by_budget": by_c}
     recipe = Recipe(
         rate=float(f"{math.exp(scale):.3g}"),
         batch=float(f"{BATCH * math.exp(batch0):.3g}"),
         **{name: round(float(value), 3) for name, value in values.items()},  # type: ignore[arg-type]
     )
-    scatter = float(np.sqrt(np.mean(deviation**2)))
+    scatter = float(np.sqrt(np.mean((residuals(fit.x)[: len(y)] * _NOISE) ** 2)))
     check_runs = int(near.index.get_level_values(0).to_numpy().sum())
     return RecipeFit(recipe, len(near), check_runs, scatter, math.exp(log_q), math.exp(log_p))
 

@@ -1,4 +1,4 @@
-"""A study in virtual time: the policy of the engine on devices that needn't exist."""
+"""A study in virtual time: the engine's scheduling policy on hypothetical devices."""
 
 from __future__ import annotations
 
@@ -90,8 +90,7 @@ def forecast(
 def measured_throughput(table: Path) -> tuple[Estimator, str]:
     """Estimator that has learnt from the finished runs of a run table, and the hardware they ran on.
 
-    Raises:
-        InputError: if the table can't be read, lacks a column or has no finished run of a known arm.
+    Raises InputError if the table can't be read, lacks a column or has no finished run of a known arm.
     """
     if not table.is_file():
         raise InputError(f"there is no run table {str(table)!r}")

@@ -143,8 +143,7 @@ def run_table(
     Columns as in ``table_columns``; rows sorted by arm, budget, N and seed. With ``aside``, what else the ledger holds
     follows, see ``row_aside``.
 
-    Raises:
-        InputError: if the record of one of the runs is damaged.
+    Raises InputError if the record of one of the runs is damaged.
     """
     specs = list(specs)
     failures = ledger.failures()

@@ -75,9 +75,8 @@ def _check_database(path: Path) -> None:
 class Tracker:
     """Writes one study to one MLflow experiment: a parent run for the study, a child run per trial.
 
-    All writes wait in a queue and are made, in order, by a thread. While the server doesn't answer, the thread
-    tries again, ever less often, and goes on once it does. What is still queued when the study ends, or is lost
-    with the driver, is in the ledger, and the next start writes it.
+    A thread makes all writes, in order, from a queue. While the server doesn't answer, it retries, ever less often.
+    What is still queued when the study ends, or is lost with the driver, is in the ledger: the next start writes it.
     """
 
     def __init__(self, uri: str, experiment: str, study_tags: Mapping[str, str]) -> None:
@@ -85,8 +84,7 @@ class Tracker:
 
         ``study_tags`` are given to every run: study, preset, git commit, data digest.
 
-        Raises:
-            InputError: if the address doesn't answer or can't be written.
+        Raises InputError if the address doesn't answer or can't be written.
         """
         self.uri, self._tags = uri, dict(study_tags)
         self._database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None

@@ -1,4 +1,4 @@
-"""Which trials hang: a trial that shows no sign of life for too long is given up by the driver."""
+"""Finds trials that hang: those that have shown no sign of life for too long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def silence_limit(estimated_seconds: float, at_least: float = SILENT_SECONDS) ->
 
 
 class Watch:
-    """Times of the last signs of life of the running trials, and how far each has ever come."""
+    """The last signs of life of the running trials, and the furthest step that each has ever reached."""
 
     def __init__(self, limit: Callable[[RunSpec], float], clock: Callable[[], float] = time.monotonic) -> None:
         """``limit``: seconds of silence after which a run hangs; ``clock``: seconds from any origin."""
@@ -35,7 +35,7 @@ class Watch:
         self._limits[spec.run_id], self._signs[spec.run_id] = self._limit(spec), self._clock()
 
     def sign(self, run_id: str, step: int) -> bool:
-        """A trial reports a step; True if no attempt of this run has come as far before."""
+        """A trial reports a step; True if no attempt of this run had reached it before."""
         if run_id in self._limits:
             self._signs[run_id] = self._clock()
         before = self._furthest.get(run_id, 0)

@@ -21,10 +21,9 @@ def _path(directory: AnyPath, step: int) -> AnyPath:
 
 
 def write_patiently(write: Callable[[], None], what: str) -> None:
-    """Call ``write``; while it fails for a full disk or the like, try again, four times within a minute.
+    """Call ``write``; while it fails, e.g. for a full disk, retry up to four times within a minute.
 
-    Raises:
-        OSError: if it fails to the end; the message is one line that says what can't be written.
+    Raises OSError if it fails to the end; the message is one line that says what can't be written.
     """
     for wait in (*_RETRY_SECONDS, None):
         try:
@@ -65,8 +64,7 @@ def load_file(path: AnyPath) -> dict[str, Any] | None:
 def load(directory: AnyPath, step: int) -> dict[str, Any]:
     """State of the checkpoint of ``step``.
 
-    Raises:
-        OSError: if it can't be read or is damaged.
+    Raises OSError if it can't be read or is damaged.
     """
     if (state := load_file(_path(directory, step))) is None:
         raise OSError(f"the checkpoint of step {step} in {str(directory)!r} is damaged")

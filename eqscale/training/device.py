@@ -18,12 +18,11 @@ _MOST_GRAPHS = 64  # of a run: each takes a fraction of a second to record, and 
 
 
 def trains_in_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products of training steps run in bfloat16: on GPUs that have it, or as EQSCALE_BF16 (0, 1) says.
+    """Whether training steps multiply matrices in bfloat16: EQSCALE_BF16 (0 or 1), by default on GPUs that have it.
 
     Weights, optimiser and evaluations stay in float32.
 
-    Raises:
-        InputError: if EQSCALE_BF16 is neither.
+    Raises InputError if EQSCALE_BF16 is neither.
     """
     if (asked := _switch("EQSCALE_BF16", "float32", "bfloat16")) is not None:
         return asked

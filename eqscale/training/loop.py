@@ -107,9 +107,7 @@ def build_model(spec: RunSpec) -> nn.Module:
 def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
     """Spec and model of a weights file that ``train`` wrote.
 
-    Raises:
-        InputError: if the file is absent, damaged, or of another version of the code or an arm that it doesn't
-            know.
+    Raises InputError if the file is absent, damaged, or of another version of the code or an arm that it doesn't know.
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {str(path)!r}")
@@ -151,7 +149,7 @@ class _Diverged(Exception):
 
 @dataclasses.dataclass
 class _Progress:
-    """What a checkpoint carries beside model and optimiser: all else follows from the step."""
+    """What a checkpoint holds beside model and optimiser; the rest follows from the step."""
 
     step: int = 0
     devices: int = 1
@@ -176,7 +174,7 @@ def _ignore(_: Any) -> None:
 
 
 class _Trainer:
-    """State of one run between its steps; arguments and errors as of ``train``."""
+    """State of a run between steps; arguments and errors as of ``train``."""
 
     def __init__(
         self,
@@ -310,7 +308,7 @@ class _Trainer:
         checkpoint.write_patiently(save, f"the weights of run {self.spec.name}")
 
     def record(self, status: str, test: dict[str, float], started: str, evaluation_seconds: float) -> RunRecord:
-        """What the run has come to; ``evaluation_seconds`` are those of the final evaluation."""
+        """The run's record; ``evaluation_seconds`` are those of the final evaluation."""
         spec, progress = self.spec, self.progress
         counts = TokenCounts(progress.tokens, progress.pairs, progress.padded_tokens, progress.padded_pairs)
         samples_drawn, unique = progress.step * spec.batch_size, len(self.train_samples)
@@ -437,9 +435,9 @@ class _Trainer:
 
 
 def follow(spec: RunSpec, train_samples: Samples, test_samples: Samples, *, checkpoints: AnyPath, group: Group) -> None:
-    """Train along as one of the other ranks of a group whose first rank calls ``train``, to the last step.
+    """Train as another rank of a group whose first rank calls ``train``: that one evaluates and keeps the record.
 
-    Args and errors as of ``train``; returns nothing, as the first rank evaluates and keeps the record.
+    Args and errors as of ``train``.
     """
     trainer = _Trainer(spec, train_samples, test_samples, checkpoints, group=group)
     with contextlib.suppress(_Diverged):
@@ -458,13 +456,13 @@ def train(
     checkpoint_seconds: float | None = None,
     group: Group = _ALONE,
 ) -> RunRecord:
-    """Train one run to its last step, or go on from its newest checkpoint, and evaluate it.
+    """Train one run to its last step, from its newest checkpoint if it has one, and evaluate it.
 
     Several processes train a run together if the first rank of their group calls this and the others ``follow``.
     Each computes its share of every batch; the result is that of one device but for the order of floating-point
-    sums, and a checkpoint can be gone on from on any number of devices. Then a rank that runs out of memory ends
-    the attempt, as the others may wait for it: the next one computes half as many samples at once. Checkpoints
-    wait for a step at which the losses are exchanged, up to 20 steps.
+    sums, and a checkpoint can be resumed on any number of devices. In a group, a rank that runs out of memory ends the
+    attempt, as the others may be waiting for it: the next attempt computes half as many samples at once. Checkpoints
+    are written at steps at which the losses are exchanged, every 20.
 
     Args:
         spec: the run.

@@ -1,4 +1,4 @@
-"""Runs that don't fit into memory: a batch is computed in parts, and their gradients are summed."""
+"""Training within memory: a batch that doesn't fit is computed in parts, and their gradients are summed."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def parts(batch: Batch, size: int) -> Iterator[Batch]:
 def fitting(compute: Callable[[int], T], size: int, halved: Callable[[int, str], None]) -> T:
     """``compute(size)``, with ``size`` halved as long as memory runs out.
 
-    Calls ``halved(new_size, reason)`` each time. Raises what ``compute`` raised if it runs out of memory with
-    a size of 1 as well, or fails for any other reason.
+    Calls ``halved(new_size, reason)`` each time. Raises what ``compute`` raised if it fails for any other reason, or
+    runs out of memory even with a size of 1.
     """
     while True:
         try:

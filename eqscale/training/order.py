@@ -22,8 +22,7 @@ class DataOrder:
     def __init__(self, tokens: NDArray[np.int64], samples_per_system: int, batch_size: int, seed: int) -> None:
         """``tokens``: of each system, (systems,). The last, incomplete batch of a pass is dropped.
 
-        Raises:
-            InputError: if there are fewer samples than one batch.
+        Raises InputError if there are fewer samples than one batch.
         """
         self.tokens, self.samples_per_system = np.asarray(tokens), samples_per_system
         self.batch_size, self.seed = batch_size, seed

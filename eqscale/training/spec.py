@@ -1,4 +1,4 @@
-"""What defines a training run, and the record that it leaves."""
+"""The specification of a training run, and its record."""
 
 from __future__ import annotations
 
@@ -45,13 +45,12 @@ class RunSpec:
     budget: float
     """Training FLOPs (executed) that the run was designed to spend."""
     steps: int
-    """Optimiser steps."""
     batch_size: int
     """Samples in a batch."""
     learning_rate: float
-    """Peak learning rate."""
+    """Peak of the schedule."""
     seed: int
-    """Sets initialisation, data order and augmentation, each with a stream of its own."""
+    """Sets initialisation, data order and augmentation, each by a separate stream."""
     data: str
     """Digest of the data definition."""
     train_systems: int
@@ -69,9 +68,8 @@ class RunSpec:
     clip: float = 1.0
     """Largest norm of the gradient."""
     task: str = ADDED["task"]
-    """Name of a registered task."""
     optimizer: str = ADDED["optimizer"]
-    """Name of a registered optimiser."""
+    """Names of a registered task and optimiser."""
 
     def __post_init__(self) -> None:
         arm, task = get_arm(self.arm), get_task(self.task)
@@ -206,12 +204,10 @@ class RunRecord:
     tokens: int
     """Training tokens D: real (unpadded) tokens processed, repeats included."""
     padded_tokens: int
-    """Tokens processed with padding."""
     epochs: float
     """Passes over the unique samples."""
     unique_samples: int
     unique_tokens: int
-    """Tokens in the unique training samples."""
     flops_nominal: float
     """Training FLOPs as the paper's authors count."""
     flops_executed: float
@@ -228,7 +224,6 @@ class RunRecord:
     curve: list[CurvePoint]
     hardware: str
     code: str
-    """Package version and results version."""
     started: str
     """UTC time, ISO 8601."""
     devices: int = 1
@@ -237,7 +232,7 @@ class RunRecord:
     """Samples that a device computed at once: its share of the batch, or less after running out of memory. None if
     not noted."""
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What happened on the way: memory that ran out, checkpoints that were damaged or not written."""
+    """Incidents: memory that ran out, checkpoints that were damaged or not written."""
     cpu_seconds: float | None = None
     """CPU time of the first training process over the same stretches as ``seconds``, times devices. None on a GPU,
     where it says nothing, and in records from before it was counted."""
