@@ -76,10 +76,6 @@ class RemotePath:
         with self.filesystem.open_input_stream(self.path) as stream:
             return stream.read()
 
-    def read_text(self) -> str:
-        """Content of the file as UTF-8 text; raises FileNotFoundError."""
-        return self.read_bytes().decode()
-
     def write_bytes(self, content: bytes) -> None:
         """Replace the file. On an object store the new content appears at once, complete, when it is closed."""
         with self.filesystem.open_output_stream(self.path) as stream:

@@ -278,7 +278,7 @@ class _Searcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         spec = self._source.ask()
-        return Searcher.FINISHED if spec is None else {"spec": dataclasses.asdict(spec)}
+        return Searcher.FINISHED if spec is None else {"spec": spec.to_dict()}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         pass  # the driver's events tell the source
@@ -356,13 +356,13 @@ def run_trials(
 ) -> None:
     """Train runs with Ray Tune, in the given order or as a source asks, as many side by side as devices allow.
 
-    A planned trial gets the devices of its allotment, one that a source chooses what ``smallest`` says. Several
-    devices are of one node, each with its own process; if one dies the trial has failed.
+    A planned trial gets the devices of its allotment, one that a source chooses gets ``smallest(spec)``. Several
+    devices of a trial lie on one node, each with its own process; if one process dies the trial has failed.
 
-    A trial that fails, loses its worker or node, or gives no sign of life for ``silence(spec)`` seconds is
-    retried from its newest checkpoint. After two failures in a row, without new ground gained between them, it
-    is reported as failed, and the others continue. Must be called inside ``ray_session``. Every call is a fresh
-    Tune experiment: what is left to do follows from the ledger alone.
+    A trial that fails, loses its worker or node, or gives no sign of life for ``silence(spec)`` seconds is retried
+    from its newest checkpoint. After two failures in a row without progress between them it is reported as failed,
+    and the others continue. Must be called inside ``ray_session``. Every call is a new Tune experiment: what is left
+    to do follows from the ledger alone.
     """
     planned = trials if isinstance(trials, Sequence) else ()
     devices = {allotment.spec.run_id: allotment.devices for allotment in planned}
@@ -371,7 +371,16 @@ def run_trials(
         spec = RunSpec.from_dict(config["spec"])
         return reservation(devices.get(spec.run_id) or smallest(spec), bool(gpus))
 
-    pruner = None if isinstance(trials, Sequence) else _Pruner(trials)
+    pruner: _Pruner | None = None
+    search: dict[str, Any] = {}
+    if not isinstance(trials, Sequence):
+        pruner = _Pruner(trials)
+        search = {
+            "search_alg": _Searcher(trials),
+            "scheduler": pruner,
+            "num_samples": len(trials),
+            "max_concurrent_trials": int(gpus or ray.cluster_resources().get("CPU", 1)),
+        }
     place = storage.study / "ray"
     path, filesystem = (place.path, place.filesystem) if isinstance(place, RemotePath) else (str(place.resolve()), None)
     params: dict[str, Any] = {
@@ -387,7 +396,13 @@ def run_trials(
     tune.Tuner(
         tune.with_resources(_trial, resources),
         param_space=params,
-        tune_config=_tune_config(pruner, gpus, max_seconds),
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            time_budget_s=max_seconds,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            **search,
+        ),
         run_config=tune.RunConfig(
             name=datetime.datetime.now(datetime.UTC).strftime("attempt-%Y%m%d-%H%M%S-%f"),
             storage_path=path,
@@ -397,21 +412,3 @@ def run_trials(
             verbose=0,
         ),
     ).fit()
-
-
-def _tune_config(pruner: _Pruner | None, gpus: int, max_seconds: float | None) -> tune.TuneConfig:
-    search: dict[str, Any] = {}
-    if pruner is not None:
-        search = {
-            "search_alg": _Searcher(pruner.source),
-            "scheduler": pruner,
-            "num_samples": len(pruner.source),
-            "max_concurrent_trials": int(gpus or ray.cluster_resources().get("CPU", 1)),
-        }
-    return tune.TuneConfig(
-        reuse_actors=True,
-        time_budget_s=max_seconds,
-        trial_name_creator=lambda trial: trial.trial_id,
-        trial_dirname_creator=lambda trial: trial.trial_id,
-        **search,
-    )

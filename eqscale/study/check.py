@@ -149,9 +149,8 @@ def _check_ledger(ledger: _Ledger, described: Mapping[str, Any]) -> Iterator[Fin
         yield _note("ledger", "failed", run_id, error_text)
 
 
-def _read_table(study: Study) -> pd.DataFrame | None:
-    path = study.results / "runs.csv"
-    return pd.read_csv(path, float_precision="round_trip") if path.is_file() else None
+def _read_table(study: Study) -> pd.DataFrame:
+    return pd.read_csv(study.results / "runs.csv", float_precision="round_trip")
 
 
 def _expected_rows(ledger: _Ledger, described: Mapping[str, Any]) -> dict[str, dict[str, object]]:
@@ -161,12 +160,11 @@ def _expected_rows(ledger: _Ledger, described: Mapping[str, Any]) -> dict[str, d
 
 
 def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) -> Iterator[Finding]:
-    table = _read_table(study)
-    if table is None:
+    if not (study.results / "runs.csv").is_file():
         yield _note("run table", "absent", study.name, f"no runs.csv in {str(study.results)!r}")
         return
     found: dict[str, list[Any]] = defaultdict(list)
-    for row in table.to_dict("records"):
+    for row in _read_table(study).to_dict("records"):
         found[row["run_id"]].append(row)
     expected = _expected_rows(ledger, described)
     for run_id, row in expected.items():
@@ -184,7 +182,6 @@ def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) ->
 
 def _rewrite_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) -> None:
     table = _read_table(study)
-    assert table is not None
     expected = _expected_rows(ledger, described)
     others = table[~table["run_id"].isin(expected.keys()) & table["status"].isin(["failed", "pruned"])]
     rows = [*expected.values(), *others.to_dict("records")]

@@ -48,10 +48,6 @@ class Throughput:
     flop: float
     """Seconds a FLOP."""
 
-    def scaled(self, factor: float) -> Throughput:
-        """The same mixture, ``factor`` times as slow."""
-        return Throughput(self.step * factor, self.block * factor, self.flop * factor)
-
     def training(self, spec: RunSpec, devices: float = 1.0) -> float:
         """Seconds in the training loop; several devices share the FLOPs, but not the overhead of a step."""
         steps, blocks, flops = _features(spec, devices)
@@ -127,7 +123,9 @@ class Estimator:
             runs = self._measured.get(arm, [])
             others = [run for measured in self._measured.values() for run in measured]
             ratios = [seconds / self._guess.training(spec, k) for spec, seconds, k in runs or others]
-            self._fitted[arm] = _fit(runs, self._guess.scaled(statistics.median(ratios) if ratios else 1.0))
+            slower = statistics.median(ratios) if ratios else 1.0
+            guess = Throughput(*(slower * value for value in dataclasses.astuple(self._guess)))
+            self._fitted[arm] = _fit(runs, guess)
         return self._fitted[arm]
 
     def __call__(self, spec: RunSpec, devices: float = 1.0) -> float:

@@ -25,16 +25,12 @@ _SAME_COST = 0.12  # relative: near the optimum, losses differ by the square of 
 MIN_POINTS = 7  # five coefficients and two more
 
 
+@functools.lru_cache(maxsize=64)
 def expected_batch(preset: Preset, batch_size: int) -> TokenCounts:
     """Counts of the average training batch of a preset's task."""
-    return _expected_batch(preset.task, preset.task_options, batch_size)
-
-
-@functools.lru_cache(maxsize=64)
-def _expected_batch(task_name: str, given: tuple[tuple[str, str | int | float], ...], batch_size: int) -> TokenCounts:
-    task = get_task(task_name)
-    rng = np.random.default_rng(0)
-    tokens = task.draw_tokens(task.check_options(dict(given)), _SAMPLED_SYSTEMS, rng)
+    task = get_task(preset.task)
+    options = task.check_options(dict(preset.task_options))
+    tokens = task.draw_tokens(options, _SAMPLED_SYSTEMS, np.random.default_rng(0))
     order = DataOrder(tokens, task.samples_per_system, batch_size, seed=0)
     T = np.array(list(itertools.islice(order.padded_tokens(), order.batches_per_epoch)), float)
     means = (tokens.mean(), (tokens**2).mean(), T.mean(), (T**2).mean())

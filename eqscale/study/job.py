@@ -233,8 +233,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study):
-        published = read_records(options.results)
-        published.require_sound()
+        published = read_records(options.results).require_sound()
         if adopted := published.adopt(options.storage.ledger):
             console.print(f"adopted {adopted} records from {published.path}", markup=False)
         options.storage.sweep()
@@ -300,9 +299,7 @@ def run_study(
 def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Console) -> list[RunSpec]:
     """The runs without a record, longest first; prints the plan."""
     ledger = options.storage.ledger
-    published = read_records(options.results)
-    published.require_sound()
-    elsewhere = published.missing(ledger)  # which the ledger adopts once the study is open
+    elsewhere = read_records(options.results).require_sound().missing(ledger)  # adopted once the study is open
     done = {spec.run_id for spec in specs if spec.run_id in ledger or spec.run_id in elsewhere}
     estimate = Estimator(ended=(elsewhere.get(run_id) or ledger.read(run_id) for run_id in done))
     todo = longest_first([spec for spec in specs if spec.run_id not in done], estimate)

@@ -90,7 +90,7 @@ class Ledger:
 
     def failure_notes(self) -> list[dict[str, str]]:
         """Name, run_id and error of the runs whose latest attempt failed, in the order of their identities."""
-        return [json.loads(path.read_text()) for path in matching(self._failures, "*.json")]
+        return [json.loads(path.read_bytes()) for path in matching(self._failures, "*.json")]
 
 
 _ANOTHER = "is damaged (its content has another identity)"

@@ -214,34 +214,31 @@ ASPECT_RATIOS: dict[str, AspectRatio] = {
     "paper": AspectRatio(budgets=(1e17,), costs=(1.0, 3.0), depths=(2, 4, 8, 16), **(_PAPER | {"seeds": (0, 1)})),
 }
 
-_OFF: dict[str, Any] = {"arms": ("gatr_off",)}
+_CONTROLS: dict[str, Any] = {"arms": ("gatr_off",), "variant_arms": ("gatr",)}
 
 CONTROLS: dict[str, Controls] = {
     "quick": Controls(
         budgets=(1e10, 3e10, 1e11),
         sizes_per_budget=2,
-        variant_arms=("gatr",),
         variant_budgets=(1e10, 3e10),
         grid_sizes=4,
-        **(_QUICK | _OFF),
+        **(_QUICK | _CONTROLS),
     ),
     "cpu": Controls(
         budgets=(1e11, 1e12, 3e12),
         sizes_per_budget=3,
         extra_sizes=("gatr_off:3e12:2x1",),  # the smallest is its best at every budget, and there is none below
-        variant_arms=("gatr",),
         variant_budgets=(1e11, 1e12),
         grid_sizes=6,
         replicate_up_to=1e12,
-        **(_CPU | _THREE_SEEDS | _OFF),
+        **(_CPU | _THREE_SEEDS | _CONTROLS),
     ),
     "paper": Controls(
         budgets=(1e16, 1e17, 1e18),
         sizes_per_budget=3,
-        variant_arms=("gatr",),
         variant_budgets=(1e16, 1e17),
         grid_sizes=6,
-        **(_PAPER | _OFF),
+        **(_PAPER | _CONTROLS),
     ),
 }
 
@@ -254,29 +251,20 @@ VALIDATIONS: dict[str, Validation] = {
 
 # gatr_published, an option for comparison, trains by gatr's recipe.
 _SEARCHED: dict[str, Any] = {"arms": ("transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off")}
+_SMALL: dict[str, Any] = {"test_systems": 1000, "test_samples_per_system": 2, "cost_range": 10.0, "min_steps": 20}
+_EIGHT_TRIALS: dict[str, Any] = {"sizes_per_budget": 2, "trials": 8, "rates": (1e-3, 1e-1)}
 
 SEARCHES: dict[str, LearningRateSearch] = {
     # Enough to see a new arm in the right range.
     "quick": LearningRateSearch(
-        budgets=(1e10, 3e10),
-        sizes_per_budget=2,
-        trials=8,
-        rates=(1e-3, 1e-1),
-        batch_sizes=(8, 64),
-        check_budgets=(6e10, 1e11),
-        **_QUICK,
+        budgets=(1e10, 3e10), batch_sizes=(8, 64), check_budgets=(6e10, 1e11), **(_QUICK | _EIGHT_TRIALS)
     ),
     # Gave the recipes of the built-in arms.
     "cpu": LearningRateSearch(
         budgets=(1e10, 6e10, 3e11),
-        sizes_per_budget=2,
-        trials=8,
-        rates=(1e-3, 1e-1),
         batch_sizes=(16, 64),
         check_budgets=(5e11, 1e12),
-        **(
-            _CPU | _SEARCHED | {"test_systems": 1000, "test_samples_per_system": 2, "cost_range": 10.0, "min_steps": 20}
-        ),
+        **(_CPU | _SEARCHED | _EIGHT_TRIALS | _SMALL),
     ),
     "paper": LearningRateSearch(
         budgets=(1e14, 1e15, 1e16),

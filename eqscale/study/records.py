@@ -30,13 +30,14 @@ class PublishedRecords:
     damaged: dict[int, str]
     """Line number -> what is wrong with it."""
 
-    def require_sound(self) -> None:
-        """Raise InputError, which names the lines, if any is damaged."""
+    def require_sound(self) -> PublishedRecords:
+        """These records; raises InputError, which names the lines, if any is damaged."""
         if self.damaged:
             lines = "; ".join(f"line {number} {reason}" for number, reason in self.damaged.items())
             raise InputError(
                 f"{self.path}: {lines}: restore what was published, or delete it and the run is trained again"
             )
+        return self
 
     def missing(self, ledger: Ledger) -> dict[str, RunRecord]:
         """The records that a ledger lacks."""

@@ -29,6 +29,7 @@ GOAL = 0.02
 """Largest relative loss that a recipe's pick may lie above the best found."""
 CHECK_ROUNDS = 3
 """Most recipes of an arm that are checked."""
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
 _PRUNE_FROM = 0.75  # share of the steps; before that a large learning rate looks worse than it ends
 # Standard deviation of the prior of every exponent: a recipe is used two decades beyond its trials.
@@ -111,8 +112,7 @@ class Search:
         return study
 
     def _asked(self, cell: Cell) -> int:
-        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        return len(self.studies[cell].get_trials(deepcopy=False, states=counted))
+        return len(self.studies[cell].get_trials(deepcopy=False, states=(*_ENDED, TrialState.RUNNING)))
 
     def __len__(self) -> int:
         """Number of trials still to be asked for."""
@@ -160,11 +160,10 @@ class Search:
 
     def ended_specs(self) -> list[RunSpec]:
         """Runs of all trials that have ended, pruned ones included."""
-        ended = (TrialState.COMPLETE, TrialState.PRUNED)
         return [
             self.spec(cell, trial.params["learning_rate"], 2 ** trial.params["log2_batch_size"])
             for cell, study in self.studies.items()
-            for trial in study.get_trials(deepcopy=False, states=ended)
+            for trial in study.get_trials(deepcopy=False, states=_ENDED)
         ]
 
 

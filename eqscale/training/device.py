@@ -32,16 +32,11 @@ def trains_in_bfloat16(device: torch.device) -> bool:
 def replays_graphs(device: torch.device, world: int, lengths: int) -> bool:
     """Whether a run records its kernels as CUDA graphs, one for each length of batches, and replays them.
 
-    Steps of small networks are mostly launches of kernels, which a graph saves. EQSCALE_CUDA_GRAPHS=0 switches them
-    off.
+    Steps of small networks are mostly launches of kernels, which a graph saves. EQSCALE_CUDA_GRAPHS=0 switches graphs
+    off, and so do several devices (``world``), as a graph can't hold the exchange of gradients. ``lengths``: how many
+    different numbers of tokens batches can be padded to.
 
-    Args:
-        device: where the run trains.
-        world: devices that train it together; graphs don't take part in the exchange of gradients.
-        lengths: different numbers of tokens that batches can be padded to.
-
-    Raises:
-        InputError: if EQSCALE_CUDA_GRAPHS is neither 0 nor 1.
+    Raises InputError if EQSCALE_CUDA_GRAPHS is neither 0 nor 1.
     """
     wanted = _switch("EQSCALE_CUDA_GRAPHS", "launch kernels one by one", "CUDA graphs") is not False
     return wanted and device.type == "cuda" and world == 1 and lengths <= _MOST_GRAPHS

@@ -462,7 +462,7 @@ def train(
     Each computes its share of every batch; the result is that of one device but for the order of floating-point
     sums, and a checkpoint can be resumed on any number of devices. In a group, a rank that runs out of memory ends the
     attempt, as the others may be waiting for it: the next attempt computes half as many samples at once. Checkpoints
-    are written at steps at which the losses are exchanged, every 20.
+    wait for a step at which the losses are exchanged, at most 20 steps away.
 
     Args:
         spec: the run.
@@ -503,20 +503,13 @@ def train(
 
 
 def time_steps(spec: RunSpec, train_samples: Samples, test_samples: Samples, seconds: float) -> tuple[float, str]:
-    """Time of a training step, data, optimiser and all, without evaluations and checkpoints.
+    """Time a training step with its data and optimiser, without evaluations and checkpoints.
 
-    Args:
-        spec: a run of the shape to time.
-        train_samples: training samples, restricted to ``spec.train_systems`` systems.
-        test_samples: test samples of at least ``spec.test_systems`` systems.
-        seconds: how long to time, at least 20 steps.
+    Samples and errors as of ``train``; ``seconds``: how long to time, at least 20 steps.
 
     Returns:
-        Seconds a step, as the axis of seconds counts them (CPU time of this process; on a GPU wall time), and the
+        Seconds per step, as the axis of seconds counts them (CPU time of this process; on a GPU wall time), and the
         hardware as records name it.
-
-    Raises:
-        InputError: if the data don't have the systems that the spec asks for.
     """
     spec = dataclasses.replace(spec, steps=10**9)  # as many as there is time for
     with tempfile.TemporaryDirectory() as folder:

@@ -61,7 +61,7 @@ def fitting(compute: Callable[[int], T], size: int, halved: Callable[[int, str],
 def read_micro_batch(checkpoints: AnyPath, batch_size: int) -> int:
     """Samples that an earlier attempt of this run found to fit, or the whole batch."""
     try:
-        return min(max(1, int((checkpoints / _FILE).read_text())), batch_size)
+        return min(max(1, int((checkpoints / _FILE).read_bytes())), batch_size)
     except (OSError, ValueError):
         return batch_size
 
