@@ -67,5 +67,5 @@ def load_files(files: Sequence[str], what: str, names: Callable[[], Collection[s
 
 
 def loaded_files(what: str) -> list[str]:
-    """Resolved paths of the files of that kind, for processes that must know what this one does."""
+    """Resolved paths of the imported files of that kind."""
     return [path for path, kind in _loaded.items() if kind == what]

@@ -1,8 +1,7 @@
 """Places on this machine or on any filesystem that pyarrow or fsspec reaches, with one small interface.
 
-A local place is a ``pathlib.Path``. Any other is a ``RemotePath``, which offers the part of that interface that
-studies need, so that ledger, checkpoints and weights are written by the same code wherever they live. Local places need
-the standard library only.
+A local place is a ``pathlib.Path``, and needs the standard library only. Any other is a ``RemotePath``, which has the
+part of that interface that studies need: the same code writes ledger, checkpoints and weights everywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import fnmatch
 import os
 import posixpath
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -28,7 +27,7 @@ _PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 
 @dataclasses.dataclass(frozen=True)
 class RemotePath:
-    """A file or folder of an object store or another filesystem that is not this machine's."""
+    """A file or folder of an object store or another remote filesystem."""
 
     filesystem: fs.FileSystem
     path: str
@@ -36,8 +35,7 @@ class RemotePath:
     """The same as ``open_place`` takes it; query parameters (endpoint, region) included."""
 
     def __truediv__(self, name: str) -> RemotePath:
-        base, mark, query = self.uri.partition("?")
-        return RemotePath(self.filesystem, posixpath.join(self.path, name), posixpath.join(base, name) + mark + query)
+        return self._at(lambda path: posixpath.join(path, name))
 
     def __str__(self) -> str:
         return self.uri
@@ -55,8 +53,11 @@ class RemotePath:
     @property
     def parent(self) -> RemotePath:
         """The folder that holds it."""
+        return self._at(posixpath.dirname)
+
+    def _at(self, moved: Callable[[str], str]) -> RemotePath:
         base, mark, query = self.uri.partition("?")
-        return RemotePath(self.filesystem, posixpath.dirname(self.path), posixpath.dirname(base) + mark + query)
+        return RemotePath(self.filesystem, moved(self.path), moved(base) + mark + query)
 
     def exists(self) -> bool:
         """Whether a file or folder is there."""
@@ -75,10 +76,6 @@ class RemotePath:
         with self.filesystem.open_input_stream(self.path) as stream:
             return stream.read()
 
-    def read_text(self) -> str:
-        """Content of the file as UTF-8 text; raises FileNotFoundError."""
-        return self.read_bytes().decode()
-
     def write_bytes(self, content: bytes) -> None:
         """Replace the file. On an object store the new content appears at once, complete, when it is closed."""
         with self.filesystem.open_output_stream(self.path) as stream:
@@ -94,9 +91,8 @@ class RemotePath:
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """Files directly in this folder whose names match."""
-        for info in self.listing():
-            if info.is_file and fnmatch.fnmatchcase(info.base_name, pattern):
-                yield self / info.base_name
+        files = [info.base_name for info in self.listing() if info.is_file]
+        return (self / name for name in files if fnmatch.fnmatchcase(name, pattern))
 
     def listing(self) -> list[fs.FileInfo]:
         """What lies directly in this folder; nothing if it isn't there."""
@@ -111,10 +107,9 @@ AnyPath = Path | RemotePath
 def open_place(text: str | Path) -> AnyPath:
     """The place that a path or URI names: ``studies``, ``file:///…``, ``s3://bucket/…``, ``gs://…``, ….
 
-    pyarrow's own filesystems come first, then whatever fsspec has installed. Nothing is read or written.
+    pyarrow's filesystems come first, then those that fsspec finds installed. Nothing is read or written.
 
-    Raises:
-        InputError: for a URI that no filesystem understands.
+    Raises InputError for a URI that no filesystem understands.
     """
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
@@ -187,17 +182,12 @@ def check_writable(place: AnyPath, what: str) -> None:
     Raises:
         InputError: names the place and the reason, before anything is spent.
     """
-    errors: tuple[type[Exception], ...] = (OSError,)
-    if isinstance(place, RemotePath):
-        from pyarrow import ArrowException
-
-        errors = (OSError, ArrowException)
     probe = place / f".probe-{os.getpid()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"probe")
         probe.unlink()
-    except errors as error:
+    except _failures(place) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
         raise InputError(f"{what} {str(place)!r} can't be written: {reason}") from error
 

@@ -9,10 +9,10 @@ from eqscale.tasks import UnknownTask, get_task, load_task_files, task_names
 
 SOURCE = """
 from eqscale.tasks import Field, Kind, Schema, Task, register
+from eqscale.wording import Wording
 
 class Mine(Task):
-    name = {name!r}
-    title = "a task"
+    words = Wording({name!r}, "a task")
     schema = Schema((Field("x", Kind.POINT),), Field("v", Kind.DIRECTION, at="x"))
 
 register(Mine())
@@ -41,7 +41,7 @@ def write(folder, source, name="mine.py"):
         ("raise ValueError('two\\nlines')", r"can't be imported: two lines"),
         (SOURCE.format(name="rigid"), r"can't be imported: a task named 'rigid' is already registered"),
         (SOURCE.format(name="a") + "register(Mine())", r"a task named 'a' is already registered"),
-        (SOURCE.format(name="a").replace('    title = "a task"\n', ""), r"task 'a' declares no title"),
+        (SOURCE.format(name="a").replace("    words =", "    wording ="), r"task Mine declares no words"),
         (SOURCE.format(name="a").replace("Kind.POINT", "'spot'"), r"field 'x': unknown kind 'spot'; choose from"),
     ],
 )

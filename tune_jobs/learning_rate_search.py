@@ -34,7 +34,6 @@ from eqscale.study.search import (
     Search,
     check_specs,
     check_table,
-    finished_losses,
     fit_recipe,
     found_wanting,
     search_cells,
@@ -61,8 +60,8 @@ def train_checks(study: OpenStudy, preset: LearningRateSearch, recipes: dict[str
     """Train the check runs of recipes until the best rate is bracketed; None if stopped before."""
     specs: list[RunSpec] = []
     while True:
-        ended = [study.ledger.read(spec.run_id) for spec in specs]
-        wanted = check_specs(preset, recipes, finished_losses(ended))
+        losses = {spec.run_id: study.ledger.read(spec.run_id).loss for spec in specs}
+        wanted = check_specs(preset, recipes, losses)
         if wanted == specs:
             return specs
         specs = wanted

@@ -10,8 +10,7 @@ from eqscale.plugins import given_files
 def load_plugins(args: argparse.Namespace) -> None:
     """Import the files that ``--task-file``, ``--arm-file`` and ``--optimizer-file`` name.
 
-    Raises:
-        InputError: if a file doesn't exist, can't be imported, or registers nothing.
+    Raises InputError if a file doesn't exist, can't be imported, or registers nothing.
     """
     files = given_files(args)
     if any(files.values()):

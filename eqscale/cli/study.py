@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eqscale.cli.plugins import load_plugins
 from eqscale.plugins import add_plugin_options
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 _CHECK = """Compare a study's ledger, which is the truth, with its views: run table, records.jsonl and MLflow runs.
 
 Lists runs that are missing, doubled, different or unknown in a view, MLflow runs left RUNNING, damaged records,
-checkpoints and weights that belong to nothing, and records of earlier code or other data. Exit code 0 if all
-agree, 1 if not. --mend rewrites the views that differ, and sets damaged records aside: the next start
-of the study trains those runs again, unless records.jsonl holds them: what it has and the ledger lacks is adopted.
+checkpoints and weights without a run, and records of earlier code or other data. Exit code 0 if all agree, 1 if
+not. --mend rewrites the views that differ, and sets damaged records aside: the ledger adopts what it lacks from
+records.jsonl, and the next start of the study trains the other runs again.
 
     eqscale check quick
     eqscale check quick --mend
 """
 
-_SIMULATE = """Say what a preset's compute grid would take on a cluster: wall time, GPU-hours, utilisation, cost.
+_SIMULATE = """Forecast a preset's compute grid on a cluster: wall time, GPU-hours, utilisation, cost.
 
 Plans the study with the engine's own scheduling policy and runs the plan in virtual time, for each number of
 GPUs; a tune job with --devices-per-trial N makes the plan that --gpus-per-trial N shows. The time of a trial
@@ -38,9 +39,6 @@ the same hardware (--throughput-from).
     eqscale simulate --preset paper --gpus 8 64 --flops-per-second 1e14 --price 2.5
     eqscale simulate --preset cpu --gpus 2 --gpus-per-trial 1 --throughput-from results/quick/runs.csv
 """
-
-
-_COLUMNS = ("GPUs", "wall time", "GPU-hours", "in trials", "useful", "even split", "longest trial", "limit")
 
 
 def register(verbs: argparse._SubParsersAction) -> None:
@@ -120,11 +118,10 @@ def _find(args: argparse.Namespace) -> Study:
 
 
 def _finding_table(findings: list[Finding]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=None)
-    for heading in ("", "where", "what", "run", "detail"):
-        table.add_column(heading, overflow="fold")
+    headings = ("", "where", "what", "run", "detail")
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), box=None)
     for finding in sorted(findings, key=lambda f: (f.note, f.where, f.kind, f.what)):
         mark = "[dim]note[/dim]" if finding.note else "[red]differs[/red]"
         table.add_row(mark, finding.where, finding.kind, finding.what, finding.detail)
@@ -157,40 +154,25 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
         description=_SIMULATE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", default="paper", help="preset of tune_jobs/compute_grid.py (default: paper)")
-    parser.add_argument(
-        "--gpus",
-        type=int,
-        nargs="+",
-        default=[1, 8, 16, 32, 64, 128, 256],
-        metavar="N",
-        help="numbers of GPUs (or of workers, whatever the throughput is of); default: 1 8 16 32 64 128 256",
-    )
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs of a node (default: 8)")
-    parser.add_argument(
-        "--gpus-per-trial",
-        type=int,
-        default=8,
-        metavar="N",
-        help="most GPUs that one trial may use, on one node (default: 8; 1: as many trials as GPUs)",
-    )
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--gpu", help="GPU model, e.g. A100 (default) or H100: its FP32 peak x 0.35, assumed")
-    speed.add_argument(
-        "--flops-per-second", type=float, metavar="F", help="FLOP/s that training reaches on one GPU, e.g. 1e14"
-    )
-    speed.add_argument(
-        "--throughput-from", type=Path, metavar="RUNS", help="run table of a study that ran on this hardware"
-    )
-    parser.add_argument("--price", type=float, metavar="P", help="price of a GPU-hour, for the cost column")
-    parser.add_argument(
-        "--estimate-error",
-        type=float,
-        default=0.1,
-        metavar="E",
-        help="spread of true around estimated times of trials (default: 0.1, what the fit on quick's runs leaves)",
-    )
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw wall time and utilisation against GPUs")
+    add = parser.add_argument
+    count: dict[str, Any] = {"type": int, "metavar": "N"}
+    number: dict[str, Any] = {"type": float, "metavar": "X"}
+    add("--preset", default="paper", help="preset of tune_jobs/compute_grid.py (default: paper)")
+    gpus = [1, 8, 16, 32, 64, 128, 256]
+    help_text = "numbers of GPUs (or of workers, whatever the throughput is of); default: 1 8 16 32 64 128 256"
+    add("--gpus", nargs="+", default=gpus, help=help_text, **count)
+    add("--gpus-per-node", default=8, help="GPUs of a node (default: 8)", **count)
+    help_text = "most GPUs that one trial may use, on one node (default: 8; 1: as many trials as GPUs)"
+    add("--gpus-per-trial", default=8, help=help_text, **count)
+    speed = parser.add_mutually_exclusive_group().add_argument
+    speed("--gpu", help="GPU model, e.g. A100 (default) or H100: its FP32 peak x 0.35, assumed")
+    speed("--flops-per-second", help="FLOP/s that training reaches on one GPU, e.g. 1e14", **number)
+    help_text = "run table of a study that ran on this hardware"
+    speed("--throughput-from", type=Path, metavar="RUNS", help=help_text)
+    add("--price", help="price of a GPU-hour, for the cost column", **number)
+    help_text = "spread of true around estimated times of trials (default: 0.1, what the fit on quick's runs leaves)"
+    add("--estimate-error", default=0.1, help=help_text, **number)
+    add("--plot", type=Path, metavar="FILE.png", help="draw wall time and utilisation against GPUs")
     parser.set_defaults(run=_simulate)
 
 
@@ -206,16 +188,9 @@ def _simulate(args: argparse.Namespace) -> int:
     _check_simulation(args)
     estimate, speed = _throughput(args)
     specs = compute_grid(COMPUTE_GRIDS[args.preset])
-    forecasts = [
-        forecast(
-            specs,
-            estimate,
-            Cluster(gpus, min(gpus, args.gpus_per_node)),
-            largest=args.gpus_per_trial,
-            error=args.estimate_error,
-        )
-        for gpus in sorted(set(args.gpus))
-    ]
+    clusters = [Cluster(gpus, min(gpus, args.gpus_per_node)) for gpus in sorted(set(args.gpus))]
+    design: dict[str, Any] = {"largest": args.gpus_per_trial, "error": args.estimate_error}
+    forecasts = [forecast(specs, estimate, cluster, **design) for cluster in clusters]
 
     console = make_console()
     alone = [estimate(spec) for spec in specs]
@@ -245,15 +220,13 @@ def _check_simulation(args: argparse.Namespace) -> None:
 
     if args.preset not in COMPUTE_GRIDS:
         raise InputError(f"unknown preset {args.preset!r}; choose from {', '.join(COMPUTE_GRIDS)}")
-    for name in ("flops_per_second", "price"):
-        value = getattr(args, name)
+    for flag, value in (("--flops-per-second", args.flops_per_second), ("--price", args.price)):
         if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} must be positive, not {value:g}")
-    for name in ("gpus_per_node", "gpus_per_trial"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    if min(args.gpus) < 1:
-        raise InputError(f"--gpus must be at least 1, not {min(args.gpus)}")
+            raise InputError(f"{flag} must be positive, not {value:g}")
+    per_node, per_trial = ("--gpus-per-node", args.gpus_per_node), ("--gpus-per-trial", args.gpus_per_trial)
+    for flag, count in (per_node, per_trial, ("--gpus", min(args.gpus))):
+        if count < 1:
+            raise InputError(f"{flag} must be at least 1, not {count}")
     if not 0 <= args.estimate_error <= 1:
         raise InputError(f"--estimate-error must lie between 0 and 1, not {args.estimate_error:g}")
 
@@ -263,27 +236,24 @@ def _forecast_table(forecasts: list[Forecast], price: float | None) -> Table:
 
     from eqscale.study.progress import human_time
 
-    table = Table()
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("GPUs of a trial", no_wrap=True)
+    cells: dict[str, Callable[[Forecast], str]] = {
+        "GPUs": lambda f: str(f.cluster.devices),
+        "wall time": lambda f: human_time(f.wall),
+        "GPU-hours": lambda f: f"{f.device_hours:,.0f}",
+        "in trials": lambda f: f"{f.inside:.1%}",
+        "useful": lambda f: f"{f.useful:.1%}",
+        "even split": lambda f: human_time(f.even),
+        "longest trial": lambda f: human_time(f.longest),
+        "limit": lambda f: "longest trial" if f.longest > f.even else "GPUs",
+        "GPUs of a trial": lambda f: ", ".join(f"{count} x {devices:g}" for devices, count in f.gangs.items()),
+    }
     if price:
-        table.add_column("cost", justify="right", no_wrap=True)
-    for result in forecasts:
-        cells = [
-            str(result.cluster.devices),
-            human_time(result.wall),
-            f"{result.device_hours:,.0f}",
-            f"{result.inside:.1%}",
-            f"{result.useful:.1%}",
-            human_time(result.even),
-            human_time(result.longest),
-            "longest trial" if result.longest > result.even else "GPUs",
-            ", ".join(f"{count} x {devices:g}" for devices, count in result.gangs.items()),
-        ]
-        if price:
-            cells.append(f"{result.device_hours * price:,.0f}")
-        table.add_row(*cells)
+        cells["cost"] = lambda f: f"{f.device_hours * price:,.0f}"
+    table = Table()
+    for heading in cells:
+        table.add_column(heading, justify="left" if heading == "GPUs of a trial" else "right", no_wrap=True)
+    for forecast in forecasts:
+        table.add_row(*(cell(forecast) for cell in cells.values()))
     return table
 
 

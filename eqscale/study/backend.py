@@ -32,7 +32,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from eqscale.errors import InputError
-from eqscale.storage import AnyPath, RemotePath, absolute, open_place, remove_folder
+from eqscale.storage import RemotePath, absolute, open_place, remove_folder
 from eqscale.study import gang, shared_data
 from eqscale.study.preflight import check_ray_address
 from eqscale.study.resources import gpu_share
@@ -71,8 +71,7 @@ def _devices() -> Devices:
 def ray_session(address: str | None, cpus: int | None = None) -> Iterator[Devices]:
     """Connect to a Ray cluster, or start one on this machine; yields the devices it has.
 
-    Raises:
-        InputError: if the address doesn't answer or refuses this driver.
+    Raises InputError if the address doesn't answer or refuses this driver.
     """
     if address is None:
         options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
@@ -185,14 +184,12 @@ class _Events(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial begins, or begins again after a failure."""
         spec = _spec_of(trial)
         self._trials[spec.run_id] = trial
         self._watch.started(spec)
         self._events.started(spec)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        """A trial reports a point of its curve, or just that it is alive."""
         spec = _spec_of(trial)
         point = _point_of(result)
         if self._watch.sign(spec.run_id, point.step if point is not None else result.get(_ALIVE, 0)):
@@ -201,7 +198,6 @@ class _Events(tune.Callback):
             self._events.point(spec, point)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial has written its record, or was given up."""
         spec = _spec_of(trial)
         self._forget(spec)
         if self._pruner is not None and trial.trial_id in self._pruner.pruned:
@@ -210,29 +206,27 @@ class _Events(tune.Callback):
             self._events.ended(spec)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial has failed and will be tried again."""
-        spec = _spec_of(trial)
-        if _ran_out_of_memory(trial):
+        spec, error = _spec_of(trial), _last_error(trial)
+        fewer = NEXT_ATTEMPT in error  # one of its processes has halved its micro-batch itself
+        if _LOW_MEMORY in error:  # Ray killed its worker before the node ran out of memory
             folder = self._storage.checkpoints(spec.run_id)
             size = read_micro_batch(folder, spec.batch_size)
             if size > 1:
                 with contextlib.suppress(OSError):
                     write_micro_batch(folder, size // 2)
-                trial.max_failures = trial.num_failures + 1
-        if NEXT_ATTEMPT in _last_error(trial):  # one of its processes has halved them itself
+                fewer = True
+        if fewer:
             trial.max_failures = trial.num_failures + 1
         self._events.retried(spec, self._reason(trial))
         self._forget(spec)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial has failed for good."""
         spec = _spec_of(trial)
         self._events.failed(spec, self._reason(trial))
         self._forget(spec)
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        """Called about ten times a second, whatever the trials do."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
+        if time.monotonic() - self._looked < _LOOK_SECONDS:  # Tune calls this about ten times a second
             return
         self._looked = time.monotonic()
         for run_id, seconds in self._watch.hanging().items():
@@ -244,22 +238,14 @@ class _Events(tune.Callback):
     def _reason(self, trial: Any) -> str:
         if reason := self._killed.get(_spec_of(trial).run_id):
             return reason
-        error = _last_error(trial)
-        for said, reason in _DEATHS.items():
-            if said in error:
-                return reason
-        lines = [line.strip() for line in error.splitlines() if line.strip()]
-        return lines[-1] if lines else "unknown error"
+        error = _last_error(trial).strip()
+        known = (reason for said, reason in _DEATHS.items() if said in error)
+        return next(known, error.rpartition("\n")[2].strip() or "unknown error")
 
     def _forget(self, spec: RunSpec) -> None:
         self._watch.ended(spec.run_id)
         self._trials.pop(spec.run_id, None)
         self._killed.pop(spec.run_id, None)
-
-
-def _ran_out_of_memory(trial: Any) -> bool:
-    """Whether Ray killed the trial's worker before the node ran out of memory."""
-    return _LOW_MEMORY in _last_error(trial)
 
 
 def _last_error(trial: Any) -> str:
@@ -291,18 +277,17 @@ class _Searcher(Searcher):
         return self.__dict__ | {"_source": None}
 
     def suggest(self, trial_id: str) -> Any:
-        """Configuration of the next trial, or Tune's mark that there are no more."""
         spec = self._source.ask()
-        return Searcher.FINISHED if spec is None else {"spec": dataclasses.asdict(spec)}
+        return Searcher.FINISHED if spec is None else {"spec": spec.to_dict()}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Nothing to do: the driver's events tell the source."""
+        pass  # the driver's events tell the source
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
+        pass
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+        pass
 
 
 class _Pruner(FIFOScheduler):
@@ -317,7 +302,6 @@ class _Pruner(FIFOScheduler):
         return self.__dict__ | {"source": None}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        """Decide at a point of the trial's curve."""
         point = _point_of(result)
         if point is not None and self.source.should_prune(_spec_of(trial), point):
             self.pruned.add(trial.trial_id)
@@ -331,8 +315,7 @@ def _gpu_bytes() -> float:
     def ask() -> float | None:
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
-    found = ray.get(ray.remote(num_cpus=1, num_gpus=1)(ask).remote())
-    if found is None:
+    if (found := ray.get(ray.remote(num_cpus=1, num_gpus=1)(ask).remote())) is None:
         raise InputError(
             "the cluster has GPUs, but PyTorch on its nodes can't use them: install a CUDA build of torch there"
         )
@@ -359,12 +342,6 @@ def reservation(devices: float, gpu: bool) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{}] + [each] * int(devices), strategy="STRICT_PACK")
 
 
-def _tune_storage(place: AnyPath) -> dict[str, Any]:
-    if isinstance(place, RemotePath):
-        return {"storage_filesystem": place.filesystem, "storage_path": place.path}
-    return {"storage_path": str(place.resolve())}
-
-
 def run_trials(
     trials: Sequence[Allotment] | TrialSource,
     data: DataSpec,
@@ -379,13 +356,13 @@ def run_trials(
 ) -> None:
     """Train runs with Ray Tune, in the given order or as a source asks, as many side by side as devices allow.
 
-    A planned trial gets the devices of its allotment, one that a source chooses what ``smallest`` says. Several
-    devices are of one node, each with its own process; if one dies the trial has failed.
+    A planned trial gets the devices of its allotment, one that a source chooses gets ``smallest(spec)``. Several
+    devices of a trial lie on one node, each with its own process; if one process dies the trial has failed.
 
-    A trial that fails, loses its worker or node, or gives no sign of life for ``silence(spec)`` seconds is
-    retried from its newest checkpoint. After two failures in a row, without new ground gained between them, it
-    is reported as failed, and the others continue. Must be called inside ``ray_session``. Every call is a fresh
-    Tune experiment: what is left to do follows from the ledger alone.
+    A trial that fails, loses its worker or node, or gives no sign of life for ``silence(spec)`` seconds is retried
+    from its newest checkpoint. After two failures in a row without progress between them it is reported as failed,
+    and the others continue. Must be called inside ``ray_session``. Every call is a new Tune experiment: what is left
+    to do follows from the ledger alone.
     """
     planned = trials if isinstance(trials, Sequence) else ()
     devices = {allotment.spec.run_id: allotment.devices for allotment in planned}
@@ -394,7 +371,18 @@ def run_trials(
         spec = RunSpec.from_dict(config["spec"])
         return reservation(devices.get(spec.run_id) or smallest(spec), bool(gpus))
 
-    pruner = None if isinstance(trials, Sequence) else _Pruner(trials)
+    pruner: _Pruner | None = None
+    search: dict[str, Any] = {}
+    if not isinstance(trials, Sequence):
+        pruner = _Pruner(trials)
+        search = {
+            "search_alg": _Searcher(trials),
+            "scheduler": pruner,
+            "num_samples": len(trials),
+            "max_concurrent_trials": int(gpus or ray.cluster_resources().get("CPU", 1)),
+        }
+    place = storage.study / "ray"
+    path, filesystem = (place.path, place.filesystem) if isinstance(place, RemotePath) else (str(place.resolve()), None)
     params: dict[str, Any] = {
         "data": data,
         "study_folder": str(absolute(storage.study)),
@@ -408,30 +396,19 @@ def run_trials(
     tune.Tuner(
         tune.with_resources(_trial, resources),
         param_space=params,
-        tune_config=_tune_config(pruner, gpus, max_seconds),
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            time_budget_s=max_seconds,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            **search,
+        ),
         run_config=tune.RunConfig(
             name=datetime.datetime.now(datetime.UTC).strftime("attempt-%Y%m%d-%H%M%S-%f"),
-            **_tune_storage(storage.study / "ray"),
+            storage_path=path,
+            storage_filesystem=filesystem,
             callbacks=[_Events(events, pruner, Watch(silence), storage)],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
     ).fit()
-
-
-def _tune_config(pruner: _Pruner | None, gpus: int, max_seconds: float | None) -> tune.TuneConfig:
-    search: dict[str, Any] = {}
-    if pruner is not None:
-        search = {
-            "search_alg": _Searcher(pruner.source),
-            "scheduler": pruner,
-            "num_samples": len(pruner.source),
-            "max_concurrent_trials": int(gpus or ray.cluster_resources().get("CPU", 1)),
-        }
-    return tune.TuneConfig(
-        reuse_actors=True,
-        time_budget_s=max_seconds,
-        trial_name_creator=lambda trial: trial.trial_id,
-        trial_dirname_creator=lambda trial: trial.trial_id,
-        **search,
-    )

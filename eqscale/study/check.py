@@ -1,4 +1,4 @@
-"""Do run table, published records and MLflow agree with the ledger? Finds where not, and mends them from it."""
+"""Compares run table, published records and MLflow with the ledger, and mends what differs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ class Finding:
     kind: str
     """missing, doubled, different, unknown, not adopted, unmarked, running, damaged; or of a note: outdated..."""
     what: str
-    """Name of the run, or its identity where nothing else is known."""
+    """Name of the run, or its identity if that is all that is known."""
     detail: str
     note: bool = False
-    """Worth knowing, and no disagreement."""
+    """Worth knowing, but not a disagreement."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +69,20 @@ def check(study: Study, running: bool = False) -> list[Finding]:
 
     Args:
         study: where they are.
-        running: a driver is at work on the study, so that trials may be in the making.
+        running: a driver is at work on the study, so that trials may be unfinished.
 
     Raises:
         InputError: if the study doesn't exist, or MLflow doesn't answer.
     """
     described = _describe(study)
     ledger = _read(study.storage.ledger, described)
-    findings = _check_ledger(ledger, described)
-    findings += _check_table(study, ledger, described)
-    findings += _check_records(study, ledger)
-    findings += _check_mlflow(study, ledger, running)
-    return findings + _check_storage(study, ledger, running)
+    return [
+        *_check_ledger(ledger, described),
+        *_check_table(study, ledger, described),
+        *_check_records(study, ledger),
+        *_check_mlflow(study, ledger, running),
+        *_check_storage(study, ledger, running),
+    ]
 
 
 def mend(study: Study) -> None:
@@ -106,9 +108,7 @@ def mend(study: Study) -> None:
     if experiment is not None:
         for run in _unfit(_completed(client, experiment.experiment_id), ledger):
             client.delete_run(run.info.run_id)
-    tags = {"study": study.name}
-    if "preset" in described:
-        tags["preset"] = described["preset"]
+    tags = {"study": study.name} | {name: described[name] for name in ("preset",) if name in described}
     tracker = Tracker(study.tracking_uri, study.experiment, tags)  # ends what was left running
     tracker.sync(ledger.current.values())
     tracker.mark_outdated(ledger.outdated)
@@ -133,27 +133,24 @@ def _read(ledger: Ledger, described: Mapping[str, Any]) -> _Ledger:
     return sorted_out
 
 
-def _check_ledger(ledger: _Ledger, described: Mapping[str, Any]) -> list[Finding]:
-    findings = [
-        Finding("ledger", "damaged" if error.damaged else "outdated", run_id, str(error), note=not error.damaged)
-        for run_id, error in ledger.unreadable.items()
-    ]
+def _note(where: str, kind: str, what: str, detail: str) -> Finding:
+    return Finding(where, kind, what, detail, note=True)
+
+
+def _check_ledger(ledger: _Ledger, described: Mapping[str, Any]) -> Iterator[Finding]:
+    for run_id, error in ledger.unreadable.items():
+        yield Finding("ledger", "damaged" if error.damaged else "outdated", run_id, str(error), not error.damaged)
     for record in ledger.outdated.values():
         why = record.code if record.outdated else "other data"
-        findings.append(Finding("ledger", "outdated", record.spec.name, f"kept and marked: {why}", note=True))
-    planned = described.get("runs")
-    if planned is not None:
-        for run_id in ledger.current.keys() - set(planned):
-            name = ledger.current[run_id].spec.name
-            findings.append(Finding("ledger", "unplanned", name, "not in the plan of the last start", note=True))
-    for run_id in ledger.failed:
-        findings.append(Finding("ledger", "failed", run_id, ledger.failed[run_id], note=True))
-    return findings
+        yield _note("ledger", "outdated", record.spec.name, f"kept and marked: {why}")
+    for run_id in ledger.current.keys() - set(described.get("runs", ledger.current)):
+        yield _note("ledger", "unplanned", ledger.current[run_id].spec.name, "not in the plan of the last start")
+    for run_id, error_text in ledger.failed.items():
+        yield _note("ledger", "failed", run_id, error_text)
 
 
-def _read_table(study: Study) -> pd.DataFrame | None:
-    path = study.results / "runs.csv"
-    return pd.read_csv(path, float_precision="round_trip") if path.is_file() else None
+def _read_table(study: Study) -> pd.DataFrame:
+    return pd.read_csv(study.results / "runs.csv", float_precision="round_trip")
 
 
 def _expected_rows(ledger: _Ledger, described: Mapping[str, Any]) -> dict[str, dict[str, object]]:
@@ -162,66 +159,62 @@ def _expected_rows(ledger: _Ledger, described: Mapping[str, Any]) -> dict[str, d
     return rows | {i: row_aside(r, True) for i, r in ledger.outdated.items()}
 
 
-def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) -> list[Finding]:
-    table = _read_table(study)
-    if table is None:
-        detail = f"no runs.csv in {str(study.results)!r}"
-        return [Finding("run table", "absent", study.name, detail, note=True)]
-    findings = []
+def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) -> Iterator[Finding]:
+    if not (study.results / "runs.csv").is_file():
+        yield _note("run table", "absent", study.name, f"no runs.csv in {str(study.results)!r}")
+        return
     found: dict[str, list[Any]] = defaultdict(list)
-    for row in table.to_dict("records"):
+    for row in _read_table(study).to_dict("records"):
         found[row["run_id"]].append(row)
     expected = _expected_rows(ledger, described)
     for run_id, row in expected.items():
         if run_id not in found:
-            findings.append(Finding("run table", "missing", str(row["name"]), "in the ledger only"))
+            yield Finding("run table", "missing", str(row["name"]), "in the ledger only")
             continue
         if len(found[run_id]) > 1:
-            findings.append(Finding("run table", "doubled", str(row["name"]), f"{len(found[run_id])} rows"))
-        differing = [name for name in row if not _same(row[name], found[run_id][0].get(name))]
-        if differing:
-            findings.append(_different("run table", row, found[run_id][0], differing))
+            yield Finding("run table", "doubled", str(row["name"]), f"{len(found[run_id])} rows")
+        yield from _different("run table", row, found[run_id][0])
     for run_id in found.keys() - expected.keys():
         row = found[run_id][0]
         if row["status"] in ("finished", "diverged", "outdated", "unplanned"):
-            findings.append(Finding("run table", "unknown", row["name"], f"{row['status']}; not in the ledger"))
-    return findings
+            yield Finding("run table", "unknown", row["name"], f"{row['status']}; not in the ledger")
 
 
 def _rewrite_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) -> None:
     table = _read_table(study)
-    assert table is not None
     expected = _expected_rows(ledger, described)
     others = table[~table["run_id"].isin(expected.keys()) & table["status"].isin(["failed", "pruned"])]
     rows = [*expected.values(), *others.to_dict("records")]
     write_table(sorted_table(pd.DataFrame(rows, columns=list(table_columns(rows[0]["task"])))), study.results)
 
 
-def _check_records(study: Study, ledger: _Ledger) -> list[Finding]:
+def _check_records(study: Study, ledger: _Ledger) -> Iterator[Finding]:
     published = read_records(study.results)
     if not published.path.is_file():
-        detail = f"no {published.path.name} in {str(study.results)!r}"
-        return [Finding("records", "absent", study.name, detail, note=True)]
-    findings = [Finding("records", "damaged", f"line {number}", reason) for number, reason in published.damaged.items()]
+        yield _note("records", "absent", study.name, f"no {published.path.name} in {str(study.results)!r}")
+        return
+    for number, reason in published.damaged.items():
+        yield Finding("records", "damaged", f"line {number}", reason)
     expected = {run_id: record for run_id, record in ledger.readable.items() if not record.outdated}
     for run_id, record in expected.items():
         if run_id not in published.records:
-            findings.append(Finding("records", "missing", record.spec.name, "in the ledger only"))
+            yield Finding("records", "missing", record.spec.name, "in the ledger only")
         elif published.records[run_id].to_json() != record.to_json():
-            detail = "other values than the ledger"
-            findings.append(Finding("records", "different", record.spec.name, detail))
+            yield Finding("records", "different", record.spec.name, "other values than the ledger")
     for run_id in published.records.keys() - expected.keys() - ledger.unreadable.keys():
         name = published.records[run_id].spec.name
-        findings.append(Finding("records", "not adopted", name, "not in the ledger; the next start adopts it"))
+        yield Finding("records", "not adopted", name, "not in the ledger; the next start adopts it")
     if {run_id: note["error"] for run_id, note in published.failures.items()} != ledger.failed:
-        findings.append(Finding("records", "different", study.name, "other failed runs than the ledger"))
-    return findings
+        yield Finding("records", "different", study.name, "other failed runs than the ledger")
 
 
-def _different(where: str, ledger: Mapping[str, Any], view: Mapping[str, Any], names: list[str]) -> Finding:
-    shown = ", ".join(f"{n}: {view.get(n)} instead of {ledger[n]}" for n in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return Finding(where, "different", str(ledger["name"]), shown + more)
+def _different(where: str, ledger: Mapping[str, Any], view: Mapping[str, Any]) -> Iterator[Finding]:
+    """The finding that values in a view differ from the ledger's, if any do."""
+    names = [name for name in ledger if not _same(ledger[name], view.get(name))]
+    if names:
+        shown = ", ".join(f"{n}: {view.get(n)} instead of {ledger[n]}" for n in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        yield Finding(where, "different", str(ledger["name"]), shown + more)
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -251,80 +244,69 @@ def _completed(client: MlflowClient, experiment_id: str) -> dict[str, list[Any]]
     return runs
 
 
-def _differences(record: RunRecord, run: Any) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Ledger's values, MLflow's values, and the names of those that differ."""
-    metrics = final_metrics(record)
-    expected: dict[str, Any] = {"name": record.spec.name, **metrics}
+def _mlflow_difference(record: RunRecord, run: Any) -> Iterator[Finding]:
+    expected: dict[str, Any] = {"name": record.spec.name, **final_metrics(record)}
     seen = {"name": run.info.run_name, **run.data.metrics}
     for name, value in run_parameters(record.spec).items():  # some share their names with metrics
         expected[f"parameter {name}"], seen[f"parameter {name}"] = value, run.data.params.get(name)
     outcome = run.data.tags.get("outcome")
     if outcome != "outdated":
         expected["outcome"], seen["outcome"] = record.status, outcome
-    return expected, seen, [name for name in expected if not _same(expected[name], seen.get(name))]
+    return _different("MLflow", expected, seen)
 
 
 def _unfit(completed: Mapping[str, list[Any]], ledger: _Ledger) -> list[Any]:
     """MLflow runs that must go: unknown to the ledger, different from it, or the second of the same run."""
     unfit = []
     for run_id, runs in completed.items():
-        record = ledger.readable.get(run_id)
-        if record is None:
-            unfit += [] if run_id in ledger.unreadable else runs
-            continue
-        right = [run for run in runs if not _differences(record, run)[2]]
-        unfit += [run for run in runs if run not in right[:1]]
+        if (record := ledger.readable.get(run_id)) is not None:
+            right = [run for run in runs if not any(_mlflow_difference(record, run))]
+            unfit += [run for run in runs if run not in right[:1]]
+        elif run_id not in ledger.unreadable:
+            unfit += runs
     return unfit
 
 
-def _check_mlflow(study: Study, ledger: _Ledger, running: bool) -> list[Finding]:
+def _check_mlflow(study: Study, ledger: _Ledger, running: bool) -> Iterator[Finding]:
     client, experiment = _client(study)
     if experiment is None:
-        detail = f"MLflow has no experiment {study.experiment!r}"
-        return [Finding("MLflow", "missing", record.spec.name, detail) for record in ledger.current.values()]
-    findings = []
+        for record in ledger.current.values():
+            yield Finding("MLflow", "missing", record.spec.name, f"MLflow has no experiment {study.experiment!r}")
+        return
     completed = _completed(client, experiment.experiment_id)
     for run_id, record in ledger.readable.items():
         runs, name = completed.get(run_id, []), record.spec.name
         if not runs:
             if run_id in ledger.current:
-                findings.append(Finding("MLflow", "missing", name, "in the ledger only"))
+                yield Finding("MLflow", "missing", name, "in the ledger only")
             continue
         if len(runs) > 1:
-            findings.append(Finding("MLflow", "doubled", name, f"{len(runs)} finished runs"))
-        expected, seen, differing = _differences(record, runs[0])
-        if differing:
-            findings.append(_different("MLflow", expected, seen, differing))
+            yield Finding("MLflow", "doubled", name, f"{len(runs)} finished runs")
+        yield from _mlflow_difference(record, runs[0])
         if run_id in ledger.outdated and runs[0].data.tags.get("outcome") != "outdated":
-            findings.append(Finding("MLflow", "unmarked", name, "outdated in the ledger, not tagged so"))
+            yield Finding("MLflow", "unmarked", name, "outdated in the ledger, not tagged so")
     for run_id in completed.keys() - ledger.readable.keys() - ledger.unreadable.keys():
-        name = completed[run_id][0].info.run_name
-        findings.append(Finding("MLflow", "unknown", name, "finished; not in the ledger"))
+        yield Finding("MLflow", "unknown", completed[run_id][0].info.run_name, "finished; not in the ledger")
     for run in search_runs(client, experiment.experiment_id, "attributes.status = 'RUNNING'"):
-        what = run.info.run_name
         if running:
-            findings.append(Finding("MLflow", "running", what, "the driver is at work", note=True))
+            yield _note("MLflow", "running", run.info.run_name, "the driver is at work")
         elif RUN_TAG in run.data.tags or STUDY_TAG in run.data.tags:
-            findings.append(Finding("MLflow", "running", what, "left RUNNING; no driver is at work"))
-    return findings
+            yield Finding("MLflow", "running", run.info.run_name, "left RUNNING; no driver is at work")
 
 
-def _check_storage(study: Study, ledger: _Ledger, running: bool) -> list[Finding]:
-    findings = []
+def _check_storage(study: Study, ledger: _Ledger, running: bool) -> Iterator[Finding]:
     checkpoints = set(subfolders(study.storage.study / "checkpoints"))
     weights = {path.stem for path in matching(study.storage.study / "weights", "[!.]*.pt")}
     ended = ledger.readable.keys()
     for run_id in sorted(checkpoints & ended):
         detail = "checkpoints of a run that has ended: can be deleted"
-        findings.append(Finding("storage", "orphaned", ledger.readable[run_id].spec.name, detail, note=True))
+        yield _note("storage", "orphaned", ledger.readable[run_id].spec.name, detail)
     if not running:
         for run_id in sorted(checkpoints - ended):
             detail = "checkpoints of a run that hasn't ended: the next start goes on from there"
-            findings.append(Finding("storage", "unfinished", run_id, detail, note=True))
+            yield _note("storage", "unfinished", run_id, detail)
         for run_id in sorted(weights - ended):
-            findings.append(Finding("storage", "orphaned", run_id, "weights without a record", note=True))
+            yield _note("storage", "orphaned", run_id, "weights without a record")
     for run_id in sorted(ended - weights):
         if ledger.readable[run_id].status == "finished":
-            detail = "no final weights"
-            findings.append(Finding("storage", "missing", ledger.readable[run_id].spec.name, detail, note=True))
-    return findings
+            yield _note("storage", "missing", ledger.readable[run_id].spec.name, "no final weights")

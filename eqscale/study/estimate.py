@@ -48,10 +48,6 @@ class Throughput:
     flop: float
     """Seconds a FLOP."""
 
-    def scaled(self, factor: float) -> Throughput:
-        """The same mixture, ``factor`` times as slow."""
-        return Throughput(self.step * factor, self.block * factor, self.flop * factor)
-
     def training(self, spec: RunSpec, devices: float = 1.0) -> float:
         """Seconds in the training loop; several devices share the FLOPs, but not the overhead of a step."""
         steps, blocks, flops = _features(spec, devices)
@@ -59,7 +55,8 @@ class Throughput:
 
     def seconds(self, spec: RunSpec, devices: float = 1.0) -> float:
         """Seconds of a run with its evaluations: forward passes at a third of a training step, on one device."""
-        samples = _evaluated_samples(spec)
+        at_curve_points = CURVE_POINTS * min(CURVE_SAMPLES, spec.test_systems)
+        samples = at_curve_points + spec.test_systems * spec.test_samples_per_system
         forward = self.training(spec) / (3 * spec.steps * spec.batch_size)
         return self.training(spec, devices) + (forward + _METRIC_SECONDS) * samples
 
@@ -89,11 +86,6 @@ def _features(spec: RunSpec, devices: float) -> tuple[float, float, float]:
         largest = math.ceil(spec.batch_size / devices) / spec.batch_size  # a batch is cut by whole samples
         share = largest / DDP_EFFICIENCY ** math.log2(devices)
     return spec.steps, spec.steps * spec.size.depth, spec.budget * share
-
-
-def _evaluated_samples(spec: RunSpec) -> int:
-    at_curve_points = CURVE_POINTS * min(CURVE_SAMPLES, spec.test_systems)
-    return at_curve_points + spec.test_systems * spec.test_samples_per_system
 
 
 class Estimator:
@@ -131,7 +123,9 @@ class Estimator:
             runs = self._measured.get(arm, [])
             others = [run for measured in self._measured.values() for run in measured]
             ratios = [seconds / self._guess.training(spec, k) for spec, seconds, k in runs or others]
-            self._fitted[arm] = _fit(runs, self._guess.scaled(statistics.median(ratios) if ratios else 1.0))
+            slower = statistics.median(ratios) if ratios else 1.0
+            guess = Throughput(*(slower * value for value in dataclasses.astuple(self._guess)))
+            self._fitted[arm] = _fit(runs, guess)
         return self._fitted[arm]
 
     def __call__(self, spec: RunSpec, devices: float = 1.0) -> float:

@@ -22,7 +22,7 @@ _CAUSE_SECONDS = 5.0  # until Ray notices that a process died, after which other
 
 
 class _Member:
-    """One rank; it says what it has to say when asked."""
+    """One rank; it queues its news until asked for them."""
 
     def __init__(self) -> None:
         self._said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -44,13 +44,13 @@ class _Member:
 def run_together(task: Callable[[Group, Say], Any], bundles: list[dict[str, float]], say: Say) -> Any:
     """Run ``task`` once in each bundle of this actor's placement group; returns what the first rank returns.
 
-    The calling process takes no part: it passes on what the first rank says, and it is never caught in an
-    exchange that a lost rank will not join. The ranks end with it, however it ends.
+    The calling process doesn't train: it passes on the first rank's messages, and never waits in an exchange that
+    a lost rank won't join. The ranks end when it does, however it ends.
 
     Args:
-        task: called in each process with its place in the group and a function to say things with.
+        task: called in each process with its place in the group and a function that sends a message.
         bundles: what each rank reserves, in the order of the bundles of the placement group.
-        say: receives what the first rank says.
+        say: receives the first rank's messages.
 
     Raises:
         RuntimeError: if a rank fails or its process dies; the others are ended.

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,16 +25,12 @@ _SAME_COST = 0.12  # relative: near the optimum, losses differ by the square of 
 MIN_POINTS = 7  # five coefficients and two more
 
 
+@functools.lru_cache(maxsize=64)
 def expected_batch(preset: Preset, batch_size: int) -> TokenCounts:
     """Counts of the average training batch of a preset's task."""
-    return _expected_batch(preset.task, preset.task_options, batch_size)
-
-
-@functools.lru_cache(maxsize=64)
-def _expected_batch(task_name: str, given: tuple[tuple[str, str | int | float], ...], batch_size: int) -> TokenCounts:
-    task = get_task(task_name)
-    rng = np.random.default_rng(0)
-    tokens = task.draw_tokens(task.check_options(dict(given)), _SAMPLED_SYSTEMS, rng)
+    task = get_task(preset.task)
+    options = task.check_options(dict(preset.task_options))
+    tokens = task.draw_tokens(options, _SAMPLED_SYSTEMS, np.random.default_rng(0))
     order = DataOrder(tokens, task.samples_per_system, batch_size, seed=0)
     T = np.array(list(itertools.islice(order.padded_tokens(), order.batches_per_epoch)), float)
     means = (tokens.mean(), (tokens**2).mean(), T.mean(), (T**2).mean())
@@ -51,8 +47,7 @@ def data_spec(preset: Preset) -> DataSpec:
 def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Size]:
     """Rungs of the arm's ladder at one budget, evenly spread in log FLOPs around the guessed optimum.
 
-    Raises:
-        InputError: if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
+    Raises InputError if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
     """
     batch_size = preset.batch_size or arm.recipe.batch_size(budget)
     batch, task = expected_batch(preset, batch_size), get_task(preset.task)
@@ -64,12 +59,9 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
             f"({smallest:.3g} FLOPs with batch size {batch_size})"
         )
     affordable = [size for size in step_flops if budget / step_flops[size] >= preset.min_steps]
-    if len(affordable) < count:
-        raise InputError(
-            f"budget {budget:g} FLOPs trains only {len(affordable)} sizes of {arm.name} for "
-            f"{preset.min_steps} steps or more; {count} are asked for: "
-            "raise the budget, or lower --min-steps or --sizes-per-budget"
-        )
+    _require_sizes(
+        affordable, count, arm, budget, preset, "raise the budget, or lower --min-steps or --sizes-per-budget"
+    )
     center = math.log(arm.optimal_cost * math.sqrt(budget))
     half = math.log(preset.cost_range) / 2 if count > 1 else 0.0
     cost = {size: math.log(step_flops[size] / batch.tokens) for size in affordable}
@@ -78,6 +70,14 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
         free = [size for size in affordable if size not in chosen]
         chosen.append(min(free, key=lambda size: abs(cost[size] - goal)))
     return sorted(chosen, key=lambda size: cost[size])
+
+
+def _require_sizes(affordable: Collection, count: int, arm: Arm, budget: float, preset: Preset, advice: str) -> None:
+    if len(affordable) < count:
+        raise InputError(
+            f"budget {budget:g} FLOPs trains only {len(affordable)} sizes of {arm.name} for {preset.min_steps} steps "
+            f"or more; {count} are asked for: {advice}"
+        )
 
 
 def design_run(
@@ -92,9 +92,9 @@ def design_run(
     learning_rate: float | None = None,
     variant: Mapping[str, str | int | float] = {},
 ) -> RunSpec:
-    """One run that spends its budget exactly, by the arm's recipe where nothing else is asked for.
+    """One run that spends its budget exactly, by the arm's recipe unless told otherwise.
 
-    ``variant``: options of the task at other values than the preset's.
+    ``variant``: options of the task that differ from the preset's.
     """
     task = get_task(preset.task)
     batch_size = batch_size or preset.batch_size or arm.recipe.batch_size(budget)
@@ -159,8 +159,7 @@ def _budget_grid(preset: ComputeGrid | Controls) -> list[RunSpec]:
 def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
 
-    Raises:
-        InputError: for an unknown arm or extra size, a budget that is too small, or too few runs to fit a law.
+    Raises InputError for an unknown arm or extra size, a budget that is too small, or too few runs to fit a law.
     """
     specs = _budget_grid(preset)
     for name in preset.arms:
@@ -176,23 +175,19 @@ def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
 def data_grid(preset: DataGrid) -> list[RunSpec]:
     """All runs of the data grid: one size an arm, numbers of unique systems x arms x seeds at one budget.
 
-    Raises:
-        InputError: for an unknown arm, a budget that is too small, or more systems than there are.
+    Raises InputError for an unknown arm, a budget that is too small, or more systems than there are.
     """
     if max(preset.systems) > preset.train_systems:
         raise InputError(
             f"--systems asks for {max(preset.systems)} unique systems; --train-systems has {preset.train_systems}"
         )
-    specs = []
-    for name in preset.arms:
-        arm = get_arm(name)
-        (size,) = choose_sizes(arm, preset.budget, 1, preset)
-        for systems in preset.systems:
-            specs += [
-                design_run(arm, size, preset.budget, preset, seed, train_systems=systems)
-                for seed in _seeds(preset, systems)
-            ]
-    return specs
+    chosen = [(arm, choose_sizes(arm, preset.budget, 1, preset)[0]) for arm in map(get_arm, preset.arms)]
+    return [
+        design_run(arm, size, preset.budget, preset, seed, train_systems=systems)
+        for arm, size in chosen
+        for systems in preset.systems
+        for seed in _seeds(preset, systems)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +205,7 @@ class ShapeGroup:
 def shape_groups(preset: AspectRatio) -> list[ShapeGroup]:
     """Rungs to vary and the shapes beside them; a depth that no width brings within 12 % of the cost is left out.
 
-    Raises:
-        InputError: for an unknown arm or a budget that is too small.
+    Raises InputError for an unknown arm or a budget that is too small.
     """
     groups: dict[ShapeGroup, None] = {}
     task = get_task(preset.task)
@@ -246,8 +240,7 @@ def _shapes(arm: Arm, task: Task, depth: int, widest: int) -> Iterator[Size]:
 def aspect_ratio_grid(preset: AspectRatio) -> list[RunSpec]:
     """All runs of the aspect-ratio study: the shapes of every group x seeds, each spending its budget exactly.
 
-    Raises:
-        InputError: for an unknown arm or a budget that is too small.
+    Raises InputError for an unknown arm or a budget that is too small.
     """
     runs = {(group.arm, group.budget, shape): None for group in shape_groups(preset) for shape in group.shapes}
     return [
@@ -259,10 +252,9 @@ def controls_grid(preset: Controls) -> list[RunSpec]:
     """The control runs: ``arms`` x budgets x sizes x seeds, and one size of ``variant_arms`` on the task's variant.
 
     Its size is the middle one (of an even number, the lower) of those that the compute grid trains at the budget, so
-    that each of these runs has twins on the task as it is.
+    that each of these runs has twins on the unchanged task.
 
-    Raises:
-        InputError: for an unknown arm or extra size, or a budget that is too small.
+    Raises InputError for an unknown arm or extra size, or a budget that is too small.
     """
     specs = _budget_grid(preset)
     variant = get_task(preset.task).variant
@@ -288,15 +280,11 @@ def validation_grid(preset: Validation, optima: Mapping[str, float]) -> list[Run
         arm = get_arm(name)
         runs = [design_run(arm, size, preset.budget, preset, seed=0) for size in arm.sizes(preset.budget)]
         sizes = {run.size: arm.parameters(run.size, task) for run in runs if run.steps >= preset.min_steps}
-        if len(sizes) < preset.sizes_per_arm:
-            raise InputError(
-                f"budget {preset.budget:g} FLOPs trains only {len(sizes)} sizes of {name} for {preset.min_steps} "
-                f"steps or more; {preset.sizes_per_arm} are asked for: lower --sizes-per-arm or --min-steps"
-            )
+        advice = "lower --sizes-per-arm or --min-steps"
+        _require_sizes(sizes, preset.sizes_per_arm, arm, preset.budget, preset, advice)
         for k in range(preset.sizes_per_arm):
             goal = optima[name] * preset.size_step ** (k - (preset.sizes_per_arm - 1) / 2)
-            distance = {size: abs(math.log(count / goal)) for size, count in sizes.items()}
-            size = min(distance, key=distance.__getitem__)
+            size = min(sizes, key=lambda size: abs(math.log(sizes[size] / goal)))
             del sizes[size]
             specs += [design_run(arm, size, preset.budget, preset, seed) for seed in preset.seeds]
     return specs

@@ -1,4 +1,4 @@
-"""What every tune job does around its grid: data, plan, trials, table, tracking."""
+"""What all tune jobs share: data, plan, trials, table, tracking."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ class OpenStudy:
         stage: str = "training",
         publish: Callable[[], None] = lambda: None,
     ) -> None:
-        """Train trials, data first; returns when all have ended or the time is up.
+        """Make the data, then train trials until all have ended or the time is up.
 
         Args:
-            trials: runs without a record, planned by the scheduling policy, or a source that chooses them.
+            trials: runs without a record, in any order, or a source that chooses them.
             stage: name of the stage in ``study.json``.
             publish: writes what has ended so far; called every few minutes while runs end.
         """
@@ -101,6 +101,10 @@ class OpenStudy:
                 planned = plan(known, estimate, devices.cluster, smallest=smallest, largest=largest)
                 planned_devices = {allotment.spec.run_id: allotment.devices for allotment in planned}
                 workers, chosen = devices.gpus or devices.cpus, len(trials) - len(known)
+
+                def silence(spec: RunSpec) -> float:
+                    return silence_limit(estimate(spec, planned_devices.get(spec.run_id, 1.0)), options.silent_seconds)
+
                 with StudyProgress(planned, estimate, workers, self.console, chosen) as display:
                     run_trials(
                         planned if source is None else source,
@@ -109,9 +113,7 @@ class OpenStudy:
                         self._events(display, estimate, source, _NowAndThen(publish)),
                         smallest=smallest,
                         gpus=devices.gpus,
-                        silence=lambda spec: silence_limit(
-                            estimate(spec, planned_devices.get(spec.run_id, 1.0)), options.silent_seconds
-                        ),
+                        silence=silence,
                         checkpoint_seconds=options.checkpoint_seconds,
                         max_seconds=self.seconds_left(),
                     )
@@ -181,11 +183,9 @@ class OpenStudy:
             "runs": sorted(spec.run_id for spec in specs),
         }
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-        task = get_task(options.preset.task)
-        wording = dataclasses.asdict(task.words)
-        write_atomically(
-            path.with_name("task.json"), (json.dumps(wording, indent=1, ensure_ascii=False) + "\n").encode()
-        )
+        words = dataclasses.asdict(get_task(options.preset.task).words)
+        text = json.dumps(words, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(path.with_name("task.json"), text.encode())
 
     def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
         """Write run table, records and ``study.json`` as the ledger has them now; returns the table."""
@@ -204,7 +204,7 @@ class OpenStudy:
 
 
 class _NowAndThen:
-    """Publishes when it is due and the last time is long enough ago: no more than a twentieth of the time."""
+    """Publishes what is due now and then, so that it takes no more than a twentieth of the time."""
 
     def __init__(self, publish: Callable[[], None]) -> None:
         self._publish = publish
@@ -226,16 +226,14 @@ class _NowAndThen:
 def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenStudy]:
     """Open a study for this driver, and close its MLflow runs however the job ends.
 
-    Raises:
-        InputError: before any compute is spent, for folders or addresses that can't be used, or if another
-            driver runs the study.
+    Raises InputError before any compute is spent, for folders or addresses that can't be used, or if another driver
+    runs the study.
     """
     check_writable(options.results, "results folder")
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study):
-        published = read_records(options.results)
-        published.require_sound()
+        published = read_records(options.results).require_sound()
         if adopted := published.adopt(options.storage.ledger):
             console.print(f"adopted {adopted} records from {published.path}", markup=False)
         options.storage.sweep()
@@ -301,9 +299,7 @@ def run_study(
 def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Console) -> list[RunSpec]:
     """The runs without a record, longest first; prints the plan."""
     ledger = options.storage.ledger
-    published = read_records(options.results)
-    published.require_sound()
-    elsewhere = published.missing(ledger)  # which the ledger adopts once the study is open
+    elsewhere = read_records(options.results).require_sound().missing(ledger)  # adopted once the study is open
     done = {spec.run_id for spec in specs if spec.run_id in ledger or spec.run_id in elsewhere}
     estimate = Estimator(ended=(elsewhere.get(run_id) or ledger.read(run_id) for run_id in done))
     todo = longest_first([spec for spec in specs if spec.run_id not in done], estimate)

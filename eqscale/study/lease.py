@@ -23,20 +23,17 @@ HEARTBEAT_SECONDS = 10.0
 _PATIENCE_SECONDS = 3 * HEARTBEAT_SECONDS
 
 
-@contextlib.contextmanager
-def only_driver(study: AnyPath, wait: Callable[[float], Any] = time.sleep) -> Iterator[None]:
-    """Be the only driver of a study.
+def only_driver(study: AnyPath, wait: Callable[[float], Any] = time.sleep) -> contextlib.AbstractContextManager[None]:
+    """Context in which this process is the only driver of a study.
 
     On a local disk the system releases the lock however the process ends. On an object store, a record is renewed
-    every ten seconds; a driver that finds one watches it for half a minute and takes over if it stands still, so
+    every ten seconds; a driver that finds one watches it for half a minute and takes over if it doesn't change, so
     that no clocks are compared.
 
     Raises:
         InputError: names the driver that holds the study.
     """
-    manager = _lease(study, wait) if isinstance(study, RemotePath) else _lock(study)
-    with manager:
-        yield
+    return _lease(study, wait) if isinstance(study, RemotePath) else _lock(study)
 
 
 def _me() -> str:
@@ -72,11 +69,9 @@ def _lease(study: RemotePath, wait: Callable[[float], Any]) -> Iterator[None]:
             return None
 
     def write(beat: int) -> None:
-        content = {"driver": _me(), "key": key, "beat": beat}
-        write_atomically(path, json.dumps(content).encode())
+        write_atomically(path, json.dumps({"driver": _me(), "key": key, "beat": beat}).encode())
 
-    found = read()
-    if found is not None:
+    if (found := read()) is not None:
         wait(_PATIENCE_SECONDS)
         now = read()
         if now is not None and now != found:

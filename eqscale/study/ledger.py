@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 
@@ -89,7 +90,7 @@ class Ledger:
 
     def failure_notes(self) -> list[dict[str, str]]:
         """Name, run_id and error of the runs whose latest attempt failed, in the order of their identities."""
-        return [json.loads(path.read_text()) for path in matching(self._failures, "*.json")]
+        return [json.loads(path.read_bytes()) for path in matching(self._failures, "*.json")]
 
 
 _ANOTHER = "is damaged (its content has another identity)"
@@ -123,7 +124,6 @@ def parse_record(text: bytes, where: str) -> RunRecord:
 
 
 def _code_of(text: bytes) -> str | None:
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
         return str(json.loads(text)["code"])
-    except (ValueError, TypeError, KeyError):
-        return None
+    return None

@@ -30,12 +30,12 @@ _MAY_BE_ZERO = ("batch_size", "warmup", "replicate_up_to", "data_seed", "seeds")
 
 @dataclasses.dataclass(frozen=True)
 class JobOptions(Generic[P]):
-    """What the command line of a tune job says."""
+    """The parsed command line of a tune job."""
 
     preset_name: str
     preset: P
     largest_budgets: dict[str, float]
-    """Of each of the job's presets: says which of them a machine can train."""
+    """Of each of the job's presets: tells which of them a machine can train."""
     study: str
     """Name of the study: its folder under the storage and its MLflow experiment."""
     storage: Storage
@@ -47,7 +47,7 @@ class JobOptions(Generic[P]):
     """Most devices of one trial; None: what the policy finds best on GPUs, one on CPU cores."""
     max_seconds: float | None
     silent_seconds: float
-    """Least silence after which a trial hangs."""
+    """Least silence after which a trial counts as hanging."""
     checkpoint_seconds: float
     dry_run: bool
 
@@ -60,12 +60,12 @@ def parse_options(
     Args:
         description: text of ``--help``.
         presets: the job's presets; the first is the default, and each of their values has an option.
-        job: what the job adds to the name of the study, so that several jobs of one study lie side by side;
-            its results are a folder of the study's.
+        job: suffix of the study's name, so that several jobs of one study lie side by side; the results get a
+            subfolder of this name.
         argv: the words, from ``sys.argv`` if None.
 
     Raises:
-        InputError: for an unknown preset, a file that can't be imported, or a value that can't be.
+        InputError: for an unknown preset, a file that can't be imported, or an impossible value.
     """
     first, _ = _first_parser(presets).parse_known_args(argv)
     if first.preset not in presets:
@@ -101,7 +101,7 @@ def parse_options(
 
 
 def _first_parser(presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
-    """What must be known before the other options are: preset, files and task."""
+    """Preset, files and task: the other options depend on them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     default = next(iter(presets))
     help_text = f"what to run: {', '.join(presets)} (default: {default})"
@@ -115,21 +115,17 @@ def _parser(description: str, presets: Mapping[str, Preset], job: str, task: Tas
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[_first_parser(presets)]
     )
-    default = next(iter(presets))
-    add = parser.add_argument
-    add("--dry-run", action="store_true", help="print the plan and stop before anything is spent")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before anything is spent")
     _add_places(parser, job)
     _add_engine(parser)
     group = parser.add_argument_group("preset values", "each overrides the preset's value")
-    types = typing.get_type_hints(type(presets[default]))
-    for field in _flagged(presets[default]):
-        kind = types[field.name]
+    first = next(iter(presets.values()))
+    types = typing.get_type_hints(type(first))
+    for field in _flagged(first):
         values = ", ".join(f"{name}: {_show(getattr(p, field.name))}" for name, p in presets.items())
-        several: dict[str, Any] = {"type": kind}
-        if typing.get_origin(kind) is tuple:
-            several = {"type": typing.get_args(kind)[0], "nargs": "+"}
+        item, *rest = typing.get_args(types[field.name]) or (types[field.name],)  # tuple[T, ...]: several values
         help_text = f"{field.metadata['help']} ({values})"
-        group.add_argument(_flag(field.name), help=help_text, metavar="VALUE", **several)
+        group.add_argument(_flag(field.name), type=item, nargs="+" if rest else None, metavar="VALUE", help=help_text)
     group = parser.add_argument_group(f"options of task {task.name}", task.words.sentence)
     for option in task.options:
         help_text = f"{option.help} (default: {option.default})"
@@ -152,14 +148,11 @@ def _flagged(preset: Preset) -> list[dataclasses.Field]:
 def _add_places(parser: argparse.ArgumentParser, job: str) -> None:
     add = parser.add_argument_group("where things live").add_argument
     add("--study", help="name of the study (default: the preset's); the same name continues it")
-    add(
-        "--storage",
-        default="studies",
-        help="folder of studies that every node sees, or a URI: s3://bucket/path, gs://… (default: studies)",
-    )
+    help_text = "folder of studies that every node sees, or a URI: s3://bucket/path, gs://… (default: studies)"
+    add("--storage", default="studies", help=help_text)
     add("--data", help="folder or URI of data sets (default: data, or under --storage if that is a URI)")
-    default = Path("results") / "STUDY" / job
-    add("--results", type=Path, help=f"folder of table, figures and report (default: {default})")
+    help_text = f"folder of table, figures and report (default: {Path('results') / 'STUDY' / job})"
+    add("--results", type=Path, help=help_text)
     add("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
 
 
@@ -167,27 +160,19 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("engine").add_argument
     add("--address", help="Ray cluster to use, e.g. auto (default: start Ray on this machine)")
     add("--workers", type=int, help="trials side by side on this machine (default: all cores)")
-    add(
-        "--devices-per-trial",
-        type=int,
-        metavar="N",
-        help="most GPUs (without any: cores) of a node that one planned trial may use; which trials get several "
-        "follows from the estimated times (default: all GPUs of a node, or one core)",
+    help_text = (
+        "most GPUs (without any: cores) of a node that one planned trial may use; which trials get several follows "
+        "from the estimated times (default: all GPUs of a node, or one core)"
     )
+    add("--devices-per-trial", type=int, metavar="N", help=help_text)
     add("--max-hours", type=float, help="stop after this time; the same command continues")
-    add(
-        "--checkpoint-seconds",
-        type=float,
-        default=30.0,
-        help="time between two checkpoints of a trial, the most that a kill costs (default: %(default)g)",
+    help_text = "time between two checkpoints of a trial, the most that a kill costs (default: %(default)g)"
+    add("--checkpoint-seconds", type=float, default=30.0, help=help_text)
+    help_text = (
+        "kill and retry a trial without a sign of life for this long, or for a tenth of its estimated time if that "
+        "is more (default: %(default)g)"
     )
-    add(
-        "--hang-minutes",
-        type=float,
-        default=SILENT_SECONDS / 60,
-        help="kill and retry a trial without a sign of life for this long, or for a tenth of its estimated time "
-        "if that is more (default: %(default)g)",
-    )
+    add("--hang-minutes", type=float, default=SILENT_SECONDS / 60, help=help_text)
 
 
 def _flag(name: str) -> str:
@@ -196,14 +181,10 @@ def _flag(name: str) -> str:
 
 def _given(args: argparse.Namespace, preset: Preset, task: Task) -> dict[str, Any]:
     """The values of a preset that the command line overrides."""
-    values = {field.name: getattr(args, field.name) for field in _flagged(preset)}
-    given = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None
-    }
+    given = {field.name: value for field in _flagged(preset) if (value := getattr(args, field.name)) is not None}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     options = dict(preset.task_options) if task.name == preset.task else {}
-    for option in task.options:
-        if (value := getattr(args, option.name)) is not None:
-            options[option.name] = value
+    options |= {o.name: value for o in task.options if (value := getattr(args, o.name)) is not None}
     task.check_options(options)
     return given | {"task": task.name, "task_options": tuple(options.items())}
 
@@ -242,9 +223,8 @@ def _check_preset(preset: Preset) -> None:
     for field in _flagged(preset):
         value = getattr(preset, field.name)
         values = value if isinstance(value, tuple) else (value,)
-        for number in values:
-            if not isinstance(number, str):
-                _check_number(field.name, number)
+        for number in (value for value in values if not isinstance(value, str)):
+            _check_number(field.name, number)
         if not values and field.default is dataclasses.MISSING:
             raise InputError(f"{_flag(field.name)} needs at least one value")
         if len(set(values)) < len(values):

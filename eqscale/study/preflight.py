@@ -1,4 +1,4 @@
-"""Checks of what a study asks for against what there is, before any compute is spent."""
+"""Checks that a study can run at all, before any compute is spent."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def check_ray_address(address: str) -> None:
     ``auto`` and ``local`` are left to Ray, which answers at once. What listens has to speak HTTP/2, as Ray's gRPC
     does (unless it is encrypted).
 
-    Raises:
-        InputError: if the address is not of that form, or no Ray listens there.
+    Raises InputError if the address is not of that form, or no Ray listens there.
     """
     if address in ("auto", "local"):
         return
@@ -55,14 +54,14 @@ def check_ray_address(address: str) -> None:
 def check_devices(
     specs: Sequence[RunSpec], seconds: Callable[[RunSpec], float], cpus: int, gpus: int, presets: Mapping[str, float]
 ) -> None:
-    """Refuse a study for GPUs on a machine or cluster that has none and can't start any.
+    """Refuse a study that needs GPUs on a machine or cluster that has none and can't start any.
 
     Args:
         specs: the runs to train.
         seconds: estimate of a run's time on one CPU core.
-        cpus: CPU cores there are.
-        gpus: GPUs there are, or that the cluster's autoscaler may start.
-        presets: largest budget of each preset there is, to name those that do fit.
+        cpus: available CPU cores.
+        gpus: available GPUs, with those that the cluster's autoscaler may start.
+        presets: largest budget of each preset, to name those that fit.
 
     Raises:
         InputError: says what the study would need, and which presets fit.

@@ -11,16 +11,10 @@ from eqscale.tasks import DEFAULT, get_task
 from eqscale.tasks.base import OptionValue
 from eqscale.training.spec import WARMUP
 
-# Every arm of the study; gatr_published, an option for comparison, trains by gatr's recipe.
-SEARCHED_ARMS = ("transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off")
 
-
-TaskOptions = tuple[tuple[str, OptionValue], ...]
-"""Options of a task, where they aren't its defaults."""
-
-
-def _option(help_text: str) -> Any:
-    return dataclasses.field(metadata={"help": help_text})
+def _option(help_text: str, default: Any = dataclasses.MISSING) -> Any:
+    """A value of a preset, with the help text of its option; it must be given unless it has a default."""
+    return dataclasses.field(default=default, metadata={"help": help_text})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,27 +23,24 @@ class Preset:
 
     arms: tuple[str, ...] = _option("arms to compare")
     seeds: tuple[int, ...] = _option("seeds; each sets initialisation, data order and augmentation")
-    task: str = dataclasses.field(default=DEFAULT, metadata={"help": "task to train on"})
-    task_options: TaskOptions = ()
+    task: str = _option("task to train on", DEFAULT)
+    task_options: tuple[tuple[str, OptionValue], ...] = ()
+    """Where they aren't the task's defaults."""
     train_systems: int = _option("unique training systems")
     test_systems: int = _option("systems in the test split")
     test_samples_per_system: int = _option("samples evaluated of each test system")
     data_seed: int = _option("root seed of the systems")
     batch_size: int = _option("samples in a batch; 0: by the arm's recipe")
-    optimizer: str = dataclasses.field(
-        default="", metadata={"help": "optimiser of all runs (default: by each arm's recipe)"}
-    )
+    optimizer: str = _option("optimiser of all runs (default: by each arm's recipe)", "")
     warmup: float = _option("share of the steps over which the learning rate rises")
     cost_range: float = _option("FLOPs per token of the largest over the smallest model at one budget")
     min_steps: int = _option("models that would train for fewer steps than this at a budget are left out")
 
 
-_EXTRA_SIZES: Any = dataclasses.field(
-    default=(),
-    metadata={
-        "help": "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of "
-        "the others (of the compute grid: optima at an edge, in its report)"
-    },
+_EXTRA_SIZES: Any = _option(
+    "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of the others "
+    "(of the compute grid: optima at an edge, in its report)",
+    (),
 )
 
 
@@ -59,7 +50,7 @@ class ComputeGrid(Preset):
 
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, e.g. 1e10 3e10 1e11")
     sizes_per_budget: int = _option("model sizes trained at each budget (isoFLOP points)")
-    replicate_up_to: float = _option("larger budgets are trained with the first seed only")
+    replicate_up_to: float = _option("larger budgets are trained with the first seed only", 0)
     extra_sizes: tuple[str, ...] = _EXTRA_SIZES
 
 
@@ -79,7 +70,7 @@ class DataGrid(Preset):
 
     budget: float = _option("training budget in executed FLOPs")
     systems: tuple[int, ...] = _option("numbers of unique training systems, each the first so many of the split")
-    replicate_up_to: int = _option("runs on more systems than this are trained with the first seed only")
+    replicate_up_to: int = _option("runs on more systems than this are trained with the first seed only", 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +92,7 @@ class Controls(Preset):
     variant_arms: tuple[str, ...] = _option("arms of the compute grid that are also trained on the task's variant")
     variant_budgets: tuple[float, ...] = _option("budgets of those, one size each")
     grid_sizes: int = _option("sizes per budget of the compute grid, a middle one of which is trained on the variant")
-    replicate_up_to: float = _option("larger budgets are trained with the first seed only")
+    replicate_up_to: float = _option("larger budgets are trained with the first seed only", 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,33 +116,6 @@ class LearningRateSearch(Preset):
     check_budgets: tuple[float, ...] = _option("larger budgets at which the recipe is checked, one size each")
 
 
-_QUICK: dict[str, Any] = {
-    "train_systems": 4000,
-    "test_systems": 600,
-    "test_samples_per_system": 3,
-    "data_seed": 0,
-    "batch_size": 0,
-    "warmup": WARMUP,
-    "cost_range": 6.0,
-    "min_steps": 40,
-}
-_CPU: dict[str, Any] = _QUICK | {
-    "train_systems": 100_000,
-    "test_systems": 3000,
-    "test_samples_per_system": 4,
-    "cost_range": 12.0,
-    "min_steps": 100,
-}
-_PAPER: dict[str, Any] = _CPU | {
-    "task_options": (("family", "L"),),
-    # The recipes' small batches would take up to 1e7 steps: time of overhead, which no number of GPUs shortens.
-    "batch_size": 256,
-    "train_systems": 400_000,
-    "cost_range": 16.0,
-    "min_steps": 1000,
-}
-_RATES = (1e-3, 1e-1)
-
 P = TypeVar("P", bound=Preset)
 
 
@@ -172,21 +136,44 @@ def overridden(preset: P, values: Mapping[str, Any]) -> P:
     return dataclasses.replace(changed, extra_sizes=tuple(kept))
 
 
+# Of every job, unless it says otherwise: "quick" and "cpu" are for two cores without a GPU (each job's --help says how
+# long it takes), "paper" for a GPU cluster, with the budgets of the paper.
+_QUICK: dict[str, Any] = {
+    "arms": ("transformer", "gatr"),
+    "seeds": (0,),
+    "train_systems": 4000,
+    "test_systems": 600,
+    "test_samples_per_system": 3,
+    "data_seed": 0,
+    "batch_size": 0,
+    "warmup": WARMUP,
+    "cost_range": 6.0,
+    "min_steps": 40,
+}
+_CPU = _QUICK | {
+    "arms": ("transformer", "transformer_aligned", "gatr"),
+    "train_systems": 100_000,
+    "test_systems": 3000,
+    "test_samples_per_system": 4,
+    "cost_range": 12.0,
+    "min_steps": 100,
+}
+_PAPER = _CPU | {
+    "arms": ("transformer", "transformer_aug", "transformer_aligned", "gatr"),
+    "task_options": (("family", "L"),),
+    # The recipes' small batches would take up to 1e7 steps: time of overhead, which no number of GPUs shortens.
+    "batch_size": 256,
+    "train_systems": 400_000,
+    "cost_range": 16.0,
+    "min_steps": 1000,
+}
+_THREE_SEEDS = {"seeds": (0, 1, 2)}
+
 COMPUTE_GRIDS: dict[str, ComputeGrid] = {
-    # For two cores without a GPU, as all that is called quick or cpu; each job's --help says how long it takes.
-    "quick": ComputeGrid(
-        arms=("transformer", "gatr"),
-        budgets=(1e10, 3e10, 1e11, 2e11),
-        sizes_per_budget=4,
-        seeds=(0,),
-        replicate_up_to=0,
-        **_QUICK,
-    ),
+    "quick": ComputeGrid(budgets=(1e10, 3e10, 1e11, 2e11), sizes_per_budget=4, **_QUICK),
     "cpu": ComputeGrid(
-        arms=("transformer", "transformer_aligned", "gatr"),
         budgets=(1e11, 3e11, 1e12, 3e12, 1e13),
         sizes_per_budget=6,
-        seeds=(0, 1, 2),
         replicate_up_to=1e12,
         # where the best size was the largest, in seconds
         extra_sizes=(
@@ -196,163 +183,96 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
             "gatr:3e12:16x7",
             "gatr:1e13:20x7",
         ),
-        **_CPU,
+        **(_CPU | _THREE_SEEDS),
     ),
-    # A GPU cluster: the budgets of the paper.
-    "paper": ComputeGrid(
-        arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
-        budgets=(1e16, 1e17, 1e18, 1e19),
-        sizes_per_budget=6,
-        seeds=(0,),
-        replicate_up_to=0,
-        **_PAPER,
-    ),
+    "paper": ComputeGrid(budgets=(1e16, 1e17, 1e18, 1e19), sizes_per_budget=6, **_PAPER),
 }
 
 DATA_GRIDS: dict[str, DataGrid] = {
     "quick": DataGrid(
-        arms=("transformer", "transformer_aug", "gatr"),
-        budget=5e10,
-        systems=(30, 100, 400, 4000),
-        seeds=(0,),
-        replicate_up_to=0,
-        **_QUICK,
+        budget=5e10, systems=(30, 100, 400, 4000), **(_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")})
     ),
     "cpu": DataGrid(
-        arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
         budget=3e12,
         systems=(30, 100, 300, 1000, 3000, 10_000, 100_000),
-        seeds=(0, 1, 2),
         replicate_up_to=100,
-        **_CPU,
+        **(_CPU | _THREE_SEEDS | {"arms": _PAPER["arms"]}),
     ),
     "paper": DataGrid(
-        arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
         budget=1e18,
         systems=(100, 400, 1600, 6400, 25_600, 102_400, 400_000),
-        seeds=(0, 1, 2),
         replicate_up_to=400,
-        **_PAPER,
+        **(_PAPER | _THREE_SEEDS),
     ),
 }
 
 ASPECT_RATIOS: dict[str, AspectRatio] = {
     # One seed says little.
-    "quick": AspectRatio(
-        arms=("transformer", "gatr"), budgets=(5e10,), costs=(1.0,), depths=(1, 2, 4), seeds=(0,), **_QUICK
-    ),
+    "quick": AspectRatio(budgets=(5e10,), costs=(1.0,), depths=(1, 2, 4), **_QUICK),
     # On the compute grid's data.
-    "cpu": AspectRatio(
-        arms=("transformer", "transformer_aligned", "gatr"),
-        budgets=(1e11, 3e11, 1e12, 3e12),
-        costs=(0.6,),
-        depths=(1, 2, 3, 4),
-        seeds=(0,),
-        **_CPU,
-    ),
-    "paper": AspectRatio(
-        arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
-        budgets=(1e17,),
-        costs=(1.0, 3.0),
-        depths=(2, 4, 8, 16),
-        seeds=(0, 1),
-        **_PAPER,
-    ),
+    "cpu": AspectRatio(budgets=(1e11, 3e11, 1e12, 3e12), costs=(0.6,), depths=(1, 2, 3, 4), **_CPU),
+    "paper": AspectRatio(budgets=(1e17,), costs=(1.0, 3.0), depths=(2, 4, 8, 16), **(_PAPER | {"seeds": (0, 1)})),
 }
+
+_CONTROLS: dict[str, Any] = {"arms": ("gatr_off",), "variant_arms": ("gatr",)}
 
 CONTROLS: dict[str, Controls] = {
     "quick": Controls(
-        arms=("gatr_off",),
         budgets=(1e10, 3e10, 1e11),
         sizes_per_budget=2,
-        variant_arms=("gatr",),
         variant_budgets=(1e10, 3e10),
         grid_sizes=4,
-        seeds=(0,),
-        replicate_up_to=0,
-        **_QUICK,
+        **(_QUICK | _CONTROLS),
     ),
     "cpu": Controls(
-        arms=("gatr_off",),
         budgets=(1e11, 1e12, 3e12),
         sizes_per_budget=3,
         extra_sizes=("gatr_off:3e12:2x1",),  # the smallest is its best at every budget, and there is none below
-        variant_arms=("gatr",),
         variant_budgets=(1e11, 1e12),
         grid_sizes=6,
-        seeds=(0, 1, 2),
         replicate_up_to=1e12,
-        **_CPU,
+        **(_CPU | _THREE_SEEDS | _CONTROLS),
     ),
     "paper": Controls(
-        arms=("gatr_off",),
         budgets=(1e16, 1e17, 1e18),
         sizes_per_budget=3,
-        variant_arms=("gatr",),
         variant_budgets=(1e16, 1e17),
         grid_sizes=6,
-        seeds=(0,),
-        replicate_up_to=0,
-        **_PAPER,
+        **(_PAPER | _CONTROLS),
     ),
 }
 
 VALIDATIONS: dict[str, Validation] = {
-    "quick": Validation(
-        arms=("transformer", "gatr"), budget=4e11, sizes_per_arm=3, size_step=2.0, seeds=(0,), **_QUICK
-    ),
-    "cpu": Validation(
-        arms=("transformer", "transformer_aligned", "gatr"),
-        budget=3e13,
-        sizes_per_arm=3,
-        size_step=1.7,
-        seeds=(0,),
-        **(_CPU | {"train_systems": 200_000}),  # still no system twice
-    ),
-    "paper": Validation(
-        arms=("transformer", "transformer_aug", "transformer_aligned", "gatr"),
-        budget=3e19,
-        sizes_per_arm=3,
-        size_step=2.0,
-        seeds=(0,),
-        **_PAPER,
-    ),
+    "quick": Validation(budget=4e11, sizes_per_arm=3, size_step=2.0, **_QUICK),
+    # still no system twice
+    "cpu": Validation(budget=3e13, sizes_per_arm=3, size_step=1.7, **(_CPU | {"train_systems": 200_000})),
+    "paper": Validation(budget=3e19, sizes_per_arm=3, size_step=2.0, **_PAPER),
 }
+
+# gatr_published, an option for comparison, trains by gatr's recipe.
+_SEARCHED: dict[str, Any] = {"arms": ("transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off")}
+_SMALL: dict[str, Any] = {"test_systems": 1000, "test_samples_per_system": 2, "cost_range": 10.0, "min_steps": 20}
+_EIGHT_TRIALS: dict[str, Any] = {"sizes_per_budget": 2, "trials": 8, "rates": (1e-3, 1e-1)}
 
 SEARCHES: dict[str, LearningRateSearch] = {
     # Enough to see a new arm in the right range.
     "quick": LearningRateSearch(
-        arms=("transformer", "gatr"),
-        budgets=(1e10, 3e10),
-        sizes_per_budget=2,
-        trials=8,
-        rates=_RATES,
-        batch_sizes=(8, 64),
-        check_budgets=(6e10, 1e11),
-        seeds=(0,),
-        **_QUICK,
+        budgets=(1e10, 3e10), batch_sizes=(8, 64), check_budgets=(6e10, 1e11), **(_QUICK | _EIGHT_TRIALS)
     ),
     # Gave the recipes of the built-in arms.
     "cpu": LearningRateSearch(
-        arms=SEARCHED_ARMS,
         budgets=(1e10, 6e10, 3e11),
-        sizes_per_budget=2,
-        trials=8,
-        rates=_RATES,
         batch_sizes=(16, 64),
         check_budgets=(5e11, 1e12),
-        seeds=(0,),
-        **(_CPU | {"test_systems": 1000, "test_samples_per_system": 2, "cost_range": 10.0, "min_steps": 20}),
+        **(_CPU | _SEARCHED | _EIGHT_TRIALS | _SMALL),
     ),
     "paper": LearningRateSearch(
-        arms=SEARCHED_ARMS,
         budgets=(1e14, 1e15, 1e16),
         sizes_per_budget=2,
         trials=16,
         rates=(1e-4, 3e-2),
         batch_sizes=(32, 1024),
         check_budgets=(1e17, 1e18),
-        seeds=(0,),
-        **_PAPER,
+        **(_PAPER | _SEARCHED),
     ),
 }

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from eqscale.arms import get_arm
 from eqscale.study.estimate import Estimator
@@ -35,42 +35,22 @@ def human_time(seconds: float) -> str:
 
 def plan_table(specs: Sequence[RunSpec], preset: Preset, seconds: Callable[[RunSpec], float], done: set[str]) -> Table:
     """The plan of a study: one row per run, before anything is spent."""
-    table = Table(title=f"{len(specs)} runs", title_justify="left")
-    table.add_column("arm", no_wrap=True)
-    columns = (
-        "budget",
-        "seed",
-        "params",
-        "width",
-        "depth",
-        "steps",
-        "batch",
-        "l. rate",
-        "tokens",
-        "epochs",
-        "est. time",
-    )
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("budget", "seed", "params", "width", "depth", "steps", "batch", "l. rate", "tokens", "epochs")
+    columns = [Column(heading, justify="right", no_wrap=True) for heading in (*numbers, "est. time")]
+    table = Table(Column("arm", no_wrap=True), *columns, title=f"{len(specs)} runs", title_justify="left")
     previous = None
     for spec in specs:
         if previous is not None and (spec.arm, spec.budget) != previous:
             table.add_section()
         previous = (spec.arm, spec.budget)
-        table.add_row(
-            spec.arm,
-            f"{spec.budget:.3g}",
-            str(spec.seed),
-            f"{get_arm(spec.arm).parameters(spec.size, get_task(spec.task)):,}",
-            str(spec.size.width),
-            str(spec.size.depth),
-            f"{spec.steps:,}",
-            str(spec.batch_size),
-            f"{spec.learning_rate:.2g}",
-            f"{spec.steps * expected_batch(preset, spec.batch_size).tokens:.3g}",
-            f"{spec.steps * spec.batch_size / (spec.train_systems * get_task(spec.task).samples_per_system):.2g}",
-            "done" if spec.run_id in done else human_time(seconds(spec)),
-        )
+        task, size = get_task(spec.task), spec.size
+        tokens = spec.steps * expected_batch(preset, spec.batch_size).tokens
+        epochs = spec.steps * spec.batch_size / (spec.train_systems * task.samples_per_system)
+        parameters = get_arm(spec.arm).parameters(size, task)
+        shape = (str(spec.seed), f"{parameters:,}", str(size.width), str(size.depth), f"{spec.steps:,}")
+        schedule = (str(spec.batch_size), f"{spec.learning_rate:.2g}", f"{tokens:.3g}", f"{epochs:.2g}")
+        time_left = "done" if spec.run_id in done else human_time(seconds(spec))
+        table.add_row(spec.arm, f"{spec.budget:.3g}", *shape, *schedule, time_left)
     return table
 
 
@@ -153,9 +133,8 @@ class StudyProgress:
             note = f"train {point.train_loss:.3f}  test {point.test_nmse:.3f}"
             self._trials.update(self._running[spec.run_id], completed=point.step, note=note)
         self._used[spec.run_id] = point.seconds
-        self._left[spec.run_id] = self._estimate.left(
-            spec, point.step, point.seconds, self._devices.get(spec.run_id, 1)
-        )
+        devices = self._devices.get(spec.run_id, 1)
+        self._left[spec.run_id] = self._estimate.left(spec, point.step, point.seconds, devices)
         self._refresh()
         if not self._console.is_terminal and time.monotonic() - self._said >= QUIET_SECONDS:
             trials = (f"{t.description} {t.percentage:.0f} %  {t.fields['note']}" for t in self._trials.tasks)

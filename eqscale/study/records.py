@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -23,21 +24,20 @@ class PublishedRecords:
 
     path: Path
     records: dict[str, RunRecord]
-    """By identity; of the present results version."""
+    """By identity; of the present results version, others are skipped."""
     failures: dict[str, dict[str, str]]
     """By identity: name, run_id and error of the runs whose latest attempt failed."""
-    outdated: int
-    """Lines of earlier results versions."""
     damaged: dict[int, str]
     """Line number -> what is wrong with it."""
 
-    def require_sound(self) -> None:
-        """Raise InputError, which names the lines, if any is damaged."""
+    def require_sound(self) -> PublishedRecords:
+        """These records; raises InputError, which names the lines, if any is damaged."""
         if self.damaged:
             lines = "; ".join(f"line {number} {reason}" for number, reason in self.damaged.items())
             raise InputError(
                 f"{self.path}: {lines}: restore what was published, or delete it and the run is trained again"
             )
+        return self
 
     def missing(self, ledger: Ledger) -> dict[str, RunRecord]:
         """The records that a ledger lacks."""
@@ -58,13 +58,11 @@ class PublishedRecords:
 def read_records(results: Path) -> PublishedRecords:
     """Read the published records of a results folder; none if it has no ``records.jsonl``.
 
-    Raises:
-        InputError: if a run's arm is unknown.
+    Raises InputError if a run's arm is unknown.
     """
-    published = PublishedRecords(records_path(results), {}, {}, 0, {})
+    published = PublishedRecords(records_path(results), {}, {}, {})
     if not published.path.is_file():
         return published
-    outdated = 0
     for number, line in enumerate(published.path.read_bytes().splitlines(), start=1):
         if (failure := _failure(line)) is not None:
             published.failures[failure["run_id"]] = failure
@@ -74,26 +72,22 @@ def read_records(results: Path) -> PublishedRecords:
         except UnreadableRecord as error:
             if error.damaged:
                 published.damaged[number] = str(error).strip()
-            else:
-                outdated += 1
             continue
         except InputError as error:
             raise InputError(f"{published.path}: line {number}{error}") from error
         if record.outdated:
-            outdated += 1
-        elif record.to_json() != published.records.setdefault(record.run_id, record).to_json():
-            name = record.spec.name
-            published.damaged[number] = f"holds another record of run {name} than a line before it"
-    return dataclasses.replace(published, outdated=outdated)
+            continue
+        if record.to_json() != published.records.setdefault(record.run_id, record).to_json():
+            published.damaged[number] = f"holds another record of run {record.spec.name} than a line before it"
+    return published
 
 
 def _failure(line: bytes) -> dict[str, str] | None:
-    try:
+    with contextlib.suppress(ValueError):
         content = json.loads(line)
-    except ValueError:
-        return None
-    is_failure = isinstance(content, dict) and content.keys() == {"name", "run_id", "error"}
-    return content if is_failure else None
+        if isinstance(content, dict) and content.keys() == {"name", "run_id", "error"}:
+            return content
+    return None
 
 
 def write_records(ledger: Ledger, results: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from eqscale.errors import InputError
 from eqscale.training.spec import RunSpec
@@ -15,12 +16,8 @@ PENDING_TRIALS = 16
 """Trials that wait for devices at once; the first of them that fits starts."""
 
 _WORTHWHILE = 1.6  # twice the devices must make a trial this much faster
-# (tightness, sharpening) of a plan's target time; see ``plan``.
-_TARGETS = [
-    (tightness, sharpening)
-    for sharpening in (0.0, 1.0, 1.5, 2.0)
-    for tightness in (1.0, 0.85, 0.7, 0.6, 0.5, 0.35, 0.25, 0.1)
-]
+# Factors t and powers p of a plan's target time; see ``plan``.
+_TARGETS = [(t, p) for p in (0.0, 1.0, 1.5, 2.0) for t in (1.0, 0.85, 0.7, 0.6, 0.5, 0.35, 0.25, 0.1)]
 _FINALISTS, _REHEARSALS, _ESTIMATE_ERROR = 12, 12, 0.1
 
 Seconds = Callable[[RunSpec, float], float]
@@ -75,15 +72,12 @@ class _Pool:
 
     def take(self, devices: float) -> _Taken | None:
         """The tightest fit: whole devices from the node with the fewest free, a share from the fullest device."""
-        if devices < 1:
-            fitting = [key for key, (_, free) in self._shared.items() if free >= devices]
-            if fitting:
-                key = min(fitting, key=lambda key: self._shared[key][1])
-                node, free = self._shared[key]
-                self._shared[key] = node, free - devices
-                return _Taken(node, devices, key)
-        nodes = [node for node, whole in enumerate(self._whole) if whole >= devices]
-        if not nodes:
+        if devices < 1 and (fitting := [key for key, (_, free) in self._shared.items() if free >= devices]):
+            key = min(fitting, key=lambda key: self._shared[key][1])
+            node, free = self._shared[key]
+            self._shared[key] = node, free - devices
+            return _Taken(node, devices, key)
+        if not (nodes := [node for node, whole in enumerate(self._whole) if whole >= devices]):
             return None
         node = min(nodes, key=self._whole.__getitem__)
         self._whole[node] -= math.ceil(devices)
@@ -118,11 +112,6 @@ def wall_seconds(seconds: Sequence[float], workers: int) -> float:
     return max(ends)
 
 
-def off_by(seconds: Seconds, factor: Mapping[RunSpec, float]) -> Seconds:
-    """Times that differ from the given ones by each run's factor."""
-    return lambda spec, devices: seconds(spec, devices) * factor[spec]
-
-
 def run_list(allotments: Sequence[Allotment], seconds: Seconds, cluster: Cluster) -> list[Placement]:
     """Run trials in virtual time as the engine runs them: whenever devices are free, the first of the
     next ``PENDING_TRIALS`` trials that fits starts.
@@ -139,8 +128,7 @@ def run_list(allotments: Sequence[Allotment], seconds: Seconds, cluster: Cluster
     while queue or running:
         position = 0
         while position < min(len(queue), PENDING_TRIALS):
-            taken = pool.take(queue[position].devices)
-            if taken is None:
+            if (taken := pool.take(queue[position].devices)) is None:
                 position += 1
                 continue
             item = queue.pop(position)
@@ -170,12 +158,11 @@ def plan(
     With one device a trial at most it is longest-first. Otherwise it is moldable list scheduling (Turek, Wolf &
     Yu 1992): longest first, and each trial gets the fewest devices (``smallest``, then powers of two) with which
     it ends by the time at which the devices could have done everything that is left, if they shared it evenly;
-    a trial that is longer than that would run on alone while the others idle. The target is re-estimated at each
-    start, so that the last of a group of long trials get more devices than the first. With the even split of what
-    is left, e, and that of everything, E, the target is t e (e/E)^p: p > 0 spends devices thriftily while there is
-    time to make up for a late trial, and lavishly at the end, where nothing fills a gap any more. Of several t
-    and p those with the least mean wall time in simulation are taken, over durations that differ from their
-    estimates at random.
+    a longer trial would run on alone while the other devices idle. The target is re-estimated at each start, so
+    that the last of a group of long trials get more devices than the first. With the even split of what is left, e,
+    and that of everything, E, the target is t e (e/E)^p: p > 0 spends devices sparingly while there is time to make
+    up for a late trial, and freely at the end, when nothing is left to fill a gap. t and p are those with the least
+    mean wall time in simulations in which durations differ from their estimates at random.
 
     Args:
         specs: the trials.
@@ -197,23 +184,22 @@ def plan(
     limits = [2**k for k in range(1, largest.bit_length())]
     everything = sum(smallest(spec) * seconds(spec, smallest(spec)) for spec in specs) / cluster.devices
     tried = [_greedy(specs, seconds, cluster, smallest, 1, lambda even: even)]
-    for limit in limits:
-        for t, p in _TARGETS:
+    for limit, (t, p) in itertools.product(limits, _TARGETS):
 
-            def target(even: float, t: float = t, p: float = p) -> float:
-                return t * even * (even / everything) ** p
+        def target(even: float, t: float = t, p: float = p) -> float:
+            return t * even * (even / everything) ** p
 
-            tried.append(_greedy(specs, seconds, cluster, smallest, limit, target))
+        tried.append(_greedy(specs, seconds, cluster, smallest, limit, target))
 
-    def wall(allotments: list[Allotment], errors: list[dict[RunSpec, float]]) -> float:
-        runs = [run_list(allotments, off_by(seconds, e), cluster) for e in errors]
-        return sum(max(placement.end for placement in run) for run in runs)
+    def wall(allotments: list[Allotment], error: dict[RunSpec, float]) -> float:
+        placements = run_list(allotments, lambda spec, devices: seconds(spec, devices) * error[spec], cluster)
+        return max(placement.end for placement in placements)
 
     rng = random.Random(0)
-    exact = [dict.fromkeys(specs, 1.0)]
+    exact = dict.fromkeys(specs, 1.0)
     errors = [{spec: math.exp(rng.gauss(0, _ESTIMATE_ERROR)) for spec in specs} for _ in range(_REHEARSALS)]
     tried = sorted(tried, key=lambda allotments: wall(allotments, exact))[:_FINALISTS]
-    return min(tried, key=lambda allotments: wall(allotments, errors))
+    return min(tried, key=lambda allotments: sum(wall(allotments, error) for error in errors))
 
 
 def _greedy(
@@ -240,8 +226,7 @@ def _greedy(
         goal = target(left / cluster.devices)
         for position, spec in enumerate(queue[:PENDING_TRIALS]):
             devices = _devices(spec, seconds, goal, smallest(spec), largest)
-            taken = pool.take(devices)
-            if taken is not None:
+            if (taken := pool.take(devices)) is not None:
                 del queue[position]
                 waiting -= work[spec]
                 heapq.heappush(running, (now + seconds(spec, devices), len(order), taken))

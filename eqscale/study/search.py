@@ -7,7 +7,6 @@ import itertools
 import math
 import warnings
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ GOAL = 0.02
 """Largest relative loss that a recipe's pick may lie above the best found."""
 CHECK_ROUNDS = 3
 """Most recipes of an arm that are checked."""
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
 _PRUNE_FROM = 0.75  # share of the steps; before that a large learning rate looks worse than it ends
 # Standard deviation of the prior of every exponent: a recipe is used two decades beyond its trials.
@@ -56,8 +56,7 @@ class Cell:
 def search_cells(preset: LearningRateSearch) -> list[Cell]:
     """The cells of a search: arms x budgets x sizes.
 
-    Raises:
-        InputError: for an unknown arm, a budget that is too small, or ranges that are none.
+    Raises InputError for an unknown arm, a budget that is too small, or an empty range.
     """
     for option, values in (("--rates", preset.rates), ("--batch-sizes", preset.batch_sizes)):
         if len(values) != 2 or values[0] >= values[1]:
@@ -113,8 +112,7 @@ class Search:
         return study
 
     def _asked(self, cell: Cell) -> int:
-        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        return len(self.studies[cell].get_trials(deepcopy=False, states=counted))
+        return len(self.studies[cell].get_trials(deepcopy=False, states=(*_ENDED, TrialState.RUNNING)))
 
     def __len__(self) -> int:
         """Number of trials still to be asked for."""
@@ -162,11 +160,10 @@ class Search:
 
     def ended_specs(self) -> list[RunSpec]:
         """Runs of all trials that have ended, pruned ones included."""
-        ended = (TrialState.COMPLETE, TrialState.PRUNED)
         return [
             self.spec(cell, trial.params["learning_rate"], 2 ** trial.params["log2_batch_size"])
             for cell, study in self.studies.items()
-            for trial in study.get_trials(deepcopy=False, states=ended)
+            for trial in study.get_trials(deepcopy=False, states=_ENDED)
         ]
 
 
@@ -191,12 +188,12 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
     """Fit one arm's recipe to the trials of all its cells at once, and to check runs as further cells.
 
     log loss = a constant per cell + a parabola in log learning rate around the recipe's, + one in log batch
-    size around the recipe's. Exponents have a normal prior around usual values, since a few cells of one
-    seed can't pin them all down: what the trials don't say is taken from there.
+    size around the recipe's. Exponents have a normal prior around usual values, since a few cells of one seed
+    don't determine them all.
 
     Args:
         trials: finished trials of one arm: columns budget, width, depth, N, steps, batch_size, learning_rate, loss.
-        checks: finished check runs of the arm in the same columns, of a recipe that was found wanting.
+        checks: finished check runs of the arm's earlier recipes, in the same columns.
 
     Raises:
         InputError: if fewer than eight trials are near the best of their cell.
@@ -209,12 +206,8 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
         raise InputError(f"{len(near)} trials are too few to fit a recipe; run more --trials")
     cell = near.groupby(keys).ngroup().to_numpy()
     cells = int(cell.max()) + 1
-    y = np.log(near["loss"].to_numpy())
-    rate = np.log(near["learning_rate"].to_numpy())
-    batch = np.log(near["batch_size"].to_numpy() / BATCH)
-    parameters = np.log(near["N"].to_numpy() / PARAMETERS)
-    steps = np.log(near["steps"].to_numpy() / STEPS)
-    budget = np.log(near["budget"].to_numpy() / BUDGET)
+    units = {"loss": 1, "learning_rate": 1, "batch_size": BATCH, "N": PARAMETERS, "steps": STEPS, "budget": BUDGET}
+    y, rate, batch, parameters, steps, budget = (np.log(near[name].to_numpy() / unit) for name, unit in units.items())
     usual = np.array(list(_USUAL.values()))
 
     def residuals(p: np.ndarray) -> np.ndarray:
@@ -232,14 +225,13 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
     lower[5] = 0.0
     fit = least_squares(residuals, start, loss="soft_l1", bounds=(lower, np.inf), max_nfev=2000)
     scale, by_n, by_s, by_b, batch0, by_c, log_q, log_p = fit.x[:8]
-    deviation = residuals(fit.x)[: len(y)] * _NOISE
     values = {"by_parameters": by_n, "by_steps": by_s, "by_batch": by_b, "by_budget": by_c}
     recipe = Recipe(
         rate=float(f"{math.exp(scale):.3g}"),
         batch=float(f"{BATCH * math.exp(batch0):.3g}"),
         **{name: round(float(value), 3) for name, value in values.items()},  # type: ignore[arg-type]
     )
-    scatter = float(np.sqrt(np.mean(deviation**2)))
+    scatter = float(np.sqrt(np.mean((residuals(fit.x)[: len(y)] * _NOISE) ** 2)))
     check_runs = int(near.index.get_level_values(0).to_numpy().sum())
     return RecipeFit(recipe, len(near), check_runs, scatter, math.exp(log_q), math.exp(log_p))
 
@@ -296,27 +288,13 @@ def check_table(preset: LearningRateSearch, recipes: dict[str, Recipe], runs: pd
         recipe = (group["learning_rate"] == spec.learning_rate) & (group["batch_size"] == spec.batch_size)
         picked = group[recipe].iloc[0]
         best = picked if group["loss"].isna().all() else group.loc[group["loss"].idxmin()]  # all diverged
-        rows.append(
-            {
-                "arm": name,
-                "budget": budget,
-                "N": int(picked["N"]),
-                "batch_size": spec.batch_size,
-                "learning_rate": spec.learning_rate,
-                "loss": picked["loss"],
-                "best_learning_rate": best["learning_rate"],
-                "best_loss": best["loss"],
-                "excess": picked["loss"] / best["loss"] - 1,
-            }
-        )
+        at = {"arm": name, "budget": budget, "N": int(picked["N"])}
+        pick = {"batch_size": spec.batch_size, "learning_rate": spec.learning_rate, "loss": picked["loss"]}
+        found = {"best_learning_rate": best["learning_rate"], "best_loss": best["loss"]}
+        rows.append(at | pick | found | {"excess": picked["loss"] / best["loss"] - 1})
     return pd.DataFrame(rows)
 
 
 def found_wanting(checks: pd.DataFrame) -> list[str]:
     """Arms of a ``check_table`` whose recipe misses the goal at some budget: they are fitted again."""
     return list(checks.loc[~(checks["excess"] <= GOAL), "arm"].unique())
-
-
-def finished_losses(records: Sequence[RunRecord]) -> dict[str, float]:
-    """run_id -> final loss; infinite where a run diverged."""
-    return {record.run_id: record.loss for record in records}

@@ -23,11 +23,6 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqscale"
 
 
-def local_root(root: AnyPath) -> Path:
-    """Where this machine keeps the data sets of ``root``: there, or in its cache if ``root`` is remote."""
-    return cache_root() if isinstance(root, RemotePath) else root
-
-
 def fetch(spec: DataSpec, root: AnyPath, systems: Mapping[str, int] | None = None) -> Path:
     """Copy what this machine lacks of a data set to its cache; does nothing for a local ``root``.
 
@@ -42,9 +37,9 @@ def fetch(spec: DataSpec, root: AnyPath, systems: Mapping[str, int] | None = Non
     Raises:
         InputError: if a shard is damaged on the way or on the storage.
     """
-    local = local_root(root)
     if not isinstance(root, RemotePath):
-        return local
+        return root
+    local = cache_root()
     there, here = root / spec.folder(Path()).name, spec.folder(local)
     here.mkdir(parents=True, exist_ok=True)
     with FileLock(here / ".lock"):

@@ -1,4 +1,4 @@
-"""A study in virtual time: the policy of the engine on devices that needn't exist."""
+"""A study in virtual time: the engine's scheduling policy on hypothetical devices."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import dataclasses
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from eqscale.arms import Size, arm_names
 from eqscale.errors import InputError
 from eqscale.study.estimate import CPU_GUESS, Estimator
-from eqscale.study.schedule import Allotment, Cluster, Placement, Seconds, off_by, plan, run_list
+from eqscale.study.schedule import Cluster, Seconds, plan, run_list
 from eqscale.training.spec import RunSpec
 
 GAP_SECONDS = 0.3
 """Assumed between two trials on a device; benchmarks/scheduling.py measured 0.16 (median) on two busy cores."""
 
+_DRAWS = 10  # of the errors
 _TIMED = ("arm", "status", "budget", "width", "depth", "heads", "steps", "batch_size", "seconds", "hardware")
 
 
@@ -40,8 +42,6 @@ class Forecast:
     """Time if the work of one-device trials could be split evenly over the devices."""
     gangs: dict[float, int]
     """Devices of a trial -> number of trials."""
-    placements: list[Placement]
-    """The trials of the draw in which all take as long as expected."""
 
     @property
     def device_hours(self) -> float:
@@ -50,14 +50,7 @@ class Forecast:
 
 
 def forecast(
-    specs: Sequence[RunSpec],
-    seconds: Seconds,
-    cluster: Cluster,
-    *,
-    largest: int = 1,
-    smallest: Callable[[RunSpec], float] = lambda spec: 1.0,
-    error: float = 0.0,
-    draws: int = 10,
+    specs: Sequence[RunSpec], seconds: Seconds, cluster: Cluster, *, largest: int = 1, error: float = 0.0
 ) -> Forecast:
     """Plan a study from estimated times, then run it in virtual time.
 
@@ -66,20 +59,22 @@ def forecast(
         seconds: estimated time of a trial on a number of devices.
         cluster: the devices.
         largest: most devices of a trial.
-        smallest: share of a device, or devices, that a trial needs at least.
         error: standard deviation of the logarithm of true over estimated times, drawn for each trial.
-        draws: how often the errors are drawn.
     """
-    allotments = plan(specs, seconds, cluster, smallest=smallest, largest=largest)
+    allotments = plan(specs, seconds, cluster, largest=largest)
     rng = random.Random(1)
     walls, inside, useful = [], [], []
-    for _ in range(draws if error else 1):
+    for _ in range(_DRAWS if error else 1):
         factor = {spec: math.exp(rng.gauss(0, error)) for spec in specs}
-        placements = _run(allotments, off_by(seconds, factor), cluster)
+
+        def true_seconds(spec: RunSpec, devices: float, factor: dict[RunSpec, float] = factor) -> float:
+            return seconds(spec, devices) * factor[spec] + GAP_SECONDS
+
+        placements = run_list(allotments, true_seconds, cluster)
         wall = max(p.end for p in placements)
         walls.append(wall)
         inside.append(sum(p.devices * (p.end - p.start - GAP_SECONDS) for p in placements) / (wall * cluster.devices))
-        useful.append(sum(smallest(s) * seconds(s, smallest(s)) * factor[s] for s in specs) / (wall * cluster.devices))
+        useful.append(sum(seconds(spec, 1.0) * factor[spec] for spec in specs) / (wall * cluster.devices))
     gangs = collections.Counter(allotment.devices for allotment in allotments)
     return Forecast(
         cluster=cluster,
@@ -87,21 +82,15 @@ def forecast(
         inside=statistics.fmean(inside),
         useful=statistics.fmean(useful),
         longest=max(seconds(a.spec, a.devices) for a in allotments),
-        even=sum(smallest(s) * seconds(s, smallest(s)) for s in specs) / cluster.devices,
+        even=sum(seconds(spec, 1.0) for spec in specs) / cluster.devices,
         gangs=dict(sorted(gangs.items())),
-        placements=_run(allotments, seconds, cluster),
     )
-
-
-def _run(allotments: list[Allotment], seconds: Seconds, cluster: Cluster) -> list[Placement]:
-    return run_list(allotments, lambda spec, devices: seconds(spec, devices) + GAP_SECONDS, cluster)
 
 
 def measured_throughput(table: Path) -> tuple[Estimator, str]:
     """Estimator that has learnt from the finished runs of a run table, and the hardware they ran on.
 
-    Raises:
-        InputError: if the table can't be read, lacks a column or has no finished run of a known arm.
+    Raises InputError if the table can't be read, lacks a column or has no finished run of a known arm.
     """
     if not table.is_file():
         raise InputError(f"there is no run table {str(table)!r}")
@@ -121,6 +110,9 @@ def measured_throughput(table: Path) -> tuple[Estimator, str]:
             f"run table {str(table)!r} mixes hardware ({', '.join(hardware)}): a throughput is of one kind"
         )
     estimate = Estimator(CPU_GUESS)
+    # Only what sets the time of the training loop counts.
+    free: dict[str, Any] = {"learning_rate": 1.0, "seed": 0, "data": ""}
+    free |= {"train_systems": 1, "test_systems": 1, "test_samples_per_system": 1}
     for row in runs.itertuples():
         spec = RunSpec(
             arm=row.arm,
@@ -128,13 +120,8 @@ def measured_throughput(table: Path) -> tuple[Estimator, str]:
             budget=float(row.budget),
             steps=int(row.steps),
             batch_size=int(row.batch_size),
-            learning_rate=1.0,
-            seed=0,
-            data="",
-            train_systems=1,
-            test_systems=1,
-            test_samples_per_system=1,
-        )  # only what sets the time of the training loop counts
+            **free,
+        )
         devices = getattr(row, "devices", 1)  # tables from before trials had several
         estimate.measure(spec, float(row.seconds), int(devices))
     return estimate, hardware[0]

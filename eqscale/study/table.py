@@ -84,15 +84,14 @@ def table_columns(task_name: str) -> dict[str, str]:
     return {name.format(**words): text.format(**words) for name, text in found.items()} | view | _CODE
 
 
-_DIVERGED = "its loss left the sensible range by step {} of {}"
 _ASIDE = ("outdated", "unplanned")
 
 
 def spec_columns(spec: RunSpec) -> dict[str, object]:
     """Everything that defines a run by the names of the run table, which are also those of MLflow's parameters."""
-    fields, words = dataclasses.asdict(spec), get_task(spec.task).words
+    fields = dataclasses.asdict(spec)
     del fields["view"]
-    unique = {f"unique_{words.unit.many}": fields.pop("train_systems")}
+    unique = {f"unique_{get_task(spec.task).words.unit.many}": fields.pop("train_systems")}
     return fields.pop("size") | unique | fields | spec.options
 
 
@@ -109,31 +108,19 @@ def _planned_row(spec: RunSpec) -> dict[str, object]:
 
 def record_row(record: RunRecord) -> dict[str, Any]:
     """Row of a run with a record."""
-    row = _planned_row(record.spec) | {
+    spec = record.spec
+    lost = f"its loss left the sensible range by step {record.steps_done} of {spec.steps}"
+    row = vars(record) | _planned_row(spec) | test_columns(record)
+    row |= {
         "run_id": record.run_id,  # of the code that wrote the record
-        "status": record.status,
-        "reason": None if record.status == "finished" else _DIVERGED.format(record.steps_done, record.spec.steps),
+        "reason": None if record.status == "finished" else lost,
         "N": record.parameters,
         "D": record.tokens,
-        "flops_nominal": record.flops_nominal,
-        "flops_executed": record.flops_executed,
-        "seconds": record.seconds,
-        "cpu_seconds": record.cpu_seconds,
-        "epochs": record.epochs,
-        f"unique_{get_task(record.spec.task).words.sample.many}": record.unique_samples,
-        "unique_tokens": record.unique_tokens,
+        f"unique_{get_task(spec.task).words.sample.many}": record.unique_samples,
         "padding": record.padded_tokens / record.tokens - 1 if record.tokens else None,
         "train_loss": record.curve[-1].train_loss if record.curve else None,
-        "evaluation_seconds": record.evaluation_seconds,
-        "peak_memory_mb": record.peak_memory_mb,
-        "devices": record.devices,
-        "micro_batch": record.micro_batch,
-        "hardware": record.hardware,
-        "code": record.code,
-        "started": record.started,
-        **test_columns(record),
     }
-    return {name: row.get(name) for name in table_columns(record.spec.task)}
+    return {name: row.get(name) for name in table_columns(spec.task)}
 
 
 def is_outdated(record: RunRecord, data: Collection[str]) -> bool:
@@ -156,8 +143,7 @@ def run_table(
     Columns as in ``table_columns``; rows sorted by arm, budget, N and seed. With ``aside``, what else the ledger holds
     follows, see ``row_aside``.
 
-    Raises:
-        InputError: if the record of one of the runs is damaged.
+    Raises InputError if the record of one of the runs is damaged.
     """
     specs = list(specs)
     failures = ledger.failures()

@@ -75,24 +75,18 @@ def _check_database(path: Path) -> None:
 class Tracker:
     """Writes one study to one MLflow experiment: a parent run for the study, a child run per trial.
 
-    All writes wait in a queue and are made, in order, by a thread. While the server doesn't answer, the thread
-    tries again, ever less often, and goes on once it does. What is still queued when the study ends, or is lost
-    with the driver, is in the ledger, and the next start writes it.
+    A thread makes all writes, in order, from a queue. While the server doesn't answer, it retries, ever less often.
+    What is still queued when the study ends, or is lost with the driver, is in the ledger: the next start writes it.
     """
 
     def __init__(self, uri: str, experiment: str, study_tags: Mapping[str, str]) -> None:
-        """Connect, create the experiment, and end runs that an earlier driver left open.
+        """Connect, create the experiment (and an SQLite file), and end runs that an earlier driver left open.
 
-        Args:
-            uri: MLflow tracking URI; SQLite files are created here, before anybody else opens them.
-            experiment: name of the experiment.
-            study_tags: tags given to every run (study, preset, git commit, data digest).
+        ``study_tags`` are given to every run: study, preset, git commit, data digest.
 
-        Raises:
-            InputError: if the address doesn't answer or can't be written.
+        Raises InputError if the address doesn't answer or can't be written.
         """
-        self.uri = uri
-        self._tags = dict(study_tags)
+        self.uri, self._tags = uri, dict(study_tags)
         self._database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
         try:
             if self._database is not None:
@@ -117,12 +111,9 @@ class Tracker:
         self._thread.start()
 
     def _open_experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
+        if (found := self._client.get_experiment_by_name(name)) is not None:
             return found.experiment_id
-        location = None
-        if self._database is not None:
-            location = (self._database.resolve().parent / "mlartifacts").as_uri()
+        location = (self._database.resolve().parent / "mlartifacts").as_uri() if self._database else None
         return self._client.create_experiment(name, artifact_location=location)
 
     def _search(self, condition: str) -> list[Any]:
@@ -137,8 +128,7 @@ class Tracker:
 
     def _open_parent(self) -> str:
         study = self._tags["study"]
-        found = self._search(f"tags.`{STUDY_TAG}` = '{study}'")
-        if found:
+        if found := self._search(f"tags.`{STUDY_TAG}` = '{study}'"):
             return found[0].info.run_id
         tags = self._tags | {STUDY_TAG: study}
         return self._client.create_run(self.experiment_id, run_name=f"study-{study}", tags=tags).info.run_id
@@ -264,11 +254,12 @@ class Tracker:
     def mark_outdated(self, run_ids: Iterable[str]) -> None:
         """Tag the completed runs of earlier code or other data, so that nobody compares them unknowingly."""
 
+        ids = set(run_ids)
+
         def mark() -> None:
             for run_id in ids & self._known.keys():
                 self._client.set_tag(self._known[run_id], "outcome", "outdated")
 
-        ids = set(run_ids)
         self._queue.put(mark)
 
     def artifacts(self, folder: Path) -> None:
@@ -321,6 +312,4 @@ def final_metrics(record: RunRecord) -> dict[str, float]:
 
 def run_parameters(spec: RunSpec) -> dict[str, str]:
     """What is logged as parameters of a run."""
-    return {
-        name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in spec_columns(spec).items()
-    }
+    return {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in spec_columns(spec).items()}

@@ -1,4 +1,4 @@
-"""What a study and its backend say to each other: places, devices, events, and trials chosen on the way."""
+"""What a study and its backend exchange: places, devices, events, and trials that are chosen as others end."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TrialSource(Protocol):
         """The next trial, or None if there are no more."""
 
     def should_prune(self, spec: RunSpec, point: CurvePoint) -> bool:
-        """Whether a running trial that has reached ``point`` is not worth going on."""
+        """Whether a running trial that has reached ``point`` should be stopped."""
 
     def tell(self, spec: RunSpec, record: RunRecord | None) -> None:
         """A trial has ended with its record, or without one because it was pruned."""

@@ -21,10 +21,9 @@ def _path(directory: AnyPath, step: int) -> AnyPath:
 
 
 def write_patiently(write: Callable[[], None], what: str) -> None:
-    """Call ``write``; while it fails for a full disk or the like, try again, four times within a minute.
+    """Call ``write``; while it fails, e.g. for a full disk, retry up to four times within a minute.
 
-    Raises:
-        OSError: if it fails to the end; the message is one line that says what can't be written.
+    Raises OSError if it fails to the end; the message is one line that says what can't be written.
     """
     for wait in (*_RETRY_SECONDS, None):
         try:
@@ -65,11 +64,9 @@ def load_file(path: AnyPath) -> dict[str, Any] | None:
 def load(directory: AnyPath, step: int) -> dict[str, Any]:
     """State of the checkpoint of ``step``.
 
-    Raises:
-        OSError: if it can't be read or is damaged.
+    Raises OSError if it can't be read or is damaged.
     """
-    state = load_file(_path(directory, step))
-    if state is None:
+    if (state := load_file(_path(directory, step))) is None:
         raise OSError(f"the checkpoint of step {step} in {str(directory)!r} is damaged")
     return state
 
@@ -86,8 +83,5 @@ def remove(directory: AnyPath, step: int) -> None:
 
 def load_newest(directory: AnyPath) -> dict[str, Any] | None:
     """State of the newest undamaged checkpoint in ``directory``, or None if there is none."""
-    for path in reversed(matching(directory, "step-*.pt")):
-        state = load_file(path)
-        if state is not None:
-            return state
-    return None
+    states = map(load_file, reversed(matching(directory, "step-*.pt")))
+    return next((state for state in states if state is not None), None)

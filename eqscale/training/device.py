@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import resource
 import sys
 from pathlib import Path
@@ -17,15 +18,13 @@ _MOST_GRAPHS = 64  # of a run: each takes a fraction of a second to record, and 
 
 
 def trains_in_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products of training steps run in bfloat16: on GPUs that have it, or as EQSCALE_BF16 (0, 1) says.
+    """Whether training steps multiply matrices in bfloat16: EQSCALE_BF16 (0 or 1), by default on GPUs that have it.
 
     Weights, optimiser and evaluations stay in float32.
 
-    Raises:
-        InputError: if EQSCALE_BF16 is neither.
+    Raises InputError if EQSCALE_BF16 is neither.
     """
-    asked = _switch("EQSCALE_BF16", "float32", "bfloat16")
-    if asked is not None:
+    if (asked := _switch("EQSCALE_BF16", "float32", "bfloat16")) is not None:
         return asked
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -33,16 +32,11 @@ def trains_in_bfloat16(device: torch.device) -> bool:
 def replays_graphs(device: torch.device, world: int, lengths: int) -> bool:
     """Whether a run records its kernels as CUDA graphs, one for each length of batches, and replays them.
 
-    Steps of small networks are mostly launches of kernels, which a graph saves. EQSCALE_CUDA_GRAPHS=0 switches them
-    off.
+    Steps of small networks are mostly launches of kernels, which a graph saves. EQSCALE_CUDA_GRAPHS=0 switches graphs
+    off, and so do several devices (``world``), as a graph can't hold the exchange of gradients. ``lengths``: how many
+    different numbers of tokens batches can be padded to.
 
-    Args:
-        device: where the run trains.
-        world: devices that train it together; graphs don't take part in the exchange of gradients.
-        lengths: different numbers of tokens that batches can be padded to.
-
-    Raises:
-        InputError: if EQSCALE_CUDA_GRAPHS is neither 0 nor 1.
+    Raises InputError if EQSCALE_CUDA_GRAPHS is neither 0 nor 1.
     """
     wanted = _switch("EQSCALE_CUDA_GRAPHS", "launch kernels one by one", "CUDA graphs") is not False
     return wanted and device.type == "cuda" and world == 1 and lengths <= _MOST_GRAPHS
@@ -63,10 +57,8 @@ def hardware(device: torch.device, bfloat16: bool, graphs: bool) -> str:
         return torch.cuda.get_device_name(device) + suffix
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
+        found = re.search(r"^model name.*?:\s*(.*?)\s*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        name = found[1] if found else name
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}{suffix}"
 

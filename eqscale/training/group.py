@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# A rank that waits for another one in vain is ended from outside: by whoever watches the run's signs of life.
+# A rank that waits for a lost one is ended from outside, by whoever watches the run's signs of life.
 _PATIENCE = datetime.timedelta(days=7)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """One process's place among those that train a run; alone by default."""
+    """A process's place among those that train a run; alone by default."""
 
     rank: int = 0
     world: int = 1
@@ -46,10 +46,10 @@ class Group:
 
 @contextlib.contextmanager
 def join(rank: int, world: int, port: int) -> Iterator[Group]:
-    """Meet the other ranks at a ``torch.distributed.TCPStore`` on this machine, and leave them at the end.
+    """Join the other ranks at a ``torch.distributed.TCPStore`` on this machine, and leave at the end.
 
-    Over NCCL where there is a GPU (each process must see one of its own), over Gloo elsewhere. A rank that fails
-    must end its process: the others wait for it as long as its connections live, and are best ended, too.
+    Uses NCCL on GPUs (each process must see exactly one), Gloo elsewhere. A rank that fails must end its process:
+    the others wait for it as long as its connections are open, and should be ended, too.
     """
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -57,8 +57,8 @@ def join(rank: int, world: int, port: int) -> Iterator[Group]:
     try:
         yield Group(rank, world)
     except BaseException as error:
-        # Models that an error's frames keep beyond the group would take it along later: its destructor then holds
-        # the interpreter lock and waits for threads that wait for that lock.
+        # If an error's frames kept a model alive, the group would be destroyed with it, later: its destructor then
+        # holds the interpreter lock and waits for threads that wait for that lock.
         traceback.clear_frames(error.__traceback__)
         raise
     finally:

@@ -107,17 +107,14 @@ def build_model(spec: RunSpec) -> nn.Module:
 def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
     """Spec and model of a weights file that ``train`` wrote.
 
-    Raises:
-        InputError: if the file is absent, damaged, or of another version of the code or an arm that it doesn't
-            know.
+    Raises InputError if the file is absent, damaged, or of another version of the code or an arm that it doesn't know.
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {str(path)!r}")
     state = checkpoint.load_file(path)
     if state is None or "spec" not in state:
         raise InputError(f"checkpoint {str(path)!r} is damaged or not one of a finished run")
-    version = state.get("results_version")
-    if version != RESULTS_VERSION:
+    if (version := state.get("results_version")) != RESULTS_VERSION:
         raise InputError(
             f"checkpoint {str(path)!r} was written by another version of the code (results version "
             f"{version or 'unknown'}; this is {RESULTS_VERSION}): train the run again, or use that version"
@@ -152,7 +149,7 @@ class _Diverged(Exception):
 
 @dataclasses.dataclass
 class _Progress:
-    """What a checkpoint carries beside model and optimiser: all else follows from the step."""
+    """What a checkpoint holds beside model and optimiser; the rest follows from the step."""
 
     step: int = 0
     devices: int = 1
@@ -177,7 +174,7 @@ def _ignore(_: Any) -> None:
 
 
 class _Trainer:
-    """State of one run between its steps; arguments and errors as of ``train``."""
+    """State of a run between steps; arguments and errors as of ``train``."""
 
     def __init__(
         self,
@@ -213,8 +210,7 @@ class _Trainer:
             # Else a parameter keeps a graph's output as its gradient, and the next part overwrites it.
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        optimizer = get_optimizer(spec.optimizer)
-        self.optimizer = optimizer.build(self.model, spec.learning_rate, spec.weight_decay)
+        self.optimizer = get_optimizer(spec.optimizer).build(self.model, spec.learning_rate, spec.weight_decay)
         self.pending: list[Tensor] = []
         self.curve_steps = {round(spec.steps * k / CURVE_POINTS) for k in range(1, CURVE_POINTS + 1)}
         self.curve_indices = evaluation_indices(test_samples, min(CURVE_SAMPLES, spec.test_systems), 1)
@@ -274,13 +270,12 @@ class _Trainer:
         progress = self.progress
         clock = last_checkpoint = time.perf_counter()
         cpu_clock = time.process_time()
-        first, last = progress.step, self.spec.steps
-        shares = (self.order.batch(step)[self.group.rows] for step in range(first, last))
+        steps = range(progress.step, self.spec.steps)
+        shares = (self.order.batch(step)[self.group.rows] for step in steps)
         for batch in batches(self.train_samples, shares, self.device):
             self._step(batch)
             at_curve_point = progress.step in self.curve_steps
-            now = time.perf_counter()
-            due = now - last_checkpoint > self.checkpoint_seconds
+            due = time.perf_counter() - last_checkpoint > self.checkpoint_seconds
             if self.group.world > 1:  # clocks differ: ranks meet at steps that all of them know
                 reads = at_curve_point or progress.step % _CHECK_STEPS == 0
                 due = due and reads
@@ -301,12 +296,10 @@ class _Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on the full test selection of the spec."""
-        spec = self.spec
-        indices = evaluation_indices(self.test_samples, spec.test_systems, spec.test_samples_per_system)
-        chosen = symmetry_indices(self.test_samples, spec.test_systems)
-        return self.task.evaluate(self._predict, self.test_samples, indices) | self.task.equivariance(
-            self._predict, self.test_samples, chosen
-        )
+        spec, samples = self.spec, self.test_samples
+        indices = evaluation_indices(samples, spec.test_systems, spec.test_samples_per_system)
+        errors = self.task.evaluate(self._predict, samples, indices)
+        return errors | self.task.equivariance(self._predict, samples, symmetry_indices(samples, spec.test_systems))
 
     def save_weights(self, path: AnyPath) -> None:
         """Write what ``load_trained`` reads; raises OSError if the file can't be written."""
@@ -315,7 +308,7 @@ class _Trainer:
         checkpoint.write_patiently(save, f"the weights of run {self.spec.name}")
 
     def record(self, status: str, test: dict[str, float], started: str, evaluation_seconds: float) -> RunRecord:
-        """What the run has come to; ``evaluation_seconds`` are those of the final evaluation."""
+        """The run's record; ``evaluation_seconds`` are those of the final evaluation."""
         spec, progress = self.spec, self.progress
         counts = TokenCounts(progress.tokens, progress.pairs, progress.padded_tokens, progress.padded_pairs)
         samples_drawn, unique = progress.step * spec.batch_size, len(self.train_samples)
@@ -361,8 +354,7 @@ class _Trainer:
             group["lr"] = learning_rate_at(progress.step, spec) * group.get(RATE_SCALE, 1.0)
         self.optimizer.step()
         self.pending.append(loss.detach())
-        indices = self.order.batch(progress.step)
-        tokens = self.order.tokens[indices // self.order.samples_per_system]
+        tokens = self.order.tokens[self.order.batch(progress.step) // self.order.samples_per_system]
         B, T = spec.batch_size, int(tokens.max())  # padded as on one device
         progress.tokens += int(tokens.sum())
         progress.pairs += int((tokens**2).sum())
@@ -392,11 +384,7 @@ class _Trainer:
         self.alive(self.progress.step)
 
     def _read_losses(self) -> None:
-        if self.group.world > 1:
-            together = self.group.total(torch.stack(self.pending)) / self.group.world
-            values = together.tolist()
-        else:
-            values = [float(loss) for loss in self.pending]
+        values = (self.group.total(torch.stack(self.pending)) / self.group.world).tolist()
         self.pending.clear()
         self.progress.loss_sum += sum(values)
         self.progress.loss_count += len(values)
@@ -447,9 +435,9 @@ class _Trainer:
 
 
 def follow(spec: RunSpec, train_samples: Samples, test_samples: Samples, *, checkpoints: AnyPath, group: Group) -> None:
-    """Train along as one of the other ranks of a group whose first rank calls ``train``, to the last step.
+    """Train as another rank of a group whose first rank calls ``train``: that one evaluates and keeps the record.
 
-    Args and errors as of ``train``; returns nothing, as the first rank evaluates and keeps the record.
+    Args and errors as of ``train``.
     """
     trainer = _Trainer(spec, train_samples, test_samples, checkpoints, group=group)
     with contextlib.suppress(_Diverged):
@@ -468,13 +456,13 @@ def train(
     checkpoint_seconds: float | None = None,
     group: Group = _ALONE,
 ) -> RunRecord:
-    """Train one run to its last step, or go on from its newest checkpoint, and evaluate it.
+    """Train one run to its last step, from its newest checkpoint if it has one, and evaluate it.
 
     Several processes train a run together if the first rank of their group calls this and the others ``follow``.
     Each computes its share of every batch; the result is that of one device but for the order of floating-point
-    sums, and a checkpoint can be gone on from on any number of devices. Then a rank that runs out of memory ends
-    the attempt, as the others may wait for it: the next one computes half as many samples at once. Checkpoints
-    wait for a step at which the losses are exchanged, up to 20 steps.
+    sums, and a checkpoint can be resumed on any number of devices. In a group, a rank that runs out of memory ends the
+    attempt, as the others may be waiting for it: the next attempt computes half as many samples at once. Checkpoints
+    wait for a step at which the losses are exchanged, at most 20 steps away.
 
     Args:
         spec: the run.
@@ -515,20 +503,13 @@ def train(
 
 
 def time_steps(spec: RunSpec, train_samples: Samples, test_samples: Samples, seconds: float) -> tuple[float, str]:
-    """Time of a training step, data, optimiser and all, without evaluations and checkpoints.
+    """Time a training step with its data and optimiser, without evaluations and checkpoints.
 
-    Args:
-        spec: a run of the shape to time.
-        train_samples: training samples, restricted to ``spec.train_systems`` systems.
-        test_samples: test samples of at least ``spec.test_systems`` systems.
-        seconds: how long to time, at least 20 steps.
+    Samples and errors as of ``train``; ``seconds``: how long to time, at least 20 steps.
 
     Returns:
-        Seconds a step, as the axis of seconds counts them (CPU time of this process; on a GPU wall time), and the
+        Seconds per step, as the axis of seconds counts them (CPU time of this process; on a GPU wall time), and the
         hardware as records name it.
-
-    Raises:
-        InputError: if the data don't have the systems that the spec asks for.
     """
     spec = dataclasses.replace(spec, steps=10**9)  # as many as there is time for
     with tempfile.TemporaryDirectory() as folder:

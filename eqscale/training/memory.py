@@ -1,9 +1,9 @@
-"""Runs that don't fit into memory: a batch is computed in parts, and their gradients are summed."""
+"""Training within memory: a batch that doesn't fit is computed in parts, and their gradients are summed."""
 
 from __future__ import annotations
 
-import functools
 import gc
+import operator
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -34,18 +34,14 @@ def parts(batch: Batch, size: int) -> Iterator[Batch]:
         yield batch
         return
     for start in range(0, len(batch), size):
-        yield batch.map(functools.partial(_rows, start=start, stop=start + size))
-
-
-def _rows(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    return tensor[start:stop]
+        yield batch.map(operator.itemgetter(slice(start, start + size)))
 
 
 def fitting(compute: Callable[[int], T], size: int, halved: Callable[[int, str], None]) -> T:
     """``compute(size)``, with ``size`` halved as long as memory runs out.
 
-    Calls ``halved(new_size, reason)`` each time. Raises what ``compute`` raised if it runs out of memory with
-    a size of 1 as well, or fails for any other reason.
+    Calls ``halved(new_size, reason)`` each time. Raises what ``compute`` raised if it fails for any other reason, or
+    runs out of memory even with a size of 1.
     """
     while True:
         try:
@@ -65,7 +61,7 @@ def fitting(compute: Callable[[int], T], size: int, halved: Callable[[int, str],
 def read_micro_batch(checkpoints: AnyPath, batch_size: int) -> int:
     """Samples that an earlier attempt of this run found to fit, or the whole batch."""
     try:
-        return min(max(1, int((checkpoints / _FILE).read_text())), batch_size)
+        return min(max(1, int((checkpoints / _FILE).read_bytes())), batch_size)
     except (OSError, ValueError):
         return batch_size
 

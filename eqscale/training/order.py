@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,21 +20,12 @@ class DataOrder:
     """Shuffled passes over the samples of a training set, in batches of similar token count."""
 
     def __init__(self, tokens: NDArray[np.int64], samples_per_system: int, batch_size: int, seed: int) -> None:
-        """Describe the order.
+        """``tokens``: of each system, (systems,). The last, incomplete batch of a pass is dropped.
 
-        Args:
-            tokens: tokens of each system, (systems,).
-            samples_per_system: samples of each system.
-            batch_size: samples in a batch; the last, incomplete batch of a pass is dropped.
-            seed: seed of the shuffle.
-
-        Raises:
-            InputError: if there are fewer samples than one batch.
+        Raises InputError if there are fewer samples than one batch.
         """
-        self.tokens = np.asarray(tokens)
-        self.samples_per_system = samples_per_system
-        self.batch_size = batch_size
-        self.seed = seed
+        self.tokens, self.samples_per_system = np.asarray(tokens), samples_per_system
+        self.batch_size, self.seed = batch_size, seed
         self.samples = len(self.tokens) * samples_per_system
         self.batches_per_epoch = self.samples // batch_size
         if not self.batches_per_epoch:
@@ -60,7 +52,5 @@ class DataOrder:
 
     def padded_tokens(self) -> Iterator[int]:
         """Padded token count T of every batch, step after step, without end."""
-        epoch = 0
-        while True:
+        for epoch in itertools.count():
             yield from self.tokens[self._epoch(epoch) // self.samples_per_system].max(1).tolist()
-            epoch += 1

@@ -19,5 +19,5 @@ def load_plugins(files: Mapping[str, Sequence[str]]) -> None:
 
 
 def loaded_plugins() -> dict[str, list[str]]:
-    """The files that this process has imported, for processes that must know what it does."""
+    """The files that this process has imported: other processes must import them, too."""
     return {kind: loaded_files(kind) for kind in KINDS}

@@ -1,4 +1,4 @@
-"""What defines a training run, and the record that it leaves."""
+"""The specification of a training run, and its record."""
 
 from __future__ import annotations
 
@@ -45,13 +45,12 @@ class RunSpec:
     budget: float
     """Training FLOPs (executed) that the run was designed to spend."""
     steps: int
-    """Optimiser steps."""
     batch_size: int
     """Samples in a batch."""
     learning_rate: float
-    """Peak learning rate."""
+    """Peak of the schedule."""
     seed: int
-    """Sets initialisation, data order and augmentation, each with a stream of its own."""
+    """Sets initialisation, data order and augmentation, each by a separate stream."""
     data: str
     """Digest of the data definition."""
     train_systems: int
@@ -69,51 +68,45 @@ class RunSpec:
     clip: float = 1.0
     """Largest norm of the gradient."""
     task: str = ADDED["task"]
-    """Name of a registered task."""
     optimizer: str = ADDED["optimizer"]
-    """Name of a registered optimiser."""
+    """Names of a registered task and optimiser."""
 
     def __post_init__(self) -> None:
         arm, task = get_arm(self.arm), get_task(self.task)
         system, systems, samples = task.words.unit.one, task.words.unit.many, task.words.sample.many
         object.__setattr__(self, "view", _view(task, self.view))
         get_optimizer(self.optimizer)
-        self._require("steps", "batch_size", "train_systems", "test_systems", "test_samples_per_system", at_least=1)
-        self._require("seed", "weight_decay", at_least=0)
+        for name in ("steps", "batch_size", "train_systems", "test_systems", "test_samples_per_system"):
+            self._require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("seed", "weight_decay"):
+            self._require(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("budget", "learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(
-                    f"run of arm {self.arm}: {name} must be positive and finite, not {getattr(self, name)}"
-                )
-        if self.learning_rate > MAX_LEARNING_RATE:
-            raise InputError(
-                f"run of arm {self.arm}: learning rate {self.learning_rate:g} can't work: weights start far below 1; "
-                f"at most {MAX_LEARNING_RATE:g}"
-            )
-        if not 0 <= self.warmup <= 1:
-            raise InputError(f"run of arm {self.arm}: warmup must be a share of the steps, not {self.warmup}")
+            value = getattr(self, name)
+            self._require(0 < value < math.inf, f"{name} must be positive and finite, not {value}")
+        self._require(
+            self.learning_rate <= MAX_LEARNING_RATE,
+            f"learning rate {self.learning_rate:g} can't work: weights start far below 1; at most "
+            f"{MAX_LEARNING_RATE:g}",
+        )
+        self._require(0 <= self.warmup <= 1, f"warmup must be a share of the steps, not {self.warmup}")
         available = self.train_systems * task.samples_per_system
-        if self.batch_size > available:
-            raise InputError(
-                f"run of arm {self.arm}: batch size {self.batch_size} exceeds the {available} {samples} of "
-                f"{self.train_systems} training {systems}: at most {available}, or more {systems}"
-            )
-        if self.test_samples_per_system > task.samples_per_system:
-            raise InputError(
-                f"run of arm {self.arm}: {self.test_samples_per_system} test {samples} per {system}; a "
-                f"{system} has {task.samples_per_system}"
-            )
+        self._require(
+            self.batch_size <= available,
+            f"batch size {self.batch_size} exceeds the {available} {samples} of {self.train_systems} training "
+            f"{systems}: at most {available}, or more {systems}",
+        )
+        self._require(
+            self.test_samples_per_system <= task.samples_per_system,
+            f"{self.test_samples_per_system} test {samples} per {system}; a {system} has {task.samples_per_system}",
+        )
         try:
             arm.flops(self.size, task)
         except InputError as error:
             raise InputError(f"run of arm {self.arm}, size {self.size}: {error}") from error
 
-    def _require(self, *names: str, at_least: int) -> None:
-        for name in names:
-            if not getattr(self, name) >= at_least:
-                raise InputError(
-                    f"run of arm {self.arm}: {name} must be at least {at_least}, not {getattr(self, name)}"
-                )
+    def _require(self, met: bool, message: str) -> None:
+        if not met:
+            raise InputError(f"run of arm {self.arm}: {message}")
 
     @property
     def options(self) -> dict[str, OptionValue]:
@@ -211,12 +204,10 @@ class RunRecord:
     tokens: int
     """Training tokens D: real (unpadded) tokens processed, repeats included."""
     padded_tokens: int
-    """Tokens processed with padding."""
     epochs: float
     """Passes over the unique samples."""
     unique_samples: int
     unique_tokens: int
-    """Tokens in the unique training samples."""
     flops_nominal: float
     """Training FLOPs as the paper's authors count."""
     flops_executed: float
@@ -233,7 +224,6 @@ class RunRecord:
     curve: list[CurvePoint]
     hardware: str
     code: str
-    """Package version and results version."""
     started: str
     """UTC time, ISO 8601."""
     devices: int = 1
@@ -242,7 +232,7 @@ class RunRecord:
     """Samples that a device computed at once: its share of the batch, or less after running out of memory. None if
     not noted."""
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What happened on the way: memory that ran out, checkpoints that were damaged or not written."""
+    """Incidents: memory that ran out, checkpoints that were damaged or not written."""
     cpu_seconds: float | None = None
     """CPU time of the first training process over the same stretches as ``seconds``, times devices. None on a GPU,
     where it says nothing, and in records from before it was counted."""

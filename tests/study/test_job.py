@@ -59,7 +59,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
         (["--budgets", "nan"], "--budgets must be positive, not nan"),
         (["--family", "XL"], "'XL'"),
         (["--frame", "sideways"], "unknown frame 'sideways'; choose from random, upright"),
-        (["--horizon", "3"], "unknown horizon 3; choose from 1, 2, 4, 8 frames"),
+        (["--horizon", "3"], "unknown horizon 3; choose from 1, 2, 4, 8"),
         (["--workers", "0"], "--workers must be at least 1, not 0"),
         (["--devices-per-trial", "0"], "--devices-per-trial must be at least 1, not 0"),
         (["--workers", "2", "--address", "auto"], "--workers is for this machine; a cluster named by --address"),

@@ -13,7 +13,7 @@ from eqscale.study.backend import _Events
 from eqscale.study.trials import Storage, StudyEvents
 from eqscale.study.watch import Watch
 from eqscale.training.memory import NEXT_ATTEMPT, read_micro_batch, write_micro_batch
-from eqscale.training.spec import CurvePoint
+from eqscale.training.spec import CurvePoint, RunSpec
 from tests.study.test_ledger import make_spec
 
 
@@ -148,3 +148,9 @@ def test_tune_takes_a_kill_for_memory_for_the_death_of_an_actor():
     error = OutOfMemoryError("the node is running low on memory")
     RayActorManager._actor_task_failed(manager, task, error)
     assert failures == [error]
+
+
+def test_a_trial_that_a_source_chooses_keeps_its_view_options():
+    spec = dataclasses.replace(make_spec(), view=(("horizon", 8), ("frame", "upright")))
+    searcher = backend._Searcher(SimpleNamespace(ask=lambda: spec))
+    assert RunSpec.from_dict(searcher.suggest("trial")["spec"]) == spec

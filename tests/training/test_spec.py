@@ -12,6 +12,7 @@ from eqscale.tasks.rigid.task import data_spec
 from eqscale.training import optim
 from eqscale.training.optim import Optimizer
 from eqscale.training.spec import ADDED, RunRecord, RunSpec
+from eqscale.wording import Wording
 from tests.training.test_loop import make_spec
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -92,13 +93,12 @@ def test_a_field_that_came_later_is_named_as_added():
 
 
 class Toy(Task):
-    title = "where is a point a little later?"
     schema = Schema((Field("x", Kind.POINT),), Field("step", Kind.DIRECTION, at="x"))
     options = (Option("points", 4, "how many"), Option("noise", 0.0, "of what is seen", of_data=False))
     samples_per_system = 24
 
     def __init__(self, name):
-        self.name = name
+        self.words = Wording(name, "where a point is a little later")
 
     def max_tokens(self, options):
         return options["points"]

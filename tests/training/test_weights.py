@@ -6,6 +6,8 @@ from PIL import Image
 
 from eqscale.cli import main
 from eqscale.errors import InputError
+from eqscale.tasks.dataset import prepare
+from eqscale.tasks.rigid.task import data_spec
 from eqscale.training import checkpoint
 from eqscale.training.loop import load_trained, train
 from eqscale.training.spec import RESULTS_VERSION
@@ -66,9 +68,10 @@ def test_a_checkpoint_of_another_version_or_of_an_unknown_arm_is_refused(weights
         load_trained(weights)
 
 
-def test_a_checkpoint_of_other_data_is_refused(weights, capsys):
-    assert main(["scenes", "--checkpoint", str(weights), "--seed", "9"]) == 2
-    assert "was trained on other data" in capsys.readouterr().err
+def test_a_checkpoint_of_other_data_is_refused(weights, tmp_path, capsys):
+    prepare(data_spec("S", 2, 2, seed=9), tmp_path / "other", workers=1)
+    assert main(["scenes", "--checkpoint", str(weights), "--data", str(tmp_path / "other")]) == 2
+    assert f"data {DATA.digest[:12]} are not under" in capsys.readouterr().err
 
 
 def test_a_damaged_or_absent_checkpoint_is_refused(weights, tmp_path):
