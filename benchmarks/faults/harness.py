@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from eqscale.training.arms import get_arm
 from mlflow.tracking import MlflowClient
 
+from eqscale.arms import get_arm
 from eqscale.study.grid import compute_grid
 from eqscale.study.options import JobOptions, parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
+from eqscale.tasks import get_task
 from eqscale.training import checkpoint
 from eqscale.training.spec import RunRecord, RunSpec
 
@@ -309,7 +310,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def parameters_of(specs: list[RunSpec]) -> list[int]:
     """Sizes in the grid, smallest first."""
-    return sorted({get_arm(spec.arm).parameters(spec.size) for spec in specs})
+    return sorted({get_arm(spec.arm).parameters(spec.size, get_task(spec.task)) for spec in specs})
 
 
 @contextlib.contextmanager
