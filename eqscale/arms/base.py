@@ -53,7 +53,7 @@ class Arm:
     name: str
     """Identifier in specs, run tables and command lines."""
     description: str
-    """One line for ``--help`` and reports."""
+    """One line for ``--help``."""
     role: Role
     """How it deals with the symmetry; reports compare arms by it."""
     build: Callable[[Size, Task], nn.Module]

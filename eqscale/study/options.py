@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from eqscale.arms import get_arm
+from eqscale.arms import arm_names, get_arm
 from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options, given_files
 from eqscale.storage import RemotePath, open_place
@@ -20,7 +20,7 @@ from eqscale.study.tracking import default_tracking_uri
 from eqscale.study.trials import Storage
 from eqscale.study.watch import SILENT_SECONDS
 from eqscale.tasks import Task, get_task
-from eqscale.training.optim import get_optimizer
+from eqscale.training.optim import get_optimizer, optimizer_names
 from eqscale.training.plugins import load_plugins
 
 P = TypeVar("P", bound=Preset, covariant=True)
@@ -112,8 +112,13 @@ def _first_parser(presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
 
 
 def _parser(description: str, presets: Mapping[str, Preset], job: str, task: Task) -> argparse.ArgumentParser:
+    lines = ["arms:", *(f"  {name:<20} {get_arm(name).description}" for name in arm_names()), "", "optimisers:"]
+    lines += [f"  {name:<20} {get_optimizer(name).description}" for name in optimizer_names()]
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[_first_parser(presets)]
+        description=description,
+        epilog="\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_first_parser(presets)],
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before anything is spent")
     _add_places(parser, job)

@@ -22,7 +22,7 @@ class Optimizer:
     name: str
     """Identifier in specs, run tables and command lines."""
     description: str
-    """One line for ``--help`` and reports."""
+    """One line for ``--help``."""
     build: Callable[[nn.Module, float, float], torch.optim.Optimizer]
     """(model, peak learning rate, weight decay) -> optimiser. Groups with the key ``rate_scale`` get that multiple of
     the scheduled rate."""

@@ -212,7 +212,7 @@ def test_recipes_round_batches_to_powers_of_two():
 
 
 def test_every_built_in_arm_has_a_recipe_of_its_own():
-    recipes = json.loads((ROOT / "eqscale/training/arms/recipes.json").read_text())
+    recipes = json.loads((ROOT / "eqscale/arms/recipes.json").read_text())
     assert set(recipes) == {name for name in arm_names() if name in SEARCHES["cpu"].arms}
 
 
