@@ -3,7 +3,7 @@
     python benchmarks/charged_particles.py [--folder studies/charged_particles]
 
 Every arm trains briefly at three learning rates, then longer at the best of them; of its runs the one with the least
-error on 2,000 validation trajectories counts, and is measured on 2,000 others. Prints Markdown tables; about 35 minutes
+error on 2,000 validation trajectories counts, and is measured on 2,000 others. Prints Markdown tables; about 25 minutes
 on one core. What is in the folder isn't trained again.
 """
 
