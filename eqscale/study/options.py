@@ -76,7 +76,8 @@ def parse_options(
     preset = overridden(presets[args.preset], _given(args, presets[args.preset], task))
     _check_preset(preset)
     _check_engine(args)
-    name = args.study or args.preset
+    own = task.name == presets[args.preset].task
+    name = args.study or (args.preset if own else f"{task.name}-{args.preset}")
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise InputError(f"--study {name!r}: use letters, digits, '.', '_' and '-' only")
     study = f"{name}-{job}" if job else name
@@ -152,7 +153,10 @@ def _flagged(preset: Preset) -> list[dataclasses.Field]:
 
 def _add_places(parser: argparse.ArgumentParser, job: str) -> None:
     add = parser.add_argument_group("where things live").add_argument
-    add("--study", help="name of the study (default: the preset's); the same name continues it")
+    add(
+        "--study",
+        help="name of the study (default: the preset's, after that of another task); the same name continues it",
+    )
     help_text = "folder of studies that every node sees, or a URI: s3://bucket/path, gs://… (default: studies)"
     add("--storage", default="studies", help=help_text)
     add("--data", help="folder or URI of data sets (default: data, or under --storage if that is a URI)")

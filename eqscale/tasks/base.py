@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eqscale.errors import InputError
-from eqscale.tasks.fields import Batch, Field, Schema
+from eqscale.tasks.fields import Batch, Field, Kind, Schema
 from eqscale.tasks.metrics import Errors, Predictor, equivariance, evaluate, squared_error
 from eqscale.tasks.samples import Samples, StoredSamples
 from eqscale.tasks.symmetry import E3, ELEMENTS, Elements, Group, transform
@@ -21,7 +21,7 @@ from eqscale.wording import Wording
 
 OptionValue = Any
 """A string, a number, or any hashable value that a task takes from Python code."""
-_CHECKED_SYSTEMS = 4
+_CHECKED_SYSTEMS = 32
 _UNLIKE = 1e-4
 """Allowed 1 - cosine of labels as stored and recomputed from inputs that were stored in float32."""
 
@@ -299,6 +299,10 @@ class Task:
         real = np.arange(T) < out["tokens"][:, None]
         for name, field in fields.items():
             out[name] = made[name] * real[..., None] if field.per == "token" else made[name]
+            if field.kind is Kind.PLANE:
+                planes = out[name][real] if field.per == "token" else out[name]
+                if not np.allclose(np.linalg.norm(planes[:, :3], axis=-1), 1, atol=1e-3):
+                    raise InputError(f"task {self.name!r}, field {name!r}: a plane's normal must have length 1")
         if not per_target:
             out["weight"] = 1.0
             return out

@@ -23,7 +23,7 @@ class Kind(enum.Enum):
     PSEUDOVECTOR = "pseudovector"
     """An axial vector such as a spin: det(R) R w. (..., 3)."""
     PLANE = "plane"
-    """The plane n.x = d, stored as (n, d): n turns as a direction, d follows shifts. (..., 4)."""
+    """The plane n.x = d, n of length 1, stored as (n, d): n turns as a direction, d follows shifts. (..., 4)."""
     INVARIANT = "invariant"
     """Plain numbers that stay the same. (..., channels)."""
 

@@ -151,18 +151,19 @@ def without(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m | {"spin": m["spin"][..., 0]}, r"field 'spin': wanted shape \(4, 5, 3\), got \(4, 5\)"),
-        (lambda m: m | {"wall": m["wall"][:, :3]}, r"field 'wall': wanted shape \(4, 4\), got \(4, 3\)"),
-        (lambda m: m | {"target": m["target"][1:]}, r"field 'target': wanted shape \(4, 5, 3\), got \(3, 5, 3\)"),
-        (lambda m: m | {"weight": np.ones(4)}, r"field 'weight': wanted shape \(4, 5\), got \(4,\)"),
-        (lambda m: m | {"weight": -np.ones((4, 5))}, r"field 'weight': negative, or 0 for a whole sample"),
+        (lambda m: m | {"spin": m["spin"][..., 0]}, r"field 'spin': wanted shape \(32, 5, 3\), got \(32, 5\)"),
+        (lambda m: m | {"wall": m["wall"][:, :3]}, r"field 'wall': wanted shape \(32, 4\), got \(32, 3\)"),
+        (lambda m: m | {"target": m["target"][1:]}, r"field 'target': wanted shape \(32, 5, 3\), got \(31, 5, 3\)"),
+        (lambda m: m | {"weight": np.ones(32)}, r"field 'weight': wanted shape \(32, 5\), got \(32,\)"),
+        (lambda m: m | {"weight": -np.ones((32, 5))}, r"field 'weight': negative, or 0 for a whole sample"),
         (without("spin"), r"generate returned no spin"),
         (lambda m: m | {"spins": m["spin"]}, r"generate returned 'spins', which it doesn't declare; choose from pos"),
         (lambda m: m | {"charge": m["charge"] / 0}, r"field 'charge': not finite"),
         (lambda m: m | {"charge": m["charge"] * np.nan}, r"field 'charge': not finite"),
-        (lambda m: m | {"tokens": np.array([1, 2, 3, 6])}, r"field 'tokens': must lie in 1\.\.5"),
-        (lambda m: m | {"tokens": np.zeros(4)}, r"field 'tokens': must lie in 1\.\.5"),
-        (lambda m: m | {"target": 0 * m["target"]}, r"the targets of the first 4 systems are all zero"),
+        (lambda m: m | {"wall": 2 * m["wall"]}, r"field 'wall': a plane's normal must have length 1"),
+        (lambda m: m | {"tokens": np.arange(1, 33) % 7 + 1}, r"field 'tokens': must lie in 1\.\.5"),
+        (lambda m: m | {"tokens": np.zeros(32)}, r"field 'tokens': must lie in 1\.\.5"),
+        (lambda m: m | {"target": 0 * m["target"]}, r"the targets of the first 32 systems are all zero"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")
