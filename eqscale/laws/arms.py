@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqscale.errors import InputError
 from eqscale.laws.cost import CostModel, fit_cost, nd_cost
 from eqscale.laws.fit import Fit, fit
 from eqscale.laws.forms import get_form
 from eqscale.laws.frontier import require_optimum
+from eqscale.laws.table import require_columns
 from eqscale.laws.uncertainty import Bootstrap, bootstrap
 
 Array = np.ndarray
@@ -150,9 +150,7 @@ def fit_arms(
     """
     chosen = Options(**options)
     require_optimum(get_form(chosen.form))
-    for column in filter(None, (by, cost, budget, chosen.cluster, chosen.weights)):
-        if column not in runs.columns:
-            raise InputError(f"{where or 'runs'}: no column {column!r}; columns: {', '.join(map(str, runs.columns))}")
+    require_columns(runs, (by, cost, budget, chosen.cluster, chosen.weights), where or "runs")
     out = {}
     for position, name in enumerate(dict.fromkeys(runs[by].astype(str))):
         part = runs[runs[by].astype(str) == name]
