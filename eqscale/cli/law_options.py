@@ -86,16 +86,12 @@ def write_outputs(args: argparse.Namespace, record: Any, markdown: str, latex: s
 def parse_fixed(entries: list[str]) -> dict[str, float]:
     """``--fix`` as values by name; raises InputError for what is not NAME=NUMBER."""
     out: dict[str, float] = {}
-    for entry in ",".join(entries).split(","):
-        if not entry.strip():
-            continue
-        name, sep, value = (part.strip() for part in entry.partition("="))
+    for entry in filter(str.strip, ",".join(entries).split(",")):
+        name, _, value = entry.partition("=")
         try:
-            out[name] = float(value)
+            out[name.strip()] = float(value)
         except ValueError:
-            sep = ""
-        if not sep:
-            raise InputError(f"--fix: bad entry {entry!r}; write NAME=NUMBER, e.g. E=0")
+            raise InputError(f"--fix: bad entry {entry!r}; write NAME=NUMBER, e.g. E=0") from None
     return out
 
 

@@ -137,13 +137,12 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
     if args.hold_out >= len(values):
         raise InputError(f"{where}: --hold-out {args.hold_out} leaves nothing to fit of {len(values)} budgets")
     rest = frame[budget < values[-args.hold_out]]
-    check_design(
-        form,
+    columns, free = (
         {c: rest[c].to_numpy() for c in form.columns},
-        rest["loss"].to_numpy(),
         len(form.names) - len(law_options.parse_fixed(args.fix)),
-        f"{where}, without the budgets of --hold-out {args.hold_out}",
     )
+    where = f"{where}, without the budgets of --hold-out {args.hold_out}"
+    check_design(form, columns, rest["loss"].to_numpy(), free, where)
 
 
 def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
@@ -152,9 +151,8 @@ def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
 
     free = [n for n in fit.form.names if n not in fit.fixed]
     found = {n: list(profile_interval(fit, n)) for n in free}
-    law_options.print_table(
-        console, ["parameter", "95 % profile likelihood"], [[n, interval_text(v)] for n, v in found.items()]
-    )
+    rows = [[n, interval_text(v)] for n, v in found.items()]
+    law_options.print_table(console, ["parameter", "95 % profile likelihood"], rows)
     return found
 
 
@@ -200,19 +198,11 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
     C = np.array(at) if at else np.geomspace(arm.C.min(), arm.C.max(), 5)
     best = frontier(arm.fit, C, arm.cost, arm.boot)
     console.print(f"cost: {arm.cost.describe()}")
-    rows = [
-        [
-            number(c, 3) + ("" if best.inside[i] else " *"),
-            number(best.N[i]),
-            number(best.D[i]),
-            number(best.loss[i]),
-            *(
-                interval_text((band["loss"].low[i], band["loss"].high[i])) if band else "–"
-                for band in (best.model, best.robust)
-            ),
-        ]
-        for i, c in enumerate(C)
-    ]
+    rows = []
+    for i, c in enumerate(C):
+        limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in (best.model, best.robust))
+        optimum = [number(v[i]) for v in (best.N, best.D, best.loss)]
+        rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum, *map(interval_text, limits)])
     law_options.print_table(console, ["C", "N_opt", "D_opt", "L_opt", "95 % model-based", "95 % robust"], rows)
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")

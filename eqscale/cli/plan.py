@@ -175,30 +175,22 @@ def _rungs(task_name: str, name: str, N: float, budget: float) -> list[tuple[str
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:
     from eqscale.laws.render import interval_text, number
 
-    rows = [
-        [
-            s.arm,
-            s.size or "–",
-            f"{number(s.N, 3)} (optimum {number(s.N_optimal, 3)} {interval_text(s.N_interval, 2)})",
-            number(s.D, 3),
-            "–" if s.steps is None else f"{s.steps:,}",
-            f"{number(s.loss.value, 3)} {interval_text(s.loss.model, 3)} {interval_text(s.loss.robust, 3)}",
-            interval_text(s.new_run, 3),
-            "–" if s.probability_best is None else f"{s.probability_best:.2f}",
-            "; ".join(f"{number(v, 2)} {name}" for name, v in s.costs.items()),
-        ]
-        for s in found
-    ]
+    rows = []
+    for s in found:
+        N = f"{number(s.N, 3)} (optimum {number(s.N_optimal, 3)} {interval_text(s.N_interval, 2)})"
+        steps = "–" if s.steps is None else f"{s.steps:,}"
+        loss = f"{number(s.loss.value, 3)} {interval_text(s.loss.model, 3)} {interval_text(s.loss.robust, 3)}"
+        row = [s.arm, s.size or "–", N, number(s.D, 3), steps, loss, interval_text(s.new_run, 3)]
+        costs = "; ".join(f"{number(v, 2)} {name}" for name, v in s.costs.items())
+        rows.append([*row, number(s.probability_best, 2, "f"), costs])
     header = ["arm", "size", "parameters N", "tokens D", "steps", "loss [model-based] [robust]", "of one run"]
     law_options.print_table(console, [*header, "P(best)", "costs"], rows, title)
     best = found[0]
     steps = "" if best.steps is None else f" for {best.steps:,} steps of {best.batch_size} samples"
     size = f" {best.size}" if best.size else ""
-    sure = (
-        "it is the only arm with a law"
-        if best.probability_best is None
-        else f"it has the lowest loss in {100 * best.probability_best:.0f} % of the resamples"
-    )
+    sure = "it is the only arm with a law"
+    if best.probability_best is not None:
+        sure = f"it has the lowest loss in {100 * best.probability_best:.0f} % of the resamples"
     console.print(
         f"Train {best.arm}{size} ({best.N:,.0f} parameters){steps}, {number(best.D, 3)} tokens: expect a loss of "
         f"{number(best.loss.value, 3)}, between {number(best.new_run[0], 3)} and {number(best.new_run[1], 3)} for one "
@@ -222,16 +214,10 @@ def _plan_from_table(args: argparse.Namespace) -> int:
     axis = _one_axis(args, frame)
     compute = parse_compute(args.compute, axis == "seconds")
     found = advise(law_options.read_arms(args, axis, frame), compute)
-    rows = [
-        [
-            a.arm,
-            f"{number(a.N)} {interval_text(a.N_band)}",
-            number(a.D),
-            f"{number(a.loss)} {interval_text(a.loss_band)}",
-            "–" if a.probability_best is None else f"{a.probability_best:.2f}",
-        ]
-        for a in found
-    ]
+    rows = []
+    for a in found:
+        size, loss = f"{number(a.N)} {interval_text(a.N_band)}", f"{number(a.loss)} {interval_text(a.loss_band)}"
+        rows.append([a.arm, size, number(a.D), loss, number(a.probability_best, 2, "f")])
     console = make_console()
     header = [args.by, "parameters N", "tokens D", "expected loss", "P(best)"]
     law_options.print_table(console, header, rows, f"{axis or '6ND'} = {compute:.3g}")

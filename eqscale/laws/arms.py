@@ -56,8 +56,8 @@ class ArmFit:
 
 
 def group_budgets(C: Array, tolerance: float = 0.25) -> Array:
-    """Budgets of runs from their costs: from the smallest up, costs within ``tolerance`` (in log) of the
-    first of a group are one budget, named by its median.
+    """Budgets of runs from their costs: from the smallest up, costs within ``tolerance`` (in log) of the first of a
+    group are one budget, named by its median.
     """
     C = np.asarray(C, float)
     log_c = np.log(C)
@@ -109,14 +109,9 @@ def fit_table(runs: pd.DataFrame, options: Options, where: str) -> tuple[Fit, Bo
 def make_arm(
     name: str, runs: pd.DataFrame, law: tuple[Fit, Bootstrap | None], cost: str | None, budget: str | None = None
 ) -> ArmFit:
-    """A law with what its runs cost.
+    """A law with what its runs cost: the column ``cost`` of the table that it was fitted to, 6ND if None.
 
-    Args:
-        name: of the arm.
-        runs: the table that the law was fitted to.
-        law: the fit and its bootstrap.
-        cost: column with each run's cost; None counts 6ND.
-        budget: column with the nominal budget; grouped from the costs if None.
+    ``budget`` is the column with the nominal budgets; without one, runs are grouped by their costs.
     """
     spent = (runs[cost] if cost else 6 * runs["N"] * runs["D"]).to_numpy(float)
     model = fit_cost(runs["N"], runs["D"], spent) if cost else nd_cost()

@@ -207,11 +207,7 @@ def _without_duplicates(runs: pd.DataFrame, rows: np.ndarray, source: str, drop:
 
 
 def read_runs(source: str | Path, mapping: Mapping[str, str] | None = None, **checks: Any) -> pd.DataFrame:
-    """Read and check a run table from a CSV or Parquet file or an MLflow experiment.
-
-    Args:
-        source: path, or ``mlflow:EXPERIMENT`` (name or id; tracking address from ``MLFLOW_TRACKING_URI``).
-        mapping, checks: see ``check_runs``.
+    """Read and check a run table: a CSV or Parquet file or ``mlflow:EXPERIMENT`` (name or id; ``MLFLOW_TRACKING_URI``).
 
     Raises:
         InputError: see ``check_runs``; also an unreadable file or unknown experiment.

@@ -155,14 +155,10 @@ class Form:
 
     def internal_bounds(self) -> tuple[Array, Array]:
         """Lower and upper bounds of the internal parameters, each (p,)."""
-        low = np.full(len(self.names), -np.inf)
-        high = np.full(len(self.names), np.inf)
-        for i, name in enumerate(self.names):
-            if name in self.bounds:
-                lo, hi = self.bounds[name]
-                if name in self.log_names:
-                    lo, hi = np.log(lo) if lo > 0 else -np.inf, np.log(hi)
-                low[i], high[i] = lo, hi
+        low, high = np.array([self.bounds.get(name, (-np.inf, np.inf)) for name in self.names], float).T.copy()
+        logs = [name in self.log_names for name in self.names]
+        with np.errstate(divide="ignore"):
+            low[logs], high[logs] = np.log(np.maximum(low[logs], 0.0)), np.log(high[logs])
         return low, high
 
     # units
