@@ -26,7 +26,7 @@ def add_verb(subparsers: Any, name: str, summary: str, description: str) -> argp
 
 
 def add_arm_options(parser: argparse.ArgumentParser) -> None:
-    """Options of verbs that tell arms apart."""
+    """Options of verbs that compare arms."""
     add = parser.add_argument_group("the arms").add_argument
     add("--by", metavar="COLUMN", default="arm", help="column that names the arm (default: arm)")
     add("--axis", metavar="COLUMN", action="append", default=[], help="cost column: FLOPs or seconds; of a study's run "
@@ -168,7 +168,7 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
 
 
 def law_choices(args: argparse.Namespace) -> Options:
-    """What ``add_law_options`` asks for; raises InputError for what can't be meant."""
+    """What ``add_law_options`` asks for; raises InputError for values that make no sense."""
     from eqscale.laws.arms import Options
 
     chosen_form(args)

@@ -60,7 +60,7 @@ def _run_fit(args: argparse.Namespace) -> int:
     sources = {label: f"{args.runs}, {titles[label]}" if label else args.runs for label in parts}
     for label, group in parts.items():
         _check_hold_out(args, group, sources[label])
-    # all groups are fitted before the first is shown: a group that can't be fitted leaves nothing half-told
+    # all groups are fitted before the first is shown: one that can't be fitted then leaves no partial output
     choices = law_options.law_choices(args)
     fits = {label: fit_table(group, choices, sources[label]) for label, group in parts.items()}
     console = make_console()

@@ -15,7 +15,7 @@ from eqscale.laws.frontier import cost_to_reach, frontier_values
 Array = np.ndarray
 
 _BEYOND = 10.0
-"""Crossings are searched from the smallest cost of a run over this to the largest times this."""
+"""Crossings are searched from the cost of the cheapest run divided by this to that of the most expensive times this."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Comparison:
 
 
 def check_overlap(arm: str, C: Array, reference: str, reference_C: Array, axis: str) -> None:
-    """Refuse two arms whose runs (by their costs) only an extrapolation would compare.
+    """Refuse to compare two arms whose runs, given by their costs (n,), do not overlap: it would take an extrapolation.
 
     Raises:
         InputError: no cost in common.

@@ -1,4 +1,4 @@
-"""Compute-optimal loss and size of each budget from its own runs: what can be said without a law.
+"""Compute-optimal loss and size of each budget from its own runs, without a law.
 
 Approach 2 of Hoffmann et al. 2022 (section 3.2) with intervals: a parabola in log N through the log losses of a
 budget's runs, whose vertex is the optimum. One scatter is pooled over all budgets of an arm; it holds both the noise

@@ -99,7 +99,7 @@ def _find_crossing(one: ArmFit, two: ArmFit) -> float:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run worth making, and the standard error of the question's answer after it (and those before it)."""
+    """A proposed run and the standard error of the question's answer after it (and those before it)."""
 
     arm: str
     N: float
@@ -110,7 +110,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs in the order of their worth."""
+    """Runs, most informative first."""
 
     question: str
     estimate: float

@@ -134,7 +134,7 @@ def minimise(
         loss: observed loss of each variant in centred units, (b, n); the problem's own if None.
         weights: of each variant, (b, n); the problem's own if None.
         delta: Huber threshold; that of the problem's loss if None.
-        tolerance: done is when a step promises and brings less than this relative decrease.
+        tolerance: a problem is done when a step both promises and brings a relative decrease below this.
         iterations: most steps.
 
     Returns:

@@ -45,7 +45,7 @@ def parse_where(entries: Sequence[str]) -> dict[str, str]:
 
 
 def load_table(source: str | Path) -> pd.DataFrame:
-    """A .csv, .tsv or .parquet file, or an MLflow experiment, as it is; raises InputError if unreadable."""
+    """A .csv, .tsv or .parquet file, or an MLflow experiment, unchecked; raises InputError if unreadable."""
     text = str(source)
     if text.startswith("mlflow:"):
         from eqscale.laws.tracking import read_experiment

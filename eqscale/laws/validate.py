@@ -73,7 +73,7 @@ def _hold_out(fit: Fit, held: Array, budgets: tuple[float, ...]) -> HoldOut:
 
 
 def hold_out_top(fit: Fit, budget: Array, top: int = 1) -> HoldOut:
-    """Fit without the runs of the ``top`` largest budgets, (n,) as of ``arms.group_budgets``, and predict them.
+    """Fit without the ``top`` largest budgets and predict their runs; ``budget`` is that of each run, (n,).
 
     Raises:
         InputError: not enough budgets or runs are left.

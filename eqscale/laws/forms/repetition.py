@@ -1,4 +1,4 @@
-"""Data that are seen again are worth less."""
+"""Repeated data are worth less than new data."""
 
 from __future__ import annotations
 
