@@ -194,11 +194,11 @@ def _crossing(arm: ArmFit, reference: ArmFit, ours: Coefficients, theirs: Coeffi
     rows = np.arange(len(gap))
     g0, g1 = gap[rows, k], gap[rows, k + 1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        at = np.exp(log_grid[k] + (log_grid[k + 1] - log_grid[k]) * np.where(g0 == g1, 0.0, g0 / (g0 - g1)))
+        at = log_grid[k] + (log_grid[k + 1] - log_grid[k]) * np.where(g0 == g1, 0.0, g0 / (g0 - g1))
     names, C, interval = (arm.name, reference.name), None, None
     if crosses[0]:
         below, above = names if g0[0] < 0 else names[::-1]
-        C, draws = float(at[0]), at[1:][crosses[1:]]
+        C, draws = float(np.exp(at[0])), np.exp(at[1:][crosses[1:]])
         if len(draws):
             interval = tuple(np.percentile(draws, [2.5, 97.5]).tolist())
     else:
