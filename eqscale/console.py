@@ -9,5 +9,5 @@ _LOG_WIDTH = 140
 
 def make_console() -> Console:
     """As wide as the terminal, or wide enough for tables in a log file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_LOG_WIDTH)
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=_LOG_WIDTH, highlight=False)

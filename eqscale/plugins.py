@@ -1,4 +1,4 @@
-"""Python files of users that register tasks, arms or optimisers, imported once per process."""
+"""Python files of users that register tasks, arms, optimisers or forms of laws, imported once per process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load_files(files: Sequence[str], what: str, names: Callable[[], Collection[s
 
     Args:
         files: paths.
-        what: one of ``KINDS``.
+        what: one of ``KINDS``, or ``form``.
         names: lists the names that are registered.
 
     Raises:

@@ -6,20 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from eqscale.cli.law_options import (
-    add_arm_options,
-    add_law_options,
-    add_output_options,
-    add_table_options,
-    axis_costs,
-    cost_axes,
-    draw_figures,
-    groups,
-    parse_costs,
-    print_table,
-    read_arms,
-    read_table,
-)
+from eqscale.cli import law_options
 from eqscale.errors import InputError
 
 _COMPARE_HELP = """\
@@ -35,18 +22,15 @@ examples:
 
 def register(subparsers: Any) -> None:
     """Add the verb."""
-    parser = subparsers.add_parser(
-        "compare",
-        help="compare the scaling laws of the arms in a table",
-        description=_COMPARE_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = law_options.add_verb(
+        subparsers, "compare", "compare the scaling laws of the arms in a table", _COMPARE_HELP
     )
-    add_table_options(parser)
-    add_law_options(parser)
-    add_arm_options(parser)
+    law_options.add_table_options(parser)
+    law_options.add_law_options(parser)
+    law_options.add_arm_options(parser)
     parser.add_argument("--reference", metavar="ARM", help="the arm others are measured in (default: the first)")
     parser.add_argument("--at", metavar="C,…", help="costs to compare at (default: five over the range all arms share)")
-    add_output_options(parser, "the tables")
+    law_options.add_output_options(parser, "the tables")
     parser.set_defaults(run=_run_compare)
 
 
@@ -60,14 +44,11 @@ class _Output:
         self.markdown: list[str] = []
         self.latex: list[str] = []
 
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
-
     def table(self, header: list[str], rows: list[list[str]], title: str, caption: str = "") -> None:
         """Print and keep a table; Markdown has the title only where there is no caption."""
         from eqscale.laws.render import latex_table, markdown_table
 
-        print_table(self.console, header, rows, title)
+        law_options.print_table(self.console, header, rows, title)
         text = markdown_table(header, rows)
         self.markdown.append(text if caption else f"{title}\n\n{text}")
         self.latex.append(latex_table(header, rows, caption or title))
@@ -75,36 +56,31 @@ class _Output:
 
 def _run_compare(args: argparse.Namespace) -> int:
     from eqscale.laws.joint import compare_hypotheses
-    from eqscale.laws.render import HYPOTHESIS_HEADER, hypothesis_rows, plain, write_json
-    from eqscale.storage import check_outputs, write_atomically
+    from eqscale.laws.render import HYPOTHESIS_HEADER, hypothesis_rows, plain
+    from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.markdown, args.latex, folder=args.figures)
-    at = parse_costs(args.at)
-    frame = read_table(args, (args.by,))
-    axes = cost_axes(args, frame)
+    at = law_options.parse_costs(args.at)
+    frame = law_options.read_table(args, (args.by,))
+    axes = law_options.cost_axes(args, frame)
     reference = args.reference or str(frame[args.by].iloc[0])
     _check_arms(args, frame, axes, reference)
-    arms = read_arms(args, axes[0], frame)
+    arms = law_options.read_arms(args, axes[0], frame)
     out = _Output()
     for name, arm in arms.items():
-        out.say(f"{name}: {arm.fit.n} runs, {arm.fit.verdict}")
+        out.console.print(f"{name}: {arm.fit.n} runs, {arm.fit.verdict}")
     tested = compare_hypotheses(arms, resamples=min(args.resamples, 499), seed=args.seed)
     rows = hypothesis_rows(tested)
     out.table(HYPOTHESIS_HEADER, rows, "which parameters do the arms share?", "Parameters shared by the arms.")
     record: dict[str, Any] = {"reference": reference, "hypotheses": plain(tested), "comparisons": []}
     for axis in axes:
-        here = arms if axis == axes[0] else read_arms(args, axis, frame)
+        here = arms if axis == axes[0] else law_options.read_arms(args, axis, frame)
         label = axis or "6ND"
         record["comparisons"] += _compare_on(out, here, reference, label, at)
         if args.figures:
             folder = args.figures / label if len(axes) > 1 else args.figures
-            draw_figures(out.console, folder, here, label)
-    if args.json:
-        write_json(args.json, record)
-    if args.markdown:
-        write_atomically(args.markdown, "\n".join(out.markdown).encode())
-    if args.latex:
-        write_atomically(args.latex, "\n".join(out.latex).encode())
+            law_options.draw_figures(out.console, folder, here, label)
+    law_options.write_outputs(args, record, "\n".join(out.markdown), "\n".join(out.latex))
     return 0
 
 
@@ -114,13 +90,13 @@ def _check_arms(args: argparse.Namespace, frame: Any, axes: Sequence[str | None]
 
     from eqscale.laws.compare import check_overlap
 
-    names = list(groups(frame, args.by, args.runs))
+    names = list(law_options.groups(frame, args.by, args.runs))
     if len(names) < 2:
         raise InputError(f"{args.runs}: only one {args.by} ({names[0]}); a comparison needs two")
     if reference not in names:
         raise InputError(f"--reference {reference!r}: not one of {', '.join(names)}")
     for axis in axes:
-        spent = pd.Series(axis_costs(args, axis, frame)).groupby(frame[args.by].astype(str).to_numpy())
+        spent = pd.Series(law_options.axis_costs(args, axis, frame)).groupby(frame[args.by].astype(str).to_numpy())
         for name in names:
             check_overlap(name, spent.get_group(name), reference, spent.get_group(reference), axis or "6ND")
 
@@ -135,7 +111,7 @@ def _compare_on(out: _Output, arms: Any, reference: str, axis: str, at: list[flo
         found = compare_arms(arms[name], arms[reference], C=at or None, axis=axis)
         title = f"{name} against {reference} on {axis}: factors that the reference needs for equal loss"
         out.table(MULTIPLIER_HEADER, multiplier_rows(found), title)
-        out.say(f"crossing: {found.crossing.describe()}")
+        out.console.print(f"crossing: {found.crossing.describe()}")
         out.markdown.append(f"Crossing: {found.crossing.describe()}.\n")
         records.append(plain(found))
     return records

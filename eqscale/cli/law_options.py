@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,76 +18,49 @@ if TYPE_CHECKING:
     from eqscale.laws.forms import Form
 
 
-def add_arm_options(parser: argparse.ArgumentParser) -> None:
-    """Options of verbs that tell arms apart."""
-    group = parser.add_argument_group("the arms")
-    group.add_argument("--by", metavar="COLUMN", default="arm", help="column that names the arm (default: arm)")
-    group.add_argument(
-        "--axis",
-        metavar="COLUMN",
-        action="append",
-        default=[],
-        help="cost column: FLOPs or seconds; of a study's run table also executed, nominal or seconds; repeatable "
-        "(default: C if there is one, else 6ND)",
+def add_verb(subparsers: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    """A verb whose description keeps its line breaks."""
+    return subparsers.add_parser(
+        name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def add_arm_options(parser: argparse.ArgumentParser) -> None:
+    """Options of verbs that compare arms."""
+    add = parser.add_argument_group("the arms").add_argument
+    add("--by", metavar="COLUMN", default="arm", help="column that names the arm (default: arm)")
+    add("--axis", metavar="COLUMN", action="append", default=[], help="cost column: FLOPs or seconds; of a study's run "
+        "table also executed, nominal or seconds; repeatable (default: C if there is one, else 6ND)")  # fmt: skip
 
 
 def add_table_options(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     """Options that name the run table and its columns."""
-    group = parser.add_argument_group("the run table")
-    group.add_argument(
-        "runs", metavar="RUNS", nargs="?" if optional else None, help="a .csv or .parquet file, or mlflow:EXPERIMENT"
-    )
-    group.add_argument(
-        "--map",
-        metavar="ROLE=COLUMN,…",
-        help="columns that play the roles N, D, loss, C (cost: FLOPs or seconds) and U (unique tokens) "
-        "if they have other names",
-    )
-    group.add_argument(
-        "--where", metavar="COLUMN=VALUE", action="append", default=[], help="keep only these rows; repeatable"
-    )
-    group.add_argument(
-        "--duplicates",
-        choices=("error", "drop", "keep"),
-        default="error",
-        help="what to do with a row that repeats another entirely (default: %(default)s)",
-    )
+    add = parser.add_argument_group("the run table").add_argument
+    number = "?" if optional else None
+    add("runs", metavar="RUNS", nargs=number, help="a .csv or .parquet file, or mlflow:EXPERIMENT")
+    add("--map", metavar="ROLE=COLUMN,…", help="columns that play the roles N, D, loss, C (cost: FLOPs or seconds) and "
+        "U (unique tokens) if they have other names")  # fmt: skip
+    add("--where", metavar="COLUMN=VALUE", action="append", default=[], help="keep only these rows; repeatable")
+    add("--duplicates", choices=("error", "drop", "keep"), default="error",
+        help="what to do with a row that repeats another entirely (default: %(default)s)")  # fmt: skip
 
 
 def add_law_options(parser: argparse.ArgumentParser) -> None:
     """Options of the form, the loss and the bootstrap."""
-    group = parser.add_argument_group("the law")
-    group.add_argument(
-        "--form",
-        default="chinchilla",
-        metavar="FORM",
-        help="formula by name (default: %(default)s); docs/laws.md shows them, an unknown name lists them",
-    )
-    group.add_argument(
-        "--form-file", action="append", default=[], metavar="FILE.py", help="Python file that registers a form"
-    )
-    group.add_argument(
-        "--loss-fn",
-        default="log-huber",
-        metavar="NAME",
-        help="log-huber (default), log-lsq, lsq (residuals of the loss itself) or lad (least absolute "
-        "deviations of the log loss)",
-    )
-    group.add_argument("--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)")
-    group.add_argument("--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0")
-    group.add_argument("--weights", metavar="COLUMN", help="weight of each run")
-    group = parser.add_argument_group("uncertainty")
-    group.add_argument(
-        "--bootstrap",
-        default="case",
-        metavar="KIND",
-        help="case (default), residual, wild, cluster:COLUMN (whole groups, e.g. cluster:budget) or none",
-    )
-    group.add_argument(
-        "--resamples", type=int, default=1000, metavar="K", help="refits of the bootstrap (default: %(default)s)"
-    )
-    group.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    add = parser.add_argument_group("the law").add_argument
+    add("--form", default="chinchilla", metavar="FORM", help="formula by name (default: %(default)s); docs/laws.md "
+        "shows them, an unknown name lists them")  # fmt: skip
+    add("--form-file", action="append", default=[], metavar="FILE.py", help="Python file that registers a form")
+    add("--loss-fn", default="log-huber", metavar="NAME", help="log-huber (default), log-lsq, lsq (residuals of the "
+        "loss itself) or lad (least absolute deviations of the log loss)")  # fmt: skip
+    add("--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)")
+    add("--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0")
+    add("--weights", metavar="COLUMN", help="weight of each run")
+    add = parser.add_argument_group("uncertainty").add_argument
+    add("--bootstrap", default="case", metavar="KIND", help="case (default), residual, wild, cluster:COLUMN (whole "
+        "groups, e.g. cluster:budget) or none")  # fmt: skip
+    add("--resamples", type=int, default=1000, metavar="K", help="refits of the bootstrap (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
 
 
 def add_output_options(parser: argparse.ArgumentParser, tables: str) -> None:
@@ -97,19 +71,27 @@ def add_output_options(parser: argparse.ArgumentParser, tables: str) -> None:
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
 
 
+def write_outputs(args: argparse.Namespace, record: Any, markdown: str, latex: str) -> None:
+    """Write what ``add_output_options`` offers, except for the figures."""
+    from eqscale.laws.render import write_json
+    from eqscale.storage import write_atomically
+
+    if args.json:
+        write_json(args.json, record)
+    for path, text in ((args.markdown, markdown), (args.latex, latex)):
+        if path:
+            write_atomically(path, text.encode())
+
+
 def parse_fixed(entries: list[str]) -> dict[str, float]:
     """``--fix`` as values by name; raises InputError for what is not NAME=NUMBER."""
     out: dict[str, float] = {}
-    for entry in ",".join(entries).split(","):
-        if not entry.strip():
-            continue
-        name, sep, value = (part.strip() for part in entry.partition("="))
+    for entry in filter(str.strip, ",".join(entries).split(",")):
+        name, _, value = entry.partition("=")
         try:
-            out[name] = float(value)
+            out[name.strip()] = float(value)
         except ValueError:
-            sep = ""
-        if not sep:
-            raise InputError(f"--fix: bad entry {entry!r}; write NAME=NUMBER, e.g. E=0")
+            raise InputError(f"--fix: bad entry {entry!r}; write NAME=NUMBER, e.g. E=0") from None
     return out
 
 
@@ -127,30 +109,24 @@ def parse_costs(text: str | None) -> list[float]:
 def chosen_form(args: argparse.Namespace) -> Form:
     """The form that was asked for; raises InputError for an unknown one or a bad file."""
     from eqscale.laws.forms import FORMS, get_form
-    from eqscale.user_files import import_files
+    from eqscale.plugins import load_files
 
-    import_files(args.form_file, "form", FORMS)
+    load_files(args.form_file, "form", lambda: FORMS)
     return get_form(args.form)
 
 
-def read_table(args: argparse.Namespace, extra: tuple[str, ...] = ()) -> pd.DataFrame:
+def read_table(args: argparse.Namespace, extra: Sequence[str | None] = ()) -> pd.DataFrame:
     """The run table with the columns that the verb needs; raises InputError as ``read_runs`` does."""
-    from eqscale.laws.table import parse_map, parse_where, read_runs
+    from eqscale.laws.table import parse_map, parse_where, read_runs, require_columns
 
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: a seed is not negative")
     required = (*chosen_form(args).columns, "loss")
     frame = read_runs(
-        args.runs,
-        parse_map(args.map, required),
-        required=required,
-        where=parse_where(args.where),
-        duplicates=args.duplicates,
-        weights=args.weights,
-    )
-    for column in filter(None, (*extra, cluster_column(args))):
-        if column not in frame.columns:
-            raise InputError(f"{args.runs}: no column {column!r}; columns: {', '.join(map(str, frame.columns))}")
+        args.runs, parse_map(args.map, required), required=required, where=parse_where(args.where),
+        duplicates=args.duplicates, weights=args.weights,
+    )  # fmt: skip
+    require_columns(frame, (*extra, cluster_column(args)), args.runs)
     return frame
 
 
@@ -174,9 +150,9 @@ def groups(frame: pd.DataFrame, by: str | None, source: str) -> dict[str, pd.Dat
     """Tables by group label; one group with an empty label without ``--by``."""
     if by is None:
         return {"": frame}
-    labels = frame[by].astype(str)
-    for i in (frame[by].isna()).to_numpy().nonzero()[0]:
-        raise InputError(f"{source}: row {i + 1}, column {by!r}: empty group")
+    labels, empty = frame[by].astype(str), frame[by].isna().to_numpy()
+    if empty.any():
+        raise InputError(f"{source}: row {empty.argmax() + 1}, column {by!r}: empty group")
     return {label: frame[labels == label].reset_index(drop=True) for label in sorted(labels.unique())}
 
 
@@ -192,7 +168,7 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
 
 
 def law_choices(args: argparse.Namespace) -> Options:
-    """What ``add_law_options`` asks for; raises InputError for what can't be meant."""
+    """What ``add_law_options`` asks for; raises InputError for values that make no sense."""
     from eqscale.laws.arms import Options
 
     chosen_form(args)
@@ -226,15 +202,12 @@ def axis_costs(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) 
 def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]:
     """Cost columns asked for; C if the table has one, 6ND (None) if not."""
     from eqscale.laws.axes import AXES
+    from eqscale.laws.table import require_columns
 
-    found = []
-    for axis in args.axis:
-        if axis not in frame.columns and axis in AXES:  # a run table of this project
-            axis = AXES[axis].column
-        if axis not in frame.columns:
-            raise InputError(f"{args.runs}: no column {axis!r}; columns: {', '.join(map(str, frame.columns))}")
-        found.append(axis)
-    return list(dict.fromkeys(found)) or (["C"] if "C" in frame.columns else [None])
+    # in a run table of this project an axis also goes by its own name
+    found = [AXES[axis].column if axis in AXES and axis not in frame.columns else axis for axis in args.axis]
+    require_columns(frame, found, args.runs)
+    return list(dict.fromkeys(found)) or ["C" if "C" in frame.columns else None]
 
 
 def draw_figures(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str = "C") -> None:
@@ -256,4 +229,4 @@ def draw_figures(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str 
         figures["isoflop"] = plots.isoflop_panels(arms, unit="")
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
-    console.print(f"figures: {folder}", highlight=False)
+    console.print(f"figures: {folder}")

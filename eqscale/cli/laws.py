@@ -5,20 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from eqscale.cli.law_options import (
-    add_law_options,
-    add_output_options,
-    add_table_options,
-    axis_costs,
-    chosen_form,
-    draw_figures,
-    groups,
-    law_choices,
-    parse_costs,
-    parse_fixed,
-    print_table,
-    read_table,
-)
+from eqscale.cli import law_options
 from eqscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,64 +30,49 @@ examples:
 
 def register(subparsers: Any) -> None:
     """Add the verbs of this group."""
-    parser = subparsers.add_parser(
-        "fit",
-        help="fit a scaling law to any table with N, D and loss",
-        description=_FIT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_table_options(parser)
-    add_law_options(parser)
-    parser.add_argument("--by", metavar="COLUMN", help="fit each group of this column separately, e.g. arm")
-    parser.add_argument(
-        "--budget",
-        metavar="COLUMN",
-        help="column with the nominal budget of each run (default: grouped from the costs)",
-    )
-    parser.add_argument(
-        "--hold-out", type=int, default=0, metavar="K", help="also predict the K largest budgets from the others"
-    )
-    parser.add_argument("--profile", action="store_true", help="also print profile likelihood intervals")
-    parser.add_argument(
-        "--at", metavar="C,…", help="also print the optimum at these costs (default: the range of the runs)"
-    )
-    add_output_options(parser, "the coefficients")
+    parser = law_options.add_verb(subparsers, "fit", "fit a scaling law to any table with N, D and loss", _FIT_HELP)
+    law_options.add_table_options(parser)
+    law_options.add_law_options(parser)
+    add = parser.add_argument
+    add("--by", metavar="COLUMN", help="fit each group of this column separately, e.g. arm")
+    add("--budget", metavar="COLUMN", help="column with the nominal budget of each run (default: grouped from the "
+        "costs)")  # fmt: skip
+    add("--hold-out", type=int, default=0, metavar="K", help="also predict the K largest budgets from the others")
+    add("--profile", action="store_true", help="also print profile likelihood intervals")
+    add("--at", metavar="C,…", help="also print the optimum at these costs (default: the range of the runs)")
+    law_options.add_output_options(parser, "the coefficients")
     parser.set_defaults(run=_run_fit)
 
 
 def _run_fit(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.arms import fit_table
-    from eqscale.laws.render import COEFFICIENT_HEADER, latex_table, markdown_table, write_json
-    from eqscale.storage import check_outputs, write_atomically
+    from eqscale.laws.render import COEFFICIENT_HEADER, latex_table, markdown_table
+    from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.latex, args.markdown, folder=args.figures)
-    args.costs = parse_costs(args.at)
-    frame = read_table(args, tuple(filter(None, (args.by, args.budget))))
+    args.costs = law_options.parse_costs(args.at)
+    frame = law_options.read_table(args, (args.by, args.budget))
     if args.budget:
-        frame = frame.assign(**{args.budget: axis_costs(args, args.budget, frame)})
-    parts = groups(frame, args.by, args.runs)
+        frame = frame.assign(**{args.budget: law_options.axis_costs(args, args.budget, frame)})
+    parts = law_options.groups(frame, args.by, args.runs)
     titles = {label: f"{args.by} = {label}" if label else args.runs for label in parts}
     sources = {label: f"{args.runs}, {titles[label]}" if label else args.runs for label in parts}
     for label, group in parts.items():
         _check_hold_out(args, group, sources[label])
-    # all groups are fitted before the first is shown: a group that can't be fitted leaves nothing half-told
-    choices = law_choices(args)
+    # all groups are fitted before the first is shown: one that can't be fitted then leaves no partial output
+    choices = law_options.law_choices(args)
     fits = {label: fit_table(group, choices, sources[label]) for label, group in parts.items()}
     console = make_console()
     shown = {label: _show_fit(console, args, titles[label], fits[label], parts[label]) for label in parts}
     records = {label: record for label, (record, *_) in shown.items()}
     rows = [[label, *row] if label else row for label, (_, found, _) in shown.items() for row in found]
-    if args.json:
-        write_json(args.json, {"by": args.by, "groups": records} if args.by else records[""])
     header = ([args.by] if args.by else []) + COEFFICIENT_HEADER
-    if args.markdown:
-        write_atomically(args.markdown, markdown_table(header, rows).encode())
-    if args.latex:
-        write_atomically(args.latex, latex_table(header, rows).encode())
+    record = {"by": args.by, "groups": records} if args.by else records[""]
+    law_options.write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
     if args.figures:
         arms = {label or "law": arm for label, (*_, arm) in shown.items() if arm is not None}
-        draw_figures(console, args.figures, arms)
+        law_options.draw_figures(console, args.figures, arms)
     return 0
 
 
@@ -118,17 +90,16 @@ def _show_fit(
     limits = intervals(found, boot)
     record, rows = fit_record(found, limits, boot), coefficient_rows(limits)
     console.print(f"\n[bold]{escape(title)}[/bold]  {found.n} runs, L = {found.form.formula}")
-    print_table(console, COEFFICIENT_HEADER, rows)
+    law_options.print_table(console, COEFFICIENT_HEADER, rows)
     colour = "green" if found.verdict.startswith("converged") else "yellow"
-    console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]", highlight=False)
+    console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]")
     console.print(
         f"objective ({found.loss.kind}, summed): {found.objective:.12g}; gradient "
         f"{found.certificate.gradient:.0e}, {found.certificate.basins} basin(s) from "
-        f"{found.certificate.starts} start(s), condition {found.certificate.condition:.0f}",
-        highlight=False,
+        f"{found.certificate.starts} start(s), condition {found.certificate.condition:.0f}"
     )
     if warning := disagreement(limits):
-        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False)
+        console.print(f"[yellow]warning:[/yellow] {warning}")
     if args.profile:
         record["profile"] = _print_profile(console, found)
     record |= _print_checks(console, args, found, frame)
@@ -145,7 +116,7 @@ def _budgets(args: argparse.Namespace, frame: pd.DataFrame) -> np.ndarray:
 
     if args.budget:
         return frame[args.budget].to_numpy()
-    return group_budgets(axis_costs(args, "C" if "C" in frame.columns else None, frame))
+    return group_budgets(law_options.axis_costs(args, "C" if "C" in frame.columns else None, frame))
 
 
 def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> None:
@@ -158,7 +129,7 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
         raise InputError(f"--hold-out {args.hold_out}: the number of budgets to hold out is not negative")
     if not args.hold_out:
         return
-    form = chosen_form(args)
+    form = law_options.chosen_form(args)
     if not form.has_optimum:
         raise InputError("--hold-out needs a law in N and D")
     budget = _budgets(args, frame)
@@ -166,13 +137,12 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
     if args.hold_out >= len(values):
         raise InputError(f"{where}: --hold-out {args.hold_out} leaves nothing to fit of {len(values)} budgets")
     rest = frame[budget < values[-args.hold_out]]
-    check_design(
-        form,
+    columns, free = (
         {c: rest[c].to_numpy() for c in form.columns},
-        rest["loss"].to_numpy(),
-        len(form.names) - len(parse_fixed(args.fix)),
-        f"{where}, without the budgets of --hold-out {args.hold_out}",
+        len(form.names) - len(law_options.parse_fixed(args.fix)),
     )
+    where = f"{where}, without the budgets of --hold-out {args.hold_out}"
+    check_design(form, columns, rest["loss"].to_numpy(), free, where)
 
 
 def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
@@ -181,7 +151,8 @@ def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
 
     free = [n for n in fit.form.names if n not in fit.fixed]
     found = {n: list(profile_interval(fit, n)) for n in free}
-    print_table(console, ["parameter", "95 % profile likelihood"], [[n, interval_text(v)] for n, v in found.items()])
+    rows = [[n, interval_text(v)] for n, v in found.items()]
+    law_options.print_table(console, ["parameter", "95 % profile likelihood"], rows)
     return found
 
 
@@ -195,11 +166,11 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
     record["outliers"] = plain(odd)
     if odd:
         shown = ", ".join(f"run {o.index + 1} ({100 * o.residual:+.1f} %)" for o in odd[:8])
-        console.print(f"outliers: {shown}{', …' if len(odd) > 8 else ''}", highlight=False)
+        console.print(f"outliers: {shown}{', …' if len(odd) > 8 else ''}")
     test = lack_of_fit(fit)
     record["lack_of_fit"] = plain(test)
     if test:
-        console.print(f"replicates: {test.describe()}", highlight=False)
+        console.print(f"replicates: {test.describe()}")
     if args.hold_out:
         budget = _budgets(args, frame)
         held = [hold_out_top(fit, budget, k) for k in range(1, args.hold_out + 1)]
@@ -211,7 +182,7 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
             for h in group
         ]  # fmt: skip
         header = ["held out", "from C", "runs", "median error", "bias", "within 95 %"]
-        print_table(console, header, rows, "predicted from the other budgets")
+        law_options.print_table(console, header, rows, "predicted from the other budgets")
         record["hold_out"] = [{**plain(h), "median_error": h.median_error, "bias": h.bias} for h in held]
         record["leave_one_budget_out"] = [{**plain(h), "median_error": h.median_error} for h in each]
     return record
@@ -226,21 +197,13 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
 
     C = np.array(at) if at else np.geomspace(arm.C.min(), arm.C.max(), 5)
     best = frontier(arm.fit, C, arm.cost, arm.boot)
-    console.print(f"cost: {arm.cost.describe()}", highlight=False)
-    rows = [
-        [
-            number(c, 3) + ("" if best.inside[i] else " *"),
-            number(best.N[i]),
-            number(best.D[i]),
-            number(best.loss[i]),
-            *(
-                interval_text((band["loss"].low[i], band["loss"].high[i])) if band else "–"
-                for band in (best.model, best.robust)
-            ),
-        ]
-        for i, c in enumerate(C)
-    ]
-    print_table(console, ["C", "N_opt", "D_opt", "L_opt", "95 % model-based", "95 % robust"], rows)
+    console.print(f"cost: {arm.cost.describe()}")
+    rows = []
+    for i, c in enumerate(C):
+        limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in (best.model, best.robust))
+        optimum = [number(v[i]) for v in (best.N, best.D, best.loss)]
+        rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum, *map(interval_text, limits)])
+    law_options.print_table(console, ["C", "N_opt", "D_opt", "L_opt", "95 % model-based", "95 % robust"], rows)
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")
     record = plain(best)
@@ -248,7 +211,7 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
     record["misallocation"] = plain(wrong)
     if all(np.isfinite(m.waste) for m in wrong):
         shown = ", ".join(f"{100 * m.waste:.2g} % at {m.factor:g} N_opt" for m in wrong)
-        console.print(f"wasted at C = {C[-1]:.3g} by another size: {shown}", highlight=False)
+        console.print(f"wasted at C = {C[-1]:.3g} by another size: {shown}")
     record["approaches"] = []
     for approach in (1, 2):
         try:
@@ -259,8 +222,7 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
         console.print(
             f"approach {approach}: N_opt ∝ C^{found.a:.3f} {interval_text(found.a_interval)} from "
             f"{len(found.budgets)} budgets; its design alone errs by {100 * bias.N_error:+.1f} % in N and "
-            f"{100 * bias.D_error:+.1f} % in D at C = {C[-1]:.3g}",
-            highlight=False,
+            f"{100 * bias.D_error:+.1f} % in D at C = {C[-1]:.3g}"
         )
         record["approaches"].append({**plain(found), "bias": plain(bias)})
     return record

@@ -7,15 +7,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eqscale.cli.law_options import (
-    add_arm_options,
-    add_law_options,
-    add_table_options,
-    cost_axes,
-    print_table,
-    read_arm_table,
-    read_arms,
-)
+from eqscale.cli import law_options
 from eqscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,48 +46,38 @@ examples:
 
 def register(subparsers: Any) -> None:
     """Add the verbs of this group."""
-    parser = _add_verb(
-        subparsers, "plan", "which arm to train with a given compute, how large and how long", _PLAN_HELP
-    )
-    add_table_options(parser, optional=True)
-    add_law_options(parser)
-    add_arm_options(parser)
-    parser.add_argument("--from", dest="study", type=Path, metavar="DIR", help="results folder of a study")
-    parser.add_argument(
-        "--compute", required=True, metavar="C", help="what can be spent: FLOPs or seconds; times also as 90min or 1h"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    summary = "which arm to train with a given compute, how large and how long"
+    parser = law_options.add_verb(subparsers, "plan", summary, _PLAN_HELP)
+    law_options.add_table_options(parser, optional=True)
+    law_options.add_law_options(parser)
+    law_options.add_arm_options(parser)
+    add = parser.add_argument
+    add("--from", dest="study", type=Path, metavar="DIR", help="results folder of a study")
+    add("--compute", required=True, metavar="C", help="what can be spent: FLOPs or seconds; times also as 90min or 1h")
+    add("--json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=_run_plan)
 
-    parser = _add_verb(subparsers, "design", "which runs would answer a question best", _DESIGN_HELP)
-    add_table_options(parser)
-    add_law_options(parser)
-    add_arm_options(parser)
-    parser.add_argument("--question", metavar="Q", required=True, help="what should become more certain")
-    parser.add_argument("--arms", metavar="ARM,…", help="the arms in question (default: all)")
-    parser.add_argument("--spend", type=float, metavar="C", required=True, help="total cost of the new runs")
-    parser.add_argument("--most", type=float, metavar="C", help="highest cost of one new run")
-    parser.add_argument("--runs-planned", type=int, default=10, metavar="K", help="most runs (default: 10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    parser = law_options.add_verb(subparsers, "design", "which runs would answer a question best", _DESIGN_HELP)
+    law_options.add_table_options(parser)
+    law_options.add_law_options(parser)
+    law_options.add_arm_options(parser)
+    add = parser.add_argument
+    add("--question", metavar="Q", required=True, help="what should become more certain")
+    add("--arms", metavar="ARM,…", help="the arms in question (default: all)")
+    add("--spend", type=float, metavar="C", required=True, help="total cost of the new runs")
+    add("--most", type=float, metavar="C", help="highest cost of one new run")
+    add("--runs-planned", type=int, default=10, metavar="K", help="most runs (default: 10)")
+    add("--json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=_run_design)
 
-    parser = _add_verb(subparsers, "predict", "predict runs before they are made", _PREDICT_HELP)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="results folder of a study")
-    parser.add_argument("--compute", type=float, required=True, metavar="C", help="compute to predict for")
-    parser.add_argument(
-        "--axis", default="executed", metavar="AXIS", help="executed (default), nominal or seconds: unit of --compute"
-    )
-    parser.add_argument(
-        "--up-to", type=float, metavar="C", help="largest budget, in executed FLOPs, that the laws may see (default: "
-        "the largest whose runs all cost less than --compute)",
-    )  # fmt: skip
+    parser = law_options.add_verb(subparsers, "predict", "predict runs before they are made", _PREDICT_HELP)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="results folder of a study")
+    add("--compute", type=float, required=True, metavar="C", help="compute to predict for")
+    add("--axis", default="executed", help="executed (default), nominal or seconds: unit of --compute")
+    add("--up-to", type=float, metavar="C", help="largest budget, in executed FLOPs, that the laws may see (default: "
+        "the largest whose runs all cost less than --compute)")  # fmt: skip
     parser.set_defaults(run=_run_predict)
-
-
-def _add_verb(subparsers: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    return subparsers.add_parser(
-        name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
 
 
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -150,7 +132,7 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     problems = []
     for name in dict.fromkeys(runs["arm"]):
         try:
-            fitted |= read_arms(args, AXES["executed"].column, runs[runs["arm"] == name])
+            fitted |= law_options.read_arms(args, AXES["executed"].column, runs[runs["arm"] == name])
         except InputError as error:
             problems.append(str(error))
     if not fitted:
@@ -167,10 +149,9 @@ def _plan_from_study(args: argparse.Namespace) -> int:
                 f"The law of {name} misses structure (lack of fit, p = {test.p_value:.2g}): what it says may be "
                 "further off than its intervals; the study's report shows where.",
                 style="yellow",
-                highlight=False,
             )
     for problem in problems:
-        console.print(f"left out: {problem}", style="yellow", highlight=False)
+        console.print(f"left out: {problem}", style="yellow")
     if args.json:
         write_json(args.json, {"axis": axis, "compute": compute, "suggestions": plain(found)})
     return 0
@@ -194,35 +175,26 @@ def _rungs(task_name: str, name: str, N: float, budget: float) -> list[tuple[str
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:
     from eqscale.laws.render import interval_text, number
 
-    rows = [
-        [
-            s.arm,
-            s.size or "–",
-            f"{number(s.N, 3)} (optimum {number(s.N_optimal, 3)} {interval_text(s.N_interval, 2)})",
-            number(s.D, 3),
-            "–" if s.steps is None else f"{s.steps:,}",
-            f"{number(s.loss.value, 3)} {interval_text(s.loss.model, 3)} {interval_text(s.loss.robust, 3)}",
-            interval_text(s.new_run, 3),
-            "–" if s.probability_best is None else f"{s.probability_best:.2f}",
-            "; ".join(f"{number(v, 2)} {name}" for name, v in s.costs.items()),
-        ]
-        for s in found
-    ]
+    rows = []
+    for s in found:
+        N = f"{number(s.N, 3)} (optimum {number(s.N_optimal, 3)} {interval_text(s.N_interval, 2)})"
+        steps = "–" if s.steps is None else f"{s.steps:,}"
+        loss = f"{number(s.loss.value, 3)} {interval_text(s.loss.model, 3)} {interval_text(s.loss.robust, 3)}"
+        row = [s.arm, s.size or "–", N, number(s.D, 3), steps, loss, interval_text(s.new_run, 3)]
+        costs = "; ".join(f"{number(v, 2)} {name}" for name, v in s.costs.items())
+        rows.append([*row, number(s.probability_best, 2, "f"), costs])
     header = ["arm", "size", "parameters N", "tokens D", "steps", "loss [model-based] [robust]", "of one run"]
-    print_table(console, [*header, "P(best)", "costs"], rows, title)
+    law_options.print_table(console, [*header, "P(best)", "costs"], rows, title)
     best = found[0]
     steps = "" if best.steps is None else f" for {best.steps:,} steps of {best.batch_size} samples"
     size = f" {best.size}" if best.size else ""
-    sure = (
-        "it is the only arm with a law"
-        if best.probability_best is None
-        else f"it has the lowest loss in {100 * best.probability_best:.0f} % of the resamples"
-    )
+    sure = "it is the only arm with a law"
+    if best.probability_best is not None:
+        sure = f"it has the lowest loss in {100 * best.probability_best:.0f} % of the resamples"
     console.print(
         f"Train {best.arm}{size} ({best.N:,.0f} parameters){steps}, {number(best.D, 3)} tokens: expect a loss of "
         f"{number(best.loss.value, 3)}, between {number(best.new_run[0], 3)} and {number(best.new_run[1], 3)} for one "
-        f"run (95 %); {sure}.",
-        highlight=False,
+        f"run (95 %); {sure}."
     )
     if best.beyond > 1.01:
         console.print(
@@ -230,7 +202,6 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
             "intervals hold only if the law does."
             + (" --compute is in seconds here; FLOPs need --axis executed or nominal." if in_seconds else ""),
             style="yellow",
-            highlight=False,
         )
 
 
@@ -239,23 +210,17 @@ def _plan_from_table(args: argparse.Namespace) -> int:
     from eqscale.laws.plan import advise
     from eqscale.laws.render import interval_text, number, plain, write_json
 
-    frame = read_arm_table(args)
+    frame = law_options.read_arm_table(args)
     axis = _one_axis(args, frame)
     compute = parse_compute(args.compute, axis == "seconds")
-    found = advise(read_arms(args, axis, frame), compute)
-    rows = [
-        [
-            a.arm,
-            f"{number(a.N)} {interval_text(a.N_band)}",
-            number(a.D),
-            f"{number(a.loss)} {interval_text(a.loss_band)}",
-            "–" if a.probability_best is None else f"{a.probability_best:.2f}",
-        ]
-        for a in found
-    ]
+    found = advise(law_options.read_arms(args, axis, frame), compute)
+    rows = []
+    for a in found:
+        size, loss = f"{number(a.N)} {interval_text(a.N_band)}", f"{number(a.loss)} {interval_text(a.loss_band)}"
+        rows.append([a.arm, size, number(a.D), loss, number(a.probability_best, 2, "f")])
     console = make_console()
     header = [args.by, "parameters N", "tokens D", "expected loss", "P(best)"]
-    print_table(console, header, rows, f"{axis or '6ND'} = {compute:.3g}")
+    law_options.print_table(console, header, rows, f"{axis or '6ND'} = {compute:.3g}")
     if any(a.extrapolated for a in found):
         console.print("this cost is beyond the runs: an extrapolation", style="yellow")
     if args.json:
@@ -264,7 +229,7 @@ def _plan_from_table(args: argparse.Namespace) -> int:
 
 
 def _one_axis(args: argparse.Namespace, frame: Any) -> str | None:
-    axes = cost_axes(args, frame)
+    axes = law_options.cost_axes(args, frame)
     if len(axes) > 1:
         raise InputError("one --axis at a time")
     return axes[0]
@@ -277,9 +242,9 @@ def _run_design(args: argparse.Namespace) -> int:
     from eqscale.storage import check_outputs
 
     check_outputs(args.json)
-    frame = read_arm_table(args)
+    frame = law_options.read_arm_table(args)
     axis = _one_axis(args, frame)
-    arms = read_arms(args, axis, frame)
+    arms = law_options.read_arms(args, axis, frame)
     wanted = [a.strip() for a in (args.arms or "").split(",") if a.strip()] or list(arms)
     for name in wanted:
         if name not in arms:
@@ -288,19 +253,30 @@ def _run_design(args: argparse.Namespace) -> int:
     question = parse_question(args.question, arms)
     plan = plan_runs(question, arms, budget=args.spend, most=args.most, runs=args.runs_planned)
     console, label = make_console(), axis or "6ND"
-    console.print(f"{plan.question}: {plan.estimate:.4g}, standard error now {plan.se_now:.3g}", highlight=False)
+    console.print(f"{plan.question}: {plan.estimate:.4g}, standard error now {plan.se_now:.3g}")
     rows = [[r.arm, number(r.N), number(r.D), number(r.C), number(r.expected_se, 3)] for r in plan.runs]
     header = [args.by, "N", "D", label, "standard error after"]
-    print_table(console, header, rows, f"total {label} = {plan.cost:.3g}")
+    law_options.print_table(console, header, rows, f"total {label} = {plan.cost:.3g}")
     if args.json:
         write_json(args.json, {"axis": label, **plain(plan), "cost": plan.cost})
     return 0
 
 
+def _prediction(p: dict[str, Any]) -> list[str]:
+    """A predicted size and loss with their intervals, the robust one of a new run where there is one."""
+    from eqscale.laws.render import interval_text, number
+
+    size, mean, new_run = (
+        [interval_text(p[what].get(kind), 3) for kind in ("model", "robust")]
+        for what in ("N_interval", "mean", "new_run")
+    )
+    return [number(p["N"], 3), *size, number(p["loss"], 3), *mean, *new_run]
+
+
 def _run_predict(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.axes import AXES
-    from eqscale.laws.render import interval_text, number, write_json
+    from eqscale.laws.render import write_json
     from eqscale.report.parts import read_study
     from eqscale.report.prediction import predict
     from eqscale.storage import check_outputs
@@ -312,33 +288,16 @@ def _run_predict(args: argparse.Namespace) -> int:
         raise InputError(f"{path} exists already: a prediction is made once; remove it to start over")
     record = predict(study, args.compute, args.axis, args.up_to)
     write_json(path, record)
-    kinds = ("model", "robust")
+    arms = record["arms"]
     rows = [
-        [
-            name, number(p["N"], 3), *(interval_text(p["N_interval"][kind], 3) for kind in kinds),
-            number(p["loss"], 3),
-            *(interval_text(p[what][kind], 3) for what in ("mean", "new_run") for kind in kinds),
-        ]
-        if p["loss"] is not None
-        else [name, p["verdict"], *["–"] * 7]
-        for name, p in record["arms"].items()
-    ]  # fmt: skip
-    rows += [
-        [
-            f"{name}, no law", number(p["trend"]["N"], 3),
-            *(interval_text(p["trend"]["N_interval"][kind], 3) for kind in kinds), number(p["trend"]["loss"], 3),
-            *(interval_text(p["trend"]["mean"][kind], 3) for kind in kinds),
-            interval_text(p["trend"]["new_run"]["model"], 3), "–",
-        ]
-        for name, p in record["arms"].items()
-        if "trend" in p
-    ]  # fmt: skip
+        [name, p["verdict"], *["–"] * 7] if p["loss"] is None else [name, *_prediction(p)] for name, p in arms.items()
+    ]
+    rows += [[f"{name}, no law", *_prediction(p["trend"])] for name, p in arms.items() if "trend" in p]
     header = ["arm", "N_opt", "model-based", "robust", "loss", "model-based", "robust", "new run", "new run, robust"]
     console = make_console()
-    unit = AXES[args.axis].unit
-    print_table(console, header, rows, f"{args.compute:.3g} {unit}, from {record['runs_seen']} runs at budgets up to "
-                f"{record['largest_budget_seen']:.3g}")  # fmt: skip
+    seen = f"{record['runs_seen']} runs at budgets up to {record['largest_budget_seen']:.3g}"
+    law_options.print_table(console, header, rows, f"{args.compute:.3g} {AXES[args.axis].unit}, from {seen}")
     for why in record["not_predicted"].values():
-        console.print(f"not predicted: {why}", style="yellow", highlight=False)
-    console.print(f"written: {path}; commit it before the runs are made", highlight=False)
+        console.print(f"not predicted: {why}", style="yellow")
+    console.print(f"written: {path}; commit it before the runs are made")
     return 0

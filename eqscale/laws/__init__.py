@@ -12,23 +12,6 @@ from eqscale.laws.table import check_runs, read_runs
 from eqscale.laws.uncertainty import Bootstrap, Interval, Target, bootstrap, disagreement, intervals
 
 __all__ = [
-    "FORMS",
-    "Bootstrap",
-    "Certificate",
-    "CostModel",
-    "Fit",
-    "Form",
-    "Frontier",
-    "Interval",
-    "Target",
-    "bootstrap",
-    "check_runs",
-    "disagreement",
-    "fit",
-    "fit_cost",
-    "frontier",
-    "intervals",
-    "nd_cost",
-    "read_runs",
-    "register",
-]
+    "FORMS", "Bootstrap", "Certificate", "CostModel", "Fit", "Form", "Frontier", "Interval", "Target", "bootstrap",
+    "check_runs", "disagreement", "fit", "fit_cost", "frontier", "intervals", "nd_cost", "read_runs", "register",
+]  # fmt: skip

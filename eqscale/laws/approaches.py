@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import stats
 
 from eqscale.errors import InputError
 from eqscale.laws.cost import CostModel
 from eqscale.laws.fit import Fit
 from eqscale.laws.frontier import cost_to_reach, frontier_values, law_value
+from eqscale.laws.minima import vertex
 
 Array = np.ndarray
 
@@ -43,16 +45,6 @@ class Allocation:
         return np.exp(n0 + a * np.log(C)), np.exp(d0 + b * np.log(C))
 
 
-def _line(x: Array, y: Array) -> tuple[float, float, float]:
-    """Intercept, slope and standard error of the slope."""
-    slope, intercept = np.polyfit(x, y, 1)
-    spare = len(x) - 2
-    if spare < 1:
-        return float(intercept), float(slope), np.nan
-    r = y - intercept - slope * x
-    return float(intercept), float(slope), float(np.sqrt(r @ r / spare / np.sum((x - x.mean()) ** 2)))
-
-
 def isoflop_optima(N: Array, D: Array, loss: Array, budget: Array, approach: int = 2) -> Allocation:
     """Approach 1 or 2 from finished runs.
 
@@ -64,8 +56,6 @@ def isoflop_optima(N: Array, D: Array, loss: Array, budget: Array, approach: int
     Raises:
         InputError: fewer than two budgets have an optimum within their sizes.
     """
-    from scipy import stats
-
     N, D, loss, budget = (np.asarray(v, float) for v in (N, D, loss, budget))
     rows, edge = [], []
     for value in np.unique(budget):
@@ -75,30 +65,25 @@ def isoflop_optima(N: Array, D: Array, loss: Array, budget: Array, approach: int
             continue
         if approach == 1:
             k = int(np.argmin(y))
-            best = (n[k], d[k], y[k])
+            best, inside = (n[k], d[k], y[k]), n.min() < n[k] < n.max() and d.min() < d[k] < d.max()
         else:
-            qn, qd = np.polynomial.Polynomial.fit(n, y, 2), np.polynomial.Polynomial.fit(d, y, 2)
-            if qn.convert().coef[-1] <= 0 or qd.convert().coef[-1] <= 0:
-                edge.append(float(value))
-                continue
-            top = float(np.real(qn.deriv().roots()[0]))
-            best = (top, float(np.real(qd.deriv().roots()[0])), float(qn(top)))
-        if not (n.min() < best[0] < n.max() and d.min() < best[1] < d.max()):
+            (lowest, log_n, n_inside), (_, log_d, d_inside) = (vertex(v, y) for v in (n, d))
+            best, inside = (log_n, log_d, lowest), n_inside and d_inside
+        if inside:
+            rows.append((value, *best))
+        else:
             edge.append(float(value))
-            continue
-        rows.append((value, *best))
     if len(rows) < 2:
         raise InputError(
             f"approach {approach}: {len(rows)} budget(s) have their best size strictly within the sizes run; "
             "at least 2 are needed: add sizes beyond the edges"
         )
     C, n, d, y = np.array(rows).T
-    n0, a, se = _line(np.log(C), n)
-    d0, b, _ = _line(np.log(C), d)
-    half = stats.t.ppf(0.975, max(len(C) - 2, 1)) * se
-    return Allocation(
-        approach, C, np.exp(n), np.exp(d), y, a, b, (a - half, a + half), tuple(edge), ((n0, a), (d0, b))
-    )  # fmt: skip
+    of_n, of_d = (stats.linregress(np.log(C), v) for v in (n, d))
+    a, b = float(of_n.slope), float(of_d.slope)
+    half = stats.t.ppf(0.975, len(C) - 2) * of_n.stderr if len(C) > 2 else np.nan
+    lines = ((float(of_n.intercept), a), (float(of_d.intercept), b))
+    return Allocation(approach, C, np.exp(n), np.exp(d), y, a, b, (a - half, a + half), tuple(edge), lines)
 
 
 @dataclass(frozen=True)
@@ -117,14 +102,9 @@ class ApproachBias:
 
 
 def approach_bias(fit: Fit, cost: CostModel, budget: Array, C: float, approach: int = 2) -> ApproachBias:
-    """Bias of an approach at cost C if the fitted surface were the truth and runs had no noise.
+    """Bias of approach 1 or 2 at cost C if the fitted surface were the truth and its runs had no noise.
 
-    Args:
-        fit: a surface fitted to the runs whose design is judged.
-        cost: their cost model.
-        budget: budget of each run, (n,).
-        C: cost to extrapolate to.
-        approach: 1 or 2.
+    ``cost`` is the cost model of those runs and ``budget`` the budget of each, (n,).
     """
     N, D = fit.columns["N"], fit.columns["D"]
     found = isoflop_optima(N, D, fit.predict(**fit.columns), budget, approach)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqscale.errors import InputError
 from eqscale.laws.cost import CostModel, fit_cost, nd_cost
 from eqscale.laws.fit import Fit, fit
 from eqscale.laws.forms import get_form
 from eqscale.laws.frontier import require_optimum
+from eqscale.laws.table import require_columns
 from eqscale.laws.uncertainty import Bootstrap, bootstrap
 
 Array = np.ndarray
@@ -56,8 +56,8 @@ class ArmFit:
 
 
 def group_budgets(C: Array, tolerance: float = 0.25) -> Array:
-    """Budgets of runs from their costs: from the smallest up, costs within ``tolerance`` (in log) of the
-    first of a group are one budget, named by its median.
+    """Budgets of runs from their costs: from the smallest up, costs within ``tolerance`` (in log) of the first of a
+    group are one budget, named by its median.
     """
     C = np.asarray(C, float)
     log_c = np.log(C)
@@ -109,14 +109,9 @@ def fit_table(runs: pd.DataFrame, options: Options, where: str) -> tuple[Fit, Bo
 def make_arm(
     name: str, runs: pd.DataFrame, law: tuple[Fit, Bootstrap | None], cost: str | None, budget: str | None = None
 ) -> ArmFit:
-    """A law with what its runs cost.
+    """A law with what its runs cost: the column ``cost`` of the table that it was fitted to, 6ND if None.
 
-    Args:
-        name: of the arm.
-        runs: the table that the law was fitted to.
-        law: the fit and its bootstrap.
-        cost: column with each run's cost; None counts 6ND.
-        budget: column with the nominal budget; grouped from the costs if None.
+    ``budget`` is the column with the nominal budgets; without one, runs are grouped by their costs.
     """
     spent = (runs[cost] if cost else 6 * runs["N"] * runs["D"]).to_numpy(float)
     model = fit_cost(runs["N"], runs["D"], spent) if cost else nd_cost()
@@ -150,9 +145,7 @@ def fit_arms(
     """
     chosen = Options(**options)
     require_optimum(get_form(chosen.form))
-    for column in filter(None, (by, cost, budget, chosen.cluster, chosen.weights)):
-        if column not in runs.columns:
-            raise InputError(f"{where or 'runs'}: no column {column!r}; columns: {', '.join(map(str, runs.columns))}")
+    require_columns(runs, (by, cost, budget, chosen.cluster, chosen.weights), where or "runs")
     out = {}
     for position, name in enumerate(dict.fromkeys(runs[by].astype(str))):
         part = runs[runs[by].astype(str) == name]

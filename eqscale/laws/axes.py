@@ -26,31 +26,16 @@ class Axis:
 AXES: dict[str, Axis] = {
     axis.name: axis
     for axis in (
-        Axis(
-            "executed",
-            "flops_executed",
-            "training FLOPs, executed",
-            "FLOPs",
-            "multiply-adds × 2 that the implementation executes, forward and backward",
-        ),
-        Axis(
-            "nominal",
-            "flops_nominal",
-            "training FLOPs, dense nominal",
-            "FLOPs",
-            "as the paper's authors count: 6 per weight per token, every multivector map a dense 16×16 block",
-        ),
-        Axis(
-            "seconds",
-            "seconds",
-            "training seconds",
-            "s",
-            "steps × the time of a step, if `eqscale time` has timed all shapes in one sitting; else time of the "
-            "training loop, on a CPU as CPU time of the training process, on a GPU and where it wasn't recorded as "
-            "wall time; on several devices each of them counts",
-        ),
+        Axis("executed", "flops_executed", "training FLOPs, executed", "FLOPs",
+             "multiply-adds × 2 that the implementation executes, forward and backward"),
+        Axis("nominal", "flops_nominal", "training FLOPs, dense nominal", "FLOPs",
+             "as the paper's authors count: 6 per weight per token, every multivector map a dense 16×16 block"),
+        Axis("seconds", "seconds", "training seconds", "s",
+             "steps × the time of a step, if `eqscale time` has timed all shapes in one sitting; else time of the "
+             "training loop, on a CPU as CPU time of the training process, on a GPU and where it wasn't recorded as "
+             "wall time; on several devices each of them counts"),
     )
-}
+}  # fmt: skip
 
 
 def count_seconds(runs: pd.DataFrame) -> pd.Series:

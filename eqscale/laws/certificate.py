@@ -26,8 +26,7 @@ class Certificate:
     decrement: float
     """Relative decrease of the objective that one more Newton step promises."""
     eigenvalues: tuple[float, ...]
-    """Of the Hessian scaled to a unit diagonal, on the free parameters, ascending; all positive at a
-    strict minimum."""
+    """Of the Hessian scaled to a unit diagonal, on the free parameters, ascending; all positive at a strict minimum."""
     condition: float
     """Condition number of the scaled Gauss–Newton matrix: how nearly the design confounds parameters."""
     starts: int
@@ -64,14 +63,11 @@ def certify(fit: Fit) -> Certificate:
 
 def _active_bounds(fit: Fit) -> tuple[str, ...]:
     """Free parameters that ended on a bound, in words."""
-    active = []
-    for i, name in enumerate(fit.form.names):
-        if name in fit.fixed or name in fit.idle:
-            continue
-        if fit.theta[i] <= fit.lower[i]:
-            active.append(f"{name} = {fit.params[name]:g} (lower bound)")
-        elif fit.theta[i] >= fit.upper[i]:
-            active.append(f"{name} = {fit.params[name]:g} (upper bound)")
+    active = [
+        f"{name} = {fit.params[name]:g} ({'lower' if t <= low else 'upper'} bound)"
+        for name, t, low, high in zip(fit.form.names, fit.theta, fit.lower, fit.upper, strict=True)
+        if name not in fit.fixed and name not in fit.idle and not low < t < high
+    ]
     return (*active, *(f"{p} = 0 (lower bound)" for p in fit.vanished))
 
 

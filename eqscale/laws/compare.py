@@ -9,9 +9,13 @@ import numpy as np
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import cost_to_reach, frontier_values
 
 Array = np.ndarray
+
+_BEYOND = 10.0
+"""Crossings are searched from the cost of the cheapest run divided by this to that of the most expensive times this."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Comparison:
 
 
 def check_overlap(arm: str, C: Array, reference: str, reference_C: Array, axis: str) -> None:
-    """Refuse two arms whose runs (by their costs) only an extrapolation would compare.
+    """Refuse to compare two arms whose runs, given by their costs (n,), do not overlap: it would take an extrapolation.
 
     Raises:
         InputError: no cost in common.
@@ -96,19 +100,18 @@ def common_range(arms: Mapping[str, ArmFit]) -> tuple[float, float]:
 
 
 def compare_arms(
-    arm: ArmFit, reference: ArmFit, *, C: Sequence[float] | Array | None = None, axis: str = "C", beyond: float = 10.0
+    arm: ArmFit, reference: ArmFit, *, C: Sequence[float] | Array | None = None, axis: str = "C"
 ) -> Comparison:
     """What an arm is worth against a reference: multipliers over C, P(better) and the crossing.
 
-    To reach the loss that ``arm`` attains compute-optimally at cost C, the reference (trained
-    compute-optimally too) needs ``compute`` times the cost, ``data`` times the tokens and ``parameters``
-    times the parameters; factors above one favour ``arm``.
+    To reach the loss that ``arm`` attains compute-optimally at cost C, the reference (trained compute-optimally too)
+    needs ``compute`` times the cost, ``data`` times the tokens and ``parameters`` times the parameters; factors above
+    one favour ``arm``.
 
     Args:
         arm, reference: fitted arms with bootstraps.
         C: costs; five over the range that both arms' runs cover if None.
         axis: name of the cost axis.
-        beyond: the crossing is searched from the smallest cost over ``beyond`` to the largest times it.
 
     Raises:
         InputError: no cost in common, or an arm without a bootstrap.
@@ -140,13 +143,9 @@ def compare_arms(
         trip = [_percentiles(f[:, i]) for f in factors]
         equivalent = c * min(trip[0][0], 1e100)
         outside = not (low <= c * (1 + 1e-9) and c <= high * (1 + 1e-9) and span[0] <= equivalent <= span[1])
-        out.append(
-            Multiplier(
-                float(c), float(np.exp(log_l[0, i])), trip[0], trip[2], trip[1], model[i],
-                float(better[i]), outside,
-            )
-        )  # fmt: skip
-    return Comparison(arm.name, reference.name, axis, tuple(out), _crossing(arm, reference, ours, theirs, beyond))
+        loss, probability = float(np.exp(log_l[0, i])), float(better[i])
+        out.append(Multiplier(float(c), loss, trip[0], trip[2], trip[1], model[i], probability, outside))
+    return Comparison(arm.name, reference.name, axis, tuple(out), _crossing(arm, reference, ours, theirs))
 
 
 def _percentiles(v: Array) -> tuple[float, float, float]:
@@ -179,15 +178,15 @@ def _model_interval(arm: ArmFit, reference: ArmFit, C: Array) -> list[tuple[floa
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _crossing(arm: ArmFit, reference: ArmFit, ours, theirs, beyond: float) -> Crossing:
-    low = min(arm.C.min(), reference.C.min()) / beyond
-    high = max(arm.C.max(), reference.C.max()) * beyond
+def _crossing(arm: ArmFit, reference: ArmFit, ours: Coefficients, theirs: Coefficients) -> Crossing:
+    """The crossing nearest to the runs that both arms have, given their laws with those of all resamples."""
+    low = min(arm.C.min(), reference.C.min()) / _BEYOND
+    high = max(arm.C.max(), reference.C.max()) * _BEYOND
     grid = np.geomspace(low, high, 121)
     gap = frontier_values(ours, arm.cost, grid)[2] - frontier_values(theirs, reference.cost, grid)[2]
     with np.errstate(invalid="ignore"):
         change = (gap[:, :-1] * gap[:, 1:]) <= 0
     crosses = change.any(1)
-    # the crossing nearest to the runs both arms have
     middle = 0.5 * np.sum(np.log(common_range({"a": arm, "b": reference})))
     log_grid = np.log(grid)
     distance = np.where(change, np.abs(0.5 * (log_grid[:-1] + log_grid[1:]) - middle), np.inf)
@@ -196,14 +195,12 @@ def _crossing(arm: ArmFit, reference: ArmFit, ours, theirs, beyond: float) -> Cr
     g0, g1 = gap[rows, k], gap[rows, k + 1]
     with np.errstate(invalid="ignore", divide="ignore"):
         at = log_grid[k] + (log_grid[k + 1] - log_grid[k]) * np.where(g0 == g1, 0.0, g0 / (g0 - g1))
-    draws = np.exp(at[1:][crosses[1:]])
-    names = (arm.name, reference.name)
+    names, C, interval = (arm.name, reference.name), None, None
     if crosses[0]:
-        below = names[0] if g0[0] < 0 else names[1]
-        above = names[1] if below == names[0] else names[0]
-        interval = tuple(float(v) for v in np.percentile(draws, [2.5, 97.5])) if len(draws) else None
-        return Crossing(float(np.exp(at[0])), interval, float(crosses[1:].mean()), (low, high), below, above)  # type: ignore[arg-type]
-    if np.isnan(gap[0]).any():
-        return Crossing(None, None, float(crosses[1:].mean()), (low, high), "", "")
-    ahead = names[0] if gap[0, 0] < 0 else names[1]
-    return Crossing(None, None, float(crosses[1:].mean()), (low, high), ahead, ahead)
+        below, above = names if g0[0] < 0 else names[::-1]
+        C, draws = float(np.exp(at[0])), np.exp(at[1:][crosses[1:]])
+        if len(draws):
+            interval = tuple(np.percentile(draws, [2.5, 97.5]).tolist())
+    else:
+        below = above = "" if np.isnan(gap[0]).any() else names[0 if gap[0, 0] < 0 else 1]
+    return Crossing(C, interval, float(crosses[1:].mean()), (low, high), below, above)  # type: ignore[arg-type]

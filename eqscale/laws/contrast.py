@@ -47,10 +47,7 @@ class Estimate:
 
 
 def contrast(terms: Sequence[tuple[ArmFit, Quantity]]) -> Estimate:
-    """Sum of one quantity (k = 1, signed as needed) of each of several arms.
-
-    Args:
-        terms: each arm once, with a quantity of its coefficients.
+    """Sum over arms, each given once, of a quantity of its coefficients (k = 1, signed as needed).
 
     Raises:
         InputError: an arm without a bootstrap.

@@ -74,8 +74,8 @@ _EXACT = 1e-3  # residuals of log C below this are as good as exact and earn no 
 def fit_cost(N: Array, D: Array, C: Array) -> CostModel:
     """Fit a cost model to the runs' own FLOPs or seconds.
 
-    From κND up to a quadratic in log N with a free power of D; the simplest by AICc among those whose cost
-    rises with N all over the range of the runs.
+    From κND, which always qualifies, up to a quadratic in log N with a free power of D: the best by AICc among the
+    models whose cost rises with N over the whole range of the runs.
 
     Raises:
         InputError: lengths differ, or costs are not positive.
@@ -93,7 +93,7 @@ def fit_cost(N: Array, D: Array, C: Array) -> CostModel:
     candidates = [([one], u + d, "kND"), ([one, u], d, "power"), ([one, u, u * u], d, "quadratic")]
     if np.linalg.matrix_rank(np.column_stack([one, u, d - d.mean()]), tol=1e-6 * np.sqrt(len(u))) == 3:
         candidates += [([one, u, d], 0 * d, "power-D"), ([one, u, u * u, d], 0 * d, "quadratic-D")]
-    best, best_score = None, np.inf
+    best, best_score = nd_cost(), np.inf
     for columns, offset, kind in candidates:
         k, m = len(columns), len(u)
         if m < k + 3 and kind != "kND":
@@ -114,8 +114,4 @@ def fit_cost(N: Array, D: Array, C: Array) -> CostModel:
             else:
                 best = CostModel((float(x[0]), c1, c2), power, origin, span, rms, kind)
             best_score = score
-    if best is None:  # cost does not rise with N: noise; κND is the least that can be assumed
-        x0 = float(np.mean(c - u - d))
-        rms = float(np.std(c - u - d))
-        best = CostModel((x0 - origin, 1.0, 0.0), residual=rms)
     return best

@@ -193,7 +193,7 @@ class Fit(Problem):
 
 
 def fit_problem(problem: Problem, starts: Array | None = None) -> Fit:
-    """Solve a problem, everything already checked; from ``starts`` (k, p) or those of its form."""
+    """Solve a problem that has been checked already, from ``starts`` (k, p) or those of its form."""
     found = solve(problem, starts)
     stated = {f.name: getattr(problem, f.name) for f in fields(Problem)}
     return Fit(**stated, theta=found.theta, starts=found.starts, minima=found.minima)

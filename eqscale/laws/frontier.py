@@ -52,14 +52,7 @@ def law_value(c: Coefficients, log_n: Array, log_d: Array) -> Array:
 
 
 def cost_to_reach(c: Coefficients, cost: CostModel, loss: Array) -> tuple[Array, Array, Array]:
-    """log C, log N and log D of the cheapest training that reaches a loss, each (b, k).
-
-    Args:
-        c: coefficients, b sets.
-        cost: cost model.
-        loss: (b, k) or (k,); what no training gets below is infinite. NaN for a law that lost a term, which has
-            no optimum.
-    """
+    """log C, log N and log D of the cheapest training to losses (b, k) or (k,), each (b, k): see ``Form.cheapest``."""
     return c.form.cheapest(c, cost, np.atleast_2d(loss))
 
 

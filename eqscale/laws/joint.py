@@ -16,6 +16,7 @@ from eqscale.laws.forms.base import Features
 from eqscale.laws.noise import efficiency
 from eqscale.laws.problem import Problem
 from eqscale.laws.solver import minimise
+from eqscale.laws.uncertainty import with_residuals
 
 Array = np.ndarray
 
@@ -176,11 +177,8 @@ def compare_hypotheses(arms: Mapping[str, ArmFit], *, resamples: int = 199, seed
             f_stat = max(2 * c * (found.objective - full.objective) / q, 0.0)
             f_p = float(stats.f.sf(f_stat, q, max(full.n - k - q, 1)))
             boot_p = _bootstrap_ratio(found, full, resamples, seed) if resamples else None
-        out.append(
-            Hypothesis(
-                shared, k, found.objective, found.verdict, float(a), float(weight), f_stat, f_p, boot_p, found.params
-            )
-        )  # fmt: skip
+        evidence = (float(a), float(weight), f_stat, f_p, boot_p)
+        out.append(Hypothesis(shared, k, found.objective, found.verdict, *evidence, found.params))
     return out
 
 
@@ -192,7 +190,7 @@ def _penalty(k: int, n: int) -> float:
 def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
     """p value of the drop in objective from ``null`` to ``full``, by residuals resampled within each arm."""
     rng = np.random.default_rng(seed)
-    fitted, member = null.predicted(null.theta[None]), null.form.member  # type: ignore[attr-defined]
+    member = null.form.member  # type: ignore[attr-defined]
     r = full.residuals if full.loss.is_log else full.residuals / full.unit
     drawn = np.empty((resamples, null.n))
     for g in np.unique(member):
@@ -200,14 +198,12 @@ def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
         p = len(full.free) / len(np.unique(member))
         pool = (r[here] - r[here].mean()) * np.sqrt(len(here) / max(len(here) - p, 1))
         drawn[:, here] = rng.choice(pool, (resamples, len(here)))
-    y = fitted * np.exp(drawn) if null.loss.is_log else np.maximum(fitted + drawn, 1e-3 * fitted)
+    y = with_residuals(null, drawn)
+    delta = max(null.loss.threshold, 1e-4)
     objectives = [
-        minimise(
-            found, np.repeat(found.theta[None], resamples, 0), loss=y,
-            delta=max(found.loss.threshold, 1e-4), tolerance=1e-7,
-        )[1]
-        for found in (null, full)
-    ]  # fmt: skip
+        minimise(law, np.repeat(law.theta[None], resamples, 0), loss=y, delta=delta, tolerance=1e-7)[1]
+        for law in (null, full)
+    ]
     unit = 1.0 if null.loss.kind != "lad" else 1e4
     scale = 1.0 if null.loss.is_log else null.unit**2
     drop = (objectives[0] - objectives[1]) * unit * scale

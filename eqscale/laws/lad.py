@@ -15,7 +15,7 @@ Array = np.ndarray
 def polish(problem: Problem, theta: Array) -> tuple[Array, Array]:
     """Exact minima near smoothed ones (k, p), with Σ w |r| of each."""
     vertices, f = (np.array(v) for v in zip(*(_to_vertex(problem, t) for t in theta), strict=True))
-    # an optimum that bends away from its vertex is smooth along the bend: work for Newton again
+    # an optimum that bends away from its vertex is smooth along the bend, where Newton applies again
     smooth = minimise(problem, vertices, delta=1e-6, tolerance=1e-12)[0]
     smooth = minimise(problem, smooth, tolerance=1e-15, iterations=500)[0]
     value = np.sum(problem.weights * np.abs(problem.residuals_at(smooth)), axis=1)

@@ -1,4 +1,4 @@
-"""Compute-optimal loss and size of each budget from its own runs: what can be said without a law.
+"""Compute-optimal loss and size of each budget from its own runs, without a law.
 
 Approach 2 of Hoffmann et al. 2022 (section 3.2) with intervals: a parabola in log N through the log losses of a
 budget's runs, whose vertex is the optimum. One scatter is pooled over all budgets of an arm; it holds both the noise
@@ -87,7 +87,7 @@ def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Min
     for (x, solve), line, residual in zip(grids, fitted, residuals, strict=True):
         drawn = line + rng.choice(pool, (resamples, len(x)))
         coefficients = np.concatenate([(line + residual)[None], drawn]) @ solve.T
-        log_loss, at, inside = _vertex(coefficients, x - x.mean())
+        log_loss, at, inside = _lowest(coefficients, x - x.mean())
         log_n = np.where(inside, at + x.mean(), np.nan)
         (a, b, _), covariance = coefficients[0], scatter**2 * solve @ solve.T
         by_loss = np.array([at[0] ** 2, at[0], 1.0])  # at a vertex its own shift doesn't count
@@ -101,7 +101,7 @@ def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Min
     return Minima(arm.name, np.array(budgets), loss, size, scatter, df)
 
 
-def _vertex(coefficients: Array, x: Array) -> tuple[Array, Array, Array]:
+def _lowest(coefficients: Array, x: Array) -> tuple[Array, Array, Array]:
     """Lowest value within the sizes x of parabolas (b, 3), where it is, and whether it is a vertex."""
     a, b, c = coefficients.T
     low, high = x.min(), x.max()
@@ -111,6 +111,12 @@ def _vertex(coefficients: Array, x: Array) -> tuple[Array, Array, Array]:
     ends = [a * v * v + b * v + c for v in (low, high)]
     at = np.where(inside, top, np.where(ends[0] < ends[1], low, high))
     return a * at * at + b * at + c, at, inside
+
+
+def vertex(x: Array, y: Array) -> tuple[float, float, bool]:
+    """Lowest value within x of the parabola through points (n,), where it is, and whether it is a vertex."""
+    found, at, inside = _lowest(np.polyfit(x - x.mean(), y, 2)[None], x - x.mean())
+    return float(found[0]), float(at[0] + x.mean()), bool(inside[0])
 
 
 def combine(terms: Sequence[tuple[Minima, Optima, Array]]) -> Estimate:
@@ -145,24 +151,15 @@ def lowest_loss(minima: Minima, cost: float) -> Estimate:
 def loss_ratio(arm: Minima, base: Minima, cost: float) -> Estimate:
     """log L_opt of the baseline minus that of the arm at a budget that both have."""
     one = np.array([cost])
-    return combine(
-        [(base, base.loss, weights_at(base, one, np.ones(1))), (arm, arm.loss, weights_at(arm, one, -np.ones(1)))]
-    )
+    return combine([(m, m.loss, weights_at(m, one, sign * np.ones(1))) for m, sign in ((base, 1), (arm, -1))])
 
 
 def compute_multiplier(arm: Minima, base: Minima, cost: float) -> Estimate:
     """log of how many times less compute the arm takes for the loss that the baseline has at a budget.
 
-    The arm's losses are joined by straight lines in log L over log C.
-
-    Args:
-        arm: whose compute is sought.
-        base: the baseline.
-        cost: a budget of the baseline.
-
-    Returns:
-        If the arm's losses don't bracket that loss, a bound: log(cost / the arm's lowest or highest budget) with limits
-        of that number on the known side and infinity on the other.
+    ``cost`` is a budget of the baseline. The arm's losses are joined by straight lines in log L over log C. If they
+    don't bracket the loss sought, the result is a bound: log(cost / the arm's lowest or highest budget) with limits of
+    that number on the known side and infinity on the other.
     """
     at = int(base.at(np.array([cost]))[0])
     target, target_draws = base.loss.value[at], base.loss.draws[:, at]
@@ -184,20 +181,14 @@ def compute_multiplier(arm: Minima, base: Minima, cost: float) -> Estimate:
     return estimate(float(np.log(cost) - x[i] - share * width), float(half), np.log(cost) - x[i] - drawn * width)
 
 
-def extrapolate(minima: Minima, what: str, cost: float, last: int = 3) -> Estimate:
-    """log ``loss`` or log ``N`` at another cost, by a straight line in log C through the last measured optima.
-
-    Args:
-        minima: of one arm.
-        what: ``loss`` or ``N``.
-        cost: where to.
-        last: number of optima: those known at the highest costs.
+def extrapolate(minima: Minima, what: str, cost: float) -> Estimate:
+    """log ``loss`` or log ``N`` at another cost, by a straight line in log C through the last three known optima.
 
     Raises:
         InputError: fewer than two optima are known.
     """
     optima: Optima = getattr(minima, what)
-    known = np.flatnonzero(np.isfinite(optima.value))[-last:]
+    known = np.flatnonzero(np.isfinite(optima.value))[-3:]
     if len(known) < 2:
         raise InputError(f"{minima.name}: {len(known)} measured optimum; a line needs two: add sizes at the edges")
     line = np.linalg.pinv(np.vander(np.log(minima.cost[known]), 2))
@@ -216,11 +207,8 @@ def of_one_run(minima: Minima, mean: Estimate) -> tuple[float, float]:
 def bend(minima: Minima, cost: Array) -> Estimate:
     """log of the local exponent of L_opt in the top third over that in the bottom third of budgets.
 
-    Exponents are those of a parabola in log C through the measured minima.
-
-    Args:
-        minima: of one arm.
-        cost: at least three of its budgets, ascending.
+    Exponents are those of a parabola in log C through the measured minima at ``cost``: at least three of the arm's
+    budgets, ascending.
     """
     x = np.log(cost)
     span = (x - x[0]) / (x[-1] - x[0])

@@ -1,4 +1,4 @@
-"""How large the noise of the runs is, as residuals of a robust fit tell it."""
+"""The noise of the runs, estimated from the residuals of a fit."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _WINSOR_MEAN = 0.7785  # E min(z², 1.5²) of a standard normal
 
 
 def residual_spread(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
-    """Standard deviation of the noise with n − p degrees of freedom; for robust losses winsorised at 1.5 of
-    itself (Huber's proposal 2), which outliers cannot inflate.
+    """Standard deviation of the noise with n − p degrees of freedom; for robust losses winsorised at 1.5 times itself
+    (Huber's proposal 2), which outliers cannot inflate.
     """
     used = weights > 0
     r, w = r[used], weights[used]

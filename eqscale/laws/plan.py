@@ -16,7 +16,6 @@ from scipy import optimize
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.contrast import log_optimum
-from eqscale.laws.fit import Quantity
 from eqscale.laws.frontier import frontier, frontier_values
 from eqscale.laws.uncertainty import parameter_targets
 
@@ -31,10 +30,6 @@ class Question:
     estimate: float
     gradients: dict[str, Array]
     """By arm, with respect to the internal parameters, (p,)."""
-
-
-def _gradient(arm: ArmFit, quantity: Quantity) -> Array:
-    return arm.fit.quantity_gradient(quantity)[0]
 
 
 def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
@@ -67,7 +62,7 @@ def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
     (arm,) = arms.values()
     quantity = log_optimum(arm.cost, C, "N" if name == "size" else "loss") if at else own[name]
     estimate = float(np.asarray(quantity(arm.fit.coefficients)).ravel()[0])
-    return Question(text, estimate, {arm.name: _gradient(arm, quantity)})
+    return Question(text, estimate, {arm.name: arm.fit.quantity_gradient(quantity)[0]})
 
 
 def _question_of_two(text: str, name: str, C: float, arms: Mapping[str, ArmFit]) -> Question:
@@ -77,8 +72,8 @@ def _question_of_two(text: str, name: str, C: float, arms: Mapping[str, ArmFit])
     if name == "crossing":
         C = _find_crossing(one, two)
     gradients = {
-        one.name: _gradient(one, log_optimum(one.cost, C, "loss")),
-        two.name: -_gradient(two, log_optimum(two.cost, C, "loss")),
+        arm.name: sign * arm.fit.quantity_gradient(log_optimum(arm.cost, C, "loss"))[0]
+        for arm, sign in ((one, 1.0), (two, -1.0))
     }
     if name == "gap":
         return Question(text, _gap(one, two, C), gradients)
@@ -104,7 +99,7 @@ def _find_crossing(one: ArmFit, two: ArmFit) -> float:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run worth making, and the standard error of the question's answer after it (and those before it)."""
+    """A proposed run and the standard error of the question's answer after it (and those before it)."""
 
     arm: str
     N: float
@@ -115,7 +110,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs in the order of their worth."""
+    """Runs, most informative first."""
 
     question: str
     estimate: float
@@ -132,29 +127,24 @@ def _sensitivity(arm: ArmFit, N: Array, D: Array) -> tuple[Array, float]:
     """Derivatives of the (log) loss at new runs by internal parameters, (m, p), and the noise variance."""
     fit = arm.fit
     ev = fit.evaluate_at(fit.columns_from(N, D))
-    jac = ev.jacobian()[0].T
-    noise = fit.noise
+    jac, noise = ev.jacobian()[0].T, fit.noise
     if fit.loss.is_log:
-        jac = jac / ev.value[0][:, None]
+        jac /= ev.value[0][:, None]
     else:
-        noise = noise / fit.unit
-    inactive = np.setdiff1d(np.arange(jac.shape[1]), fit.free)
-    jac[:, inactive] = 0.0
+        noise /= fit.unit
+    jac[:, np.setdiff1d(np.arange(jac.shape[1]), fit.free)] = 0.0
     return jac, noise**2
 
 
-def candidate_runs(
-    arm: ArmFit, most: float, least: float | None = None, costs: int = 12, sizes: int = 17, spread: float = 16.0
-) -> tuple[Array, Array, Array]:
-    """Runs to choose from: costs from the cheapest run to ``most``, sizes around each optimum: (N, D, C).
+def candidate_runs(arm: ArmFit, most: float) -> tuple[Array, Array, Array]:
+    """Runs to choose from: 12 costs from the cheapest run's to ``most``, 17 sizes around each optimum: (N, D, C).
 
-    None lies more than a factor of two beyond the sizes and tokens of the runs at hand, except where larger
-    costs must: the linearised law is an extrapolation there.
+    None lies more than a factor of two beyond the sizes and tokens of the runs at hand, except where larger costs
+    must: the linearised law is an extrapolation there.
     """
-    low = arm.C.min() if least is None else least
-    C = np.repeat(np.geomspace(min(low, most), most, costs), sizes)
+    C = np.repeat(np.geomspace(min(arm.C.min(), most), most, 12), 17)
     best = frontier_values(arm.fit.coefficients, arm.cost, C)[0][0]
-    N = np.exp(best) * np.tile(np.geomspace(1 / spread, spread, sizes), costs)
+    N = np.exp(best) * np.tile(np.geomspace(1 / 16, 16, 17), 12)
     D = arm.cost.tokens(N, C)
     near = (arm.N.min() / 2 <= N) & (arm.D.min() / 2 <= D)
     near &= ((arm.N.max() * 2 >= N) & (arm.D.max() * 2 >= D)) | (arm.C.max() < C)
@@ -244,27 +234,22 @@ def advise(arms: Mapping[str, ArmFit], C: float) -> list[Advice]:
     """
     if not 0 < C < np.inf:
         raise InputError(f"compute {C:g} is not positive and finite")
-    best = {name: frontier(a.fit, np.array([C]), a.cost, a.boot) for name, a in arms.items()}
     chances: dict[str, float | None] = dict.fromkeys(arms)
-    boots = [a.boot for a in arms.values()]
-    if all(b is not None for b in boots) and len(arms) > 1:
-        size = min(b.resamples for b in boots if b is not None)
-        losses = np.stack(
-            [
-                frontier_values(a.boot.coefficients, a.cost, np.array([C]))[2][:size, 0]  # type: ignore[union-attr]
-                for a in arms.values()
-            ]
-        )
+    draws = [a.boot.values(log_optimum(a.cost, C, "loss")) for a in arms.values() if a.boot is not None]
+    if len(draws) == len(arms) > 1:
+        size = min(map(len, draws))
+        losses = np.stack([d[:size] for d in draws])
         winner = np.argmin(np.where(np.isnan(losses), np.inf, losses), axis=0)
         chances = {name: float(np.mean(winner == i)) for i, name in enumerate(arms)}
     out = []
-    for name, f in best.items():
-        bands = f.robust or f.model
+    for name, arm in arms.items():
+        best = frontier(arm.fit, np.array([C]), arm.cost, arm.boot)
+        size_band, loss_band = ((best.robust or best.model)[what] for what in ("N", "loss"))
         out.append(
             Advice(
-                name, C, float(f.N[0]), (float(bands["N"].low[0]), float(bands["N"].high[0])), float(f.D[0]),
-                float(f.loss[0]), (float(bands["loss"].low[0]), float(bands["loss"].high[0])),
-                chances[name], not bool(f.inside[0]),
+                name, C, float(best.N[0]), (float(size_band.low[0]), float(size_band.high[0])), float(best.D[0]),
+                float(best.loss[0]), (float(loss_band.low[0]), float(loss_band.high[0])), chances[name],
+                not best.inside[0],
             )
         )  # fmt: skip
     return sorted(out, key=lambda a: np.inf if np.isnan(a.loss) else a.loss)

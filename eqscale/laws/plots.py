@@ -1,16 +1,16 @@
 """Figures of fitted laws, in one style that stays legible in print and to colour-blind readers.
 
-Each function takes arms by name (see ``arms.fit_arms``) and returns a matplotlib Figure, made without pyplot
-so that nothing global changes. ``save`` writes PNG and SVG beside each other, byte-identical for equal input.
-Arms keep their colour and marker by position; pass ``colours`` to fix them across figures. In the SVG each
-group of dots is named ``runs:`` and the table rows of its runs in order (``ArmFit.rows``), for pages that show
-the run behind a dot.
+Each function takes arms by name (see ``arms.fit_arms``) and returns a matplotlib Figure, made without pyplot so that
+nothing global changes. ``save`` writes PNG and SVG beside each other, byte-identical for equal input. Arms keep their
+colour and marker by position; pass ``colours`` to fix them across figures. In the SVG each group of dots is named
+``runs:`` and the table rows of its runs in order (``ArmFit.rows``), for pages that show the run behind a dot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -45,31 +45,22 @@ WIDTH = 6.75
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 9),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     "axes.linewidth": 0.7,
-    "axes.grid": True,
     "grid.color": "0.9",
     "grid.linewidth": 0.5,
-    "axes.axisbelow": True,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
     "lines.linewidth": 1.6,
     "svg.hashsalt": "eqscale",
     "svg.fonttype": "none",
 }
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """The project's look, within the block only."""
-    with matplotlib.rc_context(_STYLE):
-        yield
+def style() -> AbstractContextManager[None]:
+    """The project's look, within a ``with`` block only."""
+    return matplotlib.rc_context(_STYLE)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -110,16 +101,12 @@ def _log_ticks(axis) -> None:
     """Readable ticks on a logarithmic axis whether it spans a tenth of a decade or ten."""
     low, high = sorted(axis.get_view_interval())
     decades = np.log10(high / low)
-    if decades < 1.2:
-        axis.set_major_locator(MaxNLocator(4) if decades < 0.4 else LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))
-        formatter = ScalarFormatter()
-        formatter.set_powerlimits((-3, 4))
-        axis.set_major_formatter(formatter)
-        axis.set_minor_formatter(NullFormatter())
-    else:
-        axis.set_major_locator(LogLocator(numticks=7))
-        axis.set_major_formatter(LogFormatterSciNotation())
-        axis.set_minor_formatter(NullFormatter())
+    plain = ScalarFormatter()
+    plain.set_powerlimits((-3, 4))
+    narrow = MaxNLocator(4) if decades < 0.4 else LogLocator(subs=(1, 1.5, 2, 3, 4, 6))
+    axis.set_major_locator(narrow if decades < 1.2 else LogLocator(numticks=7))
+    axis.set_major_formatter(plain if decades < 1.2 else LogFormatterSciNotation())
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _power_of_ten(value: float) -> str:
@@ -140,9 +127,8 @@ def finish(figure: Figure) -> Figure:
 
 
 def _budget_range(arms: Mapping[str, ArmFit], beyond: float) -> Array:
-    low = min(a.C.min() for a in arms.values())
-    high = max(a.C.max() for a in arms.values())
-    return np.geomspace(low, high * beyond, 80)
+    spent = np.concatenate([a.C for a in arms.values()])
+    return np.geomspace(spent.min(), spent.max() * beyond, 80)
 
 
 def _draw_frontier(axes: Axes, arm: ArmFit, C: Array, what: str, colour: str) -> None:
@@ -161,11 +147,8 @@ def _dots(axes: Axes, arm: ArmFit, x: Array, y: Array, which: Any = slice(None),
 
 
 def _legend(axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Sequence[Line2D] = (), **kwargs) -> None:
-    handles = [
-        Line2D([], [], color=colour, marker=marker, markersize=4, label=name)
-        for name, (colour, marker) in looks.items()
-    ]
-    handles = [*handles, *extra]
+    handles = [Line2D([], [], color=colour, marker=marker, markersize=4, label=name)
+               for name, (colour, marker) in looks.items()] + [*extra]  # fmt: skip
     if isinstance(axes, Figure):  # several panels: above them all, where no curve can be
         kwargs = {"loc": "outside upper center", "ncols": min(len(handles), 5)} | kwargs
     axes.legend(handles=handles, **kwargs)
@@ -183,7 +166,7 @@ def loss_against_compute(
     """Loss of every run against its compute, with each arm's compute-optimal loss and 95 % band.
 
     Args:
-        arms: arms by name.
+        arms: by name.
         axis: what the cost is, for the label.
         loss_label: what the loss is.
         beyond: how far past the largest run the lines go (dashed).
@@ -192,8 +175,7 @@ def loss_against_compute(
     """
     looks = _looks(arms, colours)
     with style():
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-        axes = figure.subplots()
+        figure, (axes,) = panel_grid(1, height=3.1)
         C = _budget_range(arms, beyond)
         for name, arm in arms.items():
             colour, marker = looks[name]
@@ -201,10 +183,8 @@ def loss_against_compute(
             _draw_frontier(axes, arm, C, "loss", colour)
             if later and name in later:
                 cost, loss, rows = later[name]
-                axes.scatter(
-                    cost, loss, s=22, facecolors="none", edgecolors=colour, marker=marker, linewidths=1.1,
-                    gid="runs:" + ",".join(map(str, rows)),
-                )  # fmt: skip
+                axes.scatter(cost, loss, s=22, facecolors="none", edgecolors=colour, marker=marker, linewidths=1.1,
+                             gid="runs:" + ",".join(map(str, rows)))  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=loss_label)
         notes = [Line2D([], [], color="0.4", linestyle=(0, (3, 2)), label="extrapolated")]
         if later:
@@ -234,8 +214,7 @@ def loss_ratios(
     looks = _looks(minima, colours)
     others = [name for name in minima if name != reference]
     with style():
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-        axes = figure.subplots()
+        figure, (axes,) = panel_grid(1, height=3.1)
         axes.axhline(1, color=looks[reference][0], linewidth=1.2)
         for i, name in enumerate(others):
             colour, marker = looks[name]
@@ -249,10 +228,9 @@ def loss_ratios(
             found = [loss_ratio(minima[reference], minima[name], float(c)).exp() for c in cost]
             value = np.array([e.value for e in found])
             errors = np.array([[e.value - e.low, e.high - e.value] for e in found]).T
-            axes.errorbar(
-                cost * 1.03 ** (i - (len(others) - 1) / 2), value, errors, color=colour, marker=marker,
-                markersize=4.5, linestyle="", capsize=2, linewidth=1.1,
-            )  # fmt: skip
+            beside = cost * 1.03 ** (i - (len(others) - 1) / 2)
+            axes.errorbar(beside, value, errors, color=colour, marker=marker, markersize=4.5, linestyle="",
+                          capsize=2, linewidth=1.1)  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=f"loss over that of {reference}")
         _legend(axes, {name: looks[name] for name in (*others, reference)})
         return finish(figure)
@@ -269,7 +247,7 @@ def surface_panels(
     A dot that vanishes into its background is predicted well. White lines are compute-optimal frontiers.
 
     Args:
-        arms: arms by name.
+        arms: by name.
         loss_label: what the loss is.
         axes_of_cost: the same arms by cost axis: one frontier each, of its own line style (at most three).
     """
@@ -279,10 +257,8 @@ def surface_panels(
         figure, axes = panel_grid(len(arms), height=2.7, sharex=True, sharey=True)
         losses = np.concatenate([a.loss for a in arms.values()])
         norm = LogNorm(losses.min(), losses.max())
-        sizes = np.concatenate([a.N for a in arms.values()])
-        tokens = np.concatenate([a.D for a in arms.values()])
-        N = np.geomspace(sizes.min() / 1.5, sizes.max() * 1.5, 90)
-        D = np.geomspace(tokens.min() / 1.5, tokens.max() * 1.5, 90)
+        runs = (np.concatenate([getattr(a, axis) for a in arms.values()]) for axis in ("N", "D"))
+        N, D = (np.geomspace(v.min() / 1.5, v.max() * 1.5, 90) for v in runs)
         for (name, arm), panel in zip(arms.items(), axes, strict=True):
             surface = arm.fit.predict(N[None, :], D[:, None])
             panel.pcolormesh(N, D, surface, norm=norm, cmap="viridis", shading="gouraud", rasterized=True)
@@ -292,19 +268,15 @@ def surface_panels(
                 C = _budget_range({name: group[name]}, 1.2)
                 best = frontier(arm.fit, C, group[name].cost)
                 panel.plot(best.N, best.D, color="white", linewidth=1.4, linestyle=strokes[label])
-            _dots(
-                panel, arm, arm.N, arm.D,
-                c=arm.loss, norm=norm, cmap="viridis", s=22, edgecolors="black", linewidths=0.6,
-            )  # fmt: skip
+            _dots(panel, arm, arm.N, arm.D, c=arm.loss, norm=norm, cmap="viridis", s=22, edgecolors="black",
+                  linewidths=0.6)  # fmt: skip
             panel.set(xscale="log", yscale="log", title=name, xlabel="parameters N")
             panel.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
             panel.grid(False)
         axes[0].set_ylabel("training tokens D")
         if axes_of_cost:
-            handles = [
-                Line2D([], [], color="0.3", linestyle=stroke, linewidth=1.4, label=f"optimal for {label}")
-                for label, stroke in strokes.items()
-            ]
+            handles = [Line2D([], [], color="0.3", linestyle=stroke, linewidth=1.4, label=f"optimal for {label}")
+                       for label, stroke in strokes.items()]  # fmt: skip
             figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
         figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=loss_label, pad=0.01, format=ScalarFormatter())
         return finish(figure)
@@ -340,11 +312,10 @@ def isoflop_panels(
                 if not here.any():
                     continue
                 colour, marker = looks[name]
-                _dots(
-                    panel, arm, arm.N[here], arm.loss[here], here,
-                    s=16, color=colour, marker=marker, alpha=0.7, linewidths=0,
-                )  # fmt: skip
-                N = np.geomspace(arm.N[here].min() / 1.3, arm.N[here].max() * 1.3, 80)
+                sizes = arm.N[here]
+                _dots(panel, arm, sizes, arm.loss[here], here, s=16, color=colour, marker=marker, alpha=0.7,
+                      linewidths=0)  # fmt: skip
+                N = np.geomspace(sizes.min() / 1.3, sizes.max() * 1.3, 80)
                 predicted = arm.fit.predict(N, _tokens_in_panel(arm, here, N))
                 panel.plot(N, predicted, color=colour, linewidth=1.3)
                 if 0 < (k := int(np.argmin(predicted))) < len(N) - 1:
@@ -358,9 +329,9 @@ def isoflop_panels(
 
 def _optimum(
     arms: Mapping[str, ArmFit],
+    *,
     what: str,
     label: str,
-    *,
     axis: str = "training FLOPs",
     beyond: float = 3.0,
     colours: Mapping[str, str] | None = None,
@@ -368,8 +339,7 @@ def _optimum(
     """An optimum against cost up to ``beyond`` times the largest run; markers are the best run of each budget."""
     looks = _looks(arms, colours)
     with style():
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-        axes = figure.subplots()
+        figure, (axes,) = panel_grid(1, height=3.1)
         C = _budget_range(arms, beyond)
         for name, arm in arms.items():
             colour, marker = looks[name]
@@ -377,29 +347,23 @@ def _optimum(
             for budget in np.unique(arm.budget):
                 here = np.flatnonzero(arm.budget == budget)
                 best = here[np.argmin(arm.loss[here])]
-                _dots(
-                    axes, arm, arm.C[best], getattr(arm, what)[best], best,
-                    s=22, color=colour, marker=marker, zorder=3,
-                )  # fmt: skip
+                x, y = arm.C[best], getattr(arm, what)[best]
+                _dots(axes, arm, x, y, best, s=22, color=colour, marker=marker, zorder=3)
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
         _legend(axes, looks, [Line2D([], [], color="0.4", linestyle="", marker="o", markersize=4,
                                      label="best run of a budget")])  # fmt: skip
         return finish(figure)
 
 
-def optimal_size(arms: Mapping[str, ArmFit], **options: Any) -> Figure:
-    """Compute-optimal parameters against compute; options as in ``loss_against_compute``."""
-    return _optimum(arms, "N", "optimal parameters N", **options)
-
-
-def optimal_tokens(arms: Mapping[str, ArmFit], **options: Any) -> Figure:
-    """Compute-optimal training tokens against compute; options as in ``loss_against_compute``."""
-    return _optimum(arms, "D", "optimal training tokens D", **options)
+optimal_size = functools.partial(_optimum, what="N", label="optimal parameters N")
+"""Compute-optimal parameters against compute; options as in ``loss_against_compute``."""
+optimal_tokens = functools.partial(_optimum, what="D", label="optimal training tokens D")
+"""Compute-optimal training tokens against compute; options as in ``loss_against_compute``."""
 
 
 def optimal_cost_per_token(arms: Mapping[str, ArmFit], *, unit: str = "FLOPs", **options: Any) -> Figure:
-    """Compute-optimal size as what one training token costs: comparable between architectures."""
-    return _optimum(arms, "per_token", f"optimal {unit} per token", **options)
+    """Compute-optimal size as the cost of one training token: comparable between architectures."""
+    return _optimum(arms, what="per_token", label=f"optimal {unit} per token", **options)
 
 
 def residual_panels(arms: Mapping[str, ArmFit], *, colours: Mapping[str, str] | None = None) -> Figure:

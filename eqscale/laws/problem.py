@@ -127,14 +127,9 @@ class Problem:
 
 
 def check_design(form: Form, columns: Mapping[str, Array], loss: Array, free: int, where: str) -> None:
-    """Refuse designs from which the law cannot be known, and say why.
+    """Refuse designs from which ``free`` parameters of the law cannot be known, and say why.
 
-    Args:
-        form: the law.
-        columns: regressors of the runs with weight, by name, each (n,).
-        loss: of those runs, (n,).
-        free: number of parameters to fit.
-        where: name of the runs in messages.
+    ``columns`` are the regressors of the runs with weight and ``loss`` their losses, each (n,); ``where`` names them.
 
     Raises:
         InputError: too few runs, or all runs at one value of a regressor.

@@ -25,12 +25,10 @@ def plain(value: Any) -> Any:
         return plain(asdict(value))
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -58,11 +56,9 @@ def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None =
     }
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A figure as a reader wants it: four digits, scientific where long."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}g}"
+def number(value: float | None, digits: int = 4, kind: str = "g") -> str:
+    """A number as a reader wants it: four digits, scientific where long; a dash for what is unknown."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}{kind}}"
 
 
 def interval_text(limits: Sequence[float] | None, digits: int = 4) -> str:
@@ -71,17 +67,12 @@ def interval_text(limits: Sequence[float] | None, digits: int = 4) -> str:
 
 
 def coefficient_rows(found: Mapping[str, Interval]) -> list[list[str]]:
-    """Rows of name, estimate, model-based interval, robust interval, ratio of widths."""
-    return [
-        [
-            i.name,
-            number(i.estimate, 5),
-            interval_text(i.model),
-            interval_text(i.robust),
-            "–" if i.ratio is None else f"{i.ratio:.2f}" + (" !" if i.disagree else ""),
-        ]
-        for i in found.values()
-    ]
+    """Rows under ``COEFFICIENT_HEADER``; intervals that disagree are marked with !."""
+    rows = []
+    for i in found.values():
+        ratio = "–" if i.ratio is None else f"{i.ratio:.2f}" + (" !" if i.disagree else "")
+        rows.append([i.name, number(i.estimate, 5), interval_text(i.model), interval_text(i.robust), ratio])
+    return rows
 
 
 COEFFICIENT_HEADER = ["parameter", "estimate", "95 % model-based", "95 % robust", "width ratio"]
@@ -102,38 +93,27 @@ MULTIPLIER_HEADER = ["C", "loss", "compute", "compute, model-based", "data", "pa
 
 
 def multiplier_rows(comparison: Comparison) -> list[list[str]]:
-    """Rows of cost, loss, the three multipliers with 95 % intervals and P(better); * marks extrapolation."""
-    return [
-        [
-            number(m.C, 3) + (" *" if m.extrapolated else ""),
-            number(m.loss),
-            factor_text(m.compute),
-            "[" + ", ".join(_factor(v) for v in m.compute_model) + "]",
-            factor_text(m.data),
-            factor_text(m.parameters),
-            "–" if math.isnan(m.probability_better) else f"{m.probability_better:.2f}",
-        ]
-        for m in comparison.multipliers
-    ]
+    """Rows under ``MULTIPLIER_HEADER`` with 95 % intervals; * marks extrapolation."""
+    rows = []
+    for m in comparison.multipliers:
+        model = "[" + ", ".join(_factor(v) for v in m.compute_model) + "]"
+        factors = [factor_text(m.compute), model, factor_text(m.data), factor_text(m.parameters)]
+        C, better = number(m.C, 3) + (" *" if m.extrapolated else ""), number(m.probability_better, 2, "f")
+        rows.append([C, number(m.loss), *factors, better])
+    return rows
 
 
 HYPOTHESIS_HEADER = ["shared", "parameters", "objective", "AICc weight", "F", "p (F)", "p (bootstrap)"]
 
 
 def hypothesis_rows(tested: Sequence[Hypothesis]) -> list[list[str]]:
-    """Rows of what is shared, parameter count, objective, AICc weight, F and the two p values."""
-    return [
-        [
-            ", ".join(h.shared) or "nothing",
-            str(h.parameters),
-            number(h.objective, 6),
-            f"{h.weight:.3f}",
-            number(h.f_statistic, 3),
-            number(h.f_p_value, 2),
-            number(h.bootstrap_p_value, 2),
-        ]
-        for h in tested
-    ]
+    """Rows under ``HYPOTHESIS_HEADER``."""
+    rows = []
+    for h in tested:
+        tests = [number(h.f_statistic, 3), number(h.f_p_value, 2), number(h.bootstrap_p_value, 2)]
+        shared = ", ".join(h.shared) or "nothing"
+        rows.append([shared, str(h.parameters), number(h.objective, 6), f"{h.weight:.3f}", *tests])
+    return rows
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -157,18 +137,12 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: s
             return rf"$\{text}$" if text in _GREEK else f"${text}$"
         return text.translate(_LATEX_CHARACTERS)
 
-    body = [" & ".join(cell(c) for c in row) + r" \\" for row in rows]
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-        r"\toprule",
-        " & ".join(cell(h) for h in header) + r" \\",
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
+    def line(row: Sequence[str]) -> str:
+        return " & ".join(map(cell, row)) + r" \\"
+
+    columns = "l" + "r" * (len(header) - 1)
+    lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}"]
+    lines += [r"\toprule", line(header), r"\midrule", *map(line, rows), r"\bottomrule", r"\end{tabular}"]
     if caption:
         lines.append(rf"\caption{{{caption.translate(_LATEX_CHARACTERS)}}}")
     return "\n".join([*lines, r"\end{table}"]) + "\n"

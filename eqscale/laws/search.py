@@ -126,7 +126,7 @@ def _with_faces(problem: Problem, theta: Array, f: Array) -> tuple[Array, Array]
 
 
 def _snap(problem: Problem, theta: Array, f: float) -> Array:
-    """A parameter within rounding of its bound belongs on it, or the slope there would look like work undone."""
+    """Put parameters within rounding of a bound on it: the slope there would look like an unfinished fit."""
     at_low, at_high = (np.abs(theta - bound) < 1e-9 for bound in (problem.lower, problem.upper))
     snapped = np.where(at_low, problem.lower, np.where(at_high, problem.upper, theta))
     if (snapped == theta).all():

@@ -1,9 +1,8 @@
 """Batched, bounded, damped Newton with exact Hessians for robust losses of scaling-law residuals.
 
-One call minimises b problems at once: several starts of a fit, or thousands of bootstrap resamples that
-differ in weights or in the observed loss. Objectives are sums over runs (never means), in the caller's scale,
-and stopping is relative: SciPy's L-BFGS-B test is absolute below one, which is why the usual recipe stops
-early on objectives of 1e-3.
+One call minimises b problems at once: several starts of a fit, or thousands of bootstrap resamples that differ in
+weights or in the observed loss. Objectives are sums over runs (never means), in the caller's scale, and stopping is
+relative: SciPy's L-BFGS-B test is absolute below one, which is why the usual recipe stops early on objectives of 1e-3.
 """
 
 from __future__ import annotations
@@ -135,7 +134,7 @@ def minimise(
         loss: observed loss of each variant in centred units, (b, n); the problem's own if None.
         weights: of each variant, (b, n); the problem's own if None.
         delta: Huber threshold; that of the problem's loss if None.
-        tolerance: done is when a step promises and brings less than this relative decrease.
+        tolerance: a problem is done when a step both promises and brings a relative decrease below this.
         iterations: most steps.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def parse_where(entries: Sequence[str]) -> dict[str, str]:
 
 
 def load_table(source: str | Path) -> pd.DataFrame:
-    """A .csv, .tsv or .parquet file, or an MLflow experiment, as it is; raises InputError if unreadable."""
+    """A .csv, .tsv or .parquet file, or an MLflow experiment, unchecked; raises InputError if unreadable."""
     text = str(source)
     if text.startswith("mlflow:"):
         from eqscale.laws.tracking import read_experiment
@@ -99,14 +99,20 @@ def positive(
     return out
 
 
-def positive_column(frame: pd.DataFrame, name: str, source: str) -> np.ndarray:
-    """A further column as positive numbers.
+def require_columns(frame: pd.DataFrame, columns: Iterable[str | None], source: str, use: str = "") -> None:
+    """Raise InputError for the first of the columns that the table lacks; None stands for a column not asked for."""
+    for column in columns:
+        if column is not None and column not in frame.columns:
+            raise InputError(f"{source}: no column {column!r}{use}; columns: {_listed(frame)}")
 
-    Raises:
-        InputError: it is missing, or a value is not a positive finite number (which row).
-    """
-    if name not in frame.columns:
-        raise InputError(f"{source}: no column {name!r}; columns: {', '.join(map(str, frame.columns))}")
+
+def _listed(frame: pd.DataFrame) -> str:
+    return ", ".join(map(str, frame.columns[:30])) + (", …" if len(frame.columns) > 30 else "")
+
+
+def positive_column(frame: pd.DataFrame, name: str, source: str) -> np.ndarray:
+    """A further column as positive numbers; raises InputError as ``require_columns`` and ``positive`` do."""
+    require_columns(frame, [name], source)
     return positive(frame[name], name, source)
 
 
@@ -138,18 +144,15 @@ def check_runs(
         InputError: a missing or non-numeric column, a non-positive, missing or infinite value, a run that
             appears twice, nothing left after filtering, or no filter where only some runs have finished.
     """
-    frame = frame.copy()
-    frame.columns = [str(c).strip() for c in frame.columns]
-    listed = ", ".join(frame.columns[:30]) + (", …" if len(frame.columns) > 30 else "")
+    frame = frame.rename(columns=lambda name: str(name).strip())
     mapping = dict(mapping or {})
     for role, column in mapping.items():
-        if column not in frame.columns:
-            raise InputError(f"{source}: no column {column!r} to use as {role}; columns: {listed}")
+        require_columns(frame, [column], source, f" to use as {role}")
     for role in required:
         if role not in mapping and role not in frame.columns:
             raise InputError(
                 f"{source}: no column {role!r} ({ROLES.get(role, 'of the form')}); name it with --map {role}=COLUMN; "
-                f"columns: {listed}"
+                f"columns: {_listed(frame)}"
             )
     statuses = set(frame["status"].astype(str)) if "status" in frame.columns else set()
     if "finished" in statuses and len(statuses) > 1 and "status" not in (where or {}):
@@ -159,8 +162,7 @@ def check_runs(
     rows = np.arange(1, len(frame) + 1)
     keep = np.ones(len(frame), bool)
     for column, value in (where or {}).items():
-        if column not in frame.columns:
-            raise InputError(f"{source}: no column {column!r} to filter by; columns: {listed}")
+        require_columns(frame, [column], source, " to filter by")
         matches = frame[column].astype(str).str.strip() == value
         if not matches.any():
             seen = ", ".join(sorted(frame[column].astype(str).unique())[:8])
@@ -170,50 +172,42 @@ def check_runs(
         raise InputError(f"{source}: no rows left" if where else f"{source}: the table has no rows")
     frame, rows = frame.loc[keep].reset_index(drop=True), rows[keep]
     hint = "" if where else "; filter failed runs with --where COLUMN=VALUE"
-    roles = [r for r in dict.fromkeys((*ROLES, *required)) if r in mapping or r in frame.columns]
     columns = {}
-    for role in roles:
-        column = frame[mapping.get(role, role)]
-        if isinstance(column, pd.DataFrame):
-            raise InputError(f"{source}: column {mapping.get(role, role)!r} appears more than once")
-        if role not in required and role not in mapping and role != "C":
-            continue  # not asked for: carried along unchecked
-        shown = mapping.get(role, role)
-        columns[role] = positive(column, shown, source, rows, hint)
+    for role in dict.fromkeys((*ROLES, *required)):
+        name = mapping.get(role, role)
+        if name not in frame.columns:
+            continue
+        if isinstance(frame[name], pd.DataFrame):
+            raise InputError(f"{source}: column {name!r} appears more than once")
+        if role in required or role in mapping or role == "C":  # others are carried along unchecked
+            columns[role] = positive(frame[name], name, source, rows, hint)
     out = frame.assign(**columns)
     if weights is not None:
-        if weights not in frame.columns:
-            raise InputError(f"{source}: no column {weights!r} to use as weights; columns: {listed}")
+        require_columns(frame, [weights], source, " to use as weights")
         out[weights] = positive(frame[weights], weights, source, rows, hint, zero=True)
-    return _check_duplicates(out, rows, columns, source, duplicates)
+    return out if duplicates == "keep" else _without_duplicates(out, rows, source, duplicates == "drop")
 
 
-def _check_duplicates(out, rows, columns, source, duplicates) -> pd.DataFrame:
-    if duplicates == "keep":
-        return out
-    if "run_id" in out.columns:
-        again = out["run_id"].duplicated().to_numpy()
-    else:
-        # rows that agree in everything; seeds with equal N and D but another loss are replicates
-        again = out.astype(str).duplicated().to_numpy()
-    if again.any() and duplicates == "error":
-        i = int(np.flatnonzero(again)[0])
-        column = "run_id" if "run_id" in out.columns else next(iter(columns))
-        same = out[["run_id"]] if "run_id" in out.columns else out
-        first = int(np.flatnonzero((same.astype(str) == same.astype(str).iloc[i]).all(axis=1).to_numpy())[0])
+def _without_duplicates(runs: pd.DataFrame, rows: np.ndarray, source: str, drop: bool) -> pd.DataFrame:
+    """Drop or refuse rows with a run id that came before or, without ids, rows that agree in everything.
+
+    Seeds with equal N and D but another loss are replicates, not duplicates.
+    """
+    same = runs[["run_id"]] if "run_id" in runs.columns else runs
+    again = same.astype(str).duplicated().to_numpy()
+    if again.any() and not drop:
+        i = int(again.argmax())
+        first = int((same.astype(str) == same.astype(str).iloc[i]).all(axis=1).to_numpy().argmax())
+        column = "run_id" if "run_id" in runs.columns else next(r for r in ROLES if r in runs.columns)
         raise InputError(
-            f"{source}: row {rows[i]} repeats row {rows[first]} "
-            f"(column {column!r}: {out[column].iloc[i]}); remove it or pass --duplicates drop (or keep)"
+            f"{source}: row {rows[i]} repeats row {rows[first]} (column {column!r}: {runs[column].iloc[i]}); "
+            "remove it or pass --duplicates drop (or keep)"
         )
-    return out.loc[~again].reset_index(drop=True)
+    return runs.loc[~again].reset_index(drop=True)
 
 
 def read_runs(source: str | Path, mapping: Mapping[str, str] | None = None, **checks: Any) -> pd.DataFrame:
-    """Read and check a run table from a CSV or Parquet file or an MLflow experiment.
-
-    Args:
-        source: path, or ``mlflow:EXPERIMENT`` (name or id; tracking address from ``MLFLOW_TRACKING_URI``).
-        mapping, checks: see ``check_runs``.
+    """Read and check a run table: a CSV or Parquet file or ``mlflow:EXPERIMENT`` (name or id; ``MLFLOW_TRACKING_URI``).
 
     Raises:
         InputError: see ``check_runs``; also an unreadable file or unknown experiment.

@@ -75,10 +75,9 @@ def bootstrap(
 
     Args:
         fit: the fit to resample around.
-        kind: ``case`` draws runs with replacement; ``residual`` adds exchanged residuals to the fitted curve
-            (inflated by sqrt(n/(n−p))); ``wild`` flips the sign of each run's own residual at random
-            (inflated by its leverage), which keeps unequal noise; ``cluster`` draws whole groups, such as all
-            runs of one budget, with replacement.
+        kind: ``case`` draws runs with replacement; ``residual`` adds exchanged residuals to the fitted curve (inflated
+            by sqrt(n/(n−p))); ``wild`` flips the sign of each run's own residual at random (inflated by its leverage),
+            which keeps unequal noise; ``cluster`` draws whole groups, such as all runs of one budget, with replacement.
         resamples: number of refits.
         seed: of the random generator; equal seeds give equal refits.
         clusters: group of each run (n,), for ``cluster``.
@@ -91,26 +90,30 @@ def bootstrap(
     if resamples < 1:
         raise InputError(f"{resamples} resamples; at least 1 is needed")
     rng = np.random.default_rng(seed)
-    n = fit.n
     y, w = None, None
-    if kind == "case":
-        w = fit.weights * rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-    elif kind == "cluster":
-        if clusters is None:
-            raise InputError("the cluster bootstrap needs a column: cluster:COLUMN")
-        if len(clusters) != n:
-            raise InputError(f"{len(clusters)} cluster labels for {n} runs")
-        labels, member = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
-        if len(labels) < 3:
-            raise InputError(f"the cluster bootstrap needs at least 3 groups, not {len(labels)}")
-        w = fit.weights * rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), resamples)[:, member]
-    else:
+    if kind in ("residual", "wild"):
         y = _resampled_losses(fit, kind, resamples, rng)
+    else:
+        member = np.arange(fit.n) if kind == "case" else _groups(clusters, fit.n)
+        groups = member.max() + 1
+        w = fit.weights * rng.multinomial(groups, np.full(groups, 1 / groups), resamples)[:, member]
     theta, _, done = minimise(
         fit, np.repeat(_restart(fit)[None], resamples, 0), loss=y, weights=w,
         delta=max(fit.loss.threshold, 1e-4), tolerance=1e-9, iterations=200,
     )  # fmt: skip
     return Bootstrap(fit, kind, seed, theta, int((~done).sum()))
+
+
+def _groups(clusters: Sequence[object] | Array | None, n: int) -> Array:
+    """Number of each run's group, (n,)."""
+    if clusters is None:
+        raise InputError("the cluster bootstrap needs a column: cluster:COLUMN")
+    if len(clusters) != n:
+        raise InputError(f"{len(clusters)} cluster labels for {n} runs")
+    labels, member = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
+    if len(labels) < 3:
+        raise InputError(f"the cluster bootstrap needs at least 3 groups, not {len(labels)}")
+    return member
 
 
 def _restart(fit: Fit) -> Array:
@@ -125,7 +128,6 @@ def _restart(fit: Fit) -> Array:
 
 def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Generator) -> Array:
     """Fitted curve plus resampled residuals, in centred units, (K, n)."""
-    fitted = fit.predicted(fit.theta[None])
     r = fit.residuals if fit.loss.is_log else fit.residuals / fit.unit
     n, p = fit.n, len(fit.free)
     if kind == "residual":
@@ -134,10 +136,16 @@ def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Genera
     else:
         leverage = np.clip(fit_leverage(fit), 0.0, 0.95)
         drawn = r / np.sqrt(1 - leverage) * rng.choice([-1.0, 1.0], (resamples, n))
+    return with_residuals(fit, drawn)
+
+
+def with_residuals(fit: Fit, residuals: Array) -> Array:
+    """Fitted losses in centred units with residuals (K, n) added, (K, n)."""
+    fitted = fit.predicted(fit.theta[None])
     if fit.loss.is_log:
-        return fitted * np.exp(drawn)
+        return fitted * np.exp(residuals)
     # a loss stays positive however large the additive noise
-    return np.maximum(fitted + drawn, 1e-3 * fitted)
+    return np.maximum(fitted + residuals, 1e-3 * fitted)
 
 
 def fit_leverage(fit: Fit) -> Array:
@@ -172,13 +180,8 @@ def _prefactor(logarithm: str) -> Quantity:
 
 def parameter_targets(fit: Fit) -> list[Target]:
     """The law's parameters, and what the form derives from them."""
-    out = []
-    for name in fit.form.names:
-        log = name in fit.form.log_names
-        if log and fit.params[name] > 0:
-            out.append(Target(name, _prefactor("log_" + name), True))
-        else:
-            out.append(Target(name, itemgetter(name)))
+    logs = [name for name in fit.form.log_names if fit.params[name] > 0]
+    out = [Target(n, _prefactor("log_" + n), True) if n in logs else Target(n, itemgetter(n)) for n in fit.form.names]
     return out + [Target(name, derived(name)) for name in fit.form.derived(fit.coefficients)]
 
 

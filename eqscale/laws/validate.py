@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -72,12 +73,7 @@ def _hold_out(fit: Fit, held: Array, budgets: tuple[float, ...]) -> HoldOut:
 
 
 def hold_out_top(fit: Fit, budget: Array, top: int = 1) -> HoldOut:
-    """Fit without the ``top`` largest budgets and predict their runs.
-
-    Args:
-        fit: a fit to all runs; its form and loss are used again.
-        budget: budget of each run, (n,); see ``arms.group_budgets``.
-        top: how many budgets to hold out.
+    """Fit without the ``top`` largest budgets and predict their runs; ``budget`` is that of each run, (n,).
 
     Raises:
         InputError: not enough budgets or runs are left.
@@ -85,20 +81,15 @@ def hold_out_top(fit: Fit, budget: Array, top: int = 1) -> HoldOut:
     values = np.unique(budget)
     if not 0 < top < len(values):
         raise InputError(f"cannot hold out {top} of {len(values)} budgets")
-    out = values[-top:]
-    return _hold_out(fit, np.isin(budget, out), tuple(float(v) for v in out))
+    return _hold_out(fit, np.isin(budget, values[-top:]), tuple(values[-top:].tolist()))
 
 
 def leave_one_budget_out(fit: Fit, budget: Array) -> list[HoldOut]:
-    """For each budget, fit without it and predict its runs; budgets without which no fit is possible are left
-    out of the list.
-    """
+    """For each budget, fit without it and predict its runs; budgets without which no fit is possible are left out."""
     found = []
     for value in np.unique(budget):
-        try:
+        with contextlib.suppress(InputError):
             found.append(_hold_out(fit, budget == value, (float(value),)))
-        except InputError:
-            continue
     return found
 
 
@@ -212,11 +203,11 @@ def profile_interval(fit: Fit, name: str, level: float = 0.95) -> tuple[float, f
     step = step if step > 0 else 0.1 * max(abs(theta[i]), 1.0)
     target = float(stats.f.ppf(level, 1, max(fit.degrees_of_freedom, 1)))
     highest = min(upper[i], problem.scaled_loss.min() * (1 - 1e-9)) if is_floor else upper[i]
-    limits = []
-    for bound, sign in ((lower[i], -1.0), (highest, 1.0)):
-        excess = _excess(problem, theta, i, fit.noise, target)
-        limits.append(_limit(excess, theta[i], sign * step, bound))
-    return _natural(problem, theta, i, limits[0]), _natural(problem, theta, i, limits[1])
+    low, high = (
+        _limit(_excess(problem, theta, i, fit.noise, target), theta[i], sign * step, bound)
+        for bound, sign in ((lower[i], -1.0), (highest, 1.0))
+    )
+    return _natural(problem, theta, i, low), _natural(problem, theta, i, high)
 
 
 def _excess(problem: Problem, theta: Array, i: int, noise: float, target: float) -> Callable[[float], float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from scipy.ndimage import minimum_filter
 
 Array = np.ndarray
 
@@ -16,7 +17,7 @@ _FEW = 100  # runs up to which a coarse lattice of further starts costs nothing;
 _TINY = 1e-8  # prefactor given to a term that the linear fit switched off, relative to the loss
 
 
-def exponent_grid(size: int = 24) -> Array:
+def exponent_grid(size: int) -> Array:
     """Exponents to profile, geometric, over all that the laws allow; published ones lie in 0.03–1."""
     return np.geomspace(0.01, 10.0, size)
 
@@ -59,14 +60,7 @@ def nonnegative_least_squares(gram: Array, rhs: Array, free: tuple[int, ...]) ->
 
 
 def nonnegative_profile(
-    x1: Array,
-    x2: Array | None,
-    loss: Array,
-    weights: Array,
-    grid_1: Array,
-    grid_2: Array,
-    floor: float | None = None,
-    top: int = 4,
+    x1: Array, x2: Array | None, loss: Array, weights: Array, grid_1: Array, grid_2: Array, floor: float | None = None
 ) -> Array:
     """Starting points from the profile of relative least squares over a grid of exponents.
 
@@ -75,10 +69,9 @@ def nonnegative_profile(
         loss, weights: (m,).
         grid_1, grid_2: exponents.
         floor: value of E if fixed.
-        top: most minima returned.
 
     Returns:
-        (k, 5) rows of E, log A, log B, α, β at the local minima, best first (and a lattice, for few runs).
+        (k, 5) rows of E, log A, log B, α, β at the four best local minima, best first (and a lattice, for few runs).
     """
     w = weights / loss**2
     target = loss if floor is None else loss - floor
@@ -99,14 +92,8 @@ def nonnegative_profile(
     free = (() if floor is not None else (0,)) + ((1,) if x2 is None else (1, 2))
     coef, objective = nonnegative_least_squares(gram.reshape(-1, 3, 3), rhs.reshape(-1, 3), free)
     surface = objective.reshape(k1, k2)
-    padded = np.pad(surface, 1, constant_values=np.inf)
-    around = [
-        padded[1 + i : k1 + 1 + i, 1 + j : k2 + 1 + j]
-        for i, j in itertools.product((-1, 0, 1), repeat=2)
-        if (i, j) != (0, 0)
-    ]
-    minima = np.flatnonzero((surface <= np.min(around, 0)).ravel())
-    minima = minima[np.argsort(objective[minima])][:top]
+    minima = np.flatnonzero(surface <= minimum_filter(surface, 3, mode="constant", cval=np.inf))
+    minima = minima[np.argsort(objective[minima])][:4]
     if len(loss) <= _FEW:
         nodes = np.arange(k1 * k2).reshape(k1, k2)
         lattice = nodes[k1 // 8 :: max(k1 // 4, 1), k2 // 8 :: max(k2 // 4, 1)].ravel()

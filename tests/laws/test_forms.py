@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,6 @@ def form_file(tmp_path):
     path.write_text(COUPLED)
     yield str(path)
     FORMS.pop("coupled", None)
-    sys.modules.pop("eqscale_form_coupled", None)
 
 
 @pytest.fixture

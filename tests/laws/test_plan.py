@@ -127,6 +127,7 @@ def test_command(arms, tmp_path, capsys):
     failed = pd.DataFrame({"arm": ["plain"], "N": [1e7], "D": [1e9], "C": [1e17], "loss": [np.nan]})
     frame = pd.concat([frame.assign(status="finished"), failed.assign(status="failed")])
     frame.to_parquet(tmp_path / "runs.parquet")
+    frame.to_csv(tmp_path / "runs.csv", index=False)
     out = tmp_path / "advice.json"
     table = [str(tmp_path / "runs.parquet"), "--where", "status=finished", "--resamples", "20"]
     assert main(["plan", *table, "--compute", "1e21", "--json", str(out)]) == 0

@@ -1,4 +1,4 @@
-"""Forms of scaling laws by name. One of your own is a subclass of ``Form`` and a call of ``register``."""
+"""Forms of scaling laws by name. To add one, subclass ``Form`` and call ``register``."""
 
 from eqscale.errors import InputError
 from eqscale.laws.forms.base import Centre, Coefficients, Evaluation, Form

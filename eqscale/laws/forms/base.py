@@ -1,4 +1,4 @@
-"""What a law form is: all that the fitter, the frontier and the comparisons need to know about a formula.
+"""The interface of a law form: what the fitter, the frontier and the comparisons need to know about a formula.
 
 Inside a fit a law is evaluated in centred variables: n = log N − mean(log N) and so on, loss divided by its
 geometric mean. The coefficients of a power law are then of order one whatever the units, and an exponent is
@@ -57,7 +57,7 @@ class Coefficients(dict[str, Array]):
         self.form = form
 
     def each(self, change: Callable[[Array], Array]) -> Coefficients:
-        """The same with every array changed, such as repeated."""
+        """The same laws with ``change`` applied to every array."""
         return Coefficients(self.form, {name: change(values) for name, values in self.items()})
 
     def followed_by(self, other: Coefficients) -> Coefficients:
@@ -150,19 +150,15 @@ class Form:
         return theta
 
     def folded(self, theta: Array) -> Array:
-        """Further points to try beside those reached so far (k, p): none unless the form has valleys of its own."""
+        """Further points to try beside those reached so far (k, p): none by default."""
         return theta[:0]
 
     def internal_bounds(self) -> tuple[Array, Array]:
         """Lower and upper bounds of the internal parameters, each (p,)."""
-        low = np.full(len(self.names), -np.inf)
-        high = np.full(len(self.names), np.inf)
-        for i, name in enumerate(self.names):
-            if name in self.bounds:
-                lo, hi = self.bounds[name]
-                if name in self.log_names:
-                    lo, hi = np.log(lo) if lo > 0 else -np.inf, np.log(hi)
-                low[i], high[i] = lo, hi
+        low, high = np.array([self.bounds.get(name, (-np.inf, np.inf)) for name in self.names], float).T.copy()
+        logs = [name in self.log_names for name in self.names]
+        with np.errstate(divide="ignore"):
+            low[logs], high[logs] = np.log(np.maximum(low[logs], 0.0)), np.log(high[logs])
         return low, high
 
     # units

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -81,12 +82,11 @@ class Gamma(Balanced):
         found = []
         gammas = [fixed[5]] if 5 in fixed else [0.3, 0.6, 1.0, 1.7, 3.0]
         floors = [fixed[0]] if 0 in fixed else [0.0, 0.5 * loss.min(), 0.8 * loss.min(), 0.95 * loss.min()]
-        for gamma in gammas:
-            for floor in floors:
-                # weights of the transformed target by the delta method: residuals stay those of the log loss
-                gap = np.maximum(loss - floor, 1e-3 * loss)
-                w = weights * (gamma * gap / loss) ** 2
-                known = self.profile(x, gap ** (1.0 / gamma), w, fixed, 0.0)
-                best = [known[name][:1] for name in self.names[1:5]]
-                found.append(np.column_stack([[floor], *best, [gamma]]))
+        for gamma, floor in itertools.product(gammas, floors):
+            # weights of the transformed target by the delta method: residuals stay those of the log loss
+            gap = np.maximum(loss - floor, 1e-3 * loss)
+            w = weights * (gamma * gap / loss) ** 2
+            known = self.profile(x, gap ** (1.0 / gamma), w, fixed, 0.0)
+            best = [known[name][:1] for name in self.names[1:5]]
+            found.append(np.column_stack([[floor], *best, [gamma]]))
         return np.concatenate(found)

@@ -1,4 +1,4 @@
-"""Data that are seen again are worth less."""
+"""Repeated data are worth less than new data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from eqscale.laws.forms.base import Centre, Evaluation, Features
-from eqscale.laws.forms.sums import Chinchilla, add_power_curvature
+from eqscale.laws.forms.sums import Chinchilla
 
 Array = np.ndarray
 
@@ -15,10 +15,9 @@ Array = np.ndarray
 class Repetition(Chinchilla):
     """E + A/N^α + B/D_eff^β with D_eff = U (1 + R* (1 − exp(−(D/U − 1)/R*))): repeated tokens lose value.
 
-    U is the number of unique tokens, D those seen. R* is in epochs beyond the first: after many epochs the
-    data are worth at most (1 + R*) U unique tokens. Optima take every token as unique. Source: Muennighoff et al.
-    2023, arXiv 2305.16264, eq. 5 (their decay of excess parameters is left out: it needs runs far beyond the optimum
-    to be seen).
+    U is the number of unique tokens, D those seen. R* is in epochs beyond the first: after many epochs the data are
+    worth at most (1 + R*) U unique tokens. Optima take every token as unique. Source: Muennighoff et al. 2023, arXiv
+    2305.16264, eq. 5 (their decay of excess parameters is left out: it needs runs far beyond the optimum to be seen).
     """
 
     name = "repetition"
@@ -54,28 +53,25 @@ class Repetition(Chinchilla):
         return x["U"] + np.log(w), first, dd_gain / w - first**2
 
     def evaluate(self, theta: Array, x: Features) -> Evaluation:
-        """See ``Form.evaluate``."""
-        n, beta = x["N"], theta[:, 4:5]
+        """The plain law on effective tokens, which move with R*."""
+        beta = theta[:, 4:5]
         d, d1, d2 = self._log_effective(theta[:, 5:6], x)
-        t1 = np.exp(theta[:, 1:2] - theta[:, 3:4] * n)
+        plain = super().evaluate(theta, {"N": x["N"], "D": d})
         t2 = np.exp(theta[:, 2:3] - beta * d)
 
         def jacobian() -> Array:
-            return np.stack([np.ones_like(t1), t1, t2, -t1 * n, -t2 * d, -t2 * beta * d1], 1)
+            jac = plain.jacobian()
+            jac[:, 5] = -t2 * beta * d1
+            return jac
 
         def curvature(q: Array) -> Array:
-            h = np.zeros((len(theta), 6, 6))
-            q2 = q * t2
-            add_power_curvature(h, 1, 3, n, q * t1)
-            h[:, 2, 2] = q2.sum(1)
-            h[:, 2, 4] = h[:, 4, 2] = -(q2 * d).sum(1)
-            h[:, 4, 4] = (q2 * d * d).sum(1)
+            h, q2 = plain.curvature(q), q * t2
             h[:, 2, 5] = h[:, 5, 2] = -(q2 * beta * d1).sum(1)
             h[:, 4, 5] = h[:, 5, 4] = (q2 * d1 * (beta * d - 1.0)).sum(1)
             h[:, 5, 5] = (q2 * beta * (beta * d1**2 - d2)).sum(1)
             return h
 
-        return Evaluation(theta[:, :1] + t1 + t2, jacobian, curvature)
+        return Evaluation(plain.value, jacobian, curvature)
 
     def starts(self, x: Features, loss: Array, weights: Array, fixed: Mapping[int, float]) -> Array:
         """The best minima of the plain law's grid on effective tokens, for a ladder of R*."""

@@ -68,7 +68,8 @@ class SumOfPowers(Form):
 
 def add_power_curvature(h: Array, i: int, j: int, z: Array, weight: Array) -> None:
     """Add Σ over runs of weight (b, m) times the second derivatives of log(A/x^α) squared, at A = i and α = j."""
-    m = weight @ np.stack([np.ones_like(z), z, z * z], 1)
+    powers = np.stack([np.ones_like(z), z, z * z], -1)
+    m = weight @ powers if z.ndim == 1 else np.einsum("bm,bmk->bk", weight, powers)
     h[:, i, i] += m[:, 0]
     h[:, i, j] -= m[:, 1]
     h[:, j, i] -= m[:, 1]
