@@ -97,11 +97,8 @@ def _validation_edges(found: Sequence[Outcome]) -> list[str]:
 
 def _law_doubts(analysis: Analysis, name: str) -> list[str]:
     """What is doubtful about one arm's law."""
-    fit, coefficients, residuals = (
-        analysis.arms["executed"][name].fit,
-        link("coefficients"),
-        link("residuals", "figure"),
-    )
+    fit = analysis.arms["executed"][name].fit
+    coefficients, residuals = link("coefficients"), link("residuals", "figure")
     found = []
     if fit.verdict.startswith("on boundary"):
         found.append(f"{fit.verdict}: the intervals of what lies there are one-sided ({coefficients}).")

@@ -114,17 +114,16 @@ def conclude(
         lacks = f"the study has {roles.missing}"
         first = _data_checks(grid, pair, roles.augmented) if pair else _open(_DATA_CLAIMS, lacks)
         out.append(Conclusion(1, arm, "", first))
-        for number, claims, by_law, by_minima in (
-            (2, checks.COMPUTE_CLAIMS, checks.laws_on_compute, checks.minima_on_compute),
-            (3, checks.ALLOCATION_CLAIMS, checks.laws_on_allocation, checks.minima_on_allocation),
-        ):
-            for axis, info in AXES.items():
+        for axis, info in AXES.items():
+            laws, optima = arms.get(axis, {}), minima.get(axis, {})
+            by_laws = checks.by_laws(pair, laws, info.unit) if pair else {}
+            by_minima = checks.by_minima(pair, optima, info.unit) if pair else {}
+            for number, claims in checks.CLAIMS.items():
                 if pair is None:
                     out.append(Conclusion(number, arm, axis, _open(claims, lacks)))
                     continue
-                laws, optima = arms.get(axis, {}), minima.get(axis, {})
-                law = by_law(pair, laws, info.unit) or _nothing(claims, pair, laws, "law")
-                own = by_minima(pair, optima, info.unit) or _nothing(claims, pair, optima, "measured optimum")
+                law = by_laws.get(number) or _nothing(claims, pair, laws, "law")
+                own = by_minima.get(number) or _nothing(claims, pair, optima, "measured optimum")
                 both = zip(claims, own, law, strict=True)
                 out.append(Conclusion(number, arm, axis, tuple(_both(*findings) for findings in both)))
     return sorted(out, key=lambda conclusion: conclusion.number)
@@ -151,33 +150,33 @@ def _nothing(
 def _data_checks(grid: DataGrid | None, pair: checks.Pair, augmented: str | None) -> tuple[Check, ...]:
     if grid is None:
         return _open(_DATA_CLAIMS, "there is no data grid")
-    efficient, closed = _DATA_CLAIMS
-    arm, base = pair
-    lead = {base: 1.0, arm: -1.0}
+    findings = (_on_efficiency(grid, *pair), _on_augmentation(grid, *pair, augmented))
+    return tuple(Check(*claim, *finding) for claim, finding in zip(_DATA_CLAIMS, findings, strict=True))
+
+
+def _on_efficiency(grid: DataGrid, arm: str, base: str) -> checks.Finding:
     levels = levels_with_epochs(grid, [base, arm], REPEATED)
-    if levels:
-        plain = gap(grid, lead, levels)
-        text = _gap_text(grid, plain, "log loss gap")
-        first = Check(*efficient, checks.positive(plain.low, plain.high), text)
-    else:
-        first = Check(*efficient, "open", _missing(grid, (base, arm), REPEATED))
+    if not levels:
+        return "open", _missing(grid, (base, arm), REPEATED)
+    plain = gap(grid, {base: 1.0, arm: -1.0}, levels)
+    return checks.positive(plain.low, plain.high), _gap_text(grid, plain, "log loss gap")
+
+
+def _on_augmentation(grid: DataGrid, arm: str, base: str, augmented: str | None) -> checks.Finding:
     if augmented is None:
-        return first, Check(*closed, "open", "the study has no arm that learns from augmented data")
+        return "open", "the study has no arm that learns from augmented data"
     trio = [base, augmented, arm]
     many = levels_with_epochs(grid, trio, SUFFICIENT)
     if not many:
-        return first, Check(*closed, "open", _missing(grid, trio, SUFFICIENT))
-    whole = gap(grid, lead, many)
+        return "open", _missing(grid, trio, SUFFICIENT)
+    whole = gap(grid, {base: 1.0, arm: -1.0}, many)
     if whole.low <= 0:
-        text = f"no clear gap to close at these data sizes: {_gap_text(grid, whole, 'plain minus equivariant')}"
-        return first, Check(*closed, "open", text)
+        return "open", f"no clear gap to close at these data sizes: {_gap_text(grid, whole, 'plain minus equivariant')}"
     left = gap(grid, {augmented: 1.0, arm: -1.0}, many)
     beyond = gap(grid, {augmented: 1.0, arm: CLOSED - 1.0, base: -CLOSED}, many)
-    text = (
-        f"{_gap_text(grid, left, 'left')}; {_gap_text(grid, whole, 'of')}: "
-        f"{100 * left.value / whole.value:.0f} % is left"
-    )
-    return first, Check(*closed, checks.positive(-beyond.high, -beyond.low), text)
+    share = f"{100 * left.value / whole.value:.0f} % is left"
+    text = f"{_gap_text(grid, left, 'left')}; {_gap_text(grid, whole, 'of')}: {share}"
+    return checks.positive(-beyond.high, -beyond.low), text
 
 
 def _missing(grid: DataGrid, arms: Sequence[str], epochs: float) -> str:

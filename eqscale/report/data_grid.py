@@ -51,15 +51,21 @@ class DataGrid:
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """A weighted sum of arms' mean log losses, averaged over levels, with a Student t interval."""
+    """A weighted sum of arms' mean log losses, averaged over levels, with a Student t interval.
+
+    Without seeds that tell the noise the limits are infinite.
+    """
 
     value: float
     low: float
     high: float
     levels: tuple[int, ...]
     """Numbers of unique units averaged over."""
-    known: bool
-    """Whether seeds tell the noise; without, the limits are infinite."""
+
+    @property
+    def known(self) -> bool:
+        """Whether seeds tell the noise."""
+        return math.isfinite(self.high)
 
 
 def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> DataGrid | None:
@@ -94,15 +100,13 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> Dat
 
 def _levels(data: pd.DataFrame) -> pd.DataFrame:
     noise = seed_noise(data)
-    log = data.assign(log_loss=np.log(data["loss"].astype(float)))
-    cells = log.groupby(["arm", UNIQUE, "N"], sort=False).agg(
+    cells = data.assign(log_loss=np.log(data["loss"].astype(float))).groupby(["arm", UNIQUE, "N"], sort=False).agg(
         unique_tokens=("unique_tokens", "mean"), epochs=("epochs", "mean"), log_loss=("log_loss", "mean"),
         n=("log_loss", "size"), D=("D", "mean"),
     ).reset_index()  # fmt: skip
     best = cells.loc[cells.groupby(["arm", UNIQUE], sort=False)["log_loss"].idxmin()]
-    sd = {arm: pooled_noise(noise, arm) for arm in best["arm"].unique()}
-    best = best.assign(sd=[sd[arm][0] for arm in best["arm"]], df=[sd[arm][1] for arm in best["arm"]])
-    return best.sort_values(["arm", UNIQUE], kind="stable", ignore_index=True)
+    sd, df = zip(*(pooled_noise(noise, arm) for arm in best["arm"]), strict=True)
+    return best.assign(sd=sd, df=df).sort_values(["arm", UNIQUE], kind="stable", ignore_index=True)
 
 
 def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
@@ -114,17 +118,13 @@ def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
     at = {arm: grid.levels[grid.levels["arm"] == arm].set_index(UNIQUE) for arm in weights}
     shared = [u for u in levels if all(u in table.index for table in at.values())]
     if not shared:
-        return Gap(math.nan, -math.inf, math.inf, (), False)
+        return Gap(math.nan, -math.inf, math.inf, ())
     value = float(sum(w * at[arm].loc[shared, "log_loss"].mean() for arm, w in weights.items()))
-    variance, df = 0.0, math.inf
-    for arm, w in weights.items():
-        sd, own = float(at[arm]["sd"].iloc[0]), int(at[arm]["df"].iloc[0])
-        variance += w**2 * sd**2 * float(np.mean(1 / at[arm].loc[shared, "n"])) / len(shared)
-        df = min(df, own)
-    if not df or not math.isfinite(variance):
-        return Gap(value, -math.inf, math.inf, tuple(shared), False)
-    half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance)
-    return Gap(value, value - half, value + half, tuple(shared), True)
+    terms = (w**2 * at[arm]["sd"].iloc[0] ** 2 * (1 / at[arm].loc[shared, "n"]).mean() for arm, w in weights.items())
+    variance = float(sum(terms)) / len(shared)
+    df = min(int(levels["df"].iloc[0]) for levels in at.values())
+    half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance) if df else math.inf
+    return Gap(value, value - half, value + half, tuple(shared))
 
 
 def excess(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
@@ -137,7 +137,7 @@ def excess(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> G
     fresh = gap(grid, weights, fresh_levels(grid, list(weights)))
     here = gap(grid, weights, levels)
     value, half = here.value - fresh.value, math.hypot(here.high - here.value, fresh.high - fresh.value)
-    return Gap(value, value - half, value + half, here.levels, here.known and fresh.known)
+    return Gap(value, value - half, value + half, here.levels)
 
 
 def levels_with_epochs(grid: DataGrid, arms: list[str], least: float) -> list[int]:
@@ -153,7 +153,7 @@ def fresh_levels(grid: DataGrid, arms: list[str]) -> list[int]:
     return [int(u) for u in epochs.index[epochs < REPEATED]]
 
 
-def equivalent_data(grid: DataGrid, arm: str, reference: str) -> list[tuple[int, float]]:
+def equivalent_data(grid: DataGrid, arm: str, reference: str) -> dict[int, float]:
     """By number of unique units, how many times as many the reference needs for the arm's loss.
 
     Read off the measured means, straight lines between them in log–log; infinite where the reference reaches
@@ -161,14 +161,6 @@ def equivalent_data(grid: DataGrid, arm: str, reference: str) -> list[tuple[int,
     """
     ours, theirs = (grid.levels[grid.levels["arm"] == a].sort_values(UNIQUE) for a in (arm, reference))
     log_u, log_loss = np.log(theirs[UNIQUE].to_numpy(float)), theirs["log_loss"].to_numpy()
-    falling = np.minimum.accumulate(log_loss)  # more data never hurt: noise aside
-    out = []
-    for row in ours.itertuples():
-        if row.log_loss < falling[-1]:
-            needed = math.inf
-        elif row.log_loss > falling[0]:
-            needed = math.nan
-        else:
-            needed = float(np.exp(np.interp(-row.log_loss, -falling, log_u)))
-        out.append((int(row.unique_units), needed / row.unique_units))
-    return out
+    falling = np.minimum.accumulate(log_loss)  # noise aside, more data never hurt
+    needed = np.exp(np.interp(-ours["log_loss"], -falling, log_u, left=math.nan, right=math.inf))
+    return dict(zip(ours[UNIQUE].astype(int), needed / ours[UNIQUE], strict=True))

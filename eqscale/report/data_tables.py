@@ -26,7 +26,7 @@ def data_table(grid: DataGrid, roles: Roles) -> Table:
     """Loss of every arm at every number of unique units, and how many the baseline needs for the others' losses."""
     names, base = grid.arms(), roles.baseline
     equivalents = {
-        arm: dict(equivalent_data(grid, arm, base))
+        arm: equivalent_data(grid, arm, base)
         for arm in (*roles.built_in, *roles.arms[Role.AUGMENT])
         if base in names and arm in names
     }

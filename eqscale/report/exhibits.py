@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from eqscale.laws.render import markdown_table
 
@@ -83,6 +83,16 @@ class FigureGroup:
     caption: str
     panels: tuple[tuple[str, str], ...]
     """File of each image, without suffix, and the name of its compute axis, empty if it has none."""
+
+
+def table_of(rows: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table whose header are the keys of the rows."""
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def paragraphs(parts: Iterable[str]) -> str:
+    """A document of those parts that aren't empty."""
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
 def figure_block(key: str, title: str, images: str, caption: str) -> str:

@@ -16,6 +16,7 @@ from eqscale.laws.plan import Advice
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
 from eqscale.report.exhibits import UNSEEN, link
+from eqscale.report.tables import bound
 
 SURE = 0.975
 """Probability from which an arm is said to be ahead."""
@@ -139,11 +140,7 @@ def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
 
 def _estimate(e: Estimate) -> str:
     """A factor with the wider of its intervals, or the bound that is known of it."""
-    if math.isnan(e.value):
-        return "unknown"
-    if math.isinf(e.model[1]):
-        return f"> {number(e.value, 3)}"
-    return f"< {number(e.value, 3)}" if e.model[0] == 0 else _with_limits(e.value, (e.low, e.high))
+    return "unknown" if math.isnan(e.value) else bound(e) or _with_limits(e.value, (e.low, e.high))
 
 
 def _with_limits(value: float, limits: tuple[float, float]) -> str:

@@ -28,11 +28,9 @@ def write_page(content: Content, folder: Path) -> None:
     for path in content.study.animations:
         data = base64.b64encode(path.read_bytes()).decode()
         body = body.replace(f'src="evaluation/{path.name}"', f'src="data:image/gif;base64,{data}"')
-    page = Environment(loader=PackageLoader("eqscale.report", "."), keep_trailing_newline=True).get_template(
-        "page.html"
-    )
+    pages = Environment(loader=PackageLoader("eqscale.report", "."), keep_trailing_newline=True)
     title = re.search(r"<h1>(.*?)</h1>", body)
-    text = page.render(title=title[1] if title else "Report", body=body, axes=AXES.values())
+    text = pages.get_template("page.html").render(title=title[1] if title else "Report", body=body, axes=AXES.values())
     write_atomically(folder / "report.html", text.encode())
 
 

@@ -124,15 +124,11 @@ def read_study(folder: Path) -> Study:
 
 def _read_table(path: Path) -> pd.DataFrame:
     table = load_table(path)
-    for column in _REQUIRED:
+    again = ", the table is of an earlier version: run its job again, which writes it from records.jsonl and trains "
+    for column in (*_REQUIRED, "role", "control_of"):
         if column not in table:
-            raise InputError(f"{path}: the column {column!r} is missing")
-    for column in ("role", "control_of"):
-        if column not in table:
-            raise InputError(
-                f"{path}: the column {column!r} is missing, the table is of an earlier version: run its job again, "
-                "which writes it from records.jsonl and trains nothing twice"
-            )
+            why = "" if column in _REQUIRED else f"{again}nothing twice"
+            raise InputError(f"{path}: the column {column!r} is missing{why}")
     if table.empty:
         raise InputError(f"{path}: the table has no rows")
     return table

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from eqscale.errors import InputError
 from eqscale.laws.plots import PALETTE, panel_grid, save, style
-from eqscale.laws.render import markdown_table, number
+from eqscale.laws.render import number
+from eqscale.report.exhibits import paragraphs, table_of
 
 if TYPE_CHECKING:
     from eqscale.study.grid import ShapeGroup
@@ -116,18 +117,18 @@ def _report(shapes: pd.DataFrame) -> str:
         }
         for row in shapes.itertuples()
     ]  # fmt: skip
-    paragraphs = [
+    parts = [
         "# Wide or deep?",
         "For rungs of each arm's ladder, other depths with the width that costs as much per token. All runs of a "
         "budget spend the same executed FLOPs, with batch size and learning rate by the arm's recipe. ± is the "
         "standard error of a difference of two shapes, from the scatter between seeds, pooled over the arm's shapes.",
-        markdown_table(list(rows[0]), [list(row.values()) for row in rows]),
+        table_of(rows),
         "![loss against depth at equal cost](aspect_ratio.png)",
         "Numbers are widths, rings the ladder's shapes, dots single runs.",
         "## Is the ladder the bottleneck?",
         *(_verdict(group) for _, group in shapes.groupby("group")),
     ]
-    return "\n\n".join(paragraph.strip() for paragraph in paragraphs) + "\n"
+    return paragraphs(parts)
 
 
 def _signed(excess: float, se: float) -> str:

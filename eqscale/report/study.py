@@ -47,7 +47,7 @@ def write_report(folder: Path) -> Path:
         write_json(folder / "fits.json", fits)
         coefficients_frame(analysis).to_csv(folder / "coefficients.csv", index=False)
         allocation_frame(analysis).to_csv(folder / "allocation.csv", index=False)
-        noise = analysis.noise_at_sizes.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
+        noise = analysis.noise.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
         noise.to_csv(folder / "seed_noise.csv", index=False)
     record = [
         {"conclusion": c.number, "arm": c.arm, "baseline": study.roles.baseline, "axis": c.axis,

@@ -13,7 +13,7 @@ from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
-from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
+from eqscale.laws.minima import Minima, combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
 from eqscale.laws.render import factor_text, interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.exhibits import UNSEEN, Table, numbered
@@ -23,24 +23,17 @@ COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 _GREEK = {"alpha": "α", "beta": "β"}
 
 
-def two_intervals(interval: Interval) -> str:
-    """An interval's estimate, model-based limits and robust limits on three lines of a cell."""
-    return _three_lines(interval.estimate, interval.model, interval.robust or (math.nan,))
+def two_intervals(e: Estimate | Interval) -> str:
+    """A number, its model-based and its robust limits on three lines of a cell."""
+    value = e.estimate if isinstance(e, Interval) else e.value
+    limits = (", ".join(number(v, 3) for v in pair) for pair in (e.model, e.robust or (math.nan,)))
+    return "<br>".join([number(value, 3), *(f"[{pair}]" for pair in limits)])
 
 
-def _cell(e: Estimate) -> str:
-    return _three_lines(e.value, e.model, e.robust)
-
-
-def _three_lines(value: float, *limits: Sequence[float]) -> str:
-    return "<br>".join([number(value, 3), *(f"[{', '.join(number(v, 3) for v in pair)}]" for pair in limits)])
-
-
-def _bound_or_cell(e: Estimate) -> str:
-    """A factor that is infinite on one side is a bound."""
-    if math.isinf(e.model[1]):
-        return f"> {number(e.value, 3)}"
-    return f"< {number(e.value, 3)}" if e.model[0] == 0 else _cell(e)
+def bound(e: Estimate) -> str:
+    """A factor whose interval has no end on one side, as a bound; empty for any other."""
+    sign = ">" if math.isinf(e.model[1]) else "<" if e.model[0] == 0 else ""
+    return sign and f"{sign} {number(e.value, 3)}"
 
 
 def coefficient_table(analysis: Analysis) -> Table:
@@ -90,7 +83,7 @@ def exponents(arm: ArmFit) -> dict[str, Estimate]:
 def allocation_table(analysis: Analysis) -> Table:
     """Exponents of compute-optimal allocation on each axis."""
     rows = [
-        [AXES[axis].label, f"`{name}`", *(_cell(e) for e in exponents(arm).values())]
+        [AXES[axis].label, f"`{name}`", *(two_intervals(e) for e in exponents(arm).values())]
         for axis, arms in analysis.arms.items()
         for name, arm in arms.items()
     ]
@@ -158,37 +151,41 @@ def comparison_table(analysis: Analysis) -> Table:
 
 def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
     """Optima of the runs at equal cost, without a law, and losses relative to each built-in arm's."""
+
+    def relative(m: Minima, other: Minima | None, cost: float) -> list[str]:
+        if other is None or other is m:
+            return [UNSEEN, UNSEEN]
+        saved = compute_multiplier(other, m, cost).exp()
+        ratio = two_intervals(loss_ratio(other, m, cost).exp()) if cost in other.cost else UNSEEN
+        return [ratio, bound(saved) or two_intervals(saved)]
+
     rows = []
     for axis, minima in analysis.minima.items():
         for cost in sorted({float(c) for m in minima.values() for c in m.cost}):
             for name, m in minima.items():
                 if cost not in m.cost:
                     continue
-                loss = lowest_loss(m, cost).exp()
                 size = combine([(m, m.N, weights_at(m, np.array([cost]), np.ones(1)))]).exp()
-                relative = []
-                for reference in built_in:
-                    other, ratio, saved = minima.get(reference), UNSEEN, UNSEEN
-                    if other is not None and other is not m:
-                        ratio = _cell(loss_ratio(other, m, cost).exp()) if cost in other.cost else UNSEEN
-                        saved = _bound_or_cell(compute_multiplier(other, m, cost).exp())
-                    relative += [ratio, saved]
-                bracketed = "at an edge" if math.isnan(size.value) else _cell(size)
-                at = [AXES[axis].label, f"{cost:.3g} {AXES[axis].unit}", f"`{name}`"]
-                rows.append([*at, _cell(loss), bracketed, *relative])
+                rows.append([
+                    AXES[axis].label, f"{cost:.3g} {AXES[axis].unit}", f"`{name}`",
+                    two_intervals(lowest_loss(m, cost).exp()),
+                    "at an edge" if math.isnan(size.value) else two_intervals(size),
+                    *(cell for reference in built_in for cell in relative(m, minima.get(reference), cost)),
+                ])  # fmt: skip
     scatter = ", ".join(f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items())
     header = ["axis", "cost", "arm", "lowest loss", "N_opt"]
     for name in built_in:
         header += [f"loss over that of `{name}`", f"this cost over what `{name}` takes for this loss"]
-    joined = " What an arm takes for a loss: its losses joined by power laws from one cost to the next; > and < where "
-    joined = joined + "they don't reach." if built_in else ""
+    joined = (
+        " What an arm takes for a loss: its losses joined by power laws from one cost to the next; > and < where they "
+        "don't reach."
+    )
     return Table(
         "minima", "Measured optima at equal cost, without a law", header, rows,
         "Minimum of a parabola in log N through the log losses of the runs at one cost (approach 2 of Hoffmann et al. "
         "2022), within the sizes that were run. On executed FLOPs these are the budgets; on the other axes runs are "
         "moved along their laws to the nearest of a few costs, residual kept. Intervals: [t of the scatter about all "
-        f"parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap]."
-        + joined,
+        f"parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap].{joined if built_in else ''}",
     )  # fmt: skip
 
 
@@ -196,31 +193,28 @@ def best_runs_table(finished: pd.DataFrame, noise: pd.DataFrame, units: str) -> 
     """Best measured loss at each budget: the size with the lowest mean over seeds."""
     cells: dict[tuple[float, str], str] = {}
     for (budget, arm), runs in finished.groupby(["budget", "arm"], sort=False):
-        by_size = runs.groupby("N")["loss"].agg(["mean", "size"])
-        N = by_size["mean"].idxmin()
-        at, n = runs[runs["N"] == N], int(by_size.loc[N, "size"])
-        sd = pooled_noise(noise, str(arm))[0]
+        N = runs.groupby("N")["loss"].mean().idxmin()
+        at = runs[runs["N"] == N]
+        mean, n = at["loss"].mean(), len(at)
+        errors = (mean * pooled_noise(noise, str(arm))[0] / math.sqrt(n), at["loss_se"].mean())
+        shown = "".join(f" ± {error:.4f}" for error in errors if math.isfinite(error))
         seeds = f", {n} seeds" if n > 1 else ""
-        error = at["loss"].mean() * sd / math.sqrt(n) if math.isfinite(sd) else math.nan
-        spread = f" ± {error:.4f}" if math.isfinite(error) else ""
-        test = f" ± {at['loss_se'].mean():.4f}" if at["loss_se"].notna().any() else ""
-        cells[budget, str(arm)] = f"{at['loss'].mean():.4f}{spread}{test} (N = {N:.0f}{seeds})"
+        cells[budget, str(arm)] = f"{mean:.4f}{shown} (N = {N:.0f}{seeds})"
     names = list(dict.fromkeys(finished["arm"]))
     budgets = sorted(finished["budget"].unique())
     rows = [[f"{b:.3g}", *(cells.get((b, name), UNSEEN) for name in names)] for b in budgets]
-    seeds_known = len(noise) > 0
     return Table(
         "best_runs", "Best measured loss at each budget", ["budget (executed FLOPs)", *(f"`{n}`" for n in names)], rows,
         "Best of the sizes that were run, mean over seeds. ± is "
-        + ("first the standard error from seeds, then that " if seeds_known else "one standard error ")
+        + ("first the standard error from seeds, then that " if len(noise) else "one standard error ")
         + f"over test {units}, which all runs share.",
     )  # fmt: skip
 
 
-def noise_table(at_sizes: pd.DataFrame, noise: pd.DataFrame) -> Table:
+def noise_table(noise: pd.DataFrame) -> Table:
     """Scatter between seeds at every size with replicates, and pooled over budgets and sizes."""
     rows = []
-    for arm, cells in at_sizes.groupby("arm", sort=False):
+    for arm, cells in noise.groupby("arm", sort=False):
         rows += [
             [f"`{arm}`", f"{r.budget:.3g}", f"{r.N:.0f}", str(r.seeds), f"{100 * r.sd:.2g} %", str(r.seeds - 1)]
             for r in cells.itertuples()

@@ -8,7 +8,7 @@ import pytest
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.laws.contrast import contrast, log_optimum, scaled
-from eqscale.report.analysis import Analysis, analyse, equal_cost_panels, fit_every_arm, on_axis, seed_noise
+from eqscale.report.analysis import Analysis, analyse, at_equal_cost, fit_every_arm, on_axis, pooled_noise, seed_noise
 from eqscale.report.answer import answer
 from eqscale.report.conclusions import Conclusion, conclude
 from eqscale.report.content import Content
@@ -144,10 +144,10 @@ def test_what_repetition_costs_leaves_out_the_lead_on_fresh_data():
 
 def test_equivalent_data_reads_off_the_reference_curve():
     grid = data_grid(planted.data_grid(planted.LIKE_THE_PAPER, noise=0.0))
-    worth = dict(equivalent_data(grid, "gatr", "transformer"))
+    worth = equivalent_data(grid, "gatr", "transformer")
     assert worth[30000] == np.inf  # the reference never gets there
     assert 1 < worth[30] < 1000
-    assert dict(equivalent_data(grid, "transformer", "transformer"))[300] == pytest.approx(1.0)
+    assert equivalent_data(grid, "transformer", "transformer")[300] == pytest.approx(1.0)
 
 
 def test_the_law_of_repeated_data_comes_back(tmp_path):
@@ -176,12 +176,16 @@ def test_a_folder_with_one_budget_and_several_data_sizes_is_a_data_grid(tmp_path
     assert analyse(study).arms == {}
 
 
-def test_seed_noise_is_pooled_over_sizes():
+def test_seed_noise_is_pooled_over_budgets_and_sizes():
     noise = seed_noise(planted.compute_grid(planted.LIKE_THE_PAPER, noise=0.02, sizes=12))
-    assert len(noise) == 8
-    assert set(noise["df"]) == {24}
-    assert noise["sd"].mean() == pytest.approx(0.02, rel=0.15)
-    assert seed_noise(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,))).empty
+    assert noise.groupby(["arm", "budget"]).size().tolist() == [12] * 8
+    for arm in planted.LIKE_THE_PAPER:
+        sd, df = pooled_noise(noise, arm)
+        assert sd == pytest.approx(0.02, rel=0.15)
+        assert df == 96
+    none = seed_noise(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)))
+    assert none.empty
+    assert pooled_noise(none, "gatr")[1] == 0
 
 
 def test_optima_at_an_edge_are_flagged_with_the_size_to_add(tmp_path):
@@ -199,7 +203,7 @@ def test_optima_at_an_edge_are_flagged_with_the_size_to_add(tmp_path):
 
 def test_panels_of_another_axis_hold_runs_at_equal_cost(unlike: Content):
     analysis: Analysis = unlike.analysis
-    panels = equal_cost_panels(analysis.arms["seconds"])
+    panels = at_equal_cost(analysis.arms["seconds"], "seconds")
     costs = {float(c) for arm in panels.values() for c in arm.C}
     assert len(costs) <= len(planted.BUDGETS)
     for name, arm in panels.items():
