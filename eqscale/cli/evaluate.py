@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eqscale.cli.plugins import load_plugins
+from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ def register(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the JSON file if one is asked for."""
     from eqscale.console import make_console
-    from eqscale.errors import InputError
     from eqscale.measure.evaluation import assess, open_test, predictor, write_evaluation, zero
     from eqscale.tasks import get_task
     from eqscale.training.loop import load_trained
@@ -94,8 +94,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _views(words: Sequence[str] | None, task: Task, spec: RunSpec) -> list[dict[str, Any]]:
-    from eqscale.errors import InputError
-
     if words is None:
         own = spec.options
         varied = {**own, **(task.variant or {})}

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from eqscale.cli.plugins import load_plugins
+from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
 
 _HELP = """\
@@ -44,7 +45,6 @@ def register(verbs: argparse._SubParsersAction) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
-    from eqscale.errors import InputError
     from eqscale.measure import best_models
     from eqscale.report.parts import read_study
 

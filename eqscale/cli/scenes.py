@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from eqscale.cli.plugins import load_plugins
+from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
 
 _HELP = """\
@@ -45,7 +46,6 @@ def _parser(args: argparse.Namespace) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write the picture and say where."""
-    from eqscale.errors import InputError
     from eqscale.measure.evaluation import open_test
     from eqscale.tasks import get_task
     from eqscale.training.loop import load_trained

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from eqscale.cli.plugins import load_plugins
+from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
 
 _HELP = """\
@@ -42,7 +43,6 @@ def _run(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from eqscale.console import make_console
-    from eqscale.errors import InputError
     from eqscale.measure.step_times import ROUNDS, open_shapes, time_shapes
     from eqscale.report.parts import PARTS, part_folder, read_study
     from eqscale.report.step_times import FILE

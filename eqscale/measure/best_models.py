@@ -37,14 +37,12 @@ class BestModel:
 
 
 def choose(study: Study, storage: Path, name: str, averages: Sequence[int], arms: Sequence[str]) -> list[BestModel]:
-    """The models to measure, the one with the lowest loss first.
+    """The models of some arms, the one with the lowest loss first.
 
     Args:
-        study: what was run.
         storage: folder of studies.
         name: of the study; the weights of its validation runs are in the study NAME-validation.
-        averages: numbers of group elements.
-        arms: which arms.
+        averages: numbers of group elements to average predictions over.
     """
     chosen = []
     for _, run in study.best[study.best["arm"].isin(arms)].sort_values("loss").iterrows():
@@ -56,12 +54,7 @@ def choose(study: Study, storage: Path, name: str, averages: Sequence[int], arms
 
 
 def measure(model: BestModel, data: Path, seconds: float) -> Iterator[tuple[str, Assessment]]:
-    """Measure a model on the test samples of its run: without averaging and with rollouts, then averaged.
-
-    Args:
-        model: what to measure.
-        data: folder of data sets.
-        seconds: length of the rollouts.
+    """Measure a model on the test samples of its run: with rollouts of some length, then averaged.
 
     Raises:
         InputError: its weights or its data are not there, or a bad length.

@@ -20,18 +20,17 @@ from eqscale.training.spec import RunSpec
 
 @dataclasses.dataclass(frozen=True)
 class Assessment:
-    """All metrics on one view of the data."""
+    """All metrics on one view of the data, as the task's methods of the same names return them."""
 
     view: Options
     """Options of the task with which the test samples were opened."""
     average: int
     """Group elements averaged over; 1 is no averaging."""
     errors: dict[str, float]
-    """As ``Task.evaluate`` gives them."""
+    """Of ``Task.evaluate``."""
     equivariance: dict[str, float]
-    """As ``Task.equivariance`` gives them."""
     rollout: dict[str, Any] | None
-    """As ``Task.rollout`` gives it; None if none was asked for."""
+    """None if none was asked for."""
 
 
 def write_evaluation(path: Path, weights: Path, spec: RunSpec, measured: Sequence[tuple[str, Assessment]]) -> None:

@@ -20,16 +20,12 @@ ROUNDS = 3
 
 
 def open_shapes(specs: Iterable[RunSpec], data: Path) -> dict[RunSpec, tuple[Samples, Samples]]:
-    """One run of each shape, that with the most training systems -> its training and test samples.
+    """One run of each shape, the one with the most training systems, with its training and test samples.
 
     The run with the cheapest step comes first.
 
-    Args:
-        specs: runs.
-        data: folder of data sets.
-
     Raises:
-        InputError: the data of a run are not there.
+        InputError: the folder ``data`` lacks the data of a run.
     """
     by_systems = sorted(specs, key=lambda spec: spec.train_systems)
     found = {(spec.arm, spec.size, spec.batch_size): spec for spec in by_systems}
@@ -48,13 +44,13 @@ def time_shapes(
     """Time every shape, ``ROUNDS`` times in turn.
 
     Args:
-        shapes: one run of each shape, with its samples.
+        shapes: see ``open_shapes``.
         seconds: how long to time a shape in each round, at least 20 steps.
         timed: called whenever a shape has been timed.
 
     Returns:
-        A row for each shape: arm, width, depth, heads, batch_size, ``step_seconds`` (median over the rounds),
-        ``spread`` (highest minus lowest over the median) and ``hardware``.
+        Of each shape arm, width, depth, heads, batch_size, ``step_seconds`` (median over the rounds), ``spread``
+        (highest minus lowest over the median) and ``hardware``.
     """
     times: dict[RunSpec, list[float]] = {spec: [] for spec in shapes}
     hardware = ""

@@ -43,33 +43,22 @@ def _both_intervals(e: Estimate) -> str:
 
 
 CLAIMS = {
-    2: (
-        (
-            "each arm's loss falls as a power law of compute",
-            f"the local exponent of L_opt(C) at the top over that at the bottom of the common costs within "
-            f"[1/{STRAIGHT:g}, {STRAIGHT:g}], for both arms",
-        ),
-        (
-            "the equivariant arm is ahead at every tested budget",
-            "the ratio of compute-optimal losses, baseline over equivariant, above 1 at each of the tested costs",
-        ),
-        (
-            "by a similar factor",
-            f"that ratio at the highest over the lowest common cost within [1/{SIMILAR:g}, {SIMILAR:g}]",
-        ),
-    ),
-    3: (
-        (
-            "the equivariant arm wants fewer parameters",
-            "N_opt of the equivariant over that of the baseline arm below 1 at the lowest and the middle common cost",
-        ),
-        (
-            "that gap closes at bigger budgets",
-            "the same ratio at the highest over that at the lowest common cost above 1",
-        ),
-    ),
+    2: {
+        "each arm's loss falls as a power law of compute": "the local exponent of L_opt(C) at the top over that at the "
+        f"bottom of the common costs within [1/{STRAIGHT:g}, {STRAIGHT:g}], for both arms",
+        "the equivariant arm is ahead at every tested budget": "the ratio of compute-optimal losses, baseline over "
+        "equivariant, above 1 at each of the tested costs",
+        "by a similar factor": "that ratio at the highest over the lowest common cost within "
+        f"[1/{SIMILAR:g}, {SIMILAR:g}]",
+    },
+    3: {
+        "the equivariant arm wants fewer parameters": "N_opt of the equivariant over that of the baseline arm below 1 "
+        "at the lowest and the middle common cost",
+        "that gap closes at bigger budgets": "the same ratio at the highest over that at the lowest common cost above "
+        "1",
+    },
 }
-"""By number of the conclusion: each check's claim and criterion."""
+"""By number of the conclusion, the claim of each check -> its criterion."""
 
 
 def by_laws(pair: Pair, arms: Mapping[str, ArmFit], unit: str) -> dict[int, list[Finding]]:

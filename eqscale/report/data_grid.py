@@ -19,7 +19,7 @@ from eqscale.report.parts import UNIQUE
 Array = np.ndarray
 
 REPEATED = 2.0
-"""Epochs from which data count as repeated; with fewer they are fresh."""
+"""With at least as many epochs, data count as repeated, with fewer as fresh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RepetitionLaw:
 
 @dataclasses.dataclass(frozen=True)
 class DataGrid:
-    """The data grid, read for what it says about repeated data."""
+    """The data grid, with its means and laws of repeated data."""
 
     runs: pd.DataFrame
     """Finished runs."""
@@ -73,11 +73,11 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> Dat
 
     Args:
         data: finished runs of the data grid.
-        compute: finished runs of the compute grid, which tell how loss depends on N.
+        compute: finished runs of the compute grid, for the dependence on N.
         units: what a unit of the data is called, in the plural.
 
     Raises:
-        InputError: the table doesn't say how many unique units or tokens its runs had.
+        InputError: the table lacks the numbers of unique units or tokens.
     """
     if data.empty:
         return None
@@ -88,8 +88,7 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> Dat
     for position, arm in enumerate(dict.fromkeys(data["arm"])):
         runs = pd.concat([part[part["arm"] == arm] for part in (compute, data) if "unique_tokens" in part])
         try:
-            N, D, U, loss = (runs[column] for column in ("N", "D", "unique_tokens", "loss"))
-            law = fit(N, D, loss, U=U, form="repetition", where=arm)
+            law = fit(runs["N"], runs["D"], runs["loss"], U=runs["unique_tokens"], form="repetition", where=arm)
         except InputError as error:
             unfitted[arm] = str(error)
             continue
@@ -112,8 +111,7 @@ def _levels(data: pd.DataFrame) -> pd.DataFrame:
 def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
     """Σ weight × mean log loss of the arms, averaged over levels that all of them have.
 
-    The noise is the seeds' scatter; that all arms share their test data is left out, which makes the
-    interval a little too wide.
+    The noise is the seeds' scatter. The interval is a little too wide because all arms share their test data.
     """
     at = {arm: grid.levels[grid.levels["arm"] == arm].set_index(UNIQUE) for arm in weights}
     shared = [u for u in levels if all(u in table.index for table in at.values())]
@@ -130,9 +128,8 @@ def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
 def excess(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
     """``gap`` at these levels minus ``gap`` where the data of all of the arms are fresh.
 
-    Of one arm with weight 1 it is the log of what repetition costs: the loss against that with fresh data. Of two
-    arms it leaves out by how much the one is ahead of the other anyway, at this compute. NaN with infinite limits
-    if no level has fresh data.
+    For one arm with weight 1 it is the log of what repetition costs: the loss over that with fresh data. For two arms
+    it leaves out the lead that one has over the other with fresh data. NaN if no level has fresh data.
     """
     fresh = gap(grid, weights, fresh_levels(grid, list(weights)))
     here = gap(grid, weights, levels)
@@ -156,8 +153,8 @@ def fresh_levels(grid: DataGrid, arms: list[str]) -> list[int]:
 def equivalent_data(grid: DataGrid, arm: str, reference: str) -> dict[int, float]:
     """By number of unique units, how many times as many the reference needs for the arm's loss.
 
-    Read off the measured means, straight lines between them in log–log; infinite where the reference reaches
-    that loss at no number that was run, NaN where it is better already at its smallest.
+    Read off straight lines in log–log between the measured means. Infinite if the reference reaches that loss at no
+    number that was run, NaN if it is already better at its smallest.
     """
     ours, theirs = (grid.levels[grid.levels["arm"] == a].sort_values(UNIQUE) for a in (arm, reference))
     log_u, log_loss = np.log(theirs[UNIQUE].to_numpy(float)), theirs["log_loss"].to_numpy()

@@ -14,9 +14,8 @@ from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 
 from eqscale.laws.axes import AXES
-from eqscale.report.content import Content
 from eqscale.report.exhibits import FigureGroup
-from eqscale.report.render import render
+from eqscale.report.render import Content, render
 from eqscale.storage import write_atomically
 
 
@@ -52,9 +51,7 @@ def inline_svg(text: str, name: str) -> str:
     Groups of dots (``id="runs:…"``) become ``data-runs="…"``.
     """
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>|<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'id="runs:([\d,]*)"', r'data-runs="\1"', text)
     used = set(re.findall(r'\bid="([^"]*)"', text)) & set(re.findall(r'#([\w.:-]+)["\)]', text))
 

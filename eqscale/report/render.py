@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
 from eqscale.report import data_tables, part_tables, tables
+from eqscale.report.analysis import Analysis
 from eqscale.report.answer import answer
 from eqscale.report.caveats import caveats
-from eqscale.report.conclusions import EXHIBITS, STATEMENTS
-from eqscale.report.content import Content
+from eqscale.report.conclusions import EXHIBITS, STATEMENTS, Conclusion
 from eqscale.report.controls import control_table
+from eqscale.report.data_grid import DataGrid
 from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, figure_block, link, number_exhibits, paragraphs
 from eqscale.report.parts import Study
 
 
-def render(content: Content, show: Callable[[FigureGroup], str]) -> str:
-    """The report as Markdown.
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a report is written from."""
 
-    Args:
-        content: what it says.
-        show: how a figure's images are embedded.
-    """
+    study: Study
+    analysis: Analysis
+    grid: DataGrid | None
+    conclusions: list[Conclusion]
+    figures: list[FigureGroup]
+
+
+def render(content: Content, show: Callable[[FigureGroup], str]) -> str:
+    """The report as Markdown; ``show`` embeds a figure's images."""
     drawn = defaultdict(str, {g.key: figure_block(g.key, g.title, show(g), g.caption) for g in content.figures})
     evidence = _evidence(content, drawn)
     parts = [
         "# Does building the symmetry in pay at this scale?",
         "## The answer",
-        answer(content),
+        answer(content.study, content.analysis, content.grid, content.conclusions),
         "## The paper's three conclusions",
         _conclusions(content, evidence),
         "## The evidence",
@@ -81,30 +89,22 @@ def _conclusions(content: Content, evidence: str) -> str:
 
 def _evidence(content: Content, drawn: Mapping[str, str]) -> str:
     study, analysis, grid, roles = content.study, content.analysis, content.grid, content.study.roles
-    parts: list[str | Table] = []
-    if analysis.arms:
-        parts += [
-            drawn["loss"],
-            drawn["ratio"],
-            tables.minima_table(analysis, roles.built_in),
-            tables.ranking_table(analysis),
-            tables.comparison_table(analysis),
-            tables.best_runs_table(study.part("compute"), analysis.noise, study.wording.unit.many),
-        ]
+    parts: list[str | Table] = [
+        drawn["loss"],
+        drawn["ratio"],
+        tables.minima_table(analysis, roles.built_in),
+        tables.ranking_table(analysis),
+        tables.comparison_table(analysis),
+        tables.best_runs_table(study.part("compute"), analysis.noise, study.wording.unit.many),
+    ]
     if grid is not None:
         parts += [drawn["data"], data_tables.data_table(grid, roles), data_tables.repetition_table(grid)]
         parts.append(data_tables.repetition_law_table(grid))
-    if analysis.arms:
-        parts += [drawn["surface"], drawn["isoflop"], tables.coefficient_table(analysis)]
-        parts += [drawn["size"], drawn["tokens"], tables.allocation_table(analysis)]
-    parts += [
-        drawn["validation"],
-        part_tables.validation_table(study) or "",
-        control_table(study, analysis.noise),
-        part_tables.metric_table(study),
-        part_tables.equivariance_table(study),
-        *part_tables.measured_tables(study),
-    ]
+    parts += [drawn["surface"], drawn["isoflop"], tables.coefficient_table(analysis)]
+    parts += [drawn["size"], drawn["tokens"], tables.allocation_table(analysis)]
+    parts += [drawn["validation"], part_tables.validation_table(study) or "", control_table(study, analysis.noise)]
+    parts += [part_tables.metric_table(study), part_tables.equivariance_table(study)]
+    parts += part_tables.measured_tables(study)
     if study.animations:
         images = [f"![a prediction of {path.stem}](evaluation/{path.name})" for path in study.animations]
         caption = study.wording.animation
@@ -114,7 +114,7 @@ def _evidence(content: Content, drawn: Mapping[str, str]) -> str:
 
 def _doubts(content: Content, drawn: Mapping[str, str]) -> str:
     analysis = content.analysis
-    parts = ["\n".join(f"- {note}" for note in caveats(content)), drawn["residuals"]]
+    parts = ["\n".join(f"- {note}" for note in caveats(content.study, analysis)), drawn["residuals"]]
     if not content.study.part("compute").empty:
         parts.append(tables.noise_table(analysis.noise).markdown())
     return paragraphs([*parts, tables.edge_table(analysis).markdown()])

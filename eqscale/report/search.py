@@ -32,15 +32,15 @@ def write_search_report(
     goal: float,
     rounds: int,
 ) -> None:
-    """Write ``trials.csv``, ``checks.csv``, ``recipes.json``, ``search.png`` and ``.svg``, ``report.md``.
+    """Write ``trials.csv``, ``check_runs.csv``, ``checks.csv``, ``recipes.json``, ``report.md`` and its figure.
 
     Args:
-        trials: all trials of the search, pruned ones included, in the columns of the run table.
+        trials: all trials of the search, including pruned ones, in the columns of the run table.
         runs: the check runs, in the same columns.
-        checks: loss of the recipe's pick beside the best found, per arm and budget.
+        checks: per arm and budget, the loss of the recipe's pick and the best loss found.
         fits: the fitted recipe of each arm.
         folder: created if needed.
-        goal: largest relative loss that a recipe's pick was to lie above the best found.
+        goal: largest relative excess of a pick's loss over the best.
         rounds: most recipes of an arm that were checked.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, RecipeF
                 panel.tick_params(labelsize=7)
                 if i == 0:
                     panel.set_title(f"{budget:.3g} FLOPs")
-                if i == len(arms) - 1:
+                if arm == arms[-1]:
                     panel.set_xlabel("learning rate")
             row[0].set_ylabel(f"{arm}\ntest NMSE")
         figure.colorbar(panel.collections[0], ax=axes, label="batch size", fraction=0.02, format="%d")

@@ -12,7 +12,7 @@ from eqscale.laws import Interval
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
-from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
+from eqscale.laws.contrast import Estimate, contrast, log_optimum, slope
 from eqscale.laws.minima import Minima, combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
 from eqscale.laws.render import factor_text, interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
@@ -21,6 +21,7 @@ from eqscale.report.parts import PARTS, Study
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 _GREEK = {"alpha": "α", "beta": "β"}
+_ESTIMATE = ("estimate", "model_low", "model_high", "robust_low", "robust_high")
 
 
 def two_intervals(e: Estimate | Interval) -> str:
@@ -62,21 +63,19 @@ def coefficients_frame(analysis: Analysis) -> pd.DataFrame:
         for name in (*COEFFICIENTS, "a")
         if name in found
     ]
-    columns = ["arm", "coefficient", "estimate", "model_low", "model_high", "robust_low", "robust_high"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["arm", "coefficient", *_ESTIMATE])
 
 
 def exponents(arm: ArmFit) -> dict[str, Estimate]:
     """Exponents of C over the costs of an arm's runs: of N_opt, D_opt, C/D_opt and L_opt."""
     low, high = float(arm.C.min()), float(arm.C.max())
-    width = math.log(high / low)
 
-    def of(what: str, sign: float = 1.0) -> Estimate:
-        between = slope(log_optimum(arm.cost, low, what), log_optimum(arm.cost, high, what), width)
-        return contrast([(arm, scaled(between, sign))])
+    def of(what: str) -> Estimate:
+        at_low, at_high = (log_optimum(arm.cost, C, what) for C in (low, high))
+        return contrast([(arm, slope(at_low, at_high, math.log(high / low)))])
 
     D = of("D")
-    per_token = Estimate(1 - D.value, (1 - D.model[1], 1 - D.model[0]), (1 - D.robust[1], 1 - D.robust[0]))
+    per_token = Estimate(1 - D.value, *((1 - high, 1 - low) for low, high in (D.model, D.robust)))
     return {"N": of("N"), "D": D, "cost per token": per_token, "loss": of("loss")}
 
 
@@ -103,8 +102,7 @@ def allocation_frame(analysis: Analysis) -> pd.DataFrame:
         for name, arm in arms.items()
         for what, e in exponents(arm).items()
     ]
-    columns = ["axis", "arm", "exponent", "estimate", "model_low", "model_high", "robust_low", "robust_high"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["axis", "arm", "exponent", *_ESTIMATE])
 
 
 def ranking_table(analysis: Analysis) -> Table:
@@ -130,17 +128,16 @@ def comparison_table(analysis: Analysis) -> Table:
     rows = []
     for axis, pairs in analysis.comparisons.items():
         for pair in pairs:
-            if not isinstance(pair, Comparison):
-                rows.append([AXES[axis].label, pair, *[UNSEEN] * 4])
-                continue
-            top = pair.multipliers[-1]
-            sure = top.probability_better
-            rows.append([
-                AXES[axis].label, f"`{pair.arm}` against `{pair.reference}`",
-                f"{top.C:.3g} {AXES[axis].unit}" + (" *" if top.extrapolated else ""),
-                f"{factor_text(top.compute)} {interval_text(top.compute_model)}",
-                UNSEEN if math.isnan(sure) else f"{100 * sure:.0f} %", pair.crossing.describe(),
-            ])  # fmt: skip
+            cells = [str(pair), *[UNSEEN] * 4]
+            if isinstance(pair, Comparison):
+                top, sure = pair.multipliers[-1], pair.multipliers[-1].probability_better
+                cells = [
+                    f"`{pair.arm}` against `{pair.reference}`",
+                    f"{top.C:.3g} {AXES[axis].unit}" + (" *" if top.extrapolated else ""),
+                    f"{factor_text(top.compute)} {interval_text(top.compute_model)}",
+                    UNSEEN if math.isnan(sure) else f"{100 * sure:.0f} %", pair.crossing.describe(),
+                ]  # fmt: skip
+            rows.append([AXES[axis].label, *cells])
     return Table(
         "comparisons", "What arms are worth against each other, and where their lines cross",
         ["axis", "pair", "at", "compute the second needs for the first's loss", "P(first ahead)", "crossing"], rows,
@@ -201,8 +198,10 @@ def best_runs_table(finished: pd.DataFrame, noise: pd.DataFrame, units: str) -> 
         seeds = f", {n} seeds" if n > 1 else ""
         cells[budget, str(arm)] = f"{mean:.4f}{shown} (N = {N:.0f}{seeds})"
     names = list(dict.fromkeys(finished["arm"]))
-    budgets = sorted(finished["budget"].unique())
-    rows = [[f"{b:.3g}", *(cells.get((b, name), UNSEEN) for name in names)] for b in budgets]
+    rows = [
+        [f"{budget:.3g}", *(cells.get((budget, name), UNSEEN) for name in names)]
+        for budget in sorted(finished["budget"].unique())
+    ]
     return Table(
         "best_runs", "Best measured loss at each budget", ["budget (executed FLOPs)", *(f"`{n}`" for n in names)], rows,
         "Best of the sizes that were run, mean over seeds. ± is "
@@ -252,9 +251,8 @@ def run_table(study: Study, analysis: Analysis) -> Table:
     residual: dict[object, float] = {}
     odd: dict[object, float] = {}
     for name, arm in analysis.arms.get("executed", {}).items():
-        percent = 100 * np.expm1(arm.fit.residuals)
-        residual |= dict(zip(map(int, arm.rows), percent.tolist(), strict=True))  # type: ignore[arg-type]
-        odd |= {int(arm.rows[o.index]): o.score for o in analysis.outliers[name]}  # type: ignore[index]
+        residual |= dict(zip(arm.rows, 100 * np.expm1(arm.fit.residuals), strict=True))  # type: ignore[arg-type]
+        odd |= {arm.rows[o.index]: o.score for o in analysis.outliers[name]}  # type: ignore[index]
 
     def became(row: object, run: pd.Series) -> str:
         if run["status"] != "finished":

@@ -11,11 +11,10 @@ from eqscale.laws.contrast import contrast, log_optimum, scaled
 from eqscale.report.analysis import Analysis, analyse, at_equal_cost, fit_every_arm, on_axis, pooled_noise, seed_noise
 from eqscale.report.answer import answer
 from eqscale.report.conclusions import Conclusion, conclude
-from eqscale.report.content import Content
 from eqscale.report.data_grid import equivalent_data, excess, gap, read_data_grid
 from eqscale.report.parts import UNIQUE, read_study
 from eqscale.report.prediction import predict
-from eqscale.report.render import render
+from eqscale.report.render import Content, render
 from eqscale.report.roles import Roles
 from eqscale.roles import Role
 from tests.report import planted
@@ -58,7 +57,7 @@ def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
     assert found[1, ""] == "not decidable at this scale"  # no data grid
     assert {found[2, axis] for axis in ("executed", "nominal", "seconds")} == {"not reproduced"}
     truth = planted.crossing(planted.UNLIKE_THE_PAPER, 1e10, 1e13)
-    text = answer(unlike)
+    text = answer(unlike.study, unlike.analysis, unlike.grid, unlike.conclusions)
     line = next(line for line in text.splitlines() if "predicted to cross" in line)
     C, low, high = map(float, re.search(r"at (\S+) \[(\S+), (\S+)\] FLOPs", line).groups())
     assert low <= truth <= high
@@ -107,7 +106,7 @@ def test_hopeless_runs_still_get_a_report(tmp_path, rng):
 
 def test_one_arm_alone_gets_a_report_without_a_comparison(tmp_path):
     content = analysed(tmp_path, planted.compute_grid({"gatr": planted.LIKE_THE_PAPER["gatr"]}, seeds=(0,)))
-    assert "only `gatr` has a law" in answer(content)
+    assert "only `gatr` has a law" in answer(content.study, content.analysis, content.grid, content.conclusions)
     assert set(verdicts(content.conclusions).values()) == {"not decidable at this scale"}
 
 

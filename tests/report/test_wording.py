@@ -18,9 +18,9 @@ from tests.report import planted
 ROOT = Path(__file__).parents[2]
 OTHER = {
     "name": "orbits", "sentence": "From a system of planets, predict where each is a year later",
-    "unit": {"one": "system", "many": "systems"}, "sample": {"one": "pair", "many": "pairs"}, "trivial": "standing still",
-    "metrics": {"radius_error": "radius, AU"}, "metrics_note": "Errors are root mean squares.",
-    "variant": None, "rollout": {}, "animation": "One system.",
+    "unit": {"one": "system", "many": "systems"}, "sample": {"one": "pair", "many": "pairs"},
+    "trivial": "standing still", "metrics": {"radius_error": "radius, AU"},
+    "metrics_note": "Errors are root mean squares.", "variant": None, "rollout": {}, "animation": "One system.",
 }  # fmt: skip
 
 
