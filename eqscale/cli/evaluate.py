@@ -104,7 +104,10 @@ def _views(words: Sequence[str] | None, task: Task, spec: RunSpec) -> list[dict[
         name, _, value = word.partition("=")
         if name not in kinds:
             raise InputError(f"--view {word}: write NAME=VALUE, with a name of {', '.join(kinds) or 'none here'}")
-        views.append({name: kinds[name](value)})
+        try:
+            views.append({name: kinds[name](value)})
+        except ValueError as error:
+            raise InputError(f"--view {word}: {value!r} is not of type {kinds[name].__name__}") from error
     return views
 
 

@@ -21,7 +21,7 @@ from eqscale.training.loop import load_trained
 from eqscale.training.spec import RunSpec
 
 EXACT_SHARE = 1e-6
-"""An arm is equivariant, so that averaging can't help it, if averaging would remove a smaller share of its loss."""
+"""An arm is equivariant if averaging would remove a smaller share of its loss; then its models aren't averaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,6 @@ def is_measured(model: BestModel, results: Path) -> bool:
 def write_measurements(model: BestModel, measured: Sequence[tuple[str, Assessment]], results: Path) -> Path:
     """Write ``evaluation/ARM.json`` of a results folder."""
     path = measurements_path(model, results)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_evaluation(path, Path(model.weights.name), load_trained(model.weights)[0], measured)
     return path
 

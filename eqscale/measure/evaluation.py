@@ -47,7 +47,7 @@ def zero(batch: Batch) -> Tensor:
 
 
 def predictor(model: nn.Module) -> Predictor:
-    """A trained model as a predictor of batches on the CPU; runs on a GPU if there is one."""
+    """A trained model as a predictor that takes and returns CPU tensors; it runs on a GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
 

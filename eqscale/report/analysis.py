@@ -43,10 +43,10 @@ class Edge:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """Everything computed from the compute grid."""
+    """Everything that is computed from the compute grid."""
 
     arms: dict[str, dict[str, ArmFit]]
-    """By axis and arm: one law an arm, with the costs of that axis. Empty without a compute grid."""
+    """By axis and arm: the arm's law with the costs of that axis. Empty without a compute grid."""
     unfitted: dict[str, str]
     """Arms without a law, and why."""
     intervals: dict[str, dict[str, Interval]]
@@ -58,18 +58,18 @@ class Analysis:
     """See ``seed_noise``."""
     edges: list[Edge]
     comparisons: dict[str, list[Comparison | str]]
-    """By axis, every pair of arms; a text where they can't be compared."""
+    """By axis, every pair of arms, or why it can't be compared."""
     minima: dict[str, dict[str, Minima]]
     """By axis and arm, optima of the runs at equal cost, without a law."""
     ranking: dict[str, list[list[Advice]]]
-    """By axis, the arms at the lowest, middle and highest cost that all arms' runs cover; best first."""
+    """By axis, the arms at the lowest, middle and highest cost that the runs of all cover; best first."""
 
 
 def analyse(study: Study) -> Analysis:
     """Fit every arm of the compute grid and compare them on every axis.
 
     Raises:
-        InputError: there is a compute grid, but no arm has enough finished runs; says how many each has.
+        InputError: no arm of the compute grid has enough finished runs; the message says how many each has.
     """
     grid = study.part("compute")
     if grid.empty and (study.runs["part"] != "compute").all():
@@ -95,16 +95,15 @@ def fit_every_arm(finished: pd.DataFrame) -> tuple[dict[str, ArmFit], dict[str, 
     """Fit every arm that has enough runs, with costs in executed FLOPs; also why the others have no law.
 
     Raises:
-        InputError: if no arm can be fitted.
+        InputError: no arm can be fitted.
     """
     fitted: dict[str, ArmFit] = {}
     unfitted: dict[str, str] = {}
-    for name in dict.fromkeys(finished["arm"]):
-        runs = finished[finished["arm"] == name]
+    for name, runs in finished.groupby("arm", sort=False):
         try:
             fitted |= fit_arms(runs, cost=AXES["executed"].column, budget="budget", resamples=RESAMPLES)
         except InputError as error:
-            unfitted[name] = str(error)
+            unfitted[str(name)] = str(error)
     if not fitted:
         raise InputError(f"no arm can be fitted: {'; '.join(unfitted.values()) or 'the table has no finished run'}")
     return fitted, unfitted
@@ -117,7 +116,7 @@ def on_axis(arm: ArmFit, runs: pd.DataFrame, axis: str) -> ArmFit:
 
 
 def design_points(runs: pd.DataFrame, arm: ArmFit) -> Array:
-    """Label of each run's budget and size: seeds share it, although their token counts differ a little."""
+    """A label of each run's budget and size, which seeds share although their token counts differ a little."""
     rows = runs.loc[arm.rows]
     return (rows["budget"].map("{:.6g}".format) + " " + rows["N"].map("{:.0f}".format)).to_numpy(str)
 
@@ -125,7 +124,7 @@ def design_points(runs: pd.DataFrame, arm: ArmFit) -> Array:
 def seed_noise(finished: pd.DataFrame) -> pd.DataFrame:
     """Scatter between seeds at each point with replicates: columns arm, budget, N, seeds, sd (of the log loss).
 
-    ``unique_units`` is a further column where the table has it: it tells the points of a data grid apart.
+    ``unique_units`` is a further column if the table has it, since it tells the points of a data grid apart.
     """
     point = ["arm", "budget", "N"] + ([UNIQUE] if UNIQUE in finished else [])
     log_loss = np.log(finished["loss"].astype(float))
@@ -143,7 +142,7 @@ def pooled_noise(noise: pd.DataFrame, arm: str) -> tuple[float, int]:
 def moved(arm: ArmFit, cost: Array) -> ArmFit:
     """An arm's runs as they would be at other costs: tokens by the cost model, losses along the fitted law.
 
-    The residual of each run is kept, so what is seen is the measurement, shifted a little.
+    Runs keep their residuals.
     """
     D = arm.D * (cost / arm.C) ** (1 / arm.cost.power)
     shift = arm.fit.predict(arm.N, D) / arm.fit.predict(arm.N, arm.D)
@@ -175,7 +174,7 @@ def find_minima(arms: Arms, axis: str) -> dict[str, Minima]:
 
 
 def find_edges(arm: ArmFit, axis: str) -> list[Edge]:
-    """Budgets whose measured minimum sits at an edge of the sizes.
+    """Budgets whose measured minimum is at an edge of the sizes.
 
     Losses are means over seeds; within a budget the runs are first moved to their mean cost on the axis.
     """
@@ -209,7 +208,7 @@ def _hold_out(arm: ArmFit) -> HoldOut | None:
 
 
 def _compare_pairs(arms: Arms, label: str, roles: Roles) -> list[Comparison | str]:
-    # the second of a pair is what the first is measured in: the baseline last, the built-in arms first
+    # the first of a pair is compared with the second: built-in arms come first, the baseline last
     place = {name: i for i, name in enumerate(roles.built_in)} | {roles.baseline: math.inf}
     out: list[Comparison | str] = []
     for one, two in itertools.combinations(arms.values(), 2):

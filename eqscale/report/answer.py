@@ -1,4 +1,4 @@
-"""The answer in a few sentences, each with a link to what shows it."""
+"""The answer in a few sentences, each with a link to its evidence."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def answer(study: Study, analysis: Analysis, grid: DataGrid | None, conclusions:
 
 
 def _verdict_line(n: int, own: list[Conclusion], arm: str) -> str:
-    """Verdict on one conclusion by axis, and the checks that stand in its way."""
+    """Verdict on one conclusion by axis, and the checks that decide against it."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for c in own:
         blocking = "fails" if c.verdict == NOT_REPRODUCED else "open"
@@ -57,7 +57,7 @@ def _verdict_line(n: int, own: list[Conclusion], arm: str) -> str:
 
 
 def _measured(study: Study, analysis: Analysis) -> list[str]:
-    """Who has the best run at each budget, law or no law, and where the laws say otherwise."""
+    """Who has the best run at each budget, and where the laws disagree."""
     finished = study.part("compute")
     if finished["arm"].nunique() < 2:
         return []

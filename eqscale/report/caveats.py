@@ -25,15 +25,13 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
             f"{grid['N'].min():.0f} to {grid['N'].max():.0f} parameters. Dashed lines extrapolate "
             f"({link('loss', 'figure')}); nothing here says what happens at a thousand times the compute."
         )
+        seeds = grid.groupby("budget")["seed"].nunique()
+        single = ", ".join(f"{budget:.3g}" for budget in seeds.index[seeds == 1])
         if not len(analysis.noise):
             note("One seed: differences of the size of the seed noise mean nothing, and lack of fit can't be tested.")
-        else:
-            seeds = grid.groupby("budget")["seed"].nunique()
-            if single := [f"{budget:.3g}" for budget in seeds.index[seeds == 1]]:
-                note(
-                    f"One seed at {', '.join(single)} executed FLOPs: the noise there is taken from the other budgets "
-                    f"({link('seed_noise')})."
-                )
+        elif single:
+            taken = f"the noise there is taken from the other budgets ({link('seed_noise')})"
+            note(f"One seed at {single} executed FLOPs: {taken}.")
     notes += [note for name in analysis.arms.get("executed", {}) for note in _law_doubts(analysis, name)]
     if analysis.edges:
         edges = sorted({(AXES[e.axis].label, e.arm) for e in analysis.edges})

@@ -1,6 +1,6 @@
-"""The checks that compare a built-in arm with the baseline over compute: by their laws, and by measured optima.
+"""The checks that compare a built-in arm with the baseline over compute: by their laws and by measured optima.
 
-Each holds, fails, or stays open where its 95 % interval (the wider of the model-based and the robust one) allows both.
+A check holds, fails, or is open if its 95 % interval (the wider of the model-based and the robust one) allows both.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from eqscale.laws.minima import Minima, bend, combine, loss_ratio, weights_at
 from eqscale.laws.render import interval_text, number
 
 STRAIGHT = 1.5
-"""A power law: its exponent at the top and at the bottom of the costs differ by less than this factor."""
+"""Of a power law, the exponents at the top and at the bottom of the costs differ by less than this factor."""
 SIMILAR = 1.25
-"""A similar factor: the ratio of two arms' losses changes over the costs by less than this factor."""
+"""A factor is similar if the ratio of the arms' losses changes by less than this over the costs."""
 
 Finding = tuple[str, str]
-"""``holds``, ``fails`` or ``open``, and the figures that say so."""
+"""``holds``, ``fails`` or ``open``, and the numbers that show it."""
 Pair = tuple[str, str]
 """A built-in arm and the baseline."""
 
 
 def positive(low: float, high: float) -> str:
-    """Outcome of a check that a value is above 0, given its interval; open for limits that are NaN."""
+    """Outcome of a check that a value is above 0, from its interval; open if a limit is NaN."""
     return "holds" if low > 0 and high > 0 else "fails" if low < 0 and high < 0 else "open"
 
 
 def _within(low: float, high: float, limit: float) -> str:
-    """Whether an interval lies within ±limit; fails if it lies on one side of it entirely."""
+    """Outcome of a check that a value is within ±limit, from its interval."""
     return "fails" if low > limit or high < -limit else "holds" if -limit < low and high < limit else "open"
 
 
@@ -156,5 +156,5 @@ def _at_costs(found: Mapping[float, Estimate], unit: str) -> str:
 
 
 def _worst(outcomes: set[str]) -> str:
-    """Of several outcomes that must all hold."""
+    """Outcome of several that must all hold."""
     return "fails" if "fails" in outcomes else "open" if "open" in outcomes else "holds"

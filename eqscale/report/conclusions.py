@@ -17,7 +17,7 @@ from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.minima import Minima
 from eqscale.report import checks
-from eqscale.report.data_grid import REPEATED, DataGrid, Gap, gap, levels_with_epochs
+from eqscale.report.data_grid import REPEATED, DataGrid, Gap
 from eqscale.report.exhibits import link
 from eqscale.report.roles import Roles
 
@@ -141,10 +141,10 @@ def _data_checks(grid: DataGrid | None, pair: checks.Pair, augmented: str | None
 
 
 def _on_efficiency(grid: DataGrid, arm: str, base: str) -> checks.Finding:
-    levels = levels_with_epochs(grid, [base, arm], REPEATED)
+    levels = grid.levels_with_epochs([base, arm], REPEATED)
     if not levels:
         return "open", _missing(grid, (base, arm), REPEATED)
-    plain = gap(grid, {base: 1.0, arm: -1.0}, levels)
+    plain = grid.gap({base: 1.0, arm: -1.0}, levels)
     return checks.positive(plain.low, plain.high), _gap_text(grid, plain, "log loss gap")
 
 
@@ -152,14 +152,14 @@ def _on_augmentation(grid: DataGrid, arm: str, base: str, augmented: str | None)
     if augmented is None:
         return "open", "the study has no arm that learns from augmented data"
     trio = [base, augmented, arm]
-    many = levels_with_epochs(grid, trio, SUFFICIENT)
+    many = grid.levels_with_epochs(trio, SUFFICIENT)
     if not many:
         return "open", _missing(grid, trio, SUFFICIENT)
-    whole = gap(grid, {base: 1.0, arm: -1.0}, many)
+    whole = grid.gap({base: 1.0, arm: -1.0}, many)
     if whole.low <= 0:
         return "open", f"no clear gap to close at these data sizes: {_gap_text(grid, whole, 'plain minus equivariant')}"
-    left = gap(grid, {augmented: 1.0, arm: -1.0}, many)
-    beyond = gap(grid, {augmented: 1.0, arm: CLOSED - 1.0, base: -CLOSED}, many)
+    left = grid.gap({augmented: 1.0, arm: -1.0}, many)
+    beyond = grid.gap({augmented: 1.0, arm: CLOSED - 1.0, base: -CLOSED}, many)
     share = f"{100 * left.value / whole.value:.0f} % is left"
     text = f"{_gap_text(grid, left, 'left')}; {_gap_text(grid, whole, 'of')}: {share}"
     return checks.positive(-beyond.high, -beyond.low), text

@@ -31,25 +31,6 @@ class RepetitionLaw:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataGrid:
-    """The data grid, with its means and laws of repeated data."""
-
-    runs: pd.DataFrame
-    """Finished runs."""
-    levels: pd.DataFrame
-    """One row an arm and number of unique units: arm, unique_units, unique_tokens, epochs, log_loss (mean
-    over seeds of the best size), n (seeds), N, sd and df (seed noise of the arm, pooled over levels)."""
-    units: str
-    """What a unit is called, in the plural."""
-    laws: dict[str, RepetitionLaw]
-    unfitted: dict[str, str]
-
-    def arms(self) -> list[str]:
-        """Arms in order of appearance."""
-        return list(dict.fromkeys(self.levels["arm"]))
-
-
-@dataclasses.dataclass(frozen=True)
 class Gap:
     """A weighted sum of arms' mean log losses, averaged over levels, with a Student t interval.
 
@@ -66,6 +47,75 @@ class Gap:
     def known(self) -> bool:
         """Whether seeds tell the noise."""
         return math.isfinite(self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataGrid:
+    """The data grid, with its means and laws of repeated data."""
+
+    runs: pd.DataFrame
+    """Finished runs."""
+    levels: pd.DataFrame
+    """One row per arm and number of unique units: arm, unique_units, unique_tokens, epochs, log_loss (mean over seeds
+    of the best size), n (seeds), N, sd and df (seed noise of the arm, pooled over levels)."""
+    units: str
+    """What a unit is called, in the plural."""
+    laws: dict[str, RepetitionLaw]
+    unfitted: dict[str, str]
+
+    def arms(self) -> list[str]:
+        """Arms in order of appearance."""
+        return list(dict.fromkeys(self.levels["arm"]))
+
+    def gap(self, weights: Mapping[str, float], levels: list[int]) -> Gap:
+        """Σ weight × mean log loss of the arms, averaged over levels that all of them have.
+
+        The noise is the seeds' scatter. The interval is a little too wide because all arms share their test data.
+        """
+        at = {arm: self.levels[self.levels["arm"] == arm].set_index(UNIQUE) for arm in weights}
+        shared = [u for u in levels if all(u in table.index for table in at.values())]
+        if not shared:
+            return Gap(math.nan, -math.inf, math.inf, ())
+        value = float(sum(w * at[arm].loc[shared, "log_loss"].mean() for arm, w in weights.items()))
+        noise = ((w * at[arm]["sd"].iloc[0]) ** 2 * (1 / at[arm].loc[shared, "n"]).mean() for arm, w in weights.items())
+        variance = float(sum(noise)) / len(shared)
+        df = min(int(table["df"].iloc[0]) for table in at.values())
+        half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance) if df else math.inf
+        return Gap(value, value - half, value + half, tuple(shared))
+
+    def excess(self, weights: Mapping[str, float], levels: list[int]) -> Gap:
+        """``gap`` at these levels minus ``gap`` where the data of all the arms are fresh.
+
+        For one arm with weight 1 it is the log of what repetition costs: the loss over that with fresh data. For two
+        arms it leaves out the lead that one has with fresh data. NaN if no level has fresh data.
+        """
+        fresh = self.gap(weights, self.fresh_levels(list(weights)))
+        here = self.gap(weights, levels)
+        value, half = here.value - fresh.value, math.hypot(here.high - here.value, fresh.high - fresh.value)
+        return Gap(value, value - half, value + half, here.levels)
+
+    def levels_with_epochs(self, arms: list[str], least: float) -> list[int]:
+        """Numbers of unique units at which all the arms saw their data at least ``least`` times."""
+        here = self.levels[self.levels["arm"].isin(arms)]
+        epochs = here.groupby(UNIQUE)["epochs"].agg(["min", "size"])
+        return [int(u) for u in epochs.index[(epochs["min"] >= least) & (epochs["size"] == len(arms))]]
+
+    def fresh_levels(self, arms: list[str]) -> list[int]:
+        """Numbers of unique units at which none of the arms saw repeated data."""
+        epochs = self.levels[self.levels["arm"].isin(arms)].groupby(UNIQUE)["epochs"].max()
+        return [int(u) for u in epochs.index[epochs < REPEATED]]
+
+    def equivalent_data(self, arm: str, reference: str) -> dict[int, float]:
+        """By number of unique units, how many times as many the reference needs for the arm's loss.
+
+        Read off straight lines in log–log between the measured means. Infinite if the reference reaches that loss at no
+        number that was run, NaN if it is already better at its smallest.
+        """
+        ours, theirs = (self.levels[self.levels["arm"] == a].sort_values(UNIQUE) for a in (arm, reference))
+        log_u, log_loss = np.log(theirs[UNIQUE].to_numpy(float)), theirs["log_loss"].to_numpy()
+        falling = np.minimum.accumulate(log_loss)  # noise aside, more data never hurt
+        needed = np.exp(np.interp(-ours["log_loss"], -falling, log_u, left=math.nan, right=math.inf))
+        return dict(zip(ours[UNIQUE].astype(int), needed / ours[UNIQUE], strict=True))
 
 
 def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> DataGrid | None:
@@ -106,58 +156,3 @@ def _levels(data: pd.DataFrame) -> pd.DataFrame:
     best = cells.loc[cells.groupby(["arm", UNIQUE], sort=False)["log_loss"].idxmin()]
     sd, df = zip(*(pooled_noise(noise, arm) for arm in best["arm"]), strict=True)
     return best.assign(sd=sd, df=df).sort_values(["arm", UNIQUE], kind="stable", ignore_index=True)
-
-
-def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
-    """Σ weight × mean log loss of the arms, averaged over levels that all of them have.
-
-    The noise is the seeds' scatter. The interval is a little too wide because all arms share their test data.
-    """
-    at = {arm: grid.levels[grid.levels["arm"] == arm].set_index(UNIQUE) for arm in weights}
-    shared = [u for u in levels if all(u in table.index for table in at.values())]
-    if not shared:
-        return Gap(math.nan, -math.inf, math.inf, ())
-    value = float(sum(w * at[arm].loc[shared, "log_loss"].mean() for arm, w in weights.items()))
-    terms = (w**2 * at[arm]["sd"].iloc[0] ** 2 * (1 / at[arm].loc[shared, "n"]).mean() for arm, w in weights.items())
-    variance = float(sum(terms)) / len(shared)
-    df = min(int(levels["df"].iloc[0]) for levels in at.values())
-    half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance) if df else math.inf
-    return Gap(value, value - half, value + half, tuple(shared))
-
-
-def excess(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
-    """``gap`` at these levels minus ``gap`` where the data of all of the arms are fresh.
-
-    For one arm with weight 1 it is the log of what repetition costs: the loss over that with fresh data. For two arms
-    it leaves out the lead that one has over the other with fresh data. NaN if no level has fresh data.
-    """
-    fresh = gap(grid, weights, fresh_levels(grid, list(weights)))
-    here = gap(grid, weights, levels)
-    value, half = here.value - fresh.value, math.hypot(here.high - here.value, fresh.high - fresh.value)
-    return Gap(value, value - half, value + half, here.levels)
-
-
-def levels_with_epochs(grid: DataGrid, arms: list[str], least: float) -> list[int]:
-    """Numbers of unique units at which every one of the arms saw its data at least ``least`` times."""
-    here = grid.levels[grid.levels["arm"].isin(arms)]
-    epochs = here.groupby(UNIQUE)["epochs"].agg(["min", "size"])
-    return [int(u) for u in epochs.index[(epochs["min"] >= least) & (epochs["size"] == len(arms))]]
-
-
-def fresh_levels(grid: DataGrid, arms: list[str]) -> list[int]:
-    """Numbers of unique units at which none of the arms saw its data repeatedly."""
-    epochs = grid.levels[grid.levels["arm"].isin(arms)].groupby(UNIQUE)["epochs"].max()
-    return [int(u) for u in epochs.index[epochs < REPEATED]]
-
-
-def equivalent_data(grid: DataGrid, arm: str, reference: str) -> dict[int, float]:
-    """By number of unique units, how many times as many the reference needs for the arm's loss.
-
-    Read off straight lines in log–log between the measured means. Infinite if the reference reaches that loss at no
-    number that was run, NaN if it is already better at its smallest.
-    """
-    ours, theirs = (grid.levels[grid.levels["arm"] == a].sort_values(UNIQUE) for a in (arm, reference))
-    log_u, log_loss = np.log(theirs[UNIQUE].to_numpy(float)), theirs["log_loss"].to_numpy()
-    falling = np.minimum.accumulate(log_loss)  # noise aside, more data never hurt
-    needed = np.exp(np.interp(-ours["log_loss"], -falling, log_u, left=math.nan, right=math.inf))
-    return dict(zip(ours[UNIQUE].astype(int), needed / ours[UNIQUE], strict=True))

@@ -1,4 +1,4 @@
-"""All figures of a report: which there are, in which order, and what each shows."""
+"""All figures of a report and their captions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOSS = "test NMSE"
 
 
 def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder: Path) -> list[FigureGroup]:
-    """Draw every figure that the parts of the study allow, as PNG and SVG."""
+    """Draw every figure that the study has data for, as PNG and SVG."""
     out: list[FigureGroup] = []
     colours, built_in, laws = study.roles.colours(), study.roles.built_in, analysis.arms
 

@@ -19,7 +19,7 @@ from eqscale.report.exhibits import UNSEEN, link
 from eqscale.report.tables import bound
 
 SURE = 0.975
-"""Probability from which an arm is said to be ahead."""
+"""Least probability at which an arm is called ahead."""
 
 _BY_LAW = "by law"
 
@@ -40,7 +40,7 @@ def headline(analysis: Analysis) -> str:
 
 
 def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
-    """A row an axis, with ratios to each built-in arm (if there is none, to the first arm); empty without laws."""
+    """One row per axis, with ratios to each built-in arm (or else to the first arm); empty without laws."""
     known = _known(analysis)
     if not known:
         return ""
@@ -126,7 +126,7 @@ def _losses(analysis: Analysis, axis: str, reference: str, name: str) -> str:
 
 
 def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
-    """How many times the compute of the reference another arm takes for the same loss."""
+    """How many times the reference's compute another arm takes for the same loss."""
     minima = analysis.minima[axis]
     if reference in minima and name in minima:
         top = float(minima[name].cost[-1])
@@ -138,7 +138,7 @@ def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
 
 
 def _estimate(e: Estimate) -> str:
-    """A factor with the wider of its intervals, or the bound that is known of it."""
+    """A factor with the wider of its intervals, or its bound."""
     return "unknown" if math.isnan(e.value) else bound(e) or _with_limits(e.value, (e.low, e.high))
 
 

@@ -1,7 +1,7 @@
-"""The report as one HTML file that works offline: the same text, the same figures, with the run behind each dot.
+"""The report as one HTML file that works offline: the same text and figures, with the run behind each dot.
 
-The figures are the SVG files beside it. ``eqscale.laws.plots`` names each group of dots by the
-table rows of its runs; the page's script (in ``page.html``) looks these rows up in the table of every run.
+The figures are the SVG files beside it. ``eqscale.laws.plots`` names each group of dots by the table rows of its runs,
+and the script in ``page.html`` looks these rows up in the table of every run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _embedded(group: FigureGroup, folder: Path) -> str:
 
 
 def inline_svg(text: str, name: str) -> str:
-    """An SVG file as an element of an HTML page: no prologue or global style, ids unique through ``name``.
+    """An SVG file as an element of an HTML page: no prologue or global style, ids made unique by ``name``.
 
     Groups of dots (``id="runs:…"``) become ``data-runs="…"``.
     """

@@ -1,4 +1,4 @@
-"""Tables of what a study may hold beside its grids: validation, errors of the best models, measurements of them."""
+"""Tables of a study's other parts: validation, and errors and measurements of the best models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eqscale.wording import Noun
 
 
 def validation_table(study: Study) -> Table | None:
-    """What was predicted and what came."""
+    """Predictions and outcomes."""
     prediction = study.prediction
     if prediction is None:
         return None
@@ -53,7 +53,7 @@ def validation_table(study: Study) -> Table | None:
 
 
 def metric_table(study: Study) -> Table:
-    """Further errors of the best models, those that the task names."""
+    """The task's own errors of the best models."""
     runs, words = study.runs, study.wording
     shown = {c: label for c, label in words.metrics.items() if c in runs and runs[c].notna().any()}
     rows = [
@@ -120,7 +120,7 @@ def measured_tables(study: Study) -> list[Table]:
 
 
 def averaging_lines(evaluations: Sequence[Mapping[str, Any]], variant: Noun | None) -> list[str]:
-    """What test-time averaging gives each model that was measured."""
+    """What test-time averaging does for each measured model."""
     lines = []
     for content in evaluations:
         results = content.get("results", [])

@@ -1,4 +1,4 @@
-"""Which arm is compared with which: by their roles in the run table, and within a role by loss."""
+"""Which arm is compared with which, by their roles in the run table and, within a role, by loss."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Roles:
 
     @property
     def missing(self) -> str:
-        """What the conclusions compare and the study lacks; empty if it has both."""
+        """Which of the compared roles the study lacks; empty if it has both."""
         lacks = [] if self.baseline else ["no arm that learns the symmetry"]
         return " and ".join(lacks if self.built_in else [*lacks, "no arm that builds the symmetry in"])
 

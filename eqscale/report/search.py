@@ -1,4 +1,4 @@
-"""From the trials of a learning-rate search to recipes, a figure and a report."""
+"""Recipes, figure and report of a learning-rate search, from its trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much the aspect ratio matters: shapes of equal cost compared, in a table, a figure and a report."""
+"""Shapes of equal cost compared: table, figure and report on the aspect ratio."""
 
 from __future__ import annotations
 

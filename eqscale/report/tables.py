@@ -20,7 +20,6 @@ from eqscale.report.exhibits import UNSEEN, Table, numbered
 from eqscale.report.parts import PARTS, Study
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
-_GREEK = {"alpha": "α", "beta": "β"}
 _ESTIMATE = ("estimate", "model_low", "model_high", "robust_low", "robust_high")
 
 
@@ -32,7 +31,7 @@ def two_intervals(e: Estimate | Interval) -> str:
 
 
 def bound(e: Estimate) -> str:
-    """A factor whose interval has no end on one side, as a bound; empty for any other."""
+    """A factor with a one-sided interval as a bound; empty for any other."""
     sign = ">" if math.isinf(e.model[1]) else "<" if e.model[0] == 0 else ""
     return sign and f"{sign} {number(e.value, 3)}"
 
@@ -45,8 +44,7 @@ def coefficient_table(analysis: Analysis) -> Table:
         shown = [two_intervals(found[name]) for name in COEFFICIENTS]
         replicates = "no replicates" if test is None else f"p = {test.p_value:.2g}"
         rows.append([f"`{arm}`", str(fit.n), *shown, f"{100 * fit.spread:.2g} %", replicates, fit.verdict])
-    greek = [_GREEK.get(name, name) for name in COEFFICIENTS]
-    header = ["arm", "runs", *greek, "residual scatter", "lack of fit", "verdict"]
+    header = ["arm", "runs", "E", "A", "B", "α", "β", "residual scatter", "lack of fit", "verdict"]
     return Table(
         "coefficients", "Coefficients of L(N, D) = E + A/N^α + B/D^β", header, rows,
         "Log-Huber fit (δ = 1e-3). Under each estimate its 95 % intervals: [model-based, Gauss–Newton t] and [robust, "
@@ -106,7 +104,7 @@ def allocation_frame(analysis: Analysis) -> pd.DataFrame:
 
 
 def ranking_table(analysis: Analysis) -> Table:
-    """Which arm is ahead at which cost, and how sure that is."""
+    """Which arm is ahead at which cost, and how surely."""
     rows = []
     for axis, levels in analysis.ranking.items():
         for level in levels:
@@ -147,7 +145,7 @@ def comparison_table(analysis: Analysis) -> Table:
 
 
 def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
-    """Optima of the runs at equal cost, without a law, and losses relative to each built-in arm's."""
+    """Optima of the runs at equal cost, without a law, and relative to those of each built-in arm."""
 
     def relative(m: Minima, other: Minima | None, cost: float) -> list[str]:
         if other is None or other is m:
@@ -241,13 +239,13 @@ def edge_table(analysis: Analysis) -> Table:
 
 
 def fate(run: pd.Series) -> str:
-    """Status of a run that did not finish, with the reason where the table has it."""
+    """Status of a run that did not finish, with the reason if the table has it."""
     reason = run.get("reason")
     return f"{run['status']}: {reason}" if isinstance(reason, str) and reason else str(run["status"])
 
 
 def run_table(study: Study, analysis: Analysis) -> Table:
-    """Every run of every part with what became of it; the page shows these rows on hovering over a dot."""
+    """Every run of every part with what became of it; the HTML page shows a row when its dot is hovered over."""
     residual: dict[object, float] = {}
     odd: dict[object, float] = {}
     for name, arm in analysis.arms.get("executed", {}).items():

@@ -11,7 +11,7 @@ from eqscale.laws.contrast import contrast, log_optimum, scaled
 from eqscale.report.analysis import Analysis, analyse, at_equal_cost, fit_every_arm, on_axis, pooled_noise, seed_noise
 from eqscale.report.answer import answer
 from eqscale.report.conclusions import Conclusion, conclude
-from eqscale.report.data_grid import equivalent_data, excess, gap, read_data_grid
+from eqscale.report.data_grid import read_data_grid
 from eqscale.report.parts import UNIQUE, read_study
 from eqscale.report.prediction import predict
 from eqscale.report.render import Content, render
@@ -120,10 +120,10 @@ def test_gaps_need_seeds_to_be_known():
     data = planted.data_grid(planted.LIKE_THE_PAPER)
     grid = data_grid(data)
     weights = {"transformer": 1.0, "gatr": -1.0}
-    found = gap(grid, weights, [30, 300])
+    found = grid.gap(weights, [30, 300])
     truth = 0.2 + 0.1 * np.mean(np.log10([300, 30]))
     assert found.low < truth < found.high < found.low + 0.05
-    alone = gap(data_grid(data[data["seed"] == 0]), weights, [30, 300])
+    alone = data_grid(data[data["seed"] == 0]).gap(weights, [30, 300])
     assert not alone.known
     assert alone.low == -np.inf
 
@@ -131,22 +131,22 @@ def test_gaps_need_seeds_to_be_known():
 def test_what_repetition_costs_leaves_out_the_lead_on_fresh_data():
     data = planted.data_grid(planted.LIKE_THE_PAPER)
     grid = data_grid(data)
-    found = excess(grid, {"gatr": 1.0}, [300])
+    found = grid.excess({"gatr": 1.0}, [300])
     assert found.low < np.log(1 + 0.2 * np.log10(30)) < found.high < found.low + 0.05
-    found = excess(grid, {"transformer": 1.0, "gatr": -1.0}, [30, 300])
+    found = grid.excess({"transformer": 1.0, "gatr": -1.0}, [30, 300])
     assert found.low < 0.1 * np.mean(np.log10([300, 30])) < found.high < found.low + 0.05
     repeated_only = data_grid(data[data["epochs"] > 2])
-    unknown = excess(repeated_only, {"gatr": 1.0}, [300])
+    unknown = repeated_only.excess({"gatr": 1.0}, [300])
     assert np.isnan(unknown.value)
     assert not unknown.known
 
 
 def test_equivalent_data_reads_off_the_reference_curve():
     grid = data_grid(planted.data_grid(planted.LIKE_THE_PAPER, noise=0.0))
-    worth = equivalent_data(grid, "gatr", "transformer")
+    worth = grid.equivalent_data("gatr", "transformer")
     assert worth[30000] == np.inf  # the reference never gets there
     assert 1 < worth[30] < 1000
-    assert equivalent_data(grid, "transformer", "transformer")[300] == pytest.approx(1.0)
+    assert grid.equivalent_data("transformer", "transformer")[300] == pytest.approx(1.0)
 
 
 def test_the_law_of_repeated_data_comes_back(tmp_path):
