@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eqscale.cli.plugins import load_plugins
+from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
 
 if TYPE_CHECKING:
@@ -31,30 +31,19 @@ def register(subparsers) -> None:
         epilog="Examples: eqscale evaluate studies/quick/weights/RUN_ID.pt; "
         "eqscale evaluate studies/quick/weights/RUN_ID.pt --view frame=random --average 8 --json metrics.json",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="final weights of a run")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
-    parser.add_argument(
-        "--view",
-        nargs="+",
-        metavar="NAME=VALUE",
-        help="options of the task under which to look at the test samples, each a column (default: the run's own, and "
-        "the task's variant if it has one)",
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="final weights of a run")
+    add("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
+    help_text = (
+        "options of the task under which to look at the test samples, one column for each (default: those of the run "
+        "and the task's variant, if it has one)"
     )
-    parser.add_argument(
-        "--average",
-        type=int,
-        default=1,
-        metavar="K",
-        help="also average predictions over K elements of the symmetry group (default: 1, no averaging)",
-    )
-    parser.add_argument(
-        "--rollout",
-        type=float,
-        default=1.0,
-        metavar="SECONDS",
-        help="length of the rollouts, where the task has them; 0 for none (default: 1)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
+    add("--view", nargs="+", metavar="NAME=VALUE", help=help_text)
+    help_text = "also average predictions over K elements of the symmetry group (default: 1, no averaging)"
+    add("--average", type=int, default=1, metavar="K", help=help_text)
+    help_text = "length of the rollouts, if the task has them; 0 for none (default: 1)"
+    add("--rollout", type=float, default=1.0, metavar="SECONDS", help=help_text)
+    add("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
     add_plugin_options(parser)
     parser.set_defaults(run=run)
 
@@ -62,8 +51,7 @@ def register(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the JSON file if one is asked for."""
     from eqscale.console import make_console
-    from eqscale.errors import InputError
-    from eqscale.measure.evaluation import assess, evaluation_content, open_test, predictor, zero
+    from eqscale.measure.evaluation import assess, open_test, predictor, write_evaluation, zero
     from eqscale.tasks import get_task
     from eqscale.training.loop import load_trained
 
@@ -75,18 +63,18 @@ def run(args: argparse.Namespace) -> int:
     spec, model = load_trained(args.checkpoint)
     task = get_task(spec.task)
     try:
-        opened = [open_test(spec, args.data, view) for view in _views(args.view, task, spec)]
+        opened = [open_test(spec, args.data, **view) for view in _views(args.view, task, spec)]
     except InputError as error:
         raise InputError(
             f"{error}; checkpoint {str(args.checkpoint)!r} was tested on them: name their folder with --data"
         ) from error
 
     console = make_console()
+    contestants = [("zero", zero, 1), ("model", predictor(model), 1)]
+    if args.average > 1:
+        contestants.append((f"model, mean of {args.average}", predictor(model), args.average))
     columns = []
     for samples in opened:
-        contestants = [("zero", zero, 1), ("model", predictor(model), 1)]
-        if args.average > 1:
-            contestants.append((f"model, mean of {args.average}", predictor(model), args.average))
         for name, predict, average in contestants:
             with console.status(name):
                 columns.append((name, assess(predict, spec, samples, average, args.rollout)))
@@ -100,34 +88,33 @@ def run(args: argparse.Namespace) -> int:
     if columns[0][1].rollout is not None:
         console.print(_rollouts(columns, task))
     if args.json is not None:
-        content = evaluation_content(args.checkpoint, spec, columns)
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_evaluation(args.json, args.checkpoint, spec, columns)
         console.print(f"written: {args.json}", highlight=False)
     return 0
 
 
 def _views(words: Sequence[str] | None, task: Task, spec: RunSpec) -> list[dict[str, Any]]:
-    from eqscale.errors import InputError
-
     if words is None:
         own = spec.options
-        return [own] if not task.variant or {**own, **task.variant} == own else [own, {**own, **task.variant}]
+        varied = {**own, **(task.variant or {})}
+        return [own] if varied == own else [own, varied]
     kinds = {option.name: type(option.default) for option in task.options if not option.of_data}
     views = []
     for word in words:
         name, _, value = word.partition("=")
         if name not in kinds:
             raise InputError(f"--view {word}: write NAME=VALUE, with a name of {', '.join(kinds) or 'none here'}")
-        views.append({name: kinds[name](value)})
+        try:
+            views.append({name: kinds[name](value)})
+        except ValueError as error:
+            raise InputError(f"--view {word}: {value!r} is not of type {kinds[name].__name__}") from error
     return views
 
 
 def _table(title: str, columns: Sequence[tuple[str, Assessment]], *leading: str) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name in leading:
-        table.add_column(name)
+    table = Table(*leading, title=title, title_justify="left", title_style="bold")
     for name, assessment in columns:
         view = ", ".join(f"{key} {value}" for key, value in assessment.view.items())
         table.add_column(f"{view}\n{name}".strip(), justify="right")
@@ -140,28 +127,22 @@ def _errors(columns: Sequence[tuple[str, Assessment]], task: Task, spec: RunSpec
     title = f"{samples:,} test {words.sample.many} of {spec.test_systems:,} {words.unit.many}"
     table = _table(title, columns, "error")
 
-    def row(label: str, value: Callable[[Assessment], str], end_section: bool = False) -> None:
-        table.add_row(label, *(value(assessment) for _, assessment in columns), end_section=end_section)
+    def row(label: str, name: str, form: str) -> None:
+        values = [(a.errors | a.equivariance)[name] for _, a in columns]
+        table.add_row(label, *("-" if math.isnan(value) else form.format(value) for value in values))
 
-    def error(name: str) -> Callable[[Assessment], str]:
-        return lambda a: f"{a.errors[name]:.4g}"
-
-    row(f"NMSE ({words.trivial} = 1)", lambda a: f"{a.errors['nmse']:.4f}")
-    row(f"  standard error over {words.unit.many}", lambda a: f"± {a.errors['nmse_se']:.4f}")
+    row(f"NMSE ({words.trivial} = 1)", "nmse", "{:.4f}")
+    row(f"  standard error over {words.unit.many}", "nmse_se", "± {:.4f}")
     for metric in task.metrics:
         if metric.name in columns[0][1].errors:
-            row(words.metrics.get(metric.name, metric.name), error(metric.name))
+            row(words.metrics.get(metric.name, metric.name), metric.name, "{:.4g}")
     table.add_section()
     table.add_row("equivariance error (relative)")
-
-    def symmetry(name: str, form: str) -> Callable[[Assessment], str]:
-        return lambda a: "-" if math.isnan(value := a.equivariance[name]) else format(value, form)
-
     share = "equivariance_loss_share"
     for name in columns[0][1].equivariance:
         if name != share:
-            row(f"  {name.removeprefix('equivariance_')}", symmetry(name, ".2g"))
-    row("share of the loss that full averaging removes", symmetry(share, ".2%"))
+            row(f"  {name.removeprefix('equivariance_')}", name, "{:.2g}")
+    row("share of the loss that full averaging removes", share, "{:.2%}")
     return table
 
 
@@ -169,10 +150,8 @@ def _rollouts(columns: Sequence[tuple[str, Assessment]], task: Task) -> Table:
     rollouts = [assessment.rollout for _, assessment in columns if assessment.rollout is not None]
     table = _table("rollouts; rms error, and its growth since the first step", columns, "error", "after")
     for name, label in task.words.rollout.items():
-        values = [rollout[name] for rollout in rollouts]
-        times = rollouts[0]["time_s"]
-        for k, time in enumerate(times):
-            cells = [f"{value[k]:.3g}  x {value[k] / value[0]:.1f}" for value in values]
-            last = k == len(times) - 1
-            table.add_row(label if k == 0 else "", f"{time:.3g} s", *cells, end_section=last)
+        for k, time in enumerate(rollouts[0]["time_s"]):
+            cells = [f"{rollout[name][k]:.3g}  x {rollout[name][k] / rollout[name][0]:.1f}" for rollout in rollouts]
+            table.add_row(label if k == 0 else "", f"{time:.3g} s", *cells)
+        table.add_section()
     return table

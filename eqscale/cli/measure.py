@@ -6,15 +6,16 @@ import argparse
 from pathlib import Path
 
 from eqscale.cli.plugins import load_plugins
+from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
 
 _HELP = """\
-Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights, and write the numbers
-to the folder "evaluation" of the results, from which eqscale report shows them: rollouts, errors averaged over
-2, 4, ... elements of the symmetry group (test-time averaging) for arms that are not equivariant, and, for the best arm
-and the one that learns the symmetry, an animation of a prediction beside the truth.
+Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights: its rollouts; if it
+is not equivariant, its errors with predictions averaged over 2, 4, ... elements of the symmetry group (test-time
+averaging); and, for the best arm and the one that learns the symmetry, an animation of a prediction beside the truth.
+The results go into the folder "evaluation" of DIR, from which eqscale report shows them.
 
-What has been measured already is left as it is.
+Models that are already measured are skipped.
 
     eqscale measure results/cpu && eqscale report results/cpu
 """
@@ -33,17 +34,10 @@ def register(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="arms to measure (default: all)")
-    parser.add_argument(
-        "--average",
-        nargs="+",
-        type=int,
-        default=[2, 4, 8, 16],
-        metavar="K",
-        help="numbers of group elements to average predictions over (default: 2 4 8 16)",
-    )
-    parser.add_argument(
-        "--rollout", type=float, default=1.0, metavar="SECONDS", help="length of the rollouts (default: 1)"
-    )
+    help_text = "numbers of group elements to average predictions over (default: 2 4 8 16)"
+    parser.add_argument("--average", nargs="+", type=int, default=[2, 4, 8, 16], metavar="K", help=help_text)
+    help_text = "length of the rollouts (default: 1)"
+    parser.add_argument("--rollout", type=float, default=1.0, metavar="SECONDS", help=help_text)
     parser.add_argument("--system", type=int, default=0, metavar="K", help="test system of the animation (default: 0)")
     add_plugin_options(parser)
     parser.set_defaults(run=_run)
@@ -51,7 +45,6 @@ def register(verbs: argparse._SubParsersAction) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
-    from eqscale.errors import InputError
     from eqscale.measure import best_models
     from eqscale.report.parts import read_study
 
@@ -66,19 +59,18 @@ def _run(args: argparse.Namespace) -> int:
     name = args.study or args.folder.absolute().name
     models = best_models.choose(study, args.storage, name, sorted(set(args.average)), args.arms or known)
     console = make_console()
-    for model in models:
-        if best_models.measured_already(model, args.folder):
-            console.print(f"{model.name}: measured already", highlight=False)
-            continue
-        measured = []
-        for what, assessment in best_models.measure(model, args.data, args.rollout):
-            nmse = f"{assessment.errors['nmse']:.4f} ± {assessment.errors['nmse_se']:.4f}"
-            console.print(f"{model.name}, {what}: NMSE {nmse}", highlight=False)
-            measured.append((what, assessment))
-        console.print(f"written: {best_models.write_evaluation(model, measured, args.folder)}")
-        (args.folder / "evaluation" / f"{model.arm}.gif").unlink(missing_ok=True)  # of another run
-    for model in best_models.to_animate(models, study):
-        if not (args.folder / "evaluation" / f"{model.arm}.gif").is_file():
-            path = best_models.write_animation(model, args.data, args.system, args.folder)
-            console.print(f"written: {path}")
+    for k, model in enumerate(models):
+        animation = best_models.measurements_path(model, args.folder, ".gif")
+        if best_models.is_measured(model, args.folder):
+            console.print(f"{model.name}: already measured", highlight=False)
+        else:
+            measured = []
+            for what, assessment in best_models.measure(model, args.data, args.rollout):
+                nmse = f"{assessment.errors['nmse']:.4f} ± {assessment.errors['nmse_se']:.4f}"
+                console.print(f"{model.name}, {what}: NMSE {nmse}", highlight=False)
+                measured.append((what, assessment))
+            console.print(f"written: {best_models.write_measurements(model, measured, args.folder)}")
+            animation.unlink(missing_ok=True)  # of another run
+        if (k == 0 or model.arm == study.roles.baseline) and not animation.is_file():
+            console.print(f"written: {best_models.write_animation(model, args.data, args.system, args.folder)}")
     return 0

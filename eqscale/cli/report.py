@@ -9,16 +9,17 @@ _HELP = """\
 Rebuild everything that is published about a study from its run tables: fits, figures, report.md and
 report.html. The folder may hold
 
-  task.json             what the report calls the things of the task, from the job
-  runs.csv              the compute grid
-  data_grid/runs.csv    one budget, ever fewer unique units of data
+  task.json             the task's own words for the report, from the job
+  runs.csv              the compute grid: budgets x arms x sizes x seeds
+  data_grid/runs.csv    one budget, fewer and fewer unique units of data
   controls/runs.csv     the symmetry switched off, other variants of the data
   validation/runs.csv   runs above the compute grid's budgets, made after prediction.json
-  step_times.csv        from eqscale time
+  step_times.csv        time of a training step of every shape, from eqscale time
   prediction.json       from eqscale predict
-  evaluation/*          the best models, from eqscale measure
+  evaluation/*.json     measurements of trained models, from eqscale measure or eqscale evaluate --json
+  evaluation/*.gif      a prediction beside the truth, from eqscale measure
 
-of which the compute grid or the data grid must be there.
+The compute grid or the data grid must be there.
 """
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from eqscale.cli.plugins import load_plugins
+from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
 
 _HELP = """\
@@ -45,9 +46,8 @@ def _parser(args: argparse.Namespace) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write the picture and say where."""
-    from eqscale.errors import InputError
+    from eqscale.measure.evaluation import open_test
     from eqscale.tasks import get_task
-    from eqscale.tasks.dataset import open_stored
     from eqscale.training.loop import load_trained
 
     load_plugins(args)
@@ -62,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
         print(task.look(options, wanted.seed, wanted.index, wanted.out))
         return 0
     spec, model = load_trained(wanted.checkpoint)
-    samples = open_stored(spec.task, spec.data, wanted.data, "test", systems=spec.test_systems, **spec.options)
-    out = wanted.out or Path(f"{spec.name}-{wanted.index}.gif")
+    samples, out = open_test(spec, wanted.data), wanted.out or Path(f"{spec.name}-{wanted.index}.gif")
     print(f"wrote {get_task(spec.task).look_at_prediction(model, samples, wanted.index, out, spec.name)}")
     return 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eqscale.laws.render import plain
+from eqscale.laws.render import write_json
 from eqscale.tasks import Batch, Options, Samples, get_task
 from eqscale.tasks.dataset import open_stored
 from eqscale.tasks.metrics import Predictor, averaged
@@ -20,27 +20,25 @@ from eqscale.training.spec import RunSpec
 
 @dataclasses.dataclass(frozen=True)
 class Assessment:
-    """All metrics on one view of the data."""
+    """All metrics on one view of the data, as the task's methods of the same names return them."""
 
     view: Options
     """Options of the task with which the test samples were opened."""
     average: int
     """Group elements averaged over; 1 is no averaging."""
     errors: dict[str, float]
-    """As ``Task.evaluate`` gives them."""
+    """Of ``Task.evaluate``."""
     equivariance: dict[str, float]
-    """As ``Task.equivariance`` gives them."""
     rollout: dict[str, Any] | None
-    """As ``Task.rollout`` gives it; None if none was asked for."""
+    """None if none was asked for."""
 
 
-def evaluation_content(weights: Path, spec: RunSpec, measured: Sequence[tuple[str, Assessment]]) -> dict[str, Any]:
-    """Measurements as plain JSON; what is undefined, such as the relative error of a prediction of zero, is null."""
-    results = []
-    for name, assessment in measured:
-        fields = dataclasses.asdict(assessment)
-        results.append({"predictor": name, **fields.pop("view"), **fields})
-    return plain({"checkpoint": str(weights), "run_id": spec.run_id, "spec": spec.to_dict(), "results": results})
+def write_evaluation(path: Path, weights: Path, spec: RunSpec, measured: Sequence[tuple[str, Assessment]]) -> None:
+    """Write measurements as JSON; what is undefined, such as the relative error of a prediction of zero, is null."""
+    fields = [(name, dataclasses.asdict(assessment)) for name, assessment in measured]
+    results = [{"predictor": name, **own.pop("view"), **own} for name, own in fields]
+    content = {"checkpoint": str(weights), "run_id": spec.run_id, "spec": spec.to_dict(), "results": results}
+    write_json(path, content)
 
 
 def zero(batch: Batch) -> Tensor:
@@ -49,7 +47,7 @@ def zero(batch: Batch) -> Tensor:
 
 
 def predictor(model: nn.Module) -> Predictor:
-    """A trained model as a predictor of batches on the CPU; runs on a GPU if there is one."""
+    """A trained model as a predictor that takes and returns CPU tensors; it runs on a GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
 
@@ -60,24 +58,23 @@ def predictor(model: nn.Module) -> Predictor:
     return predict
 
 
-def open_test(spec: RunSpec, data: Path, view: Mapping[str, Any] | None = None) -> Samples:
-    """Test samples of a run's own final evaluation, or another view of them; errors as ``open_stored``."""
-    options = {**spec.options, **(view or {})}
-    return open_stored(spec.task, spec.data, data, "test", systems=spec.test_systems, **options)
+def open_test(spec: RunSpec, data: Path, **view: Any) -> Samples:
+    """Test samples of a run's final evaluation, or another view of them; errors as ``open_stored``."""
+    return open_stored(spec.task, spec.data, data, "test", systems=spec.test_systems, **{**spec.options, **view})
 
 
 def assess(predict: Predictor, spec: RunSpec, samples: Samples, average: int, seconds: float) -> Assessment:
-    """Measure everything, on the samples that the run's own final evaluation used.
+    """Measure everything on the samples of the run's final evaluation.
 
     Args:
         predict: the predictor.
-        spec: the run: says which test samples count.
+        spec: the run.
         samples: test samples of ``spec.test_systems`` systems.
-        average: group elements to average predictions over; 1 is none.
-        seconds: length of the rollouts, of a task that has them; 0 for none.
+        average: group elements to average predictions over; 1 is no averaging.
+        seconds: length of the rollouts, if the task has them; 0 for none.
 
     Raises:
-        InputError: if ``average`` is less than 1, or for a length that the task's systems don't have.
+        InputError: ``average`` is less than 1, or the rollouts are longer than the task's systems.
     """
     task = get_task(spec.task)
     predict = averaged(predict, task.elements(samples.options), average)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from eqscale.measure.evaluation import open_test
 from eqscale.report.step_times import SHAPE
 from eqscale.tasks import Samples
 from eqscale.tasks.dataset import open_stored
@@ -15,31 +16,24 @@ from eqscale.training.loop import time_steps
 from eqscale.training.spec import RunSpec
 
 ROUNDS = 3
-"""Every shape is timed once a round: what slows the machine for a while slows all of them."""
+"""Every shape is timed once a round, so that what slows the machine for a while slows them all."""
 
 
 def open_shapes(specs: Iterable[RunSpec], data: Path) -> dict[RunSpec, tuple[Samples, Samples]]:
-    """One run of each shape, that with the most training systems, with its samples; the cheapest step first.
+    """One run of each shape, the one with the most training systems, with its training and test samples.
 
-    Args:
-        specs: runs.
-        data: folder of data sets.
-
-    Returns:
-        Run -> training and test samples.
+    The run with the cheapest step comes first.
 
     Raises:
-        InputError: if the data of a run are not there.
+        InputError: the folder ``data`` lacks the data of a run.
     """
-    found: dict[tuple, RunSpec] = {}
-    for spec in sorted(specs, key=lambda spec: spec.train_systems):
-        found[(spec.arm, spec.size, spec.batch_size)] = spec
-
-    def samples(spec: RunSpec, split: str, systems: int) -> Samples:
-        return open_stored(spec.task, spec.data, data, split, systems=systems, **spec.options)
-
+    by_systems = sorted(specs, key=lambda spec: spec.train_systems)
+    found = {(spec.arm, spec.size, spec.batch_size): spec for spec in by_systems}
     return {
-        spec: (samples(spec, "train", spec.train_systems), samples(spec, "test", spec.test_systems))
+        spec: (
+            open_stored(spec.task, spec.data, data, "train", systems=spec.train_systems, **spec.options),
+            open_test(spec, data),
+        )
         for spec in sorted(found.values(), key=lambda spec: spec.budget / spec.steps)
     }
 
@@ -50,13 +44,13 @@ def time_shapes(
     """Time every shape, ``ROUNDS`` times in turn.
 
     Args:
-        shapes: one run of each shape, with its samples.
+        shapes: see ``open_shapes``.
         seconds: how long to time a shape in each round, at least 20 steps.
         timed: called whenever a shape has been timed.
 
     Returns:
-        A row for each shape: arm, width, depth, heads, batch_size, ``step_seconds`` (median over the rounds),
-        ``spread`` (highest minus lowest over the median) and ``hardware``.
+        Of each shape arm, width, depth, heads, batch_size, ``step_seconds`` (median over the rounds), ``spread``
+        (highest minus lowest over the median) and ``hardware``.
     """
     times: dict[RunSpec, list[float]] = {spec: [] for spec in shapes}
     hardware = ""
@@ -68,7 +62,7 @@ def time_shapes(
     rows = []
     for spec, values in times.items():
         median = statistics.median(values)
-        spread = (max(values) - min(values)) / median
-        shape = (spec.arm, spec.size.width, spec.size.depth, spec.size.heads, spec.batch_size)
-        rows.append((*shape, float(f"{median:.4g}"), round(spread, 3), hardware))
+        spread = round((max(values) - min(values)) / median, 3)
+        size = (spec.size.width, spec.size.depth, spec.size.heads)
+        rows.append((spec.arm, *size, spec.batch_size, float(f"{median:.4g}"), spread, hardware))
     return pd.DataFrame(rows, columns=[*SHAPE, "step_seconds", "spread", "hardware"])

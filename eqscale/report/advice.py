@@ -71,8 +71,7 @@ def suggest(
         arm = arms[axis][advice.arm]
         optimum = np.array([advice.N])
         flops = float(arms["executed"][advice.arm].cost.cost(optimum, arm.cost.tokens(optimum, compute))[0])
-        size, N = _best_rung(arm, compute, rungs(advice.arm, advice.N, flops))
-        N = N or advice.N
+        size, N = _best_rung(arm, compute, rungs(advice.arm, advice.N, flops) or [("", advice.N)])
         D = float(arm.cost.tokens(np.array([N]), compute)[0])
         own = runs[runs["arm"] == advice.arm]
         per_step = (own["D"] / own["steps"]).median() if "steps" in own else math.nan
@@ -94,10 +93,8 @@ def suggest(
     return sorted(out, key=lambda s: s.loss.value)
 
 
-def _best_rung(arm: ArmFit, compute: float, sizes: Sequence[tuple[str, int]]) -> tuple[str, float | None]:
+def _best_rung(arm: ArmFit, compute: float, sizes: Sequence[tuple[str, float]]) -> tuple[str, float]:
     """The size with the lowest loss by the law when trained with all of ``compute``."""
-    if not sizes:
-        return "", None
     N = np.array([float(n) for _, n in sizes])
     best = int(np.argmin(arm.fit.predict(N, arm.cost.tokens(N, compute))))
     return sizes[best][0], float(N[best])

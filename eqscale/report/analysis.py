@@ -43,10 +43,10 @@ class Edge:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """Everything computed from the compute grid."""
+    """Everything that is computed from the compute grid."""
 
     arms: dict[str, dict[str, ArmFit]]
-    """By axis and arm: one law an arm, with the costs of that axis. Empty without a compute grid."""
+    """By axis and arm: the arm's law with the costs of that axis. Empty without a compute grid."""
     unfitted: dict[str, str]
     """Arms without a law, and why."""
     intervals: dict[str, dict[str, Interval]]
@@ -55,28 +55,25 @@ class Analysis:
     hold_out: dict[str, HoldOut | None]
     """The largest budget predicted from the others; None where the others can't determine the law."""
     noise: pd.DataFrame
-    """Seed noise by arm and budget, see ``seed_noise``."""
-    noise_at_sizes: pd.DataFrame
-    """Seed noise by arm, budget and size, see ``noise_at_sizes``."""
+    """See ``seed_noise``."""
     edges: list[Edge]
     comparisons: dict[str, list[Comparison | str]]
-    """By axis, every pair of arms; a text where they can't be compared."""
+    """By axis, every pair of arms, or why it can't be compared."""
     minima: dict[str, dict[str, Minima]]
     """By axis and arm, optima of the runs at equal cost, without a law."""
     ranking: dict[str, list[list[Advice]]]
-    """By axis, the arms at the lowest, middle and highest cost that all arms' runs cover; best first."""
+    """By axis, the arms at the lowest, middle and highest cost that the runs of all cover; best first."""
 
 
 def analyse(study: Study) -> Analysis:
     """Fit every arm of the compute grid and compare them on every axis.
 
     Raises:
-        InputError: there is a compute grid, but no arm has enough finished runs; says how many each has.
+        InputError: no arm of the compute grid has enough finished runs; the message says how many each has.
     """
     grid = study.part("compute")
     if grid.empty and (study.runs["part"] != "compute").all():
-        data = study.part("data_grid")
-        return Analysis({}, {}, {}, {}, {}, {}, seed_noise(data), noise_at_sizes(data), [], {}, {}, {})
+        return Analysis({}, {}, {}, {}, {}, {}, seed_noise(study.part("data_grid")), [], {}, {}, {})
     fitted, unfitted = fit_every_arm(grid)
     arms = {axis: {name: on_axis(arm, grid, axis) for name, arm in fitted.items()} for axis in AXES}
     return Analysis(
@@ -87,7 +84,6 @@ def analyse(study: Study) -> Analysis:
         {name: outliers(arm.fit) for name, arm in fitted.items()},
         {name: _hold_out(arm) for name, arm in fitted.items()},
         seed_noise(grid),
-        noise_at_sizes(grid),
         [edge for axis, group in arms.items() for arm in group.values() for edge in find_edges(arm, axis)],
         {axis: _compare_pairs(group, AXES[axis].label, study.roles) for axis, group in arms.items()},
         {axis: find_minima(group, axis) for axis, group in arms.items()},
@@ -99,19 +95,17 @@ def fit_every_arm(finished: pd.DataFrame) -> tuple[dict[str, ArmFit], dict[str, 
     """Fit every arm that has enough runs, with costs in executed FLOPs; also why the others have no law.
 
     Raises:
-        InputError: if no arm can be fitted.
+        InputError: no arm can be fitted.
     """
     fitted: dict[str, ArmFit] = {}
     unfitted: dict[str, str] = {}
-    for name in dict.fromkeys(finished["arm"]):
-        runs = finished[finished["arm"] == name]
+    for name, runs in finished.groupby("arm", sort=False):
         try:
             fitted |= fit_arms(runs, cost=AXES["executed"].column, budget="budget", resamples=RESAMPLES)
         except InputError as error:
-            unfitted[name] = str(error)
+            unfitted[str(name)] = str(error)
     if not fitted:
-        reasons = "; ".join(unfitted.values()) or "the table has no finished run"
-        raise InputError(f"no arm can be fitted: {reasons}")
+        raise InputError(f"no arm can be fitted: {'; '.join(unfitted.values()) or 'the table has no finished run'}")
     return fitted, unfitted
 
 
@@ -122,48 +116,33 @@ def on_axis(arm: ArmFit, runs: pd.DataFrame, axis: str) -> ArmFit:
 
 
 def design_points(runs: pd.DataFrame, arm: ArmFit) -> Array:
-    """Label of each run's budget and size: seeds share it, although their token counts differ a little."""
+    """A label of each run's budget and size, which seeds share although their token counts differ a little."""
     rows = runs.loc[arm.rows]
     return (rows["budget"].map("{:.6g}".format) + " " + rows["N"].map("{:.0f}".format)).to_numpy(str)
 
 
-def noise_at_sizes(finished: pd.DataFrame) -> pd.DataFrame:
+def seed_noise(finished: pd.DataFrame) -> pd.DataFrame:
     """Scatter between seeds at each point with replicates: columns arm, budget, N, seeds, sd (of the log loss).
 
-    ``unique_units`` is a further column where the table has it: it tells the points of a data grid apart.
+    ``unique_units`` is a further column if the table has it, since it tells the points of a data grid apart.
     """
     point = ["arm", "budget", "N"] + ([UNIQUE] if UNIQUE in finished else [])
     log_loss = np.log(finished["loss"].astype(float))
-    groups = finished.assign(log_loss=log_loss).groupby(point)["log_loss"]
-    cells = pd.DataFrame({"seeds": groups.size(), "sd": groups.std(ddof=1)}).reset_index()
+    cells = log_loss.groupby([finished[name] for name in point]).agg(seeds="size", sd="std").reset_index()
     return cells[cells["seeds"] > 1].reset_index(drop=True)
-
-
-def seed_noise(finished: pd.DataFrame) -> pd.DataFrame:
-    """Scatter between seeds pooled over sizes: columns arm, budget, sizes, seeds, sd (of the log loss), df.
-
-    Only budgets with replicates have a row.
-    """
-    rows = [
-        (arm, budget, len(at), int(at["seeds"].max()), math.sqrt(float((at["sd"] ** 2 * (at["seeds"] - 1)).sum() / df)),
-         df)
-        for (arm, budget), at in noise_at_sizes(finished).groupby(["arm", "budget"])
-        for df in [int((at["seeds"] - 1).sum())]
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["arm", "budget", "sizes", "seeds", "sd", "df"])
 
 
 def pooled_noise(noise: pd.DataFrame, arm: str) -> tuple[float, int]:
     """Standard deviation of the log loss between seeds of an arm, and its degrees of freedom; NaN, 0 if none."""
     own = noise[noise["arm"] == arm]
-    df = int(own["df"].sum())
-    return (math.sqrt(float((own["sd"] ** 2 * own["df"]).sum() / df)), df) if df else (math.nan, 0)
+    df = own["seeds"] - 1
+    return (math.sqrt(np.average(own["sd"] ** 2, weights=df)), int(df.sum())) if len(own) else (math.nan, 0)
 
 
 def moved(arm: ArmFit, cost: Array) -> ArmFit:
     """An arm's runs as they would be at other costs: tokens by the cost model, losses along the fitted law.
 
-    The residual of each run is kept, so what is seen is the measurement, shifted a little.
+    Runs keep their residuals.
     """
     D = arm.D * (cost / arm.C) ** (1 / arm.cost.power)
     shift = arm.fit.predict(arm.N, D) / arm.fit.predict(arm.N, arm.D)
@@ -171,36 +150,31 @@ def moved(arm: ArmFit, cost: Array) -> ArmFit:
     return dataclasses.replace(arm, fit=fit, C=cost, budget=cost)
 
 
-def equal_cost_panels(arms: Arms) -> dict[str, ArmFit]:
-    """All runs moved along their laws to the nearest of a few costs, as many as there are budgets."""
+def at_equal_cost(arms: Arms, axis: str) -> Arms:
+    """Runs grouped by cost: by budget on executed FLOPs.
+
+    On another axis they are moved along their laws to the nearest of as many costs as there are budgets.
+    """
+    if axis == "executed":
+        return arms
     budgets = len({b for arm in arms.values() for b in arm.budget})
-    everything = np.concatenate([arm.C for arm in arms.values()])
-    # panels in the middle of equal shares of the range
-    ends = np.geomspace(everything.min(), everything.max(), budgets + 1)
+    costs = np.concatenate([arm.C for arm in arms.values()])
+    # the middles of equal shares of the range
+    ends = np.geomspace(costs.min(), costs.max(), budgets + 1)
     panels = np.array([float(f"{c:.3g}") for c in np.sqrt(ends[:-1] * ends[1:])])
-    out = {}
-    for name, arm in arms.items():
-        nearest = np.abs(np.log(arm.C)[:, None] - np.log(panels)[None]).argmin(1)
-        out[name] = moved(arm, panels[nearest])
-    return out
-
-
-def at_equal_cost(arms: Arms, axis: str) -> dict[str, ArmFit]:
-    """Runs grouped by cost: on executed FLOPs by budget as they are, on another axis moved to panels."""
-    return dict(arms) if axis == "executed" else equal_cost_panels(arms)
+    nearest = {name: np.abs(np.log(arm.C)[:, None] - np.log(panels)).argmin(1) for name, arm in arms.items()}
+    return {name: moved(arm, panels[nearest[name]]) for name, arm in arms.items()}
 
 
 def find_minima(arms: Arms, axis: str) -> dict[str, Minima]:
     """Measured optima of every arm that has enough sizes."""
-    found = {
-        name: measured_minima(arm, resamples=RESAMPLES, seed=position)
-        for position, (name, arm) in enumerate(at_equal_cost(arms, axis).items())
-    }
+    grouped = enumerate(at_equal_cost(arms, axis).items())
+    found = {name: measured_minima(arm, resamples=RESAMPLES, seed=position) for position, (name, arm) in grouped}
     return {name: minima for name, minima in found.items() if minima is not None}
 
 
 def find_edges(arm: ArmFit, axis: str) -> list[Edge]:
-    """Budgets whose measured minimum sits at an edge of the sizes.
+    """Budgets whose measured minimum is at an edge of the sizes.
 
     Losses are means over seeds; within a budget the runs are first moved to their mean cost on the axis.
     """
@@ -219,10 +193,10 @@ def find_edges(arm: ArmFit, axis: str) -> list[Edge]:
         ratio = float(np.median(sizes[1:] / sizes[:-1]))
         grid = np.geomspace(sizes[0] / 4, sizes[-1] * 4, 200)
         by_law = grid[np.argmin(arm.fit.predict(grid, arm.cost.tokens(grid, cost)))]
-        if best == 0:
-            out.append(Edge(axis, arm.name, budget, "smallest", sizes[0], min(by_law, sizes[0]) / ratio))
-        else:
-            out.append(Edge(axis, arm.name, budget, "largest", sizes[-1], max(by_law, sizes[-1]) * ratio))
+        side, suggested = "smallest", min(by_law, sizes[0]) / ratio
+        if best:
+            side, suggested = "largest", max(by_law, sizes[-1]) * ratio
+        out.append(Edge(axis, arm.name, budget, side, sizes[best], suggested))
     return out
 
 
@@ -234,7 +208,7 @@ def _hold_out(arm: ArmFit) -> HoldOut | None:
 
 
 def _compare_pairs(arms: Arms, label: str, roles: Roles) -> list[Comparison | str]:
-    # the second of a pair is what the first is measured in: the baseline last, the built-in arms first
+    # the first of a pair is compared with the second: built-in arms come first, the baseline last
     place = {name: i for i, name in enumerate(roles.built_in)} | {roles.baseline: math.inf}
     out: list[Comparison | str] = []
     for one, two in itertools.combinations(arms.values(), 2):

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from eqscale.laws import disagreement
 from eqscale.laws.axes import AXES
 from eqscale.report.analysis import Analysis
-from eqscale.report.content import Content
 from eqscale.report.exhibits import link
+from eqscale.report.parts import Study
 from eqscale.report.prediction import Outcome, outcomes, seen_the_same_runs
 from eqscale.report.tables import fate
 
 
-def caveats(content: Content) -> list[str]:
-    """What a referee would hold against the answer, from the runs themselves."""
-    study, analysis = content.study, content.analysis
+def caveats(study: Study, analysis: Analysis) -> list[str]:
+    """What a referee would hold against the answer."""
     grid = study.part("compute")
     notes: list[str] = []
     note = notes.append
@@ -26,19 +25,17 @@ def caveats(content: Content) -> list[str]:
             f"{grid['N'].min():.0f} to {grid['N'].max():.0f} parameters. Dashed lines extrapolate "
             f"({link('loss', 'figure')}); nothing here says what happens at a thousand times the compute."
         )
+        seeds = grid.groupby("budget")["seed"].nunique()
+        single = ", ".join(f"{budget:.3g}" for budget in seeds.index[seeds == 1])
         if not len(analysis.noise):
             note("One seed: differences of the size of the seed noise mean nothing, and lack of fit can't be tested.")
-        else:
-            seeds = grid.groupby("budget")["seed"].nunique()
-            if single := [f"{budget:.3g}" for budget in seeds.index[seeds == 1]]:
-                note(
-                    f"One seed at {', '.join(single)} executed FLOPs: the noise there is taken from the other budgets "
-                    f"({link('seed_noise')})."
-                )
+        elif single:
+            taken = f"the noise there is taken from the other budgets ({link('seed_noise')})"
+            note(f"One seed at {single} executed FLOPs: {taken}.")
     notes += [note for name in analysis.arms.get("executed", {}) for note in _law_doubts(analysis, name)]
     if analysis.edges:
-        edges = {(AXES[e.axis].label, e.arm) for e in analysis.edges}
-        shown = ", ".join(f"`{arm}` on {label}" for label, arm in sorted(edges))
+        edges = sorted({(AXES[e.axis].label, e.arm) for e in analysis.edges})
+        shown = ", ".join(f"`{arm}` on {label}" for label, arm in edges)
         note(f"Optima that the sizes don't bracket at some budget: {shown} ({link('edges')}).")
     for arm, why in analysis.unfitted.items():
         note(f"`{arm}` has no law: {why}.")
@@ -69,10 +66,10 @@ def caveats(content: Content) -> list[str]:
         f"Intervals are for one statement at a time; all arms are tested on the same {study.wording.unit.many}, whose "
         "sampling error moves them together and is not in the intervals."
     )
-    lost = study.lost
+    lost = study.runs[study.runs["status"] != "finished"]
     if len(lost):
         counts = ", ".join(f"{n} {status}" for status, n in lost["status"].value_counts().items())
-        # of an earlier design there can be many, and nothing is wrong with them
+        # there can be many of an earlier design, and nothing is wrong with them
         wrong = lost[~lost["status"].isin(["unplanned", "outdated"])]
         named = [*(f"`{run['name']}` {fate(run)}" for _, run in wrong.iterrows()), link("runs")]
         note(f"Runs that are in no fit: {counts} ({'; '.join(named)}).")
@@ -83,25 +80,20 @@ def caveats(content: Content) -> list[str]:
 
 def _validation_edges(found: Sequence[Outcome]) -> list[str]:
     """Arms whose best size above the laws' budgets is not bracketed by the sizes that were run."""
-    edges = {}
+    edges = []
     for name in dict.fromkeys(o.arm for o in found):
         own = [o for o in found if o.arm == name]
         sizes, best = sorted({o.N for o in own}), min(own, key=lambda o: o.observed).N
         if len(sizes) > 1 and best in (sizes[0], sizes[-1]):
-            edges[name] = "smallest" if best == sizes[0] else "largest"
-    if not edges:
-        return []
-    said = ", ".join(f"the {which} of `{name}`" for name, which in edges.items())
-    return [f"Of the validation's sizes the best is {said}: another could be better still ({link('validation')})."]
+            edges.append(f"the {'smallest' if best == sizes[0] else 'largest'} of `{name}`")
+    said = f"Of the validation's sizes the best is {', '.join(edges)}"
+    return [f"{said}: another could be better still ({link('validation')})."] if edges else []
 
 
 def _law_doubts(analysis: Analysis, name: str) -> list[str]:
     """What is doubtful about one arm's law."""
-    fit, coefficients, residuals = (
-        analysis.arms["executed"][name].fit,
-        link("coefficients"),
-        link("residuals", "figure"),
-    )
+    fit = analysis.arms["executed"][name].fit
+    coefficients, residuals = link("coefficients"), link("residuals", "figure")
     found = []
     if fit.verdict.startswith("on boundary"):
         found.append(f"{fit.verdict}: the intervals of what lies there are one-sided ({coefficients}).")

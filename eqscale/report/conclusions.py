@@ -1,22 +1,23 @@
-"""The paper's three conclusions, each decided by stated criteria, for every arm that builds the symmetry in.
+"""The paper's three conclusions, decided by stated criteria for every arm that builds the symmetry in.
 
 Such an arm is compared with the baseline, the best arm that learns the symmetry. A conclusion is a list of checks.
-What compares arms over compute is checked twice: by the laws, and by the measured optima of single budgets, which need
-no law and so can't miss structure with it; a check holds or fails if both do. All checks hold: reproduced; one fails:
-not reproduced; otherwise not decidable at this scale. The conclusions are those of the abstract and the figure
-captions of arXiv 2410.23179.
+Those that compare arms over compute are made twice: by the laws, and by the measured optima of single budgets, which
+need no law. Such a check holds or fails only if both say so. A conclusion is reproduced if all checks hold, not
+reproduced if one fails, and otherwise not decidable at this scale. The conclusions are those of the abstract and the
+figure captions of arXiv 2410.23179.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Container, Mapping, Sequence, Sized
 
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.minima import Minima
 from eqscale.report import checks
-from eqscale.report.data_grid import REPEATED, DataGrid, Gap, gap, levels_with_epochs
+from eqscale.report.data_grid import REPEATED, DataGrid, Gap
 from eqscale.report.exhibits import link
 from eqscale.report.roles import Roles
 
@@ -25,9 +26,7 @@ CLOSED = 0.25
 SUFFICIENT = 10.0
 """Epochs taken as sufficient for augmentation."""
 
-REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
-UNDECIDABLE = "not decidable at this scale"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Conclusion:
         outcomes = {check.outcome for check in self.checks}
         if "fails" in outcomes:
             return NOT_REPRODUCED
-        return REPRODUCED if outcomes == {"holds"} else UNDECIDABLE
+        return "reproduced" if outcomes == {"holds"} else "not decidable at this scale"
 
 
 STATEMENTS = {
@@ -80,18 +79,12 @@ EXHIBITS = {
 }
 """What shows a conclusion, where the report has it."""
 
-_DATA_CLAIMS = (
-    (
-        "equivariance improves data efficiency",
-        f"log loss of the plain minus that of the equivariant arm above 0, mean over all data sizes seen at least "
-        f"{REPEATED:g} times",
-    ),
-    (
-        "augmentation closes the gap given enough epochs",
-        f"the gap that augmentation leaves below {CLOSED:g} of the plain arm's gap, mean over all data sizes seen "
-        f"at least {SUFFICIENT:g} times",
-    ),
-)
+_DATA_CLAIMS = {
+    "equivariance improves data efficiency": "log loss of the plain minus that of the equivariant arm above 0, mean "
+    f"over all data sizes seen at least {REPEATED:g} times",
+    "augmentation closes the gap given enough epochs": f"the gap that augmentation leaves below {CLOSED:g} of the "
+    f"plain arm's gap, mean over all data sizes seen at least {SUFFICIENT:g} times",
+}
 
 
 def conclude(
@@ -102,36 +95,30 @@ def conclude(
 ) -> list[Conclusion]:
     """All conclusions for each built-in arm: the first from the data grid, the others on each axis.
 
-    Args:
-        roles: which arm is which.
-        arms: laws by axis and arm, as in ``Analysis``.
-        minima: measured optima by axis and arm.
-        grid: the data grid, if there is one.
+    ``arms`` and ``minima`` are laws and measured optima by axis and arm, as in ``Analysis``.
     """
     out = []
     for arm in roles.built_in or (None,):
-        pair = (arm, roles.baseline) if arm and roles.baseline else None
-        lacks = f"the study has {roles.missing}"
-        first = _data_checks(grid, pair, roles.augmented) if pair else _open(_DATA_CLAIMS, lacks)
-        out.append(Conclusion(1, arm, "", first))
-        for number, claims, by_law, by_minima in (
-            (2, checks.COMPUTE_CLAIMS, checks.laws_on_compute, checks.minima_on_compute),
-            (3, checks.ALLOCATION_CLAIMS, checks.laws_on_allocation, checks.minima_on_allocation),
-        ):
-            for axis, info in AXES.items():
-                if pair is None:
-                    out.append(Conclusion(number, arm, axis, _open(claims, lacks)))
-                    continue
-                laws, optima = arms.get(axis, {}), minima.get(axis, {})
-                law = by_law(pair, laws, info.unit) or _nothing(claims, pair, laws, "law")
-                own = by_minima(pair, optima, info.unit) or _nothing(claims, pair, optima, "measured optimum")
-                both = zip(claims, own, law, strict=True)
+        if not arm or not roles.baseline:
+            out.append(Conclusion(1, arm, "", _open(_DATA_CLAIMS, f"the study has {roles.missing}")))
+            for (number, claims), axis in itertools.product(checks.CLAIMS.items(), AXES):
+                out.append(Conclusion(number, arm, axis, _open(claims, f"the study has {roles.missing}")))
+            continue
+        pair = (arm, roles.baseline)
+        out.append(Conclusion(1, arm, "", _data_checks(grid, pair, roles.augmented)))
+        for axis, info in AXES.items():
+            laws, optima = arms.get(axis, {}), minima.get(axis, {})
+            by_laws, by_minima = checks.by_laws(pair, laws, info.unit), checks.by_minima(pair, optima, info.unit)
+            for number, claims in checks.CLAIMS.items():
+                law = by_laws.get(number) or _nothing(claims, pair, laws, "law")
+                own = by_minima.get(number) or _nothing(claims, pair, optima, "measured optimum")
+                both = zip(claims.items(), own, law, strict=True)
                 out.append(Conclusion(number, arm, axis, tuple(_both(*findings) for findings in both)))
     return sorted(out, key=lambda conclusion: conclusion.number)
 
 
-def _open(claims: Sequence[tuple[str, str]], why: str) -> tuple[Check, ...]:
-    return tuple(Check(*claim, "open", why) for claim in claims)
+def _open(claims: Mapping[str, str], why: str) -> tuple[Check, ...]:
+    return tuple(Check(*claim, "open", why) for claim in claims.items())
 
 
 def _both(claim: tuple[str, str], measured: checks.Finding, by_law: checks.Finding) -> Check:
@@ -140,9 +127,7 @@ def _both(claim: tuple[str, str], measured: checks.Finding, by_law: checks.Findi
     return Check(*claim, outcome, *(f"{text} ({said})" for said, text in (measured, by_law)))
 
 
-def _nothing(
-    claims: Sequence[tuple[str, str]], pair: checks.Pair, found: Mapping[str, object], what: str
-) -> list[checks.Finding]:
+def _nothing(claims: Sized, pair: checks.Pair, found: Container[str], what: str) -> list[checks.Finding]:
     missing = [f"`{name}`" for name in pair if name not in found]
     reason = f"no {what} of {' and '.join(missing)}" if missing else "no range of costs in common"
     return [("open", reason)] * len(claims)
@@ -151,33 +136,33 @@ def _nothing(
 def _data_checks(grid: DataGrid | None, pair: checks.Pair, augmented: str | None) -> tuple[Check, ...]:
     if grid is None:
         return _open(_DATA_CLAIMS, "there is no data grid")
-    efficient, closed = _DATA_CLAIMS
-    arm, base = pair
-    lead = {base: 1.0, arm: -1.0}
-    levels = levels_with_epochs(grid, [base, arm], REPEATED)
-    if levels:
-        plain = gap(grid, lead, levels)
-        text = _gap_text(grid, plain, "log loss gap")
-        first = Check(*efficient, checks.positive(plain.low, plain.high), text)
-    else:
-        first = Check(*efficient, "open", _missing(grid, (base, arm), REPEATED))
+    findings = (_on_efficiency(grid, *pair), _on_augmentation(grid, *pair, augmented))
+    return tuple(Check(*claim, *finding) for claim, finding in zip(_DATA_CLAIMS.items(), findings, strict=True))
+
+
+def _on_efficiency(grid: DataGrid, arm: str, base: str) -> checks.Finding:
+    levels = grid.levels_with_epochs([base, arm], REPEATED)
+    if not levels:
+        return "open", _missing(grid, (base, arm), REPEATED)
+    plain = grid.gap({base: 1.0, arm: -1.0}, levels)
+    return checks.positive(plain.low, plain.high), _gap_text(grid, plain, "log loss gap")
+
+
+def _on_augmentation(grid: DataGrid, arm: str, base: str, augmented: str | None) -> checks.Finding:
     if augmented is None:
-        return first, Check(*closed, "open", "the study has no arm that learns from augmented data")
+        return "open", "the study has no arm that learns from augmented data"
     trio = [base, augmented, arm]
-    many = levels_with_epochs(grid, trio, SUFFICIENT)
+    many = grid.levels_with_epochs(trio, SUFFICIENT)
     if not many:
-        return first, Check(*closed, "open", _missing(grid, trio, SUFFICIENT))
-    whole = gap(grid, lead, many)
+        return "open", _missing(grid, trio, SUFFICIENT)
+    whole = grid.gap({base: 1.0, arm: -1.0}, many)
     if whole.low <= 0:
-        text = f"no clear gap to close at these data sizes: {_gap_text(grid, whole, 'plain minus equivariant')}"
-        return first, Check(*closed, "open", text)
-    left = gap(grid, {augmented: 1.0, arm: -1.0}, many)
-    beyond = gap(grid, {augmented: 1.0, arm: CLOSED - 1.0, base: -CLOSED}, many)
-    text = (
-        f"{_gap_text(grid, left, 'left')}; {_gap_text(grid, whole, 'of')}: "
-        f"{100 * left.value / whole.value:.0f} % is left"
-    )
-    return first, Check(*closed, checks.positive(-beyond.high, -beyond.low), text)
+        return "open", f"no clear gap to close at these data sizes: {_gap_text(grid, whole, 'plain minus equivariant')}"
+    left = grid.gap({augmented: 1.0, arm: -1.0}, many)
+    beyond = grid.gap({augmented: 1.0, arm: CLOSED - 1.0, base: -CLOSED}, many)
+    share = f"{100 * left.value / whole.value:.0f} % is left"
+    text = f"{_gap_text(grid, left, 'left')}; {_gap_text(grid, whole, 'of')}: {share}"
+    return checks.positive(-beyond.high, -beyond.low), text
 
 
 def _missing(grid: DataGrid, arms: Sequence[str], epochs: float) -> str:

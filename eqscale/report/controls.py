@@ -1,4 +1,4 @@
-"""What controls say: arms without their symmetry, and the same arm on another variant of the task."""
+"""Controls: arms without their symmetry, and the same arm on another variant of the task."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
 
 
 def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
-    """What the controls give, in a sentence each."""
+    """What the controls show, one sentence each."""
     controls, grid = study.part("controls"), study.part("compute")
     lines = []
     for arm, other in sorted(study.roles.control_of.items()):

@@ -19,7 +19,7 @@ from eqscale.report.parts import UNIQUE
 Array = np.ndarray
 
 REPEATED = 2.0
-"""Epochs from which data count as repeated; with fewer they are fresh."""
+"""With at least as many epochs, data count as repeated, with fewer as fresh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +31,33 @@ class RepetitionLaw:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gap:
+    """A weighted sum of arms' mean log losses, averaged over levels, with a Student t interval.
+
+    Without seeds that tell the noise the limits are infinite.
+    """
+
+    value: float
+    low: float
+    high: float
+    levels: tuple[int, ...]
+    """Numbers of unique units averaged over."""
+
+    @property
+    def known(self) -> bool:
+        """Whether seeds tell the noise."""
+        return math.isfinite(self.high)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataGrid:
-    """The data grid, read for what it says about repeated data."""
+    """The data grid, with its means and laws of repeated data."""
 
     runs: pd.DataFrame
     """Finished runs."""
     levels: pd.DataFrame
-    """One row an arm and number of unique units: arm, unique_units, unique_tokens, epochs, log_loss (mean
-    over seeds of the best size), n (seeds), N, sd and df (seed noise of the arm, pooled over levels)."""
+    """One row per arm and number of unique units: arm, unique_units, unique_tokens, epochs, log_loss (mean over seeds
+    of the best size), n (seeds), N, sd and df (seed noise of the arm, pooled over levels)."""
     units: str
     """What a unit is called, in the plural."""
     laws: dict[str, RepetitionLaw]
@@ -48,18 +67,55 @@ class DataGrid:
         """Arms in order of appearance."""
         return list(dict.fromkeys(self.levels["arm"]))
 
+    def gap(self, weights: Mapping[str, float], levels: list[int]) -> Gap:
+        """Σ weight × mean log loss of the arms, averaged over levels that all of them have.
 
-@dataclasses.dataclass(frozen=True)
-class Gap:
-    """A weighted sum of arms' mean log losses, averaged over levels, with a Student t interval."""
+        The noise is the seeds' scatter. The interval is a little too wide because all arms share their test data.
+        """
+        at = {arm: self.levels[self.levels["arm"] == arm].set_index(UNIQUE) for arm in weights}
+        shared = [u for u in levels if all(u in table.index for table in at.values())]
+        if not shared:
+            return Gap(math.nan, -math.inf, math.inf, ())
+        value = float(sum(w * at[arm].loc[shared, "log_loss"].mean() for arm, w in weights.items()))
+        noise = ((w * at[arm]["sd"].iloc[0]) ** 2 * (1 / at[arm].loc[shared, "n"]).mean() for arm, w in weights.items())
+        variance = float(sum(noise)) / len(shared)
+        df = min(int(table["df"].iloc[0]) for table in at.values())
+        half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance) if df else math.inf
+        return Gap(value, value - half, value + half, tuple(shared))
 
-    value: float
-    low: float
-    high: float
-    levels: tuple[int, ...]
-    """Numbers of unique units averaged over."""
-    known: bool
-    """Whether seeds tell the noise; without, the limits are infinite."""
+    def excess(self, weights: Mapping[str, float], levels: list[int]) -> Gap:
+        """``gap`` at these levels minus ``gap`` where the data of all the arms are fresh.
+
+        For one arm with weight 1 it is the log of what repetition costs: the loss over that with fresh data. For two
+        arms it leaves out the lead that one has with fresh data. NaN if no level has fresh data.
+        """
+        fresh = self.gap(weights, self.fresh_levels(list(weights)))
+        here = self.gap(weights, levels)
+        value, half = here.value - fresh.value, math.hypot(here.high - here.value, fresh.high - fresh.value)
+        return Gap(value, value - half, value + half, here.levels)
+
+    def levels_with_epochs(self, arms: list[str], least: float) -> list[int]:
+        """Numbers of unique units at which all the arms saw their data at least ``least`` times."""
+        here = self.levels[self.levels["arm"].isin(arms)]
+        epochs = here.groupby(UNIQUE)["epochs"].agg(["min", "size"])
+        return [int(u) for u in epochs.index[(epochs["min"] >= least) & (epochs["size"] == len(arms))]]
+
+    def fresh_levels(self, arms: list[str]) -> list[int]:
+        """Numbers of unique units at which none of the arms saw repeated data."""
+        epochs = self.levels[self.levels["arm"].isin(arms)].groupby(UNIQUE)["epochs"].max()
+        return [int(u) for u in epochs.index[epochs < REPEATED]]
+
+    def equivalent_data(self, arm: str, reference: str) -> dict[int, float]:
+        """By number of unique units, how many times as many the reference needs for the arm's loss.
+
+        Read off straight lines in log–log between the measured means. Infinite if the reference reaches that loss at no
+        number that was run, NaN if it is already better at its smallest.
+        """
+        ours, theirs = (self.levels[self.levels["arm"] == a].sort_values(UNIQUE) for a in (arm, reference))
+        log_u, log_loss = np.log(theirs[UNIQUE].to_numpy(float)), theirs["log_loss"].to_numpy()
+        falling = np.minimum.accumulate(log_loss)  # noise aside, more data never hurt
+        needed = np.exp(np.interp(-ours["log_loss"], -falling, log_u, left=math.nan, right=math.inf))
+        return dict(zip(ours[UNIQUE].astype(int), needed / ours[UNIQUE], strict=True))
 
 
 def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> DataGrid | None:
@@ -67,11 +123,11 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> Dat
 
     Args:
         data: finished runs of the data grid.
-        compute: finished runs of the compute grid, which tell how loss depends on N.
+        compute: finished runs of the compute grid, for the dependence on N.
         units: what a unit of the data is called, in the plural.
 
     Raises:
-        InputError: the table doesn't say how many unique units or tokens its runs had.
+        InputError: the table lacks the numbers of unique units or tokens.
     """
     if data.empty:
         return None
@@ -82,8 +138,7 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> Dat
     for position, arm in enumerate(dict.fromkeys(data["arm"])):
         runs = pd.concat([part[part["arm"] == arm] for part in (compute, data) if "unique_tokens" in part])
         try:
-            N, D, U, loss = (runs[column] for column in ("N", "D", "unique_tokens", "loss"))
-            law = fit(N, D, loss, U=U, form="repetition", where=arm)
+            law = fit(runs["N"], runs["D"], runs["loss"], U=runs["unique_tokens"], form="repetition", where=arm)
         except InputError as error:
             unfitted[arm] = str(error)
             continue
@@ -94,81 +149,10 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> Dat
 
 def _levels(data: pd.DataFrame) -> pd.DataFrame:
     noise = seed_noise(data)
-    log = data.assign(log_loss=np.log(data["loss"].astype(float)))
-    cells = log.groupby(["arm", UNIQUE, "N"], sort=False).agg(
+    cells = data.assign(log_loss=np.log(data["loss"].astype(float))).groupby(["arm", UNIQUE, "N"], sort=False).agg(
         unique_tokens=("unique_tokens", "mean"), epochs=("epochs", "mean"), log_loss=("log_loss", "mean"),
         n=("log_loss", "size"), D=("D", "mean"),
     ).reset_index()  # fmt: skip
     best = cells.loc[cells.groupby(["arm", UNIQUE], sort=False)["log_loss"].idxmin()]
-    sd = {arm: pooled_noise(noise, arm) for arm in best["arm"].unique()}
-    best = best.assign(sd=[sd[arm][0] for arm in best["arm"]], df=[sd[arm][1] for arm in best["arm"]])
-    return best.sort_values(["arm", UNIQUE], kind="stable", ignore_index=True)
-
-
-def gap(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
-    """Σ weight × mean log loss of the arms, averaged over levels that all of them have.
-
-    The noise is the seeds' scatter; that all arms share their test data is left out, which makes the
-    interval a little too wide.
-    """
-    at = {arm: grid.levels[grid.levels["arm"] == arm].set_index(UNIQUE) for arm in weights}
-    shared = [u for u in levels if all(u in table.index for table in at.values())]
-    if not shared:
-        return Gap(math.nan, -math.inf, math.inf, (), False)
-    value = float(sum(w * at[arm].loc[shared, "log_loss"].mean() for arm, w in weights.items()))
-    variance, df = 0.0, math.inf
-    for arm, w in weights.items():
-        sd, own = float(at[arm]["sd"].iloc[0]), int(at[arm]["df"].iloc[0])
-        variance += w**2 * sd**2 * float(np.mean(1 / at[arm].loc[shared, "n"])) / len(shared)
-        df = min(df, own)
-    if not df or not math.isfinite(variance):
-        return Gap(value, -math.inf, math.inf, tuple(shared), False)
-    half = float(stats.t.ppf(0.975, df)) * math.sqrt(variance)
-    return Gap(value, value - half, value + half, tuple(shared), True)
-
-
-def excess(grid: DataGrid, weights: Mapping[str, float], levels: list[int]) -> Gap:
-    """``gap`` at these levels minus ``gap`` where the data of all of the arms are fresh.
-
-    Of one arm with weight 1 it is the log of what repetition costs: the loss against that with fresh data. Of two
-    arms it leaves out by how much the one is ahead of the other anyway, at this compute. NaN with infinite limits
-    if no level has fresh data.
-    """
-    fresh = gap(grid, weights, fresh_levels(grid, list(weights)))
-    here = gap(grid, weights, levels)
-    value, half = here.value - fresh.value, math.hypot(here.high - here.value, fresh.high - fresh.value)
-    return Gap(value, value - half, value + half, here.levels, here.known and fresh.known)
-
-
-def levels_with_epochs(grid: DataGrid, arms: list[str], least: float) -> list[int]:
-    """Numbers of unique units at which every one of the arms saw its data at least ``least`` times."""
-    here = grid.levels[grid.levels["arm"].isin(arms)]
-    epochs = here.groupby(UNIQUE)["epochs"].agg(["min", "size"])
-    return [int(u) for u in epochs.index[(epochs["min"] >= least) & (epochs["size"] == len(arms))]]
-
-
-def fresh_levels(grid: DataGrid, arms: list[str]) -> list[int]:
-    """Numbers of unique units at which none of the arms saw its data repeatedly."""
-    epochs = grid.levels[grid.levels["arm"].isin(arms)].groupby(UNIQUE)["epochs"].max()
-    return [int(u) for u in epochs.index[epochs < REPEATED]]
-
-
-def equivalent_data(grid: DataGrid, arm: str, reference: str) -> list[tuple[int, float]]:
-    """By number of unique units, how many times as many the reference needs for the arm's loss.
-
-    Read off the measured means, straight lines between them in log–log; infinite where the reference reaches
-    that loss at no number that was run, NaN where it is better already at its smallest.
-    """
-    ours, theirs = (grid.levels[grid.levels["arm"] == a].sort_values(UNIQUE) for a in (arm, reference))
-    log_u, log_loss = np.log(theirs[UNIQUE].to_numpy(float)), theirs["log_loss"].to_numpy()
-    falling = np.minimum.accumulate(log_loss)  # more data never hurt: noise aside
-    out = []
-    for row in ours.itertuples():
-        if row.log_loss < falling[-1]:
-            needed = math.inf
-        elif row.log_loss > falling[0]:
-            needed = math.nan
-        else:
-            needed = float(np.exp(np.interp(-row.log_loss, -falling, log_u)))
-        out.append((int(row.unique_units), needed / row.unique_units))
-    return out
+    sd, df = zip(*(pooled_noise(noise, arm) for arm in best["arm"]), strict=True)
+    return best.assign(sd=sd, df=df).sort_values(["arm", UNIQUE], kind="stable", ignore_index=True)

@@ -5,16 +5,7 @@ from __future__ import annotations
 import math
 
 from eqscale.laws.render import interval_text, number
-from eqscale.report.data_grid import (
-    REPEATED,
-    DataGrid,
-    Gap,
-    equivalent_data,
-    excess,
-    fresh_levels,
-    gap,
-    levels_with_epochs,
-)
+from eqscale.report.data_grid import REPEATED, DataGrid, Gap
 from eqscale.report.exhibits import UNSEEN, Table, link, numbered
 from eqscale.report.parts import UNIQUE
 from eqscale.report.roles import Roles
@@ -23,10 +14,10 @@ from eqscale.roles import Role
 
 
 def data_table(grid: DataGrid, roles: Roles) -> Table:
-    """Loss of every arm at every number of unique units, and how many the baseline needs for the others' losses."""
+    """Loss of every arm by number of unique units, and how many the baseline needs for the others' losses."""
     names, base = grid.arms(), roles.baseline
     equivalents = {
-        arm: dict(equivalent_data(grid, arm, base))
+        arm: grid.equivalent_data(arm, base)
         for arm in (*roles.built_in, *roles.arms[Role.AUGMENT])
         if base in names and arm in names
     }
@@ -52,11 +43,11 @@ def data_table(grid: DataGrid, roles: Roles) -> Table:
 
 
 def repetition_table(grid: DataGrid) -> Table:
-    """What every arm loses by seeing its data again and again."""
+    """What repeated data cost every arm."""
     names = grid.arms()
     levels = grid.levels.groupby(UNIQUE)["epochs"].mean()
     rows = [
-        [f"{units:g}", f"{epochs:.3g}", *(_factor(excess(grid, {name: 1.0}, [int(units)])) for name in names)]  # type: ignore[call-overload]
+        [f"{units:g}", f"{epochs:.3g}", *(_factor(grid.excess({name: 1.0}, [int(units)])) for name in names)]  # type: ignore[call-overload]
         for units, epochs in levels[levels >= REPEATED].items()
     ]
     header = [f"unique {grid.units}", "epochs", *(f"`{name}`" for name in names)]
@@ -85,26 +76,26 @@ def repetition_law_table(grid: DataGrid) -> Table:
 
 
 def data_lines(grid: DataGrid, roles: Roles) -> list[str]:
-    """What scarce data cost each built-in arm and those that learn, apart from who is ahead with fresh data."""
+    """What scarce data cost each built-in arm and those that learn, leaving out who is ahead with fresh data."""
     base, augmented = roles.baseline, roles.augmented
     if base is None or augmented is None:
         return []
     lines = []
     for arm in roles.built_in:
         trio = [arm, base, augmented]
-        levels = levels_with_epochs(grid, trio, REPEATED)
-        fewest = {name: excess(grid, {name: 1.0}, levels[:1]) for name in trio} if levels else {}
+        levels = grid.levels_with_epochs(trio, REPEATED)
+        fewest = {name: grid.excess({name: 1.0}, levels[:1]) for name in trio} if levels else {}
         if not levels or any(math.isnan(price.value) for price in fewest.values()):
             continue
         lead, left = {base: 1.0, arm: -1.0}, {augmented: 1.0, arm: -1.0}
-        fresh = fresh_levels(grid, trio)
+        fresh = grid.fresh_levels(trio)
         said = ", ".join(f"`{name}`'s {_factor(price)}" for name, price in fewest.items())
         lines.append(
             f"Scarce data, at one budget: with {levels[0]} {grid.units} losses are as many times as high as with fresh "
             f"data: {said}. Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs `{base}` "
-            f"{_factor(excess(grid, lead, levels))} and `{augmented}` {_factor(excess(grid, left, levels))} times what "
-            f"it costs `{arm}`; with fresh data their losses are {_factor(gap(grid, lead, fresh))} and "
-            f"{_factor(gap(grid, left, fresh))} times that of `{arm}` ({link('repetition')}, {link('data')})."
+            f"{_factor(grid.excess(lead, levels))} and `{augmented}` {_factor(grid.excess(left, levels))} times what "
+            f"it costs `{arm}`; with fresh data their losses are {_factor(grid.gap(lead, fresh))} and "
+            f"{_factor(grid.gap(left, fresh))} times that of `{arm}` ({link('repetition')}, {link('data')})."
         )
     return lines
 

@@ -1,25 +1,25 @@
 """Tables and figures of a report, and their numbers.
 
-An exhibit has a key. Text holds marks where its number goes; ``number_exhibits`` counts the exhibits of a whole
-document in order of appearance and fills the marks in, those before the exhibit too.
+An exhibit has a key, and text has marks where its number goes. ``number_exhibits`` numbers the exhibits of a whole
+document in order of appearance and fills in all marks, including those before the exhibit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from eqscale.laws.render import markdown_table
 
 UNSEEN = "–"
-"""A cell that has nothing to say."""
+"""An empty cell."""
 
 _MARK = re.compile(r"\{(anchor|name|link) (table|figure) ([\w-]+)\}")
 
 
 def anchor(key: str, kind: str = "table") -> str:
-    """Mark of the place of an exhibit, which links lead to; ``kind`` is ``table`` or ``figure``."""
+    """Mark of the place of an exhibit, the target of links; ``kind`` is ``table`` or ``figure``."""
     return f"{{anchor {kind} {key}}}"
 
 
@@ -41,8 +41,7 @@ def number_exhibits(text: str) -> str:
     numbers: dict[tuple[str, str], str] = {}
     for what, kind, key in _MARK.findall(text):
         if what == "anchor":
-            count = 1 + sum(other == kind for other, _ in numbers)
-            numbers[kind, key] = f"{kind.capitalize()} {count}"
+            numbers[kind, key] = f"{kind.capitalize()} {1 + sum(other == kind for other, _ in numbers)}"
 
     def filled(mark: re.Match[str]) -> str:
         what, kind, key = mark.groups()
@@ -67,7 +66,7 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        """Caption with an anchor, then the table; nothing without rows."""
+        """Anchor, caption and table; empty without rows."""
         if not self.rows:
             return ""
         caption = f"{anchor(self.key)}**{numbered(self.key)}. {self.title}.** {self.note}".rstrip()
@@ -76,13 +75,23 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class FigureGroup:
-    """One figure: one image an axis, or one for all."""
+    """One figure: one image per axis, or one for all axes."""
 
     key: str
     title: str
     caption: str
     panels: tuple[tuple[str, str], ...]
-    """File of each image, without suffix, and the name of its compute axis, empty if it has none."""
+    """File of each image, without suffix, and the name of its compute axis, if any."""
+
+
+def table_of(rows: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table with the keys of the rows as its header."""
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def paragraphs(parts: Iterable[str]) -> str:
+    """The parts as paragraphs, without empty ones."""
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
 def figure_block(key: str, title: str, images: str, caption: str) -> str:

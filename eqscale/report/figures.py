@@ -1,4 +1,4 @@
-"""All figures of a report: which there are, in which order, and what each shows."""
+"""All figures of a report and their captions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -22,7 +21,7 @@ LOSS = "test NMSE"
 
 
 def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder: Path) -> list[FigureGroup]:
-    """Draw every figure that the parts of the study allow, as PNG and SVG."""
+    """Draw every figure that the study has data for, as PNG and SVG."""
     out: list[FigureGroup] = []
     colours, built_in, laws = study.roles.colours(), study.roles.built_in, analysis.arms
 
@@ -51,7 +50,7 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
             "(the wider of model-based and robust), lines and bands those of the laws over the costs that both arms' "
             "runs cover. Where they part, trust the markers.",
             {
-                ("_".join(["loss_ratio", *([name] if i else [])]) + AXES[axis].suffix, axis): plots.loss_ratios(
+                (f"loss_ratio{f'_{name}' * bool(i)}{AXES[axis].suffix}", axis): plots.loss_ratios(
                     minima, name, laws[axis], axis=AXES[axis].label, colours=colours
                 )
                 for i, name in enumerate(built_in)
@@ -59,14 +58,6 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
                 if name in minima and len(minima) > 1
             },
         )  # fmt: skip
-    if grid is not None:
-        add(
-            "data", "Loss against unique training data",
-            "All runs spend the same executed FLOPs, so the epochs fall from left to right; the legend says what that "
-            "is on the other two axes. Lines join the means over seeds, dotted lines are the law of repeated data.",
-            {("loss_vs_data", ""): data_figure(grid, colours)},
-        )  # fmt: skip
-    if laws:
         add(
             "surface", "Loss over model size and training tokens",
             "Background: the law; dots: runs in the same colours, so a dot that vanishes is predicted well; white "
@@ -93,14 +84,19 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
         add(
             "tokens", "Compute-optimal training tokens",
             "Lines are the laws' optima with 95 % bands, markers the best run of each budget.",
-            by_axis("optimal_tokens", lambda arms, axis: plots.optimal_tokens(
-                arms, axis=axis.label, colours=colours
-            )),
+            by_axis("optimal_tokens", lambda arms, axis: plots.optimal_tokens(arms, axis=axis.label, colours=colours)),
         )  # fmt: skip
         add(
             "residuals", "Residuals of the laws",
             "Observed over fitted loss; a trend is structure that the law misses.",
             {("residuals", ""): plots.residual_panels(laws["executed"], colours=colours)},
+        )  # fmt: skip
+    if grid is not None:
+        add(
+            "data", "Loss against unique training data",
+            "All runs spend the same executed FLOPs, so the epochs fall from left to right; the legend says what that "
+            "is on the other two axes. Lines join the means over seeds, dotted lines are the law of repeated data.",
+            {("loss_vs_data", ""): data_figure(grid, colours)},
         )  # fmt: skip
     if study.prediction is not None and laws:
         add(
@@ -115,9 +111,10 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
 
 def _later(study: Study, axis: Axis) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Validation runs by arm: cost, loss, row."""
-    by_arm = study.part("validation").groupby("arm")
-    columns = {str(arm): (runs[axis.column], runs["loss"], runs.index) for arm, runs in by_arm}
-    return {arm: (C.to_numpy(float), loss.to_numpy(float), rows.to_numpy()) for arm, (C, loss, rows) in columns.items()}
+    return {
+        str(arm): (runs[axis.column].to_numpy(float), runs["loss"].to_numpy(float), runs.index.to_numpy())
+        for arm, runs in study.part("validation").groupby("arm")
+    }
 
 
 def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
@@ -142,19 +139,15 @@ def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
             label = f"{arm} ({runs['flops_nominal'].median():.2g} nominal FLOPs, {runs['seconds'].median():.3g} s)"
             handles.append(Line2D([], [], color=palette[arm], marker=marker, markersize=4, label=label))
         axes.set(xscale="log", yscale="log", xlabel="unique training tokens", ylabel=LOSS)
-        _epochs_on_top(axes, grid)
+        # second x axis: unique units and epochs of each level
+        levels = grid.levels.groupby(UNIQUE).agg(tokens=("unique_tokens", "max"), epochs=("epochs", "mean"))
+        top = axes.secondary_xaxis("top")
+        top.set_xticks(levels["tokens"], [f"{u:g}\n{e:.3g}" for u, e in levels["epochs"].items()], fontsize=7)
+        top.tick_params(which="minor", length=0)
+        top.set_xlabel(f"unique {grid.units} and, below, epochs", fontsize=8)
         handles.append(Line2D([], [], color="0.4", linestyle=":", label="law of repeated data"))
         axes.legend(handles=handles, fontsize=7)
         return plots.finish(figure)
-
-
-def _epochs_on_top(axes: Axes, grid: DataGrid) -> None:
-    """Second x axis: unique units and epochs of each level."""
-    levels = grid.levels.groupby(UNIQUE).agg(tokens=("unique_tokens", "max"), epochs=("epochs", "mean"))
-    top = axes.secondary_xaxis("top")
-    top.set_xticks(levels["tokens"], [f"{u:g}\n{e:.3g}" for u, e in levels["epochs"].items()], fontsize=7)
-    top.tick_params(which="minor", length=0)
-    top.set_xlabel(f"unique {grid.units} and, below, epochs", fontsize=8)
 
 
 def validation_figure(study: Study, palette: Mapping[str, str]) -> Figure:

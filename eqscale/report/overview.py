@@ -16,9 +16,10 @@ from eqscale.laws.plan import Advice
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
 from eqscale.report.exhibits import UNSEEN, link
+from eqscale.report.tables import bound
 
 SURE = 0.975
-"""Probability from which an arm is said to be ahead."""
+"""Least probability at which an arm is called ahead."""
 
 _BY_LAW = "by law"
 
@@ -39,7 +40,7 @@ def headline(analysis: Analysis) -> str:
 
 
 def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
-    """A row an axis, with ratios to each built-in arm (if there is none, to the first arm); empty without laws."""
+    """One row per axis, with ratios to each built-in arm (or else to the first arm); empty without laws."""
     known = _known(analysis)
     if not known:
         return ""
@@ -47,8 +48,8 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
     references = [name for name in built_in if name in names] or names[:1]
     header = ["axis", "ahead at the lowest, middle and highest common cost", "compute-optimal loss at the highest cost"]
     for reference in references:
-        header.append(f"loss over that of `{reference}`, lowest → highest cost")
-        header.append(f"compute over that of `{reference}`, same loss")
+        over = f"over that of `{reference}`"
+        header += [f"loss {over}, lowest → highest cost", f"compute {over}, same loss"]
     rows = []
     for axis, levels in known.items():
         row = [f"**{AXES[axis].label}**", _leaders(levels, AXES[axis].unit), _lowest(analysis, axis, names)]
@@ -58,8 +59,9 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
                 cells = [f"`{name}` {factor(analysis, axis, reference, name)}" for name in others]
                 row.append("<br>".join(cells) or UNSEEN)
         rows.append(row)
-    shown = f"{link('loss', 'figure')}, {link('ranking')}"
-    note = f"An arm is ahead if {100 * SURE:.3g} % of the resamples say so ({shown})."
+    note = (
+        f"An arm is ahead if {100 * SURE:.3g} % of the resamples say so ({link('loss', 'figure')}, {link('ranking')})."
+    )
     if any(analysis.minima.values()):
         note += (
             " Losses and ratios are measured at single costs: on executed FLOPs without a law, on the other axes after "
@@ -75,11 +77,10 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
 
 def _known(analysis: Analysis) -> dict[str, list[list[Advice]]]:
     """By axis, the levels of the ranking at which some law has an optimum, with the arms that have one."""
-    found = {
-        axis: [[a for a in level if math.isfinite(a.loss)] for level in levels]
+    return {
+        axis: [known for level in levels if (known := [a for a in level if math.isfinite(a.loss)])]
         for axis, levels in analysis.ranking.items()
     }
-    return {axis: [level for level in levels if level] for axis, levels in found.items()}
 
 
 def _leaders(levels: list[list[Advice]], unit: str) -> str:
@@ -88,9 +89,9 @@ def _leaders(levels: list[list[Advice]], unit: str) -> str:
     if len(levels[-1]) == 1:
         return f"only `{levels[-1][0].arm}` has a law"
     return "<br>".join(
-        f"{level[0].C:.3g} {unit}: "
-        + (f"`{level[0].arm}`" if _sure(level[0]) else f"open (`{level[0].arm}` {_percent(level[0])})")
-        for level in levels
+        f"{top.C:.3g} {unit}: "
+        + (f"`{top.arm}`" if _sure(top) else f"open (`{top.arm}` {100 * (top.probability_best or 0):.0f} %)")
+        for top, *_ in levels
     )
 
 
@@ -101,10 +102,9 @@ def _lowest(analysis: Analysis, axis: str, names: list[str]) -> str:
         common = functools.reduce(np.intersect1d, [minima[name].cost for name in names])
         if len(common):
             found = {name: lowest_loss(minima[name], float(common[-1])).exp() for name in names}
-            ordered = sorted(names, key=lambda name: found[name].value)
-            return "<br>".join(
-                [f"at {common[-1]:.3g} {unit}:", *(f"`{name}` {_estimate(found[name])}" for name in ordered)]
-            )
+            ordered = sorted(found, key=lambda name: found[name].value)
+            lines = (f"`{name}` {_estimate(found[name])}" for name in ordered)
+            return "<br>".join([f"at {common[-1]:.3g} {unit}:", *lines])
     if not (levels := _known(analysis)[axis]):
         return UNSEEN
     by_law = (f"`{a.arm}` {_with_limits(a.loss, a.loss_band)}" for a in levels[-1])
@@ -126,7 +126,7 @@ def _losses(analysis: Analysis, axis: str, reference: str, name: str) -> str:
 
 
 def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
-    """How many times the compute of the reference another arm takes for the same loss."""
+    """How many times the reference's compute another arm takes for the same loss."""
     minima = analysis.minima[axis]
     if reference in minima and name in minima:
         top = float(minima[name].cost[-1])
@@ -138,12 +138,8 @@ def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
 
 
 def _estimate(e: Estimate) -> str:
-    """A factor with the wider of its intervals, or the bound that is known of it."""
-    if math.isnan(e.value):
-        return "unknown"
-    if math.isinf(e.model[1]):
-        return f"> {number(e.value, 3)}"
-    return f"< {number(e.value, 3)}" if e.model[0] == 0 else _with_limits(e.value, (e.low, e.high))
+    """A factor with the wider of its intervals, or its bound."""
+    return "unknown" if math.isnan(e.value) else bound(e) or _with_limits(e.value, (e.low, e.high))
 
 
 def _with_limits(value: float, limits: tuple[float, float]) -> str:
@@ -152,7 +148,3 @@ def _with_limits(value: float, limits: tuple[float, float]) -> str:
 
 def _sure(advice: Advice) -> bool:
     return advice.probability_best is None or advice.probability_best >= SURE
-
-
-def _percent(advice: Advice) -> str:
-    return f"{100 * (advice.probability_best or 0):.0f} %"

@@ -1,7 +1,7 @@
-"""The report as one HTML file that works offline: the same text, the same figures, with the run behind each dot.
+"""The report as one HTML file that works offline: the same text and figures, with the run behind each dot.
 
-The figures are the SVG files beside it. ``eqscale.laws.plots`` names each group of dots by the
-table rows of its runs; the page's script (in ``page.html``) looks these rows up in the table of every run.
+The figures are the SVG files beside it. ``eqscale.laws.plots`` names each group of dots by the table rows of its runs,
+and the script in ``page.html`` looks these rows up in the table of every run.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 
 from eqscale.laws.axes import AXES
-from eqscale.report.content import Content
 from eqscale.report.exhibits import FigureGroup
-from eqscale.report.render import render
+from eqscale.report.render import Content, render
 from eqscale.storage import write_atomically
 
 
@@ -28,11 +27,9 @@ def write_page(content: Content, folder: Path) -> None:
     for path in content.study.animations:
         data = base64.b64encode(path.read_bytes()).decode()
         body = body.replace(f'src="evaluation/{path.name}"', f'src="data:image/gif;base64,{data}"')
-    page = Environment(loader=PackageLoader("eqscale.report", "."), keep_trailing_newline=True).get_template(
-        "page.html"
-    )
+    pages = Environment(loader=PackageLoader("eqscale.report", "."), keep_trailing_newline=True)
     title = re.search(r"<h1>(.*?)</h1>", body)
-    text = page.render(title=title[1] if title else "Report", body=body, axes=AXES.values())
+    text = pages.get_template("page.html").render(title=title[1] if title else "Report", body=body, axes=AXES.values())
     write_atomically(folder / "report.html", text.encode())
 
 
@@ -49,14 +46,12 @@ def _embedded(group: FigureGroup, folder: Path) -> str:
 
 
 def inline_svg(text: str, name: str) -> str:
-    """An SVG file as an element of an HTML page: no prologue or global style, ids unique through ``name``.
+    """An SVG file as an element of an HTML page: no prologue or global style, ids made unique by ``name``.
 
     Groups of dots (``id="runs:…"``) become ``data-runs="…"``.
     """
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>|<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'id="runs:([\d,]*)"', r'data-runs="\1"', text)
     used = set(re.findall(r'\bid="([^"]*)"', text)) & set(re.findall(r'#([\w.:-]+)["\)]', text))
 

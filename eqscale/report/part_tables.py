@@ -1,4 +1,4 @@
-"""Tables of what a study may hold beside its grids: validation, errors of the best models, measurements of them."""
+"""Tables of a study's other parts: validation, and errors and measurements of the best models."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from eqscale.laws.render import interval_text, number
 from eqscale.report.exhibits import UNSEEN, Table, link
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes
-from eqscale.report.wording import Noun, Wording
+from eqscale.wording import Noun
 
 
 def validation_table(study: Study) -> Table | None:
-    """What was predicted and what came."""
+    """Predictions and outcomes."""
     prediction = study.prediction
     if prediction is None:
         return None
@@ -34,19 +34,14 @@ def validation_table(study: Study) -> Table | None:
             f"{100 * (o.predicted / o.observed - 1):+.1f} %, {'inside' if o.inside else '**outside**'})"
             for o in own
         )
-        best = own[0] if own else None
-        measured = [number(best.observed), number(best.N, 3)] if best else ["not run yet"] * 2
-        entries = [("its law", p, runs or UNSEEN)]
-        if trend := p.get("trend"):
-            entries.append(("no law", trend, UNSEEN))
-        for by, record, shown in entries:
-            loss, size = (
-                f"{number(record[what], digits)} {interval_text(record[limits]['model'])} "
-                f"{interval_text(record[limits]['robust'])}"
-                for what, limits, digits in (("loss", "mean", 4), ("N", "N_interval", 3))
-            )
-            new_run = " ".join(map(interval_text, record["new_run"].values()))
-            rows.append([f"`{name}`", by, loss, new_run, measured[0], size, measured[1], shown])
+        best_loss, best_size = (number(own[0].observed), number(own[0].N, 3)) if own else ("not run yet",) * 2
+        for by, record, shown in (("its law", p, runs or UNSEEN), ("no law", p.get("trend"), UNSEEN)):
+            if record:
+                mean, sizes, new_run = (
+                    " ".join(map(interval_text, record[key].values())) for key in ("mean", "N_interval", "new_run")
+                )
+                loss, size = f"{number(record['loss'])} {mean}", f"{number(record['N'], 3)} {sizes}"
+                rows.append([f"`{name}`", by, loss, new_run, best_loss, size, best_size, shown])
     seen = f"{prediction['runs_seen']} runs at budgets up to {prediction['largest_budget_seen']:.3g}"
     header = ["arm", "by", "predicted loss", "of a new run", "best run", "predicted N_opt", "N of best run", "runs"]
     return Table(
@@ -58,9 +53,9 @@ def validation_table(study: Study) -> Table | None:
 
 
 def metric_table(study: Study) -> Table:
-    """Further errors of the best models, those that the task names."""
-    named = study.wording.metrics
-    shown = {c: label for c, label in named.items() if c in study.runs and study.runs[c].notna().any()}
+    """The task's own errors of the best models."""
+    runs, words = study.runs, study.wording
+    shown = {c: label for c, label in words.metrics.items() if c in runs and runs[c].notna().any()}
     rows = [
         [f"`{run['arm']}`", f"{run['budget']:.3g}", f"{run['N']:.3g}", number(run["loss"])]
         + [number(run[column], 3) for column in shown]
@@ -69,13 +64,13 @@ def metric_table(study: Study) -> Table:
     ]
     return Table(
         "metrics", "Errors of the best models by kind", ["arm", "budget", "N", "NMSE", *shown.values()], rows,
-        f"The best run of each arm at its largest budget. {study.wording.metrics_note}",
+        f"The best run of each arm at its largest budget. {words.metrics_note}",
     )  # fmt: skip
 
 
 def equivariance_table(study: Study) -> Table:
     """Equivariance error of every arm at every budget."""
-    finished = pd.concat([study.part(p) for p in ("compute", "controls", "validation")])
+    finished = pd.concat([study.part(part) for part in ("compute", "controls", "validation")])
     columns = [c for c in finished if str(c).startswith("equivariance_") and finished[c].notna().any()]
     rows = [
         [f"`{arm}`", f"{budget:.3g}", *(number(own[c].median(), 2) for c in columns)]
@@ -92,7 +87,7 @@ def equivariance_table(study: Study) -> Table:
 
 def measured_tables(study: Study) -> list[Table]:
     """Test-time averaging and rollouts, from ``eqscale measure`` or ``eqscale evaluate --json``."""
-    variant, units = study.wording.variant, study.wording.unit.many
+    variant, units, errors_named = study.wording.variant, study.wording.unit.many, study.wording.rollout
     averages, rollouts = [], []
     for content in study.evaluations:
         spec = content.get("spec", {})
@@ -102,8 +97,13 @@ def measured_tables(study: Study) -> list[Table]:
             who.append(result["predictor"])
             errors = result["errors"]
             averages.append([*who, f"{number(errors['nmse'])} ± {number(errors['nmse_se'], 2)}"])
-            if result.get("rollout"):
-                rollouts.append([*who, *_rollout_cells(result["rollout"], study.wording)])
+            if rollout := result.get("rollout"):
+                steps = len(rollout["time_s"])
+                at = {i: f"{rollout['time_s'][i]:.3g} s" for i in sorted({0, steps // 2, steps - 1})}
+                shown = (
+                    "; ".join(f"{number(rollout[key][i], 3)} at {t}" for i, t in at.items()) for key in errors_named
+                )
+                rollouts.append([*who, *shown])
     header = ["arm", "budget", *([variant.one] if variant else []), "predictor"]
     group = f"the {variant.one}'s symmetry group" if variant else "the symmetry group"
     return [
@@ -113,23 +113,14 @@ def measured_tables(study: Study) -> list[Table]:
             f"*mean of K*: predictions averaged over K elements of {group}; ± one standard error over {units}.",
         ),
         Table(
-            "rollouts", "Rollouts: a model's own predictions fed back", [*header, *study.wording.rollout.values()],
+            "rollouts", "Rollouts: a model's own predictions fed back", [*header, *errors_named.values()],
             rollouts, "Root mean squared error after the first, the middle and the last step.",
         ),
     ]  # fmt: skip
 
 
-def _rollout_cells(rollout: Mapping[str, Any], wording: Wording) -> list[str]:
-    steps = len(rollout["time_s"])
-    picked = sorted({0, steps // 2, steps - 1})
-    return [
-        "; ".join(f"{number(rollout[key][i], 3)} at {rollout['time_s'][i]:.3g} s" for i in picked)
-        for key in wording.rollout
-    ]
-
-
 def averaging_lines(evaluations: Sequence[Mapping[str, Any]], variant: Noun | None) -> list[str]:
-    """What test-time averaging gives each model that was measured."""
+    """What test-time averaging does for each measured model."""
     lines = []
     for content in evaluations:
         results = content.get("results", [])

@@ -1,16 +1,7 @@
-"""What a results folder holds: the run table of each part of a study.
+"""Reading a results folder: the run table of each part of a study, and the files beside it.
 
-    results/cpu/task.json             what the report calls the things of the task, see ``wording``
-    results/cpu/runs.csv              compute grid: budgets × arms × sizes × seeds
-    results/cpu/data_grid/runs.csv    one budget, ever fewer unique units of data
-    results/cpu/controls/runs.csv     the symmetry switched off, other variants of the data
-    results/cpu/validation/runs.csv   budgets above the compute grid's, run after ``prediction.json``
-    results/cpu/step_times.csv        time of a training step of every shape, by ``eqscale time``
-    results/cpu/evaluation/*.json     trained models, measured by ``eqscale measure`` or ``eqscale evaluate --json``
-    results/cpu/evaluation/*.gif      a prediction beside the truth, by ``eqscale measure``
-
-Each part is optional, but the compute grid or the data grid must be there. A folder whose own table has one budget
-and several numbers of unique units is a data grid by itself.
+``eqscale report --help`` lists what it may hold. A folder whose own table has one budget and several numbers of unique
+units is a data grid by itself.
 """
 
 from __future__ import annotations
@@ -33,7 +24,7 @@ PARTS = {"compute": "compute grid", "data_grid": "data grid", "controls": "contr
 """Parts with a run table, and what one run of each is called; the compute grid lies in the folder itself."""
 
 UNIQUE = "unique_units"
-"""Column of ``Study.runs``: independent units of the data that a run may see (``unique_…`` of the run table)."""
+"""Column of ``Study.runs``: independent units of data that a run may see (``unique_…`` in the run table)."""
 VARIANT = "variant"
 """Column of ``Study.runs``: the variant of the task; empty where the table names none."""
 
@@ -51,21 +42,16 @@ class Study:
     prediction: dict[str, Any] | None
     """What ``eqscale predict`` wrote before the validation runs."""
     evaluations: tuple[dict[str, Any], ...]
-    """What ``eqscale measure`` or ``eqscale evaluate --json`` wrote, one trained model each."""
+    """Of one trained model each, by ``eqscale measure`` or ``eqscale evaluate --json``."""
     stage_seconds: dict[str, float]
     untimed: int | None
-    """Finished runs that ``step_times.csv`` doesn't cover: with 0 the axis of seconds comes from it; None without."""
+    """Finished runs that ``step_times.csv`` doesn't cover, None without it; with 0 it gives the axis of seconds."""
     animations: tuple[Path, ...]
-    """Files that ``eqscale measure`` drew, named by their arms."""
+    """Files of ``eqscale measure``, named by their arms."""
 
     def part(self, name: str) -> pd.DataFrame:
         """Finished runs of a part, empty if it has none."""
         return self.runs[(self.runs["part"] == name) & (self.runs["status"] == "finished")]
-
-    @property
-    def lost(self) -> pd.DataFrame:
-        """Runs that did not finish."""
-        return self.runs[self.runs["status"] != "finished"]
 
     @property
     def best(self) -> pd.DataFrame:
@@ -76,7 +62,7 @@ class Study:
 
 
 def part_folder(folder: Path, part: str) -> Path:
-    """Where a part of a study has its run table."""
+    """Folder of a part's run table."""
     return folder if part == "compute" else folder / part
 
 
@@ -91,7 +77,7 @@ def read_study(folder: Path) -> Study:
     """Read all parts of a results folder.
 
     Raises:
-        InputError: no run table, an unreadable file, a missing column, or a value that can't be.
+        InputError: no run table, an unreadable file, a missing column, or an invalid value.
     """
     paths = {part: part_folder(folder, part) / "runs.csv" for part in PARTS}
     paths = {part: path for part, path in paths.items() if path.is_file()}
@@ -106,33 +92,23 @@ def read_study(folder: Path) -> Study:
         untimed = sum(int(timed[part][tables[part]["status"] == "finished"].isna().sum()) for part in tables)
         if not untimed:
             seconds = {part: timed[part].fillna(seconds[part]) for part in tables}
-    checked = [
-        _checked(table.assign(seconds=seconds[part]), part, str(paths[part]), wording) for part, table in tables.items()
-    ]
+    checked = (_checked(tables[part].assign(seconds=seconds[part]), part, str(paths[part]), wording) for part in tables)
     runs = pd.concat(checked, ignore_index=True)
-    return Study(
-        runs,
-        wording,
-        read_roles(runs),
-        read_json(folder / "prediction.json"),
-        tuple(read_json(path) or {} for path in sorted((folder / "evaluation").glob("*.json"))),
-        (read_json(folder / "study.json") or {}).get("stage_seconds", {}),
-        untimed,
-        tuple(sorted((folder / "evaluation").glob("*.gif"))),
-    )
+    stage_seconds = (read_json(folder / "study.json") or {}).get("stage_seconds", {})
+    measured = sorted((folder / "evaluation").glob("*"))
+    evaluations = tuple(read_json(path) or {} for path in measured if path.suffix == ".json")
+    animations = tuple(path for path in measured if path.suffix == ".gif")
+    prediction = read_json(folder / "prediction.json")
+    return Study(runs, wording, read_roles(runs), prediction, evaluations, stage_seconds, untimed, animations)
 
 
 def _read_table(path: Path) -> pd.DataFrame:
     table = load_table(path)
-    for column in _REQUIRED:
+    again = ", the table is of an earlier version: run its job again, which writes it from records.jsonl and trains "
+    for column in (*_REQUIRED, "role", "control_of"):
         if column not in table:
-            raise InputError(f"{path}: the column {column!r} is missing")
-    for column in ("role", "control_of"):
-        if column not in table:
-            raise InputError(
-                f"{path}: the column {column!r} is missing, the table is of an earlier version: run its job again, "
-                "which writes it from records.jsonl and trains nothing twice"
-            )
+            why = "" if column in _REQUIRED else f"{again}nothing twice"
+            raise InputError(f"{path}: the column {column!r} is missing{why}")
     if table.empty:
         raise InputError(f"{path}: the table has no rows")
     return table
@@ -144,8 +120,8 @@ def _checked(table: pd.DataFrame, part: str, source: str, wording: Wording) -> p
             check_runs(table, {"C": axis.column}, where={"status": "finished"}, source=source)
     names = {f"unique_{wording.unit.many}": UNIQUE} | ({wording.variant.one: VARIANT} if wording.variant else {})
     table = table.rename(columns=names)
-    # optional columns, so that what reads them needs no case of its own
-    defaults = {"seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], VARIANT: ""}
     is_data_grid = table["budget"].nunique() == 1 and UNIQUE in table and table[UNIQUE].nunique() > 1
-    table = table.assign(part="data_grid" if is_data_grid else part)
-    return table.assign(**{name: value for name, value in defaults.items() if name not in table})
+    # optional columns get defaults, so that no reader needs a case for a table without them
+    defaults = {"seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], VARIANT: ""}
+    missing = {name: value for name, value in defaults.items() if name not in table}
+    return table.assign(part="data_grid" if is_data_grid else part, **missing)

@@ -156,8 +156,7 @@ def outcomes(prediction: Mapping[str, Any], validation: pd.DataFrame) -> list[Ou
         at = prediction["arms"].get(run["arm"], {}).get("at_sizes")
         if at is None or abs(run[column] / compute - 1) > 0.1 or not at["N"][0] <= run["N"] <= at["N"][-1]:
             continue
-        log_n = np.log(at["N"])
-        logs = (np.interp(np.log(run["N"]), log_n, np.log(at[k])) for k in ("loss", "low", "high"))
+        logs = (np.interp(np.log(run["N"]), np.log(at["N"]), np.log(at[k])) for k in ("loss", "low", "high"))
         values = [float(np.exp(log)) for log in logs]
         found.append(Outcome(int(row), run["arm"], float(run["N"]), float(run["loss"]), *values))  # type: ignore[arg-type]
     return found

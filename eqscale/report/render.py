@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
 from eqscale.report import data_tables, part_tables, tables
+from eqscale.report.analysis import Analysis
 from eqscale.report.answer import answer
 from eqscale.report.caveats import caveats
-from eqscale.report.conclusions import EXHIBITS, STATEMENTS
-from eqscale.report.content import Content
+from eqscale.report.conclusions import EXHIBITS, STATEMENTS, Conclusion
 from eqscale.report.controls import control_table
-from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, figure_block, link, number_exhibits
+from eqscale.report.data_grid import DataGrid
+from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, figure_block, link, number_exhibits, paragraphs
 from eqscale.report.parts import Study
 
 
-def render(content: Content, show: Callable[[FigureGroup], str]) -> str:
-    """The report as Markdown.
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a report is written from."""
 
-    Args:
-        content: what it says.
-        show: how a figure's images are embedded.
-    """
-    evidence = _evidence(content, show)
+    study: Study
+    analysis: Analysis
+    grid: DataGrid | None
+    conclusions: list[Conclusion]
+    figures: list[FigureGroup]
+
+
+def render(content: Content, show: Callable[[FigureGroup], str]) -> str:
+    """The report as Markdown; ``show`` embeds a figure's images."""
+    drawn = defaultdict(str, {g.key: figure_block(g.key, g.title, show(g), g.caption) for g in content.figures})
+    evidence = _evidence(content, drawn)
     parts = [
         "# Does building the symmetry in pay at this scale?",
         "## The answer",
-        answer(content),
+        answer(content.study, content.analysis, content.grid, content.conclusions),
         "## The paper's three conclusions",
         _conclusions(content, evidence),
         "## The evidence",
         evidence,
         "## What could make it wrong",
-        _doubts(content, show),
+        _doubts(content, drawn),
         "## How it was run",
         _provenance(content.study),
         f"<details><summary>Every run: {len(content.study.runs)}</summary>\n\n"
         f"{tables.run_table(content.study, content.analysis).markdown()}\n</details>",
     ]
-    return number_exhibits(_paragraphs(parts) + "\n")
-
-
-def _paragraphs(parts: list[str]) -> str:
-    return "\n\n".join(part.strip() for part in parts if part.strip())
+    return number_exhibits(paragraphs(parts))
 
 
 def _conclusions(content: Content, evidence: str) -> str:
@@ -78,54 +84,40 @@ def _conclusions(content: Content, evidence: str) -> str:
             f"{verdicts}. {shown}",
             markdown_table((["arm"] if several else []) + header, rows),
         ]
-    return _paragraphs(parts)
+    return paragraphs(parts)
 
 
-def _evidence(content: Content, show: Callable[[FigureGroup], str]) -> str:
+def _evidence(content: Content, drawn: Mapping[str, str]) -> str:
     study, analysis, grid, roles = content.study, content.analysis, content.grid, content.study.roles
-    drawn = {group.key: _figure(group, show) for group in content.figures}
-    parts: list[str | Table] = []
-    if analysis.arms:
-        parts += [
-            drawn.get("loss", ""),
-            drawn.get("ratio", ""),
-            tables.minima_table(analysis, roles.built_in),
-            tables.ranking_table(analysis),
-            tables.comparison_table(analysis),
-            tables.best_runs_table(study.part("compute"), analysis.noise, study.wording.unit.many),
-        ]
-    if grid is not None:
-        parts += [drawn.get("data", ""), data_tables.data_table(grid, roles), data_tables.repetition_table(grid)]
-        parts.append(data_tables.repetition_law_table(grid))
-    if analysis.arms:
-        parts += [drawn.get("surface", ""), drawn.get("isoflop", ""), tables.coefficient_table(analysis)]
-        parts += [drawn.get("size", ""), drawn.get("tokens", ""), tables.allocation_table(analysis)]
-    parts += [
-        drawn.get("validation", ""),
-        part_tables.validation_table(study) or "",
-        control_table(study, analysis.noise),
-        part_tables.metric_table(study),
-        part_tables.equivariance_table(study),
-        *part_tables.measured_tables(study),
+    parts: list[str | Table] = [
+        drawn["loss"],
+        drawn["ratio"],
+        tables.minima_table(analysis, roles.built_in),
+        tables.ranking_table(analysis),
+        tables.comparison_table(analysis),
+        tables.best_runs_table(study.part("compute"), analysis.noise, study.wording.unit.many),
     ]
+    if grid is not None:
+        parts += [drawn["data"], data_tables.data_table(grid, roles), data_tables.repetition_table(grid)]
+        parts.append(data_tables.repetition_law_table(grid))
+    parts += [drawn["surface"], drawn["isoflop"], tables.coefficient_table(analysis)]
+    parts += [drawn["size"], drawn["tokens"], tables.allocation_table(analysis)]
+    parts += [drawn["validation"], part_tables.validation_table(study) or "", control_table(study, analysis.noise)]
+    parts += [part_tables.metric_table(study), part_tables.equivariance_table(study)]
+    parts += part_tables.measured_tables(study)
     if study.animations:
         images = [f"![a prediction of {path.stem}](evaluation/{path.name})" for path in study.animations]
         caption = study.wording.animation
         parts.append(figure_block("animation", "Predictions beside the truth", "\n\n".join(images), caption))
-    return _paragraphs([part.markdown() if isinstance(part, Table) else part for part in parts])
+    return paragraphs(part.markdown() if isinstance(part, Table) else part for part in parts)
 
 
-def _figure(group: FigureGroup, show: Callable[[FigureGroup], str]) -> str:
-    return figure_block(group.key, group.title, show(group), group.caption)
-
-
-def _doubts(content: Content, show: Callable[[FigureGroup], str]) -> str:
+def _doubts(content: Content, drawn: Mapping[str, str]) -> str:
     analysis = content.analysis
-    parts = ["\n".join(f"- {note}" for note in caveats(content))]
-    parts += [_figure(group, show) for group in content.figures if group.key == "residuals"]
+    parts = ["\n".join(f"- {note}" for note in caveats(content.study, analysis)), drawn["residuals"]]
     if not content.study.part("compute").empty:
-        parts.append(tables.noise_table(analysis.noise_at_sizes, analysis.noise).markdown())
-    return _paragraphs([*parts, tables.edge_table(analysis).markdown()])
+        parts.append(tables.noise_table(analysis.noise).markdown())
+    return paragraphs([*parts, tables.edge_table(analysis).markdown()])
 
 
 def _provenance(study: Study) -> str:

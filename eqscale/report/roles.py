@@ -1,4 +1,4 @@
-"""Which arm is compared with which: by their roles in the run table, and within a role by loss."""
+"""Which arm is compared with which, by their roles in the run table and, within a role, by loss."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Roles:
     """The arms of a study by role."""
 
     arms: Mapping[Role, tuple[str, ...]]
-    """Of each role the arms, that with the lowest loss at the largest budget first."""
+    """The arms of each role; the one with the lowest loss at the largest budget first."""
     control_of: Mapping[str, str]
     """Control -> the arm that it is compared with."""
 
     @property
     def built_in(self) -> tuple[str, ...]:
-        """The arms that build the symmetry in: what the others are measured in."""
+        """The arms that build the symmetry in; the others are compared with them."""
         return self.arms[Role.BUILD_IN]
 
     @property
@@ -47,7 +47,7 @@ class Roles:
 
     @property
     def missing(self) -> str:
-        """What the conclusions compare and the study lacks; empty if it has both."""
+        """Which of the compared roles the study lacks; empty if it has both."""
         lacks = [] if self.baseline else ["no arm that learns the symmetry"]
         return " and ".join(lacks if self.built_in else [*lacks, "no arm that builds the symmetry in"])
 
@@ -58,13 +58,10 @@ class Roles:
 
 
 def read_roles(runs: pd.DataFrame) -> Roles:
-    """Roles of all arms of a study's runs.
-
-    Args:
-        runs: columns arm, role, control_of, part, status, budget, loss.
+    """Roles of all arms of runs with the columns arm, role, control_of, part, status, budget, loss.
 
     Raises:
-        InputError: a role that there isn't, an arm with two, or a control of nothing.
+        InputError: an unknown role, an arm with two roles, or a control of nothing.
     """
     for arm, own in runs.groupby("arm", sort=False):
         found = [str(role) for role in own["role"].unique()]
@@ -75,7 +72,7 @@ def read_roles(runs: pd.DataFrame) -> Roles:
             )
         if found[0] == Role.CONTROL and not own["control_of"].notna().all():
             raise InputError(f"arm {arm!r}: a control, but its column 'control_of' is empty")
-    # an arm that was run at larger budgets goes before one that wasn't
+    # arms that were run at larger budgets come first
     graded = runs[(runs["status"] == "finished") & runs["part"].isin(["compute", "data_grid"])]
     graded = graded[graded["budget"] == graded.groupby("arm")["budget"].transform("max")]
     best = graded.groupby("arm").agg(budget=("budget", "first"), loss=("loss", "min"))

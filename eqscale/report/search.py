@@ -1,4 +1,4 @@
-"""From the trials of a learning-rate search to recipes, a figure and a report."""
+"""Recipes, figure and report of a learning-rate search, from its trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from eqscale.laws.plots import MARKERS, WIDTH, save, style
-from eqscale.laws.render import markdown_table, number
+from eqscale.laws.render import number
+from eqscale.report.exhibits import paragraphs, table_of
 
 if TYPE_CHECKING:
     from eqscale.study.search import RecipeFit
@@ -31,15 +32,15 @@ def write_search_report(
     goal: float,
     rounds: int,
 ) -> None:
-    """Write ``trials.csv``, ``checks.csv``, ``recipes.json``, ``search.png`` and ``.svg``, ``report.md``.
+    """Write ``trials.csv``, ``check_runs.csv``, ``checks.csv``, ``recipes.json``, ``report.md`` and its figure.
 
     Args:
-        trials: all trials of the search, pruned ones included, in the columns of the run table.
+        trials: all trials of the search, including pruned ones, in the columns of the run table.
         runs: the check runs, in the same columns.
-        checks: loss of the recipe's pick beside the best found, per arm and budget.
+        checks: per arm and budget, the loss of the recipe's pick and the best loss found.
         fits: the fitted recipe of each arm.
         folder: created if needed.
-        goal: largest relative loss that a recipe's pick was to lie above the best found.
+        goal: largest relative excess of a pick's loss over the best.
         rounds: most recipes of an arm that were checked.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +65,7 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, RecipeF
         for i, (row, arm) in enumerate(zip(axes, arms, strict=True)):
             for panel, budget in zip(row, budgets, strict=True):
                 here = ended[(ended["arm"] == arm) & (ended["budget"] == budget)]
-                groups = here.groupby(["N", "width", "depth"])
-                for marker, ((N, *_), group) in zip(MARKERS, groups, strict=False):
+                for marker, ((N, *_), group) in zip(MARKERS, here.groupby(["N", "width", "depth"]), strict=False):
                     panel.scatter(
                         group["learning_rate"], group["loss"], c=group["batch_size"], norm=norm, cmap="viridis",
                         marker=marker, s=14, label=f"N = {N:,.0f}",
@@ -81,7 +81,7 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, RecipeF
                 panel.tick_params(labelsize=7)
                 if i == 0:
                     panel.set_title(f"{budget:.3g} FLOPs")
-                if i == len(arms) - 1:
+                if arm == arms[-1]:
                     panel.set_xlabel("learning rate")
             row[0].set_ylabel(f"{arm}\ntest NMSE")
         figure.colorbar(panel.collections[0], ax=axes, label="batch size", fraction=0.02, format="%d")
@@ -113,12 +113,12 @@ def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, Recip
     within = int((checks["excess"] <= goal).sum())
     status = trials.groupby(["arm", "status"]).size().unstack(fill_value=0)
     count = [{"arm": arm, **{k: str(v) for k, v in row.items()}} for arm, row in status.to_dict("index").items()]
-    paragraphs = [
+    parts = [
         "# Learning rates and batch sizes",
         "One search for every arm, with the same number of trials for each: Optuna (TPE, median pruner) proposes "
         "learning rate and batch size of proxy runs, each of which spends its budget exactly. All trials are in "
         "`trials.csv`.",
-        _table(count),
+        table_of(count),
         "## Recipes",
         "Learning rate at 10,000 parameters, 1,000 steps and batches of 16; batch size at 1e11 executed FLOPs, "
         "rounded to a power of two. Fitted to all finished trials of an arm that end at most 30 % above the best "
@@ -126,7 +126,7 @@ def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, Recip
         "plus a constant per cell. Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 "
         "(parameters), -0.15 (steps), 0.35 (batch) and 0.2 (batch in budget): what one seed and a few cells can't "
         "tell is taken from there. The last two columns say what being off by a factor of two costs.",
-        _table(recipes),
+        table_of(recipes),
         "![loss against learning rate](search.png)",
         "Grey lines: the recipe's learning rate for each size at the recipe's batch size. The rightmost budgets are "
         "those of the check.",
@@ -137,10 +137,6 @@ def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, Recip
         f"way, {rounds} times at most; below are the last picks, beside the best of all rounds. "
         f"{within} of {len(checks)} picks lie within {100 * goal:.0f} % of the best rate tried; one seed each, so a "
         "difference of the size of the seed noise means nothing.",
-        _table(shown),
+        table_of(shown),
     ]
-    return "\n\n".join(paragraph.strip() for paragraph in paragraphs) + "\n"
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    return paragraphs(parts)

@@ -1,4 +1,4 @@
-"""How much the aspect ratio matters: shapes of equal cost compared, in a table, a figure and a report."""
+"""Shapes of equal cost compared: table, figure and report on the aspect ratio."""
 
 from __future__ import annotations
 
@@ -14,25 +14,21 @@ from matplotlib.ticker import MaxNLocator
 
 from eqscale.errors import InputError
 from eqscale.laws.plots import PALETTE, panel_grid, save, style
-from eqscale.laws.render import markdown_table, number
+from eqscale.laws.render import number
+from eqscale.report.exhibits import paragraphs, table_of
 
 if TYPE_CHECKING:
     from eqscale.study.grid import ShapeGroup
 
 GOAL = 0.02
-"""Largest relative loss that a rung may lie above the best shape."""
+"""Largest relative excess of a rung's loss over the best shape's."""
 
 
 def write_shape_report(runs: pd.DataFrame, groups: Sequence[ShapeGroup], folder: Path) -> None:
-    """Write ``shapes.csv``, ``aspect_ratio.png`` and ``.svg``, ``report.md``.
-
-    Args:
-        runs: the run table.
-        groups: which shapes are compared.
-        folder: created if needed.
+    """Write ``shapes.csv``, ``aspect_ratio.png``, ``aspect_ratio.svg`` and ``report.md`` from a run table.
 
     Raises:
-        InputError: if no run of the groups has finished.
+        InputError: no run of the groups has finished.
     """
     shapes = compare_shapes(runs, groups)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,14 +38,14 @@ def write_shape_report(runs: pd.DataFrame, groups: Sequence[ShapeGroup], folder:
 
 
 def compare_shapes(runs: pd.DataFrame, groups: Sequence[ShapeGroup]) -> pd.DataFrame:
-    """One row per group and shape that has finished runs.
+    """One row per group and shape with finished runs.
 
     Columns: group (its number), arm, budget, width, depth, N, cost (executed FLOPs per token), steps, seeds, loss
-    (mean over seeds), excess (relative to the rung's loss), se (of that excess, from the scatter of seeds pooled
-    over the arm's shapes; nan with one seed), seconds (mean), rung (whether it is the ladder's shape).
+    (mean over seeds), seconds (mean), rung (whether it is the ladder's shape), excess (of the loss over the rung's,
+    relative), se (of the excess, from the seeds' scatter pooled over the arm's shapes; NaN with one seed), best.
 
     Raises:
-        InputError: if no run of the groups has finished.
+        InputError: no run of the groups has finished.
     """
     finished = runs[runs["status"] == "finished"]
     rows: list[dict[str, Any]] = []
@@ -69,13 +65,12 @@ def compare_shapes(runs: pd.DataFrame, groups: Sequence[ShapeGroup]) -> pd.DataF
     if not rows:
         raise InputError("no run has finished")
     shapes = pd.DataFrame(rows)
-    by_group = shapes.groupby("group")
     rung = shapes.loc[shapes["rung"]].set_index("group")
     shapes["excess"] = shapes["loss"] / shapes["group"].map(rung["loss"]) - 1
     pooled = shapes.groupby("arm")["variance"].transform("mean")
     both = 1 / shapes["seeds"] + 1 / shapes["group"].map(rung["seeds"])
     shapes["se"] = np.sqrt(pooled * both).where(~shapes["rung"], 0.0)
-    shapes["best"] = shapes["loss"] == by_group["loss"].transform("min")
+    shapes["best"] = shapes["loss"] == shapes.groupby("group")["loss"].transform("min")
     return shapes.drop(columns="variance")
 
 
@@ -97,8 +92,7 @@ def _figure(runs: pd.DataFrame, shapes: pd.DataFrame) -> Figure:
                     )  # fmt: skip
                 rung = group[group["rung"]]
                 panel.scatter(rung["depth"], rung["loss"], s=60, facecolors="none", edgecolors=colour)
-            panel.set_title(arm)
-            panel.set_xlabel("depth")
+            panel.set(title=arm, xlabel="depth")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.margins(x=0.12, y=0.1)
             panel.legend(title="FLOPs per token", title_fontsize=7, fontsize=7)
@@ -116,18 +110,18 @@ def _report(shapes: pd.DataFrame) -> str:
         }
         for row in shapes.itertuples()
     ]  # fmt: skip
-    paragraphs = [
+    parts = [
         "# Wide or deep?",
         "For rungs of each arm's ladder, other depths with the width that costs as much per token. All runs of a "
         "budget spend the same executed FLOPs, with batch size and learning rate by the arm's recipe. ± is the "
         "standard error of a difference of two shapes, from the scatter between seeds, pooled over the arm's shapes.",
-        markdown_table(list(rows[0]), [list(row.values()) for row in rows]),
+        table_of(rows),
         "![loss against depth at equal cost](aspect_ratio.png)",
         "Numbers are widths, rings the ladder's shapes, dots single runs.",
         "## Is the ladder the bottleneck?",
         *(_verdict(group) for _, group in shapes.groupby("group")),
     ]
-    return "\n\n".join(paragraph.strip() for paragraph in paragraphs) + "\n"
+    return paragraphs(parts)
 
 
 def _signed(excess: float, se: float) -> str:

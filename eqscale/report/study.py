@@ -8,32 +8,28 @@ from pathlib import Path
 from eqscale.laws.render import fit_record, write_json
 from eqscale.report.analysis import analyse
 from eqscale.report.conclusions import conclude
-from eqscale.report.content import Content
 from eqscale.report.data_grid import read_data_grid
 from eqscale.report.exhibits import FigureGroup, numbered
 from eqscale.report.figures import draw_figures
 from eqscale.report.page import write_page
 from eqscale.report.parts import UNIQUE, read_study, study_folder
-from eqscale.report.render import render
+from eqscale.report.render import Content, render
 from eqscale.report.tables import allocation_frame, coefficients_frame
 from eqscale.storage import write_atomically
 
 
 def write_report(folder: Path) -> Path:
-    """Write fits, tables, figures (PNG and SVG), ``report.md`` and ``report.html`` from the run tables in a folder.
+    """Write fits, tables, figures (PNG and SVG), ``report.md`` and ``report.html``; returns their folder.
 
-    Files of an earlier report are overwritten; equal run tables give equal files, byte for byte.
+    Files of an earlier report are overwritten. Equal run tables give equal files, byte for byte.
 
     Args:
-        folder: results folder of a study, see ``eqscale.report.parts`` for what it may hold; the folder of one
-            part of a study, such as ``data_grid``, stands for the whole study.
-
-    Returns:
-        The folder that holds the report.
+        folder: results folder of a study, see ``eqscale.report.parts``; or that of one of its parts, such as
+            ``data_grid``, for the whole study.
 
     Raises:
-        InputError: no run table, a bad value in one, or no arm with enough finished runs for a law; nothing is
-            written then.
+        InputError: no run table, a bad value in one, or no arm with enough finished runs for a law. Then nothing is
+            written.
     """
     folder = study_folder(folder)
     study = read_study(folder)
@@ -47,7 +43,7 @@ def write_report(folder: Path) -> Path:
         write_json(folder / "fits.json", fits)
         coefficients_frame(analysis).to_csv(folder / "coefficients.csv", index=False)
         allocation_frame(analysis).to_csv(folder / "allocation.csv", index=False)
-        noise = analysis.noise_at_sizes.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
+        noise = analysis.noise.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
         noise.to_csv(folder / "seed_noise.csv", index=False)
     record = [
         {"conclusion": c.number, "arm": c.arm, "baseline": study.roles.baseline, "axis": c.axis,
@@ -62,7 +58,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _images(group: FigureGroup) -> str:
-    """Images side by side where a figure has one for each axis, except the wide ones."""
+    """Images, side by side if a figure has one for each axis and isn't wide."""
     name = numbered(group.key, "figure")
     images = [(f"![{name}, {axis or 'all axes'}]({file}.png)", axis) for file, axis in group.panels]
     if len(images) == 1 or group.key == "isoflop":

@@ -12,35 +12,28 @@ from eqscale.laws import Interval
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
-from eqscale.laws.contrast import Estimate, contrast, log_optimum, scaled, slope
-from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
+from eqscale.laws.contrast import Estimate, contrast, log_optimum, slope
+from eqscale.laws.minima import Minima, combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
 from eqscale.laws.render import factor_text, interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.exhibits import UNSEEN, Table, numbered
 from eqscale.report.parts import PARTS, Study
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
-_GREEK = {"alpha": "α", "beta": "β"}
+_ESTIMATE = ("estimate", "model_low", "model_high", "robust_low", "robust_high")
 
 
-def two_intervals(interval: Interval) -> str:
-    """An interval's estimate, model-based limits and robust limits on three lines of a cell."""
-    return _three_lines(interval.estimate, interval.model, interval.robust or (math.nan,))
+def two_intervals(e: Estimate | Interval) -> str:
+    """A number, its model-based and its robust limits on three lines of a cell."""
+    value = e.estimate if isinstance(e, Interval) else e.value
+    limits = (", ".join(number(v, 3) for v in pair) for pair in (e.model, e.robust or (math.nan,)))
+    return "<br>".join([number(value, 3), *(f"[{pair}]" for pair in limits)])
 
 
-def _cell(e: Estimate) -> str:
-    return _three_lines(e.value, e.model, e.robust)
-
-
-def _three_lines(value: float, *limits: Sequence[float]) -> str:
-    return "<br>".join([number(value, 3), *(f"[{', '.join(number(v, 3) for v in pair)}]" for pair in limits)])
-
-
-def _bound_or_cell(e: Estimate) -> str:
-    """A factor that is infinite on one side is a bound."""
-    if math.isinf(e.model[1]):
-        return f"> {number(e.value, 3)}"
-    return f"< {number(e.value, 3)}" if e.model[0] == 0 else _cell(e)
+def bound(e: Estimate) -> str:
+    """A factor with a one-sided interval as a bound; empty for any other."""
+    sign = ">" if math.isinf(e.model[1]) else "<" if e.model[0] == 0 else ""
+    return sign and f"{sign} {number(e.value, 3)}"
 
 
 def coefficient_table(analysis: Analysis) -> Table:
@@ -51,8 +44,7 @@ def coefficient_table(analysis: Analysis) -> Table:
         shown = [two_intervals(found[name]) for name in COEFFICIENTS]
         replicates = "no replicates" if test is None else f"p = {test.p_value:.2g}"
         rows.append([f"`{arm}`", str(fit.n), *shown, f"{100 * fit.spread:.2g} %", replicates, fit.verdict])
-    greek = [_GREEK.get(name, name) for name in COEFFICIENTS]
-    header = ["arm", "runs", *greek, "residual scatter", "lack of fit", "verdict"]
+    header = ["arm", "runs", "E", "A", "B", "α", "β", "residual scatter", "lack of fit", "verdict"]
     return Table(
         "coefficients", "Coefficients of L(N, D) = E + A/N^α + B/D^β", header, rows,
         "Log-Huber fit (δ = 1e-3). Under each estimate its 95 % intervals: [model-based, Gauss–Newton t] and [robust, "
@@ -69,28 +61,26 @@ def coefficients_frame(analysis: Analysis) -> pd.DataFrame:
         for name in (*COEFFICIENTS, "a")
         if name in found
     ]
-    columns = ["arm", "coefficient", "estimate", "model_low", "model_high", "robust_low", "robust_high"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["arm", "coefficient", *_ESTIMATE])
 
 
 def exponents(arm: ArmFit) -> dict[str, Estimate]:
     """Exponents of C over the costs of an arm's runs: of N_opt, D_opt, C/D_opt and L_opt."""
     low, high = float(arm.C.min()), float(arm.C.max())
-    width = math.log(high / low)
 
-    def of(what: str, sign: float = 1.0) -> Estimate:
-        between = slope(log_optimum(arm.cost, low, what), log_optimum(arm.cost, high, what), width)
-        return contrast([(arm, scaled(between, sign))])
+    def of(what: str) -> Estimate:
+        at_low, at_high = (log_optimum(arm.cost, C, what) for C in (low, high))
+        return contrast([(arm, slope(at_low, at_high, math.log(high / low)))])
 
     D = of("D")
-    per_token = Estimate(1 - D.value, (1 - D.model[1], 1 - D.model[0]), (1 - D.robust[1], 1 - D.robust[0]))
+    per_token = Estimate(1 - D.value, *((1 - high, 1 - low) for low, high in (D.model, D.robust)))
     return {"N": of("N"), "D": D, "cost per token": per_token, "loss": of("loss")}
 
 
 def allocation_table(analysis: Analysis) -> Table:
     """Exponents of compute-optimal allocation on each axis."""
     rows = [
-        [AXES[axis].label, f"`{name}`", *(_cell(e) for e in exponents(arm).values())]
+        [AXES[axis].label, f"`{name}`", *(two_intervals(e) for e in exponents(arm).values())]
         for axis, arms in analysis.arms.items()
         for name, arm in arms.items()
     ]
@@ -110,12 +100,11 @@ def allocation_frame(analysis: Analysis) -> pd.DataFrame:
         for name, arm in arms.items()
         for what, e in exponents(arm).items()
     ]
-    columns = ["axis", "arm", "exponent", "estimate", "model_low", "model_high", "robust_low", "robust_high"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["axis", "arm", "exponent", *_ESTIMATE])
 
 
 def ranking_table(analysis: Analysis) -> Table:
-    """Which arm is ahead at which cost, and how sure that is."""
+    """Which arm is ahead at which cost, and how surely."""
     rows = []
     for axis, levels in analysis.ranking.items():
         for level in levels:
@@ -137,17 +126,16 @@ def comparison_table(analysis: Analysis) -> Table:
     rows = []
     for axis, pairs in analysis.comparisons.items():
         for pair in pairs:
-            if not isinstance(pair, Comparison):
-                rows.append([AXES[axis].label, pair, *[UNSEEN] * 4])
-                continue
-            top = pair.multipliers[-1]
-            sure = top.probability_better
-            rows.append([
-                AXES[axis].label, f"`{pair.arm}` against `{pair.reference}`",
-                f"{top.C:.3g} {AXES[axis].unit}" + (" *" if top.extrapolated else ""),
-                f"{factor_text(top.compute)} {interval_text(top.compute_model)}",
-                UNSEEN if math.isnan(sure) else f"{100 * sure:.0f} %", pair.crossing.describe(),
-            ])  # fmt: skip
+            cells = [str(pair), *[UNSEEN] * 4]
+            if isinstance(pair, Comparison):
+                top, sure = pair.multipliers[-1], pair.multipliers[-1].probability_better
+                cells = [
+                    f"`{pair.arm}` against `{pair.reference}`",
+                    f"{top.C:.3g} {AXES[axis].unit}" + (" *" if top.extrapolated else ""),
+                    f"{factor_text(top.compute)} {interval_text(top.compute_model)}",
+                    UNSEEN if math.isnan(sure) else f"{100 * sure:.0f} %", pair.crossing.describe(),
+                ]  # fmt: skip
+            rows.append([AXES[axis].label, *cells])
     return Table(
         "comparisons", "What arms are worth against each other, and where their lines cross",
         ["axis", "pair", "at", "compute the second needs for the first's loss", "P(first ahead)", "crossing"], rows,
@@ -157,38 +145,42 @@ def comparison_table(analysis: Analysis) -> Table:
 
 
 def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
-    """Optima of the runs at equal cost, without a law, and losses relative to each built-in arm's."""
+    """Optima of the runs at equal cost, without a law, and relative to those of each built-in arm."""
+
+    def relative(m: Minima, other: Minima | None, cost: float) -> list[str]:
+        if other is None or other is m:
+            return [UNSEEN, UNSEEN]
+        saved = compute_multiplier(other, m, cost).exp()
+        ratio = two_intervals(loss_ratio(other, m, cost).exp()) if cost in other.cost else UNSEEN
+        return [ratio, bound(saved) or two_intervals(saved)]
+
     rows = []
     for axis, minima in analysis.minima.items():
         for cost in sorted({float(c) for m in minima.values() for c in m.cost}):
             for name, m in minima.items():
                 if cost not in m.cost:
                     continue
-                loss = lowest_loss(m, cost).exp()
                 size = combine([(m, m.N, weights_at(m, np.array([cost]), np.ones(1)))]).exp()
-                relative = []
-                for reference in built_in:
-                    other, ratio, saved = minima.get(reference), UNSEEN, UNSEEN
-                    if other is not None and other is not m:
-                        ratio = _cell(loss_ratio(other, m, cost).exp()) if cost in other.cost else UNSEEN
-                        saved = _bound_or_cell(compute_multiplier(other, m, cost).exp())
-                    relative += [ratio, saved]
-                bracketed = "at an edge" if math.isnan(size.value) else _cell(size)
-                at = [AXES[axis].label, f"{cost:.3g} {AXES[axis].unit}", f"`{name}`"]
-                rows.append([*at, _cell(loss), bracketed, *relative])
+                rows.append([
+                    AXES[axis].label, f"{cost:.3g} {AXES[axis].unit}", f"`{name}`",
+                    two_intervals(lowest_loss(m, cost).exp()),
+                    "at an edge" if math.isnan(size.value) else two_intervals(size),
+                    *(cell for reference in built_in for cell in relative(m, minima.get(reference), cost)),
+                ])  # fmt: skip
     scatter = ", ".join(f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items())
     header = ["axis", "cost", "arm", "lowest loss", "N_opt"]
     for name in built_in:
         header += [f"loss over that of `{name}`", f"this cost over what `{name}` takes for this loss"]
-    joined = " What an arm takes for a loss: its losses joined by power laws from one cost to the next; > and < where "
-    joined = joined + "they don't reach." if built_in else ""
+    joined = (
+        " What an arm takes for a loss: its losses joined by power laws from one cost to the next; > and < where they "
+        "don't reach."
+    )
     return Table(
         "minima", "Measured optima at equal cost, without a law", header, rows,
         "Minimum of a parabola in log N through the log losses of the runs at one cost (approach 2 of Hoffmann et al. "
         "2022), within the sizes that were run. On executed FLOPs these are the budgets; on the other axes runs are "
         "moved along their laws to the nearest of a few costs, residual kept. Intervals: [t of the scatter about all "
-        f"parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap]."
-        + joined,
+        f"parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap].{joined if built_in else ''}",
     )  # fmt: skip
 
 
@@ -196,31 +188,30 @@ def best_runs_table(finished: pd.DataFrame, noise: pd.DataFrame, units: str) -> 
     """Best measured loss at each budget: the size with the lowest mean over seeds."""
     cells: dict[tuple[float, str], str] = {}
     for (budget, arm), runs in finished.groupby(["budget", "arm"], sort=False):
-        by_size = runs.groupby("N")["loss"].agg(["mean", "size"])
-        N = by_size["mean"].idxmin()
-        at, n = runs[runs["N"] == N], int(by_size.loc[N, "size"])
-        sd = pooled_noise(noise, str(arm))[0]
+        N = runs.groupby("N")["loss"].mean().idxmin()
+        at = runs[runs["N"] == N]
+        mean, n = at["loss"].mean(), len(at)
+        errors = (mean * pooled_noise(noise, str(arm))[0] / math.sqrt(n), at["loss_se"].mean())
+        shown = "".join(f" ± {error:.4f}" for error in errors if math.isfinite(error))
         seeds = f", {n} seeds" if n > 1 else ""
-        error = at["loss"].mean() * sd / math.sqrt(n) if math.isfinite(sd) else math.nan
-        spread = f" ± {error:.4f}" if math.isfinite(error) else ""
-        test = f" ± {at['loss_se'].mean():.4f}" if at["loss_se"].notna().any() else ""
-        cells[budget, str(arm)] = f"{at['loss'].mean():.4f}{spread}{test} (N = {N:.0f}{seeds})"
+        cells[budget, str(arm)] = f"{mean:.4f}{shown} (N = {N:.0f}{seeds})"
     names = list(dict.fromkeys(finished["arm"]))
-    budgets = sorted(finished["budget"].unique())
-    rows = [[f"{b:.3g}", *(cells.get((b, name), UNSEEN) for name in names)] for b in budgets]
-    seeds_known = len(noise) > 0
+    rows = [
+        [f"{budget:.3g}", *(cells.get((budget, name), UNSEEN) for name in names)]
+        for budget in sorted(finished["budget"].unique())
+    ]
     return Table(
         "best_runs", "Best measured loss at each budget", ["budget (executed FLOPs)", *(f"`{n}`" for n in names)], rows,
         "Best of the sizes that were run, mean over seeds. ± is "
-        + ("first the standard error from seeds, then that " if seeds_known else "one standard error ")
+        + ("first the standard error from seeds, then that " if len(noise) else "one standard error ")
         + f"over test {units}, which all runs share.",
     )  # fmt: skip
 
 
-def noise_table(at_sizes: pd.DataFrame, noise: pd.DataFrame) -> Table:
+def noise_table(noise: pd.DataFrame) -> Table:
     """Scatter between seeds at every size with replicates, and pooled over budgets and sizes."""
     rows = []
-    for arm, cells in at_sizes.groupby("arm", sort=False):
+    for arm, cells in noise.groupby("arm", sort=False):
         rows += [
             [f"`{arm}`", f"{r.budget:.3g}", f"{r.N:.0f}", str(r.seeds), f"{100 * r.sd:.2g} %", str(r.seeds - 1)]
             for r in cells.itertuples()
@@ -248,19 +239,18 @@ def edge_table(analysis: Analysis) -> Table:
 
 
 def fate(run: pd.Series) -> str:
-    """Status of a run that did not finish, with the reason where the table has it."""
+    """Status of a run that did not finish, with the reason if the table has it."""
     reason = run.get("reason")
     return f"{run['status']}: {reason}" if isinstance(reason, str) and reason else str(run["status"])
 
 
 def run_table(study: Study, analysis: Analysis) -> Table:
-    """Every run of every part with what became of it; the page shows these rows on hovering over a dot."""
+    """Every run of every part with what became of it; the HTML page shows a row when its dot is hovered over."""
     residual: dict[object, float] = {}
     odd: dict[object, float] = {}
     for name, arm in analysis.arms.get("executed", {}).items():
-        percent = 100 * np.expm1(arm.fit.residuals)
-        residual |= dict(zip(map(int, arm.rows), percent.tolist(), strict=True))  # type: ignore[arg-type]
-        odd |= {int(arm.rows[o.index]): o.score for o in analysis.outliers[name]}  # type: ignore[index]
+        residual |= dict(zip(arm.rows, 100 * np.expm1(arm.fit.residuals), strict=True))  # type: ignore[arg-type]
+        odd |= {arm.rows[o.index]: o.score for o in analysis.outliers[name]}  # type: ignore[index]
 
     def became(row: object, run: pd.Series) -> str:
         if run["status"] != "finished":

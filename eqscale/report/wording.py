@@ -1,4 +1,4 @@
-"""Reading ``task.json`` of a results folder, which the job writes: what a report calls the things of the task."""
+"""Reading ``task.json`` of a results folder, in which the job writes the task's own words for reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_wording(path: Path) -> Wording:
     """Read a ``task.json``.
 
     Raises:
-        InputError: it isn't there, isn't JSON, lacks an entry, or one has another form.
+        InputError: it is missing, isn't JSON, lacks an entry or has one of the wrong form.
     """
     content = read_json(path)
     if content is None:
@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, None if there is no such file.
 
     Raises:
-        InputError: it isn't JSON, or no object.
+        InputError: it isn't a JSON object.
     """
     if not path.is_file():
         return None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-TASK = resources.files("eqscale.rigid").joinpath("task.json")
+from eqscale.tasks import get_task
+
+TASK = dataclasses.asdict(get_task("rigid").words)
 ROLES = {
     "transformer": "learn",
     "transformer_aug": "augment",
@@ -63,9 +65,9 @@ def row(arm, spec, budget, N, seed, value, **extra):
         run_id=f"{arm}-{budget}-{N}-{seed}-{extra}", name=f"{arm}-{budget:.0e}-{N:.0f}-s{seed}", arm=arm,
         budget=budget, seed=seed, status="finished", N=round(N), D=D, loss=value, loss_se=0.01,
         flops_executed=budget, flops_nominal=nominal * budget, seconds=budget / speed, width=8, depth=1,
-        steps=round(D / 5000), batch_size=32, epochs=0.5, hardware="cpu, 1 thread", code="test", data="digest",
-        frame="random", role=ROLES[arm], control_of="gatr" if arm == "gatr_off" else None, unique_scenes=10**6,
-        unique_tokens=D,
+        steps=round(D / 5000), batch_size=32, epochs=0.5, hardware="cpu, 1 thread", code="test", task="rigid",
+        data="digest", frame="random", role=ROLES[arm], control_of="gatr" if arm == "gatr_off" else None,
+        unique_scenes=10**6, unique_tokens=D,
     ) | extra  # fmt: skip
 
 
@@ -143,7 +145,7 @@ def evaluation(arm):
 def write_part(table: pd.DataFrame, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "runs.csv", index=False)
-    (folder / "task.json").write_text(TASK.read_text())
+    (folder / "task.json").write_text(json.dumps(TASK))
 
 
 def write_evaluation(folder: Path, arm: str) -> None:

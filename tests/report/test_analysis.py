@@ -8,14 +8,13 @@ import pytest
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.laws.contrast import contrast, log_optimum, scaled
-from eqscale.report.analysis import Analysis, analyse, equal_cost_panels, fit_every_arm, on_axis, seed_noise
+from eqscale.report.analysis import Analysis, analyse, at_equal_cost, fit_every_arm, on_axis, pooled_noise, seed_noise
 from eqscale.report.answer import answer
 from eqscale.report.conclusions import Conclusion, conclude
-from eqscale.report.content import Content
-from eqscale.report.data_grid import equivalent_data, excess, gap, read_data_grid
+from eqscale.report.data_grid import read_data_grid
 from eqscale.report.parts import UNIQUE, read_study
 from eqscale.report.prediction import predict
-from eqscale.report.render import render
+from eqscale.report.render import Content, render
 from eqscale.report.roles import Roles
 from eqscale.roles import Role
 from tests.report import planted
@@ -58,7 +57,7 @@ def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
     assert found[1, ""] == "not decidable at this scale"  # no data grid
     assert {found[2, axis] for axis in ("executed", "nominal", "seconds")} == {"not reproduced"}
     truth = planted.crossing(planted.UNLIKE_THE_PAPER, 1e10, 1e13)
-    text = answer(unlike)
+    text = answer(unlike.study, unlike.analysis, unlike.grid, unlike.conclusions)
     line = next(line for line in text.splitlines() if "predicted to cross" in line)
     C, low, high = map(float, re.search(r"at (\S+) \[(\S+), (\S+)\] FLOPs", line).groups())
     assert low <= truth <= high
@@ -107,7 +106,7 @@ def test_hopeless_runs_still_get_a_report(tmp_path, rng):
 
 def test_one_arm_alone_gets_a_report_without_a_comparison(tmp_path):
     content = analysed(tmp_path, planted.compute_grid({"gatr": planted.LIKE_THE_PAPER["gatr"]}, seeds=(0,)))
-    assert "only `gatr` has a law" in answer(content)
+    assert "only `gatr` has a law" in answer(content.study, content.analysis, content.grid, content.conclusions)
     assert set(verdicts(content.conclusions).values()) == {"not decidable at this scale"}
 
 
@@ -121,10 +120,10 @@ def test_gaps_need_seeds_to_be_known():
     data = planted.data_grid(planted.LIKE_THE_PAPER)
     grid = data_grid(data)
     weights = {"transformer": 1.0, "gatr": -1.0}
-    found = gap(grid, weights, [30, 300])
+    found = grid.gap(weights, [30, 300])
     truth = 0.2 + 0.1 * np.mean(np.log10([300, 30]))
     assert found.low < truth < found.high < found.low + 0.05
-    alone = gap(data_grid(data[data["seed"] == 0]), weights, [30, 300])
+    alone = data_grid(data[data["seed"] == 0]).gap(weights, [30, 300])
     assert not alone.known
     assert alone.low == -np.inf
 
@@ -132,22 +131,22 @@ def test_gaps_need_seeds_to_be_known():
 def test_what_repetition_costs_leaves_out_the_lead_on_fresh_data():
     data = planted.data_grid(planted.LIKE_THE_PAPER)
     grid = data_grid(data)
-    found = excess(grid, {"gatr": 1.0}, [300])
+    found = grid.excess({"gatr": 1.0}, [300])
     assert found.low < np.log(1 + 0.2 * np.log10(30)) < found.high < found.low + 0.05
-    found = excess(grid, {"transformer": 1.0, "gatr": -1.0}, [30, 300])
+    found = grid.excess({"transformer": 1.0, "gatr": -1.0}, [30, 300])
     assert found.low < 0.1 * np.mean(np.log10([300, 30])) < found.high < found.low + 0.05
     repeated_only = data_grid(data[data["epochs"] > 2])
-    unknown = excess(repeated_only, {"gatr": 1.0}, [300])
+    unknown = repeated_only.excess({"gatr": 1.0}, [300])
     assert np.isnan(unknown.value)
     assert not unknown.known
 
 
 def test_equivalent_data_reads_off_the_reference_curve():
     grid = data_grid(planted.data_grid(planted.LIKE_THE_PAPER, noise=0.0))
-    worth = dict(equivalent_data(grid, "gatr", "transformer"))
+    worth = grid.equivalent_data("gatr", "transformer")
     assert worth[30000] == np.inf  # the reference never gets there
     assert 1 < worth[30] < 1000
-    assert dict(equivalent_data(grid, "transformer", "transformer"))[300] == pytest.approx(1.0)
+    assert grid.equivalent_data("transformer", "transformer")[300] == pytest.approx(1.0)
 
 
 def test_the_law_of_repeated_data_comes_back(tmp_path):
@@ -176,12 +175,16 @@ def test_a_folder_with_one_budget_and_several_data_sizes_is_a_data_grid(tmp_path
     assert analyse(study).arms == {}
 
 
-def test_seed_noise_is_pooled_over_sizes():
+def test_seed_noise_is_pooled_over_budgets_and_sizes():
     noise = seed_noise(planted.compute_grid(planted.LIKE_THE_PAPER, noise=0.02, sizes=12))
-    assert len(noise) == 8
-    assert set(noise["df"]) == {24}
-    assert noise["sd"].mean() == pytest.approx(0.02, rel=0.15)
-    assert seed_noise(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,))).empty
+    assert noise.groupby(["arm", "budget"]).size().tolist() == [12] * 8
+    for arm in planted.LIKE_THE_PAPER:
+        sd, df = pooled_noise(noise, arm)
+        assert sd == pytest.approx(0.02, rel=0.15)
+        assert df == 96
+    none = seed_noise(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)))
+    assert none.empty
+    assert pooled_noise(none, "gatr")[1] == 0
 
 
 def test_optima_at_an_edge_are_flagged_with_the_size_to_add(tmp_path):
@@ -199,7 +202,7 @@ def test_optima_at_an_edge_are_flagged_with_the_size_to_add(tmp_path):
 
 def test_panels_of_another_axis_hold_runs_at_equal_cost(unlike: Content):
     analysis: Analysis = unlike.analysis
-    panels = equal_cost_panels(analysis.arms["seconds"])
+    panels = at_equal_cost(analysis.arms["seconds"], "seconds")
     costs = {float(c) for arm in panels.values() for c in arm.C}
     assert len(costs) <= len(planted.BUDGETS)
     for name, arm in panels.items():

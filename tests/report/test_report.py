@@ -14,7 +14,6 @@ from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.report.analysis import analyse
 from eqscale.report.caveats import caveats
-from eqscale.report.content import Content
 from eqscale.report.parts import read_study
 from eqscale.report.prediction import predicted_optima
 from eqscale.report.study import write_report
@@ -308,12 +307,12 @@ def test_seconds_come_from_step_times_that_cover_all_shapes(tmp_path):
     study = read_study(tmp_path)
     expected = table["steps"] * 0.001 * (1 + pd.factorize(table["arm"] + table["width"].astype(str))[0])
     assert study.runs["seconds"].to_numpy() == pytest.approx(expected.to_numpy())
-    assert not any("hardware" in note for note in caveats(Content(study, analyse(study), None, [], [])))
+    assert not any("hardware" in note for note in caveats(study, analyse(study)))
 
     times.iloc[1:].to_csv(tmp_path / "step_times.csv", index=False)
     study = read_study(tmp_path)
     assert list(study.runs["seconds"]) == list(table["seconds"])  # all or none
-    notes = " ".join(caveats(Content(study, analyse(study), None, [], [])))
+    notes = " ".join(caveats(study, analyse(study)))
     assert "`step_times.csv` doesn't cover 1 of the runs" in notes
     assert "different hardware" in notes
 
@@ -342,7 +341,7 @@ def test_mixed_hardware_is_said(tmp_path):
     table["hardware"] = np.where(table.index % 2, "one, 1 thread", "another, 1 thread")
     planted.write_part(table, tmp_path)
     study = read_study(tmp_path)
-    notes = caveats(Content(study, analyse(study), None, [], []))
+    notes = caveats(study, analyse(study))
     assert any("different hardware (another, 1 thread; one, 1 thread)" in note for note in notes)
 
 
@@ -355,7 +354,7 @@ def test_what_one_seed_and_sizes_at_an_edge_leave_open_is_said(like_the_paper):
     again = runs[validation.reindex(runs.index)].assign(seed=1)  # a second seed, worse
     again["loss"] *= 1.1
     study = dataclasses.replace(study, runs=pd.concat([runs, again], ignore_index=True))
-    notes = caveats(Content(study, analyse(study), None, [], []))
+    notes = caveats(study, analyse(study))
     assert any("One seed at 1e+13 executed FLOPs" in note for note in notes)
     edges = next(note for note in notes if note.startswith("Of the validation's sizes"))
     assert "the largest of `gatr`" in edges

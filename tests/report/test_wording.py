@@ -16,19 +16,19 @@ from eqscale.report.wording import Noun, read_wording
 from tests.report import planted
 
 ROOT = Path(__file__).parents[2]
-TASK = json.loads(planted.TASK.read_text())
 OTHER = {
     "name": "orbits", "sentence": "From a system of planets, predict where each is a year later",
-    "unit": {"one": "system", "many": "systems"}, "trivial": "standing still",
-    "metrics": {"radius_error": "radius, AU"}, "metrics_note": "Errors are root mean squares.",
-    "variant": None, "rollout": {}, "animation": "One system.",
+    "unit": {"one": "system", "many": "systems"}, "sample": {"one": "pair", "many": "pairs"},
+    "trivial": "standing still", "metrics": {"radius_error": "radius, AU"},
+    "metrics_note": "Errors are root mean squares.", "variant": None, "rollout": {}, "animation": "One system.",
 }  # fmt: skip
 
 
 def test_published_tasks_can_be_read():
     for path in (ROOT / "results").rglob("task.json"):
         assert read_wording(path).unit == Noun("scene", "scenes")
-        assert path.read_bytes() == planted.TASK.read_bytes()  # as a rerun of the job writes it
+        written = json.dumps(planted.TASK, indent=1, ensure_ascii=False) + "\n"  # by a rerun of the job
+        assert path.read_bytes() == written.encode()
 
 
 def test_a_report_on_another_task_uses_its_words_only(tmp_path):
@@ -69,7 +69,7 @@ def test_a_report_on_another_task_uses_its_words_only(tmp_path):
 def test_a_bad_task_file_is_one_line(tmp_path, change, message):
     path = tmp_path / "task.json"
     if change is not None:
-        content = {name: value for name, value in (TASK | change).items() if value is not ...}
+        content = {name: value for name, value in (planted.TASK | change).items() if value is not ...}
         path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message) as error:
         read_wording(path)
@@ -84,7 +84,7 @@ def test_a_report_needs_neither_models_nor_tasks_nor_a_cluster(tmp_path):
     script = """
 import sys
 
-BLOCKED = ("torch", "ray", "mlflow", "mujoco", "optuna", "eqscale.rigid", "eqscale.training", "eqscale.models",
+BLOCKED = ("torch", "ray", "mlflow", "mujoco", "optuna", "eqscale.tasks", "eqscale.training", "eqscale.models",
            "eqscale.study", "eqscale.measure", "eqscale.algebra")
 
 class Refuse:
