@@ -68,6 +68,7 @@ def test_the_report_speaks_of_the_task_and_weighs_every_arm_that_builds_the_symm
     verdicts = json.loads((study / "conclusions.json").read_text())
     assert all(name in json.dumps(verdicts) for name in ("gatr", "second"))
     assert "MSE of a coordinate" in report
+    assert "Optimiser: sgd." in report
 
 
 def test_a_form_from_a_file_is_fitted_to_the_table(study, tmp_path, capsys):

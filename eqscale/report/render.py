@@ -133,6 +133,8 @@ def _provenance(study: Study) -> str:
         kinds = sorted(finished["hardware"].dropna().unique())
         gpu = any("NVIDIA" in kind for kind in kinds)
         lines.append(f"Hardware: {'; '.join(kinds)} per run." + ("" if gpu else " No GPU figure is in this report."))
+    if "optimizer" in finished:
+        lines.append(f"Optimiser: {', '.join(sorted(finished['optimizer'].dropna().unique()))}.")
     if "code" in finished:
         lines.append(f"Code: {'; '.join(sorted(finished['code'].dropna().unique()))}.")
     if "data" in runs:
