@@ -55,8 +55,8 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
         if len(ratio):
             said = ", ".join(f"{value:.2f} at {budget:.2g}" for budget, value in ratio.items())
             lines.append(
-                f"The symmetry switched off in the same backbone: the best `{arm}` has {said} executed FLOPs times the "
-                f"loss of the best `{other}` ({link('controls')})"
+                f"With the symmetry switched off in the same backbone, the loss of the best `{arm}` over that of the "
+                f"best `{other}` is {said} executed FLOPs ({link('controls')})"
                 + ("; its smallest size is its best at every budget." if smallest else ".")
             )
     if variant := study.wording.variant:

@@ -13,7 +13,6 @@ from scipy import stats
 from eqscale.errors import InputError
 from eqscale.laws import Fit, Interval, bootstrap, fit, intervals
 from eqscale.report import analysis
-from eqscale.report.analysis import pooled_noise, seed_noise
 from eqscale.report.parts import UNIQUE
 
 Array = np.ndarray
@@ -148,11 +147,11 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> Dat
 
 
 def _levels(data: pd.DataFrame) -> pd.DataFrame:
-    noise = seed_noise(data)
+    noise = analysis.seed_noise(data)
     cells = data.assign(log_loss=np.log(data["loss"].astype(float))).groupby(["arm", UNIQUE, "N"], sort=False).agg(
         unique_tokens=("unique_tokens", "mean"), epochs=("epochs", "mean"), log_loss=("log_loss", "mean"),
         n=("log_loss", "size"), D=("D", "mean"),
     ).reset_index()  # fmt: skip
     best = cells.loc[cells.groupby(["arm", UNIQUE], sort=False)["log_loss"].idxmin()]
-    sd, df = zip(*(pooled_noise(noise, arm) for arm in best["arm"]), strict=True)
+    sd, df = zip(*(analysis.pooled_noise(noise, arm) for arm in best["arm"]), strict=True)
     return best.assign(sd=sd, df=df).sort_values(["arm", UNIQUE], kind="stable", ignore_index=True)

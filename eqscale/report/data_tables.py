@@ -38,7 +38,7 @@ def data_table(grid: DataGrid, roles: Roles) -> Table:
         f"`{arm}` {own['flops_nominal'].median():.3g} nominal FLOPs, {own['seconds'].median():.3g} s"
         for arm, own in grid.runs.groupby("arm", sort=False)
     )
-    note = f"Mean over seeds ± standard error from seeds, at {budgets} executed FLOPs; a run costs {costs}."
+    note = f"Mean over seeds ± standard error from seeds, at {budgets} executed FLOPs. Cost of a run: {costs}."
     return Table("data", "Loss against unique training data at one budget", header, rows, note)
 
 
@@ -54,8 +54,8 @@ def repetition_table(grid: DataGrid) -> Table:
     return Table(
         "repetition", "What repetition costs", header, rows,
         f"An arm's loss over its own with fresh data (mean over the rows of {numbered('data')} with fewer than "
-        f"{REPEATED:g} epochs), with the 95 % interval of the seeds' scatter. It leaves out what an arm is ahead by at "
-        "this compute with any amount of data, and enters no check of the conclusions.",
+        f"{REPEATED:g} epochs), with the 95 % interval of the seeds' scatter. It leaves out the lead that an arm "
+        "has with fresh data, and no check of the conclusions uses it.",
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def repetition_law_table(grid: DataGrid) -> Table:
     rows += [[f"`{arm}`", *[UNSEEN] * 3, f"no law: {why}"] for arm, why in grid.unfitted.items()]
     return Table(
         "repetition_law", "Law of repeated data", ["arm", "runs", "R", "β", "verdict"], rows,
-        "L = E + A/N^α + B/D_eff^β with D_eff = U (1 + R (1 − exp(−(D/U − 1)/R))) for U unique of D tokens "
+        "L = E + A/N^α + B/D_eff^β with D_eff = U (1 + R (1 − exp(−(D/U − 1)/R))) for D tokens, U of them unique "
         "(Muennighoff et al. 2023), fitted to the compute grid and the data grid together: repeated data are worth at "
         f"most R times the unique ones. Intervals as in {numbered('coefficients')}. The law can't express a loss that "
         "rises with epochs.",
@@ -89,12 +89,12 @@ def data_lines(grid: DataGrid, roles: Roles) -> list[str]:
             continue
         lead, left = {base: 1.0, arm: -1.0}, {augmented: 1.0, arm: -1.0}
         fresh = grid.fresh_levels(trio)
-        said = ", ".join(f"`{name}`'s {_factor(price)}" for name, price in fewest.items())
+        said = ", ".join(f"`{name}` {_factor(price)}" for name, price in fewest.items())
         lines.append(
-            f"Scarce data, at one budget: with {levels[0]} {grid.units} losses are as many times as high as with fresh "
-            f"data: {said}. Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs `{base}` "
-            f"{_factor(grid.excess(lead, levels))} and `{augmented}` {_factor(grid.excess(left, levels))} times what "
-            f"it costs `{arm}`; with fresh data their losses are {_factor(grid.gap(lead, fresh))} and "
+            f"Scarce data, at one budget: with {levels[0]} {grid.units} losses grow over those with fresh data by "
+            f"these factors: {said}. Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs "
+            f"`{base}` {_factor(grid.excess(lead, levels))} and `{augmented}` {_factor(grid.excess(left, levels))} "
+            f"times what it costs `{arm}`; with fresh data their losses are {_factor(grid.gap(lead, fresh))} and "
             f"{_factor(grid.gap(left, fresh))} times that of `{arm}` ({link('repetition')}, {link('data')})."
         )
     return lines

@@ -48,7 +48,7 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
             "ratio", f"Loss relative to that of {', of '.join(built_in)}",
             "Markers are ratios of compute-optimal losses measured at equal cost, without a law, with 95 % intervals "
             "(the wider of model-based and robust), lines and bands those of the laws over the costs that both arms' "
-            "runs cover. Where they part, trust the markers.",
+            "runs cover. Where they disagree, trust the markers.",
             {
                 (f"loss_ratio{f'_{name}' * bool(i)}{AXES[axis].suffix}", axis): plots.loss_ratios(
                     minima, name, laws[axis], axis=AXES[axis].label, colours=colours
@@ -67,7 +67,7 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
         add(
             "isoflop", "Loss against model size at equal compute",
             "Dots are runs, lines the law, ticks its optimum. On executed FLOPs a panel holds the runs of one budget; "
-            "on the other axes each run is moved along its law to the nearest panel's cost, its residual kept.",
+            "on the other axes each run is moved along its law to the nearest panel's cost and keeps its residual.",
             by_axis("isoflop", lambda arms, axis: plots.isoflop_panels(
                 at_equal_cost(arms, axis.name), loss_label=LOSS, unit=axis.unit, colours=colours
             )),
@@ -94,8 +94,8 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
     if grid is not None:
         add(
             "data", "Loss against unique training data",
-            "All runs spend the same executed FLOPs, so the epochs fall from left to right; the legend says what that "
-            "is on the other two axes. Lines join the means over seeds, dotted lines are the law of repeated data.",
+            "All runs spend the same executed FLOPs, so the epochs fall from left to right; the legend gives the "
+            "cost on the other two axes. Lines join the means over seeds, dotted lines are the law of repeated data.",
             {("loss_vs_data", ""): data_figure(grid, colours)},
         )  # fmt: skip
     if study.prediction is not None and laws:

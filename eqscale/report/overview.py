@@ -30,13 +30,13 @@ def headline(analysis: Analysis) -> str:
     for axis, levels in _known(analysis).items():
         if levels and len(levels[-1]) > 1:
             top = levels[-1][0]
-            ahead.setdefault(f"`{top.arm}`" if _sure(top) else "no arm for sure", []).append(axis)
+            ahead.setdefault(f"`{top.arm}` is ahead" if _sure(top) else "no arm is ahead for sure", []).append(axis)
     if not ahead:
         return ""
     said = ", ".join(
         f"{who} on {'all three axes' if len(axes) == len(AXES) else ' and '.join(axes)}" for who, axes in ahead.items()
     )
-    return f"**At the largest compute that all arms were given, ahead is {said}** ({link('ranking')})."
+    return f"**At the largest compute that all arms were given, {said}** ({link('ranking')})."
 
 
 def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
@@ -65,7 +65,7 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
     if any(analysis.minima.values()):
         note += (
             " Losses and ratios are measured at single costs: on executed FLOPs without a law, on the other axes after "
-            f"moving runs along theirs to equal cost ({link('minima')})."
+            f"moving the runs along their laws to equal cost ({link('minima')})."
         )
     if any(_BY_LAW in cell for row in rows for cell in row):
         note += f" Where too few sizes were run for a measured optimum, they are *{_BY_LAW}* ({link('comparisons')})."

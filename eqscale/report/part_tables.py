@@ -81,7 +81,7 @@ def equivariance_table(study: Study) -> Table:
     return Table(
         "equivariance", "Equivariance error of trained models", ["arm", "budget", *names], rows,
         "|f(gx) − g f(x)| / |f(x)| (root mean square), median over the runs of a budget, by the kind of "
-        "transformation; *loss share*: what averaging over the symmetry group would take off the loss.",
+        "transformation; *loss share*: the share of the loss that averaging over the symmetry group would remove.",
     )  # fmt: skip
 
 

@@ -58,11 +58,11 @@ def _conclusions(content: Content, evidence: str) -> str:
     several = len(built_in) > 1
     budgets = f" ({link('minima')})" if any(content.analysis.minima.values()) else ""
     parts = [
-        "Stated as in the abstract and captions of arXiv 2410.23179; none of its numbers enters. A check *holds* or "
-        "*fails* only if its whole 95 % interval does, the wider of the model-based [first brackets] and the robust "
-        "one [second], and, where it is made twice, if the measured optima of single budgets"
-        f"{budgets} and the laws agree; all hold: reproduced; one fails: not reproduced; else not decidable at "
-        "this scale."
+        "The statements are those of the abstract and captions of arXiv 2410.23179; none of its numbers is used. A "
+        "check *holds* or *fails* only if its whole 95 % interval does: the wider of the model-based one [first "
+        "brackets] and the robust one [second]. A check that is made with the measured optima of single "
+        f"budgets{budgets} and with the laws holds or fails only if both do. A conclusion is reproduced if all its "
+        "checks hold, not reproduced if one fails, and otherwise not decidable at this scale."
     ]
     for n, statement in STATEMENTS.items():
         own = [c for c in content.conclusions if c.number == n]

@@ -87,8 +87,8 @@ def allocation_table(analysis: Analysis) -> Table:
     return Table(
         "allocation", "Exponents of compute-optimal allocation",
         ["axis", "arm", "N_opt", "D_opt", "cost per token", "L_opt"], rows,
-        "x in N_opt ∝ C^x and so on, between the smallest and the largest cost of the arm's runs, under the measured "
-        f"cost of its own runs. Intervals as in {numbered('coefficients')}.",
+        "x in N_opt ∝ C^x and so on, between the smallest and the largest cost of the arm's runs, by the cost per "
+        f"token of these runs. Intervals as in {numbered('coefficients')}.",
     )  # fmt: skip
 
 
@@ -137,9 +137,9 @@ def comparison_table(analysis: Analysis) -> Table:
                 ]  # fmt: skip
             rows.append([AXES[axis].label, *cells])
     return Table(
-        "comparisons", "What arms are worth against each other, and where their lines cross",
+        "comparisons", "Compute that arms need for each other's losses, and where their lines cross",
         ["axis", "pair", "at", "compute the second needs for the first's loss", "P(first ahead)", "crossing"], rows,
-        "Factors with robust, then model-based 95 % intervals. A star: the second's equivalent lies beyond its "
+        "Factors with robust, then model-based 95 % intervals. A star marks a cost beyond the second's "
         "runs. Crossings are searched from a tenth of the lowest to ten times the highest cost.",
     )  # fmt: skip
 
@@ -170,17 +170,18 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
     scatter = ", ".join(f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items())
     header = ["axis", "cost", "arm", "lowest loss", "N_opt"]
     for name in built_in:
-        header += [f"loss over that of `{name}`", f"this cost over what `{name}` takes for this loss"]
+        header += [f"loss over that of `{name}`", f"this cost over what `{name}` needs for this loss"]
     joined = (
-        " What an arm takes for a loss: its losses joined by power laws from one cost to the next; > and < where they "
-        "don't reach."
+        " The cost that an arm needs for a loss is read off power laws that join its losses from one cost to the next; "
+        "> and < are bounds, where its losses don't reach that far."
     )
     return Table(
         "minima", "Measured optima at equal cost, without a law", header, rows,
         "Minimum of a parabola in log N through the log losses of the runs at one cost (approach 2 of Hoffmann et al. "
         "2022), within the sizes that were run. On executed FLOPs these are the budgets; on the other axes runs are "
-        "moved along their laws to the nearest of a few costs, residual kept. Intervals: [t of the scatter about all "
-        f"parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap].{joined if built_in else ''}",
+        "moved along their laws to the nearest of a few costs and keep their residuals. Intervals: [t of the scatter "
+        f"about all parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap]."
+        + (joined if built_in else ""),
     )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def test_names_mean_nothing(tmp_path, like_the_paper, copy_inputs):
     write_report(tmp_path)
     verdicts = {c["verdict"] for c in json.loads((tmp_path / "conclusions.json").read_text())}
     assert verdicts == {"reproduced"}
-    assert "the best `inexact` has 1.30" in (tmp_path / "report.md").read_text()
+    assert "the best `inexact` over that of the best `exact` is 1.30" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

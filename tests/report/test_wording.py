@@ -49,7 +49,7 @@ def test_a_report_on_another_task_uses_its_words_only(tmp_path):
     assert "Task `orbits`: From a system of planets" in text
     assert "A loss of 1 is that of standing still." in text
     assert "| unique systems | epochs |" in text
-    assert "with 30 systems losses are as many times as high" in text
+    assert "with 30 systems losses grow over those with fresh data by these factors" in text
     assert "| NMSE | radius, AU |" in text
     assert "| 0.125 |" in text
     assert "One system." in text
