@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
     for k, model in enumerate(models):
         animation = best_models.measurements_path(model, args.folder, ".gif")
         if best_models.is_measured(model, args.folder):
-            console.print(f"{model.name}: already measured", highlight=False)
+            console.print(f"{model.name}: measured already", highlight=False)
         else:
             measured = []
             for what, assessment in best_models.measure(model, args.data, args.rollout):
