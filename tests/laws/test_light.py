@@ -8,8 +8,8 @@ import pytest
 
 HEAVY = (
     "torch", "ray", "mlflow", "optuna", "pyarrow", "mujoco", "trimesh", "jinja2", "markdown_it", "psutil", "filelock",
-    "eqscale.algebra", "eqscale.arms", "eqscale.measure", "eqscale.models", "eqscale.report", "eqscale.tasks",
-    "eqscale.study", "eqscale.tasks", "eqscale.training",
+    "eqscale.algebra", "eqscale.arms", "eqscale.measure", "eqscale.models", "eqscale.report", "eqscale.study",
+    "eqscale.tasks", "eqscale.training",
 )  # fmt: skip
 RUNNER = f"""
 import sys
