@@ -39,6 +39,7 @@ from eqscale.study.search import (
     search_cells,
 )
 from eqscale.study.table import run_table
+from eqscale.tasks import get_task
 from eqscale.training.spec import RunSpec
 
 
@@ -51,7 +52,8 @@ def plan(options: JobOptions[LearningRateSearch]) -> str:
     estimate = Estimator(ended=options.storage.ledger.records())
     per_trial = [estimate(spec) for spec in checks]
     lines = [f"{len(cells)} cells (arm, budget, size) x {preset.trials} trials, then {len(checks)} check runs or more"]
-    lines += [f"  {cell.name}: {get_arm(cell.arm).parameters(cell.size):,} parameters" for cell in cells]
+    task = get_task(preset.task)
+    lines += [f"  {cell.name}: {get_arm(cell.arm).parameters(cell.size, task):,} parameters" for cell in cells]
     lines.append(f"check runs take about {human_time(sum(per_trial))} of one worker")
     return "\n".join(lines)
 

@@ -260,7 +260,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
 def run_study(
     specs: list[RunSpec],
     options: JobOptions[Preset],
-    publish: Callable[[pd.DataFrame], None],
+    publish: Callable[[pd.DataFrame], object],
     console: Console | None = None,
 ) -> int:
     """Run the planned trials that have no record yet, then publish; returns the exit code.

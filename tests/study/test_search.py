@@ -48,7 +48,7 @@ def test_a_search_that_cannot_work_is_refused(changes, message):
 def record(spec, loss, status="finished"):
     return RunRecord(
         spec=spec, run_id=spec.run_id, status=status, parameters=1, tokens=1, padded_tokens=1, epochs=1.0,
-        unique_windows=1, unique_tokens=1, flops_nominal=1.0, flops_executed=1.0, seconds=1.0,
+        unique_samples=1, unique_tokens=1, flops_nominal=1.0, flops_executed=1.0, seconds=1.0,
         evaluation_seconds=0.0, peak_memory_mb=1.0, steps_done=spec.steps, test={"nmse": loss}, curve=[],
         hardware="", code="", started="",
     )  # fmt: skip

@@ -107,7 +107,7 @@ class Toy(Task):
 @pytest.fixture
 def toys(monkeypatch):
     """Two tasks that differ in their names alone, and an optimiser."""
-    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
+    monkeypatch.setattr(tasks, "_TASKS", {"rigid": tasks.get_task("rigid")})
     monkeypatch.setattr(optim, "_OPTIMIZERS", dict(optim._OPTIMIZERS))
     for name in ("toy", "toy2"):
         tasks.register(Toy(name))
