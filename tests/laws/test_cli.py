@@ -151,8 +151,7 @@ def test_runs_from_an_mlflow_experiment(isoflop, tmp_path, monkeypatch):
     import mlflow
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs.db")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/runs.db")
-    client = mlflow.MlflowClient()
+    client = mlflow.MlflowClient()  # not set_tracking_uri, which would outlive the test
     experiment = client.create_experiment("laws", artifact_location=(tmp_path / "artifacts").as_uri())
     few = isoflop.iloc[::3]
     for row in few.itertuples():
