@@ -16,7 +16,7 @@ from eqscale.errors import InputError
 from eqscale.study.presets import AspectRatio, ComputeGrid, Controls, DataGrid, Preset, Validation, extra_size
 from eqscale.tasks import Task, get_task
 from eqscale.tasks.dataset import DataSpec
-from eqscale.training.optim import get_optimizer
+from eqscale.training.optim import get_optimizer, step_flops
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
@@ -37,6 +37,13 @@ def expected_batch(preset: Preset, batch_size: int) -> TokenCounts:
     return TokenCounts(*(batch_size * float(mean) for mean in means))
 
 
+def _cost_of_step(arm: Arm, size: Size, preset: Preset, batch_size: int) -> float:
+    """Executed FLOPs of an average training step, the optimiser's included."""
+    task, optimizer = get_task(preset.task), preset.optimizer or arm.recipe.optimizer
+    batch = expected_batch(preset, batch_size)
+    return arm.executed_flops(size, task, batch) + step_flops(optimizer, arm, size, task)
+
+
 def data_spec(preset: Preset) -> DataSpec:
     """The data that a preset trains and tests on."""
     of_data = {option.name for option in get_task(preset.task).options if option.of_data}
@@ -50,21 +57,21 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
     Raises InputError if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
     """
     batch_size = preset.batch_size or arm.recipe.batch_size(budget)
-    batch, task = expected_batch(preset, batch_size), get_task(preset.task)
-    step_flops = {size: arm.executed_flops(size, task, batch) for size in arm.sizes(budget)}
-    smallest = min(step_flops.values())
+    batch = expected_batch(preset, batch_size)
+    cost_of_step = {size: _cost_of_step(arm, size, preset, batch_size) for size in arm.sizes(budget)}
+    smallest = min(cost_of_step.values())
     if budget < smallest:
         raise InputError(
             f"budget {budget:g} FLOPs is too small for a single step of the smallest {arm.name} "
             f"({smallest:.3g} FLOPs with batch size {batch_size})"
         )
-    affordable = [size for size in step_flops if budget / step_flops[size] >= preset.min_steps]
+    affordable = [size for size in cost_of_step if budget / cost_of_step[size] >= preset.min_steps]
     _require_sizes(
         affordable, count, arm, budget, preset, "raise the budget, or lower --min-steps or --sizes-per-budget"
     )
     center = math.log(arm.optimal_cost * math.sqrt(budget))
     half = math.log(preset.cost_range) / 2 if count > 1 else 0.0
-    cost = {size: math.log(step_flops[size] / batch.tokens) for size in affordable}
+    cost = {size: math.log(cost_of_step[size] / batch.tokens) for size in affordable}
     chosen: list[Size] = []
     for goal in np.linspace(center - half, center + half, count):
         free = [size for size in affordable if size not in chosen]
@@ -98,7 +105,7 @@ def design_run(
     """
     task = get_task(preset.task)
     batch_size = batch_size or preset.batch_size or arm.recipe.batch_size(budget)
-    steps = max(1, round(budget / arm.executed_flops(size, task, expected_batch(preset, batch_size))))
+    steps = max(1, round(budget / _cost_of_step(arm, size, preset, batch_size)))
     optimizer = preset.optimizer or arm.recipe.optimizer
     if learning_rate is None:
         factor = 1.0 if optimizer == arm.recipe.optimizer else get_optimizer(optimizer).rate_factor
@@ -120,6 +127,7 @@ def design_run(
         view=tuple((option.name, options[option.name]) for option in task.options if not option.of_data),
         task=task.name,
         optimizer=optimizer,
+        momentum=get_optimizer(optimizer).momentum,
     )
 
 
@@ -213,12 +221,12 @@ def shape_groups(preset: AspectRatio) -> list[ShapeGroup]:
         arm = get_arm(name)
         wanted = dataclasses.replace(arm, optimal_cost=cost * arm.optimal_cost)
         (rung,) = choose_sizes(wanted, budget, 1, preset)
-        batch = expected_batch(preset, preset.batch_size or arm.recipe.batch_size(budget))
-        goal = arm.executed_flops(rung, task, batch)
+        batch_size = preset.batch_size or arm.recipe.batch_size(budget)
+        goal = _cost_of_step(arm, rung, preset, batch_size)
         shapes = {rung.depth: rung}
         for depth in preset.depths:
             off, width, heads = min(
-                (abs(math.log(arm.executed_flops(size, task, batch) / goal)), size.width, size.heads)
+                (abs(math.log(_cost_of_step(arm, size, preset, batch_size) / goal)), size.width, size.heads)
                 for size in _shapes(arm, task, depth, 4 * rung.width)
             )
             if off <= _SAME_COST:

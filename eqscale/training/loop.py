@@ -29,7 +29,7 @@ from eqscale.training import checkpoint
 from eqscale.training.device import hardware, peak_memory_mb, replays_graphs, trains_in_bfloat16
 from eqscale.training.group import Group
 from eqscale.training.memory import NEXT_ATTEMPT, fitting, parts, read_micro_batch, write_micro_batch
-from eqscale.training.optim import RATE_SCALE, get_optimizer
+from eqscale.training.optim import RATE_SCALE, get_optimizer, step_flops
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import CODE, RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
@@ -206,11 +206,13 @@ class _Trainer:
         if self.device.type == "cuda":
             self.model.compile(dynamic=True, mode="reduce-overhead" if self.graphs else "default")
         self.parameters = list(self.model.parameters())  # finding them takes a small model 1 % of a step
-        if self.graphs:
-            # Else a parameter keeps a graph's output as its gradient, and the next part overwrites it.
-            for parameter in self.parameters:
-                parameter.grad = torch.zeros_like(parameter)
-        self.optimizer = get_optimizer(spec.optimizer).build(self.model, spec.learning_rate, spec.weight_decay)
+        self.optimizer = get_optimizer(spec.optimizer).build(
+            self.model, spec.learning_rate, spec.weight_decay, spec.momentum
+        )
+        self.optimized = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+        for tensor in self.optimized:
+            if tensor.grad is None:  # as for a flat optimiser, they are zeroed in place from the start
+                tensor.grad = torch.zeros_like(tensor)
         self.pending: list[Tensor] = []
         self.curve_steps = {round(spec.steps * k / CURVE_POINTS) for k in range(1, CURVE_POINTS + 1)}
         self.curve_indices = evaluation_indices(test_samples, min(CURVE_SAMPLES, spec.test_systems), 1)
@@ -221,9 +223,7 @@ class _Trainer:
         self.trained = self.model
         if group.world > 1:
             # An arm may have weights that a loss doesn't depend on.
-            self.trained = DistributedDataParallel(
-                self.model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
+            self.trained = DistributedDataParallel(self.model, broadcast_buffers=False, find_unused_parameters=True)
 
     def _check(self) -> None:
         spec, words = self.spec, self.task.words
@@ -325,7 +325,8 @@ class _Trainer:
             unique_samples=min(samples_drawn, unique),
             unique_tokens=min(progress.tokens, self.train_samples.unique_tokens),
             flops_nominal=nominal.total(progress.tokens, progress.pairs),
-            flops_executed=self.arm.executed_flops(spec.size, self.task, counts, self.device),
+            flops_executed=self.arm.executed_flops(spec.size, self.task, counts, self.device)
+            + progress.step * step_flops(spec.optimizer, self.arm, spec.size, self.task),
             seconds=progress.seconds,
             evaluation_seconds=progress.evaluation_seconds + evaluation_seconds,
             peak_memory_mb=peak_memory_mb(),
@@ -349,7 +350,7 @@ class _Trainer:
             batch = transform(batch, elements[self.group.rows].to(self.device))
         with self.precision:
             loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
-        nn.utils.clip_grad_norm_(self.parameters, spec.clip)
+        nn.utils.clip_grad_norm_(self.optimized, spec.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, spec) * group.get(RATE_SCALE, 1.0)
         self.optimizer.step()
@@ -363,7 +364,8 @@ class _Trainer:
         progress.step += 1
 
     def _gradient(self, batch: Batch, micro_batch: int) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=not self.graphs)
+        # In place: flat optimisers keep all gradients in one tensor, graphs on a GPU their addresses.
+        self.optimizer.zero_grad(set_to_none=False)
         return accumulate_gradient(self.trained, batch, micro_batch, self.spec.batch_size / self.group.world)
 
     def _halved(self, micro_batch: int, reason: str) -> None:

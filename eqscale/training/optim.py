@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from eqscale.arms import Arm, Size
 from eqscale.errors import InputError
 from eqscale.plugins import load_files
+from eqscale.tasks import Task
+
+_SQUARES = 0.95
+"""Share of the past in AdamW's average of squared gradients."""
 
 RATE_SCALE = "rate_scale"
 """Key of a parameter group: its learning rate over the run's. Without it the group takes the run's."""
@@ -23,27 +30,136 @@ class Optimizer:
     """Identifier in specs, run tables and command lines."""
     description: str
     """One line for ``--help``."""
-    build: Callable[[nn.Module, float, float], torch.optim.Optimizer]
-    """(model, peak learning rate, weight decay) -> optimiser. Groups with the key ``rate_scale`` get that multiple of
-    the scheduled rate."""
+    build: Callable[[nn.Module, float, float, float], torch.optim.Optimizer]
+    """(model, peak learning rate, weight decay, momentum) -> optimiser. Groups with the key ``rate_scale`` get that
+    multiple of the scheduled rate."""
     states: int = 2
     """Numbers that it keeps for each parameter: for estimates of memory."""
     rate_factor: float = 1.0
     """Peak rate over that of AdamW, where an arm's recipe was searched with AdamW."""
+    momentum: float = 0.9
+    """Share of the past in the average of gradients, where an arm's recipe doesn't say."""
+    flops: Callable[[nn.Module], float] | None = None
+    """Model -> FLOPs of its matrix products in one step; None if it has none. The model may have no storage (meta)."""
 
 
-def _decayed(model: nn.Module, weight_decay: float) -> list[dict]:
+def flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """One tensor that holds the parameters, one after the other, and whose gradient holds theirs.
+
+    The parameters become views of it and their gradients views of its gradient, so that an optimiser updates, clips and
+    zeroes all of them with one operation instead of one each. Gradients must be zeroed in place from then on.
+    """
+    flat = torch.cat([p.detach().flatten() for p in parameters])
+    flat.grad = torch.zeros_like(flat)
+    sizes = [p.numel() for p in parameters]
+    for p, value, gradient in zip(parameters, flat.split(sizes), flat.grad.split(sizes), strict=True):
+        p.data, p.grad = value.view(p.shape), gradient.view(p.shape)
+    return flat
+
+
+def _decayed(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: matrices decay; gains and biases don't."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [([p for p in trained if p.ndim >= 2], weight_decay), ([p for p in trained if p.ndim < 2], 0.0)]
+    return [{"params": [flatten(part)], "weight_decay": decay} for part, decay in groups if part]
 
 
-def _adamw(model: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(_decayed(model, weight_decay), lr=rate, betas=(0.9, 0.95), fused=True)
+def _adamw(
+    parameters: Iterable[nn.Parameter], rate: float, weight_decay: float, momentum: float
+) -> torch.optim.Optimizer:
+    groups = _decayed(parameters, weight_decay)
+    return torch.optim.AdamW(groups, lr=rate, betas=(momentum, _SQUARES), fused=True)
+
+
+_NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+"""Coefficients a, b, c of each iteration X <- a X + (b X X^T + c (X X^T)^2) X (Jordan et al. 2024)."""
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Matrices (n, rows, columns) with their singular values moved into 0.7..1.2, their singular vectors kept.
+
+    Five Newton-Schulz iterations, in bfloat16 on a GPU that has it.
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if matrices.device.type == "cuda" and torch.cuda.is_bf16_supported():
+        x = x.bfloat16()
+    for a, b, c in _NEWTON_SCHULZ:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).to(matrices)
+
+
+def orthogonalise_flops(rows: int, columns: int) -> float:
+    """FLOPs of ``orthogonalise`` for one matrix: its products, a multiply-add counted as two."""
+    least, most = sorted((rows, columns))
+    return len(_NEWTON_SCHULZ) * 2.0 * (2 * least * least * most + least**3)
+
+
+def hidden_maps(model: nn.Module) -> list[nn.Parameter]:
+    """The maps between hidden channels: trained weights of two and more dimensions inside ``blocks``.
+
+    Weights (out, in, ...) are one matrix for every index beyond the second: a map of GATr has one for each of its free
+    components of a channel pair.
+    """
+    named = [(name.split("."), p) for name, p in model.named_parameters()]
+    return [p for path, p in named if "blocks" in path and p.ndim >= 2 and p.requires_grad]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the hidden maps of a model, AdamW for everything else.
+
+    A hidden map moves along its momentum (Nesterov) with all singular values set to about 1 (Jordan et al. 2024),
+    scaled to the root mean square 0.2 of AdamW's updates (Liu et al. 2025, arXiv 2502.16982), so that rates of one are
+    a first guess for the other. Matrices of one shape are orthogonalised in one batched call.
+    """
+
+    def __init__(self, model: nn.Module, rate: float, weight_decay: float, momentum: float) -> None:
+        hidden = hidden_maps(model)
+        if not hidden:
+            raise InputError("this model has no hidden maps for muon, i.e. no weights of two dimensions in `blocks`")
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for parameter in hidden:
+            by_shape.setdefault(parameter.shape, []).append(parameter)
+        maps = [
+            {"params": [flatten(part)], "weight_decay": weight_decay, "maps": (len(part), *shape)}
+            for shape, part in by_shape.items()
+        ]
+        kept = {id(parameter) for parameter in hidden}
+        rest = _decayed((p for p in model.parameters() if id(p) not in kept), weight_decay)
+        super().__init__(maps + rest, {"lr": rate, "momentum": momentum, "maps": None})
+        self._adamw = torch.optim.AdamW(rest, lr=rate, betas=(ADAMW.momentum, _SQUARES), fused=True)
+        self._share()
+
+    def _share(self) -> None:
+        """Give AdamW the groups and the state of this optimiser, so that rates and checkpoints live in one place."""
+        self._adamw.param_groups = [group for group in self.param_groups if group["maps"] is None]
+        self._adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` gave."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update all parameters."""
+        self._adamw.step()
+        for group in self.param_groups:
+            if group["maps"] is None:
+                continue
+            (flat,), state = group["params"], self.state
+            if flat not in state:
+                state[flat] = {"momentum": torch.zeros_like(flat)}
+            average = state[flat]["momentum"].lerp_(flat.grad, 1 - group["momentum"])
+            count, rows, columns, *_ = group["maps"]
+            # (maps, rows, columns, slices) -> (maps x slices, rows, columns)
+            update = flat.grad.lerp(average, group["momentum"]).view(count, rows, columns, -1).permute(0, 3, 1, 2)
+            update = orthogonalise(update.reshape(-1, rows, columns))
+            update = update.view(count, -1, rows, columns).permute(0, 2, 3, 1).reshape(-1)
+            flat.mul_(1 - group["lr"] * group["weight_decay"])
+            flat.add_(update, alpha=-0.2 * max(rows, columns) ** 0.5 * group["lr"])
 
 
 _OPTIMIZERS: dict[str, Optimizer] = {}
@@ -57,7 +173,26 @@ def register(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-ADAMW = register(Optimizer("adamw", "AdamW (Loshchilov and Hutter 2019), fused, betas .9 and .95", _adamw))
+def _muon_flops(model: nn.Module) -> float:
+    return sum(p[0, 0].numel() * orthogonalise_flops(*p.shape[:2]) for p in hidden_maps(model))
+
+
+ADAMW = register(
+    Optimizer(
+        "adamw",
+        "AdamW (Loshchilov and Hutter 2019), second beta .95",
+        lambda model, rate, decay, momentum: _adamw(model.parameters(), rate, decay, momentum),
+    )
+)
+MUON = register(
+    Optimizer(
+        "muon",
+        "Muon (Jordan et al. 2024) for maps between hidden channels, AdamW for the rest",
+        Muon,
+        momentum=0.95,
+        flops=_muon_flops,
+    )
+)
 
 
 def get_optimizer(name: str) -> Optimizer:
@@ -65,6 +200,16 @@ def get_optimizer(name: str) -> Optimizer:
     if name not in _OPTIMIZERS:
         raise InputError(f"unknown optimiser {name!r}; choose from {', '.join(_OPTIMIZERS)}")
     return _OPTIMIZERS[name]
+
+
+@functools.lru_cache(maxsize=1024)
+def step_flops(name: str, arm: Arm, size: Size, task: Task) -> float:
+    """FLOPs of the matrix products in one step of an optimiser, whatever the batch."""
+    flops = get_optimizer(name).flops
+    if flops is None:
+        return 0.0
+    with torch.device("meta"):
+        return flops(arm.build(size, task))
 
 
 def optimizer_names() -> tuple[str, ...]:

@@ -22,7 +22,7 @@ RESULTS_VERSION = 4
 CODE = f"eqscale {__version__}, results version {RESULTS_VERSION}"
 """What a record names as its code."""
 
-ADDED: dict[str, Any] = {"task": DEFAULT, "optimizer": "adamw"}
+ADDED: dict[str, Any] = {"task": DEFAULT, "optimizer": "adamw", "momentum": 0.9}
 """Fields of a run that came after results version 4, with the value that earlier runs had: there they are left out of
 what is hashed and stored, so that a run keeps its identity."""
 
@@ -70,6 +70,8 @@ class RunSpec:
     task: str = ADDED["task"]
     optimizer: str = ADDED["optimizer"]
     """Names of a registered task and optimiser."""
+    momentum: float = ADDED["momentum"]
+    """Share of the past in the optimiser's average of gradients."""
 
     def __post_init__(self) -> None:
         arm, task = get_arm(self.arm), get_task(self.task)
@@ -88,6 +90,7 @@ class RunSpec:
             f"learning rate {self.learning_rate:g} can't work: weights start far below 1; at most "
             f"{MAX_LEARNING_RATE:g}",
         )
+        self._require(0 <= self.momentum < 1, f"momentum must be at least 0 and below 1, not {self.momentum}")
         self._require(0 <= self.warmup <= 1, f"warmup must be a share of the steps, not {self.warmup}")
         available = self.train_systems * task.samples_per_system
         self._require(
