@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -19,22 +21,39 @@ def numbers(batch: Batch) -> Tensor:
 
     Fields per token come first. A field relative to another is given as the difference to it.
     """
-    schema, T = batch.schema, batch.mask.shape[1]
-    tokens = [_number(batch, field) for field in schema.fields if field.per == "token"]
-    samples = [_number(batch, field) for field in schema.fields if field.per == "sample"]
-    if samples:
-        tokens.append(at_tokens(torch.cat(samples, -1), T))
-    return torch.cat(tokens, -1)
+    found = []
+    for per in ("token", "sample"):
+        if fields := [field for field in batch.schema.fields if field.per == per]:
+            # One division for all: small models notice an operation a field.
+            value = torch.cat([_relative(batch, field) for field in fields], -1) / _units(batch, fields)
+            found.append(value if per == "token" else at_tokens(value, batch.mask.shape[1]))
+    return torch.cat(found, -1)
 
 
-def _number(batch: Batch, field: Field) -> Tensor:
-    value, length = batch[field.name], batch.schema.length
-    if field.kind is Kind.PLANE:
-        return torch.cat([value[..., :3], value[..., 3:] / length], -1)
-    if field.relative_to is not None:
-        other = batch[field.relative_to]
-        value = value - (other if other.ndim == value.ndim else other[:, None])
-    return value / (length if field.kind is Kind.POINT else field.scale)
+def _relative(batch: Batch, field: Field) -> Tensor:
+    """A field, as the difference to the one that it is relative to, if any."""
+    value = batch[field.name]
+    if field.relative_to is None or field.kind is Kind.PLANE:
+        return value
+    other = batch[field.relative_to]
+    return value - (other if other.ndim == value.ndim else other[:, None])
+
+
+def _units(batch: Batch, fields: list[Field]) -> Tensor:
+    """What makes the numbers of the fields, side by side, of order one."""
+    units: list[float] = []
+    for field in fields:
+        if field.kind is Kind.PLANE:
+            units += [1.0, 1.0, 1.0, batch.schema.length]
+        else:
+            units += [batch.schema.length if field.kind is Kind.POINT else field.scale] * field.width
+    return _constant(tuple(units), batch.target.dtype, batch.target.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the cache also serves training
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def plane_invariants_width(schema: Schema) -> int:
@@ -49,14 +68,23 @@ def plane_invariants(batch: Batch) -> list[Tensor]:
     Unchanged when the whole sample is turned, mirrored or shifted. Empty for a task without planes. Padded tokens hold
     meaningless numbers.
     """
-    schema, found = batch.schema, []
-    for plane in schema.of(Kind.PLANE, "sample"):
-        normal, offset = batch[plane.name][:, None, :3], batch[plane.name][:, None, 3]
-        for field in schema.of(Kind.POINT, "token"):
-            found.append(((batch[field.name] * normal).sum(-1) - offset) / schema.length)
-        for field in schema.of(Kind.DIRECTION, "token"):
-            found.append((batch[field.name] / field.scale * normal).sum(-1))
-    return [torch.stack(found, -1)] if found else []
+    schema = batch.schema
+    points, directions = schema.of(Kind.POINT, "token"), schema.of(Kind.DIRECTION, "token")
+    planes = schema.of(Kind.PLANE, "sample")
+    if not planes or not points + directions:
+        return []
+    fields = points + directions
+    vectors = torch.stack([batch[field.name] for field in fields], 2)
+    B, T, n = vectors.shape[:3]
+    units = [schema.length] * len(points) + [field.scale for field in directions]
+    unit = _constant(tuple(units), vectors.dtype, vectors.device)
+    has_height = _constant((1.0,) * len(points) + (0.0,) * len(directions), vectors.dtype, vectors.device)
+    found = []
+    for plane in planes:
+        normal, offset = batch[plane.name][:, :3, None], batch[plane.name][:, None, 3:]
+        along = torch.bmm(vectors.view(B, T * n, 3), normal).view(B, T, n)
+        found.append((along - offset * has_height) / unit)
+    return [torch.cat(found, -1)]
 
 
 def invariants_width(schema: Schema) -> int:
@@ -67,7 +95,7 @@ def invariants_width(schema: Schema) -> int:
 def invariants(batch: Batch) -> Tensor:
     """All that no motion changes of a token, (B, T, ``invariants_width``): invariant fields, then those of planes."""
     T = batch.mask.shape[1]
-    own = [_everywhere(_number(batch, field), field, T) for field in batch.schema.of(Kind.INVARIANT)]
+    own = [_everywhere(batch[field.name] / field.scale, field, T) for field in batch.schema.of(Kind.INVARIANT)]
     found = own + plane_invariants(batch)
     return torch.cat(found, -1) if found else batch.target.new_zeros(*batch.mask.shape, 0)
 
@@ -92,15 +120,19 @@ def multivectors(batch: Batch, unit: float) -> Tensor:
         unit: unit of length of the multivectors, in that of the points.
     """
     schema, at = batch.schema, _scaled(batch, unit)
-    planes = [at[field.name] for field in schema.of(Kind.PLANE)]
-    true = [embed_plane(plane[..., :3], plane[..., :3] * plane[..., 3:]) for plane in planes]
-    true += [embed_plane(at[f.name], at[f.at]) for f in schema.of(Kind.DIRECTION) if f.at]
-    true += [embed_plane(at[f.name] - at[f.relative_to], at[f.name]) for f in schema.of(Kind.POINT) if f.relative_to]
+    planes = [(at[f.name][..., :3], at[f.name][..., :3] * at[f.name][..., 3:]) for f in schema.of(Kind.PLANE)]
+    planes += [(at[f.name], at[f.at]) for f in schema.of(Kind.DIRECTION) if f.at]
+    planes += [(at[f.name] - at[f.relative_to], at[f.name]) for f in schema.of(Kind.POINT) if f.relative_to]
+    found = [embed_plane(*(torch.stack(part, 2) for part in zip(*planes, strict=True)))] if planes else []
     # In a true channel an ideal point keeps its sign under reflections, as an axial vector does.
-    true += [embed_direction(at[field.name]) for field in schema.of(Kind.PSEUDOVECTOR)]
-    pseudo = [embed_point(at[field.name]) for field in schema.of(Kind.POINT)]
-    pseudo += [embed_direction(at[field.name]) for field in schema.of(Kind.DIRECTION)]
-    return torch.stack(true + pseudo, 2)
+    for kind, embed in (
+        (Kind.PSEUDOVECTOR, embed_direction),
+        (Kind.POINT, embed_point),
+        (Kind.DIRECTION, embed_direction),
+    ):
+        if fields := schema.of(kind):
+            found.append(embed(torch.stack([at[field.name] for field in fields], 2)))
+    return torch.cat(found, 2)
 
 
 def _scaled(batch: Batch, unit: float) -> dict[str, Tensor]:
