@@ -28,7 +28,8 @@ from dense_gatr import DenseGATr
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops, native
+from eqscale import native
+from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.models.gatr.bilinear import Bilinear, Products
 from eqscale.models.gatr.layout import Layout
 from eqscale.models.gatr.linear import Assembly, Linear, LinearMap, apply_linear

@@ -9,8 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqscale import algebra as ga
+from eqscale import native
 from eqscale.errors import InputError
-from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops, native
+from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.models.gatr.attention import Attention, AttentionShape, Tokens
 from eqscale.models.gatr.bilinear import Bilinear, Products
 from eqscale.models.gatr.layout import Layout
@@ -416,26 +417,3 @@ def test_copies_and_state_dicts():
     net.load_state_dict(twin.state_dict())
     torch.testing.assert_close(net(mv, s, mask)[0], want, rtol=0, atol=0)
     assert sum(p.numel() for p in net.parameters()) == sum(x.numel() for x in net.state_dict().values())
-
-
-def test_kernels_that_do_not_build_are_reported_once(monkeypatch, tmp_path):
-    compiler = tmp_path / "broken-c++"
-    compiler.write_text("#!/bin/sh\necho no such luck >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("EQSCALE_CACHE", str(tmp_path / "cache"))
-    native._library.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="no such luck"):
-            assert not native.available(torch.zeros(1))
-    finally:
-        native._library.cache_clear()
-
-
-def test_kernels_can_be_switched_off(monkeypatch):
-    monkeypatch.setenv("EQSCALE_NATIVE", "0")
-    native._library.cache_clear()
-    try:
-        assert not native.available(torch.zeros(1))
-    finally:
-        native._library.cache_clear()

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from eqscale import native
 from eqscale.arms import Size, get_arm
 from eqscale.errors import InputError
-from eqscale.models.gatr import GATr, native
+from eqscale.models.gatr import GATr
 from eqscale.models.gatr.flops import PRODUCT_TERMS
 from eqscale.tasks import Task, get_task
 from eqscale.training import checkpoint, loop

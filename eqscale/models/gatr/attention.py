@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from eqscale import native
 from eqscale.algebra.blades import EUCLIDEAN, INDEX
-from eqscale.models.gatr import native
 from eqscale.models.gatr.layout import Layout, table
 
 DISTANCE_EPS = 1e-3
@@ -140,11 +140,11 @@ class Attention(nn.Module):
         """Weight of each channel's distances, (heads, channels)."""
         return self.log_weights.exp().view(self.shape.heads, self.shape.distances)
 
-    def kernel_struct(self) -> native.AttentionTables:
+    def kernel_struct(self) -> native.gatr.AttentionTables:
         """Tables as the kernels take them."""
         pointers = {name: rows.data_ptr() for name, rows in self.kernel_tables.items()}
         sizes = {name: getattr(self.shape, name) for name in ("heads", "inner", "distances", "values")}
-        return native.AttentionTables(ones_row=self.shape.out.ones_row, **sizes, **pointers)
+        return native.gatr.AttentionTables(ones_row=self.shape.out.ones_row, **sizes, **pointers)
 
     def forward(self, e: Tensor, tokens: Tokens) -> Tensor:
         """Rows of queries, keys and values (source.rows, N) -> attended values (out.rows, N)."""

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from eqscale import native
 from eqscale.algebra.blades import BY_OUTPUT
-from eqscale.models.gatr import native
 from eqscale.models.gatr.layout import Layout, table
 
 # Parities (left, right) of successive products: balanced in both parities after every second one.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from eqscale import native
 from eqscale.algebra.blades import INDEX
 from eqscale.errors import InputError
-from eqscale.models.gatr import native
 from eqscale.models.gatr.attention import Attention, AttentionShape, Tokens
 from eqscale.models.gatr.bilinear import Bilinear, Products
 from eqscale.models.gatr.layout import Layout
@@ -177,7 +177,7 @@ class Block(nn.Module):
 class GATr(nn.Module):
     """Geometric algebra transformer; the public ``(..., C, 16)`` format lives only at its borders.
 
-    On a CPU with a C++ compiler it runs on its own kernels (``eqscale.models.gatr.native``), which serve every shape
+    On a CPU with a C++ compiler it runs on its own kernels (``eqscale.native``), which serve every shape
     and are built once per machine; otherwise on ATen operations. For devices without kernels,
     ``torch.compile(net, dynamic=True, fullgraph=True)`` traces it into one graph.
     """

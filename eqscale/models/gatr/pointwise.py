@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from eqscale import native
 from eqscale.algebra.blades import EUCLIDEAN
-from eqscale.models.gatr import native
 from eqscale.models.gatr.layout import Layout, table
 
 NORM_EPS = 0.01

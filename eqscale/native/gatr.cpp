@@ -1,81 +1,8 @@
 // CPU kernels of GATr on planar activations (rows, N): one row per component of a channel, tokens contiguous.
-// Straight-line products (gp, gp_x, gp_y, join, join_x, join_y) are generated from eqscale.algebra.blades and
-// prepended. Everything else about the layout (which row holds what) arrives as tables of row numbers.
-// No dependence on PyTorch: pointers in, pointers out. T is float or double.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
-#endif
-
-template <class T> struct Simd;
-template <> struct Simd<float> {
-    typedef float V __attribute__((vector_size(VECTOR_BYTES)));
-    typedef float U __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-    typedef int32_t I __attribute__((vector_size(VECTOR_BYTES)));
-    static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to integer in the low bits
-    static constexpr int mantissa = 23, bias = 127, taylor = 7;
-    static constexpr float lowest = -87.0f;
-};
-template <> struct Simd<double> {
-    typedef double V __attribute__((vector_size(VECTOR_BYTES)));
-    typedef double U __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
-    typedef int64_t I __attribute__((vector_size(VECTOR_BYTES)));
-    static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
-    static constexpr int64_t mantissa = 52, bias = 1023, taylor = 13;
-    static constexpr double lowest = -708.0;
-};
-template <class T> constexpr int width() { return VECTOR_BYTES / sizeof(T); }
-template <class T> inline typename Simd<T>::V load(const T* p) { return *(const typename Simd<T>::U*)p; }
-template <class T> inline void store(T* p, typename Simd<T>::V v) { *(typename Simd<T>::U*)p = v; }
-
-template <class T> inline typename Simd<T>::V exponential(typename Simd<T>::V x) {
-    typedef typename Simd<T>::V V;
-    typedef typename Simd<T>::I I;
-    const T hi = sizeof(T) == 4 ? (T)0.693359375 : (T)0.693147180369123816490;
-    const T lo = sizeof(T) == 4 ? (T)-2.12194440e-4 : (T)1.90821492927058770002e-10;
-    V low = V{} + Simd<T>::lowest, high = V{} - Simd<T>::lowest;
-    x = x < low ? low : x;
-    x = x > high ? high : x;
-    V shifted = x * (T)1.4426950408889634 + Simd<T>::magic;
-    V n = shifted - Simd<T>::magic;
-    V r = x - n * hi - n * lo;
-    // Taylor series by Horner's rule.
-    static constexpr T inverse_factorial[14] = {
-        1, 1, (T)(1 / 2.0), (T)(1 / 6.0), (T)(1 / 24.0), (T)(1 / 120.0), (T)(1 / 720.0), (T)(1 / 5040.0),
-        (T)(1 / 40320.0), (T)(1 / 362880.0), (T)(1 / 3628800.0), (T)(1 / 39916800.0), (T)(1 / 479001600.0),
-        (T)(1 / 6227020800.0)};
-    V p = V{} + inverse_factorial[Simd<T>::taylor];
-#pragma GCC unroll 16
-    for (int k = Simd<T>::taylor - 1; k >= 0; --k) p = p * r + inverse_factorial[k];
-    I bits = ((I)shifted << Simd<T>::mantissa) + ((I{} + Simd<T>::bias) << Simd<T>::mantissa);
-    return p * (V)bits;
-}
-
-static const int CHUNK = 64;  // tokens handled together by the row-wise kernels
-
-template <class T> inline void copy_padded(const T* from, int len, T* to) {  // zeros up to a whole vector
-    const int W = width<T>();
-    std::fill(std::copy(from, from + len, to), to + (len + W - 1) / W * W, (T)0);
-}
-
-template <class T> struct Lanes {  // one row of a chunk, padded so that whole vectors can be used
-    alignas(64) T v[CHUNK];
-};
-
-template <class F> static void for_chunks(int64_t N, int threads, F body) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for firstprivate(body) num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) body(c * CHUNK, (int)std::min<int64_t>(CHUNK, N - c * CHUNK));
-}
+// The straight-line products (gp, gp_x, gp_y, join, join_x, join_y) are generated from eqscale.algebra.blades.
+// Everything else about the layout (which row holds what) arrives as tables of row numbers.
+#include "products.h"
+#include "simd.h"
 
 // ---------------------------------------------------------------------------------------------- products
 // rows: (2 channels, 48) = 16 rows of the left factor, 16 of the right, 16 of the output; first the geometric
@@ -227,17 +154,6 @@ static void norm_gradient(const T* out, const T* scale, const T* g, T* gx, int64
 }
 
 // ---------------------------------------------------------------------------------------------- gated GELU
-// GELU in its tanh form, x sigmoid(2u); value and derivative.
-template <class T>
-static inline void gelu(typename Simd<T>::V x, typename Simd<T>::V& value, typename Simd<T>::V& slope) {
-    typedef typename Simd<T>::V V;
-    const T k = (T)1.5957691216057308, a = (T)0.044715;  // 2 sqrt(2 / pi)
-    V one = V{} + (T)1;
-    V s = one / (one + exponential<T>(-(x * k) * (one + a * x * x)));
-    value = x * s;
-    slope = s + value * (one - s) * k * (one + 3 * a * x * x);
-}
-
 // rows: (channels, 34) = 16 input rows, 16 output rows, gate row, unused; s_rows: (s, 2).
 template <class T>
 static void gate(const T* x, T* out, int64_t N, const int32_t* rows, int channels, const int32_t* s_rows, int s,
@@ -300,90 +216,6 @@ static void gate_gradient(const T* x, const T* g, T* gx, int64_t N, const int32_
 }
 
 // ---------------------------------------------------------------------------------------------- attention
-// C[m][lane] = sum_k A[m sm + k sk] B[k][lane]; lanes a multiple of the vector width.
-template <class T, int M, int NV>
-static inline void gemm_tile(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int K) {
-    typedef typename Simd<T>::V V;
-    const int W = width<T>();
-    V acc[M][NV] = {};
-    for (int k = 0; k < K; ++k) {
-        V b[NV];
-#pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) b[j] = load(B + k * ldb + j * W);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            const V a = V{} + A[m * sm + k * sk];
-#pragma GCC unroll 8
-            for (int j = 0; j < NV; ++j) acc[m][j] += a * b[j];
-        }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) store(C + m * ldc + j * W, acc[m][j]);
-}
-
-template <class T, int NV>
-static inline void gemm_columns(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int M, int K) {
-    int m = 0;
-    for (; m + 6 <= M; m += 6) gemm_tile<T, 6, NV>(A + m * sm, sm, sk, B, ldb, C + m * ldc, ldc, K);
-    A += m * sm, C += m * ldc;
-    switch (M - m) {
-        case 5: gemm_tile<T, 5, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
-        case 4: gemm_tile<T, 4, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
-        case 3: gemm_tile<T, 3, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
-        case 2: gemm_tile<T, 2, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
-        case 1: gemm_tile<T, 1, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
-    }
-}
-
-template <class T>
-static void gemm(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int M, int K, int lanes) {
-    const int W = width<T>();
-    int n = 0;
-    for (; n + 2 * W <= lanes; n += 2 * W) gemm_columns<T, 2>(A, sm, sk, B + n, ldb, C + n, ldc, M, K);
-    if (n < lanes) gemm_columns<T, 1>(A, sm, sk, B + n, ldb, C + n, ldc, M, K);
-}
-
-// C[m][n] += sum over lanes of A[m][lane] B[n][lane].
-template <class T, int M, int NB>
-static inline void dot_tile(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int lanes) {
-    typedef typename Simd<T>::V V;
-    const int W = width<T>();
-    V acc[M][NB] = {};
-    for (int l = 0; l < lanes; l += W) {
-        V b[NB];
-#pragma GCC unroll 8
-        for (int n = 0; n < NB; ++n) b[n] = load(B + n * ldb + l);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            const V a = load(A + m * lda + l);
-#pragma GCC unroll 8
-            for (int n = 0; n < NB; ++n) acc[m][n] += a * b[n];
-        }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < NB; ++n) {
-            T sum = 0;
-            for (int w = 0; w < W; ++w) sum += acc[m][n][w];
-            C[m * ldc + n] += sum;
-        }
-}
-
-// Nb must be even (pad B with a zero row).
-template <class T>
-static void dots(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int M, int Nb, int lanes) {
-    for (int n = 0; n < Nb; n += 2) {
-        const T* b = B + n * ldb;
-        T* c = C + n;
-        int m = 0;
-        for (; m + 6 <= M; m += 6) dot_tile<T, 6, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
-        for (; m + 2 <= M; m += 2) dot_tile<T, 2, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
-        if (m < M) dot_tile<T, 1, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
-    }
-}
-
 static const int AHEAD = 8;  // rows to fetch ahead: they lie too far apart for the hardware to guess
 template <class T> static inline void prefetch(const T* p, int n) {
     for (int j = 0; j < n; j += 64 / sizeof(T)) __builtin_prefetch(p + j);
@@ -666,11 +498,6 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
 }
 
 // ---------------------------------------------------------------------------------------------- C interface
-// Pointers to the kernels under C names.
-#define EXPORT(NAME)                  \
-    auto* NAME##_f32 = &NAME<float>;  \
-    auto* NAME##_f64 = &NAME<double>;
-
 extern "C" {
 EXPORT(bilinear)
 EXPORT(bilinear_gradient)
