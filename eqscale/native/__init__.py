@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from eqscale.algebra.blades import BY_OUTPUT
-from eqscale.native import gatr
+from eqscale.native import gatr, muon
 
 _HERE = pathlib.Path(__file__).parent
-_KERNEL_FILES = {"gatr.cpp": gatr.SIGNATURES}
+_KERNEL_FILES = {"gatr.cpp": gatr.SIGNATURES, "muon.cpp": muon.SIGNATURES}
 _FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
 _REALS = {torch.float32: ("f32", ctypes.c_float), torch.float64: ("f64", ctypes.c_double)}
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eqscale import native
 from eqscale.arms import Arm, Size
 from eqscale.errors import InputError
 from eqscale.plugins import load_files
@@ -75,6 +78,10 @@ _NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 """Coefficients a, b, c of each iteration X <- a X + (b X X^T + c (X X^T)^2) X (Jordan et al. 2024)."""
 
 
+_ROOT_MEAN_SQUARE = 0.2
+"""Of an update's entries at a rate of 1, about that of AdamW's (Liu et al. 2025, arXiv 2502.16982)."""
+
+
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Matrices (n, rows, columns) with their singular values moved into 0.7..1.2, their singular vectors kept.
 
@@ -111,30 +118,30 @@ class Muon(torch.optim.Optimizer):
     """Muon for the hidden maps of a model, AdamW for everything else.
 
     A hidden map moves along its momentum (Nesterov) with all singular values set to about 1 (Jordan et al. 2024),
-    scaled to the root mean square 0.2 of AdamW's updates (Liu et al. 2025, arXiv 2502.16982), so that rates of one are
-    a first guess for the other. Matrices of one shape are orthogonalised in one batched call.
+    scaled to the size of AdamW's updates, so that rates of one are a first guess for the other. The maps lie in one
+    flat tensor, by shape; matrices of one shape are orthogonalised in one batched call, on a CPU all in one.
     """
 
     def __init__(self, model: nn.Module, rate: float, weight_decay: float, momentum: float) -> None:
         hidden = hidden_maps(model)
         if not hidden:
             raise InputError("this model has no hidden maps for muon, i.e. no weights of two dimensions in `blocks`")
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-        for parameter in hidden:
-            by_shape.setdefault(parameter.shape, []).append(parameter)
-        maps = [
-            {"params": [flatten(part)], "weight_decay": weight_decay, "maps": (len(part), *shape)}
-            for shape, part in by_shape.items()
-        ]
+        hidden.sort(key=lambda parameter: parameter.shape)
+        shapes = collections.Counter(parameter.shape for parameter in hidden)
+        maps = {
+            "params": [flatten(hidden)],
+            "weight_decay": weight_decay,
+            "maps": [(count, *shape[:2], math.prod(shape[2:])) for shape, count in shapes.items()],
+        }
         kept = {id(parameter) for parameter in hidden}
         rest = _decayed((p for p in model.parameters() if id(p) not in kept), weight_decay)
-        super().__init__(maps + rest, {"lr": rate, "momentum": momentum, "maps": None})
+        super().__init__([maps, *rest], {"lr": rate, "momentum": momentum})
         self._adamw = torch.optim.AdamW(rest, lr=rate, betas=(ADAMW.momentum, _SQUARES), fused=True)
         self._share()
 
     def _share(self) -> None:
         """Give AdamW the groups and the state of this optimiser, so that rates and checkpoints live in one place."""
-        self._adamw.param_groups = [group for group in self.param_groups if group["maps"] is None]
+        self._adamw.param_groups = self.param_groups[1:]
         self._adamw.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -146,20 +153,39 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters."""
         self._adamw.step()
-        for group in self.param_groups:
-            if group["maps"] is None:
-                continue
-            (flat,), state = group["params"], self.state
-            if flat not in state:
-                state[flat] = {"momentum": torch.zeros_like(flat)}
-            average = state[flat]["momentum"].lerp_(flat.grad, 1 - group["momentum"])
-            count, rows, columns, *_ = group["maps"]
+        hidden = self.param_groups[0]
+        (flat,) = hidden["params"]
+        if flat not in self.state:
+            self.state[flat] = {"momentum": torch.zeros_like(flat)}
+        average, momentum = self.state[flat]["momentum"], hidden["momentum"]
+        kept, rate = 1 - hidden["lr"] * hidden["weight_decay"], _ROOT_MEAN_SQUARE * hidden["lr"]
+        if native.available(flat):
+            shapes, coefficients = torch.tensor(hidden["maps"], dtype=torch.int32), flat.new_tensor(_NEWTON_SCHULZ)
+            native.call(
+                "muon",
+                flat,
+                flat.grad,
+                average,
+                shapes,
+                len(shapes),
+                coefficients,
+                len(coefficients),
+                momentum,
+                kept,
+                rate,
+            )
+            return
+        average.lerp_(flat.grad, 1 - momentum)
+        update = flat.grad.lerp(average, momentum)
+        flat.mul_(kept)
+        sizes = [math.prod(shape) for shape in hidden["maps"]]
+        for (count, rows, columns, slices), weights, part in zip(
+            hidden["maps"], flat.split(sizes), update.split(sizes), strict=True
+        ):
             # (maps, rows, columns, slices) -> (maps x slices, rows, columns)
-            update = flat.grad.lerp(average, group["momentum"]).view(count, rows, columns, -1).permute(0, 3, 1, 2)
-            update = orthogonalise(update.reshape(-1, rows, columns))
-            update = update.view(count, -1, rows, columns).permute(0, 2, 3, 1).reshape(-1)
-            flat.mul_(1 - group["lr"] * group["weight_decay"])
-            flat.add_(update, alpha=-0.2 * max(rows, columns) ** 0.5 * group["lr"])
+            matrices = part.view(count, rows, columns, slices).permute(0, 3, 1, 2).reshape(-1, rows, columns)
+            moved = orthogonalise(matrices).view(count, slices, rows, columns).permute(0, 2, 3, 1).reshape(-1)
+            weights.sub_(moved, alpha=rate * max(rows, columns) ** 0.5)
 
 
 _OPTIMIZERS: dict[str, Optimizer] = {}

@@ -1,0 +1,3 @@
+"""The C interface of ``muon.cpp``."""
+
+SIGNATURES = {"muon": "ppppipittti"}
