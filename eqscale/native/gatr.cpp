@@ -357,24 +357,8 @@ template <class T> struct Sample {
 
     // p (len, lanes) = softmax over keys of scale * k^T q
     void probabilities(const T* q, T* p, int lanes, int ld) const {
-        typedef typename Simd<T>::V V;
-        const int W = width<T>();
-        const T scale = 1 / std::sqrt((T)features);
         gemm(k.data(), 1, padded, q, ld, p, ld, len, features, lanes);
-        for (int l = 0; l < lanes; l += W) {
-            V top = load(p + l), sum = V{};
-            for (int j = 1; j < len; ++j) {
-                const V x = load(p + j * ld + l);
-                top = x > top ? x : top;
-            }
-            for (int j = 0; j < len; ++j) {
-                const V x = exponential<T>((load(p + j * ld + l) - top) * scale);
-                store(p + j * ld + l, x);
-                sum += x;
-            }
-            sum = (V{} + (T)1) / sum;
-            for (int j = 0; j < len; ++j) store(p + j * ld + l, load(p + j * ld + l) * sum);
-        }
+        softmax(p, len, lanes, ld, 1 / std::sqrt((T)features));
     }
 };
 
@@ -431,8 +415,6 @@ static void attention(const T* e, T* out, int64_t N, const AttentionTables& t, c
 template <class T>
 static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64_t N, const AttentionTables& t,
                                const int64_t* starts, int samples, const T* weights, T eps, int threads) {
-    typedef typename Simd<T>::V V;
-    const int W = width<T>();
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int b = 0; b < samples; ++b) {
         const int len = (int)(starts[b + 1] - starts[b]);
@@ -459,12 +441,7 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
             }
             s.probabilities(q.data(), p.data(), lanes, ld);
             gemm(s.v.data(), 1, s.padded, go.data(), ld, ds.data(), ld, len, (int)t.values, lanes);
-            for (int l = 0; l < lanes; l += W) {
-                V dot = V{};
-                for (int j = 0; j < len; ++j) dot += load(&p[j * ld + l]) * load(&ds[j * ld + l]);
-                for (int j = 0; j < len; ++j)
-                    store(&ds[j * ld + l], load(&p[j * ld + l]) * (load(&ds[j * ld + l]) - dot) * scale);
-            }
+            softmax_gradient(p.data(), ds.data(), len, lanes, ld, scale);
             gemm(s.k.data(), s.padded, 1, ds.data(), ld, gq.data(), ld, s.features, len, lanes);
             dots(go.data(), ld, p.data(), ld, gv.data(), s.padded, (int)t.values, (int)keys, lanes);
             dots(q.data(), ld, ds.data(), ld, gk.data(), s.padded, s.features, (int)keys, lanes);

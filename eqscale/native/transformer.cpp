@@ -1,0 +1,443 @@
+// The plain transformer on a CPU: the whole network, forward and backward, over tiles that stay in the cache.
+//
+// A tile is a few whole samples. Its activations are planar, (rows, lanes): one row a feature, tokens contiguous, so
+// that vector lanes are tokens and any width runs at full speed. Padding is dropped; each sample is filled up to whole
+// vectors only. What fills it is finite in the forward pass and has zero gradient in the backward pass.
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "simd.h"
+
+struct Shape {  // see eqscale.native.transformer
+    int64_t batch, tokens, in, out, width, depth, heads, kv_heads, hidden;
+    int64_t gated, centred;  // hidden units gated by swish rather than GELU; LayerNorm rather than RMSNorm
+};
+
+static const int TILE = 64;         // lanes of a tile of short samples
+static const double NORM_EPS = 1e-5;
+
+template <class T> constexpr int padded(int n) { return (n + width<T>() - 1) / width<T>() * width<T>(); }
+
+// sums (rows, one vector) += sums over whole vectors of x, or of x times y.
+template <class T> static void add_lanes(const T* x, const T* y, int rows, int lanes, T* sums) {
+    const int W = width<T>();
+    for (int k = 0; k < rows; ++k, x += lanes, y += y ? lanes : 0, sums += W) {
+        auto total = load(sums);
+        for (int l = 0; l < lanes; l += W) total += y ? load(x + l) * load(y + l) : load(x + l);
+        store(sums, total);
+    }
+}
+
+template <class T> static T sum_of(const T* x, int n, int64_t stride = 1) {
+    T total = 0;
+    for (int i = 0; i < n; ++i) total += x[i * stride];
+    return total;
+}
+
+// A linear map. `at`: where the sums of its gradients lie, (wide, narrow up to whole vectors) and (out, one vector).
+// The narrower side is transposed to be the lanes of a product over tokens.
+template <class T> struct Linear {
+    int in, out;
+    const T *w, *b;
+    size_t at;
+
+    int narrow() const { return std::min(in, out); }
+    int wide() const { return std::max(in, out); }
+    int stride() const { return padded<T>(narrow()); }
+    size_t sums() const { return (size_t)wide() * stride() + (size_t)out * width<T>(); }
+
+    void forward(const T* x, T* y, int lanes, bool add = false) const {
+        gemm(w, in, 1, x, lanes, y, lanes, out, in, lanes, b, add);
+    }
+    void input_gradient(const T* g, T* gx, int lanes) const { gemm(w, 1, in, g, lanes, gx, lanes, in, out, lanes); }
+    void weight_gradient(const T* x, const T* g, int lanes, T* sums, T* turned) const {
+        transpose(in > out ? g : x, lanes, narrow(), lanes, turned, stride());
+        gemm(in > out ? x : g, lanes, 1, turned, stride(), sums + at, stride(), wide(), lanes, stride(), (T*)nullptr,
+             true);
+        add_lanes<T>(g, nullptr, out, lanes, sums + at + wide() * stride());
+    }
+    T* finish(const T* sums, int threads, size_t size, T* gradient) const {
+        const T* x = sums + at;
+        for (int o = 0; o < out; ++o)
+            for (int i = 0; i < in; ++i)
+                *gradient++ = sum_of(x + (in > out ? i * stride() + o : o * stride() + i), threads, size);
+        x += wide() * stride();
+        for (int o = 0; o < out; ++o, x += width<T>()) {
+            T total = 0;
+            for (int t = 0; t < threads; ++t) total += sum_of(x + t * size, width<T>());
+            *gradient++ = total;
+        }
+        return gradient;
+    }
+};
+
+// LayerNorm, or RMSNorm without a shift. Keeps the normalised rows and the factor of each token.
+template <class T> struct Norm {
+    int n;
+    const T *scale, *shift;
+    size_t at;
+
+    size_t sums() const { return (size_t)n * width<T>() * (shift ? 2 : 1); }
+
+    void forward(const T* x, T* normed, T* factor, int lanes) const {
+        typedef typename Simd<T>::V V;
+        constexpr int W = width<T>();
+        for (int l = 0; l < lanes; l += W) {
+            V mean[2] = {}, square[2] = {};
+            if (shift) {
+                for (int k = 0; k < n; ++k) mean[k % 2] += load(x + k * lanes + l);
+                mean[0] = (mean[0] + mean[1]) / (T)n;
+            }
+            for (int k = 0; k < n; ++k) {
+                const V d = load(x + k * lanes + l) - mean[0];
+                square[k % 2] += d * d;
+            }
+            const V variance = (square[0] + square[1]) / (T)n + (T)NORM_EPS;
+            T roots[W];
+            store(roots, variance);
+            for (int i = 0; i < W; ++i) roots[i] = 1 / std::sqrt(roots[i]);
+            const V f = load(roots);
+            for (int k = 0; k < n; ++k) store(normed + k * lanes + l, (load(x + k * lanes + l) - mean[0]) * f);
+            store(factor + l, f);
+        }
+    }
+    void affine(const T* normed, T* y, int lanes) const {
+        for (int k = 0; k < n; ++k)
+            for (int l = 0; l < lanes; l += width<T>())
+                store(y + k * lanes + l, load(normed + k * lanes + l) * scale[k] + (shift ? shift[k] : (T)0));
+    }
+    // gx gains, or is, the gradient of x; g is that of y.
+    void gradient(const T* normed, const T* factor, const T* g, T* gx, int lanes, T* sums, bool add) const {
+        typedef typename Simd<T>::V V;
+        const int W = width<T>();
+        add_lanes(g, normed, n, lanes, sums + at);
+        if (shift) add_lanes<T>(g, nullptr, n, lanes, sums + at + n * W);
+        for (int l = 0; l < lanes; l += W) {
+            V mean[2] = {}, dot[2] = {};
+            for (int k = 0; k < n; ++k) {
+                const V a = load(g + k * lanes + l) * scale[k];
+                mean[k % 2] += a, dot[k % 2] += a * load(normed + k * lanes + l);
+            }
+            mean[0] = shift ? (mean[0] + mean[1]) / (T)n : V{}, dot[0] = (dot[0] + dot[1]) / (T)n;
+            const V f = load(factor + l);
+            for (int k = 0; k < n; ++k) {
+                T* to = gx + k * lanes + l;
+                const V a = load(g + k * lanes + l) * scale[k];
+                const V d = (a - mean[0] - load(normed + k * lanes + l) * dot[0]) * f;
+                store(to, add ? load(to) + d : d);
+            }
+        }
+    }
+    T* finish(const T* sums, int threads, size_t size, T* gradient) const {
+        const T* x = sums + at;
+        for (int k = 0; k < n * (shift ? 2 : 1); ++k, x += width<T>()) {
+            T total = 0;
+            for (int t = 0; t < threads; ++t) total += sum_of(x + t * size, width<T>());
+            *gradient++ = total;
+        }
+        return gradient;
+    }
+};
+
+template <class T> struct Block {
+    Norm<T> attention_norm;
+    Linear<T> qkv, out;
+    Norm<T> mlp_norm;
+    Linear<T> mlp_in, mlp_out;
+};
+
+// The parameters, in the order of Transformer.parameters().
+template <class T> struct Network {
+    const Shape& s;
+    const T* const* next;
+    size_t size = 0;  // of all sums of gradients
+    Linear<T> embed;
+    std::vector<Block<T>> blocks;
+    Norm<T> norm;
+    Linear<T> readout;
+
+    Network(const Shape& s, const T* const* parameters) : s(s), next(parameters) {
+        const int d = (int)s.width, kv = (int)(s.kv_heads * (d / s.heads)), hidden = (int)s.hidden;
+        embed = linear((int)s.in, d);
+        for (int i = 0; i < s.depth; ++i) {
+            Block<T> b;
+            b.attention_norm = normalisation(d);
+            b.qkv = linear(d, d + 2 * kv), b.out = linear(d, d);
+            b.mlp_norm = normalisation(d);
+            b.mlp_in = linear(d, hidden * (s.gated ? 2 : 1)), b.mlp_out = linear(hidden, d);
+            blocks.push_back(b);
+        }
+        norm = normalisation(d);
+        readout = linear(d, (int)s.out);
+    }
+    Linear<T> linear(int in, int out) {
+        const Linear<T> map{in, out, next[0], next[1], size};
+        next += 2, size += map.sums();
+        return map;
+    }
+    Norm<T> normalisation(int n) {
+        const Norm<T> map{n, next[0], s.centred ? next[1] : nullptr, size};
+        next += s.centred ? 2 : 1, size += map.sums();
+        return map;
+    }
+};
+
+// Some whole samples: where they lie among the lanes, and which of their tokens are real.
+template <class T> struct Tile {
+    struct Sample {
+        int first, lanes;         // lanes of the tile
+        std::vector<int> tokens;  // indices of its real tokens
+    };
+    int64_t first_sample;
+    int lanes = 0;
+    std::vector<Sample> samples;
+
+    void set(const Shape& s, const bool* mask, int64_t first, int64_t last) {
+        first_sample = first, lanes = 0;
+        samples.resize(last - first);
+        for (int64_t b = first; b < last; ++b) {
+            Sample& sample = samples[b - first];
+            sample.tokens.clear();
+            for (int t = 0; t < s.tokens; ++t)
+                if (!mask || mask[b * s.tokens + t]) sample.tokens.push_back(t);
+            sample.first = lanes, sample.lanes = padded<T>((int)sample.tokens.size());
+            lanes += sample.lanes;
+        }
+    }
+    // x (B, T, n) into y (n, lanes), zero where there is no token
+    void gather(const Shape& s, const T* x, int n, T* y) const {
+        std::fill(y, y + (size_t)n * lanes, (T)0);
+        each_token(s, [&](int64_t token, int lane) {
+            for (int k = 0; k < n; ++k) y[k * lanes + lane] = x[token * n + k];
+        });
+    }
+    // x (n, lanes) into y (B, T, n), whose padded tokens are left alone
+    void scatter(const Shape& s, const T* x, int n, T* y) const {
+        each_token(s, [&](int64_t token, int lane) {
+            for (int k = 0; k < n; ++k) y[token * n + k] = x[k * lanes + lane];
+        });
+    }
+    template <class F> void each_token(const Shape& s, F body) const {
+        for (size_t i = 0; i < samples.size(); ++i)
+            for (size_t t = 0; t < samples[i].tokens.size(); ++t)
+                body((first_sample + i) * s.tokens + samples[i].tokens[t], samples[i].first + (int)t);
+    }
+};
+
+// What a block keeps of a tile for the backward pass.
+template <class T> struct Kept {
+    T *attention_normed, *attention_factor, *qkv, *p, *attended, *mlp_normed, *mlp_factor, *slopes, *hidden;
+
+    static size_t rows(const Shape& s) {  // per lane, for samples of all tokens
+        const int64_t qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
+        return 3 * s.width + 2 + qkv + s.heads * s.tokens + s.hidden * (s.gated ? 3 : 2);
+    }
+    Kept(const Block<T>& b, const Shape& s, const Tile<T>& tile, T*& memory) {
+        const auto take = [&](int64_t n) { return std::exchange(memory, memory + n); };
+        const int64_t n = tile.lanes, d = s.width;
+        attention_normed = take(d * n), attention_factor = take(n), qkv = take(b.qkv.out * n);
+        int64_t probabilities = 0;
+        for (const auto& x : tile.samples) probabilities += s.heads * (int64_t)x.tokens.size() * x.lanes;
+        p = take(probabilities);
+        attended = take(d * n), mlp_normed = take(d * n), mlp_factor = take(n);
+        slopes = take(b.mlp_in.out * n), hidden = take(b.mlp_out.in * n);
+    }
+};
+
+// body(sample, head, its key and value head, probabilities (tokens, lanes)) for all heads of all samples.
+template <class T, class F> static void for_heads(const Shape& s, const Tile<T>& tile, T* p, F body) {
+    for (const auto& x : tile.samples)
+        for (int h = 0; h < s.heads; ++h, p += x.tokens.size() * x.lanes) body(x, h, s.kv_heads > 1 ? h : 0, p);
+}
+
+template <class T> static void attend(const Shape& s, const Tile<T>& tile, const T* qkv, T* p, T* out) {
+    const int n = tile.lanes, d = (int)(s.width / s.heads);
+    const T *k = qkv + s.width * n, *v = k + s.kv_heads * d * n;
+    for_heads(s, tile, p, [&](const auto& x, int h, int g, T* p) {
+        const int len = (int)x.tokens.size(), at = h * d * n + x.first, kv_at = g * d * n + x.first;
+        gemm(k + kv_at, 1, n, qkv + at, n, p, x.lanes, len, d, x.lanes);
+        softmax(p, len, x.lanes, x.lanes, 1 / std::sqrt((T)d));
+        gemm(v + kv_at, n, 1, p, x.lanes, out + at, n, d, len, x.lanes);
+    });
+}
+
+// Gradients of out (heads d, lanes) to those of qkv; work: transposed rows and gradients of the scores.
+template <class T>
+static void attend_gradient(const Shape& s, const Tile<T>& tile, const T* qkv, T* p, const T* gout, T* gqkv, T* work) {
+    const int n = tile.lanes, d = (int)(s.width / s.heads), ld = padded<T>(d), kv_rows = (int)s.kv_heads * d;
+    const T *k = qkv + s.width * n, *v = k + kv_rows * n;
+    T *gk = gqkv + s.width * n, *gv = gk + kv_rows * n;
+    for_heads(s, tile, p, [&](const auto& x, int h, int g, const T* p) {
+        const int len = (int)x.tokens.size(), at = h * d * n + x.first, kv_at = g * d * n + x.first;
+        T *turned = work, *keys = turned + x.lanes * ld, *values = keys + x.lanes * ld, *ds = values + x.lanes * ld;
+        const bool add = h > 0 && s.kv_heads == 1;
+        if (!add) std::fill(keys, ds, (T)0);  // also of the lanes without a token
+        transpose(gout + at, n, d, x.lanes, turned, ld);
+        gemm(p, x.lanes, 1, turned, ld, values, ld, len, x.lanes, ld, (T*)nullptr, add);
+        gemm(v + kv_at, 1, n, gout + at, n, ds, x.lanes, len, d, x.lanes);
+        softmax_gradient(p, ds, len, x.lanes, x.lanes, 1 / std::sqrt((T)d));
+        gemm(k + kv_at, n, 1, ds, x.lanes, gqkv + at, n, d, len, x.lanes);
+        transpose(qkv + at, n, d, x.lanes, turned, ld);
+        gemm(ds, x.lanes, 1, turned, ld, keys, ld, len, x.lanes, ld, (T*)nullptr, add);
+        if (s.kv_heads > 1 || h + 1 == s.heads) {
+            transpose(keys, ld, x.lanes, d, gk + kv_at, n);
+            transpose(values, ld, x.lanes, d, gv + kv_at, n);
+        }
+    });
+}
+
+// u (rows of mlp_in, lanes) to the hidden units; if they are wanted, u becomes the factors by which gradients of the
+// hidden units turn into gradients of u.
+template <class T> static void activate(const Shape& s, T* u, T* hidden, int lanes, bool slopes) {
+    typedef typename Simd<T>::V V;
+    const int64_t n = s.hidden * lanes;
+    for (int64_t i = 0; i < n; i += width<T>()) {
+        V value, slope;
+        if (s.gated) {
+            const V factor = load(u + n + i);
+            swish<T>(load(u + i), value, slope);
+            store(hidden + i, value * factor);
+            if (slopes) store(u + i, slope * factor), store(u + n + i, value);
+        } else {
+            gelu<T>(load(u + i), value, slope);
+            store(hidden + i, value);
+            if (slopes) store(u + i, slope);
+        }
+    }
+}
+
+static int thread_number() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// Memory of one thread and purpose, which is kept for the next call; aligned to lines of the cache.
+template <class T, int PURPOSE> static T* scratch(size_t n) {
+    static thread_local std::vector<T> memory;
+    if (memory.size() < n + 64) memory.resize(n + 64);
+    return (T*)(((uintptr_t)memory.data() + 63) / 64 * 64);
+}
+
+// body(tile, memory of what is kept) for all tiles, samples in order.
+template <class T, class F> static void for_tiles(const Shape& s, const bool* mask, T* kept, int threads, F body) {
+    const int64_t sample = padded<T>((int)s.tokens), together = std::max<int64_t>(1, TILE / sample);
+    const int64_t tiles = (s.batch + together - 1) / together;
+    const int64_t memory = sample * (s.depth * Kept<T>::rows(s) + s.width + 1);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Tile<T> tile;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < tiles; ++i) {
+            tile.set(s, mask, i * together, std::min(s.batch, (i + 1) * together));
+            body(tile, kept ? kept + i * together * memory : kept);
+        }
+    }
+}
+
+template <class T> static size_t tile_lanes(const Shape& s) { return std::max<size_t>(TILE, padded<T>((int)s.tokens)); }
+
+// x (B, T, in) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
+template <class T>
+static void transformer(const T* x, T* y, T* kept, const bool* mask, const Shape* shape, const T* const* parameters,
+                        int threads) {
+    const Shape& s = *shape;
+    const Network<T> net(s, parameters);
+    const size_t rows = 2 * s.width + std::max(s.in, s.out);
+    for_tiles(s, mask, kept, threads, [&](const Tile<T>& tile, T* memory) {
+        const int n = tile.lanes;
+        T* stream = scratch<T, 0>((rows + (kept ? 0 : Kept<T>::rows(s))) * tile_lanes<T>(s));
+        T *normed = stream + s.width * n, *ends = normed + s.width * n, *reused = ends + std::max(s.in, s.out) * n;
+        tile.gather(s, x, (int)s.in, ends);
+        net.embed.forward(ends, stream, n);
+        for (const Block<T>& b : net.blocks) {
+            T*& next = kept ? memory : (memory = reused);
+            const Kept<T> k(b, s, tile, next);
+            b.attention_norm.forward(stream, k.attention_normed, k.attention_factor, n);
+            b.attention_norm.affine(k.attention_normed, normed, n);
+            b.qkv.forward(normed, k.qkv, n);
+            attend(s, tile, k.qkv, k.p, k.attended);
+            b.out.forward(k.attended, stream, n, true);
+            b.mlp_norm.forward(stream, k.mlp_normed, k.mlp_factor, n);
+            b.mlp_norm.affine(k.mlp_normed, normed, n);
+            b.mlp_in.forward(normed, k.slopes, n);
+            activate(s, k.slopes, k.hidden, n, kept);
+            b.mlp_out.forward(k.hidden, stream, n, true);
+        }
+        T* last = kept ? memory : reused;
+        net.norm.forward(stream, last, last + s.width * n, n);
+        net.norm.affine(last, normed, n);
+        net.readout.forward(normed, ends, n);
+        tile.scatter(s, ends, (int)s.out, y);
+    });
+}
+
+// gy (B, T, out) to gx (B, T, in; zeros on entry, or null) and the gradients of all parameters, one after the other.
+template <class T>
+static void transformer_gradient(const T* x, const T* gy, T* gx, T* gradients, T* kept, const bool* mask,
+                                 const Shape* shape, const T* const* parameters, int threads) {
+    const Shape& s = *shape;
+    const Network<T> net(s, parameters);
+    T* const sums_of_threads = scratch<T, 1>(net.size * threads);
+    std::fill_n(sums_of_threads, net.size * threads, (T)0);
+    const int64_t units = s.hidden * (s.gated ? 2 : 1), qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
+    const size_t turned_rows = padded<T>((int)s.width);
+    const size_t rows = 2 * s.width + std::max({s.in, s.out, units, qkv}) + 3 * padded<T>((int)(s.width / s.heads)) +
+                        s.tokens + turned_rows;
+    for_tiles(s, mask, kept, threads, [&](const Tile<T>& tile, T* memory) {
+        const int n = tile.lanes, d = (int)s.width;
+        T* sums = sums_of_threads + thread_number() * net.size;
+        T *g = scratch<T, 0>(rows * tile_lanes<T>(s)), *gnormed = g + d * n, *turned = gnormed + d * n;
+        T *wide = turned + turned_rows * n, *work = wide + std::max({s.in, s.out, units, qkv}) * n;
+        std::vector<Kept<T>> blocks;
+        for (const Block<T>& b : net.blocks) blocks.emplace_back(b, s, tile, memory);
+
+        tile.gather(s, gy, (int)s.out, wide);
+        net.norm.affine(memory, gnormed, n);
+        net.readout.weight_gradient(gnormed, wide, n, sums, turned);
+        net.readout.input_gradient(wide, gnormed, n);
+        net.norm.gradient(memory, memory + d * n, gnormed, g, n, sums, false);
+        for (int i = (int)s.depth - 1; i >= 0; --i) {
+            const Block<T>& b = net.blocks[i];
+            const Kept<T>& k = blocks[i];
+            b.mlp_out.weight_gradient(k.hidden, g, n, sums, turned);
+            b.mlp_out.input_gradient(g, wide, n);
+            for (int64_t half = s.gated; half >= 0; --half)
+                for (int64_t j = 0; j < s.hidden * n; j += width<T>()) {
+                    const int64_t to = half * s.hidden * n + j;
+                    store(wide + to, load(wide + j) * load(k.slopes + to));
+                }
+            b.mlp_norm.affine(k.mlp_normed, gnormed, n);
+            b.mlp_in.weight_gradient(gnormed, wide, n, sums, turned);
+            b.mlp_in.input_gradient(wide, gnormed, n);
+            b.mlp_norm.gradient(k.mlp_normed, k.mlp_factor, gnormed, g, n, sums, true);
+
+            b.out.weight_gradient(k.attended, g, n, sums, turned);
+            b.out.input_gradient(g, gnormed, n);
+            attend_gradient(s, tile, k.qkv, k.p, gnormed, wide, work);
+            b.attention_norm.affine(k.attention_normed, gnormed, n);
+            b.qkv.weight_gradient(gnormed, wide, n, sums, turned);
+            b.qkv.input_gradient(wide, gnormed, n);
+            b.attention_norm.gradient(k.attention_normed, k.attention_factor, gnormed, g, n, sums, true);
+        }
+        tile.gather(s, x, (int)s.in, wide);
+        net.embed.weight_gradient(wide, g, n, sums, turned);
+        if (gx) {
+            net.embed.input_gradient(g, wide, n);
+            tile.scatter(s, wide, (int)s.in, gx);
+        }
+    });
+    const auto finish = [&](const auto& map) { gradients = map.finish(sums_of_threads, threads, net.size, gradients); };
+    finish(net.embed);
+    for (const Block<T>& b : net.blocks)
+        finish(b.attention_norm), finish(b.qkv), finish(b.out), finish(b.mlp_norm), finish(b.mlp_in), finish(b.mlp_out);
+    finish(net.norm), finish(net.readout);
+}
+
+extern "C" {
+EXPORT(transformer)
+EXPORT(transformer_gradient)
+}
