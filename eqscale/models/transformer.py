@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -127,24 +127,41 @@ class Block(nn.Module):
         return x_BTD + self.mlp_out(F.gelu(u, approximate="tanh"))
 
 
+class _Memory:
+    """What a forward pass keeps for its backward pass; the next one gets it once the graph is gone.
+
+    Fresh pages from the operating system cost more than the arithmetic of a small network.
+    """
+
+    _free: ClassVar[list[Tensor]] = []
+
+    def __init__(self, numbers: int, like: Tensor) -> None:
+        tensor = self._free.pop() if self._free else like.new_empty(0)
+        fits = tensor.dtype == like.dtype and numbers <= tensor.numel() <= 4 * numbers
+        self.tensor = tensor if fits else like.new_empty(numbers)
+
+    def __del__(self) -> None:
+        self._free[:] = [self.tensor]
+
+
 class _OnKernels(torch.autograd.Function):
     """The whole network as one operation; gradients of the parameters are parts of one tensor."""
 
     @staticmethod
     def forward(ctx: Any, config: TransformerConfig, x: Tensor, mask: Tensor | None, *parameters: Tensor) -> Tensor:
         ctx.config, (b, t, _) = config, x.shape
-        kept = x.new_empty(_kept(config, b, t))
-        ctx.save_for_backward(x, mask, kept, *parameters)
-        return _run_kernels(config, x, mask, kept, parameters)
+        ctx.kept = _Memory(_kept(config, b, t), x)
+        ctx.save_for_backward(x, mask, *parameters)
+        return _run_kernels(config, x, mask, ctx.kept.tensor, parameters)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, kept, *parameters = ctx.saved_tensors
+        x, mask, *parameters = ctx.saved_tensors
         gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
         flat = x.new_empty(sum(p.numel() for p in parameters))
         shape, pointers = _shape(ctx.config, x), _pointers(parameters)
-        native.call("transformer_gradient", x, g.contiguous(), gx, flat, kept, mask, shape, pointers)
+        native.call("transformer_gradient", x, g.contiguous(), gx, flat, ctx.kept.tensor, mask, shape, pointers)
         parts = flat.split([p.numel() for p in parameters])
         return None, gx, None, *(part.view_as(p) for part, p in zip(parts, parameters, strict=True))
 
@@ -187,6 +204,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = _norm(config)
         self.readout = nn.Linear(config.width, config.out_features)
+        self._places = [(module._parameters, name) for module in self.modules() for name in module._parameters]
         self._initialise()
 
     def _initialise(self) -> None:
@@ -229,7 +247,7 @@ class Transformer(nn.Module):
         return self.readout(self.norm(x))
 
     def _on_kernels(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        mask, parameters = None if mask is None else mask.contiguous(), [p.contiguous() for p in self.parameters()]
+        mask, parameters = None if mask is None else mask.contiguous(), [own[name].contiguous() for own, name in self._places]
         if torch.is_grad_enabled() and any(z.requires_grad for z in (x, *parameters)):
             return _OnKernels.apply(self.config, x, mask, *parameters)
         return _run_kernels(self.config, x, mask, None, parameters)

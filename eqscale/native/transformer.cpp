@@ -14,10 +14,14 @@ struct Shape {  // see eqscale.native.transformer
     int64_t gated, centred;  // hidden units gated by swish rather than GELU; LayerNorm rather than RMSNorm
 };
 
-static const int TILE = 64;         // lanes of a tile of short samples
+#ifndef TL
+#define TL 64
+#endif
+static const int TILE = TL;         // lanes of a tile of short samples
 static const double NORM_EPS = 1e-5;
 
-template <class T> constexpr int padded(int n) { return (n + width<T>() - 1) / width<T>() * width<T>(); }
+template <class T> constexpr int vectors(int n) { return (n + width<T>() - 1) / width<T>() * width<T>(); }
+template <class T> constexpr int half_vectors(int n) { return (2 * n + width<T>() - 1) / width<T>() * width<T>() / 2; }
 
 // sums (rows, one vector) += sums over whole vectors of x, or of x times y.
 template <class T> static void add_lanes(const T* x, const T* y, int rows, int lanes, T* sums) {
@@ -35,7 +39,7 @@ template <class T> static T sum_of(const T* x, int n, int64_t stride = 1) {
     return total;
 }
 
-// A linear map. `at`: where the sums of its gradients lie, (wide, narrow up to whole vectors) and (out, one vector).
+// A linear map. `at`: where the sums of its gradients lie, (wide, narrow up to half vectors) and (out, one vector).
 // The narrower side is transposed to be the lanes of a product over tokens.
 template <class T> struct Linear {
     int in, out;
@@ -44,7 +48,7 @@ template <class T> struct Linear {
 
     int narrow() const { return std::min(in, out); }
     int wide() const { return std::max(in, out); }
-    int stride() const { return padded<T>(narrow()); }
+    int stride() const { return half_vectors<T>(narrow()); }
     size_t sums() const { return (size_t)wide() * stride() + (size_t)out * width<T>(); }
 
     void forward(const T* x, T* y, int lanes, bool add = false) const {
@@ -201,7 +205,7 @@ template <class T> struct Tile {
             sample.tokens.clear();
             for (int t = 0; t < s.tokens; ++t)
                 if (!mask || mask[b * s.tokens + t]) sample.tokens.push_back(t);
-            sample.first = lanes, sample.lanes = padded<T>((int)sample.tokens.size());
+            sample.first = lanes, sample.lanes = vectors<T>((int)sample.tokens.size());
             lanes += sample.lanes;
         }
     }
@@ -265,7 +269,7 @@ template <class T> static void attend(const Shape& s, const Tile<T>& tile, const
 // Gradients of out (heads d, lanes) to those of qkv; work: transposed rows and gradients of the scores.
 template <class T>
 static void attend_gradient(const Shape& s, const Tile<T>& tile, const T* qkv, T* p, const T* gout, T* gqkv, T* work) {
-    const int n = tile.lanes, d = (int)(s.width / s.heads), ld = padded<T>(d), kv_rows = (int)s.kv_heads * d;
+    const int n = tile.lanes, d = (int)(s.width / s.heads), ld = half_vectors<T>(d), kv_rows = (int)s.kv_heads * d;
     const T *k = qkv + s.width * n, *v = k + kv_rows * n;
     T *gk = gqkv + s.width * n, *gv = gk + kv_rows * n;
     for_heads(s, tile, p, [&](const auto& x, int h, int g, const T* p) {
@@ -322,23 +326,25 @@ template <class T, int PURPOSE> static T* scratch(size_t n) {
     return (T*)(((uintptr_t)memory.data() + 63) / 64 * 64);
 }
 
-// body(tile, memory of what is kept) for all tiles, samples in order.
-template <class T, class F> static void for_tiles(const Shape& s, const bool* mask, T* kept, int threads, F body) {
-    const int64_t sample = padded<T>((int)s.tokens), together = std::max<int64_t>(1, TILE / sample);
+// body(tile, memory of what is kept) for all tiles; backwards for what was kept last, which still is in the cache.
+template <class T, class F>
+static void for_tiles(const Shape& s, const bool* mask, T* kept, bool backwards, int threads, F body) {
+    const int64_t sample = vectors<T>((int)s.tokens), together = std::max<int64_t>(1, TILE / sample);
     const int64_t tiles = (s.batch + together - 1) / together;
     const int64_t memory = sample * (s.depth * Kept<T>::rows(s) + s.width + 1);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Tile<T> tile;
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < tiles; ++i) {
+        for (int64_t k = 0; k < tiles; ++k) {
+            const int64_t i = backwards ? tiles - 1 - k : k;
             tile.set(s, mask, i * together, std::min(s.batch, (i + 1) * together));
             body(tile, kept ? kept + i * together * memory : kept);
         }
     }
 }
 
-template <class T> static size_t tile_lanes(const Shape& s) { return std::max<size_t>(TILE, padded<T>((int)s.tokens)); }
+template <class T> static size_t tile_lanes(const Shape& s) { return std::max<size_t>(TILE, vectors<T>((int)s.tokens)); }
 
 // x (B, T, in) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
 template <class T>
@@ -347,7 +353,7 @@ static void transformer(const T* x, T* y, T* kept, const bool* mask, const Shape
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
     const size_t rows = 2 * s.width + std::max(s.in, s.out);
-    for_tiles(s, mask, kept, threads, [&](const Tile<T>& tile, T* memory) {
+    for_tiles(s, mask, kept, false, threads, [&](const Tile<T>& tile, T* memory) {
         const int n = tile.lanes;
         T* stream = scratch<T, 0>((rows + (kept ? 0 : Kept<T>::rows(s))) * tile_lanes<T>(s));
         T *normed = stream + s.width * n, *ends = normed + s.width * n, *reused = ends + std::max(s.in, s.out) * n;
@@ -384,10 +390,10 @@ static void transformer_gradient(const T* x, const T* gy, T* gx, T* gradients, T
     T* const sums_of_threads = scratch<T, 1>(net.size * threads);
     std::fill_n(sums_of_threads, net.size * threads, (T)0);
     const int64_t units = s.hidden * (s.gated ? 2 : 1), qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
-    const size_t turned_rows = padded<T>((int)s.width);
-    const size_t rows = 2 * s.width + std::max({s.in, s.out, units, qkv}) + 3 * padded<T>((int)(s.width / s.heads)) +
+    const size_t turned_rows = vectors<T>((int)s.width);
+    const size_t rows = 2 * s.width + std::max({s.in, s.out, units, qkv}) + 3 * vectors<T>((int)(s.width / s.heads)) +
                         s.tokens + turned_rows;
-    for_tiles(s, mask, kept, threads, [&](const Tile<T>& tile, T* memory) {
+    for_tiles(s, mask, kept, true, threads, [&](const Tile<T>& tile, T* memory) {
         const int n = tile.lanes, d = (int)s.width;
         T* sums = sums_of_threads + thread_number() * net.size;
         T *g = scratch<T, 0>(rows * tile_lanes<T>(s)), *gnormed = g + d * n, *turned = gnormed + d * n;
