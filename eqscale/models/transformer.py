@@ -144,51 +144,52 @@ class _Memory:
         self._free[:] = [self.tensor]
 
 
+class _Kernel:
+    """The network on its kernels, for one call: shape of the batch, and parameters in the kernels' order."""
+
+    def __init__(self, config: TransformerConfig, x: Tensor, parameters: Sequence[Tensor]) -> None:
+        c, (b, t, _) = config, x.shape
+        sizes = c.in_features, c.out_features, c.width, c.depth, c.heads, c.kv_heads, c.hidden
+        self.shape = native.transformer.Shape(b, t, *sizes, c.activation == "swiglu", c.norm == "layer")
+        self.pointers = (ctypes.c_void_p * len(parameters))(*[p.data_ptr() for p in parameters])
+        self.kept: _Memory | None = None
+
+    def forward(self, x: Tensor, mask: Tensor | None, keep: bool) -> Tensor:
+        """(B, T, in_features) -> (B, T, out_features); ``keep`` what the backward pass needs."""
+        if keep:
+            native.call("transformer_plan", x, self.shape)
+            self.kept = _Memory(self.shape.kept, x)
+        y = x.new_zeros(*x.shape[:2], self.shape.out_features)
+        native.call("transformer", x, y, self.kept and self.kept.tensor, mask, self.shape, self.pointers)
+        return y
+
+    def backward(self, x: Tensor, mask: Tensor | None, gy: Tensor, gx: Tensor | None, gradients: Tensor) -> None:
+        """Gradients of the features, if they are wanted, and of all parameters, one after the other."""
+        assert self.kept is not None
+        native.call(
+            "transformer_gradient", x, gy, gx, gradients, self.kept.tensor, mask, self.shape, self.pointers
+        )
+
+
 class _OnKernels(torch.autograd.Function):
-    """The whole network as one operation; gradients of the parameters are parts of one tensor."""
+    """The whole network as one operation."""
 
     @staticmethod
     def forward(ctx: Any, config: TransformerConfig, x: Tensor, mask: Tensor | None, *parameters: Tensor) -> Tensor:
-        ctx.config, (b, t, _) = config, x.shape
-        ctx.kept = _Memory(_kept(config, b, t), x)
+        ctx.kernel = _Kernel(config, x, parameters)
         ctx.save_for_backward(x, mask, *parameters)
-        return _run_kernels(config, x, mask, ctx.kept.tensor, parameters)
+        return ctx.kernel.forward(x, mask, keep=True)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, mask, *parameters = ctx.saved_tensors
         gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        flat = x.new_empty(sum(p.numel() for p in parameters))
-        shape, pointers = _shape(ctx.config, x), _pointers(parameters)
-        native.call("transformer_gradient", x, g.contiguous(), gx, flat, ctx.kept.tensor, mask, shape, pointers)
-        parts = flat.split([p.numel() for p in parameters])
-        return None, gx, None, *(part.view_as(p) for part, p in zip(parts, parameters, strict=True))
-
-
-def _shape(config: TransformerConfig, x: Tensor) -> native.transformer.Shape:
-    c, (b, t, _) = config, x.shape
-    sizes = c.in_features, c.out_features, c.width, c.depth, c.heads, c.kv_heads, c.hidden
-    return native.transformer.Shape(b, t, *sizes, c.activation == "swiglu", c.norm == "layer")
-
-
-def _pointers(parameters: Sequence[Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(parameters))(*(p.data_ptr() for p in parameters))
-
-
-def _run_kernels(
-    config: TransformerConfig, x: Tensor, mask: Tensor | None, kept: Tensor | None, parameters: Sequence[Tensor]
-) -> Tensor:
-    y = x.new_zeros(*x.shape[:2], config.out_features)
-    native.call("transformer", x, y, kept, mask, _shape(config, x), _pointers(parameters))
-    return y
-
-
-def _kept(c: TransformerConfig, batch: int, tokens: int) -> int:
-    """Numbers that the kernels keep for the backward pass at most: samples are filled up to whole vectors."""
-    attention = 2 * c.width + (c.heads + 2 * c.kv_heads) * (c.width // c.heads) + c.heads * tokens
-    mlp = c.width + c.hidden + c.mlp_inputs
-    return batch * ((tokens + 15) // 16 * 16) * (c.depth * (attention + mlp + 2) + c.width + 1)
+        sizes = [p.numel() for p in parameters]
+        gradients = x.new_empty(sum(sizes))
+        ctx.kernel.backward(x, mask, g.contiguous(), gx, gradients)
+        parts = zip(gradients.split(sizes), parameters, strict=True)
+        return None, gx, None, *[part if p.ndim == 1 else part.view_as(p) for part, p in parts]
 
 
 class Transformer(nn.Module):
@@ -204,7 +205,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = _norm(config)
         self.readout = nn.Linear(config.width, config.out_features)
-        self._places = [(module._parameters, name) for module in self.modules() for name in module._parameters]
+        # Where list(self.parameters()) finds them: its walk takes a tenth of a small network's step.
+        self._places: list[tuple[dict[str, Any], str]] = [(module._parameters, name) for module in self.modules() for name in module._parameters]
         self._initialise()
 
     def _initialise(self) -> None:
@@ -247,10 +249,11 @@ class Transformer(nn.Module):
         return self.readout(self.norm(x))
 
     def _on_kernels(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        mask, parameters = None if mask is None else mask.contiguous(), [own[name].contiguous() for own, name in self._places]
+        mask = None if mask is None else mask.contiguous()
+        parameters = [own[name].contiguous() for own, name in self._places]
         if torch.is_grad_enabled() and any(z.requires_grad for z in (x, *parameters)):
             return _OnKernels.apply(self.config, x, mask, *parameters)
-        return _run_kernels(self.config, x, mask, None, parameters)
+        return _Kernel(self.config, x, parameters).forward(x, mask, keep=False)
 
 
 def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:

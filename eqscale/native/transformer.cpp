@@ -12,12 +12,10 @@
 struct Shape {  // see eqscale.native.transformer
     int64_t batch, tokens, in, out, width, depth, heads, kv_heads, hidden;
     int64_t gated, centred;  // hidden units gated by swish rather than GELU; LayerNorm rather than RMSNorm
+    int64_t kept;            // numbers that a forward pass keeps for its backward pass
 };
 
-#ifndef TL
-#define TL 64
-#endif
-static const int TILE = TL;         // lanes of a tile of short samples
+static const int TILE = 64;         // lanes of a tile of short samples
 static const double NORM_EPS = 1e-5;
 
 template <class T> constexpr int vectors(int n) { return (n + width<T>() - 1) / width<T>() * width<T>(); }
@@ -233,7 +231,7 @@ template <class T> struct Tile {
 template <class T> struct Kept {
     T *attention_normed, *attention_factor, *qkv, *p, *attended, *mlp_normed, *mlp_factor, *slopes, *hidden;
 
-    static size_t rows(const Shape& s) {  // per lane, for samples of all tokens
+    static int64_t rows(const Shape& s) {  // per lane, for samples of all tokens
         const int64_t qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
         return 3 * s.width + 2 + qkv + s.heads * s.tokens + s.hidden * (s.gated ? 3 : 2);
     }
@@ -311,6 +309,12 @@ template <class T> static void activate(const Shape& s, T* u, T* hidden, int lan
     }
 }
 
+template <class T> static int64_t kept_of_sample(const Shape& s) {
+    return vectors<T>((int)s.tokens) * (s.depth * Kept<T>::rows(s) + s.width + 1);
+}
+
+template <class T> static void transformer_plan(const T*, Shape* s, int) { s->kept = s->batch * kept_of_sample<T>(*s); }
+
 static int thread_number() {
 #ifdef _OPENMP
     return omp_get_thread_num();
@@ -331,7 +335,7 @@ template <class T, class F>
 static void for_tiles(const Shape& s, const bool* mask, T* kept, bool backwards, int threads, F body) {
     const int64_t sample = vectors<T>((int)s.tokens), together = std::max<int64_t>(1, TILE / sample);
     const int64_t tiles = (s.batch + together - 1) / together;
-    const int64_t memory = sample * (s.depth * Kept<T>::rows(s) + s.width + 1);
+    const int64_t memory = kept_of_sample<T>(s);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Tile<T> tile;
@@ -444,6 +448,7 @@ static void transformer_gradient(const T* x, const T* gy, T* gx, T* gradients, T
 }
 
 extern "C" {
+EXPORT(transformer_plan)
 EXPORT(transformer)
 EXPORT(transformer_gradient)
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-SIGNATURES = {"transformer": "pppppp", "transformer_gradient": "pppppppp"}
+SIGNATURES = {"transformer_plan": "ppi", "transformer": "ppppppi", "transformer_gradient": "ppppppppi"}
 
 
 class Shape(ctypes.Structure):
@@ -14,6 +14,6 @@ class Shape(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("batch", "tokens", "in_features", "out_features", "width", "depth", "heads", "kv_heads", "hidden"),
-            *("gated", "centred"),
+            *("gated", "centred", "kept"),
         )
     )
