@@ -30,9 +30,6 @@ from eqscale.native import gatr, transformer
 _HERE = pathlib.Path(__file__).parent
 _KERNEL_FILES = {"gatr.cpp": gatr.SIGNATURES, "transformer.cpp": transformer.SIGNATURES}
 _FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
-import os as _os
-if _os.environ.get("VB"):
-    _FLAGS = (*_FLAGS, "-DVECTOR_BYTES=" + _os.environ["VB"])
 
 _REALS = {torch.float32: ("f32", ctypes.c_float), torch.float64: ("f64", ctypes.c_double)}
 

@@ -415,6 +415,8 @@ static void attention(const T* e, T* out, int64_t N, const AttentionTables& t, c
 template <class T>
 static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64_t N, const AttentionTables& t,
                                const int64_t* starts, int samples, const T* weights, T eps, int threads) {
+    typedef typename Simd<T>::V V;
+    const int W = width<T>();
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int b = 0; b < samples; ++b) {
         const int len = (int)(starts[b + 1] - starts[b]);
@@ -441,7 +443,12 @@ static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64
             }
             s.probabilities(q.data(), p.data(), lanes, ld);
             gemm(s.v.data(), 1, s.padded, go.data(), ld, ds.data(), ld, len, (int)t.values, lanes);
-            softmax_gradient(p.data(), ds.data(), len, lanes, ld, scale);
+            for (int l = 0; l < lanes; l += W) {
+                V dot = V{};
+                for (int j = 0; j < len; ++j) dot += load(&p[j * ld + l]) * load(&ds[j * ld + l]);
+                for (int j = 0; j < len; ++j)
+                    store(&ds[j * ld + l], load(&p[j * ld + l]) * (load(&ds[j * ld + l]) - dot) * scale);
+            }
             gemm(s.k.data(), s.padded, 1, ds.data(), ld, gq.data(), ld, s.features, len, lanes);
             dots(go.data(), ld, p.data(), ld, gv.data(), s.padded, (int)t.values, (int)keys, lanes);
             dots(q.data(), ld, ds.data(), ld, gk.data(), s.padded, s.features, (int)keys, lanes);

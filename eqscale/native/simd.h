@@ -9,8 +9,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(VECTOR_BYTES)
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #elif defined(__AVX__)
 #define VECTOR_BYTES 32
@@ -21,7 +20,6 @@
 template <class T> struct Simd;
 template <> struct Simd<float> {
     typedef float V __attribute__((vector_size(VECTOR_BYTES)));
-    typedef float Half __attribute__((vector_size(VECTOR_BYTES / 2)));
     typedef float U __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
     typedef int32_t I __attribute__((vector_size(VECTOR_BYTES)));
     static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to integer in the low bits
@@ -30,7 +28,6 @@ template <> struct Simd<float> {
 };
 template <> struct Simd<double> {
     typedef double V __attribute__((vector_size(VECTOR_BYTES)));
-    typedef double Half __attribute__((vector_size(VECTOR_BYTES / 2)));
     typedef double U __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
     typedef int64_t I __attribute__((vector_size(VECTOR_BYTES)));
     static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
@@ -109,24 +106,24 @@ static constexpr int PANEL = 2;  // 16 registers
 constexpr int tile_rows(int vectors) { return vectors == 2 ? 6 : 10; }
 #endif
 
-// One tile of gemm(): M rows of NV vectors of type V.
-template <class V, int M, int NV, class T>
+// One tile of gemm().
+template <class T, int M, int NV>
 static inline void gemm_tile(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int K, const T* bias,
                              bool add) {
-    constexpr int W = sizeof(V) / sizeof(T);
+    typedef typename Simd<T>::V V;
+    const int W = width<T>();
     V acc[M][NV];
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) {
             acc[m][j] = V{} + (bias ? bias[m] : (T)0);
-            V c;
-            if (add) std::memcpy(&c, C + m * ldc + j * W, sizeof(V)), acc[m][j] += c;
+            if (add) acc[m][j] += load(C + m * ldc + j * W);
         }
     for (int k = 0; k < K; ++k) {
         V b[NV];
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) std::memcpy(&b[j], B + k * ldb + j * W, sizeof(V));
+        for (int j = 0; j < NV; ++j) b[j] = load(B + k * ldb + j * W);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
             const V a = V{} + A[m * sm + k * sk];
@@ -137,40 +134,38 @@ static inline void gemm_tile(const T* A, int sm, int sk, const T* B, int ldb, T*
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) std::memcpy(C + m * ldc + j * W, &acc[m][j], sizeof(V));
+        for (int j = 0; j < NV; ++j) store(C + m * ldc + j * W, acc[m][j]);
 }
 
-template <class V, int NV, int ROWS = tile_rows(NV), class T>
+template <class T, int NV, int ROWS = tile_rows(NV)>
 static inline void gemm_rows(int rows, const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int K,
                              const T* bias, bool add) {
     if constexpr (ROWS > 1)
-        if (rows < ROWS) return gemm_rows<V, NV, ROWS - 1>(rows, A, sm, sk, B, ldb, C, ldc, K, bias, add);
-    gemm_tile<V, ROWS, NV>(A, sm, sk, B, ldb, C, ldc, K, bias, add);
+        if (rows < ROWS) return gemm_rows<T, NV, ROWS - 1>(rows, A, sm, sk, B, ldb, C, ldc, K, bias, add);
+    gemm_tile<T, ROWS, NV>(A, sm, sk, B, ldb, C, ldc, K, bias, add);
 }
 
 // NV vectors of all M rows, in tiles of about equal heights: low ones would leave the multipliers waiting.
-template <class V, int NV, class T>
+template <class T, int NV>
 static void gemm_columns(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int M, int K, const T* bias,
                          bool add) {
     for (int tiles = (M + tile_rows(NV) - 1) / tile_rows(NV), m = 0; tiles; --tiles) {
         const int rows = (M - m + tiles - 1) / tiles;
-        gemm_rows<V, NV>(rows, A + m * sm, sm, sk, B, ldb, C + m * ldc, ldc, K, bias ? bias + m : bias, add);
+        gemm_rows<T, NV>(rows, A + m * sm, sm, sk, B, ldb, C + m * ldc, ldc, K, bias ? bias + m : bias, add);
         m += rows;
     }
 }
 
-// C[m][lane] = sum_k A[m sm + k sk] B[k][lane], plus bias[m], plus C if `add`; lanes a multiple of half a vector.
+// C[m][lane] = sum_k A[m sm + k sk] B[k][lane], plus bias[m], plus C if `add`; lanes a multiple of the vector width.
 template <class T>
 static void gemm(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int M, int K, int lanes,
                  const T* bias = nullptr, bool add = false) {
-    typedef typename Simd<T>::V V;
     const int W = width<T>();
     int n = 0;
     for (; n + PANEL * W <= lanes; n += PANEL * W)
-        gemm_columns<V, PANEL>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
-    for (; n + 2 * W <= lanes; n += 2 * W) gemm_columns<V, 2>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
-    for (; n + W <= lanes; n += W) gemm_columns<V, 1>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
-    if (n < lanes) gemm_columns<typename Simd<T>::Half, 1>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
+        gemm_columns<T, PANEL>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
+    for (; n + 2 * W <= lanes; n += 2 * W) gemm_columns<T, 2>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
+    if (n < lanes) gemm_columns<T, 1>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
 }
 
 // Interleaves the halves of a and b: the low ones into a, the high ones into b.
@@ -187,7 +182,7 @@ static inline void interleave(typename Simd<T>::V& a, typename Simd<T>::V& b, st
     a = low;
 }
 
-// x (n, m; ldx apart) to y (m, n and zeros up to ldy, a multiple of half a vector). Rows of x are read in whole vectors.
+// x (n, m; ldx apart) to y (m, n up to whole vectors of zeros; ldy apart). Rows of x are read in whole vectors.
 template <class T> static void transpose(const T* x, int ldx, int n, int m, T* y, int ldy) {
     typedef typename Simd<T>::V V;
     constexpr int W = width<T>();
@@ -207,12 +202,8 @@ template <class T> static void transpose(const T* x, int ldx, int n, int m, T* y
                 for (int i = 0; i < W; ++i) r[i] = s[i];
             }
 #pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) {
-                if (l + i >= m) break;
-                T* const to = y + (l + i) * ldy + k;
-                if (k + W <= ldy) store(to, r[i]);
-                else std::memcpy(to, &r[i], sizeof(V) / 2);
-            }
+            for (int i = 0; i < W; ++i)
+                if (l + i < m) store(y + (l + i) * ldy + k, r[i]);
         }
 }
 
@@ -232,17 +223,6 @@ template <class T> static void softmax(T* p, int len, int lanes, int ld, T scale
         }
         sum = (V{} + (T)1) / sum;
         for (int j = 0; j < len; ++j) store(p + j * ld + l, load(p + j * ld + l) * sum);
-    }
-}
-
-// p, dp (len, lanes; ld apart): probabilities and their gradients, which become those of the scores before `scale`.
-template <class T> static void softmax_gradient(const T* p, T* dp, int len, int lanes, int ld, T scale) {
-    typedef typename Simd<T>::V V;
-    for (int l = 0; l < lanes; l += width<T>()) {
-        V dot = V{};
-        for (int j = 0; j < len; ++j) dot += load(p + j * ld + l) * load(dp + j * ld + l);
-        for (int j = 0; j < len; ++j)
-            store(dp + j * ld + l, load(p + j * ld + l) * (load(dp + j * ld + l) - dot) * scale);
     }
 }
 

@@ -19,7 +19,6 @@ static const int TILE = 64;         // lanes of a tile of short samples
 static const double NORM_EPS = 1e-5;
 
 template <class T> constexpr int vectors(int n) { return (n + width<T>() - 1) / width<T>() * width<T>(); }
-template <class T> constexpr int half_vectors(int n) { return (2 * n + width<T>() - 1) / width<T>() * width<T>() / 2; }
 
 // sums (rows, one vector) += sums over whole vectors of x, or of x times y.
 template <class T> static void add_lanes(const T* x, const T* y, int rows, int lanes, T* sums) {
@@ -37,7 +36,7 @@ template <class T> static T sum_of(const T* x, int n, int64_t stride = 1) {
     return total;
 }
 
-// A linear map. `at`: where the sums of its gradients lie, (wide, narrow up to half vectors) and (out, one vector).
+// A linear map. `at`: where the sums of its gradients lie, (wide, narrow up to whole vectors) and (out, one vector).
 // The narrower side is transposed to be the lanes of a product over tokens.
 template <class T> struct Linear {
     int in, out;
@@ -46,7 +45,7 @@ template <class T> struct Linear {
 
     int narrow() const { return std::min(in, out); }
     int wide() const { return std::max(in, out); }
-    int stride() const { return half_vectors<T>(narrow()); }
+    int stride() const { return vectors<T>(narrow()); }
     size_t sums() const { return (size_t)wide() * stride() + (size_t)out * width<T>(); }
 
     void forward(const T* x, T* y, int lanes, bool add = false) const {
@@ -233,59 +232,66 @@ template <class T> struct Kept {
 
     static int64_t rows(const Shape& s) {  // per lane, for samples of all tokens
         const int64_t qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
-        return 3 * s.width + 2 + qkv + s.heads * s.tokens + s.hidden * (s.gated ? 3 : 2);
+        return 3 * s.width + 2 + qkv + s.heads * vectors<T>((int)s.tokens) + s.hidden * (s.gated ? 3 : 2);
     }
     Kept(const Block<T>& b, const Shape& s, const Tile<T>& tile, T*& memory) {
         const auto take = [&](int64_t n) { return std::exchange(memory, memory + n); };
         const int64_t n = tile.lanes, d = s.width;
         attention_normed = take(d * n), attention_factor = take(n), qkv = take(b.qkv.out * n);
         int64_t probabilities = 0;
-        for (const auto& x : tile.samples) probabilities += s.heads * (int64_t)x.tokens.size() * x.lanes;
+        for (const auto& x : tile.samples) probabilities += s.heads * (int64_t)x.lanes * x.lanes;
         p = take(probabilities);
         attended = take(d * n), mlp_normed = take(d * n), mlp_factor = take(n);
         slopes = take(b.mlp_in.out * n), hidden = take(b.mlp_out.in * n);
     }
 };
 
-// body(sample, head, its key and value head, probabilities (tokens, lanes)) for all heads of all samples.
+// body(sample, head, first row of its key and value head, probabilities (queries, keys)) for all heads.
 template <class T, class F> static void for_heads(const Shape& s, const Tile<T>& tile, T* p, F body) {
+    const int d = (int)(s.width / s.heads);
     for (const auto& x : tile.samples)
-        for (int h = 0; h < s.heads; ++h, p += x.tokens.size() * x.lanes) body(x, h, s.kv_heads > 1 ? h : 0, p);
+        for (int h = 0; h < s.heads; ++h, p += x.lanes * x.lanes) body(x, h, s.kv_heads > 1 ? h * d : 0, p);
 }
 
-template <class T> static void attend(const Shape& s, const Tile<T>& tile, const T* qkv, T* p, T* out) {
+// Softmax attention with lanes for queries. p, if wanted, keeps the probabilities with lanes for keys.
+template <class T>
+static void attend(const Shape& s, const Tile<T>& tile, const T* qkv, T* out, T* p, T* scores, bool keep) {
     const int n = tile.lanes, d = (int)(s.width / s.heads);
-    const T *k = qkv + s.width * n, *v = k + s.kv_heads * d * n;
-    for_heads(s, tile, p, [&](const auto& x, int h, int g, T* p) {
-        const int len = (int)x.tokens.size(), at = h * d * n + x.first, kv_at = g * d * n + x.first;
-        gemm(k + kv_at, 1, n, qkv + at, n, p, x.lanes, len, d, x.lanes);
-        softmax(p, len, x.lanes, x.lanes, 1 / std::sqrt((T)d));
-        gemm(v + kv_at, n, 1, p, x.lanes, out + at, n, d, len, x.lanes);
+    for_heads(s, tile, p, [&](const auto& x, int h, int kv, T* p) {
+        const int len = (int)x.tokens.size();
+        const T *q = qkv + h * d * n + x.first, *k = qkv + (s.width + kv) * n + x.first, *v = k + s.kv_heads * d * n;
+        gemm(k, 1, n, q, n, scores, x.lanes, len, d, x.lanes);
+        softmax(scores, len, x.lanes, x.lanes, 1 / std::sqrt((T)d));
+        gemm(v, n, 1, scores, x.lanes, out + h * d * n + x.first, n, d, len, x.lanes);
+        if (keep) transpose(scores, x.lanes, len, x.lanes, p, x.lanes);
     });
 }
 
-// Gradients of out (heads d, lanes) to those of qkv; work: transposed rows and gradients of the scores.
+// Gradients of out (heads d, lanes) to those of qkv.
 template <class T>
-static void attend_gradient(const Shape& s, const Tile<T>& tile, const T* qkv, T* p, const T* gout, T* gqkv, T* work) {
-    const int n = tile.lanes, d = (int)(s.width / s.heads), ld = half_vectors<T>(d), kv_rows = (int)s.kv_heads * d;
-    const T *k = qkv + s.width * n, *v = k + kv_rows * n;
-    T *gk = gqkv + s.width * n, *gv = gk + kv_rows * n;
-    for_heads(s, tile, p, [&](const auto& x, int h, int g, const T* p) {
-        const int len = (int)x.tokens.size(), at = h * d * n + x.first, kv_at = g * d * n + x.first;
-        T *turned = work, *keys = turned + x.lanes * ld, *values = keys + x.lanes * ld, *ds = values + x.lanes * ld;
-        const bool add = h > 0 && s.kv_heads == 1;
-        if (!add) std::fill(keys, ds, (T)0);  // also of the lanes without a token
-        transpose(gout + at, n, d, x.lanes, turned, ld);
-        gemm(p, x.lanes, 1, turned, ld, values, ld, len, x.lanes, ld, (T*)nullptr, add);
-        gemm(v + kv_at, 1, n, gout + at, n, ds, x.lanes, len, d, x.lanes);
-        softmax_gradient(p, ds, len, x.lanes, x.lanes, 1 / std::sqrt((T)d));
-        gemm(k + kv_at, n, 1, ds, x.lanes, gqkv + at, n, d, len, x.lanes);
-        transpose(qkv + at, n, d, x.lanes, turned, ld);
-        gemm(ds, x.lanes, 1, turned, ld, keys, ld, len, x.lanes, ld, (T*)nullptr, add);
-        if (s.kv_heads > 1 || h + 1 == s.heads) {
-            transpose(keys, ld, x.lanes, d, gk + kv_at, n);
-            transpose(values, ld, x.lanes, d, gv + kv_at, n);
+static void attend_gradient(const Shape& s, const Tile<T>& tile, const T* qkv, const T* out, T* p, const T* gout,
+                            T* gqkv, T* work) {
+    typedef typename Simd<T>::V V;
+    const int n = tile.lanes, d = (int)(s.width / s.heads);
+    const T scale = 1 / std::sqrt((T)d);
+    for_heads(s, tile, p, [&](const auto& x, int h, int kv, const T* p) {
+        const int len = (int)x.tokens.size(), lanes = x.lanes;
+        const int64_t at = h * d * n + x.first, to_k = (s.width + kv) * n + x.first, to_v = to_k + s.kv_heads * d * n;
+        T *dots = work, *gscores = dots + lanes, *turned = gscores + lanes * lanes;
+        for (int l = 0; l < lanes; l += width<T>()) {
+            V dot = V{};
+            for (int f = 0; f < d; ++f) dot += load(gout + at + f * n + l) * load(out + at + f * n + l);
+            store(dots + l, dot);
         }
+        gemm(gout + at, 1, n, qkv + to_v, n, gscores, lanes, len, d, lanes);
+        for (int q = 0; q < len; ++q)
+            for (int l = q * lanes; l < (q + 1) * lanes; l += width<T>())
+                store(gscores + l, load(p + l) * (load(gscores + l) - dots[q]) * scale);
+        const bool add = h > 0 && s.kv_heads == 1;
+        gemm(gout + at, n, 1, p, lanes, gqkv + to_v, n, d, len, lanes, (T*)nullptr, add);
+        gemm(qkv + at, n, 1, gscores, lanes, gqkv + to_k, n, d, len, lanes, (T*)nullptr, add);
+        transpose(gscores, lanes, len, lanes, turned, lanes);
+        gemm(qkv + to_k, n, 1, turned, lanes, gqkv + at, n, d, len, lanes);
     });
 }
 
@@ -356,11 +362,12 @@ static void transformer(const T* x, T* y, T* kept, const bool* mask, const Shape
                         int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
-    const size_t rows = 2 * s.width + std::max(s.in, s.out);
+    const int64_t ends_rows = std::max({s.in, s.out, s.tokens});  // or the scores of a head
+    const int64_t rows = 2 * s.width + ends_rows;
     for_tiles(s, mask, kept, false, threads, [&](const Tile<T>& tile, T* memory) {
         const int n = tile.lanes;
         T* stream = scratch<T, 0>((rows + (kept ? 0 : Kept<T>::rows(s))) * tile_lanes<T>(s));
-        T *normed = stream + s.width * n, *ends = normed + s.width * n, *reused = ends + std::max(s.in, s.out) * n;
+        T *normed = stream + s.width * n, *ends = normed + s.width * n, *reused = ends + ends_rows * n;
         tile.gather(s, x, (int)s.in, ends);
         net.embed.forward(ends, stream, n);
         for (const Block<T>& b : net.blocks) {
@@ -369,7 +376,7 @@ static void transformer(const T* x, T* y, T* kept, const bool* mask, const Shape
             b.attention_norm.forward(stream, k.attention_normed, k.attention_factor, n);
             b.attention_norm.affine(k.attention_normed, normed, n);
             b.qkv.forward(normed, k.qkv, n);
-            attend(s, tile, k.qkv, k.p, k.attended);
+            attend(s, tile, k.qkv, k.attended, k.p, ends, kept);
             b.out.forward(k.attended, stream, n, true);
             b.mlp_norm.forward(stream, k.mlp_normed, k.mlp_factor, n);
             b.mlp_norm.affine(k.mlp_normed, normed, n);
@@ -395,8 +402,8 @@ static void transformer_gradient(const T* x, const T* gy, T* gx, T* gradients, T
     std::fill_n(sums_of_threads, net.size * threads, (T)0);
     const int64_t units = s.hidden * (s.gated ? 2 : 1), qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
     const size_t turned_rows = vectors<T>((int)s.width);
-    const size_t rows = 2 * s.width + std::max({s.in, s.out, units, qkv}) + 3 * vectors<T>((int)(s.width / s.heads)) +
-                        s.tokens + turned_rows;
+    const size_t rows = 2 * s.width + turned_rows + std::max({s.in, s.out, units, qkv}) +
+                        2 * vectors<T>((int)s.tokens) + 1;
     for_tiles(s, mask, kept, true, threads, [&](const Tile<T>& tile, T* memory) {
         const int n = tile.lanes, d = (int)s.width;
         T* sums = sums_of_threads + thread_number() * net.size;
@@ -427,7 +434,7 @@ static void transformer_gradient(const T* x, const T* gy, T* gx, T* gradients, T
 
             b.out.weight_gradient(k.attended, g, n, sums, turned);
             b.out.input_gradient(g, gnormed, n);
-            attend_gradient(s, tile, k.qkv, k.p, gnormed, wide, work);
+            attend_gradient(s, tile, k.qkv, k.attended, k.p, gnormed, wide, work);
             b.attention_norm.affine(k.attention_normed, gnormed, n);
             b.qkv.weight_gradient(gnormed, wide, n, sums, turned);
             b.qkv.input_gradient(wide, gnormed, n);
