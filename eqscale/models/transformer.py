@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 
 from eqscale import native
 from eqscale.errors import InputError
@@ -144,31 +146,17 @@ class _Memory:
         self._free[:] = [self.tensor]
 
 
-class _Kernel:
-    """The network on its kernels, for one call: shape of the batch, and parameters in the kernels' order."""
+@functools.lru_cache(maxsize=256)
+def _shape(c: TransformerConfig, batch: int, tokens: int, dtype: torch.dtype) -> native.transformer.Shape:
+    """Shape of a batch, and what the kernels need for it."""
+    sizes = c.in_features, c.out_features, c.width, c.depth, c.heads, c.kv_heads, c.hidden
+    shape = native.transformer.Shape(batch, tokens, *sizes, c.activation == "swiglu", c.norm == "layer")
+    native.call("transformer_plan", torch.empty(0, dtype=dtype), shape)
+    return shape
 
-    def __init__(self, config: TransformerConfig, x: Tensor, parameters: Sequence[Tensor]) -> None:
-        c, (b, t, _) = config, x.shape
-        sizes = c.in_features, c.out_features, c.width, c.depth, c.heads, c.kv_heads, c.hidden
-        self.shape = native.transformer.Shape(b, t, *sizes, c.activation == "swiglu", c.norm == "layer")
-        self.pointers = (ctypes.c_void_p * len(parameters))(*[p.data_ptr() for p in parameters])
-        self.kept: _Memory | None = None
 
-    def forward(self, x: Tensor, mask: Tensor | None, keep: bool) -> Tensor:
-        """(B, T, in_features) -> (B, T, out_features); ``keep`` what the backward pass needs."""
-        if keep:
-            native.call("transformer_plan", x, self.shape)
-            self.kept = _Memory(self.shape.kept, x)
-        y = x.new_zeros(*x.shape[:2], self.shape.out_features)
-        native.call("transformer", x, y, self.kept and self.kept.tensor, mask, self.shape, self.pointers)
-        return y
-
-    def backward(self, x: Tensor, mask: Tensor | None, gy: Tensor, gx: Tensor | None, gradients: Tensor) -> None:
-        """Gradients of the features, if they are wanted, and of all parameters, one after the other."""
-        assert self.kept is not None
-        native.call(
-            "transformer_gradient", x, gy, gx, gradients, self.kept.tensor, mask, self.shape, self.pointers
-        )
+def _pointers(parameters: Sequence[Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(parameters))(*[p.data_ptr() for p in parameters])
 
 
 class _OnKernels(torch.autograd.Function):
@@ -176,20 +164,21 @@ class _OnKernels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, config: TransformerConfig, x: Tensor, mask: Tensor | None, *parameters: Tensor) -> Tensor:
-        ctx.kernel = _Kernel(config, x, parameters)
+        ctx.shape, ctx.pointers = _shape(config, *x.shape[:2], x.dtype), _pointers(parameters)
+        ctx.kept = _Memory(ctx.shape.kept, x)
         ctx.save_for_backward(x, mask, *parameters)
-        return ctx.kernel.forward(x, mask, keep=True)
+        y = x.new_zeros(*x.shape[:2], config.out_features)
+        native.call("transformer", x, y, ctx.kept.tensor, mask, ctx.shape, ctx.pointers)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, mask, *parameters = ctx.saved_tensors
         gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        sizes = [p.numel() for p in parameters]
-        gradients = x.new_empty(sum(sizes))
-        ctx.kernel.backward(x, mask, g.contiguous(), gx, gradients)
-        parts = zip(gradients.split(sizes), parameters, strict=True)
-        return None, gx, None, *[part if p.ndim == 1 else part.view_as(p) for part, p in parts]
+        flat, gy = x.new_empty(ctx.shape.parameters), gy.contiguous()
+        native.call("transformer_gradient", x, gy, gx, flat, ctx.kept.tensor, mask, ctx.shape, ctx.pointers)
+        return None, gx, None, *_unflatten_dense_tensors(flat, parameters)
 
 
 class Transformer(nn.Module):
@@ -253,7 +242,10 @@ class Transformer(nn.Module):
         parameters = [own[name].contiguous() for own, name in self._places]
         if torch.is_grad_enabled() and any(z.requires_grad for z in (x, *parameters)):
             return _OnKernels.apply(self.config, x, mask, *parameters)
-        return _Kernel(self.config, x, parameters).forward(x, mask, keep=False)
+        y = x.new_zeros(*x.shape[:2], self.config.out_features)
+        shape = _shape(self.config, *x.shape[:2], x.dtype)
+        native.call("transformer", x, y, None, mask, shape, _pointers(parameters))
+        return y
 
 
 def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:

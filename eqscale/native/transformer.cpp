@@ -12,7 +12,7 @@
 struct Shape {  // see eqscale.native.transformer
     int64_t batch, tokens, in, out, width, depth, heads, kv_heads, hidden;
     int64_t gated, centred;  // hidden units gated by swish rather than GELU; LayerNorm rather than RMSNorm
-    int64_t kept;            // numbers that a forward pass keeps for its backward pass
+    int64_t kept, parameters;  // filled in by transformer_plan(): numbers kept for the backward pass, and parameters
 };
 
 static const int TILE = 64;         // lanes of a tile of short samples
@@ -45,6 +45,7 @@ template <class T> struct Linear {
 
     int narrow() const { return std::min(in, out); }
     int wide() const { return std::max(in, out); }
+    int64_t parameters() const { return (int64_t)in * out + out; }
     int stride() const { return vectors<T>(narrow()); }
     size_t sums() const { return (size_t)wide() * stride() + (size_t)out * width<T>(); }
 
@@ -79,14 +80,17 @@ template <class T> struct Norm {
     const T *scale, *shift;
     size_t at;
 
-    size_t sums() const { return (size_t)n * width<T>() * (shift ? 2 : 1); }
+    bool centred;
+
+    int64_t parameters() const { return centred ? 2 * n : n; }
+    size_t sums() const { return (size_t)parameters() * width<T>(); }
 
     void forward(const T* x, T* normed, T* factor, int lanes) const {
         typedef typename Simd<T>::V V;
         constexpr int W = width<T>();
         for (int l = 0; l < lanes; l += W) {
             V mean[2] = {}, square[2] = {};
-            if (shift) {
+            if (centred) {
                 for (int k = 0; k < n; ++k) mean[k % 2] += load(x + k * lanes + l);
                 mean[0] = (mean[0] + mean[1]) / (T)n;
             }
@@ -106,21 +110,21 @@ template <class T> struct Norm {
     void affine(const T* normed, T* y, int lanes) const {
         for (int k = 0; k < n; ++k)
             for (int l = 0; l < lanes; l += width<T>())
-                store(y + k * lanes + l, load(normed + k * lanes + l) * scale[k] + (shift ? shift[k] : (T)0));
+                store(y + k * lanes + l, load(normed + k * lanes + l) * scale[k] + (centred ? shift[k] : (T)0));
     }
     // gx gains, or is, the gradient of x; g is that of y.
     void gradient(const T* normed, const T* factor, const T* g, T* gx, int lanes, T* sums, bool add) const {
         typedef typename Simd<T>::V V;
         const int W = width<T>();
         add_lanes(g, normed, n, lanes, sums + at);
-        if (shift) add_lanes<T>(g, nullptr, n, lanes, sums + at + n * W);
+        if (centred) add_lanes<T>(g, nullptr, n, lanes, sums + at + n * W);
         for (int l = 0; l < lanes; l += W) {
             V mean[2] = {}, dot[2] = {};
             for (int k = 0; k < n; ++k) {
                 const V a = load(g + k * lanes + l) * scale[k];
                 mean[k % 2] += a, dot[k % 2] += a * load(normed + k * lanes + l);
             }
-            mean[0] = shift ? (mean[0] + mean[1]) / (T)n : V{}, dot[0] = (dot[0] + dot[1]) / (T)n;
+            mean[0] = centred ? (mean[0] + mean[1]) / (T)n : V{}, dot[0] = (dot[0] + dot[1]) / (T)n;
             const V f = load(factor + l);
             for (int k = 0; k < n; ++k) {
                 T* to = gx + k * lanes + l;
@@ -132,7 +136,7 @@ template <class T> struct Norm {
     }
     T* finish(const T* sums, int threads, size_t size, T* gradient) const {
         const T* x = sums + at;
-        for (int k = 0; k < n * (shift ? 2 : 1); ++k, x += width<T>()) {
+        for (int k = 0; k < parameters(); ++k, x += width<T>()) {
             T total = 0;
             for (int t = 0; t < threads; ++t) total += sum_of(x + t * size, width<T>());
             *gradient++ = total;
@@ -172,13 +176,19 @@ template <class T> struct Network {
         norm = normalisation(d);
         readout = linear(d, (int)s.out);
     }
+    template <class F> void for_each(F body) const {
+        body(embed);
+        for (const Block<T>& b : blocks)
+            body(b.attention_norm), body(b.qkv), body(b.out), body(b.mlp_norm), body(b.mlp_in), body(b.mlp_out);
+        body(norm), body(readout);
+    }
     Linear<T> linear(int in, int out) {
         const Linear<T> map{in, out, next[0], next[1], size};
         next += 2, size += map.sums();
         return map;
     }
     Norm<T> normalisation(int n) {
-        const Norm<T> map{n, next[0], s.centred ? next[1] : nullptr, size};
+        const Norm<T> map{n, next[0], s.centred ? next[1] : nullptr, size, s.centred != 0};
         next += s.centred ? 2 : 1, size += map.sums();
         return map;
     }
@@ -319,8 +329,6 @@ template <class T> static int64_t kept_of_sample(const Shape& s) {
     return vectors<T>((int)s.tokens) * (s.depth * Kept<T>::rows(s) + s.width + 1);
 }
 
-template <class T> static void transformer_plan(const T*, Shape* s, int) { s->kept = s->batch * kept_of_sample<T>(*s); }
-
 static int thread_number() {
 #ifdef _OPENMP
     return omp_get_thread_num();
@@ -355,6 +363,13 @@ static void for_tiles(const Shape& s, const bool* mask, T* kept, bool backwards,
 }
 
 template <class T> static size_t tile_lanes(const Shape& s) { return std::max<size_t>(TILE, vectors<T>((int)s.tokens)); }
+
+template <class T> static void transformer_plan(const T*, Shape* s, int) {
+    const std::vector<const T*> nowhere(6 + 12 * s->depth);
+    s->kept = s->batch * kept_of_sample<T>(*s);
+    s->parameters = 0;
+    Network<T>(*s, nowhere.data()).for_each([&](const auto& map) { s->parameters += map.parameters(); });
+}
 
 // x (B, T, in) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
 template <class T>
@@ -447,11 +462,7 @@ static void transformer_gradient(const T* x, const T* gy, T* gx, T* gradients, T
             tile.scatter(s, wide, (int)s.in, gx);
         }
     });
-    const auto finish = [&](const auto& map) { gradients = map.finish(sums_of_threads, threads, net.size, gradients); };
-    finish(net.embed);
-    for (const Block<T>& b : net.blocks)
-        finish(b.attention_norm), finish(b.qkv), finish(b.out), finish(b.mlp_norm), finish(b.mlp_in), finish(b.mlp_out);
-    finish(net.norm), finish(net.readout);
+    net.for_each([&](const auto& map) { gradients = map.finish(sums_of_threads, threads, net.size, gradients); });
 }
 
 extern "C" {
