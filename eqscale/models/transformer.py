@@ -195,7 +195,8 @@ class Transformer(nn.Module):
         self.norm = _norm(config)
         self.readout = nn.Linear(config.width, config.out_features)
         # Where list(self.parameters()) finds them: its walk takes a tenth of a small network's step.
-        self._places: list[tuple[dict[str, Any], str]] = [(module._parameters, name) for module in self.modules() for name in module._parameters]
+        owners = [module._parameters for module in self.modules()]
+        self._places: list[tuple[dict[str, Any], str]] = [(own, name) for own in owners for name in own]
         self._initialise()
 
     def _initialise(self) -> None:
