@@ -1,6 +1,6 @@
 """Speed and memory of GATr against the dense formulation, other packages and a plain transformer.
 
-    python benchmarks/models.py [--only networks,study] [--threads 1,2] [--json FILE]
+    python benchmarks/models.py [--only steps,networks,study] [--threads 1,2] [--json FILE]
 
 All contestants run in one process, in rounds with rotating order; a figure is the median of the rounds, a
 ratio is taken within this run. Forward + backward unless said otherwise; float32. "ours" is the untyped
@@ -13,15 +13,26 @@ ezgatr lgatr` (extra `bench`).
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import copy
 import dataclasses
+import functools
+import importlib
 import importlib.util
+import io
 import itertools
 import json
+import pathlib
 import platform
 import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from dense_gatr import DenseGATr
@@ -33,13 +44,17 @@ from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.models.gatr.bilinear import Bilinear, Products
 from eqscale.models.gatr.layout import Layout
 from eqscale.models.gatr.linear import Assembly, Linear, LinearMap, apply_linear
-from eqscale.models.transformer import Transformer, TransformerConfig
+from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
+from eqscale.training.optim import get_optimizer
 
 HEADS = 8
 NETWORKS = ((8, 16, 4), (16, 32, 6), (32, 64, 8))  # multivector channels, scalars, blocks
 TOKENS = ((16, 32), (4, 256))  # batch, tokens
 STUDY = ((2, 4, 2, 2), (4, 8, 2, 2), (8, 16, 3, 4), (16, 32, 4, 4))  # channels, scalars, blocks, heads
 STUDY_BATCH, STUDY_TOKENS = 64, 31
+GATR_BEFORE = "cf9bf524f39ea836ae3f029c904c5adb8afd4a6d"
+GATR_STEPS = ((3, 2, 2, 16), (4, 3, 2, 16), (6, 4, 2, 16), (8, 5, 4, 16))  # channels, blocks, heads, batch
+PLAIN_STEPS = ((20, 1, 1, 32), (36, 1, 4, 32), (24, 2, 3, 64), (30, 3, 3, 64), (64, 3, 8, 128))  # width to batch
 
 Step = Callable[[], object]
 Size = tuple[int, int, int]
@@ -47,7 +62,7 @@ Size = tuple[int, int, int]
 
 @contextlib.contextmanager
 def without_kernels() -> Iterator[None]:
-    """Inside, GATr runs on ATen operations only."""
+    """Inside, networks run on ATen operations only."""
     available = native.available
     native.available = lambda x: False
     try:
@@ -358,7 +373,7 @@ def linear(sizes: list[Size], rounds: int, least: float) -> list[dict]:
 
 
 def products(sizes: list[Size], rounds: int, least: float) -> list[dict]:
-    """Geometric product + join of C + C channels (sizes is not used)."""
+    """Geometric product + join of C + C channels on ATen operations (sizes is not used)."""
     results, rows = [], []
     for n, c in itertools.product((512, 1024), (8, 16, 32)):
         torch.manual_seed(0)
@@ -376,16 +391,16 @@ def products(sizes: list[Size], rounds: int, least: float) -> list[dict]:
             return (layer(z, passed, reference),)
 
         dense_step, step = training_step(by_einsum, [factors]), training_step(planar, [z])
-        seconds = interleaved({"dense": dense_step, "kernels": step, "ATen": eager(step)}, rounds, least)
-        fast, slow = (seconds["dense"] / seconds[name] for name in ("kernels", "ATen"))
+        seconds = interleaved({"dense": dense_step, "ours": step}, rounds, least)
+        ratio = seconds["dense"] / seconds["ours"]
         results.append(
             {
                 "part": "products", "tokens": n, "channels": c, **setting(),
-                **{f"{name}_s": x for name, x in seconds.items()}, "speedup_kernels": fast, "speedup_aten": slow,
+                **{f"{name}_s": x for name, x in seconds.items()}, "speedup": ratio,
             }
         )  # fmt: skip
-        rows.append([str(n), str(c), *(f"{1e3 * x:.2f}" for x in seconds.values()), f"{fast:.1f}", f"{slow:.1f}"])
-    head = ["tokens", "C", "dense ms", "kernels ms", "ATen ms", "x kernels", "x ATen"]
+        rows.append([str(n), str(c), *(f"{1e3 * x:.2f}" for x in seconds.values()), f"{ratio:.1f}"])
+    head = ["tokens", "C", "dense ms", "ours ms", "x"]
     table(f"Geometric product + join, {torch.get_num_threads()} thread(s)", head, rows)
     return results
 
@@ -409,7 +424,145 @@ def memory(sizes: list[Size], rounds: int, least: float) -> list[dict]:
     return results
 
 
-PARTS = {"linear": linear, "products": products, "networks": networks, "study": study, "memory": memory}
+@dataclasses.dataclass
+class Trained:
+    """A network in training, and the same one as it was before all of it was one kernel."""
+
+    label: str
+    batch: int
+    model: nn.Module
+    stock: nn.Module
+    """The network as it was, with equal parameters."""
+    forward: Callable[[nn.Module], Tensor]
+    """Predictions, zero at padded tokens."""
+    flops: float
+    """Of a step's matrix products, executed."""
+    before: Callable[[Step], Step] = lambda step: step
+    """How a step of ``stock`` runs."""
+
+
+def sample_mask(batch: int, tokens: int) -> Tensor:
+    """Every eighth sample lacks a few tokens."""
+    mask = torch.ones(batch, tokens, dtype=torch.bool)
+    for sample in range(0, batch, 8):
+        mask[sample, tokens - 4 - sample // 8 % 7 :] = False
+    return mask
+
+
+def plain_steps() -> Iterator[Trained]:
+    """Plain transformers; before: stock PyTorch."""
+    for width, depth, heads, batch in PLAIN_STEPS:
+        torch.manual_seed(0)
+        config = TransformerConfig(in_features=17, out_features=3, width=width, depth=depth, heads=heads)
+        model, x, mask = Transformer(config), torch.randn(batch, STUDY_TOKENS, 17), sample_mask(batch, STUDY_TOKENS)
+        lengths = mask.sum(1)
+        flops = transformer_training_flops(config).executed.total(int(lengths.sum()), int(lengths.square().sum()))
+        forward = lambda model, x=x, mask=mask: model(x, mask) * mask[..., None]  # noqa: E731
+        yield Trained(f"plain {width} x {depth}", batch, model, copy.deepcopy(model), forward, flops, eager)
+
+
+@functools.cache
+def gatr_before() -> Any:
+    """GATr with a kernel for each operation of a block, from the history of this repository."""
+    folder, root = tempfile.TemporaryDirectory(), pathlib.Path(__file__).parent.parent
+    archive = subprocess.run(["git", "archive", GATR_BEFORE, "eqscale"], cwd=root, check=True, capture_output=True)
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(folder.name, filter="data")
+    atexit.register(folder.cleanup)
+    current = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "eqscale"}
+    sys.path.insert(0, folder.name)
+    try:
+        return importlib.import_module("eqscale.models.gatr")
+    finally:
+        sys.path.remove(folder.name)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "eqscale"]:
+            del sys.modules[name]
+        sys.modules.update(current)
+
+
+def gatr_steps() -> Iterator[Trained]:
+    """GATr with the inputs of the study's task; before: a kernel for each operation of a block."""
+    for width, depth, heads, batch in GATR_STEPS:
+        torch.manual_seed(0)
+        half = width // 2
+        config = GATrConfig(3, 5, 9, 1, 1, 0, half, width - half, 2 * width, depth, heads=heads)
+        model = GATr(config)
+        stock = gatr_before().GATr(gatr_before().GATrConfig(**dataclasses.asdict(config)))
+        stock.load_state_dict(model.state_dict())
+        mv, s = torch.randn(batch, STUDY_TOKENS, 8, 16), torch.randn(batch, STUDY_TOKENS, 9)
+        mask = sample_mask(batch, STUDY_TOKENS)
+        lengths = mask.sum(1)
+        flops = gatr_training_flops(config).executed.total(int(lengths.sum()), int(lengths.square().sum()))
+        forward = lambda model, mv=mv, s=s, mask=mask: model(mv, s, mask)[0]  # noqa: E731
+        torch.testing.assert_close(forward(stock), forward(model), rtol=1e-3, atol=1e-4)
+        yield Trained(f"GATr {width} x {depth}", batch, model, stock, forward, flops)
+
+
+def optimised(trained: Trained, model: nn.Module, optimizer: torch.optim.Optimizer, set_to_none: bool) -> Step:
+    """A whole step: forward, mean squared error, backward, clipping, optimiser."""
+    target = torch.randn_like(trained.forward(model))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=set_to_none)
+        nn.functional.mse_loss(trained.forward(model), target).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def stock_adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW as PyTorch has it, fused."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
+
+
+STEPS = (plain_steps, gatr_steps)
+
+
+def steps(sizes: list[Size], rounds: int, least: float) -> list[dict]:
+    """Training steps at the study's best shapes, now and before networks were one kernel each (sizes is not used)."""
+    results, rows, peak = [], [], peak_gflops()
+    for trained in itertools.chain.from_iterable(part() for part in STEPS):
+        own, stock = trained.model, trained.stock
+        gradients, old_gradients = (
+            training_step(lambda t=trained, m=model: (t.forward(m),), list(model.parameters()))
+            for model in (copy.deepcopy(own), stock)
+        )
+        optimizer = get_optimizer("adamw").build(own, 1e-3, 0.1)
+        contestants = {
+            "step": optimised(trained, own, optimizer, set_to_none=False),
+            "step before": trained.before(optimised(trained, stock, stock_adamw(stock), set_to_none=True)),
+            "forward + backward": gradients,
+            "forward + backward before": trained.before(old_gradients),
+        }
+        seconds = interleaved(contestants, rounds, least)
+        speed = {name: trained.flops / value / 1e9 for name, value in seconds.items()}
+        ratios = {name: seconds[f"{name} before"] / seconds[name] for name in ("step", "forward + backward")}
+        results.append(
+            {
+                "part": "steps", "network": trained.label, "batch": trained.batch, "tokens": STUDY_TOKENS, **setting(),
+                **{f"{name.replace(' + ', '_').replace(' ', '_')}_s": value for name, value in seconds.items()},
+                "speedup_step": ratios["step"], "speedup": ratios["forward + backward"],
+                "gflops": speed["forward + backward"], "share_of_peak": speed["forward + backward"] / peak,
+            }
+        )  # fmt: skip
+        row = [trained.label, str(trained.batch)]
+        for name in ("step", "forward + backward"):
+            row += [f"{1e3 * seconds[f'{name} before']:.2f}", f"{1e3 * seconds[name]:.2f}", f"{ratios[name]:.2f}"]
+        for name in ("forward + backward before", "forward + backward"):
+            row.append(f"{speed[name]:.0f} ({100 * speed[name] / peak:.0f} %)")
+        rows.append(row)
+    head = ["network", "batch", "step before, ms", "now", "x", "forward + backward before, ms", "now", "x"]
+    title = f"Training steps, {STUDY_TOKENS} tokens and a few shorter samples, {torch.get_num_threads()} thread(s)"
+    table(title, [*head, "GFLOP/s before (of peak)", "now"], rows)
+    return results
+
+
+PARTS = {"steps": steps, "linear": linear, "products": products, "networks": networks, "study": study, "memory": memory}
 
 
 def main() -> None:

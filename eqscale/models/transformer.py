@@ -1,13 +1,23 @@
-"""The plain pre-LayerNorm transformer: the arm that has to learn the symmetry from data."""
+"""The plain pre-norm transformer: the arm that has to learn the symmetry from data.
+
+On a CPU with a C++ compiler the whole network, forward and backward, is one kernel (``eqscale.native``); anywhere else
+it runs on ATen operations.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 
+from eqscale import native
 from eqscale.errors import InputError
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
@@ -30,7 +40,11 @@ class TransformerConfig:
     multi_query: bool = True
     """One key and value head shared by all query heads (Shazeer 2019), as in the paper's baseline."""
     mlp_ratio: int = 4
-    """Hidden width of the MLP over d."""
+    """Hidden width of the MLP over d, of a GELU block."""
+    norm: str = "layer"
+    """"layer": LayerNorm; "rms": RMSNorm."""
+    activation: str = "gelu"
+    """"gelu", or "swiglu" (Shazeer 2020), two thirds as wide: about as many parameters."""
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "width", "depth", "heads", "mlp_ratio"):
@@ -38,6 +52,29 @@ class TransformerConfig:
                 raise InputError(f"transformer {name} must be at least 1, not {getattr(self, name)}")
         if self.width % self.heads:
             raise InputError(f"transformer width {self.width} is not divisible by {self.heads} heads")
+        for name, allowed in (("norm", ("layer", "rms")), ("activation", ("gelu", "swiglu"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"transformer {name} must be one of {', '.join(allowed)}, not {getattr(self, name)}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return 1 if self.multi_query else self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the MLP."""
+        width = self.mlp_ratio * self.width
+        return width if self.activation == "gelu" else round(2 * width / 3)
+
+    @property
+    def mlp_inputs(self) -> int:
+        """Outputs of the first map of the MLP: with SwiGLU, gates and then values."""
+        return self.hidden * (1 if self.activation == "gelu" else 2)
+
+
+def _norm(config: TransformerConfig) -> nn.Module:
+    return nn.LayerNorm(config.width) if config.norm == "layer" else nn.RMSNorm(config.width, eps=1e-5)
 
 
 class Attention(nn.Module):
@@ -47,7 +84,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.head_width = config.width // config.heads
-        self.kv_heads = 1 if config.multi_query else config.heads
+        self.kv_heads = config.kv_heads
         self.qkv = nn.Linear(config.width, (config.heads + 2 * self.kv_heads) * self.head_width)
         self.out = nn.Linear(config.width, config.width)
 
@@ -71,20 +108,77 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + MLP(LN(x)) (Xiong et al. 2020)."""
+    """x + attention(norm(x)), then x + MLP(norm(x)) (Xiong et al. 2020)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
+        self.gated = config.activation == "swiglu"
+        self.attention_norm = _norm(config)
         self.attention = Attention(config)
-        self.mlp_norm = nn.LayerNorm(config.width)
-        self.mlp_in = nn.Linear(config.width, config.mlp_ratio * config.width)
-        self.mlp_out = nn.Linear(config.mlp_ratio * config.width, config.width)
+        self.mlp_norm = _norm(config)
+        self.mlp_in = nn.Linear(config.width, config.mlp_inputs)
+        self.mlp_out = nn.Linear(config.hidden, config.width)
 
     def forward(self, x_BTD: Tensor, bias_B1T: Tensor | None) -> Tensor:
         """One block: (B, T, width) -> (B, T, width)."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias_B1T)
-        return x_BTD + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x_BTD)), approximate="tanh"))
+        u = self.mlp_in(self.mlp_norm(x_BTD))
+        if self.gated:
+            gate, value = u.chunk(2, -1)
+            return x_BTD + self.mlp_out(F.silu(gate) * value)
+        return x_BTD + self.mlp_out(F.gelu(u, approximate="tanh"))
+
+
+class _Memory:
+    """What a forward pass keeps for its backward pass; the next one gets it once the graph is gone.
+
+    Fresh pages from the operating system cost more than the arithmetic of a small network.
+    """
+
+    _free: ClassVar[list[Tensor]] = []
+
+    def __init__(self, numbers: int, like: Tensor) -> None:
+        tensor = self._free.pop() if self._free else like.new_empty(0)
+        fits = tensor.dtype == like.dtype and numbers <= tensor.numel() <= 4 * numbers
+        self.tensor = tensor if fits else like.new_empty(numbers)
+
+    def __del__(self) -> None:
+        self._free[:] = [self.tensor]
+
+
+@functools.lru_cache(maxsize=256)
+def _shape(c: TransformerConfig, batch: int, tokens: int, dtype: torch.dtype) -> native.transformer.Shape:
+    """Shape of a batch, and what the kernels need for it."""
+    sizes = c.in_features, c.out_features, c.width, c.depth, c.heads, c.kv_heads, c.hidden
+    shape = native.transformer.Shape(batch, tokens, *sizes, c.activation == "swiglu", c.norm == "layer")
+    native.call("transformer_plan", torch.empty(0, dtype=dtype), shape)
+    return shape
+
+
+def _pointers(parameters: Sequence[Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(parameters))(*[p.data_ptr() for p in parameters])
+
+
+class _OnKernels(torch.autograd.Function):
+    """The whole network as one operation."""
+
+    @staticmethod
+    def forward(ctx: Any, config: TransformerConfig, x: Tensor, mask: Tensor | None, *parameters: Tensor) -> Tensor:
+        ctx.shape, ctx.pointers = _shape(config, *x.shape[:2], x.dtype), _pointers(parameters)
+        ctx.kept = _Memory(ctx.shape.kept, x)
+        ctx.save_for_backward(x, mask, *parameters)
+        y = x.new_zeros(*x.shape[:2], config.out_features)
+        native.call("transformer", x, y, ctx.kept.tensor, mask, ctx.shape, ctx.pointers)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, mask, *parameters = ctx.saved_tensors
+        gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        flat, gy = x.new_empty(ctx.shape.parameters), gy.contiguous()
+        native.call("transformer_gradient", x, gy, gx, flat, ctx.kept.tensor, mask, ctx.shape, ctx.pointers)
+        return None, gx, None, *_unflatten_dense_tensors(flat, parameters)
 
 
 class Transformer(nn.Module):
@@ -98,8 +192,11 @@ class Transformer(nn.Module):
         self.config = config
         self.embed = nn.Linear(config.in_features, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = _norm(config)
         self.readout = nn.Linear(config.width, config.out_features)
+        # Where list(self.parameters()) finds them: its walk takes a tenth of a small network's step.
+        owners = [module._parameters for module in self.modules()]
+        self._places: list[tuple[dict[str, Any], str]] = [(own, name) for own in owners for name in own]
         self._initialise()
 
     def _initialise(self) -> None:
@@ -131,6 +228,8 @@ class Transformer(nn.Module):
         check_tokens("features", features_BTF, (config.in_features,), own)
         if mask_BT is not None:
             check_mask(mask_BT, tuple(features_BTF.shape[:2]), own.device)
+        if native.available(features_BTF) and not torch.is_autocast_enabled("cpu"):
+            return self._on_kernels(features_BTF.contiguous(), mask_BT)
         bias = None
         if mask_BT is not None:
             bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[:, None]
@@ -138,6 +237,16 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, bias)
         return self.readout(self.norm(x))
+
+    def _on_kernels(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        mask = None if mask is None else mask.contiguous()
+        parameters = [own[name].contiguous() for own, name in self._places]
+        if torch.is_grad_enabled() and any(z.requires_grad for z in (x, *parameters)):
+            return _OnKernels.apply(self.config, x, mask, *parameters)
+        y = x.new_zeros(*x.shape[:2], self.config.out_features)
+        shape = _shape(self.config, *x.shape[:2], x.dtype)
+        native.call("transformer", x, y, None, mask, shape, _pointers(parameters))
+        return y
 
 
 def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:
@@ -147,9 +256,9 @@ def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:
     scores, biases, norms and activations are left out. Executed: multiply-adds x 2 of every matrix product,
     attention included; the gradient with respect to the input features is not computed and not counted.
     """
-    d, kv = config.width, 1 if config.multi_query else config.heads
-    d_kv = kv * (d // config.heads)
-    per_block = d * (d + 2 * d_kv) + d * d + 2 * config.mlp_ratio * d * d
+    d = config.width
+    d_kv = config.kv_heads * (d // config.heads)
+    per_block = d * (d + 2 * d_kv) + d * d + (config.mlp_inputs + config.hidden) * d
     embed = config.in_features * d
     weights = embed + config.depth * per_block + d * config.out_features
     attention = 3 * config.depth * 2 * 2 * d  # scores and values: 2 T^2 d multiply-adds forward, twice that backward

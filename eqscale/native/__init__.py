@@ -25,11 +25,16 @@ import torch
 from torch import Tensor
 
 from eqscale.algebra.blades import BY_OUTPUT
-from eqscale.native import gatr, muon
+from eqscale.native import gatr, muon, transformer
 
 _HERE = pathlib.Path(__file__).parent
-_KERNEL_FILES = {"gatr.cpp": gatr.SIGNATURES, "muon.cpp": muon.SIGNATURES}
+_KERNEL_FILES = {
+    "gatr.cpp": gatr.SIGNATURES,
+    "muon.cpp": muon.SIGNATURES,
+    "transformer.cpp": transformer.SIGNATURES,
+}
 _FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
+
 _REALS = {torch.float32: ("f32", ctypes.c_float), torch.float64: ("f64", ctypes.c_double)}
 
 # In signatures, in the order of the C functions' parameters: p pointer, l int64, i int32, t of the tensors' type.
@@ -138,7 +143,7 @@ def available(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype in _REALS and _library() is not None
 
 
-def call(name: str, first: Tensor, *others: Tensor | ctypes.Structure | int | float | None) -> None:
+def call(name: str, first: Tensor, *others: Tensor | ctypes.Structure | ctypes.Array | int | float | None) -> None:
     """Run a kernel, of the type of ``first``, on ``torch.get_num_threads()`` threads.
 
     Tensors, which must be contiguous, go as pointers.
@@ -147,7 +152,11 @@ def call(name: str, first: Tensor, *others: Tensor | ctypes.Structure | int | fl
     assert library is not None
     library[name, first.dtype](
         *(
-            a.data_ptr() if isinstance(a, Tensor) else ctypes.addressof(a) if isinstance(a, ctypes.Structure) else a
+            a.data_ptr()
+            if isinstance(a, Tensor)
+            else ctypes.addressof(a)
+            if isinstance(a, (ctypes.Structure, ctypes.Array))
+            else a
             for a in (first, *others)
         ),
         torch.get_num_threads(),

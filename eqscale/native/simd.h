@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -60,21 +61,12 @@ template <class T> inline typename Simd<T>::V exponential(typename Simd<T>::V x)
     return p * (V)bits;
 }
 
-static const int CHUNK = 64;  // tokens handled together by the row-wise kernels
-
-template <class T> inline void copy_padded(const T* from, int len, T* to) {  // zeros up to a whole vector
-    const int W = width<T>();
-    std::fill(std::copy(from, from + len, to), to + (len + W - 1) / W * W, (T)0);
-}
-
-template <class T> struct Lanes {  // one row of a chunk, padded so that whole vectors can be used
-    alignas(64) T v[CHUNK];
-};
-
-template <class F> static void for_chunks(int64_t N, int threads, F body) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for firstprivate(body) num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) body(c * CHUNK, (int)std::min<int64_t>(CHUNK, N - c * CHUNK));
+// Swish, x sigmoid(x); value and derivative.
+template <class T>
+static inline void swish(typename Simd<T>::V x, typename Simd<T>::V& value, typename Simd<T>::V& slope) {
+    const typename Simd<T>::V one = typename Simd<T>::V{} + (T)1, s = one / (one + exponential<T>(-x));
+    value = x * s;
+    slope = s + value * (one - s);
 }
 
 // GELU in its tanh form, x sigmoid(2u); value and derivative.
@@ -88,87 +80,132 @@ static inline void gelu(typename Simd<T>::V x, typename Simd<T>::V& value, typen
     slope = s + value * (one - s) * k * (one + 3 * a * x * x);
 }
 
-// C[m][lane] = sum_k A[m sm + k sk] B[k][lane]; lanes a multiple of the vector width.
+// Vectors of a row of C that a tile holds in registers, and rows of a tile of so many vectors.
+#if defined(__AVX512F__) || defined(__aarch64__)
+static constexpr int PANEL = 4;  // 32 registers
+constexpr int tile_rows(int vectors) { return vectors == 4 ? 6 : vectors == 2 ? 8 : 12; }
+#else
+static constexpr int PANEL = 2;  // 16 registers
+constexpr int tile_rows(int vectors) { return vectors == 2 ? 6 : 10; }
+#endif
+
+// One tile of gemm().
 template <class T, int M, int NV>
-static inline void gemm_tile(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int K) {
+static inline void gemm_tile(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int K, const T* bias,
+                             bool add) {
     typedef typename Simd<T>::V V;
     const int W = width<T>();
-    V acc[M][NV] = {};
+    V acc[M][NV];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) {
+            acc[m][j] = V{} + (bias ? bias[m] : (T)0);
+            if (add) acc[m][j] += load(C + m * ldc + j * W);
+        }
     for (int k = 0; k < K; ++k) {
         V b[NV];
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) b[j] = load(B + k * ldb + j * W);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
             const V a = V{} + A[m * sm + k * sk];
 #pragma GCC unroll 8
             for (int j = 0; j < NV; ++j) acc[m][j] += a * b[j];
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) store(C + m * ldc + j * W, acc[m][j]);
 }
 
+template <class T, int NV, int ROWS = tile_rows(NV)>
+static inline void gemm_rows(int rows, const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int K,
+                             const T* bias, bool add) {
+    if constexpr (ROWS > 1)
+        if (rows < ROWS) return gemm_rows<T, NV, ROWS - 1>(rows, A, sm, sk, B, ldb, C, ldc, K, bias, add);
+    gemm_tile<T, ROWS, NV>(A, sm, sk, B, ldb, C, ldc, K, bias, add);
+}
+
+// NV vectors of all M rows, in tiles of about equal heights: low ones would leave the multipliers waiting.
 template <class T, int NV>
-static inline void gemm_columns(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int M, int K) {
-    int m = 0;
-    for (; m + 6 <= M; m += 6) gemm_tile<T, 6, NV>(A + m * sm, sm, sk, B, ldb, C + m * ldc, ldc, K);
-    A += m * sm, C += m * ldc;
-    switch (M - m) {
-        case 5: gemm_tile<T, 5, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
-        case 4: gemm_tile<T, 4, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
-        case 3: gemm_tile<T, 3, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
-        case 2: gemm_tile<T, 2, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
-        case 1: gemm_tile<T, 1, NV>(A, sm, sk, B, ldb, C, ldc, K); break;
+static void gemm_columns(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int M, int K, const T* bias,
+                         bool add) {
+    for (int tiles = (M + tile_rows(NV) - 1) / tile_rows(NV), m = 0; tiles; --tiles) {
+        const int rows = (M - m + tiles - 1) / tiles;
+        gemm_rows<T, NV>(rows, A + m * sm, sm, sk, B, ldb, C + m * ldc, ldc, K, bias ? bias + m : bias, add);
+        m += rows;
     }
 }
 
+// C[m][lane] = sum_k A[m sm + k sk] B[k][lane], plus bias[m], plus C if `add`; lanes a multiple of the vector width.
 template <class T>
-static void gemm(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int M, int K, int lanes) {
+static void gemm(const T* A, int sm, int sk, const T* B, int ldb, T* C, int ldc, int M, int K, int lanes,
+                 const T* bias = nullptr, bool add = false) {
     const int W = width<T>();
     int n = 0;
-    for (; n + 2 * W <= lanes; n += 2 * W) gemm_columns<T, 2>(A, sm, sk, B + n, ldb, C + n, ldc, M, K);
-    if (n < lanes) gemm_columns<T, 1>(A, sm, sk, B + n, ldb, C + n, ldc, M, K);
+    for (; n + PANEL * W <= lanes; n += PANEL * W)
+        gemm_columns<T, PANEL>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
+    for (; n + 2 * W <= lanes; n += 2 * W) gemm_columns<T, 2>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
+    if (n < lanes) gemm_columns<T, 1>(A, sm, sk, B + n, ldb, C + n, ldc, M, K, bias, add);
 }
 
-// C[m][n] += sum over lanes of A[m][lane] B[n][lane].
-template <class T, int M, int NB>
-static inline void dot_tile(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int lanes) {
-    typedef typename Simd<T>::V V;
+// Interleaves the halves of a and b: the low ones into a, the high ones into b.
+template <class T, size_t... I>
+static inline void interleave(typename Simd<T>::V& a, typename Simd<T>::V& b, std::index_sequence<I...>) {
     const int W = width<T>();
-    V acc[M][NB] = {};
-    for (int l = 0; l < lanes; l += W) {
-        V b[NB];
-#pragma GCC unroll 8
-        for (int n = 0; n < NB; ++n) b[n] = load(B + n * ldb + l);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            const V a = load(A + m * lda + l);
-#pragma GCC unroll 8
-            for (int n = 0; n < NB; ++n) acc[m][n] += a * b[n];
-        }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < NB; ++n) {
-            T sum = 0;
-            for (int w = 0; w < W; ++w) sum += acc[m][n][w];
-            C[m * ldc + n] += sum;
+#ifdef __clang__
+    const auto low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * W)...);
+    b = __builtin_shufflevector(a, b, (W / 2 + I / 2 + I % 2 * W)...);
+#else
+    const auto low = __builtin_shuffle(a, b, typename Simd<T>::I{(I / 2 + I % 2 * W)...});
+    b = __builtin_shuffle(a, b, typename Simd<T>::I{(W / 2 + I / 2 + I % 2 * W)...});
+#endif
+    a = low;
+}
+
+// x (n, m; ldx apart) to y (m, n up to whole vectors of zeros; ldy apart). Rows of x are read in whole vectors.
+template <class T> static void transpose(const T* x, int ldx, int n, int m, T* y, int ldy) {
+    typedef typename Simd<T>::V V;
+    constexpr int W = width<T>();
+    for (int l = 0; l < m; l += W)
+        for (int k = 0; k < n; k += W) {
+            V r[W], s[W];
+#pragma GCC unroll 16
+            for (int i = 0; i < W; ++i) r[i] = k + i < n ? load(x + (k + i) * ldx + l) : V{};
+#pragma GCC unroll 4
+            for (int stage = 1; stage < W; stage *= 2) {  // perfect shuffles
+#pragma GCC unroll 16
+                for (int i = 0; i < W / 2; ++i) {
+                    s[2 * i] = r[i], s[2 * i + 1] = r[i + W / 2];
+                    interleave<T>(s[2 * i], s[2 * i + 1], std::make_index_sequence<W>());
+                }
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i) r[i] = s[i];
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < W; ++i)
+                if (l + i < m) store(y + (l + i) * ldy + k, r[i]);
         }
 }
 
-// Nb must be even (pad B with a zero row).
-template <class T>
-static void dots(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int M, int Nb, int lanes) {
-    for (int n = 0; n < Nb; n += 2) {
-        const T* b = B + n * ldb;
-        T* c = C + n;
-        int m = 0;
-        for (; m + 6 <= M; m += 6) dot_tile<T, 6, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
-        for (; m + 2 <= M; m += 2) dot_tile<T, 2, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
-        if (m < M) dot_tile<T, 1, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
+// p (len, lanes; ld apart) = softmax over the rows of scale * p.
+template <class T> static void softmax(T* p, int len, int lanes, int ld, T scale) {
+    typedef typename Simd<T>::V V;
+    for (int l = 0; l < lanes; l += width<T>()) {
+        V top = load(p + l), sum = V{};
+        for (int j = 1; j < len; ++j) {
+            const V x = load(p + j * ld + l);
+            top = x > top ? x : top;
+        }
+        for (int j = 0; j < len; ++j) {
+            const V x = exponential<T>((load(p + j * ld + l) - top) * scale);
+            store(p + j * ld + l, x);
+            sum += x;
+        }
+        sum = (V{} + (T)1) / sum;
+        for (int j = 0; j < len; ++j) store(p + j * ld + l, load(p + j * ld + l) * sum);
     }
 }
 
