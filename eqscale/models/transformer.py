@@ -1,7 +1,7 @@
 """The plain pre-norm transformer: the arm that has to learn the symmetry from data.
 
-On a CPU with a C++ compiler the whole network, forward and backward, is one kernel (``eqscale.native``); anywhere else
-it runs on ATen operations.
+On a CPU with a C++ compiler the whole network, forward and backward, is one kernel (``eqscale.native``) up to a width
+of 256; anywhere else, under autocast and in traced code it runs on ATen operations.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from eqscale import native
 from eqscale.errors import InputError
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
+
+KERNEL_WIDTH = 256
+"""Widest network that runs on kernels. Beyond it weights leave the cache from tile to tile, and ATen's large matrix
+products are as fast (``benchmarks/models.py``, part ``steps``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +232,7 @@ class Transformer(nn.Module):
         check_tokens("features", features_BTF, (config.in_features,), own)
         if mask_BT is not None:
             check_mask(mask_BT, tuple(features_BTF.shape[:2]), own.device)
-        if native.available(features_BTF) and not torch.is_autocast_enabled("cpu"):
+        if config.width <= KERNEL_WIDTH and native.available(features_BTF) and not torch.is_autocast_enabled("cpu"):
             return self._on_kernels(features_BTF.contiguous(), mask_BT)
         bias = None
         if mask_BT is not None:

@@ -40,9 +40,10 @@ def test_dense_formulation_computes_the_same_function_and_gradients(models):
 
 def test_writes_its_figures(models, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(models, "STUDY", ((2, 4, 1, 2),))
+    monkeypatch.setattr(models, "PLAIN_STEPS", ((8, 1, 2, 3),))
     monkeypatch.setattr(models, "STUDY_BATCH", 2)
     file = tmp_path / "figures.json"
-    arguments = ["models.py", "--only", "study", "--threads", "1", "--rounds", "1", "--least", "0", "--json"]
+    arguments = ["models.py", "--only", "steps,study", "--threads", "1", "--rounds", "1", "--least", "0", "--json"]
     monkeypatch.setattr(sys, "argv", [*arguments, str(file)])
     threads = torch.get_num_threads()
     try:
@@ -50,11 +51,14 @@ def test_writes_its_figures(models, monkeypatch, tmp_path, capsys):
     finally:
         torch.set_num_threads(threads)
     assert '"contestant": "ours, typed"' in file.read_text()
-    assert "| ours |" in capsys.readouterr().out
+    assert '"network": "plain 8 x 1"' in file.read_text()
+    out = capsys.readouterr().out
+    assert "| ours |" in out
+    assert "| plain 8 x 1 | 3 |" in out
 
 
 def test_unknown_part_is_named(models, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["models.py", "--only", "speed"])
     with pytest.raises(SystemExit):
         models.main()
-    assert "--only: speed; allowed are linear" in capsys.readouterr().err
+    assert "--only: speed; allowed are steps, linear" in capsys.readouterr().err

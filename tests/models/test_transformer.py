@@ -1,19 +1,180 @@
+"""The plain transformer: its function on CPU kernels and on ATen operations, its cost, masks and bad inputs."""
+
+import copy
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
+from eqscale import native
 from eqscale.errors import InputError
+from eqscale.models import transformer
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
+
+needs_kernels = pytest.mark.skipif(not native.available(torch.zeros(1)), reason="no C++ compiler here")
 
 
 def config(**changes):
     return TransformerConfig(**(dict(in_features=12, out_features=3, width=16, depth=2, heads=4) | changes))
 
 
+def network(shape, dtype=torch.float64):
+    """A network whose biases and gains are not the ones it starts with."""
+    torch.manual_seed(0)
+    net = Transformer(shape).to(dtype)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return net
+
+
+def batch(tokens=11, dtype=torch.float64):
+    torch.manual_seed(1)
+    mask = torch.ones(5, tokens, dtype=torch.bool)
+    mask[0, 1::2] = False
+    mask[1, tokens // 2 + 1 :] = False
+    mask[2, 1:] = False
+    return torch.randn(5, tokens, 12, dtype=dtype), mask
+
+
+def output_and_gradients(net, x, mask, inputs=True):
+    x = x.clone().requires_grad_(inputs)
+    y = net(x, mask)
+    y = y if mask is None else torch.where(mask[..., None], y, 0)
+    return [y.detach(), *torch.autograd.grad(y.sin().sum(), [*([x] if inputs else []), *net.parameters()])]
+
+
+def on_aten(function, *args):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "available", lambda x: False)
+        return function(*args)
+
+
+@needs_kernels
+@pytest.mark.parametrize("tokens", [1, 11, 70])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"multi_query": False, "width": 20},
+        {"norm": "rms"},
+        {"activation": "swiglu", "mlp_ratio": 2},
+        {"width": 3, "heads": 1, "out_features": 17, "depth": 1},
+        {"width": 36, "norm": "rms", "activation": "swiglu", "multi_query": False},
+    ],
+    ids=lambda changes: ", ".join(f"{name} {value}" for name, value in changes.items()) or "default",
+)
+def test_kernels_compute_the_same_function_and_gradients(changes, tokens):
+    net, (x, mask) = network(config(**changes)), batch(tokens)
+    for real in (mask, None):
+        got, want = output_and_gradients(net, x, real), on_aten(output_and_gradients, net, x, real)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@needs_kernels
+def test_kernels_in_single_precision_are_no_worse_than_aten():
+    net, (x, mask) = network(config(width=36)), batch(31)
+    exact = on_aten(output_and_gradients, net, x, mask)
+    single = copy.deepcopy(net).float(), x.float(), mask
+    for a, b, want in zip(output_and_gradients(*single), on_aten(output_and_gradients, *single), exact, strict=True):
+        assert (a - want).abs().max() < max(1e-6 * want.abs().max(), 2 * (b - want).abs().max())
+
+
+@needs_kernels
+def test_gradients_of_the_inputs_are_optional_and_change_no_others():
+    net, (x, mask) = network(config()), batch()
+    with_inputs, without = output_and_gradients(net, x, mask), output_and_gradients(net, x, mask, inputs=False)
+    for a, b in zip([with_inputs[0], *with_inputs[2:]], without, strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_kernels
+def test_inference_gives_the_same_bits_and_keeps_nothing(monkeypatch):
+    net, (x, mask) = network(config()), batch()
+    want = net(x, mask)
+    monkeypatch.setattr(transformer, "_Memory", None)
+    with torch.no_grad():
+        assert torch.equal(net(x, mask), want)
+    with torch.inference_mode():
+        assert torch.equal(net(x, mask), want)
+    assert torch.equal(net.requires_grad_(False)(x, mask), want)
+
+
+@needs_kernels
+def test_memory_is_used_again_only_after_its_graph_is_gone():
+    net, (x, mask) = network(config()), batch()
+    alone = [torch.autograd.grad(net(z, mask).sum(), net.readout.weight)[0] for z in (x, -x)]
+    first, second = net(x, mask).sum(), net(-x, mask).sum()
+    for loss, want in ((second, alone[1]), (first, alone[0]), (first, alone[0])):
+        (got,) = torch.autograd.grad(loss, net.readout.weight, retain_graph=True)
+        assert torch.equal(got, want)
+
+
+@needs_kernels
+def test_kernels_on_several_threads_agree_and_repeat_bit_for_bit():
+    net, (x, mask) = network(config()), batch(31)
+    one, threads = output_and_gradients(net, x, mask), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        several, again = output_and_gradients(net, x, mask), output_and_gradients(net, x, mask)
+    finally:
+        torch.set_num_threads(threads)
+    for a, b, c in zip(one, several, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        assert torch.equal(b, c)
+
+
+@needs_kernels
+def test_a_parameter_that_changed_since_the_forward_pass_is_noticed():
+    net, (x, mask) = network(config()), batch()
+    loss = net(x, mask).sum()
+    with torch.no_grad():
+        net.embed.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_half_precision_and_wide_networks_run_on_aten(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a kernel was called")
+
+    monkeypatch.setattr(native, "call", refuse)
+    x, mask = batch(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Transformer(config())(x, mask).dtype == torch.bfloat16
+    assert Transformer(config(width=260, depth=1))(x, mask).isfinite().all()
+
+
+@needs_kernels
+def test_a_copy_and_a_loaded_network_compute_with_their_own_parameters():
+    net, (x, mask) = network(config()), batch()
+    want, twin = net(x, mask), copy.deepcopy(net)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    assert torch.equal(twin(x, mask), want)
+    assert not net(x, mask).any()
+    net.load_state_dict(twin.state_dict(), assign=True)
+    assert torch.equal(net(x, mask), want)
+
+
+def test_a_gated_block_has_about_as_many_parameters():
+    def count(**changes):
+        return sum(p.numel() for p in Transformer(config(width=48, **changes)).parameters())
+
+    assert count(activation="swiglu") == pytest.approx(count(), rel=0.02)
+    assert count(norm="rms") == count() - 5 * 48
+
+
+VARIANTS = pytest.mark.parametrize("variant", [{}, {"norm": "rms", "activation": "swiglu"}], ids=["default", "gated"])
+
+
+@VARIANTS
 @pytest.mark.parametrize("multi_query", [True, False])
-def test_executed_flops_agree_with_the_flop_counter(multi_query):
-    shape = config(multi_query=multi_query)
+def test_executed_flops_agree_with_the_flop_counter(multi_query, variant):
+    shape = config(multi_query=multi_query, **variant)
     B, T = 3, 10
     with torch.device("meta"):
         model, x = Transformer(shape), torch.empty(B, T, 12)
@@ -25,8 +186,9 @@ def test_executed_flops_agree_with_the_flop_counter(multi_query):
     assert closed_form == pytest.approx(counter.get_total_flops(), rel=tolerance)
 
 
-def test_nominal_flops_are_six_per_matrix_weight():
-    shape = config()
+@VARIANTS
+def test_nominal_flops_are_six_per_matrix_weight(variant):
+    shape = config(**variant)
     weights = sum(p.numel() for p in Transformer(shape).parameters() if p.ndim == 2)
     assert transformer_training_flops(shape).nominal.per_token == 6 * weights
 
@@ -68,6 +230,10 @@ def test_outputs_and_gradients_start_at_a_sensible_scale(depth):
 def test_bad_shapes_are_named():
     with pytest.raises(InputError, match="not divisible by 4 heads"):
         config(width=18)
+    with pytest.raises(InputError, match="norm must be one of layer, rms, not batch"):
+        config(norm="batch")
+    with pytest.raises(InputError, match="activation must be one of gelu, swiglu, not relu"):
+        config(activation="relu")
 
 
 def test_bad_inputs_are_named():
@@ -101,7 +267,7 @@ def test_compiles_into_one_graph_of_the_same_function():
     for forward in (net, compiled):
         y = forward(x, mask)
         gradients = torch.autograd.grad(y[mask].square().sum(), list(net.parameters()), allow_unused=True)
-        results.append([y, *gradients])
+        results.append([y[mask], *gradients])
     for plain, traced in zip(*results, strict=True):
         torch.testing.assert_close(traced, plain, rtol=1e-10, atol=1e-12)
     assert counter.frame_count == 1
