@@ -532,7 +532,7 @@ def steps(sizes: list[Size], rounds: int, least: float) -> list[dict]:
             training_step(lambda t=trained, m=model: (t.forward(m),), list(model.parameters()))
             for model in (copy.deepcopy(own), stock)
         )
-        optimizer = get_optimizer("adamw").build(own, 1e-3, 0.1)
+        optimizer = get_optimizer("adamw").build(own, 1e-3, 0.1, 0.9)
         contestants = {
             "step": optimised(trained, own, optimizer, set_to_none=False),
             "step before": trained.before(optimised(trained, stock, stock_adamw(stock), set_to_none=True)),
