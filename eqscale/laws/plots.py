@@ -67,12 +67,14 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write ``path`` as PNG and SVG (any suffix is replaced); without dates, so that reruns are identical."""
     out = [path.with_suffix(".png"), path.with_suffix(".svg")]
     with style():
-        figure.draw_without_rendering()
+        # not savefig, which lays a figure out once more for each format
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
         figure.set_layout_engine("none")
         figure.dpi = _DPI
-        # not savefig, which lays a figure out once more for each format; 256 colours take a third of the bytes
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
+        # 256 colours take a third of the bytes
         Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256).save(out[0], optimize=True)
         FigureCanvasSVG(figure).print_svg(out[1], metadata={"Date": None, "Creator": None})
     return out
