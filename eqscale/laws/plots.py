@@ -28,7 +28,7 @@ from PIL import Image
 
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import common_range
-from eqscale.laws.contrast import loss_gap
+from eqscale.laws.contrast import loss_gaps
 from eqscale.laws.frontier import frontier
 from eqscale.laws.minima import Minima, loss_ratio
 
@@ -222,7 +222,7 @@ def loss_ratios(
             colour, marker = looks[name]
             if name in arms and reference in arms:
                 C = np.geomspace(*common_range({n: arms[n] for n in (name, reference)}), 40)
-                found = [loss_gap(arms[reference], arms[name], float(c)).exp() for c in C]
+                found = [gap.exp() for gap in loss_gaps(arms[reference], arms[name], C)]
                 limits = np.array([e.robust for e in found]).T
                 axes.fill_between(C, *limits, color=colour, alpha=0.18, linewidth=0)
                 axes.plot(C, [e.value for e in found], color=colour, linewidth=1.3)
