@@ -57,7 +57,9 @@ def contrast(terms: Sequence[tuple[ArmFit, Quantity]]) -> Estimate:
 
 def contrasts(terms: Sequence[tuple[ArmFit, Quantity]]) -> list[Estimate]:
     """``contrast`` of each of the k values of a quantity."""
-    value, variance, draws = 0.0, 0.0, []
+    value: Array | float = 0.0
+    variance: Array | float = 0.0
+    draws = []
     for arm, quantity in terms:
         if arm.boot is None:
             raise InputError(f"{arm.name}: an interval needs a bootstrap")
