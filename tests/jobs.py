@@ -18,6 +18,7 @@ import pytest
 from eqscale import arms, plugins, tasks
 from eqscale.cli import run_or_exit
 from eqscale.study import backend
+from eqscale.study.backend import ray_session
 from eqscale.study.trials import Devices
 from eqscale.training import optim
 
@@ -61,7 +62,7 @@ class SharedRay:
     def session(self, address: str | None = None, cpus: int | None = None) -> Iterator[Devices]:
         """What stands for ``backend.ray_session``; Ray goes on running."""
         if self._devices is None:
-            self._devices = self._running.enter_context(backend.ray_session(None, cpus=1))
+            self._devices = self._running.enter_context(ray_session(None, cpus=1))
         yield self._devices
 
     def stop(self) -> None:
