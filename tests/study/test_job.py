@@ -167,15 +167,16 @@ plain = get_arm("transformer")
 
 class Broken(PlainModel):
     def forward(self, batch):
-        raise RuntimeError("the smallest size is broken")
+        raise RuntimeError("the largest size is broken")
 
 
 def build(size, task):
     model = plain.build(size, task)
-    return Broken(model.net.config, task) if size == plain.ladder[0] else model
+    return Broken(model.net.config, task) if size.width == 36 else model
 
 
-register(dataclasses.replace(plain, name="broken", build=build))
+# larger sizes than the plain arm's: one run has the largest
+register(dataclasses.replace(plain, name="broken", build=build, optimal_cost=6 * plain.optimal_cost))
 """
 
 
@@ -186,8 +187,7 @@ def test_failing_trials_do_not_stop_the_study(tmp_path, shared_ray, empty_databa
     with undrawn_figures():
         result = run_here(tmp_path, "compute_grid", *TINY_ARGUMENTS, *arms, ray=shared_ray)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "RuntimeError: the smallest size is broken" in result.stdout
-    rows = pd.read_csv(tmp_path / "results/quick/runs.csv").groupby("arm")["status"].agg(set)
-    assert rows["broken"] == {"failed", "finished"}
-    assert rows["transformer"] == {"finished"}
+    assert "RuntimeError: the largest size is broken" in result.stdout
+    rows = pd.read_csv(tmp_path / "results/quick/runs.csv").groupby("arm")["status"].value_counts()
+    assert rows.to_dict() == {("broken", "failed"): 1, ("broken", "finished"): 8, ("transformer", "finished"): 9}
     assert "failed" in (tmp_path / "results/quick/report.md").read_text()

@@ -399,9 +399,10 @@ def test_processes_load_the_task_file_and_give_the_bits_of_a_serial_run(tmp_path
 
 
 def test_ray_tasks_give_the_bits_of_a_serial_run(tmp_path, shared_ray, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"ray\.init"):
+    with monkeypatch.context() as patch:
         patch.setattr("ray.is_initialized", lambda: False)
-        prepare(small(), tmp_path / "ray", backend="ray")
+        with pytest.raises(InputError, match=r"ray\.init"):
+            prepare(small(), tmp_path / "ray", backend="ray")
     with shared_ray.session():
         folder = prepare(small(), tmp_path / "ray", backend="ray")
     assert contents(folder) == contents(prepare(small(), tmp_path / "serial", workers=1))
