@@ -7,19 +7,31 @@ import os
 import pytest
 from filelock import FileLock
 
+_RAY = ("study/test_failures.py", "study/test_gang.py", "study/test_search.py", "tasks/test_dataset.py",
+        "test_bring_your_own.py")  # fmt: skip
+
+
+def _process_of(nodeid):
+    """Tests with equal names run in one process: those that share Ray, and those of a file, which share fixtures."""
+    file = nodeid.partition("::")[0]
+    return "ray" if file.removeprefix("tests/") in _RAY else file
+
 
 def pytest_collection_modifyitems(items):
-    """Tests that need Ray run in one process, which starts it once, and those of a file in one, to share its fixtures.
+    """Put studies first: they take longest, and no process shall wait for another's last test."""
+    items.sort(key=lambda item: (_process_of(item.nodeid) != "ray", "tests/study/" not in item.nodeid))
 
-    Studies come first: they take longest, and no process shall wait for another's last test.
-    """
 
-    def group(item):
-        return "ray" if "shared_ray" in item.fixturenames else item.nodeid.partition("::")[0]
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With ``-n``: see ``_process_of``."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: (group(item) != "ray", "tests/study/" not in item.nodeid))
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _process_of(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -243,7 +243,8 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path, shared_ray, empty_
     assert (folder / "report.md").read_text() == report
 
 
-def test_the_rounds_of_a_search_share_one_ray(tmp_path, monkeypatch):
+def test_the_rounds_of_a_search_share_one_ray(tmp_path, monkeypatch, empty_database):
+    shutil.copy(empty_database, tmp_path / "mlruns.db")
     starts, trained = [], []
 
     @contextlib.contextmanager
