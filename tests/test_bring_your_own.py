@@ -1,18 +1,16 @@
 """A task, an arm, an optimiser and a law, each from a file, go the whole way: plan, train, table, fit, report."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import pandas as pd
 import pytest
 
 from eqscale.cli import main
+from tests.jobs import ROOT, run_here
+from tests.report.planted import undrawn_figures
 
-ROOT = Path(__file__).parents[1]
 TASK = ROOT / "docs" / "examples" / "charged_particles.py"
 ARM = """
 import dataclasses
@@ -30,18 +28,18 @@ def code(page, part):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory, shared_ray, empty_database):
     """The results of a small grid of the main job on a task, with an arm and an optimiser, from files."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "arm.py").write_text(ARM)
     (folder / "sgd.py").write_text(code("your_own_arm.md", "Optimizer("))
-    command = [sys.executable, str(ROOT / "tune_jobs" / "compute_grid.py"), "--study", "own"]
-    command += ["--task-file", str(TASK), "--task", "charged_particles", "--particles", "3"]
-    command += ["--arm-file", "arm.py", "--arms", "transformer", "gatr", "second"]
-    command += ["--optimizer-file", "sgd.py", "--optimizer", "sgd", "--train-systems", "150", "--test-systems", "20"]
-    command += ["--budgets", "3e7", "1e8", "3e8", "--sizes-per-budget", "3", "--min-steps", "2", "--batch-size", "16"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    shutil.copy(empty_database, folder / "mlruns.db")
+    arguments = ["--study", "own", "--task-file", str(TASK), "--task", "charged_particles", "--particles", "3"]
+    arguments += ["--arm-file", "arm.py", "--arms", "transformer", "gatr", "second"]
+    arguments += ["--optimizer-file", "sgd.py", "--optimizer", "sgd", "--train-systems", "150", "--test-systems", "20"]
+    arguments += ["--budgets", "3e7", "1e8", "3e8", "--sizes-per-budget", "3", "--min-steps", "2", "--batch-size", "16"]
+    with undrawn_figures():
+        ended = run_here(folder, "compute_grid", *arguments, ray=shared_ray)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     return folder / "results" / "own"
 

@@ -167,9 +167,9 @@ def _rungs(task_name: str, name: str, N: float, budget: float) -> list[tuple[str
     if name not in arm_names() or task_name not in task_names():
         return []
     arm, task = get_arm(name), get_task(task_name)
-    sizes = [(str(size), arm.parameters(size, task)) for size in arm.sizes(budget)]
-    at = bisect(sizes, N, key=lambda size: size[1])
-    return sizes[max(at - 2, 0) : at + 2]
+    sizes = arm.sizes(budget)
+    at = bisect(sizes, N, key=lambda size: arm.parameters(size, task))  # counts few: to build the largest takes seconds
+    return [(str(size), arm.parameters(size, task)) for size in sizes[max(at - 2, 0) : at + 2]]
 
 
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:

@@ -52,18 +52,25 @@ def contrast(terms: Sequence[tuple[ArmFit, Quantity]]) -> Estimate:
     Raises:
         InputError: an arm without a bootstrap.
     """
-    value, variance, draws = 0.0, 0.0, []
+    return contrasts(terms)[0]
+
+
+def contrasts(terms: Sequence[tuple[ArmFit, Quantity]]) -> list[Estimate]:
+    """``contrast`` of each of the k values of a quantity."""
+    value: Array | float = 0.0
+    variance: Array | float = 0.0
+    draws = []
     for arm, quantity in terms:
         if arm.boot is None:
             raise InputError(f"{arm.name}: an interval needs a bootstrap")
-        value += float(np.ravel(quantity(arm.fit.coefficients))[0])
-        variance += float(arm.fit.standard_error(quantity)[0]) ** 2
-        draws.append(np.ravel(arm.boot.values(quantity)))
+        value += np.ravel(quantity(arm.fit.coefficients))
+        variance += arm.fit.standard_error(quantity) ** 2
+        draws.append(np.reshape(arm.boot.values(quantity), (arm.boot.resamples, -1)))
     half = max(arm.fit.t_value(0.95) for arm, _ in terms) * np.sqrt(variance)
     size = min(map(len, draws))
     with np.errstate(invalid="ignore"):
         drawn = np.sum([d[:size] for d in draws], axis=0)
-    return estimate(value, half, drawn)
+    return [estimate(*of_one) for of_one in zip(np.ravel(value).tolist(), half, drawn.T, strict=True)]
 
 
 def estimate(value: float, half: float, draws: Array) -> Estimate:
@@ -80,8 +87,14 @@ def estimate(value: float, half: float, draws: Array) -> Estimate:
 
 def log_optimum(cost: CostModel, C: float, what: str) -> Quantity:
     """Logarithm of the compute-optimal ``N``, ``D`` or ``loss`` at cost C, as a quantity."""
+    optima = log_optima(cost, np.array([C]), what)
+    return lambda c: optima(c)[:, 0]
+
+
+def log_optima(cost: CostModel, C: Array, what: str) -> Quantity:
+    """``log_optimum`` at costs (k,), as a quantity of k values."""
     index = ("N", "D", "loss").index(what)
-    return lambda c: frontier_values(c, cost, np.array([C]))[index][:, 0]
+    return lambda c: frontier_values(c, cost, C)[index]
 
 
 def scaled(quantity: Quantity, factor: float) -> Quantity:
@@ -101,4 +114,9 @@ def slope(quantity_low: Quantity, quantity_high: Quantity, distance: float) -> Q
 
 def loss_gap(arm: ArmFit, base: ArmFit, C: float) -> Estimate:
     """log L_opt of the baseline minus that of the arm at cost C: positive where the arm is ahead."""
-    return contrast([(base, log_optimum(base.cost, C, "loss")), (arm, scaled(log_optimum(arm.cost, C, "loss"), -1.0))])
+    return loss_gaps(arm, base, np.array([C]))[0]
+
+
+def loss_gaps(arm: ArmFit, base: ArmFit, C: Array) -> list[Estimate]:
+    """``loss_gap`` at each of the costs (k,)."""
+    return contrasts([(base, log_optima(base.cost, C, "loss")), (arm, scaled(log_optima(arm.cost, C, "loss"), -1.0))])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
@@ -175,7 +175,7 @@ def compare_hypotheses(arms: Mapping[str, ArmFit], *, resamples: int = 199, seed
         f_stat = f_p = boot_p = None
         if q > 0:
             f_stat = max(2 * c * (found.objective - full.objective) / q, 0.0)
-            f_p = float(stats.f.sf(f_stat, q, max(full.n - k - q, 1)))
+            f_p = float(special.fdtrc(q, max(full.n - k - q, 1), f_stat))
             boot_p = _bootstrap_ratio(found, full, resamples, seed) if resamples else None
         evidence = (float(a), float(weight), f_stat, f_p, boot_p)
         out.append(Hypothesis(shared, k, found.objective, found.verdict, *evidence, found.params))

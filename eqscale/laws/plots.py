@@ -28,7 +28,7 @@ from PIL import Image
 
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import common_range
-from eqscale.laws.contrast import loss_gap
+from eqscale.laws.contrast import loss_gaps
 from eqscale.laws.frontier import frontier
 from eqscale.laws.minima import Minima, loss_ratio
 
@@ -67,12 +67,14 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write ``path`` as PNG and SVG (any suffix is replaced); without dates, so that reruns are identical."""
     out = [path.with_suffix(".png"), path.with_suffix(".svg")]
     with style():
-        figure.draw_without_rendering()
+        # not savefig, which lays a figure out once more for each format
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
         figure.set_layout_engine("none")
         figure.dpi = _DPI
-        # not savefig, which lays a figure out once more for each format; 256 colours take a third of the bytes
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
+        # 256 colours take a third of the bytes
         Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256).save(out[0], optimize=True)
         FigureCanvasSVG(figure).print_svg(out[1], metadata={"Date": None, "Creator": None})
     return out
@@ -220,7 +222,7 @@ def loss_ratios(
             colour, marker = looks[name]
             if name in arms and reference in arms:
                 C = np.geomspace(*common_range({n: arms[n] for n in (name, reference)}), 40)
-                found = [loss_gap(arms[reference], arms[name], float(c)).exp() for c in C]
+                found = [gap.exp() for gap in loss_gaps(arms[reference], arms[name], C)]
                 limits = np.array([e.robust for e in found]).T
                 axes.fill_between(C, *limits, color=colour, alpha=0.18, linewidth=0)
                 axes.plot(C, [e.value for e in found], color=colour, linewidth=1.3)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from eqscale.errors import InputError
 from eqscale.laws.fit import Fit, fit_problem
@@ -145,7 +145,7 @@ def lack_of_fit(fit: Fit, points: Array | None = None) -> LackOfFit | None:
         return None
     lack = max(float(np.sum(w * r**2)) - pure, 0.0)
     f = (lack / df_lack) / (pure / df_pure)
-    return LackOfFit(float(np.sqrt(pure / df_pure)), df_pure, f, float(stats.f.sf(f, df_lack, df_pure)))
+    return LackOfFit(float(np.sqrt(pure / df_pure)), df_pure, f, float(special.fdtrc(df_lack, df_pure, f)))
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def outliers(fit: Fit, level: float = 0.05) -> list[Outlier]:
     r = fit.residuals if fit.loss.is_log else fit.residuals / fit.observed
     spread = fit.spread if fit.loss.is_log else fit.spread / np.median(fit.observed)
     score = r / (spread * np.sqrt(1 - h))
-    limit = stats.t.ppf(1 - level / (2 * fit.n), max(fit.degrees_of_freedom, 1))
+    limit = special.stdtrit(max(fit.degrees_of_freedom, 1), 1 - level / (2 * fit.n))
     return [Outlier(int(i), float(r[i]), float(score[i])) for i in np.flatnonzero(np.abs(score) > limit)]
 
 
@@ -201,7 +201,7 @@ def profile_interval(fit: Fit, name: str, level: float = 0.95) -> tuple[float, f
     is_floor = name in form.floors
     step = float(se) / (problem.unit if is_floor else 1.0)
     step = step if step > 0 else 0.1 * max(abs(theta[i]), 1.0)
-    target = float(stats.f.ppf(level, 1, max(fit.degrees_of_freedom, 1)))
+    target = float(special.fdtri(1, max(fit.degrees_of_freedom, 1), level))
     highest = min(upper[i], problem.scaled_loss.min() * (1 - 1e-9)) if is_floor else upper[i]
     low, high = (
         _limit(_excess(problem, theta, i, fit.noise, target), theta[i], sign * step, bound)

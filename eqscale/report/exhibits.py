@@ -83,6 +83,11 @@ class FigureGroup:
     panels: tuple[tuple[str, str], ...]
     """File of each image, without suffix, and the name of its compute axis, if any."""
 
+    @property
+    def images(self) -> str:
+        """Mark of the place of its images; valid HTML, so that Markdown keeps it as it is."""
+        return f'<div class="figure" data-figure="{self.key}"></div>'
+
 
 def table_of(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table with the keys of the rows as its header."""

@@ -14,16 +14,16 @@ from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 
 from eqscale.laws.axes import AXES
-from eqscale.report.exhibits import FigureGroup
-from eqscale.report.render import Content, render
+from eqscale.report.exhibits import FigureGroup, number_exhibits
+from eqscale.report.render import Content
 from eqscale.storage import write_atomically
 
 
-def write_page(content: Content, folder: Path) -> None:
-    """Write ``report.html`` into a folder that holds the figures as SVG."""
-    body = MarkdownIt("commonmark").enable("table").render(render(content, _placeholder))
+def write_page(text: str, content: Content, folder: Path) -> None:
+    """Write ``report.html``, from the text that ``render`` made, into a folder that holds the figures as SVG."""
+    body = MarkdownIt("commonmark").enable("table").render(number_exhibits(text))
     for group in content.figures:
-        body = body.replace(_placeholder(group), _embedded(group, folder))
+        body = body.replace(group.images, _embedded(group, folder))
     for path in content.study.animations:
         data = base64.b64encode(path.read_bytes()).decode()
         body = body.replace(f'src="evaluation/{path.name}"', f'src="data:image/gif;base64,{data}"')
@@ -31,10 +31,6 @@ def write_page(content: Content, folder: Path) -> None:
     title = re.search(r"<h1>(.*?)</h1>", body)
     text = pages.get_template("page.html").render(title=title[1] if title else "Report", body=body, axes=AXES.values())
     write_atomically(folder / "report.html", text.encode())
-
-
-def _placeholder(group: FigureGroup) -> str:
-    return f'<div class="figure" data-figure="{group.key}"></div>'
 
 
 def _embedded(group: FigureGroup, folder: Path) -> str:

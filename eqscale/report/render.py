@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
@@ -15,7 +15,7 @@ from eqscale.report.caveats import caveats
 from eqscale.report.conclusions import EXHIBITS, STATEMENTS, Conclusion
 from eqscale.report.controls import control_table
 from eqscale.report.data_grid import DataGrid
-from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, figure_block, link, number_exhibits, paragraphs
+from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, figure_block, link, paragraphs
 from eqscale.report.parts import Study
 
 
@@ -30,9 +30,9 @@ class Content:
     figures: list[FigureGroup]
 
 
-def render(content: Content, show: Callable[[FigureGroup], str]) -> str:
-    """The report as Markdown; ``show`` embeds a figure's images."""
-    drawn = defaultdict(str, {g.key: figure_block(g.key, g.title, show(g), g.caption) for g in content.figures})
+def render(content: Content) -> str:
+    """The report as Markdown, with marks for the numbers of exhibits and for the images of figures."""
+    drawn = defaultdict(str, {g.key: figure_block(g.key, g.title, g.images, g.caption) for g in content.figures})
     evidence = _evidence(content, drawn)
     parts = [
         "# Does building the symmetry in pay at this scale?",
@@ -49,7 +49,7 @@ def render(content: Content, show: Callable[[FigureGroup], str]) -> str:
         f"<details><summary>Every run: {len(content.study.runs)}</summary>\n\n"
         f"{tables.run_table(content.study, content.analysis).markdown()}\n</details>",
     ]
-    return number_exhibits(paragraphs(parts))
+    return paragraphs(parts)
 
 
 def _conclusions(content: Content, evidence: str) -> str:

@@ -9,7 +9,7 @@ from eqscale.laws.render import fit_record, write_json
 from eqscale.report.analysis import analyse
 from eqscale.report.conclusions import conclude
 from eqscale.report.data_grid import read_data_grid
-from eqscale.report.exhibits import FigureGroup, numbered
+from eqscale.report.exhibits import FigureGroup, number_exhibits, numbered
 from eqscale.report.figures import draw_figures
 from eqscale.report.page import write_page
 from eqscale.report.parts import UNIQUE, read_study, study_folder
@@ -52,8 +52,11 @@ def write_report(folder: Path) -> Path:
     ]  # fmt: skip
     write_json(folder / "conclusions.json", record)
     content = Content(study, analysis, grid, conclusions, figures)
-    write_atomically(folder / "report.md", render(content, _images).encode())
-    write_page(content, folder)
+    text = render(content)
+    write_page(text, content, folder)
+    for group in figures:
+        text = text.replace(group.images, _images(group))
+    write_atomically(folder / "report.md", number_exhibits(text).encode())
     return folder
 
 

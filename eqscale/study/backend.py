@@ -34,7 +34,6 @@ from ray.tune.search import Searcher
 from eqscale.errors import InputError
 from eqscale.storage import RemotePath, absolute, open_place, remove_folder
 from eqscale.study import gang, shared_data
-from eqscale.study.preflight import check_ray_address
 from eqscale.study.resources import gpu_share
 from eqscale.study.schedule import Allotment
 from eqscale.study.trials import Devices, Storage, StudyEvents, TrialSource
@@ -76,6 +75,8 @@ def ray_session(address: str | None, cpus: int | None = None) -> Iterator[Device
     if address is None:
         options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
     else:
+        from eqscale.study.preflight import check_ray_address  # here: trials import this module, and pay for all of it
+
         check_ray_address(address)
         options = {"address": address}
     try:
@@ -120,6 +121,7 @@ def _samples(
 def _prepare_process(config: dict[str, Any]) -> tuple[RunSpec, Storage]:
     """Make a worker process ready for a trial; returns the trial's run and where its study lives."""
     load_plugins(config["plugins"])
+    gc.freeze()  # what is imported stays: to look through it at the end of each trial takes a quarter of a second
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     storage = Storage(open_place(config["study_folder"]), open_place(config["data_folder"]))

@@ -30,7 +30,7 @@ from eqscale.study.records import read_records, write_records
 from eqscale.study.schedule import Cluster, longest_first, plan, run_list
 from eqscale.study.table import is_outdated, run_table, write_table
 from eqscale.study.tracking import Tracker, experiment_link
-from eqscale.study.trials import StudyEvents, TrialSource
+from eqscale.study.trials import Devices, StudyEvents, TrialSource
 from eqscale.study.watch import silence_limit
 from eqscale.tasks import get_task
 from eqscale.tasks.dataset import DataSpec, prepare
@@ -59,8 +59,11 @@ def prepare_data(data: DataSpec, root: Path, console: Console, backend: str = "p
 class OpenStudy:
     """An open study: this driver alone trains its trials, keeps its ledger and writes its MLflow runs."""
 
-    def __init__(self, options: JobOptions[Preset], tracker: Tracker, console: Console) -> None:
-        self.options, self.tracker, self.console = options, tracker, console
+    def __init__(
+        self, options: JobOptions[Preset], tracker: Tracker, console: Console, resources: contextlib.ExitStack
+    ) -> None:
+        self.options, self.tracker, self.console, self._resources = options, tracker, console, resources
+        self._ray: Devices | None = None
         self.ledger = options.storage.ledger
         self.complete = False
         """Set by the job once every run has ended; until then the study's MLflow run counts as killed."""
@@ -87,36 +90,38 @@ class OpenStudy:
         options, estimate = self.options, Estimator(ended=self.ledger.records())
         known, source = (trials, None) if isinstance(trials, Sequence) else ((), trials)
         # Ray first: an address that doesn't answer, or a lack of GPUs, must show before data are made.
-        with ray_session(options.address, options.workers) as devices:
-            estimate.assume(device_guess(gpu_names()))
-            check_devices(known, estimate, devices.cpus, devices.gpus, options.largest_budgets)
-            data = data_spec(options.preset)
-            with self._timed("data"):
-                prepare_data(data, shared_data.fetch(data, options.storage.data), self.console, backend="ray")
-                shared_data.publish(data, options.storage.data)
-            with self._timed(stage):
-                # A run too large for the GPUs must show before any starts.
-                smallest = smallest_share(data, devices.gpus)
-                largest = options.devices_per_trial or (devices.per_node if devices.gpus else 1)
-                planned = plan(known, estimate, devices.cluster, smallest=smallest, largest=largest)
-                planned_devices = {allotment.spec.run_id: allotment.devices for allotment in planned}
-                workers, chosen = devices.gpus or devices.cpus, len(trials) - len(known)
+        if self._ray is None:  # once for all rounds of a search: to start it takes seconds
+            self._ray = self._resources.enter_context(ray_session(options.address, options.workers))
+        devices = self._ray
+        estimate.assume(device_guess(gpu_names()))
+        check_devices(known, estimate, devices.cpus, devices.gpus, options.largest_budgets)
+        data = data_spec(options.preset)
+        with self._timed("data"):
+            prepare_data(data, shared_data.fetch(data, options.storage.data), self.console, backend="ray")
+            shared_data.publish(data, options.storage.data)
+        with self._timed(stage):
+            # A run too large for the GPUs must show before any starts.
+            smallest = smallest_share(data, devices.gpus)
+            largest = options.devices_per_trial or (devices.per_node if devices.gpus else 1)
+            planned = plan(known, estimate, devices.cluster, smallest=smallest, largest=largest)
+            planned_devices = {allotment.spec.run_id: allotment.devices for allotment in planned}
+            workers, chosen = devices.gpus or devices.cpus, len(trials) - len(known)
 
-                def silence(spec: RunSpec) -> float:
-                    return silence_limit(estimate(spec, planned_devices.get(spec.run_id, 1.0)), options.silent_seconds)
+            def silence(spec: RunSpec) -> float:
+                return silence_limit(estimate(spec, planned_devices.get(spec.run_id, 1.0)), options.silent_seconds)
 
-                with StudyProgress(planned, estimate, workers, self.console, chosen) as display:
-                    run_trials(
-                        planned if source is None else source,
-                        data,
-                        options.storage,
-                        self._events(display, estimate, source, _NowAndThen(publish)),
-                        smallest=smallest,
-                        gpus=devices.gpus,
-                        silence=silence,
-                        checkpoint_seconds=options.checkpoint_seconds,
-                        max_seconds=self.seconds_left(),
-                    )
+            with StudyProgress(planned, estimate, workers, self.console, chosen) as display:
+                run_trials(
+                    planned if source is None else source,
+                    data,
+                    options.storage,
+                    self._events(display, estimate, source, _NowAndThen(publish)),
+                    smallest=smallest,
+                    gpus=devices.gpus,
+                    silence=silence,
+                    checkpoint_seconds=options.checkpoint_seconds,
+                    max_seconds=self.seconds_left(),
+                )
 
     def _events(
         self, display: StudyProgress, estimate: Estimator, source: TrialSource | None, publication: _NowAndThen
@@ -224,7 +229,7 @@ class _NowAndThen:
 
 @contextlib.contextmanager
 def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenStudy]:
-    """Open a study for this driver, and close its MLflow runs however the job ends.
+    """Open a study for this driver; close its MLflow runs, and Ray if it was started, however the job ends.
 
     Raises InputError before any compute is spent, for folders or addresses that can't be used, or if another driver
     runs the study.
@@ -232,7 +237,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
     check_writable(options.results, "results folder")
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
-    with only_driver(options.storage.study):
+    with only_driver(options.storage.study), contextlib.ExitStack() as resources:
         published = read_records(options.results).require_sound()
         if adopted := published.adopt(options.storage.ledger):
             console.print(f"adopted {adopted} records from {published.path}", markup=False)
@@ -244,7 +249,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
             "data": data_spec(options.preset).digest,
         }
         tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
-        study = OpenStudy(options, tracker, console)
+        study = OpenStudy(options, tracker, console, resources)
         try:
             yield study
         finally:

@@ -97,7 +97,7 @@ def test_hopeless_runs_still_get_a_report(tmp_path, rng):
         planted.LIKE_THE_PAPER, BUDGETS[:3], sizes=3, seeds=(0,), noise=0.8, spread=2.0, rng=rng
     )
     content = analysed(tmp_path, table)
-    text = render(content, lambda figure: "")
+    text = render(content)
     assert "not decidable at this scale" in text
     assert set(re.findall(r"\]\(#(table-\w+)\)", text)) <= set(re.findall(r'<a id="([\w-]+)">', text))
     assert "no table" not in text

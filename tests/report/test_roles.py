@@ -8,7 +8,6 @@ import pytest
 
 from eqscale.errors import InputError
 from eqscale.report.parts import read_study
-from eqscale.report.study import write_report
 from tests.report import planted
 
 ARMS = planted.LIKE_THE_PAPER
@@ -36,7 +35,7 @@ def two_built_in(tmp_path_factory):
     planted.write_part(with_a_second(planted.compute_grid(ARMS, budgets=planted.BUDGETS[:3]), 1.1), folder)
     planted.write_part(with_a_second(planted.data_grid(ARMS), 1.1), folder / "data_grid")
     planted.write_part(planted.controls(ARMS), folder / "controls")
-    write_report(folder)
+    planted.write_text(folder)
     return folder
 
 
@@ -79,7 +78,7 @@ def test_names_mean_nothing(tmp_path, like_the_paper, copy_inputs):
     for path in tmp_path.rglob("runs.csv"):
         renamed(pd.read_csv(path, float_precision="round_trip"), names).to_csv(path, index=False)
     (tmp_path / "prediction.json").unlink()
-    write_report(tmp_path)
+    planted.write_text(tmp_path)
     verdicts = {c["verdict"] for c in json.loads((tmp_path / "conclusions.json").read_text())}
     assert verdicts == {"reproduced"}
     assert "the best `inexact` over that of the best `exact` is 1.30" in (tmp_path / "report.md").read_text()
@@ -94,7 +93,7 @@ def test_a_study_that_lacks_a_role_says_what_cannot_be_concluded(tmp_path, lacks
     table = table[table["arm"] != lacks]
     other = table.assign(arm="another", role="align", run_id="another" + table["run_id"])
     planted.write_part(pd.concat([table, other]), tmp_path)
-    write_report(tmp_path)
+    planted.write_text(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert f"- The study has {said}: the paper's conclusions, which compare the two, stay open." in text
     assert f"the study has {said} |" in text

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -16,8 +17,8 @@ from tests.study.test_ledger import make_record, make_spec
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlruns.db'}"
+def uri(tmp_path_factory, empty_database):
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path_factory.mktemp('mlflow'))}"
 
 
 @pytest.fixture

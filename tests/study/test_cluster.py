@@ -4,6 +4,7 @@ fsspec's: what a cluster with an object store does."""
 import contextlib
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from eqscale.storage import open_place
 from eqscale.study.ledger import Ledger
-from tests.study.test_job import ROOT, TINY_ARGUMENTS
+from tests.jobs import ROOT, TINY_ARGUMENTS
 
 
 def free_port():
@@ -83,7 +84,8 @@ def cluster(tmp_path):
         yield f"127.0.0.1:{port}", environment
 
 
-def test_nodes_that_share_no_folder_train_a_study_together(cluster, tmp_path):
+def test_nodes_that_share_no_folder_train_a_study_together(cluster, tmp_path, empty_database):
+    shutil.copy(empty_database, tmp_path / "driver/mlruns.db")
     address, environment = cluster
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "driver" / "cache")}
     storage = f"local://{tmp_path}/store"

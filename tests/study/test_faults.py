@@ -1,5 +1,6 @@
 """Faults done for real to a small study; benchmarks/faults does more of them, and more often."""
 
+import shutil
 import sys
 
 import pytest
@@ -27,7 +28,8 @@ GRID = {
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the faults of this test are Linux's")
-def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch, request):
+def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch, request, empty_database):
+    shutil.copy(empty_database, tmp_path)  # from where the study takes it
     study = Study(
         tmp_path,
         "faults",
@@ -64,7 +66,8 @@ def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch, req
     assert list((study.options.storage.study / "checkpoints").glob("*")) == []
 
 
-def test_a_server_that_dies_and_comes_back_gets_everything_in_the_same_study(tmp_path):
+def test_a_server_that_dies_and_comes_back_gets_everything_in_the_same_study(tmp_path, empty_database):
+    shutil.copy(empty_database, tmp_path / "mlruns.db")
     spec = make_spec()
     record = make_record(spec)
     with mlflow_server(tmp_path / "mlruns.db", port=5874) as act:

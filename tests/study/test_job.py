@@ -1,9 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,24 +10,8 @@ from eqscale.study.grid import compute_grid
 from eqscale.study.job import run_study
 from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
-
-ROOT = Path(__file__).parents[2]
-TINY = {
-    "budgets": "3e8 6e8 1.2e9",
-    "sizes-per-budget": "3",
-    "min-steps": "5",
-    "batch-size": "8",
-    "train-systems": "24",
-    "test-systems": "8",
-    "cost-range": "8",
-}
-TINY_ARGUMENTS = [word for name, values in TINY.items() for word in (f"--{name}", *values.split())]
-
-
-def job(folder, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tune_jobs" / "compute_grid.py"), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+from tests.jobs import ROOT, TINY_ARGUMENTS, copy_study, run_apart, run_here
+from tests.report.planted import undrawn_figures
 
 
 def refuse(tmp_path, monkeypatch, *arguments):
@@ -83,24 +63,38 @@ def test_bad_input_is_one_line_before_any_compute(tmp_path, monkeypatch, argumen
 
 
 def test_bad_input_exits_with_code_two(tmp_path):
-    result = job(tmp_path, "--preset", "huge")
+    result = run_apart(tmp_path, "compute_grid", "--preset", "huge")
     assert result.returncode == 2
     assert result.stderr == "error: unknown preset 'huge'; choose from quick, cpu, paper\n"
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
-    result = job(tmp_path, "--dry-run")
+    result = run_here(tmp_path, "compute_grid", "--dry-run")
     assert result.returncode == 0
     assert "32 runs" in result.stdout
     assert "params" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeypatch, capsys):
-    own_arm = ("--arm-file", str(ROOT / "docs/examples/deep_sets.py"), "--arms", "transformer", "gatr", "deep_sets")
-    first = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
-    assert first.returncode == 0, first.stdout + first.stderr
-    results = tmp_path / "results" / "quick"
+OWN_ARM = ("--arm-file", str(ROOT / "docs/examples/deep_sets.py"))
+STUDY = (*TINY_ARGUMENTS, *OWN_ARM, "--arms", "transformer", "gatr", "deep_sets")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a user has started the study, in an empty folder, and it has ended."""
+    folder = tmp_path_factory.mktemp("job")
+    ended = run_apart(folder, "compute_grid", *STUDY)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder
+
+
+def records(folder):
+    return {path.name: path.read_bytes() for path in (folder / "studies/quick/ledger").glob("*.json")}
+
+
+def test_the_whole_way_from_nothing_to_the_report(folder):
+    results = folder / "results/quick"
     report = (results / "report.md").read_text()
     for figure in ("loss_vs_compute", "surface", "isoflop", "optimal_size", "optimal_tokens"):
         drawn = list(results.glob(f"{figure}*.png"))
@@ -108,25 +102,32 @@ def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeyp
         for png in drawn:
             assert png.with_suffix(".svg").exists()
             assert png.name in report
-    records = {path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")}
-    assert len(records) == 27
-    table = (results / "runs.csv").read_text().splitlines()
-    assert len(table) == 28
+    assert len(records(folder)) == 27
+    assert len((results / "runs.csv").read_text().splitlines()) == 28
+    assert (results / "records.jsonl").read_bytes().count(b"\n") == 27
     assert json.loads((results / "fits.json").read_text()).keys() == {"transformer", "gatr", "deep_sets"}
 
-    published = (results / "records.jsonl").read_bytes()
-    assert published.count(b"\n") == 27
-    shutil.rmtree(tmp_path / "studies/quick/ledger")  # as on another machine
-    second = job(tmp_path, *TINY_ARGUMENTS, *own_arm)
+
+def test_another_machine_adopts_what_is_published_and_finds_nothing_to_do(folder, tmp_path):
+    copy_study(folder, tmp_path)
+    results = tmp_path / "results/quick"
+    published, table = (results / "records.jsonl").read_bytes(), (results / "runs.csv").read_text()
+    shutil.rmtree(tmp_path / "studies/quick/ledger")
+    with undrawn_figures():
+        second = run_here(tmp_path, "compute_grid", *STUDY)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "adopted 27 records from results/quick/records.jsonl" in second.stdout
     assert "all 27 runs are done: nothing to train" in second.stdout
-    assert {path.name: path.read_bytes() for path in (tmp_path / "studies/quick/ledger").glob("*.json")} == records
+    assert records(tmp_path) == records(folder)
     assert (results / "records.jsonl").read_bytes() == published
-    assert (results / "runs.csv").read_text().splitlines() == table
+    assert (results / "runs.csv").read_text() == table
 
-    monkeypatch.chdir(tmp_path)
-    assert main(["check", "quick", *own_arm[:2]]) == 0
+
+def test_the_views_agree_and_the_best_models_are_measured_and_timed(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(copy_study(folder, tmp_path))
+    results = tmp_path / "results/quick"
+    uri = f"sqlite:///{folder / 'mlruns.db'}"  # its artifacts are named by their place
+    assert main(["check", "quick", *OWN_ARM, "--tracking-uri", uri]) == 0
     measure = ["measure", "results/quick", "--arms", "transformer", "gatr", "--average", "2", "--rollout", "0.5"]
     assert main(measure) == 0
     measured = {
@@ -134,18 +135,18 @@ def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeyp
     }
     assert [result["average"] for result in measured["transformer"]] == [1, 2]
     assert [result["average"] for result in measured["gatr"]] == [1]  # equivariant
-    runs = pd.read_csv(results / "runs.csv").groupby("arm")["loss"]
-    assert measured["gatr"][0]["errors"]["nmse"] in set(runs.get_group("gatr"))
+    trained = pd.read_csv(results / "runs.csv")
+    assert measured["gatr"][0]["errors"]["nmse"] in set(trained[trained["arm"] == "gatr"]["loss"])
     capsys.readouterr()
     assert main(measure) == 0
     assert capsys.readouterr().out.count("measured already") == 2
-    assert main(["time", "results/quick", "--seconds", "0.01", *own_arm[:2]]) == 0
+    assert main(["time", "results/quick", "--seconds", "0.01", *OWN_ARM]) == 0
     times = pd.read_csv(results / "step_times.csv")
-    trained = pd.read_csv(results / "runs.csv")
     shape = ["arm", "width", "depth", "heads", "batch_size"]
     assert set(times[shape].itertuples(index=False)) == set(trained[shape].itertuples(index=False))
     assert (times["step_seconds"] > 0).all()
-    assert main(["report", "results/quick"]) == 0
+    with undrawn_figures():
+        assert main(["report", "results/quick"]) == 0
     report = (results / "report.md").read_text()
     assert "(evaluation/transformer.gif)" in report
     assert "taken in one sitting" in report
@@ -154,36 +155,3 @@ def test_the_whole_way_and_later_calls_that_find_nothing_to_do(tmp_path, monkeyp
     (results / "evaluation/gatr.json").unlink()
     assert main(measure) == 2
     assert "the weights of " in capsys.readouterr().err
-
-
-BROKEN_ARM = """
-import dataclasses
-from eqscale.arms import get_arm, register
-from eqscale.arms.plain import PlainModel
-
-plain = get_arm("transformer")
-
-
-class Broken(PlainModel):
-    def forward(self, batch):
-        raise RuntimeError("the smallest size is broken")
-
-
-def build(size, task):
-    model = plain.build(size, task)
-    return Broken(model.net.config, task) if size == plain.ladder[0] else model
-
-
-register(dataclasses.replace(plain, name="broken", build=build))
-"""
-
-
-def test_failing_trials_do_not_stop_the_study(tmp_path):
-    (tmp_path / "broken.py").write_text(BROKEN_ARM)
-    result = job(tmp_path, *TINY_ARGUMENTS, "--arm-file", "broken.py", "--arms", "broken", "transformer")
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "RuntimeError: the smallest size is broken" in result.stdout
-    rows = pd.read_csv(tmp_path / "results/quick/runs.csv").groupby("arm")["status"].agg(set)
-    assert rows["broken"] == {"failed", "finished"}
-    assert rows["transformer"] == {"finished"}
-    assert "failed" in (tmp_path / "results/quick/report.md").read_text()

@@ -1,22 +1,25 @@
+import contextlib
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from eqscale.arms import Recipe, arm_names, get_arm
+from eqscale.console import make_console
 from eqscale.errors import InputError
+from eqscale.study import backend, job
+from eqscale.study.options import parse_options
 from eqscale.study.presets import SEARCHES
 from eqscale.study.search import Search, check_specs, check_table, fit_recipe, found_wanting, search_cells
+from eqscale.study.trials import Devices
 from eqscale.training.spec import CurvePoint, RunRecord
+from tests.jobs import ROOT, run_here
+from tests.study.test_ledger import make_spec
 
-ROOT = Path(__file__).parents[2]
 PRESET = dataclasses.replace(
     SEARCHES["quick"], arms=("transformer",), budgets=(1e9, 3e9), min_steps=5, trials=7, train_systems=100
 )
@@ -216,18 +219,14 @@ def test_every_built_in_arm_has_a_recipe_of_its_own():
     assert set(recipes) == {name for name in arm_names() if name in SEARCHES["cpu"].arms}
 
 
-def test_the_job_searches_fits_checks_and_continues(tmp_path):
-    command = [
-        sys.executable, str(ROOT / "tune_jobs/learning_rate_search.py"), "--arms", "transformer",
-        "--budgets", "1e9", "--check-budgets", "2e9", "--trials", "10", "--rates", "4e-3", "3e-2", "--min-steps", "5",
-        "--train-systems", "24", "--test-systems", "8", "--batch-sizes", "4", "16",
+def test_the_job_searches_fits_checks_and_continues(tmp_path, shared_ray, empty_database):
+    shutil.copy(empty_database, tmp_path / "mlruns.db")
+    arguments = [
+        "--arms", "transformer", "--budgets", "1e9", "--check-budgets", "2e9", "--trials", "10",
+        "--rates", "4e-3", "3e-2", "--min-steps", "5", "--train-systems", "24", "--test-systems", "8",
+        "--batch-sizes", "4", "16",
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def run():
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-
-    first = run()
+    first = run_here(tmp_path, "learning_rate_search", *arguments, ray=shared_ray)
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / "results/quick/learning_rate"
     trials = pd.read_csv(folder / "trials.csv")
@@ -239,7 +238,34 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path):
     report = (folder / "report.md").read_text()
     checks = pd.read_csv(folder / "check_runs.csv")
     assert len(checks) >= 3
-    second = run()
+    second = run_here(tmp_path, "learning_rate_search", *arguments)  # nothing is trained again
     assert second.returncode == 0, second.stdout + second.stderr
     assert (folder / "report.md").read_text() == report
-    assert "[1/" not in second.stdout  # nothing was trained again
+
+
+def test_the_rounds_of_a_search_share_one_ray(tmp_path, monkeypatch, empty_database):
+    shutil.copy(empty_database, tmp_path / "mlruns.db")
+    starts, trained = [], []
+
+    @contextlib.contextmanager
+    def session(address, cpus):
+        starts.append("started")
+        yield Devices(2, 0, 1)
+        starts.append("ended")
+
+    for name, fake in (
+        ("ray_session", session), ("gpu_names", list), ("smallest_share", lambda *_: lambda spec: 1.0),
+        ("run_trials", lambda planned, *_, **__: trained.append(planned)),
+    ):  # fmt: skip
+        monkeypatch.setattr(backend, name, fake)
+    monkeypatch.setattr(job, "prepare_data", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+    options = parse_options("", SEARCHES, "learning_rate", ["--arms", "transformer"])
+    specs = [dataclasses.replace(make_spec(seed), test_systems=8) for seed in range(2)]
+    with job.open_study(options, make_console()) as study:
+        assert starts == []
+        for spec in specs:
+            study.train([spec], "check")
+        assert starts == ["started"]
+    assert starts == ["started", "ended"]
+    assert len(trained) == 2

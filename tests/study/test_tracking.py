@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -14,8 +15,8 @@ TAGS = {"study": "tiny", "preset": "quick"}
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlruns.db'}"
+def uri(tmp_path_factory, empty_database):
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path_factory.mktemp('mlflow'))}"
 
 
 def runs(uri, name):

@@ -398,13 +398,11 @@ def test_processes_load_the_task_file_and_give_the_bits_of_a_serial_run(tmp_path
     assert contents(prepare(small(), tmp_path / "parallel", workers=2)) == contents(serial)
 
 
-def test_ray_tasks_give_the_bits_of_a_serial_run(tmp_path):
-    ray = pytest.importorskip("ray")
-    with pytest.raises(InputError, match=r"ray\.init"):
-        prepare(small(), tmp_path / "ray", backend="ray")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
+def test_ray_tasks_give_the_bits_of_a_serial_run(tmp_path, shared_ray, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("ray.is_initialized", lambda: False)
+        with pytest.raises(InputError, match=r"ray\.init"):
+            prepare(small(), tmp_path / "ray", backend="ray")
+    with shared_ray.session():
         folder = prepare(small(), tmp_path / "ray", backend="ray")
-    finally:
-        ray.shutdown()
     assert contents(folder) == contents(prepare(small(), tmp_path / "serial", workers=1))

@@ -110,8 +110,8 @@ class Balanced(Form):
             low, high = cost.origin + cost.span[0], cost.origin + cost.span[1]
 
             def excess(log_n: Array) -> Array:
-                slope = np.log(cost.slope(log_n))
-                return gain - alpha * log_n - slope + beta * cost.log_tokens(log_n, log_c)
+                h, slope = cost.log_per_token(log_n)
+                return gain - alpha * log_n - np.log(slope / cost.power) + beta * ((log_c - h) / cost.power)
 
             shape = np.broadcast_shapes(gain.shape, log_c.shape)
             left, right = np.full(shape, low), np.full(shape, high)
