@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqscale.laws.cost import CostModel, fit_cost, nd_cost
+from eqscale.laws.cost import CostModel, complete_costs, nd_cost
 from eqscale.laws.fit import Fit, fit
 from eqscale.laws.forms import get_form
 from eqscale.laws.frontier import require_optimum
@@ -113,8 +113,8 @@ def make_arm(
 
     ``budget`` is the column with the nominal budgets; without one, runs are grouped by their costs.
     """
-    spent = (runs[cost] if cost else 6 * runs["N"] * runs["D"]).to_numpy(float)
-    model = fit_cost(runs["N"], runs["D"], spent) if cost else nd_cost()
+    N, D = runs["N"].to_numpy(), runs["D"].to_numpy()
+    model, spent = complete_costs(N, D, runs[cost]) if cost else (nd_cost(), 6 * N * D)
     budgets = runs[budget].to_numpy(float) if budget else group_budgets(spent)
     return ArmFit(name, *law, model, spent, budgets, runs.index.to_numpy())
 
