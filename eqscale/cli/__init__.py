@@ -11,7 +11,7 @@ from eqscale import __version__
 from eqscale.errors import InputError
 
 # Each module offers register(subparsers); heavy imports stay inside the functions it sets as `run`.
-_GROUPS = ("compare", "evaluate", "laws", "measure", "plan", "report", "scenes", "study", "time", "ui")
+_GROUPS = ("compare", "evaluate", "laws", "measure", "plan", "predict", "report", "scenes", "study", "time", "ui")
 
 
 def build_parser() -> argparse.ArgumentParser:

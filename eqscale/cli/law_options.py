@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from eqscale.laws import Fit
     from eqscale.laws.arms import ArmFit, Options
     from eqscale.laws.forms import Form
 
@@ -41,10 +42,11 @@ def add_table_options(parser: argparse.ArgumentParser, optional: bool = False) -
     add("runs", metavar="RUNS", nargs=number, help="a .csv, .tsv, .parquet, .json, .jsonl or .xlsx file, or "
         "mlflow:EXPERIMENT")  # fmt: skip
     add("--map", metavar="ROLE=COLUMN,…", action="append", default=[], help="columns that play the roles N, D, loss, C "
-        "(cost: FLOPs or time) and U (unique tokens) if they have other names, or formulas of columns, such as C=6*N*D; "
-        "repeatable")  # fmt: skip
+        "(cost: FLOPs or time) and U (unique tokens) if they have other names, or formulas of columns, such as "
+        "C=6*N*D; repeatable")  # fmt: skip
     add("--where", metavar="CONDITION", action="append", default=[], help="keep only these rows: COLUMN=VALUE, "
-        "COLUMN!=VALUE, or an order of formulas such as 'D/N>=20' or '1e17<C<1e20'; repeatable, all must hold")  # fmt: skip
+        "COLUMN!=VALUE, or an order of formulas such as 'D/N>=20' or '1e17<C<1e20'; repeatable: all must "
+        "hold")  # fmt: skip
     add("--duplicates", choices=("error", "drop", "keep"), default="error",
         help="what to do with a row that repeats another entirely (default: %(default)s)")  # fmt: skip
     add("--history", metavar="COLUMN", help="the table has one row a step, and this column names the run: keep each "
@@ -181,6 +183,22 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
     console.print(table)
 
 
+def print_verdicts(console: Any, fits: Mapping[str, Fit]) -> None:
+    """The verdict of each law that an answer rests on: the first lines of the answer."""
+    from rich.markup import escape
+
+    for name, fit in fits.items():
+        colour = "green" if fit.verdict.startswith("converged") else "yellow"
+        title = f"{name}: " if len(fits) > 1 else ""
+        console.print(f"{escape(title)}{fit.n} runs, verdict: [{colour}]{escape(fit.verdict)}[/{colour}]")
+
+
+def print_cost_warning(console: Any, name: str, arm: ArmFit | None) -> None:
+    """What is wrong with the cost of an arm's runs, if anything is."""
+    if arm is not None and arm.cost.warning:
+        console.print(f"warning: {name + ': ' if name else ''}{arm.cost.warning}", style="yellow", markup=False)
+
+
 def law_choices(args: argparse.Namespace) -> Options:
     """What ``add_law_options`` asks for; raises InputError for values that make no sense."""
     from eqscale.laws.arms import Options
@@ -229,6 +247,14 @@ def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]
     found = [AXES[axis].column if axis in AXES and axis not in frame.columns else axis for axis in args.axis]
     require_columns(frame, found, args.runs)
     return list(dict.fromkeys(found)) or ["C" if "C" in frame.columns else None]
+
+
+def one_axis(args: argparse.Namespace, frame: pd.DataFrame) -> str | None:
+    """The cost axis of a verb that takes one; raises InputError for several."""
+    axes = cost_axes(args, frame)
+    if len(axes) > 1:
+        raise InputError("one --axis at a time")
+    return axes[0]
 
 
 def cost_unit(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> str:

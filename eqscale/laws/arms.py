@@ -106,6 +106,12 @@ def fit_table(runs: pd.DataFrame, options: Options, where: str) -> tuple[Fit, Bo
     return found, bootstrap(found, options.kind, resamples=options.resamples, seed=options.seed, clusters=clusters)
 
 
+def run_costs(runs: pd.DataFrame, cost: str | None) -> tuple[CostModel, Array]:
+    """The cost model of some runs and what each cost, (n,): the column ``cost``, completed, or 6ND if None."""
+    N, D = runs["N"].to_numpy(float), runs["D"].to_numpy(float)
+    return complete_costs(N, D, runs[cost]) if cost else (nd_cost(), 6 * N * D)
+
+
 def make_arm(
     name: str, runs: pd.DataFrame, law: tuple[Fit, Bootstrap | None], cost: str | None, budget: str | None = None
 ) -> ArmFit:
@@ -113,8 +119,7 @@ def make_arm(
 
     ``budget`` is the column with the nominal budgets; without one, runs are grouped by their costs.
     """
-    N, D = runs["N"].to_numpy(), runs["D"].to_numpy()
-    model, spent = complete_costs(N, D, runs[cost]) if cost else (nd_cost(), 6 * N * D)
+    model, spent = run_costs(runs, cost)
     budgets = runs[budget].to_numpy(float) if budget else group_budgets(spent)
     return ArmFit(name, *law, model, spent, budgets, runs.index.to_numpy())
 

@@ -60,8 +60,8 @@ class CostModel:
         if self.residual <= _LOOSE:
             return None
         return (
-            f"cost hardly follows from N and D: it scatters around what they explain by a factor of "
-            f"{np.exp(min(self.residual, 99)):.3g}; is this column what each run cost? Every figure about cost rests on it"
+            "cost hardly follows from N and D: it scatters around what they explain by a factor of "
+            f"{np.exp(min(self.residual, 99)):.3g}; is it what each run cost? Every figure about cost rests on it"
         )
 
     def describe(self) -> str:

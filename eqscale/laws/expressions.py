@@ -48,7 +48,7 @@ class Expression:
 
     def _value(self, node: ast.expr, lookup: Lookup) -> Any:
         match node:
-            case ast.Constant(value=value):
+            case ast.Constant(value=int() | float() as value):
                 return np.float64(value)  # never an integer: 9**9**9 would take all memory
             case ast.Name(id=name):
                 return lookup(self.quoted.get(name, name))

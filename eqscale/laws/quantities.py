@@ -12,7 +12,8 @@ from eqscale.errors import InputError
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 """Units of time, in seconds."""
 
-_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
+_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_FLOP_PREFIXES = _PREFIXES | {"p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _AMOUNT = re.compile(rf"\s*({_NUMBER})\s*([A-Za-z/-]*)\s*")
 _FLOPS = re.compile(r"([kmgtpezy]?)flops?", re.IGNORECASE)
@@ -21,7 +22,7 @@ _TIME_COLUMN = re.compile(r"(?:(?:^|[^a-z])(second|sec|minute|min|hour|hr|day)s?
 
 
 def as_number(text: str) -> float:
-    """A number that may end in k, M, B, G, T or P (``7M``, ``1.4B``); NaN for anything else."""
+    """A number that may end in k, M, B, G or T (``7M``, ``1.4B``); NaN for anything else."""
     try:
         return float(text)
     except ValueError:
@@ -51,9 +52,9 @@ def parse_quantity(text: str, unit: str, option: str) -> float:
     if suffix in SECONDS:
         kind, value = "time", value * SECONDS[suffix]
     elif flops:
-        kind, value = "FLOPs", value * _PREFIXES[flops[1].lower()]
+        kind, value = "FLOPs", value * _FLOP_PREFIXES[flops[1].lower()]
     elif days:
-        kind, value = "FLOPs", value * _PREFIXES[days[1].lower()] * SECONDS["d"]
+        kind, value = "FLOPs", value * _FLOP_PREFIXES[days[1].lower()] * SECONDS["d"]
     elif suffix and unit in SECONDS:
         raise InputError(f"{option} {text}: write a time with {', '.join(SECONDS)}, as in 30min or 100h")
     else:
@@ -88,10 +89,12 @@ def column_unit(name: str) -> str:
 
     A prefix, as in ``pflops``, tells nothing: the name may stand for a rate or a multiple.
     """
+    if re.search(r"(?:^|[^a-z])per(?:$|[^a-z])|/", name, re.IGNORECASE):
+        return ""
     if found := _TIME_COLUMN.search(name.strip()):
         word = (found[1] or found[2]).lower()
         return next(unit for unit in ("min", "s", "h", "d") if word.startswith(unit))
-    if re.search(r"(?:^|[^a-z])flops?(?:$|[^a-z/])", name, re.IGNORECASE):
+    if re.search(r"(?:^|[^a-z])flops?(?:$|[^a-z])", name, re.IGNORECASE):
         return "FLOPs"
     return ""
 

@@ -251,7 +251,7 @@ def check_runs(
             appears twice, nothing left after filtering, or no filter where only some runs have finished.
     """
     frame = frame.rename(columns=lambda name: str(name).strip())
-    columns, notes = _Columns(frame, dict(mapping or {}), source), []
+    columns, notes = _Columns(frame, dict(mapping or {}), source), list[str]()
     conditions = [parse_condition(text) for text in where]
     for role in required:
         if role not in columns:

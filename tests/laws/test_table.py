@@ -67,11 +67,11 @@ def test_missing_column_lists_what_there_is(runs):
 def test_filter_keeps_the_rows_asked_for_and_names_rows_of_the_file(runs):
     frame = runs.assign(status=["failed", "finished", "finished"], loss=[np.nan, 2.5, -2.0])
     with pytest.raises(InputError, match="row 3, column 'loss': -2"):
-        check_runs(frame, where={"status": "finished"})
+        check_runs(frame, where=["status=finished"])
     frame["loss"] = [np.nan, 2.5, 2.0]
-    assert list(check_runs(frame, where={"status": "finished"})["N"]) == [2e6, 3e6]
+    assert list(check_runs(frame, where=["status=finished"])["N"]) == [2e6, 3e6]
     with pytest.raises(InputError, match="no row has status = 'done'; it holds failed, finished"):
-        check_runs(frame, where={"status": "done"})
+        check_runs(frame, where=["status=done"])
     with pytest.raises(InputError, match="'status' holds finished, unplanned: choose with --where status"):
         check_runs(runs.assign(status=["unplanned", "finished", "finished"]))
 
@@ -100,6 +100,6 @@ def test_unreadable_files(tmp_path):
 
 
 def test_map_syntax():
-    assert parse_map("N=params, D=tokens") == {"N": "params", "D": "tokens"}
+    assert parse_map(["N=params, D=tokens"]) == {"N": "params", "D": "tokens"}
     with pytest.raises(InputError, match="bad entry 'M=x'"):
-        parse_map("M=x")
+        parse_map(["M=x"])
