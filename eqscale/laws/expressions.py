@@ -35,12 +35,6 @@ class Expression:
     quoted: Mapping[str, str]
     """Names that stood in backticks, by what they are called in the tree."""
 
-    @property
-    def names(self) -> list[str]:
-        """Columns it mentions, in order of first appearance."""
-        nodes = (node for node in ast.walk(self.tree) if isinstance(node, ast.Name) and node.id not in _FUNCTIONS)
-        return list(dict.fromkeys(self.quoted.get(node.id, node.id) for node in nodes))
-
     def value(self, lookup: Lookup) -> Array:
         """Its value, (n,) or (); NaN or infinite where it isn't defined."""
         with np.errstate(all="ignore"):
