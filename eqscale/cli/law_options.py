@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -131,6 +132,8 @@ def read_table(args: argparse.Namespace, extra: Sequence[str | None] = ()) -> pd
 
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: a seed is not negative")
+    if getattr(args, "figures", None):
+        importlib.import_module("matplotlib")  # a light install lacks it: say so before anything is fitted
     required = (*chosen_form(args).columns, "loss")
     history = None
     if args.history or args.step or args.steps:
