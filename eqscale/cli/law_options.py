@@ -50,6 +50,8 @@ def add_table_options(parser: argparse.ArgumentParser, optional: bool = False) -
         "hold")  # fmt: skip
     add("--duplicates", choices=("error", "drop", "keep"), default="error",
         help="what to do with a row that repeats another entirely (default: %(default)s)")  # fmt: skip
+    add("--best-of", metavar="COLUMN,…", help="columns of a sweep, such as learning_rate: of runs that agree in the "
+        "law's columns and arm, keep those with the setting of lowest mean loss")  # fmt: skip
     add("--history", metavar="COLUMN", help="the table has one row a step, and this column names the run: keep each "
         "run's last step with a loss (a run_id that repeats is taken for that)")  # fmt: skip
     add("--step", metavar="COLUMN", help="column of a history with the step (default: step, _step, global_step, …)")
@@ -128,7 +130,7 @@ def read_table(args: argparse.Namespace, extra: Sequence[str | None] = ()) -> pd
     What was left out goes to the standard error, so that the first line of the answer stays the verdict.
     """
     from eqscale.laws.quantities import parse_quantity
-    from eqscale.laws.table import History, parse_map, read_runs, require_columns
+    from eqscale.laws.table import History, best_of_sweep, parse_map, read_runs, require_columns
 
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: a seed is not negative")
@@ -144,6 +146,10 @@ def read_table(args: argparse.Namespace, extra: Sequence[str | None] = ()) -> pd
         duplicates=args.duplicates, weights=args.weights,
     )  # fmt: skip
     require_columns(frame, (*extra, cluster_column(args)), args.runs)
+    if args.best_of:
+        arm = [args.by] if args.by in frame.columns else []
+        sweep = [name.strip() for name in args.best_of.split(",") if name.strip()]
+        frame = best_of_sweep(frame, sweep, [*required[:-1], *arm], args.runs)
     for note in frame.attrs["notes"]:
         print(f"note: {note}", file=sys.stderr)
     return frame

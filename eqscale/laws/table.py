@@ -382,6 +382,36 @@ def _without_duplicates(runs: pd.DataFrame, rows: np.ndarray, source: str, drop:
     return runs.loc[~again].reset_index(drop=True)
 
 
+def best_of_sweep(runs: pd.DataFrame, sweep: Sequence[str], same: Sequence[str], source: str) -> pd.DataFrame:
+    """Of each point of the design the runs with the best setting of a sweep, such as its best learning rate.
+
+    Args:
+        runs: a checked run table.
+        sweep: columns of the settings that were swept.
+        same: columns that make a point: numbers agree to six digits.
+        source: name of the table in messages.
+
+    Returns:
+        All runs (seeds) of the setting with the lowest mean loss, point by point; ``attrs["notes"]`` counts them.
+
+    Raises:
+        InputError: a column is missing, or no point has more than one setting.
+    """
+    require_columns(runs, (*sweep, *same), source, " of the sweep")
+    point = runs.assign(
+        **{name: np.round(np.log(runs[name]), 6) for name in same if _is_plain(runs[name])}
+    ).groupby(list(same), dropna=False).ngroup()  # fmt: skip
+    setting = runs.groupby(list(sweep), dropna=False).ngroup()
+    means = runs["loss"].groupby([point, setting]).mean()
+    if not means.index.get_level_values(0).has_duplicates:
+        raise InputError(f"{source}: no runs that agree in {', '.join(same)} differ in {', '.join(sweep)}")
+    best = {key[0]: key[1] for key in means.groupby(level=0).idxmin()}
+    kept = runs[setting == point.map(best)].reset_index(drop=True)
+    note = f"best of a sweep of {', '.join(sweep)}: {len(kept)} of {len(runs)} runs kept"
+    kept.attrs["notes"] = [*runs.attrs.get("notes", ()), note]
+    return kept
+
+
 def read_runs(source: str | Path, mapping: Mapping[str, str] | None = None, **checks: Any) -> pd.DataFrame:
     """Read and check a run table: a file or ``mlflow:EXPERIMENT`` (see ``load_table``).
 

@@ -68,6 +68,7 @@ def test_groups_are_fitted_one_by_one(isoflop, tmp_path):
         (["--where", "N"], "--where: bad entry 'N'"),
         (["--where", "D/N>1e9"], "no row has D/N>1e9"),
         (["--steps", "100"], "no step column"),
+        (["--best-of", "lr"], "no column 'lr' of the sweep"),
         (["--map", "loss=C*0+2.5"], "all 30 losses are 2.5: there is nothing to fit"),
         (["--seed", "-3"], "--seed -3"),
         (["--hold-out", "-1"], "--hold-out -1"),

@@ -6,7 +6,7 @@ import pytest
 
 from eqscale.errors import InputError
 from eqscale.laws import check_runs, read_runs
-from eqscale.laws.table import History, parse_map
+from eqscale.laws.table import History, best_of_sweep, parse_map
 
 
 @pytest.fixture
@@ -237,6 +237,20 @@ def test_histories_without_their_columns_are_refused(history, history_of, messag
         check_runs(history, history=history_of)
     with pytest.raises(InputError, match="no step column"):
         check_runs(history.drop(columns="_step"), history=History("run"))
+
+
+def test_the_best_of_a_sweep_keeps_all_seeds_of_the_best_setting():
+    frame = pd.DataFrame({
+        "N": [1e6] * 4 + [2e6] * 2, "D": [1e8, 1e8 * (1 + 1e-9), 1e8, 1e8] + [1e8] * 2, "lr": [1, 1, 2, 2, 1, 2],
+        "seed": [0, 1, 0, 1, 0, 0], "loss": [3.0, 3.2, 2.9, 3.5, 2.8, 2.5],
+    })  # fmt: skip
+    found = best_of_sweep(check_runs(frame), ["lr"], ["N", "D"], "t")
+    assert list(found["loss"]) == [3.0, 3.2, 2.5]  # the lowest loss of a seed is not what decides
+    assert found.attrs["notes"] == ["best of a sweep of lr: 3 of 6 runs kept"]
+    with pytest.raises(InputError, match="no runs that agree in N, D differ in seed"):
+        best_of_sweep(check_runs(frame.iloc[[0, 4]]), ["seed"], ["N", "D"], "t")
+    with pytest.raises(InputError, match="no column 'rate' of the sweep"):
+        best_of_sweep(check_runs(frame), ["rate"], ["N", "D"], "t")
 
 
 def test_a_large_table_is_checked_without_copies_as_objects():
