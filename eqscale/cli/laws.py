@@ -72,6 +72,7 @@ def _run_fit(args: argparse.Namespace) -> int:
     rows = [[label, *row] if label else row for label, (_, found, _) in shown.items() for row in found]
     header = ([args.by] if args.by else []) + COEFFICIENT_HEADER
     record = {"by": args.by, "groups": records} if args.by else records[""]
+    record["notes"] = frame.attrs["notes"]
     law_options.write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
     if args.figures:
         arms = {label or "law": arm for label, (*_, arm) in shown.items() if arm is not None}
@@ -109,6 +110,7 @@ def _show_fit(
     arm = None
     if found.form.has_optimum:
         arm = make_arm(title, frame, law, "C" if "C" in frame.columns else None, args.budget)
+        record["warnings"] += [arm.cost.warning] if arm.cost.warning else []
         record["frontier"] = _print_frontier(console, arm, args.costs, args.unit)
     return record, rows, arm
 

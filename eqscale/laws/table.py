@@ -254,6 +254,10 @@ def check_runs(
     columns, notes = _Columns(frame, dict(mapping or {}), source), list[str]()
     conditions = [parse_condition(text) for text in where]
     for role in required:
+        if role not in columns and any(name.endswith("__MIN") for name in frame.columns):
+            raise InputError(
+                f"{source}: a chart exported from W&B, one column a run; export the table of runs, or their history"
+            )
         if role not in columns:
             raise InputError(
                 f"{source}: no column {role!r} ({ROLES.get(role, 'of the form')}); name it with --map {role}=COLUMN; "

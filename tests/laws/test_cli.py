@@ -274,8 +274,10 @@ def test_costs_that_follow_nothing_get_a_warning_and_shuffled_losses_no_optimum(
     rng = np.random.default_rng(0)
     path = tmp_path / "runs.csv"
     isoflop.assign(C=rng.permutation(isoflop.C)).to_csv(path, index=False)
-    assert main(["fit", str(path), *ASK]) == 0
+    out = tmp_path / "fit.json"
+    assert main(["fit", str(path), *ASK, "--json", str(out)]) == 0
     assert "warning: cost hardly follows from N and D: it scatters" in capfd.readouterr().out
+    assert json.loads(out.read_text())["warnings"][-1].startswith("cost hardly follows")
     isoflop.assign(C=1e19).to_csv(path, index=False)
     assert main(["fit", str(path), *ASK]) == 0
     assert "warning: cost hardly follows from N and D" in capfd.readouterr().out
@@ -296,6 +298,7 @@ def test_a_partly_empty_cost_changes_no_law_and_is_counted(isoflop, tmp_path, ca
         records.append(json.loads(out.read_text()))
     assert "note: column 'C' is empty in 5 of 30 rows; their cost is that of a model" in capsys.readouterr().err
     assert records[0]["intervals"] == records[1]["intervals"]
+    assert [len(record["notes"]) for record in records] == [0, 1]
     assert records[0]["frontier"]["N"] == pytest.approx(records[1]["frontier"]["N"])
 
 

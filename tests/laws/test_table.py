@@ -64,6 +64,12 @@ def test_missing_column_lists_what_there_is(runs):
         check_runs(runs, {"N": "params"})
 
 
+def test_an_exported_chart_is_no_run_table():
+    chart = pd.DataFrame({"Step": [1], "run-a - loss": [3.0], "run-a - loss__MIN": [3.0], "run-a - loss__MAX": [3.0]})
+    with pytest.raises(InputError, match="a chart exported from W&B, one column a run"):
+        check_runs(chart)
+
+
 def test_filter_keeps_the_rows_asked_for_and_names_rows_of_the_file(runs):
     frame = runs.assign(status=["failed", "finished", "finished"], loss=[np.nan, 2.5, -2.0])
     with pytest.raises(InputError, match="row 3, column 'loss': -2"):
