@@ -69,6 +69,8 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
     add("--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)")
     add("--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0")
     add("--weights", metavar="COLUMN", help="weight of each run")
+    add("--replicates", metavar="COLUMN", help="runs of equal value are replicates of one point (default: runs that "
+        "agree in all columns of the design)")  # fmt: skip
     add = parser.add_argument_group("uncertainty").add_argument
     add("--bootstrap", default="case", metavar="KIND", help="case (default), residual, wild, cluster:COLUMN (whole "
         "groups, e.g. cluster:budget) or none")  # fmt: skip
@@ -145,7 +147,7 @@ def read_table(args: argparse.Namespace, extra: Sequence[str | None] = ()) -> pd
         args.runs, parse_map(args.map, required), required=required, where=args.where, history=history,
         duplicates=args.duplicates, weights=args.weights,
     )  # fmt: skip
-    require_columns(frame, (*extra, cluster_column(args)), args.runs)
+    require_columns(frame, (*extra, cluster_column(args), args.replicates), args.runs)
     if args.best_of:
         arm = [args.by] if args.by in frame.columns else []
         sweep = [name.strip() for name in args.best_of.split(",") if name.strip()]
@@ -192,14 +194,16 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
     console.print(table)
 
 
-def print_verdicts(console: Any, fits: Mapping[str, Fit]) -> None:
-    """The verdict of each law that an answer rests on: the first lines of the answer."""
+def print_verdicts(console: Any, fits: Mapping[str, Fit], titled: bool = False) -> None:
+    """The verdict of each law that an answer rests on: the first lines of the answer, each with the law's name where
+    there are several or ``titled``."""
     from rich.markup import escape
 
     for name, fit in fits.items():
-        colour = "green" if fit.verdict.startswith("converged") else "yellow"
-        title = f"{name}: " if len(fits) > 1 else ""
-        console.print(f"{escape(title)}{fit.n} runs, verdict: [{colour}]{escape(fit.verdict)}[/{colour}]")
+        verdict = str(fit.verdict)
+        colour = "green" if verdict.startswith("converged") else "yellow"
+        title = f"{name}: " if titled or len(fits) > 1 else ""
+        console.print(f"{escape(title)}{fit.n} runs, verdict: [{colour}]{escape(verdict)}[/{colour}]", soft_wrap=True)
 
 
 def print_cost_warning(console: Any, name: str, arm: ArmFit | None) -> None:
@@ -216,7 +220,8 @@ def law_choices(args: argparse.Namespace) -> Options:
     kind = args.bootstrap.partition(":")[0]
     return Options(
         form=args.form, loss_fn=args.loss_fn, delta=args.delta, fix=parse_fixed(args.fix), weights=args.weights,
-        kind=kind, cluster=cluster_column(args), resamples=0 if kind == "none" else args.resamples, seed=args.seed,
+        kind=kind, cluster=cluster_column(args), replicates=args.replicates,
+        resamples=0 if kind == "none" else args.resamples, seed=args.seed,
     )  # fmt: skip
 
 

@@ -83,6 +83,8 @@ class Options:
     """See ``bootstrap``."""
     cluster: str | None = None
     """Column of the clusters for ``kind="cluster"``."""
+    replicates: str | None = None
+    """Column whose equal values are replicates; None: runs that agree in all columns of the design."""
     resamples: int = 1000
     """0 for no bootstrap."""
     seed: int = 0
