@@ -25,6 +25,8 @@ def read_file(path: Path) -> pd.DataFrame:
     Raises:
         InputError: no such file, or no readable table; it says why.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; give a table in it, such as {path / 'runs.csv'}")
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a table as {_FORMATS}, or mlflow:EXPERIMENT")
     suffixes = [suffix.lower() for suffix in path.suffixes]

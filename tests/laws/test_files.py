@@ -77,6 +77,11 @@ def test_what_can_not_be_read_is_refused_with_its_cause(tmp_path, name, content,
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_is_no_table(tmp_path):
+    with pytest.raises(InputError, match=r"a folder; give a table in it, such as .*runs\.csv"):
+        read_file(tmp_path)
+
+
 def test_excel_without_its_reader_names_the_package(tmp_path, monkeypatch):
     def missing(*args):
         raise ImportError("Missing optional dependency 'openpyxl'.")
