@@ -48,13 +48,16 @@ def _run_fit(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.arms import fit_table
     from eqscale.laws.render import COEFFICIENT_HEADER, latex_table, markdown_table
+    from eqscale.laws.table import positive_column
     from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.latex, args.markdown, folder=args.figures)
-    args.costs = law_options.parse_costs(args.at)
     frame = law_options.read_table(args, (args.by, args.budget))
+    if law_options.chosen_form(args).has_optimum:
+        args.unit = law_options.cost_unit(args, "C" if "C" in frame.columns else None, frame)
+        args.costs = law_options.parse_costs(args.at, args.unit)
     if args.budget:
-        frame = frame.assign(**{args.budget: law_options.axis_costs(args, args.budget, frame)})
+        frame = frame.assign(**{args.budget: positive_column(frame, args.budget, args.runs)})
     parts = law_options.groups(frame, args.by, args.runs)
     titles = {label: f"{args.by} = {label}" if label else args.runs for label in parts}
     sources = {label: f"{args.runs}, {titles[label]}" if label else args.runs for label in parts}
@@ -69,6 +72,7 @@ def _run_fit(args: argparse.Namespace) -> int:
     rows = [[label, *row] if label else row for label, (_, found, _) in shown.items() for row in found]
     header = ([args.by] if args.by else []) + COEFFICIENT_HEADER
     record = {"by": args.by, "groups": records} if args.by else records[""]
+    record["notes"] = frame.attrs["notes"]
     law_options.write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
     if args.figures:
         arms = {label or "law": arm for label, (*_, arm) in shown.items() if arm is not None}
@@ -80,8 +84,6 @@ def _show_fit(
     console: Any, args: argparse.Namespace, title: str, law: tuple[Fit, Bootstrap | None], frame: pd.DataFrame
 ) -> tuple[dict[str, Any], list[list[str]], ArmFit | None]:
     """Print one law: its record, the rows of its coefficients, and the law with its cost, if it has optima."""
-    from rich.markup import escape
-
     from eqscale.laws import disagreement, intervals
     from eqscale.laws.arms import make_arm
     from eqscale.laws.render import COEFFICIENT_HEADER, coefficient_rows, fit_record
@@ -89,10 +91,9 @@ def _show_fit(
     found, boot = law
     limits = intervals(found, boot)
     record, rows = fit_record(found, limits, boot), coefficient_rows(limits)
-    console.print(f"\n[bold]{escape(title)}[/bold]  {found.n} runs, L = {found.form.formula}")
+    law_options.print_verdicts(console, {title: found}, titled=bool(args.by))
+    console.print(f"L = {found.form.formula}", markup=False)
     law_options.print_table(console, COEFFICIENT_HEADER, rows)
-    colour = "green" if found.verdict.startswith("converged") else "yellow"
-    console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]")
     console.print(
         f"objective ({found.loss.kind}, summed): {found.objective:.12g}; gradient "
         f"{found.certificate.gradient:.0e}, {found.certificate.basins} basin(s) from "
@@ -106,17 +107,18 @@ def _show_fit(
     arm = None
     if found.form.has_optimum:
         arm = make_arm(title, frame, law, "C" if "C" in frame.columns else None, args.budget)
-        record["frontier"] = _print_frontier(console, arm, args.costs)
+        record["warnings"] += [arm.cost.warning] if arm.cost.warning else []
+        record["frontier"] = _print_frontier(console, arm, args.costs, args.unit)
     return record, rows, arm
 
 
 def _budgets(args: argparse.Namespace, frame: pd.DataFrame) -> np.ndarray:
     """Budget of each run: the column that was named, or grouped from the costs."""
-    from eqscale.laws.arms import group_budgets
+    from eqscale.laws.arms import group_budgets, run_costs
 
     if args.budget:
         return frame[args.budget].to_numpy()
-    return group_budgets(law_options.axis_costs(args, "C" if "C" in frame.columns else None, frame))
+    return group_budgets(run_costs(frame, "C" if "C" in frame.columns else None)[1])
 
 
 def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> None:
@@ -188,14 +190,20 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
     return record
 
 
-def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any]:
+def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> dict[str, Any] | None:
     import numpy as np
 
     from eqscale.laws import frontier
     from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
     from eqscale.laws.render import interval_text, number, plain
 
-    C = np.array(at) if at else np.geomspace(arm.C.min(), arm.C.max(), 5)
+    law_options.print_cost_warning(console, "", arm)
+    if not arm.fit.form.is_whole(arm.fit.coefficients)[0]:
+        console.print("no cost has a best split into N and D: a term of the law vanished")
+        return None
+    if not law_options.tells_split(arm.fit):
+        console.print("the runs don't tell the best split of a cost (see the verdict): don't use it", style="yellow")
+    C = np.array(at) if at else np.unique(np.geomspace(arm.C.min(), arm.C.max(), 5))
     best = frontier(arm.fit, C, arm.cost, arm.boot)
     console.print(f"cost: {arm.cost.describe()}")
     rows = []
@@ -203,7 +211,9 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
         limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in (best.model, best.robust))
         optimum = [number(v[i]) for v in (best.N, best.D, best.loss)]
         rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum, *map(interval_text, limits)])
-    law_options.print_table(console, ["C", "N_opt", "D_opt", "L_opt", "95 % model-based", "95 % robust"], rows)
+    cost = f"C, {unit}" if unit else "C"
+    header = [cost, "N_opt, parameters", "D_opt, tokens", "L_opt", "95 % model-based", "95 % robust"]
+    law_options.print_table(console, header, rows)
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")
     record = plain(best)

@@ -1,4 +1,4 @@
-"""``eqscale plan``, ``eqscale design`` and ``eqscale predict``: what to do with the laws of a study."""
+"""``eqscale plan`` and ``eqscale design``: what to do with the laws of a study."""
 
 from __future__ import annotations
 
@@ -34,15 +34,6 @@ examples:
   eqscale design runs.csv --arms gatr --question a --spend 1e14
 """
 
-_PREDICT_HELP = """\
-Predict the loss and the optimal size of every arm at a compute above the study's compute grid, and write it to
-DIR/prediction.json before those runs are made. eqscale report then shows prediction and outcome side by side.
-
-examples:
-  eqscale predict results/cpu --compute 3e13
-  eqscale predict results/cpu --compute 3e13 --up-to 1e13
-"""
-
 
 def register(subparsers: Any) -> None:
     """Add the verbs of this group."""
@@ -69,15 +60,6 @@ def register(subparsers: Any) -> None:
     add("--runs-planned", type=int, default=10, metavar="K", help="most runs (default: 10)")
     add("--json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=_run_design)
-
-    parser = law_options.add_verb(subparsers, "predict", "predict runs before they are made", _PREDICT_HELP)
-    add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="results folder of a study")
-    add("--compute", type=float, required=True, metavar="C", help="compute to predict for")
-    add("--axis", default="executed", help="executed (default), nominal or seconds: unit of --compute")
-    add("--up-to", type=float, metavar="C", help="largest budget, in executed FLOPs, that the laws may see (default: "
-        "the largest whose runs all cost less than --compute)")  # fmt: skip
-    parser.set_defaults(run=_run_predict)
 
 
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -259,45 +241,4 @@ def _run_design(args: argparse.Namespace) -> int:
     law_options.print_table(console, header, rows, f"total {label} = {plan.cost:.3g}")
     if args.json:
         write_json(args.json, {"axis": label, **plain(plan), "cost": plan.cost})
-    return 0
-
-
-def _prediction(p: dict[str, Any]) -> list[str]:
-    """A predicted size and loss with their intervals, the robust one of a new run where there is one."""
-    from eqscale.laws.render import interval_text, number
-
-    size, mean, new_run = (
-        [interval_text(p[what].get(kind), 3) for kind in ("model", "robust")]
-        for what in ("N_interval", "mean", "new_run")
-    )
-    return [number(p["N"], 3), *size, number(p["loss"], 3), *mean, *new_run]
-
-
-def _run_predict(args: argparse.Namespace) -> int:
-    from eqscale.console import make_console
-    from eqscale.laws.axes import AXES
-    from eqscale.laws.render import write_json
-    from eqscale.report.parts import read_study
-    from eqscale.report.prediction import predict
-    from eqscale.storage import check_outputs
-
-    path = args.folder / "prediction.json"
-    study = read_study(args.folder)
-    check_outputs(path)
-    if path.exists():
-        raise InputError(f"{path} exists already: a prediction is made once; remove it to start over")
-    record = predict(study, args.compute, args.axis, args.up_to)
-    write_json(path, record)
-    arms = record["arms"]
-    rows = [
-        [name, p["verdict"], *["–"] * 7] if p["loss"] is None else [name, *_prediction(p)] for name, p in arms.items()
-    ]
-    rows += [[f"{name}, no law", *_prediction(p["trend"])] for name, p in arms.items() if "trend" in p]
-    header = ["arm", "N_opt", "model-based", "robust", "loss", "model-based", "robust", "new run", "new run, robust"]
-    console = make_console()
-    seen = f"{record['runs_seen']} runs at budgets up to {record['largest_budget_seen']:.3g}"
-    law_options.print_table(console, header, rows, f"{args.compute:.3g} {AXES[args.axis].unit}, from {seen}")
-    for why in record["not_predicted"].values():
-        console.print(f"not predicted: {why}", style="yellow")
-    console.print(f"written: {path}; commit it before the runs are made")
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqscale.laws.cost import CostModel, fit_cost, nd_cost
+from eqscale.laws.cost import CostModel, complete_costs, nd_cost
 from eqscale.laws.fit import Fit, fit
 from eqscale.laws.forms import get_form
 from eqscale.laws.frontier import require_optimum
@@ -83,6 +83,8 @@ class Options:
     """See ``bootstrap``."""
     cluster: str | None = None
     """Column of the clusters for ``kind="cluster"``."""
+    replicates: str | None = None
+    """Column whose equal values are replicates; None: runs that agree in all columns of the design."""
     resamples: int = 1000
     """0 for no bootstrap."""
     seed: int = 0
@@ -106,6 +108,12 @@ def fit_table(runs: pd.DataFrame, options: Options, where: str) -> tuple[Fit, Bo
     return found, bootstrap(found, options.kind, resamples=options.resamples, seed=options.seed, clusters=clusters)
 
 
+def run_costs(runs: pd.DataFrame, cost: str | None) -> tuple[CostModel, Array]:
+    """The cost model of some runs and what each cost, (n,): the column ``cost``, completed, or 6ND if None."""
+    N, D = runs["N"].to_numpy(float), runs["D"].to_numpy(float)
+    return complete_costs(N, D, runs[cost]) if cost else (nd_cost(), 6 * N * D)
+
+
 def make_arm(
     name: str, runs: pd.DataFrame, law: tuple[Fit, Bootstrap | None], cost: str | None, budget: str | None = None
 ) -> ArmFit:
@@ -113,8 +121,7 @@ def make_arm(
 
     ``budget`` is the column with the nominal budgets; without one, runs are grouped by their costs.
     """
-    spent = (runs[cost] if cost else 6 * runs["N"] * runs["D"]).to_numpy(float)
-    model = fit_cost(runs["N"], runs["D"], spent) if cost else nd_cost()
+    model, spent = run_costs(runs, cost)
     budgets = runs[budget].to_numpy(float) if budget else group_budgets(spent)
     return ArmFit(name, *law, model, spent, budgets, runs.index.to_numpy())
 

@@ -142,6 +142,8 @@ def check_design(form: Form, columns: Mapping[str, Array], loss: Array, free: in
                 f"{where}: all {len(v)} runs have {c} = {v[0]:g}: the exponent {exponents[c]} cannot be "
                 f"known from them; add runs at another {c}, or fit a law in the other variable"
             )
+    if free and np.ptp(np.log(loss)) <= 1e-12:
+        raise InputError(f"{where}: all {len(loss)} losses are {loss[0]:g}: there is nothing to fit")
     points = np.unique(np.column_stack([*columns.values(), loss]), axis=0)
     if len(points) < free + 2:
         raise InputError(
