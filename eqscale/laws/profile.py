@@ -12,7 +12,7 @@ any M-estimator (Huber & Ronchetti 2009, ch. 7) and compared with Student's t, s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 import numpy as np
@@ -27,7 +27,10 @@ Array = np.ndarray
 Joint = Callable[..., Array]
 """A quantity of one law or several: coefficients of each, b sets, to (b,)."""
 
+MANY = 100_000
+"""Runs from which sums over them are as good as normal and objectives quadratic within what they leave open."""
 _HUBER = 1.345  # threshold in standard deviations: 95 % efficient for normal noise
+_UNEQUAL = 1.2  # ratio of robust to plain standard error from which the runs' own noise counts
 _STAGES = ((0.35, 4), (0.7, 4), (1.0, 40))  # fractions of the distance to the cut, and the most steps for each
 
 
@@ -46,28 +49,48 @@ class Surface:
     """Which parameters the runs have a say in: not held and not of a term that vanished, (p,)."""
     df: int
     """Degrees of freedom of the noise."""
+    member: Array | None = field(repr=False)
+    """Number of each run's group, (n,), if runs of a group share errors."""
 
-    def derivatives(self, theta: Array) -> Derivatives:
-        """The scaled objective and its derivatives at (b, p)."""
+    def _exact(self, theta: Array) -> Derivatives:
         fit = self.fit
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             found = derivatives(fit, theta, fit.scaled_loss[None], fit.weights[None], self.threshold)
         return Derivatives(*(self.scale * v for v in found))
 
     @cached_property
+    def _quadratic(self) -> Derivatives:
+        return self._exact(self.theta[None])
+
+    def derivatives(self, theta: Array) -> Derivatives:
+        """The scaled objective and its derivatives at (b, p); of very many runs its quadratic model, as good there."""
+        if self.fit.n <= MANY:
+            return self._exact(theta)
+        at, b, moved = self._quadratic, len(theta), theta - self.theta
+        bent = moved @ at.h[0]
+        f = at.f[0] + moved @ at.g[0] + 0.5 * np.sum(bent * moved, axis=1)
+        return Derivatives(f, at.g + bent, np.repeat(at.h, b, 0), np.repeat(at.majoriser, b, 0))
+
+    @cached_property
     def scores(self) -> Array:
-        """Half the scaled slope of each run's term at the lowest point, corrected for its leverage, (p, n)."""
+        """Half the scaled slope of each run's term at the lowest point, corrected for its leverage, (p, n); of each
+        group's, if there are groups.
+        """
         fit, jac = self.fit, self.fit.jacobian_at(self.theta)
         jac[~self.free] = 0.0
         root = jac[self.free] * np.sqrt(fit.weights)
         q, _ = np.linalg.qr((root / np.maximum(np.linalg.norm(root, axis=1, keepdims=True), 1e-300)).T)
         r = fit.residuals_at(self.theta[None])[0]
         psi = np.clip(r, -self.threshold, self.threshold) / np.sqrt(1 - np.minimum(np.sum(q * q, axis=1), 0.95))
-        return 0.5 * self.scale * jac * (fit.weights * psi)
+        scores = 0.5 * self.scale * jac * (fit.weights * psi)
+        if self.member is None:
+            return scores
+        groups = int(self.member.max()) + 1
+        return np.sqrt(groups / (groups - 1)) * np.stack([np.bincount(self.member, row, groups) for row in scores])
 
 
-def surface(fit: Fit) -> Surface:
-    """The objective that a fit's profile limits are cut from."""
+def surface(fit: Fit, member: Array | None = None) -> Surface:
+    """The objective that a fit's profile limits are cut from; ``member`` numbers the groups of runs with shared errors."""
     threshold = fit.loss.threshold
     if np.isfinite(threshold):
         threshold = max(threshold, _HUBER * fit.spread)
@@ -87,7 +110,7 @@ def surface(fit: Fit) -> Surface:
     square = np.sum(w * np.minimum(np.abs(r), threshold) ** 2) / df
     correction = 1 + p / n * (1 - inside) / inside
     scale = 2 * inside / (correction**2 * square) if square > 0 else np.inf
-    return Surface(fit, threshold, scale, theta[best], scale * float(f[best]), free, df)
+    return Surface(fit, threshold, scale, theta[best], scale * float(f[best]), free, df, member)
 
 
 class Region:
@@ -100,6 +123,7 @@ class Region:
             self.slices.append(slice(at, at + len(s.theta)))
             at += len(s.theta)
         self.theta = np.concatenate([s.theta for s in surfaces])
+        self.df = min(s.df for s in surfaces)
         self.lowest = sum(s.lowest for s in surfaces)
         self.lower = np.concatenate([s.fit.lower for s in surfaces])
         self.upper = np.concatenate([s.fit.upper for s in surfaces])
@@ -134,11 +158,22 @@ class Region:
 
     @cached_property
     def sandwich(self) -> Array:
-        """The same with each run's own noise (White 1980), (P, P)."""
+        """The same with each run's or group's own noise (White 1980), (P, P)."""
         out = np.zeros_like(self.inverse)
         for s, here in zip(self.surfaces, self.slices, strict=True):
             out[here, here] = s.scores @ s.scores.T
         return self.inverse @ out @ self.inverse
+
+    def inflation(self, direction: Array, slope: Array) -> Array:
+        """Factor of the variance of quantities (r,) where the runs contradict equal, independent noise; 1 elsewhere."""
+        if not np.isfinite(self.lowest):
+            return np.ones(len(slope))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            plain = np.sum(direction * slope, axis=1)
+            ratio = np.einsum("ri,ij,rj->r", slope, self.sandwich, slope) / plain
+        ratio = np.maximum(np.nan_to_num(ratio, nan=1.0), 1.0)
+        grouped = any(s.member is not None for s in self.surfaces)
+        return ratio if grouped else np.where(ratio > _UNEQUAL**2, ratio, 1.0)
 
     def slopes(self, quantity: Joint, theta: Array) -> tuple[Array, Array]:
         """A quantity at (b, P) and its derivatives by central differences: (b,) and (b, P)."""
@@ -164,7 +199,7 @@ def _inverse(matrix: Array, free: Array) -> Array:
     return out
 
 
-def limits(region: Region, quantities: Sequence[Joint], level: float, df: float) -> Array:
+def limits(region: Region, quantities: Sequence[Joint], level: float = 0.95) -> Array:
     """Confidence limits of each quantity, (k, 2); infinite where the runs set none.
 
     The cut is that of Student's t, except near a floor of zero: there the drop is not χ², and the cut becomes the one
@@ -174,15 +209,14 @@ def limits(region: Region, quantities: Sequence[Joint], level: float, df: float)
         region: the laws.
         quantities: k of them; infinite values are allowed, NaN counts as outside.
         level: of confidence.
-        df: degrees of freedom of the noise.
     """
-    climb = _Climb(region, quantities, _student(special.chdtri(1, 1 - level), df))
-    found = climb.run(_STAGES)
+    climb = _Climb(region, quantities)
+    cut = _student(special.chdtri(1, 1 - level), region.df)
+    found = climb.run(cut, _STAGES)
     if len(region.floors):
-        cut = climb.cut
         for damping in (1.0, 0.7, 0.5):
-            climb.cut = cut = cut + damping * (_student(climb.boundary_cut(level), df) - cut)
-            found = climb.run(_STAGES[-1:])
+            cut = cut + damping * (_student(climb.boundary_cut(level), region.df) - cut)
+            found = climb.run(cut, _STAGES[-1:])
     return found.reshape(len(quantities), 2)
 
 
@@ -218,16 +252,16 @@ def _floor_cuts(level: float) -> interpolate.RegularGridInterpolator:
 class _Climb:
     """Sequential quadratic programming for all rows at once: each quantity's lower and upper limit."""
 
-    def __init__(self, region: Region, quantities: Sequence[Joint], cut: Array):
+    def __init__(self, region: Region, quantities: Sequence[Joint]):
         k = len(quantities)
         self.region, self.quantities = region, quantities
         self.owner, self.sign = np.repeat(np.arange(k), 2), np.tile([-1.0, 1.0], k)
-        self.cut = np.full(2 * k, cut)
         self.theta = np.repeat(region.theta[None], 2 * k, 0)
         self.at = region.derivatives(self.theta)
         self.value, self.slope = self._measure(np.arange(2 * k), self.theta)
         self.direction = self.slope @ region.inverse
         self.se = np.sqrt(np.maximum(np.sum(self.direction * self.slope, axis=1), 0.0))
+        self.inflation = region.inflation(self.direction, self.slope)
         self.limit = np.where(np.isnan(self.value), np.nan, np.inf)
         usable = np.isfinite(self.value) & np.isfinite(self.slope).all(1)
         still = usable & (self.se == 0)
@@ -243,8 +277,9 @@ class _Climb:
             value[mine], slope[mine] = self.region.slopes(self.quantities[k], theta[mine])
         return self.sign[rows] * value, self.sign[rows, None] * slope
 
-    def run(self, stages: Sequence[tuple[float, int]]) -> Array:
-        """The extremes at the present cuts, (2k,)."""
+    def run(self, cut: Array | float, stages: Sequence[tuple[float, int]]) -> Array:
+        """The extremes at cuts (2k,), (2k,)."""
+        self.cut, live = cut * self.inflation, self.rows
         for fraction, steps in stages:
             live, factor = self.rows, np.ones(len(self.owner))
             for _ in range(steps):
