@@ -91,8 +91,8 @@ def _show_fit(
     record, rows = fit_record(found, limits, boot), coefficient_rows(limits)
     console.print(f"\n[bold]{escape(title)}[/bold]  {found.n} runs, L = {found.form.formula}")
     law_options.print_table(console, COEFFICIENT_HEADER, rows)
-    colour = "green" if found.verdict.startswith("converged") else "yellow"
-    console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]")
+    colour = "green" if found.verdict.good else "yellow"
+    console.print(f"verdict: [{colour}]{escape(str(found.verdict))}[/{colour}]")
     console.print(
         f"objective ({found.loss.kind}, summed): {found.objective:.12g}; gradient "
         f"{found.certificate.gradient:.0e}, {found.certificate.basins} basin(s) from "

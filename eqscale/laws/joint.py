@@ -10,6 +10,7 @@ from scipy import stats
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.certificate import Verdict
 from eqscale.laws.fit import Fit, fit_problem
 from eqscale.laws.forms import Evaluation, Form
 from eqscale.laws.forms.base import Features
@@ -137,7 +138,7 @@ class Hypothesis:
     shared: tuple[str, ...]
     parameters: int
     objective: float
-    verdict: str
+    verdict: Verdict
     aicc: float
     """Robust AIC (Ronchetti 1985) with the small-sample correction; differences matter only."""
     weight: float

@@ -74,6 +74,12 @@ class Problem:
     upper: Array = field(repr=False)
     fixed: dict[str, float]
     """Parameters that the user holds, in public units."""
+    chosen: dict[str, Array] = field(repr=False, kw_only=True, default_factory=dict)
+    """Further columns that were chosen for each run, such as depth or batch size, by name, each (n,): the law doesn't
+    know them; the test of its structure does (see ``structure``)."""
+    points: Array | None = field(repr=False, kw_only=True, default=None)
+    """Label of each run's design point, (n,): runs with one label are replicates. None: runs that agree in the
+    regressors and all columns of ``chosen`` are."""
 
     @property
     def n(self) -> int:
