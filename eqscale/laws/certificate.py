@@ -135,6 +135,8 @@ def verdict_of(fit: Fit) -> Verdict:
         found.append(("unidentified", what))
         if c.condition >= 1e10:  # a flat valley: that Newton crawls in it is no news
             found.sort(key=lambda finding: finding[0] == "not converged")
+    if fit.structure is not None and fit.structure.rejects:
+        found.append(("misfit", fit.structure.describe()))
     if c.active_bounds:
         found.append(("on boundary", ", ".join(c.active_bounds)))
     nothing_fitted = len(fit.fixed) == len(fit.form.names)

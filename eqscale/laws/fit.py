@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from eqscale.laws.forms.base import GONE
 from eqscale.laws.noise import noise_scale, residual_spread
 from eqscale.laws.problem import Loss, Problem, check_fixed, read_columns
 from eqscale.laws.search import solve
+from eqscale.laws.structure import Structure, structure_test
 
 Array = np.ndarray
 Quantity = Callable[[Coefficients], Array]
@@ -51,6 +52,11 @@ class Fit(Problem):
     def certificate(self) -> Certificate:
         """Evidence that this is the minimum."""
         return certify(self)
+
+    @cached_property
+    def structure(self) -> Structure | None:
+        """Whether the form is right, by the residuals."""
+        return structure_test(self)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -129,11 +135,7 @@ class Fit(Problem):
         Raises:
             InputError: those runs cannot determine the law.
         """
-        some = replace(
-            self, columns={k: v[keep] for k, v in self.columns.items()}, observed=self.observed[keep],
-            weights=self.weights[keep], chosen={k: v[keep] for k, v in self.chosen.items()},
-            points=None if self.points is None else self.points[keep],
-        )  # fmt: skip
+        some = self.only(keep)
         some.check(int(np.sum(self.lower < self.upper)), "remaining runs")
         return fit_problem(some)
 

@@ -123,6 +123,15 @@ class Problem:
         columns = {name: v[used] for name, v in self.columns.items()}
         check_design(self.form, columns, self.observed[used], free, where)
 
+    def only(self, rows: Array) -> Self:
+        """The same problem with some of its runs, boolean (n,) or indices."""
+        return replace(
+            self, form=self.form.for_runs(rows), columns={k: v[rows] for k, v in self.columns.items()},
+            observed=self.observed[rows], weights=self.weights[rows],
+            chosen={k: v[rows] for k, v in self.chosen.items()},
+            points=None if self.points is None else self.points[rows],
+        )  # fmt: skip
+
     def within(self, lower: Array, upper: Array) -> Self:
         """The same runs in another box."""
         return replace(self, lower=lower, upper=upper)
