@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
 from scipy import special
 
 from eqscale.errors import InputError
-from eqscale.laws.certificate import Certificate, certify, verdict_of
+from eqscale.laws.certificate import Certificate, Verdict, certify, verdict_of
 from eqscale.laws.forms import Coefficients, Evaluation, Form, get_form
 from eqscale.laws.forms.base import GONE
 from eqscale.laws.noise import noise_scale, residual_spread
 from eqscale.laws.problem import Loss, Problem, check_fixed, read_columns
 from eqscale.laws.search import solve
+from eqscale.laws.structure import Structure, structure_test
 
 Array = np.ndarray
 Quantity = Callable[[Coefficients], Array]
@@ -53,8 +54,13 @@ class Fit(Problem):
         return certify(self)
 
     @cached_property
-    def verdict(self) -> str:
-        """The state of the fit in words; read it before the parameters."""
+    def structure(self) -> Structure | None:
+        """Whether the form is right, by the residuals."""
+        return structure_test(self)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the fit is worth, in words; read it before the parameters."""
         return verdict_of(self)
 
     @cached_property
@@ -129,10 +135,7 @@ class Fit(Problem):
         Raises:
             InputError: those runs cannot determine the law.
         """
-        some = replace(
-            self, columns={k: v[keep] for k, v in self.columns.items()}, observed=self.observed[keep],
-            weights=self.weights[keep],
-        )  # fmt: skip
+        some = self.only(keep)
         some.check(int(np.sum(self.lower < self.upper)), "remaining runs")
         return fit_problem(some)
 
@@ -209,6 +212,8 @@ def fit(
     delta: float = 1e-3,
     fix: Mapping[str, float] | None = None,
     weights: object = None,
+    chosen: Mapping[str, object] | None = None,
+    points: object = None,
     where: str = "runs",
     **columns: object,
 ) -> Fit:
@@ -221,6 +226,7 @@ def fit(
         delta: Huber threshold of log residuals.
         fix: parameters held at a value, as ``{"E": 0}``.
         weights: non-negative weight of each run's loss (n,).
+        chosen, points: further columns of the runs' design, and which runs are replicates: see ``Problem``.
         where: name of the data in messages.
         columns: further regressors of the form, such as unique tokens U or compute C, (n,).
 
@@ -238,6 +244,10 @@ def fit(
     for name in fixed:
         i = form.names.index(name)
         lower[i] = upper[i] = max(form.internal_value(name, fixed, centre), GONE)
-    problem = Problem(form, objective, regressors, observed, w, centre, lower, upper, fixed)
+    problem = Problem(
+        form, objective, regressors, observed, w, centre, lower, upper, fixed,
+        chosen={name: np.asarray(v) for name, v in (chosen or {}).items()},
+        points=None if points is None else np.asarray(points),
+    )  # fmt: skip
     problem.check(len(form.names) - len(fixed), where)
     return fit_problem(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from scipy import stats
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.certificate import Verdict
 from eqscale.laws.fit import Fit, fit_problem
 from eqscale.laws.forms import Evaluation, Form
 from eqscale.laws.forms.base import Features
@@ -42,6 +44,12 @@ class JointForm(Form):
         self.bounds = {m[n]: b for m in own for n, b in base.bounds.items()}
         self.places = np.array([[names.index(m[n]) for n in base.names] for m in own])
         """Where the joint parameters hold those of each arm, (arms, p of the base form)."""
+
+    def for_runs(self, rows: Array) -> JointForm:
+        """See ``Form.for_runs``."""
+        found = copy.copy(self)
+        found.member = self.member[rows]
+        return found
 
     def evaluate(self, theta: Array, x: Features) -> Evaluation:
         """Each arm's runs under its own parameters."""
@@ -106,7 +114,8 @@ def joint_fit(arms: Mapping[str, ArmFit], shared: Sequence[str]) -> Fit:
         for name in f.fixed:
             i = base.names.index(name)
             lower[place[i]] = upper[place[i]] = base.to_internal(f.params, centre)[i]
-    problem = Problem(form, fits[0].loss, columns, loss, weights, centre, lower, upper, {})
+    of_arm = {"arm": np.repeat(list(arms), [f.n for f in fits])}
+    problem = Problem(form, fits[0].loss, columns, loss, weights, centre, lower, upper, {}, chosen=of_arm)
     return fit_problem(problem, _joint_starts(problem, form, fits))
 
 
@@ -137,7 +146,7 @@ class Hypothesis:
     shared: tuple[str, ...]
     parameters: int
     objective: float
-    verdict: str
+    verdict: Verdict
     aicc: float
     """Robust AIC (Ronchetti 1985) with the small-sample correction; differences matter only."""
     weight: float

@@ -74,6 +74,12 @@ class Problem:
     upper: Array = field(repr=False)
     fixed: dict[str, float]
     """Parameters that the user holds, in public units."""
+    chosen: dict[str, Array] = field(repr=False, kw_only=True, default_factory=dict)
+    """Further columns that were chosen for each run, such as depth or batch size, by name, each (n,): the law doesn't
+    know them; the test of its structure does (see ``structure``)."""
+    points: Array | None = field(repr=False, kw_only=True, default=None)
+    """Label of each run's design point, (n,): runs with one label are replicates. None: runs that agree in the
+    regressors and all columns of ``chosen`` are."""
 
     @property
     def n(self) -> int:
@@ -116,6 +122,15 @@ class Problem:
         used = self.weights > 0
         columns = {name: v[used] for name, v in self.columns.items()}
         check_design(self.form, columns, self.observed[used], free, where)
+
+    def only(self, rows: Array) -> Self:
+        """The same problem with some of its runs, boolean (n,) or indices."""
+        return replace(
+            self, form=self.form.for_runs(rows), columns={k: v[rows] for k, v in self.columns.items()},
+            observed=self.observed[rows], weights=self.weights[rows],
+            chosen={k: v[rows] for k, v in self.chosen.items()},
+            points=None if self.points is None else self.points[rows],
+        )  # fmt: skip
 
     def within(self, lower: Array, upper: Array) -> Self:
         """The same runs in another box."""

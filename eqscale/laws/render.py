@@ -6,12 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eqscale.laws.certificate import Verdict
 from eqscale.laws.compare import Comparison
 from eqscale.laws.fit import Fit
 from eqscale.laws.joint import Hypothesis
@@ -20,9 +21,11 @@ from eqscale.storage import write_atomically
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, arrays and numpy scalars as JSON types; what is not finite becomes null."""
+    """Dataclasses, arrays and numpy scalars as JSON types, verdicts as text; what is not finite becomes null."""
+    if isinstance(value, Verdict):
+        return str(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
@@ -41,7 +44,7 @@ def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None =
         **plain(fit.params),
         "objective": plain(fit.objective),
         "n": fit.n,
-        "verdict": fit.verdict,
+        "verdict": plain(fit.verdict),
         "certificate": plain(fit.certificate),
         "intervals": {k: {f: v for f, v in plain(i).items() if f != "name"} for k, i in found.items()},
         "form": fit.form.name,

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from eqscale.errors import InputError
+from eqscale.laws.certificate import Verdict
 from eqscale.laws.fit import Fit, fit_problem
 from eqscale.laws.noise import efficiency
 from eqscale.laws.problem import Loss, Problem
@@ -32,7 +33,7 @@ class HoldOut:
     """95 % Gauss–Newton limits of a new run."""
     params: dict[str, float]
     """Of the law fitted to the other runs."""
-    verdict: str
+    verdict: Verdict
 
     @property
     def errors(self) -> Array:

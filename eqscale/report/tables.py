@@ -43,7 +43,7 @@ def coefficient_table(analysis: Analysis) -> Table:
         fit, test = analysis.arms["executed"][arm].fit, analysis.lack_of_fit[arm]
         shown = [two_intervals(found[name]) for name in COEFFICIENTS]
         replicates = "no replicates" if test is None else f"p = {test.p_value:.2g}"
-        rows.append([f"`{arm}`", str(fit.n), *shown, f"{100 * fit.spread:.2g} %", replicates, fit.verdict])
+        rows.append([f"`{arm}`", str(fit.n), *shown, f"{100 * fit.spread:.2g} %", replicates, str(fit.verdict)])
     header = ["arm", "runs", "E", "A", "B", "α", "β", "residual scatter", "lack of fit", "verdict"]
     return Table(
         "coefficients", "Coefficients of L(N, D) = E + A/N^α + B/D^β", header, rows,

@@ -61,7 +61,7 @@ def plain(runs):
 def test_it_is_fitted_exactly_by_name(coupled, runs):
     found = fit(plain(runs).N, plain(runs).D, plain(runs).loss, form="coupled")
     assert found.params == pytest.approx(TRUTH, rel=1e-6)
-    assert found.verdict == "converged"
+    assert str(found.verdict) == "converged"
     assert found.predict(1e8, 1e9) == pytest.approx(loss_of(1e8, 1e9, **TRUTH), rel=1e-8)
 
 

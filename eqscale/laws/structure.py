@@ -1,0 +1,236 @@
+"""Is the form right? Patterns in the residuals of a fit along its regressors and along whatever else was chosen.
+
+Score tests (Rao 1948; robust: Sen 1982, Hampel et al. 1986, ch. 7): the law is refitted with Huber's loss at 1.345
+times the noise, its bounded residuals ψ are projected on candidate patterns made orthogonal to the law's own
+derivatives, and the share that a pattern takes is compared with what noise would leave it (F). The patterns are all
+products of two logarithms of the regressors, a parabola along each further column that was chosen, and the means of
+replicates (pure error). Neither replicates nor normal noise are needed, and outliers count no more than other runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+from eqscale.laws.problem import Problem
+from eqscale.laws.solver import minimise
+
+if TYPE_CHECKING:
+    from eqscale.laws.fit import Fit
+
+Array = np.ndarray
+
+LEVEL = 0.02
+"""Share of data sets that follow the law and are called a misfit all the same."""
+LEAST = 10
+"""Degrees of freedom below which the residuals can't tell structure from noise."""
+REPLICATES = "replicates"
+_HUBER = 1.345  # threshold over noise: 95 % efficient for normal noise
+_MOST = 20_000  # runs looked at: more would only slow it down
+_EXACT = 1e-9  # noise of log losses below which residuals are rounding errors
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One pattern that was looked for in the residuals."""
+
+    along: str
+    """Columns it runs along, or ``REPLICATES`` for the means of the design points."""
+    f_statistic: float
+    degrees: tuple[int, int]
+    """Degrees of freedom of the F statistic."""
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the residuals of a fit say about its form."""
+
+    patterns: tuple[Pattern, ...]
+    """Clearest first; empty if there are too few runs to tell."""
+    direction: str
+    """What the clearest pattern looks like, in words."""
+
+    @property
+    def p_value(self) -> float:
+        """Of the clearest pattern, corrected for the number of those tried (Bonferroni); NaN where none can be."""
+        return min(len(self.patterns) * self.patterns[0].p_value, 1.0) if self.patterns else np.nan
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the form misses structure."""
+        return bool(self.p_value < LEVEL)
+
+    def describe(self) -> str:
+        """In words."""
+        if not self.patterns:
+            return "can't tell: too few runs for a test of the form"
+        tried = ", ".join(pattern.along for pattern in self.patterns)
+        found = f"p = {self.p_value:.2g}, looked along {tried}"
+        return f"{self.direction} ({found})" if self.rejects else f"none seen in the residuals ({found})"
+
+
+def structure_test(fit: Fit) -> Structure | None:
+    """Test the form of a fit; None where there is no noise to compare a pattern with.
+
+    ``fit.chosen`` holds the further columns that are looked along.
+    """
+    scale = fit.spread / (1.0 if fit.loss.is_log else fit.unit)
+    if not scale > _EXACT or not np.isfinite(fit.objective):
+        return None
+    law, theta = _robust_refit(fit, scale)
+    root = np.sqrt(law.weights)
+    residuals = law.residuals_at(theta[None])[0]
+    psi = root * np.clip(residuals / scale, -_HUBER, _HUBER)
+    inside = (law.lower < theta) & (theta < law.upper)
+    free = [i for i, name in enumerate(fit.form.names) if inside[i] and name not in fit.idle]
+    own = _basis((law.jacobian_at(theta)[free] * root).T)
+    left = int((root > 0).sum()) - own.shape[1]
+    if left < LEAST:
+        return Structure((), "")
+    found = [_test(along, psi, root, own, columns) for along, columns in _candidates(law).items()]
+    found.append(_pure_error(law, psi, root, own.shape[1]))
+    ordered = sorted((p for p in found if p is not None), key=lambda p: p.p_value)
+    if not ordered:
+        return Structure((), "")
+    shift = np.clip(residuals, -3 * scale, 3 * scale)
+    if not fit.loss.is_log:
+        shift = shift / law.predicted(theta[None])[0]
+    return Structure(tuple(ordered), _in_words(law, ordered[0].along, shift, psi, root, own))
+
+
+def _robust_refit(fit: Fit, scale: float) -> tuple[Problem, Array]:
+    """The runs, of very many a sample, and the parameters (p,) that Huber's loss gives them."""
+    law: Problem = fit
+    if fit.n > _MOST:
+        law = fit.only(np.sort(np.random.default_rng(0).choice(fit.n, _MOST, replace=False)))
+    theta, *_ = minimise(law, fit.theta[None], delta=_HUBER * scale, tolerance=1e-10, iterations=60)
+    return law, theta[0]
+
+
+def _basis(columns: Array) -> Array:
+    """Orthonormal basis of the span of columns (n, k) of any scale, (n, rank)."""
+    norm = np.linalg.norm(columns, axis=0)
+    columns = columns[:, norm > 0] / norm[norm > 0]
+    if not columns.shape[1]:
+        return columns
+    u, s, _ = np.linalg.svd(columns, full_matrices=False)
+    return u[:, s > 1e-6 * s[0]]
+
+
+def _beyond(columns: Array, root: Array, own: Array) -> Array:
+    """Orthonormal basis of what weighted columns (n, k) hold beyond the law's own derivatives, (n, q)."""
+    columns = root[:, None] * columns
+    rest = columns - own @ (own.T @ columns)
+    return _basis(rest[:, np.linalg.norm(rest, axis=0) > 1e-4 * np.linalg.norm(columns, axis=0)])
+
+
+def _test(along: str, psi: Array, root: Array, own: Array, columns: Array) -> Pattern | None:
+    """F test of what ``columns`` (n, k) explain beyond the law; None if they add nothing or too few runs are left."""
+    basis = _beyond(columns, root, own)
+    q = basis.shape[1]
+    df = int((root > 0).sum()) - own.shape[1] - q
+    if not q or df < LEAST:
+        return None
+    explained = float(np.sum((basis.T @ psi) ** 2))
+    f = (explained / q) / ((float(psi @ psi) - explained) / df)
+    return Pattern(along, f, (q, df), float(stats.f.sf(f, q, df)))
+
+
+def _pure_error(law: Problem, psi: Array, root: Array, parameters: int) -> Pattern | None:
+    """F test of the means of the design points against the scatter within them; None without replicates."""
+    used = root > 0
+    point = np.unique(design_points(law)[used], return_inverse=True)[1]
+    psi, root = psi[used], root[used]
+    points = int(point.max()) + 1
+    q, df = points - parameters, len(psi) - points
+    if df < 1 or q < 1:
+        return None
+    mean = root * (np.bincount(point, root * psi) / np.bincount(point, root**2))[point]
+    between, within = float(mean @ mean), float(np.sum((psi - mean) ** 2))
+    if within == 0.0:
+        return None
+    f = (between / q) / (within / df)
+    return Pattern(REPLICATES, f, (q, df), float(stats.f.sf(f, q, df)))
+
+
+def design_points(problem: Problem) -> Array:
+    """Number of each run's design point, (n,): replicates share one (see ``Problem.points``)."""
+    if problem.points is not None:
+        return np.unique(problem.points.astype(str), return_inverse=True)[1]
+    columns = [np.round(np.log(v), 6) for v in problem.columns.values()]
+    columns += [np.unique(v.astype(str), return_inverse=True)[1] for v in problem.chosen.values()]
+    return np.unique(np.column_stack(columns), axis=0, return_inverse=True)[1].ravel()
+
+
+def _standardised(values: Array) -> Array:
+    """Values, as logarithms where positive, with mean 0 and spread 1."""
+    x = np.log(values) if np.all(values > 0) else values
+    return (x - x.mean()) / (x.std() or 1.0)
+
+
+def _candidates(law: Problem) -> dict[str, Array]:
+    """Patterns to look for, (n, k) each, by the columns that they run along."""
+    own = {name: _standardised(v) for name, v in law.columns.items()}
+    products = itertools.combinations_with_replacement(own.values(), 2)
+    found = {", ".join(own): np.column_stack([a * b for a, b in products])}
+    known = np.column_stack([np.ones(law.n), *own.values()])
+    for name, values in law.chosen.items():
+        if values.dtype.kind in "iuf":
+            x = _standardised(values.astype(float))
+            if np.linalg.norm(x - known @ np.linalg.lstsq(known, x, rcond=None)[0]) < 0.02 * np.sqrt(law.n):
+                continue  # a product of powers of the regressors, such as compute
+            found[name] = np.column_stack([x, x * x])
+        else:
+            found[name] = (values[:, None].astype(str) == np.unique(values.astype(str))).astype(float)
+    return found
+
+
+def _in_words(law: Problem, along: str, shift: Array, psi: Array, root: Array, own: Array) -> str:
+    """What the clearest pattern looks like; ``shift`` is observed over fitted loss minus one, (n,)."""
+    if along == REPLICATES:
+        return "the means of replicates are further from the law than the scatter within them explains"
+    if along in law.chosen:
+        values = law.chosen[along]
+        if values.dtype.kind in "iuf":
+            x = _standardised(values.astype(float))
+            low, middle, high = _three_means(x, shift)
+            return f"loss depends on {along}: {_percent(high - low)} from its low end to its high end beyond the law"
+        names, level = np.unique(values.astype(str), return_inverse=True)
+        means = np.bincount(level, shift) / np.bincount(level)
+        k = int(np.argmax(np.abs(means)))
+        return f"loss depends on {along}: runs with {names[k]} end {_percent(means[k])} from the law"
+    logs = {name: np.log(v) for name, v in law.columns.items()}
+    axes = {f"{name}": (v, f"the largest {name}") for name, v in logs.items()}
+    if {"N", "D"} <= set(logs):
+        axes |= {
+            "compute": (logs["N"] + logs["D"], "the top budgets"),
+            "D/N": (logs["D"] - logs["N"], "the most tokens per parameter"),
+        }
+
+    def clarity(axis: str) -> float:
+        x = axes[axis][0] - axes[axis][0].mean()
+        return float(np.sum((_beyond((x * x)[:, None], root, own).T @ psi) ** 2))
+
+    # of equally clear ones compute, which an extrapolation goes along
+    axis = max(reversed(axes), key=clarity)
+    x, where = axes[axis]
+    low, middle, high = _three_means(x, shift)
+    shown = f"residuals along {axis} {_percent(low)}, {_percent(middle)}, {_percent(high)}"
+    if high * middle > 0 and abs(high) < abs(middle):
+        return f"loss bends otherwise than the law along {axis} ({shown})"
+    return f"loss falls {'faster' if high < 0 else 'slower'} than the law at {where} ({shown})"
+
+
+def _three_means(x: Array, shift: Array) -> tuple[float, float, float]:
+    """Means of ``shift`` over the lowest, the middle and the highest fifth of the runs along x."""
+    fifths = np.array_split(np.argsort(x, kind="stable"), 5)
+    return tuple(float(shift[fifths[k]].mean()) for k in (0, 2, 4))  # type: ignore[return-value]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.2g} %"
