@@ -74,7 +74,7 @@ def _active_bounds(fit: Fit) -> tuple[str, ...]:
 def _newton_evidence(fit: Fit) -> tuple[float, float, np.ndarray]:
     """Scaled gradient norm, relative decrement and eigenvalues of the scaled Hessian."""
     free, one = fit.free, fit.theta[None]
-    d = derivatives(fit, one, fit.scaled_loss[None], fit.weights[None], fit.loss.threshold)
+    d = derivatives(fit, one, fit.scaled_loss[None], fit.weights[None], fit.threshold)
     # an objective at the rounding level of the residuals is zero (noise-free data): its slope is rounding too
     size = 1.0 if fit.loss.is_log else np.max(fit.scaled_loss)
     rounding = float(np.sum(fit.weights)) * (4e-16 * size) ** 2
