@@ -217,7 +217,7 @@ def fit(
     Args:
         N, D, loss: parameters, training tokens and final loss of each run, (n,), any positive units.
         form: one of ``FORMS``, by name or itself.
-        loss_fn: ``log-huber`` (default, Hoffmann et al. 2022), ``log-lsq``, ``lad``, ``huber`` or ``lsq``: see ``Loss``.
+        loss_fn: ``log-huber`` (default, Hoffmann et al. 2022), ``log-lsq``, ``lad``, ``huber``, ``lsq``: see ``Loss``.
         delta: Huber threshold of log residuals, for ``huber`` in units of the loss.
         fix: parameters held at a value, as ``{"E": 0}``.
         weights: non-negative weight of each run's loss (n,).

@@ -67,11 +67,7 @@ class Repetition(Chinchilla):
     def features(self, logs: Mapping[str, Array], centre: Centre) -> dict[str, Array]:
         """Centred logs of N and of unique tokens, and log D/U (zero where a run saw less than one epoch)."""
         unique = np.minimum(logs["U"], logs["D"])
-        return {
-            "N": logs["N"] - centre.logs["N"],
-            "U": unique - centre.logs["D"],
-            "epochs": logs["D"] - unique,
-        }
+        return {"N": logs["N"] - centre.logs["N"], "U": unique - centre.logs["D"], "epochs": logs["D"] - unique}
 
     def evaluate(self, theta: Array, x: Features) -> Evaluation:
         """The plain law on effective tokens, which move with R_D."""
