@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from eqscale.laws import Fit
     from eqscale.laws.arms import ArmFit, Options
     from eqscale.laws.forms import Form
 
@@ -172,6 +173,16 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
     console.print(table)
 
 
+def print_verdicts(console: Any, fits: Mapping[str, Fit]) -> None:
+    """The verdict of each law that an answer rests on: the first lines of the answer."""
+    from rich.markup import escape
+
+    for name, fit in fits.items():
+        colour = "green" if fit.verdict.startswith("converged") else "yellow"
+        title = f"{name}: " if len(fits) > 1 else ""
+        console.print(f"{escape(title)}{fit.n} runs, verdict: [{colour}]{escape(fit.verdict)}[/{colour}]")
+
+
 def law_choices(args: argparse.Namespace) -> Options:
     """What ``add_law_options`` asks for; raises InputError for values that make no sense."""
     from eqscale.laws.arms import Options
@@ -213,6 +224,37 @@ def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]
     found = [AXES[axis].column if axis in AXES and axis not in frame.columns else axis for axis in args.axis]
     require_columns(frame, found, args.runs)
     return list(dict.fromkeys(found)) or ["C" if "C" in frame.columns else None]
+
+
+def one_axis(args: argparse.Namespace, frame: pd.DataFrame) -> str | None:
+    """The cost axis of a verb that takes one; raises InputError for several."""
+    axes = cost_axes(args, frame)
+    if len(axes) > 1:
+        raise InputError("one --axis at a time")
+    return axes[0]
+
+
+def cost_unit(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> str:
+    """Unit of a cost axis (None: 6ND): ``FLOPs``, a unit of time, or nothing where nothing tells it.
+
+    The name of the column tells it, or of the one that ``--map`` calls C; else costs near 6ND are FLOPs.
+    """
+    from eqscale.laws.quantities import column_unit, looks_like_flops
+    from eqscale.laws.table import parse_map
+
+    if axis is None:
+        return "FLOPs"
+    name = parse_map(args.map, frame.columns).get(axis, axis)
+    if unit := column_unit(name) if name.isidentifier() else "":
+        return unit
+    return "FLOPs" if looks_like_flops(frame["N"], frame["D"], axis_costs(args, axis, frame)) else ""
+
+
+def parse_cost(args: argparse.Namespace, option: str, text: str, axis: str | None, frame: pd.DataFrame) -> float:
+    """A cost as an option gives it, in the unit of an axis; raises InputError for what is no positive cost."""
+    from eqscale.laws.quantities import parse_quantity
+
+    return parse_quantity(text, cost_unit(args, axis, frame), option)
 
 
 def draw_figures(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str = "C") -> None:

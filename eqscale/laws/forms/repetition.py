@@ -45,8 +45,10 @@ def _worth(s: Array, rho: Array) -> _Worth:
     s_rho = by_s * (u - by_rho)
     rho_rho = (total - 1.0 - decay * u * left * (1.0 + u)) / total - by_rho**2
     less = s < 0
-    parts = (np.log(total), by_s, by_rho, ss, s_rho, rho_rho)
-    return _Worth(*(np.where(less, below, v) for below, v in zip((s, 1.0, 0.0, 0.0, 0.0, 0.0), parts, strict=True)))
+    parts = [np.log(total), by_s, by_rho, ss, s_rho, rho_rho]
+    nothing = np.zeros_like(s)
+    unique = [s, nothing + 1.0, nothing, nothing, nothing, nothing]
+    return _Worth(*(np.where(less, one, other) for one, other in zip(unique, parts, strict=True)))
 
 
 class Repetition(Chinchilla):
