@@ -66,7 +66,7 @@ def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
     (arm,) = arms.values()
     quantity = log_optimum(arm.cost, C, "N" if name == "size" else "loss") if at else own[name]
     estimate = float(np.asarray(quantity(arm.fit.coefficients)).ravel()[0]) if tells(arm) else np.nan
-    return Question(text, estimate, {arm.name: _gradient(arm, quantity)})
+    return Question(text, estimate, {arm.name: gradient(arm, quantity)})
 
 
 def tells(arm: ArmFit) -> bool:
@@ -81,7 +81,7 @@ def _question_of_two(text: str, name: str, C: float, arms: Mapping[str, ArmFit])
     if name == "crossing":
         C = _find_crossing(one, two)
     gradients = {
-        arm.name: sign * _gradient(arm, log_optimum(arm.cost, C, "loss")) for arm, sign in ((one, 1.0), (two, -1.0))
+        arm.name: sign * gradient(arm, log_optimum(arm.cost, C, "loss")) for arm, sign in ((one, 1.0), (two, -1.0))
     }
     if name == "gap":
         return Question(text, _gap(one, two, C) if tells(one) and tells(two) else np.nan, gradients)
@@ -297,7 +297,7 @@ def _sensitivity(arm: ArmFit, N: Array, D: Array) -> tuple[Array, float]:
     return jac / ev.value[0][:, None] if fit.loss.is_log else jac, _noise(arm) ** 2
 
 
-def _gradient(arm: ArmFit, quantity: Quantity) -> Array:
+def gradient(arm: ArmFit, quantity: Quantity) -> Array:
     """Central differences of a quantity by the internal parameters where the law is linearised, (p,).
 
     Raises:
