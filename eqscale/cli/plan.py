@@ -218,7 +218,7 @@ def _plan_from_table(args: argparse.Namespace) -> int:
     if any(a.extrapolated for a in found):
         console.print("this cost is beyond the runs: an extrapolation", style="yellow")
     if args.json:
-        verdicts = {name: arm.fit.verdict for name, arm in arms.items()}
+        verdicts = {name: str(arm.fit.verdict) for name, arm in arms.items()}
         write_json(args.json, {"axis": axis or "6ND", "verdicts": verdicts, "advice": plain(found)})
     return 0
 
@@ -249,7 +249,7 @@ def _run_design(args: argparse.Namespace) -> int:
     law_options.print_verdicts(console, {name: arm.fit for name, arm in arms.items()})
     _print_plan(console, args.by, plan, arms, axis or "6ND", law_options.cost_unit(args, axis, frame))
     if args.json:
-        verdicts = {name: arm.fit.verdict for name, arm in arms.items()}
+        verdicts = {name: str(arm.fit.verdict) for name, arm in arms.items()}
         write_json(args.json, {"axis": axis or "6ND", "verdicts": verdicts, **plain(plan), "cost": plan.cost})
     return 0
 

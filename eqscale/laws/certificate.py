@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eqscale.laws.design import confounded
+from eqscale.laws.design import ambiguity
 from eqscale.laws.lad import subgradient_excess
 from eqscale.laws.solver import derivatives
 
@@ -104,34 +104,18 @@ def verdict_of(fit: Fit) -> str:
     boundary = f"on boundary: {', '.join(c.active_bounds)}" if c.active_bounds else ""
     idle = [fit.form.powers[p][0] for p in fit.vanished]
     vague = _vague_parameters(fit)
-    steep = _steep_exponents(fit)
-    alike = None if idle or steep else confounded(fit)
-    if c.condition > 1e12 or vague or idle or steep or alike:
+    unclear = "" if idle else ambiguity(fit)
+    if c.condition > 1e12 or vague or idle or unclear:
         if idle:
             what = f"{', '.join(idle)} (its term vanished)"
-        elif steep:
-            what = f"{', '.join(steep)} (its term acts on the smallest runs alone)"
-        elif alike:
-            what = f"{c.weakest_direction} ({alike})"
+        elif unclear:
+            what = unclear
         elif vague:
             what = f"{c.weakest_direction} ({'; '.join(vague)})"
         else:
             what = f"{c.weakest_direction} (condition {c.condition:.0e})"
         return "; ".join(filter(None, (f"unidentified: direction {what}", boundary, late)))
     return late or boundary or "converged"
-
-
-_STEEP = 3.0  # no published exponent of a law of loss comes near
-
-
-def _steep_exponents(fit: Fit) -> list[str]:
-    """Free exponents that ran off to an upper bound beyond all that laws have: they fit the noise of a few runs."""
-    exponents = (exponent for exponent, _ in fit.form.powers.values())
-    return [
-        name
-        for name in exponents
-        if name not in fit.fixed and name not in fit.idle and _STEEP < fit.upper[i := fit.index(name)] == fit.theta[i]
-    ]
 
 
 def _vague_parameters(fit: Fit) -> list[str]:

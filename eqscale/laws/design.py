@@ -6,7 +6,7 @@ places. Source: the conditioning of designs D = kN, arXiv 2605.08541.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 _ALPHA, _BETA = 0.34, 0.28  # Hoffmann et al. 2022, approach 3; any law whose terms are of like size says much the same
+_STEEP = 3.0  # no published exponent of a law of loss comes near
+_MOST = 20_000  # of more runs every so manieth is enough
 _NEAR_LINE = 3.0  # a factor of D around its line below which the line, not the range of D/N, says what runs can tell
 
 
@@ -39,7 +41,8 @@ class Spread:
         """In words."""
         if self.factor < _NEAR_LINE and abs(self.power - 1) > 0.05:
             return f"D follows N^{self.power:.2f} within a factor of {self.factor:.2g}"
-        return f"D/N varies by {self.ratio:.2g}x" if self.ratio >= 10 else f"D/N varies by {self.ratio:.1f}x"
+        ratio = f"{self.ratio:.1f}" if self.ratio < 10 else f"{float(f'{self.ratio:.2g}'):,.0f}"
+        return f"D/N varies by {ratio}x"
 
 
 def spread(N: Array, D: Array) -> Spread:
@@ -100,6 +103,20 @@ def resolution(N: Array, D: Array, noise: float) -> Resolution:
     return Resolution(spread(N, D), noise, float(values[-1] / values[0]), *map(float, widths))
 
 
+def ambiguity(fit: Fit) -> str:
+    """Which exponents the runs don't tell although the fit has them, and why, in words; empty if none.
+
+    Either an exponent ran off to an upper bound beyond all that laws have: its term fits the noise of a few runs. Or
+    the two terms can't be told apart, see ``confounded``.
+    """
+    exponents = [exponent for exponent, _ in fit.form.powers.values() if exponent not in {*fit.fixed, *fit.idle}]
+    steep = [name for name in exponents if _STEEP < fit.upper[i := fit.index(name)] == fit.theta[i]]
+    if steep:
+        return f"{', '.join(steep)} (its term acts on the smallest runs alone)"
+    alike = confounded(fit)
+    return f"alpha–beta ({alike})" if alike else ""
+
+
 def confounded(fit: Fit, level: float = 0.95) -> str | None:
     """Why a law's two terms can't be told apart, or None.
 
@@ -110,7 +127,10 @@ def confounded(fit: Fit, level: float = 0.95) -> str | None:
     form = fit.form
     if not isinstance(form, Balanced) or {"A", "B", "alpha", "beta"} & {*fit.fixed, *fit.idle}:
         return None
-    N, D = (fit.columns[c][fit.weights > 0] for c in ("N", "D"))
+    some = slice(None, None, -(-fit.n // _MOST))
+    columns = {name: values[some] for name, values in fit.columns.items()}
+    problem = replace(fit, columns=columns, observed=fit.observed[some], weights=fit.weights[some])
+    N, D = (problem.columns[c][problem.weights > 0] for c in ("N", "D"))
     expected = resolution(N, D, fit.spread)
     if expected.spread.factor < _NEAR_LINE and not expected.apart:
         return expected.describe()
@@ -123,7 +143,7 @@ def confounded(fit: Fit, level: float = 0.95) -> str | None:
     start[[alpha, beta]] = fit.theta[beta] * line.power, fit.theta[alpha] / line.power
     both = np.stack([fit.theta, np.clip(start, fit.lower, fit.upper)])
     delta = max(fit.threshold, 1e-5)  # as smooth as Newton needs it
-    theta, f, _ = minimise(fit, both, delta=delta, tolerance=1e-12)
+    theta, f, _ = minimise(problem, both, delta=delta, tolerance=1e-12)
     unit = 1 / delta if fit.loss.kind == "lad" else 1.0 if fit.loss.is_log else fit.unit**2
     dof = max(fit.degrees_of_freedom, 1)
     if 2 * efficiency(fit.noise, fit.loss) * unit * (f[1] - f[0]) > stats.f.ppf(level, 1, dof):

@@ -71,7 +71,7 @@ def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
 
 def tells(arm: ArmFit) -> bool:
     """Whether what follows from an arm's law is an answer at all."""
-    return not arm.fit.verdict.startswith(("unidentified", "not converged"))
+    return not str(arm.fit.verdict).startswith(("unidentified", "not converged"))
 
 
 def _question_of_two(text: str, name: str, C: float, arms: Mapping[str, ArmFit]) -> Question:

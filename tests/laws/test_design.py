@@ -21,7 +21,7 @@ def ladder(noise, jitter, seed, power=1.0):
 def test_a_ladder_of_constant_tokens_per_parameter_is_unidentified(noise):
     for seed in range(4):
         found = fit(*ladder(noise, 1e-3, seed))
-        assert found.verdict.startswith("unidentified"), (seed, found.verdict, found.params)
+        assert str(found.verdict).startswith("unidentified"), (seed, found.verdict, found.params)
 
 
 def test_the_verdict_on_a_ladder_says_how_little_tokens_per_parameter_vary():
@@ -33,8 +33,8 @@ def test_an_exponent_that_ran_off_to_its_bound_is_unidentified(isoflop):
     rng = np.random.default_rng(0)
     loss = 1.5 + 400 / isoflop.N**0.4 + 0.3 * (isoflop.D / isoflop.D.min()) ** -12
     found = fit(isoflop.N, isoflop.D, loss * np.exp(1e-3 * rng.standard_normal(30)))
-    assert found.verdict.startswith("unidentified: direction beta")
-    assert "beta = 10 (upper bound)" in found.verdict
+    assert str(found.verdict).startswith("unidentified: direction beta")
+    assert "beta = 10 (upper bound)" in str(found.verdict)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.006, 0.03])
