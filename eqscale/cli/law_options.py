@@ -64,9 +64,14 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
     add("--form", default="chinchilla", metavar="FORM", help="formula by name (default: %(default)s); docs/laws.md "
         "shows them, an unknown name lists them")  # fmt: skip
     add("--form-file", action="append", default=[], metavar="FILE.py", help="Python file that registers a form")
-    add("--loss-fn", default="log-huber", metavar="NAME", help="log-huber (default), log-lsq, lsq (residuals of the "
-        "loss itself) or lad (least absolute deviations of the log loss)")  # fmt: skip
-    add("--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)")
+    add("--loss-fn", default="log-huber", metavar="NAME", help="log-huber (default), log-lsq or lad (least absolute "
+        "deviations) of the log loss; huber or lsq of the loss itself")  # fmt: skip
+    add(
+        "--delta",
+        type=float,
+        default=1e-3,
+        help="threshold of log-huber, or of huber in units of the loss (default: %(default)s)",
+    )
     add("--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0")
     add("--weights", metavar="COLUMN", help="weight of each run")
     add("--replicates", metavar="COLUMN", help="runs of equal value are replicates of one point (default: runs that "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eqscale.laws.design import ambiguity
 from eqscale.laws.lad import subgradient_excess
 from eqscale.laws.solver import derivatives
 
@@ -74,7 +75,7 @@ def _active_bounds(fit: Fit) -> tuple[str, ...]:
 def _newton_evidence(fit: Fit) -> tuple[float, float, np.ndarray]:
     """Scaled gradient norm, relative decrement and eigenvalues of the scaled Hessian."""
     free, one = fit.free, fit.theta[None]
-    d = derivatives(fit, one, fit.scaled_loss[None], fit.weights[None], fit.loss.threshold)
+    d = derivatives(fit, one, fit.scaled_loss[None], fit.weights[None], fit.threshold)
     # an objective at the rounding level of the residuals is zero (noise-free data): its slope is rounding too
     size = 1.0 if fit.loss.is_log else np.max(fit.scaled_loss)
     rounding = float(np.sum(fit.weights)) * (4e-16 * size) ** 2
@@ -150,6 +151,8 @@ def _unidentified(fit: Fit) -> str:
     idle = [fit.form.powers[p][0] for p in fit.vanished]
     if idle:
         return f"direction {', '.join(idle)} (its term vanished)"
+    if unclear := ambiguity(fit):
+        return f"direction {unclear}"
     if vague := _vague_parameters(fit):
         return f"direction {c.weakest_direction} ({'; '.join(vague)})"
     return f"direction {c.weakest_direction} (condition {c.condition:.0e})" if c.condition > 1e12 else ""

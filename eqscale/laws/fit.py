@@ -222,8 +222,8 @@ def fit(
     Args:
         N, D, loss: parameters, training tokens and final loss of each run, (n,), any positive units.
         form: one of ``FORMS``, by name or itself.
-        loss_fn: ``log-huber`` (default, Hoffmann et al. 2022), ``log-lsq``, ``lsq`` or ``lad``.
-        delta: Huber threshold of log residuals.
+        loss_fn: ``log-huber`` (default, Hoffmann et al. 2022), ``log-lsq``, ``lad``, ``huber``, ``lsq``: see ``Loss``.
+        delta: Huber threshold of log residuals, for ``huber`` in units of the loss.
         fix: parameters held at a value, as ``{"E": 0}``.
         weights: non-negative weight of each run's loss (n,).
         chosen, points: further columns of the runs' design, and which runs are replicates: see ``Problem``.

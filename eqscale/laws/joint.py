@@ -208,7 +208,7 @@ def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
         pool = (r[here] - r[here].mean()) * np.sqrt(len(here) / max(len(here) - p, 1))
         drawn[:, here] = rng.choice(pool, (resamples, len(here)))
     y = with_residuals(null, drawn)
-    delta = max(null.loss.threshold, 1e-4)
+    delta = max(null.threshold, 1e-4)
     objectives = [
         minimise(law, np.repeat(law.theta[None], resamples, 0), loss=y, delta=delta, tolerance=1e-7)[1]
         for law in (null, full)

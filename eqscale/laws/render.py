@@ -50,7 +50,7 @@ def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None =
         "form": fit.form.name,
         "formula": fit.form.formula,
         "loss_fn": fit.loss.kind,
-        "delta": fit.loss.delta if fit.loss.kind == "log-huber" else None,
+        "delta": fit.loss.delta if "huber" in fit.loss.kind else None,
         "fixed": plain(fit.fixed),
         "degrees_of_freedom": fit.degrees_of_freedom,
         "noise": plain(fit.noise),

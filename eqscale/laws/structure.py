@@ -10,7 +10,7 @@ replicates (pure error). Neither replicates nor normal noise are needed, and out
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np

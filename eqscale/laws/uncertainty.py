@@ -99,7 +99,7 @@ def bootstrap(
         w = fit.weights * rng.multinomial(groups, np.full(groups, 1 / groups), resamples)[:, member]
     theta, _, done = minimise(
         fit, np.repeat(_restart(fit)[None], resamples, 0), loss=y, weights=w,
-        delta=max(fit.loss.threshold, 1e-4), tolerance=1e-9, iterations=200,
+        delta=max(fit.threshold, 1e-4), tolerance=1e-9, iterations=200,
     )  # fmt: skip
     return Bootstrap(fit, kind, seed, theta, int((~done).sum()))
 

@@ -214,7 +214,7 @@ def profile_interval(fit: Fit, name: str, level: float = 0.95) -> tuple[float, f
 def _excess(problem: Problem, theta: Array, i: int, noise: float, target: float) -> Callable[[float], float]:
     """2c (f − f_min) minus its target, as a function of parameter i; a walk that starts where the last one ended."""
     loss = problem.loss
-    smoothing = max(loss.threshold, 1e-5) if loss.kind == "lad" else loss.threshold
+    smoothing = max(loss.threshold, 1e-5) if loss.kind == "lad" else problem.threshold
     unit = 1 / smoothing if loss.kind == "lad" else 1.0 if loss.is_log else problem.unit**2
     c = efficiency(noise, loss) * unit
     last = theta
