@@ -211,6 +211,11 @@ def print_verdicts(console: Any, fits: Mapping[str, Fit], titled: bool = False) 
         console.print(f"{escape(title)}{fit.n} runs, verdict: [{colour}]{escape(verdict)}[/{colour}]", soft_wrap=True)
 
 
+def tells_split(fit: Fit) -> bool:
+    """Whether the runs tell how a cost is best split into N and D at all."""
+    return not str(fit.verdict).startswith(("unidentified", "not converged"))
+
+
 def print_cost_warning(console: Any, name: str, arm: ArmFit | None) -> None:
     """What is wrong with the cost of an arm's runs, if anything is."""
     if arm is not None and arm.cost.warning:

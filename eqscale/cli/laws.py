@@ -201,6 +201,8 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> di
     if not arm.fit.form.is_whole(arm.fit.coefficients)[0]:
         console.print("no cost has a best split into N and D: a term of the law vanished")
         return None
+    if not law_options.tells_split(arm.fit):
+        console.print("the runs don't tell the best split of a cost (see the verdict): don't use it", style="yellow")
     C = np.array(at) if at else np.unique(np.geomspace(arm.C.min(), arm.C.max(), 5))
     best = frontier(arm.fit, C, arm.cost, arm.boot)
     console.print(f"cost: {arm.cost.describe()}")

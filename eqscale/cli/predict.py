@@ -99,7 +99,8 @@ def _predict_table(args: argparse.Namespace) -> int:
     for name, runs in law_options.groups(frame, args.by, args.runs).items():
         found = fit_table(runs, choices, f"{args.runs}, {args.by} = {name}")
         laws[name] = (*found, make_arm(name, runs, found, axis) if form.has_optimum else None)
-    _print_answers(args, laws, {n: _ask(law, points, losses, costs, ratio, unit) for n, law in laws.items()}, unit)
+    answers = {name: _ask(law, points, losses, costs, ratio, unit) for name, law in laws.items()}
+    _print_answers(args, laws, answers, ratio, unit)
     return 0
 
 
@@ -153,6 +154,7 @@ def _print_answers(
     args: argparse.Namespace,
     laws: dict[str, tuple[Fit, Bootstrap | None, ArmFit | None]],
     answers: dict[str, list[Answer]],
+    ratio: float | None,
     unit: str,
 ) -> None:
     from eqscale.console import make_console
@@ -165,6 +167,10 @@ def _print_answers(
         for a in found:
             console.print(f"{name + ', ' if several else ''}{_sentence(a, unit)}", markup=False, soft_wrap=True)
     console.print("brackets: 95 % intervals")
+    for name, (fit, *_) in laws.items():
+        if ratio is None and (args.target_loss or args.compute) and not law_options.tells_split(fit):
+            title = f"{name}: " if several else ""
+            console.print(f"{title}the runs don't tell the best split (see the verdict): don't use it", style="yellow")
     for name, (_, _, arm) in laws.items():
         law_options.print_cost_warning(console, name if several else "", arm)
     if args.json:

@@ -289,6 +289,19 @@ def test_costs_that_follow_nothing_get_a_warning_and_shuffled_losses_no_optimum(
     assert shown.err == ""
 
 
+def test_a_law_that_runs_do_not_determine_offers_no_split(isoflop, tmp_path, capsys):
+    path = tmp_path / "runs.csv"
+    rng = np.random.default_rng(0)
+    isoflop.assign(loss=isoflop.loss * np.exp(0.5 * rng.standard_normal(len(isoflop)))).to_csv(path, index=False)
+    for command in (["fit"], ["predict", "--compute", "1e20"]):
+        assert main([command[0], str(path), *ASK, *command[1:]]) == 0
+        shown = capsys.readouterr().out
+        assert "verdict: unidentified" in shown.splitlines()[0]
+        assert "don't use it" in shown
+    assert main(["predict", str(path), *ASK, "--at", "N=1e8,D=2e9"]) == 0
+    assert "don't use it" not in capsys.readouterr().out
+
+
 def test_a_partly_empty_cost_changes_no_law_and_is_counted(isoflop, tmp_path, capsys):
     records = []
     for name, C in (("all", isoflop.C), ("some", isoflop.C.where(isoflop.index % 7 > 0))):
