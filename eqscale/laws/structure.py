@@ -136,8 +136,14 @@ def _test(along: str, psi: Array, root: Array, own: Array, columns: Array) -> Pa
     df = int((root > 0).sum()) - own.shape[1] - q
     if not q or df < LEAST:
         return None
-    explained = float(np.sum((basis.T @ psi) ** 2))
-    f = (explained / q) / ((float(psi @ psi) - explained) / df)
+    score = basis.T @ psi
+    rest = psi - basis @ score
+    # equal noise, and noise of each run's own size (HC3, MacKinnon & White 1985): noisy corners are no structure
+    equal = float(score @ score) * df / float(rest @ rest)
+    leverage = np.minimum(np.sum(own**2, axis=1) + np.sum(basis**2, axis=1), 0.95)
+    meat = (basis * (rest / (1 - leverage))[:, None] ** 2).T @ basis
+    own_size = float(score @ np.linalg.pinv(meat, hermitian=True) @ score)
+    f = min(equal, own_size) / q
     return Pattern(along, f, (q, df), float(stats.f.sf(f, q, df)))
 
 
