@@ -56,6 +56,8 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
     add("--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)")
     add("--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0")
     add("--weights", metavar="COLUMN", help="weight of each run")
+    add("--replicates", metavar="COLUMN", help="runs of equal value are replicates of one point (default: runs that "
+        "agree in all columns of the design)")  # fmt: skip
     add = parser.add_argument_group("uncertainty").add_argument
     add("--bootstrap", default="case", metavar="KIND", help="case (default), residual, wild, cluster:COLUMN (whole "
         "groups, e.g. cluster:budget) or none")  # fmt: skip
@@ -126,7 +128,7 @@ def read_table(args: argparse.Namespace, extra: Sequence[str | None] = ()) -> pd
         args.runs, parse_map(args.map, required), required=required, where=parse_where(args.where),
         duplicates=args.duplicates, weights=args.weights,
     )  # fmt: skip
-    require_columns(frame, (*extra, cluster_column(args)), args.runs)
+    require_columns(frame, (*extra, cluster_column(args), args.replicates), args.runs)
     return frame
 
 
@@ -175,7 +177,8 @@ def law_choices(args: argparse.Namespace) -> Options:
     kind = args.bootstrap.partition(":")[0]
     return Options(
         form=args.form, loss_fn=args.loss_fn, delta=args.delta, fix=parse_fixed(args.fix), weights=args.weights,
-        kind=kind, cluster=cluster_column(args), resamples=0 if kind == "none" else args.resamples, seed=args.seed,
+        kind=kind, cluster=cluster_column(args), replicates=args.replicates,
+        resamples=0 if kind == "none" else args.resamples, seed=args.seed,
     )  # fmt: skip
 
 

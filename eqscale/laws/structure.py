@@ -83,8 +83,9 @@ class Structure:
         if not self.patterns:
             return "can't tell: too few runs for a test of the form"
         tried = ", ".join(pattern.along for pattern in self.patterns)
-        said = self.direction if self.rejects else "no pattern in the residuals"
-        return f"{said} (p = {self.p_value:.2g}; looked along {tried})"
+        if self.rejects:
+            return f"{self.direction} (p = {self.p_value:.2g})"
+        return f"no pattern in the residuals along {tried} (p = {self.p_value:.2g})"
 
 
 def structure_test(fit: Fit) -> Structure | None:
