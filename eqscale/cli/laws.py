@@ -86,9 +86,12 @@ def _show_fit(
     """Print one law: its record, the rows of its coefficients, and the law with its cost, if it has optima."""
     from eqscale.laws import disagreement, intervals
     from eqscale.laws.arms import make_arm
-    from eqscale.laws.render import COEFFICIENT_HEADER, coefficient_rows, fit_record
+    from eqscale.laws.render import COEFFICIENT_HEADER, FORM_HEADER, coefficient_rows, fit_record, form_rows, plain
+    from eqscale.laws.rivals import compare_forms, judged
 
     found, boot = law
+    forms = compare_forms(found, _budgets(args, frame) if found.form.has_optimum else None)
+    found = judged(found, forms)
     limits = intervals(found, boot)
     record, rows = fit_record(found, limits, boot), coefficient_rows(limits)
     law_options.print_verdicts(console, {title: found}, titled=bool(args.by))
@@ -103,6 +106,8 @@ def _show_fit(
         console.print(f"[yellow]warning:[/yellow] {warning}")
     if args.profile:
         record["profile"] = _print_profile(console, found)
+    law_options.print_table(console, FORM_HEADER, form_rows(forms), "forms side by side")
+    record["forms"] = plain(forms)
     record |= _print_checks(console, args, found, frame)
     arm = None
     if found.form.has_optimum:
@@ -169,6 +174,8 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
     if odd:
         shown = ", ".join(f"run {o.index + 1} ({100 * o.residual:+.1f} %)" for o in odd[:8])
         console.print(f"outliers: {shown}{', …' if len(odd) > 8 else ''}")
+    if fit.structure is not None and not fit.structure.rejects:  # else it is the verdict
+        console.print(f"structure: {fit.structure.describe()}", markup=False)
     test = lack_of_fit(fit)
     record["lack_of_fit"] = plain(test)
     if test:
@@ -196,6 +203,7 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> di
     from eqscale.laws import frontier
     from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
     from eqscale.laws.render import interval_text, number, plain
+    from eqscale.laws.validate import outliers
 
     law_options.print_cost_warning(console, "", arm)
     if not arm.fit.form.is_whole(arm.fit.coefficients)[0]:
@@ -206,6 +214,8 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> di
     C = np.array(at) if at else np.unique(np.geomspace(arm.C.min(), arm.C.max(), 5))
     best = frontier(arm.fit, C, arm.cost, arm.boot)
     console.print(f"cost: {arm.cost.describe()}")
+    keep = np.ones(arm.fit.n, bool)
+    keep[[o.index for o in outliers(arm.fit)]] = False
     rows = []
     for i, c in enumerate(C):
         limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in (best.model, best.robust))
@@ -225,13 +235,14 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> di
     record["approaches"] = []
     for approach in (1, 2):
         try:
-            found = isoflop_optima(arm.N, arm.D, arm.loss, arm.budget, approach)
-            bias = approach_bias(arm.fit, arm.cost, arm.budget, float(C[-1]), approach)
+            found = isoflop_optima(arm.N, arm.D, arm.loss, arm.budget, approach, keep)
+            bias = approach_bias(arm.fit, arm.cost, arm.budget, float(C[-1]), approach, keep)
         except InputError:
             continue  # the runs are no isoFLOP grid
+        without = f" without {found.left_out} outlier(s)" if found.left_out else ""
         console.print(
             f"approach {approach}: N_opt ∝ C^{found.a:.3f} {interval_text(found.a_interval)} from "
-            f"{len(found.budgets)} budgets; its design alone errs by {100 * bias.N_error:+.1f} % in N and "
+            f"{len(found.budgets)} budgets{without}; its design alone errs by {100 * bias.N_error:+.1f} % in N and "
             f"{100 * bias.D_error:+.1f} % in D at C = {C[-1]:.3g}"
         )
         record["approaches"].append({**plain(found), "bias": plain(bias)})

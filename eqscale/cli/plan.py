@@ -85,9 +85,8 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     from eqscale.laws.axes import AXES
     from eqscale.laws.quantities import parse_quantity, quantity
     from eqscale.laws.render import plain, write_json
-    from eqscale.laws.validate import lack_of_fit
     from eqscale.report.advice import suggest
-    from eqscale.report.analysis import design_points, on_axis
+    from eqscale.report.analysis import POINT, on_axis, with_points
     from eqscale.report.parts import read_study
 
     axis = args.axis[-1] if args.axis else "executed"
@@ -98,7 +97,7 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     runs = read_study(args.study).part("compute")
     if runs.empty:
         raise InputError(f"--from {args.study}: no finished run of a compute grid")
-    args.runs = str(args.study)
+    args.runs, args.replicates, runs = str(args.study), POINT, with_points(runs)
     fitted: dict[str, ArmFit] = {}
     problems = []
     for name in dict.fromkeys(runs["arm"]):
@@ -114,14 +113,6 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     console = make_console()
     law_options.print_verdicts(console, {name: arm.fit for name, arm in fitted.items()})
     _print_suggestions(console, found, f"{quantity(compute, AXES[axis].unit)} ({AXES[axis].label})", axis == "seconds")
-    for name, arm in fitted.items():
-        test = lack_of_fit(arm.fit, design_points(runs, arm))
-        if test is not None and test.rejects:
-            console.print(
-                f"The law of {name} misses structure (lack of fit, p = {test.p_value:.2g}): what it says may be "
-                "further off than its intervals; the study's report shows where.",
-                style="yellow",
-            )
     for problem in problems:
         console.print(f"left out: {problem}", style="yellow")
     if args.json:

@@ -137,7 +137,7 @@ def verdict_of(fit: Fit) -> Verdict:
         if c.condition >= 1e10:  # a flat valley: that Newton crawls in it is no news
             found.sort(key=lambda finding: finding[0] == "not converged")
     if fit.structure is not None and fit.structure.rejects:
-        found.append(("misfit", fit.structure.describe()))
+        found.append(("misfit", "; ".join(filter(None, (fit.structure.describe(), fit.remark)))))
     if c.active_bounds:
         found.append(("on boundary", ", ".join(c.active_bounds)))
     nothing_fitted = len(fit.fixed) == len(fit.form.names)

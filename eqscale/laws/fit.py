@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,6 +33,8 @@ class Fit(Problem):
     """Points that the search for the minimum started from."""
     minima: list[float] = field(repr=False)
     """Objectives of the distinct minima found, ascending."""
+    remark: str = field(default="", kw_only=True)
+    """What a comparison with other forms adds to a verdict of misfit (see ``rivals``)."""
 
     @cached_property
     def params(self) -> dict[str, float]:
@@ -129,15 +131,15 @@ class Fit(Problem):
         """Standard deviation of the noise of one run (see ``residual_spread``)."""
         return residual_spread(self.residuals, self.weights, len(self.free), self.loss)
 
-    def refit(self, keep: Array) -> Fit:
-        """The same law fitted to some of the runs (boolean (n,) or indices), from new starts.
+    def refit(self, keep: Array, starts: Array | None = None) -> Fit:
+        """The same law fitted to some of the runs (boolean (n,) or indices), from ``starts`` (k, p) or new ones.
 
         Raises:
             InputError: those runs cannot determine the law.
         """
         some = self.only(keep)
         some.check(int(np.sum(self.lower < self.upper)), "remaining runs")
-        return fit_problem(some)
+        return fit_problem(some, starts)
 
     @cached_property
     def covariance(self) -> Array:
@@ -236,18 +238,23 @@ def fit(
     Raises:
         InputError: see ``check_design``; unknown names; values that are not positive and finite.
     """
-    form, objective = get_form(form) if isinstance(form, str) else form, Loss(loss_fn, float(delta))
-    regressors, observed, w = read_columns(form, {"N": N, "D": D, **columns}, loss, weights, where)
-    fixed = check_fixed(form, fix or {}, float(observed[w > 0].min(initial=np.inf)), where)
-    centre = form.centre(regressors, observed, fixed)
+    chosen_form, rule = get_form(form) if isinstance(form, str) else form, Loss(loss_fn, float(delta))
+    regressors, observed, w = read_columns(chosen_form, {"N": N, "D": D, **columns}, loss, weights, where)
+    fixed = check_fixed(chosen_form, fix or {}, float(observed[w > 0].min(initial=np.inf)), where)
+    problem = pose(chosen_form, rule, regressors, observed, w, fixed)
+    further = {name: np.asarray(v) for name, v in (chosen or {}).items()}
+    problem = replace(problem, chosen=further, points=None if points is None else np.asarray(points))
+    problem.check(len(problem.form.names) - len(fixed), where)
+    return fit_problem(problem)
+
+
+def pose(
+    form: Form, loss: Loss, columns: dict[str, Array], observed: Array, weights: Array, fixed: dict[str, float]
+) -> Problem:
+    """The problem of fitting a form to checked runs, in the variables and the box that suit it."""
+    centre = form.centre(columns, observed, fixed)
     lower, upper = form.internal_bounds()
     for name in fixed:
         i = form.names.index(name)
         lower[i] = upper[i] = max(form.internal_value(name, fixed, centre), GONE)
-    problem = Problem(
-        form, objective, regressors, observed, w, centre, lower, upper, fixed,
-        chosen={name: np.asarray(v) for name, v in (chosen or {}).items()},
-        points=None if points is None else np.asarray(points),
-    )  # fmt: skip
-    problem.check(len(form.names) - len(fixed), where)
-    return fit_problem(problem)
+    return Problem(form, loss, columns, observed, weights, centre, lower, upper, fixed)

@@ -15,7 +15,7 @@ from eqscale.laws.certificate import Verdict
 from eqscale.laws.fit import Fit, fit_problem
 from eqscale.laws.forms import Evaluation, Form
 from eqscale.laws.forms.base import Features
-from eqscale.laws.noise import efficiency
+from eqscale.laws.noise import aicc_penalty, efficiency
 from eqscale.laws.problem import Problem
 from eqscale.laws.solver import minimise
 from eqscale.laws.uncertainty import with_residuals
@@ -175,7 +175,7 @@ def compare_hypotheses(arms: Mapping[str, ArmFit], *, resamples: int = 199, seed
     fits = {s: joint_fit(arms, s) if s else full for s in first.form.sharings() if not set(s) & set(first.fixed)}
     c = efficiency(full.noise, full.loss)
     size = {s: int(np.sum(f.lower < f.upper)) for s, f in fits.items()}
-    aicc = np.array([2 * c * f.objective + _penalty(size[s], full.n) for s, f in fits.items()])
+    aicc = np.array([2 * c * f.objective + aicc_penalty(size[s], full.n) for s, f in fits.items()])
     weights = np.exp(-0.5 * (aicc - aicc.min()))
     weights /= weights.sum()
     out = []
@@ -189,11 +189,6 @@ def compare_hypotheses(arms: Mapping[str, ArmFit], *, resamples: int = 199, seed
         evidence = (float(a), float(weight), f_stat, f_p, boot_p)
         out.append(Hypothesis(shared, k, found.objective, found.verdict, *evidence, found.params))
     return out
-
-
-def _penalty(k: int, n: int) -> float:
-    """What AICc charges for k parameters and n runs."""
-    return 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
 
 
 def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:

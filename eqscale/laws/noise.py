@@ -76,3 +76,8 @@ def noise_scale(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
     slope, square = _psi_moments(loss.threshold / scale)
     tau = np.sqrt(square) / slope
     return scale * (1 + (tau - 1) * max(1 - 2 * parameters / n, 0.0))
+
+
+def aicc_penalty(k: int, n: int) -> float:
+    """What AICc charges for k parameters and n runs (Hurvich & Tsai 1989)."""
+    return 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)

@@ -16,6 +16,7 @@ from eqscale.laws.certificate import Verdict
 from eqscale.laws.compare import Comparison
 from eqscale.laws.fit import Fit
 from eqscale.laws.joint import Hypothesis
+from eqscale.laws.rivals import FormFit
 from eqscale.laws.uncertainty import Bootstrap, Interval, disagreement
 from eqscale.storage import write_atomically
 
@@ -46,6 +47,7 @@ def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None =
         "n": fit.n,
         "verdict": plain(fit.verdict),
         "certificate": plain(fit.certificate),
+        "structure": plain(fit.structure),
         "intervals": {k: {f: v for f, v in plain(i).items() if f != "name"} for k, i in found.items()},
         "form": fit.form.name,
         "formula": fit.form.formula,
@@ -117,6 +119,18 @@ def hypothesis_rows(tested: Sequence[Hypothesis]) -> list[list[str]]:
         shared = ", ".join(h.shared) or "nothing"
         rows.append([shared, str(h.parameters), number(h.objective, 6), f"{h.weight:.3f}", *tests])
     return rows
+
+
+FORM_HEADER = ["form", "parameters", "AICc above the best", "held-out error", "verdict"]
+
+
+def form_rows(forms: Sequence[FormFit]) -> list[list[str]]:
+    """Rows under ``FORM_HEADER``."""
+    return [
+        [f.name, str(f.parameters), number(f.aicc, 3), "–" if f.held_out is None else f"{100 * f.held_out:.2g} %",
+         f.verdict.state]
+        for f in forms
+    ]  # fmt: skip
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

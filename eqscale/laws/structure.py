@@ -10,10 +10,13 @@ replicates (pure error). Neither replicates nor normal noise are needed, and out
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from eqscale.laws.problem import Problem
@@ -31,6 +34,16 @@ LEAST = 10
 REPLICATES = "replicates"
 _HUBER = 1.345  # threshold over noise: 95 % efficient for normal noise
 _MOST = 20_000  # runs looked at: more would only slow it down
+_MOST_LABELS = 10  # labels of one column that a pattern may run along
+_CHOSEN = (
+    r"learning_?rate|(^|_)(lr|wd|batch|depth|width|layers?|heads?|d_model|d_ff|warmup|momentum|dropout|optimi[sz]er)(_|$)"
+    r"|(^|_)(batch_?size|weight_?decay|schedule|vocab\w*|seq_?len\w*|context\w*|aspect\w*|epochs?)(_|$)"
+)
+_NOT_CHOSEN = (
+    r"loss|err(or)?(_|$)|acc(uracy)?(_|$)|n?mse|metric|score|perplexity|(^|_)(ppl|bpb|bpt|ece|auc|f1)(_|$)|equivariance"
+    r"|seconds|(^|_)(time|date|started|finished|hours)|memory|hardware|device|host|status|outcome|reason"
+    r"|seed|(^|_)(id|name|run|path|code|commit|version|note|notes|tags?)(_|$)|^(n|d|u|c)$"
+)
 _EXACT = 1e-9  # noise of log losses below which residuals are rounding errors
 
 
@@ -70,8 +83,9 @@ class Structure:
         if not self.patterns:
             return "can't tell: too few runs for a test of the form"
         tried = ", ".join(pattern.along for pattern in self.patterns)
-        found = f"p = {self.p_value:.2g}, looked along {tried}"
-        return f"{self.direction} ({found})" if self.rejects else f"none seen in the residuals ({found})"
+        if self.rejects:
+            return f"{self.direction} (p = {self.p_value:.2g})"
+        return f"no pattern in the residuals along {tried} (p = {self.p_value:.2g})"
 
 
 def structure_test(fit: Fit) -> Structure | None:
@@ -164,6 +178,26 @@ def _pure_error(law: Problem, psi: Array, root: Array, parameters: int) -> Patte
     return Pattern(REPLICATES, f, (q, df), float(stats.f.sf(f, q, df)))
 
 
+def design_columns(runs: pd.DataFrame, known: Collection[str | None]) -> dict[str, Array]:
+    """Columns of a run table that were chosen for each run, as far as names and values tell, each (n,).
+
+    Those are hyperparameters by their name, and other columns in which at least every other run shares its value with
+    another; not ``known`` ones, what was measured, what merely names a run, the seed, or what is equal or empty.
+    """
+    found = {}
+    for name in runs.columns:
+        if name in known or re.search(_NOT_CHOSEN, str(name).lower()):
+            continue
+        values, levels = runs[name], runs[name].nunique()
+        if levels > 1 and values.notna().all() and (_is_hyperparameter(name) or levels <= len(runs) / 2):
+            found[str(name)] = values.to_numpy()
+    return found
+
+
+def _is_hyperparameter(name: object) -> bool:
+    return bool(re.search(_CHOSEN, str(name).lower()))
+
+
 def design_points(problem: Problem) -> Array:
     """Number of each run's design point, (n,): replicates share one (see ``Problem.points``)."""
     if problem.points is not None:
@@ -191,7 +225,7 @@ def _candidates(law: Problem) -> dict[str, Array]:
             if np.linalg.norm(x - known @ np.linalg.lstsq(known, x, rcond=None)[0]) < 0.02 * np.sqrt(law.n):
                 continue  # a product of powers of the regressors, such as compute
             found[name] = np.column_stack([x, x * x])
-        else:
+        elif len(np.unique(values.astype(str))) <= _MOST_LABELS:
             found[name] = (values[:, None].astype(str) == np.unique(values.astype(str))).astype(float)
     return found
 
@@ -226,10 +260,10 @@ def _in_words(law: Problem, along: str, shift: Array, psi: Array, root: Array, o
     axis = max(reversed(axes), key=clarity)
     x, where = axes[axis]
     low, middle, high = _three_means(x, shift)
-    shown = f"residuals along {axis} {_percent(low)}, {_percent(middle)}, {_percent(high)}"
+    shown = f"residuals {_percent(low)}, {_percent(middle)}, {_percent(high)} at low, middle and high {axis}"
     if high * middle > 0 and abs(high) < abs(middle):
-        return f"loss bends otherwise than the law along {axis} ({shown})"
-    return f"loss falls {'faster' if high < 0 else 'slower'} than the law at {where} ({shown})"
+        return f"loss bends otherwise than the law along {axis}: {shown}"
+    return f"loss falls {'faster' if high < 0 else 'slower'} than the law at {where}: {shown}"
 
 
 def _three_means(x: Array, shift: Array) -> tuple[float, float, float]:

@@ -97,6 +97,10 @@ def _law_doubts(analysis: Analysis, name: str) -> list[str]:
     found = []
     if fit.verdict.state == "on boundary":
         found.append(f"{fit.verdict}: the intervals of what lies there are one-sided ({coefficients}).")
+    elif fit.verdict.state == "misfit":
+        found.append(
+            f"{fit.verdict}: what it says beyond the runs may be further off than its intervals ({residuals})."
+        )
     elif not fit.verdict.good:
         found.append(f"{fit.verdict}: its coefficients must not be read one by one ({coefficients}).")
     if warning := disagreement(analysis.intervals[name]):

@@ -24,7 +24,7 @@ def test_published_minimum_of_the_huber_objective(chinchilla):
     assert found.objective <= LOG_HUBER_OBJECTIVE * (1 + 1e-9)
     for name, value in LOG_HUBER.items():
         assert found.params[name] == pytest.approx(value, rel=1e-5)
-    assert str(found.verdict) == "converged"
+    assert [state for state, _ in found.verdict.findings] == ["misfit"]  # a third of the scatter follows N and D
     assert found.certificate.gradient < 1e-9
     assert min(found.certificate.eigenvalues) > 0
 
@@ -33,7 +33,7 @@ def test_published_least_absolute_deviations(chinchilla):
     found = fit(chinchilla.N, chinchilla.D, chinchilla.loss, loss_fn="lad")
     for name, value in LAD.items():
         assert found.params[name] == pytest.approx(value, rel=1.5e-5)
-    assert str(found.verdict) == "converged"
+    assert not found.verdict.has("not converged")
 
 
 @settings(max_examples=40, deadline=None)
