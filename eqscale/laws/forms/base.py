@@ -86,6 +86,8 @@ class Form:
     floors: tuple[str, ...] = ("E",)
     """Parameters in units of loss that enter linearly: no training gets below their sum."""
     bounds: Mapping[str, tuple[float, float]] = {}
+    derived_bounds: Mapping[str, tuple[float, float]] = {}
+    """What the numbers of ``derived`` can't leave."""
     ladders: Mapping[str, Sequence[float]] = {}
     """Where to start parameters that are neither floor, prefactor nor exponent, in public units."""
     stand_ins: Mapping[str, str] = {}
