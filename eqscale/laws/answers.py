@@ -15,7 +15,6 @@ from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import cost_to_reach, law_value
 from eqscale.laws.uncertainty import Bootstrap, Target, intervals
-from eqscale.laws.validate import predict_new_runs
 
 Array = np.ndarray
 
@@ -62,12 +61,10 @@ def at_regressors(fit: Fit, boot: Bootstrap | None, arm: ArmFit | None, asked: s
     columns = {name: np.atleast_1d(v) for name, v in fit.columns_from(**at).items()}
     logs = {name: np.log(v) for name, v in columns.items()}
     loss = _amount(fit, boot, lambda c: c.form.loss_at(c, logs)[:, 0])
-    _, low, high = predict_new_runs(fit, columns)
     cost = None if arm is None else float(arm.cost.cost(columns["N"], columns["D"])[0])
     N, D = (Amount(float(columns[name][0])) if name in columns else None for name in ("N", "D"))
-    return Answer(
-        asked, N, D, None if cost is None else Amount(cost), loss, (float(low[0]), float(high[0])), _beyond(arm, cost)
-    )
+    spent = None if cost is None else Amount(cost)
+    return Answer(asked, N, D, spent, loss, _new_run(fit, loss), _beyond(arm, cost))
 
 
 def at_cost(arm: ArmFit, asked: str, C: float, ratio: float | None = None) -> Answer:
@@ -78,8 +75,7 @@ def at_cost(arm: ArmFit, asked: str, C: float, ratio: float | None = None) -> An
     n, d, loss = (_amount(arm.fit, arm.boot, _exp(log_optimum(arm.cost, C, what))) for what in ("N", "D", "loss"))
     if not np.isfinite(loss.value):
         return Answer(asked, None, None, Amount(C), loss, None, None, "the law lost a term and has no best split")
-    _, low, high = predict_new_runs(arm.fit, {"N": np.array([n.value]), "D": np.array([d.value])})
-    return Answer(asked, n, d, Amount(C), loss, (float(low[0]), float(high[0])), _beyond(arm, C))
+    return Answer(asked, n, d, Amount(C), loss, _new_run(arm.fit, loss), _beyond(arm, C))
 
 
 def to_reach(arm: ArmFit, asked: str, loss: float, ratio: float | None = None) -> Answer:
@@ -151,6 +147,14 @@ def _amount(fit: Fit, boot: Bootstrap | None, quantity: Quantity) -> Amount:
     if boot is not None and np.mean(~np.isfinite(boot.values(quantity))) > _TAIL:
         high = np.inf
     return Amount(found.estimate, (low, high))
+
+
+def _new_run(fit: Fit, loss: Amount) -> tuple[float, float]:
+    """95 % limits of the loss of a further run: its noise beside the interval of the law, in squares of logarithms."""
+    noise = fit.t_value(0.95) * (fit.spread if fit.loss.is_log else fit.spread / loss.value)
+    with np.errstate(divide="ignore"):  # a loss whose lower limit is zero
+        low, high = np.hypot(np.log(np.array(loss.interval) / loss.value), noise)
+    return float(loss.value * np.exp(-low)), float(loss.value * np.exp(high))
 
 
 def _beyond(arm: ArmFit | None, cost: float | None) -> float | None:
