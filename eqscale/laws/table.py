@@ -138,7 +138,8 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str | None], source: 
 
 
 def _listed(frame: pd.DataFrame) -> str:
-    return ", ".join(map(str, frame.columns[:30])) + (", …" if len(frame.columns) > 30 else "")
+    names = (" ".join(str(name).split()) for name in frame.columns[:30])  # a quoted name may hold a line break
+    return ", ".join(names) + (", …" if len(frame.columns) > 30 else "")
 
 
 def positive_column(frame: pd.DataFrame, name: str, source: str) -> np.ndarray:

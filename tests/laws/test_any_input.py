@@ -59,6 +59,7 @@ def test_any_amount_any_map_and_any_point(text, unit):
     st.text(alphabet='ND,;\t\n"1.5e{}[]: ', max_size=60).map(str.encode),
     st.text(max_size=20).map(lambda t: t.encode("utf-16")),
 ))  # fmt: skip
+@example(content=b'"\x01\n"\t1')
 def test_any_file(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     frame = value_or_one_line(read_file, tmp_path / name)
