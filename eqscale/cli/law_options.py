@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from eqscale.laws import Fit
     from eqscale.laws.arms import ArmFit, Options
     from eqscale.laws.forms import Form
 
@@ -167,6 +168,18 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)
+
+
+def print_verdicts(console: Any, fits: Mapping[str, Fit], titled: bool = False) -> None:
+    """The verdict of each law that an answer rests on: the first lines of the answer, each with the law's name where
+    there are several or ``titled``."""
+    from rich.markup import escape
+
+    for name, fit in fits.items():
+        colour = "green" if fit.verdict.good else "yellow"
+        title = f"{name}: " if titled or len(fits) > 1 else ""
+        verdict = f"[{colour}]{escape(str(fit.verdict))}[/{colour}]"
+        console.print(f"{escape(title)}{fit.n} runs, verdict: {verdict}", soft_wrap=True)
 
 
 def law_choices(args: argparse.Namespace) -> Options:

@@ -80,8 +80,6 @@ def _show_fit(
     console: Any, args: argparse.Namespace, title: str, law: tuple[Fit, Bootstrap | None], frame: pd.DataFrame
 ) -> tuple[dict[str, Any], list[list[str]], ArmFit | None]:
     """Print one law: its record, the rows of its coefficients, and the law with its cost, if it has optima."""
-    from rich.markup import escape
-
     from eqscale.laws import disagreement, intervals
     from eqscale.laws.arms import make_arm
     from eqscale.laws.render import COEFFICIENT_HEADER, FORM_HEADER, coefficient_rows, fit_record, form_rows, plain
@@ -92,9 +90,8 @@ def _show_fit(
     found = judged(found, forms)
     limits = intervals(found, boot)
     record, rows = fit_record(found, limits, boot), coefficient_rows(limits)
-    colour = "green" if found.verdict.good else "yellow"
-    console.print(f"\nverdict: [{colour}]{escape(str(found.verdict))}[/{colour}]")
-    console.print(f"[bold]{escape(title)}[/bold]  {found.n} runs, L = {found.form.formula}")
+    law_options.print_verdicts(console, {title: found}, titled=bool(args.by))
+    console.print(f"L = {found.form.formula}", markup=False)
     law_options.print_table(console, COEFFICIENT_HEADER, rows)
     console.print(
         f"objective ({found.loss.kind}, summed): {found.objective:.12g}; gradient "

@@ -140,6 +140,7 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     rungs = functools.partial(_rungs, str(runs["task"].iloc[0]))
     found = suggest(runs, arms, axis, compute, rungs)
     console = make_console()
+    law_options.print_verdicts(console, {name: arm.fit for name, arm in fitted.items()})
     _print_suggestions(console, found, f"{compute:.4g} {AXES[axis].unit} ({AXES[axis].label})", axis == "seconds")
     for problem in problems:
         console.print(f"left out: {problem}", style="yellow")
