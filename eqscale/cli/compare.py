@@ -67,8 +67,7 @@ def _run_compare(args: argparse.Namespace) -> int:
     _check_arms(args, frame, axes, reference)
     arms = law_options.read_arms(args, axes[0], frame)
     out = _Output()
-    for name, arm in arms.items():
-        out.console.print(f"{name}: {arm.fit.n} runs, {arm.fit.verdict}")
+    law_options.print_verdicts(out.console, {name: arm.fit for name, arm in arms.items()})
     tested = compare_hypotheses(arms, resamples=min(args.resamples, 499), seed=args.seed)
     rows = hypothesis_rows(tested)
     out.table(HYPOTHESIS_HEADER, rows, "which parameters do the arms share?", "Parameters shared by the arms.")

@@ -205,10 +205,10 @@ def print_verdicts(console: Any, fits: Mapping[str, Fit], titled: bool = False) 
     from rich.markup import escape
 
     for name, fit in fits.items():
-        verdict = str(fit.verdict)
-        colour = "green" if verdict.startswith("converged") else "yellow"
+        colour = "green" if fit.verdict.good else "yellow"
         title = f"{name}: " if titled or len(fits) > 1 else ""
-        console.print(f"{escape(title)}{fit.n} runs, verdict: [{colour}]{escape(verdict)}[/{colour}]", soft_wrap=True)
+        verdict = f"[{colour}]{escape(str(fit.verdict))}[/{colour}]"
+        console.print(f"{escape(title)}{fit.n} runs, verdict: {verdict}", soft_wrap=True)
 
 
 def tells_split(fit: Fit) -> bool:

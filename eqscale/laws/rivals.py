@@ -13,6 +13,7 @@ from eqscale.laws.certificate import Verdict
 from eqscale.laws.fit import Fit, fit_problem, pose
 from eqscale.laws.forms import FORMS, Form
 from eqscale.laws.noise import aicc_penalty, efficiency
+from eqscale.laws.structure import EXACT, some_runs
 from eqscale.laws.validate import hold_out_top
 
 Array = np.ndarray
@@ -22,7 +23,6 @@ RIVALS = ("chinchilla", "gamma", "repetition", "muennighoff", "power:C", "power:
 CLEAR = 10.0
 """Difference of AICc from which a form is clearly worse (Burnham & Anderson 2002, section 2.6)."""
 _STARTS = 4  # of the search for a rival's minimum, best first: a full search of each would take ten times as long
-_MOST = 20_000  # runs looked at
 _HELD_OUT = 0.1  # share of the runs in the top budgets that are predicted
 
 
@@ -55,8 +55,7 @@ def compare_forms(fit: Fit, budget: Array | None = None) -> list[FormFit]:
     if budget is None:
         known = [fit.columns[name] for name in ("N", "D") if name in fit.columns]
         budget = group_budgets(np.prod(known, axis=0) if known else fit.columns[fit.form.columns[0]])
-    if fit.n > _MOST:
-        rows = np.sort(np.random.default_rng(0).choice(fit.n, _MOST, replace=False))
+    if len(rows := some_runs(np.arange(fit.n))) < fit.n:
         fit, budget = fit.refit(rows, fit.theta[None]), budget[rows]
     own = _label(fit.form, fit.fixed)
     fits = {own: fit}
@@ -66,10 +65,10 @@ def compare_forms(fit: Fit, budget: Array | None = None) -> list[FormFit]:
         if label not in fits and _comparable(form, fit):
             fits[label] = _rival(fit, form, fixed)
     sharpest = min(fits.values(), key=lambda f: f.spread)
-    scale = 2 * efficiency(sharpest.noise, fit.loss)
+    # residuals of exact losses are rounding errors, which tell no form from another
+    scale = 2 * efficiency(max(sharpest.noise, EXACT * (1.0 if fit.loss.is_log else fit.unit)), fit.loss)
     n, size = int((fit.weights > 0).sum()), {k: int(np.sum(f.lower < f.upper)) for k, f in fits.items()}
-    with np.errstate(invalid="ignore"):  # no noise at all: infinity times zero
-        aicc = {k: scale * f.objective + aicc_penalty(size[k], n) for k, f in fits.items()}
+    aicc = {k: float(scale * f.objective + aicc_penalty(size[k], n)) for k, f in fits.items()}
     top, best = _top(budget), min(aicc.values())
     return [
         FormFit(k, f.form.formula, size[k], aicc[k] - best, _held_out(f, budget, top), f.verdict)

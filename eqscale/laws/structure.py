@@ -31,9 +31,11 @@ LEVEL = 0.02
 """Share of data sets that follow the law and are called a misfit all the same."""
 LEAST = 10
 """Degrees of freedom below which the residuals can't tell structure from noise."""
+EXACT = 1e-9
+"""Noise of log losses below which residuals are rounding errors."""
+_MOST = 20_000  # runs looked at: more would only slow it down
 REPLICATES = "replicates"
 _HUBER = 1.345  # threshold over noise: 95 % efficient for normal noise
-_MOST = 20_000  # runs looked at: more would only slow it down
 _MOST_LABELS = 10  # labels of one column that a pattern may run along
 _CHOSEN = (
     r"learning_?rate|(^|_)(lr|wd|batch|depth|width|layers?|heads?|d_model|d_ff|warmup|momentum|dropout|optimi[sz]er)(_|$)"
@@ -44,7 +46,6 @@ _NOT_CHOSEN = (
     r"|seconds|(^|_)(time|date|started|finished|hours)|memory|hardware|device|host|status|outcome|reason"
     r"|seed|(^|_)(id|name|run|path|code|commit|version|note|notes|tags?)(_|$)|^(n|d|u|c)$"
 )
-_EXACT = 1e-9  # noise of log losses below which residuals are rounding errors
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def structure_test(fit: Fit) -> Structure | None:
     ``fit.chosen`` holds the further columns that are looked along.
     """
     scale = fit.spread / (1.0 if fit.loss.is_log else fit.unit)
-    if not scale > _EXACT or not np.isfinite(fit.objective):
+    if not scale > EXACT or not np.isfinite(fit.objective):
         return None
     law, theta = _robust_refit(fit, scale)
     root = np.sqrt(law.weights)
@@ -103,8 +104,7 @@ def structure_test(fit: Fit) -> Structure | None:
     inside = (law.lower < theta) & (theta < law.upper)
     free = [i for i, name in enumerate(fit.form.names) if inside[i] and name not in fit.idle]
     own = _basis((law.jacobian_at(theta)[free] * root).T)
-    left = int((root > 0).sum()) - own.shape[1]
-    if left < LEAST:
+    if law.n - own.shape[1] < LEAST:
         return Structure((), "")
     found = [_test(along, psi, root, own, columns) for along, columns in _candidates(law).items()]
     found.append(_pure_error(law, psi, root, own.shape[1]))
@@ -114,14 +114,20 @@ def structure_test(fit: Fit) -> Structure | None:
     shift = np.clip(residuals, -3 * scale, 3 * scale)
     if not fit.loss.is_log:
         shift = shift / law.predicted(theta[None])[0]
-    return Structure(tuple(ordered), _in_words(law, ordered[0].along, shift, psi, root, own))
+    # of clear patterns one that has a direction
+    clear = [p.along for p in ordered if p.along != REPLICATES and len(ordered) * p.p_value < LEVEL]
+    return Structure(tuple(ordered), _in_words(law, next(iter(clear), ordered[0].along), shift, psi, root, own))
+
+
+def some_runs(rows: Array) -> Array:
+    """The given rows, of very many a sample of 20,000, ascending."""
+    return rows if len(rows) <= _MOST else np.sort(np.random.default_rng(0).choice(rows, _MOST, replace=False))
 
 
 def _robust_refit(fit: Fit, scale: float) -> tuple[Problem, Array]:
-    """The runs, of very many a sample, and the parameters (p,) that Huber's loss gives them."""
-    law: Problem = fit
-    if fit.n > _MOST:
-        law = fit.only(np.sort(np.random.default_rng(0).choice(fit.n, _MOST, replace=False)))
+    """The runs with weight, of very many a sample, and the parameters (p,) that Huber's loss gives them."""
+    rows = some_runs(np.flatnonzero(fit.weights > 0))
+    law: Problem = fit if len(rows) == fit.n else fit.only(rows)
     theta, *_ = minimise(law, fit.theta[None], delta=_HUBER * scale, tolerance=1e-10, iterations=60)
     return law, theta[0]
 
@@ -147,7 +153,7 @@ def _test(along: str, psi: Array, root: Array, own: Array, columns: Array) -> Pa
     """F test of what ``columns`` (n, k) explain beyond the law; None if they add nothing or too few runs are left."""
     basis = _beyond(columns, root, own)
     q = basis.shape[1]
-    df = int((root > 0).sum()) - own.shape[1] - q
+    df = len(psi) - own.shape[1] - q
     if not q or df < LEAST:
         return None
     score = basis.T @ psi
@@ -163,9 +169,7 @@ def _test(along: str, psi: Array, root: Array, own: Array, columns: Array) -> Pa
 
 def _pure_error(law: Problem, psi: Array, root: Array, parameters: int) -> Pattern | None:
     """F test of the means of the design points against the scatter within them; None without replicates."""
-    used = root > 0
-    point = np.unique(design_points(law)[used], return_inverse=True)[1]
-    psi, root = psi[used], root[used]
+    point = design_points(law)
     points = int(point.max()) + 1
     q, df = points - parameters, len(psi) - points
     if df < 1 or q < 1:
@@ -201,10 +205,9 @@ def _is_hyperparameter(name: object) -> bool:
 def design_points(problem: Problem) -> Array:
     """Number of each run's design point, (n,): replicates share one (see ``Problem.points``)."""
     if problem.points is not None:
-        return np.unique(problem.points.astype(str), return_inverse=True)[1]
-    columns = [np.round(np.log(v), 6) for v in problem.columns.values()]
-    columns += [np.unique(v.astype(str), return_inverse=True)[1] for v in problem.chosen.values()]
-    return np.unique(np.column_stack(columns), axis=0, return_inverse=True)[1].ravel()
+        return pd.factorize(problem.points)[0]
+    columns = {name: np.round(np.log(v), 6) for name, v in problem.columns.items()} | problem.chosen
+    return pd.DataFrame(columns).groupby(list(columns), sort=False).ngroup().to_numpy()
 
 
 def _standardised(values: Array) -> Array:

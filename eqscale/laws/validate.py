@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 from scipy import optimize, stats
 
 from eqscale.errors import InputError
@@ -137,7 +138,7 @@ def lack_of_fit(fit: Fit, points: Array | None = None) -> LackOfFit | None:
 
 def pure_error_test(squares: Fit, points: Array | None = None) -> LackOfFit | None:
     """``lack_of_fit`` of a law that was fitted by least squares of the log loss."""
-    point = design_points(squares) if points is None else np.unique(np.asarray(points), return_inverse=True)[1]
+    point = design_points(squares) if points is None else pd.factorize(np.asarray(points))[0]
     w = squares.weights
     _, point = np.unique(point.ravel()[w > 0], return_inverse=True)
     log_loss, r, w = np.log(squares.observed)[w > 0], squares.residuals[w > 0], w[w > 0]

@@ -152,6 +152,20 @@ def test_noise_alone_is_not_called_a_law(isoflop):
     assert str(found.verdict).startswith(("unidentified", "on boundary"))
 
 
+def test_a_verdict_names_every_finding_the_worst_first(isoflop):
+    rng = np.random.default_rng(5)
+    no_floor = (50 / isoflop.N**0.3 + 300 / isoflop.D**0.3 - 0.02) * np.exp(1e-3 * rng.standard_normal(30))
+    bent = fit(isoflop.N, isoflop.D, no_floor * np.exp(-0.05 * np.log(isoflop.D / 1e10) ** 2)).verdict
+    states = [state for state, _ in bent.findings]
+    assert states[0] == bent.state == "misfit"
+    assert "on boundary" in states
+    assert str(bent) == "; ".join(f"{state}: {reason}" for state, reason in bent.findings)
+    assert bent.has("on boundary")
+    assert not bent.good
+    good = fit(isoflop.N, isoflop.D, isoflop.loss).verdict
+    assert (str(good), good.state, good.reason, good.good) == ("converged", "converged", "", True)
+
+
 def test_exponent_bound_is_reported(isoflop):
     class Narrow(Chinchilla):
         bounds = Chinchilla.bounds | {"alpha": (0.05, 0.2)}
