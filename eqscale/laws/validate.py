@@ -128,15 +128,19 @@ def lack_of_fit(fit: Fit, points: Array | None = None) -> LackOfFit | None:
         points: label of each run's design point, (n,), for replicates whose N or D differ a little (another
             data order has other token counts); by default runs with equal N and D are replicates.
     """
-    squares = fit_problem(replace(fit, loss=Loss("log-lsq")))
+    return pure_error_test(fit_problem(replace(fit, loss=Loss("log-lsq"))), points)
+
+
+def pure_error_test(squares: Fit, points: Array | None = None) -> LackOfFit | None:
+    """``lack_of_fit`` of a law that was fitted by least squares of the log loss."""
     if points is None:
-        design = np.round(np.log(np.column_stack(list(fit.columns.values()))), 6)
+        design = np.round(np.log(np.column_stack(list(squares.columns.values()))), 6)
         _, point = np.unique(design, axis=0, return_inverse=True)
     else:
         _, point = np.unique(np.asarray(points), return_inverse=True)
-    w = fit.weights
+    w = squares.weights
     _, point = np.unique(point.ravel()[w > 0], return_inverse=True)
-    log_loss, r, w = np.log(fit.observed)[w > 0], squares.residuals[w > 0], w[w > 0]
+    log_loss, r, w = np.log(squares.observed)[w > 0], squares.residuals[w > 0], w[w > 0]
     means = np.bincount(point, w * log_loss) / np.bincount(point, w)
     pure = float(np.sum(w * (log_loss - means[point]) ** 2))
     df_pure = len(w) - len(means)
