@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from eqscale.cli import law_options
+from eqscale.cli import envelope, law_options
 from eqscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ examples:
   eqscale fit runs.csv
   eqscale fit runs.parquet --where status=finished --by arm --map C=flops_executed
   eqscale fit runs.csv --map N=params,D=tokens,loss=val_loss --form gamma --json fit.json
+  eqscale fit runs.csv --by arm --envelope depth
   eqscale fit runs.csv --fix E=0 --bootstrap cluster:budget --resamples 4000
   eqscale fit mlflow:my-experiment --map N=params,D=tokens,loss=test_loss
 """
@@ -35,6 +36,8 @@ def register(subparsers: Any) -> None:
     law_options.add_law_options(parser)
     add = parser.add_argument
     add("--by", metavar="COLUMN", help="fit each group of this column separately, e.g. arm")
+    add("--envelope", metavar="COLUMN", help="a law for each class of this column, such as depth, and their lower "
+        "envelope")  # fmt: skip
     add("--budget", metavar="COLUMN", help="column with the nominal budget of each run (default: grouped from the "
         "costs)")  # fmt: skip
     add("--hold-out", type=int, default=0, metavar="K", help="also predict the K largest budgets from the others")
@@ -52,7 +55,7 @@ def _run_fit(args: argparse.Namespace) -> int:
     from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.latex, args.markdown, folder=args.figures)
-    frame = law_options.read_table(args, (args.by, args.budget))
+    frame = law_options.read_table(args, (args.by, args.budget, args.envelope))
     if law_options.chosen_form(args).has_optimum:
         args.unit = law_options.cost_unit(args, "C" if "C" in frame.columns else None, frame)
         args.costs = law_options.parse_costs(args.at, args.unit)
@@ -61,6 +64,8 @@ def _run_fit(args: argparse.Namespace) -> int:
     parts = law_options.groups(frame, args.by, args.runs)
     titles = {label: f"{args.by} = {label}" if label else args.runs for label in parts}
     sources = {label: f"{args.runs}, {titles[label]}" if label else args.runs for label in parts}
+    if args.envelope:
+        return envelope.run(args, parts, sources)
     for label, group in parts.items():
         _check_hold_out(args, group, sources[label])
     # all groups are fitted before the first is shown: one that can't be fitted then leaves no partial output
