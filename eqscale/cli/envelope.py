@@ -79,11 +79,9 @@ def _show(
     worth = "worth" if envelope.aicc_gain > 0 else "not worth"
     gain = f"AICc {-envelope.aicc_gain:+.3g} against one law"
     console.print(f"the classes of {classes.column} are {worth} their parameters: {gain}", markup=False)
-    unit = law_options.cost_unit(args, "C" if "C" in runs.columns else None, runs)
-    costs = law_options.parse_costs(args.at)
-    C = np.array(costs) if costs else np.geomspace(envelope.C.min(), envelope.C.max(), 5)
+    C = np.array(args.costs) if args.costs else np.geomspace(envelope.C.min(), envelope.C.max(), 5)
     lowest = lower_envelope(envelope, C)
-    _print_lowest(console, classes.column, lowest, unit)
+    _print_lowest(console, classes.column, lowest, args.unit)
     record = {
         "verdict": str(fit.verdict), "column": classes.column, "parameters": fit.params, "intervals": limits,
         "runs": {label: int(np.sum(classes.member == g)) for g, label in enumerate(classes.labels)},

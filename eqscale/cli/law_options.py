@@ -211,15 +211,12 @@ def print_verdicts(console: Any, fits: Mapping[str, Fit], titled: bool = False) 
         console.print(f"{escape(title)}{fit.n} runs, verdict: {verdict}", soft_wrap=True)
 
 
-def tells_split(fit: Fit) -> bool:
-    """Whether the runs tell how a cost is best split into N and D at all."""
-    return not str(fit.verdict).startswith(("unidentified", "not converged"))
-
-
-def print_cost_warning(console: Any, name: str, arm: ArmFit | None) -> None:
-    """What is wrong with the cost of an arm's runs, if anything is."""
-    if arm is not None and arm.cost.warning:
-        console.print(f"warning: {name + ': ' if name else ''}{arm.cost.warning}", style="yellow", markup=False)
+def print_cost_warnings(console: Any, arms: Mapping[str, ArmFit]) -> None:
+    """What is wrong with the cost of each arm's runs, if anything is."""
+    for name, arm in arms.items():
+        if arm.cost.warning:
+            title = f"{name}: " if len(arms) > 1 else ""
+            console.print(f"warning: {title}{arm.cost.warning}", style="yellow", markup=False)
 
 
 def law_choices(args: argparse.Namespace) -> Options:

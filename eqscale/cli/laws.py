@@ -210,11 +210,11 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> di
     from eqscale.laws.render import interval_text, number, plain
     from eqscale.laws.validate import outliers
 
-    law_options.print_cost_warning(console, "", arm)
+    law_options.print_cost_warnings(console, {arm.name: arm})
     if not arm.fit.form.is_whole(arm.fit.coefficients)[0]:
         console.print("no cost has a best split into N and D: a term of the law vanished")
         return None
-    if not law_options.tells_split(arm.fit):
+    if not arm.fit.verdict.determined:
         console.print("the runs don't tell the best split of a cost (see the verdict): don't use it", style="yellow")
     C = np.array(at) if at else np.unique(np.geomspace(arm.C.min(), arm.C.max(), 5))
     best = frontier(arm.fit, C, arm.cost, arm.boot)

@@ -185,6 +185,7 @@ def _plan_from_table(args: argparse.Namespace) -> int:
         rows.append([a.arm, size, number(a.D), loss, number(a.probability_best, 2, "f")])
     console = make_console()
     law_options.print_verdicts(console, {name: arm.fit for name, arm in arms.items()})
+    law_options.print_cost_warnings(console, arms)
     header = [args.by, "parameters N", "tokens D", "expected loss", "P(best)"]
     title = f"{axis or '6ND'} = {quantity(compute, law_options.cost_unit(args, axis, frame))}"
     law_options.print_table(console, header, rows, title)
@@ -220,6 +221,7 @@ def _run_design(args: argparse.Namespace) -> int:
     )  # fmt: skip
     console = make_console()
     law_options.print_verdicts(console, {name: arm.fit for name, arm in arms.items()})
+    law_options.print_cost_warnings(console, arms)
     _print_plan(console, args.by, plan, arms, axis or "6ND", law_options.cost_unit(args, axis, frame))
     if args.json:
         verdicts = {name: str(arm.fit.verdict) for name, arm in arms.items()}

@@ -168,11 +168,10 @@ def _print_answers(
             console.print(f"{name + ', ' if several else ''}{_sentence(a, unit)}", markup=False, soft_wrap=True)
     console.print("brackets: 95 % intervals")
     for name, (fit, *_) in laws.items():
-        if ratio is None and (args.target_loss or args.compute) and not law_options.tells_split(fit):
+        if ratio is None and (args.target_loss or args.compute) and not fit.verdict.determined:
             title = f"{name}: " if several else ""
             console.print(f"{title}the runs don't tell the best split (see the verdict): don't use it", style="yellow")
-    for name, (_, _, arm) in laws.items():
-        law_options.print_cost_warning(console, name if several else "", arm)
+    law_options.print_cost_warnings(console, {name: arm for name, (_, _, arm) in laws.items() if arm is not None})
     if args.json:
         records = {name: {"verdict": laws[name][0].verdict, "answers": plain(found)} for name, found in answers.items()}
         write_json(args.json, {"cost_unit": unit, "by": args.by, "groups": records})

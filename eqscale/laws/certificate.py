@@ -115,6 +115,11 @@ class Verdict:
         """Whether nothing speaks against the fit."""
         return self.state == "converged"
 
+    @property
+    def determined(self) -> bool:
+        """Whether the runs tell the law at all, so that what follows from it is an answer."""
+        return self.state not in ("not converged", "unidentified")
+
     def has(self, state: str) -> bool:
         """Whether one of the findings is of this state."""
         return any(found == state for found, _ in self.findings)

@@ -72,7 +72,9 @@ class Crossing:
         if self.C is None or self.interval is None:
             return f"none shown {where}"
         low, high = self.interval
-        return f"at C = {self.C:.3g} [{low:.3g}, {high:.3g}]: {self.better_below} ahead below, {self.better_above} above"
+        return (
+            f"at C = {self.C:.3g} [{low:.3g}, {high:.3g}]: {self.better_below} ahead below, {self.better_above} above"
+        )
 
 
 @dataclass(frozen=True)
@@ -236,8 +238,17 @@ def _multipliers(pair: _Pair, C: Array, gaps: Array) -> tuple[Multiplier, ...]:
         ratio = tuple(np.exp(gaps[i]).tolist())
         out.append(
             Multiplier(
-                float(c), float(np.exp(log_l[0, i])), pair.name(sign), ratio, recommended, data, parameters,
-                model[i], compute[1:], float(better[i]), outside,
+                float(c),
+                float(np.exp(log_l[0, i])),
+                pair.name(sign),
+                ratio,
+                recommended,
+                data,
+                parameters,
+                model[i],
+                compute[1:],
+                float(better[i]),
+                outside,
             )  # fmt: skip
         )
     return tuple(out)
@@ -273,9 +284,7 @@ def _model_interval(arm: ArmFit, reference: ArmFit, C: Array) -> list[tuple[floa
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _crossing(
-    pair: _Pair, costs: Array, gaps: Array, level: float, searched: tuple[float, float]
-) -> Crossing:
+def _crossing(pair: _Pair, costs: Array, gaps: Array, level: float, searched: tuple[float, float]) -> Crossing:
     """The crossing nearest to the runs that both arms have, from the gaps (k, 3) at ascending costs."""
     signs = _shown(gaps)
     known = np.flatnonzero(signs)

@@ -179,7 +179,10 @@ def _joint_problem(plain: Fit, classes: Classes) -> Problem:
         for name in plain.fixed:
             i = base.names.index(name)
             lower[place[i]] = upper[place[i]] = plain.theta[i]
-    return Problem(form, plain.loss, plain.columns, plain.observed, plain.weights, plain.centre, lower, upper, {})
+    return Problem(
+        form, plain.loss, plain.columns, plain.observed, plain.weights, plain.centre, lower, upper, {},
+        chosen={classes.column: classes.member},
+    )  # fmt: skip
 
 
 def _starts(joint: Problem, plain: Fit) -> Array:

@@ -65,13 +65,8 @@ def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
         raise InputError(f"{text!r} is about one arm, not {len(arms)} ({', '.join(arms)}); name it")
     (arm,) = arms.values()
     quantity = log_optimum(arm.cost, C, "N" if name == "size" else "loss") if at else own[name]
-    estimate = float(np.asarray(quantity(arm.fit.coefficients)).ravel()[0]) if tells(arm) else np.nan
+    estimate = float(np.asarray(quantity(arm.fit.coefficients)).ravel()[0]) if arm.fit.verdict.determined else np.nan
     return Question(text, estimate, {arm.name: gradient(arm, quantity)})
-
-
-def tells(arm: ArmFit) -> bool:
-    """Whether what follows from an arm's law is an answer at all."""
-    return not str(arm.fit.verdict).startswith(("unidentified", "not converged"))
 
 
 def _question_of_two(text: str, name: str, C: float, arms: Mapping[str, ArmFit]) -> Question:
@@ -84,7 +79,9 @@ def _question_of_two(text: str, name: str, C: float, arms: Mapping[str, ArmFit])
         arm.name: sign * gradient(arm, log_optimum(arm.cost, C, "loss")) for arm, sign in ((one, 1.0), (two, -1.0))
     }
     if name == "gap":
-        return Question(text, _gap(one, two, C) if tells(one) and tells(two) else np.nan, gradients)
+        return Question(
+            text, _gap(one, two, C) if one.fit.verdict.determined and two.fit.verdict.determined else np.nan, gradients
+        )
     slope = (_gap(one, two, C * 1.01) - _gap(one, two, C / 1.01)) / (2 * np.log(1.01))
     return Question(text, float(np.log(C)), {k: -g / slope for k, g in gradients.items()})
 
@@ -250,7 +247,7 @@ def opened(arm: ArmFit) -> Array:
     """
     fit, form = arm.fit, arm.fit.form
     theta = fit.theta.copy()
-    if tells(arm):
+    if arm.fit.verdict.determined:
         return theta
     part = 1 / (len(form.powers) + len(form.floors))
     neutral = dict.fromkeys(form.floors, part) | dict.fromkeys(form.powers, np.log(part))

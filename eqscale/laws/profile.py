@@ -91,9 +91,9 @@ class Surface:
 
 def surface(fit: Fit, member: Array | None = None) -> Surface:
     """The objective that a fit's profile limits are cut from; ``member`` numbers the groups of runs with shared errors."""
-    threshold = fit.loss.threshold
+    threshold = fit.threshold
     if np.isfinite(threshold):
-        threshold = max(threshold, _HUBER * fit.spread)
+        threshold = max(threshold, _HUBER * (fit.spread if fit.loss.is_log else fit.spread / fit.unit))
     starts = np.repeat(fit.theta[None], 1 + len(fit.form.floors), 0)
     for row, floor in enumerate(fit.form.floors, 1):  # a fit on the face may have its minimum off it under this loss
         i = fit.index(floor)
