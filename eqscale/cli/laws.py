@@ -206,16 +206,15 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> di
     import numpy as np
 
     from eqscale.laws import frontier
+    from eqscale.laws.answers import no_split
     from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
     from eqscale.laws.render import interval_text, number, plain
     from eqscale.laws.validate import outliers
 
     law_options.print_cost_warnings(console, {arm.name: arm})
-    if not arm.fit.form.is_whole(arm.fit.coefficients)[0]:
-        console.print("no cost has a best split into N and D: a term of the law vanished")
+    if why := no_split(arm.fit):
+        console.print(why, style="yellow")
         return None
-    if not arm.fit.verdict.determined:
-        console.print("the runs don't tell the best split of a cost (see the verdict): don't use it", style="yellow")
     C = np.array(at) if at else np.unique(np.geomspace(arm.C.min(), arm.C.max(), 5))
     best = frontier(arm.fit, C, arm.cost, arm.boot)
     console.print(f"cost: {arm.cost.describe()}")

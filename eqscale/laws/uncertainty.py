@@ -219,7 +219,8 @@ class Target:
 
     def back(self, v: float) -> float:
         """Undo the transformation."""
-        return float(np.exp(np.minimum(v, 700.0))) if self.log else float(v)
+        with np.errstate(over="ignore"):
+            return float(np.exp(v)) if self.log else float(v)
 
 
 def _prefactor(logarithm: str) -> Quantity:

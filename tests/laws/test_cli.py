@@ -297,9 +297,10 @@ def test_a_law_that_runs_do_not_determine_offers_no_split(isoflop, tmp_path, cap
         assert main([command[0], str(path), *ASK, *command[1:]]) == 0
         shown = capsys.readouterr().out
         assert "verdict: unidentified" in shown.splitlines()[0]
-        assert "don't use it" in shown
+        assert "the runs don't tell the best split into N and D (see the verdict)" in shown
+        assert "N_opt" not in shown
     assert main(["predict", str(path), *ASK, "--at", "N=1e8,D=2e9"]) == 0
-    assert "don't use it" not in capsys.readouterr().out
+    assert "best split" not in capsys.readouterr().out
 
 
 def test_a_partly_empty_cost_changes_no_law_and_is_counted(isoflop, tmp_path, capsys):
