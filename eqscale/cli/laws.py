@@ -206,7 +206,7 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> di
     import numpy as np
 
     from eqscale.laws import frontier
-    from eqscale.laws.answers import no_split
+    from eqscale.laws.answers import best_splits, no_split
     from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
     from eqscale.laws.render import interval_text, number, plain
     from eqscale.laws.validate import outliers
@@ -216,21 +216,21 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> di
         console.print(why, style="yellow")
         return None
     C = np.array(at) if at else np.unique(np.geomspace(arm.C.min(), arm.C.max(), 5))
-    best = frontier(arm.fit, C, arm.cost, arm.boot)
+    best, splits = frontier(arm.fit, C, arm.cost, arm.boot), best_splits(arm, C.tolist())
     console.print(f"cost: {arm.cost.describe()}")
     keep = np.ones(arm.fit.n, bool)
     keep[[o.index for o in outliers(arm.fit)]] = False
     rows = []
     for i, c in enumerate(C):
-        limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in (best.model, best.robust))
-        optimum = [number(v[i]) for v in (best.N, best.D, best.loss)]
-        rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum, *map(interval_text, limits)])
+        optimum = [f"{number(amount.value)} {interval_text(amount.interval)}" for amount in splits[i]]
+        rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum])
     cost = f"C, {unit}" if unit else "C"
-    header = [cost, "N_opt, parameters", "D_opt, tokens", "L_opt", "95 % model-based", "95 % robust"]
-    law_options.print_table(console, header, rows)
+    law_options.print_table(console, [cost, "N_opt, parameters", "D_opt, tokens", "L_opt"], rows)
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")
-    record = plain(best)
+    record = plain(best) | {
+        "recommended": [dict(zip(("N", "D", "loss"), plain(split), strict=True)) for split in splits]
+    }
     wrong = misallocation(arm.fit, arm.cost, float(C[-1]), np.array([0.25, 0.5, 2.0, 4.0]))
     record["misallocation"] = plain(wrong)
     if all(np.isfinite(m.waste) for m in wrong):
