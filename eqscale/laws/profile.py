@@ -30,7 +30,7 @@ Joint = Callable[..., Array]
 MANY = 100_000
 """Runs from which sums over them are as good as normal and objectives quadratic within what they leave open."""
 _HUBER = 1.345  # threshold in standard deviations: 95 % efficient for normal noise
-_UNEQUAL = 1.2  # ratio of robust to plain standard error from which the runs' own noise counts
+_UNEQUAL = 1.25  # ratio of robust to plain standard error from which the runs' own noise counts
 _STAGES = ((0.35, 4), (0.7, 4), (1.0, 40))  # fractions of the distance to the cut, and the most steps for each
 
 
@@ -90,7 +90,7 @@ class Surface:
 
 
 def surface(fit: Fit, member: Array | None = None) -> Surface:
-    """The objective that a fit's profile limits are cut from; ``member`` numbers the groups of runs with shared errors."""
+    """What a fit's profile limits are cut from; ``member`` numbers the groups of runs that share errors, (n,)."""
     threshold = fit.loss.threshold
     if np.isfinite(threshold):
         threshold = max(threshold, _HUBER * fit.spread)
@@ -199,7 +199,9 @@ def _inverse(matrix: Array, free: Array) -> Array:
     return out
 
 
-def limits(region: Region, quantities: Sequence[Joint], level: float = 0.95) -> Array:
+def limits(
+    region: Region, quantities: Sequence[Joint], level: float = 0.95, spread: Sequence[float] | Array = ()
+) -> Array:
     """Confidence limits of each quantity, (k, 2); infinite where the runs set none.
 
     The cut is that of Student's t, except near a floor of zero: there the drop is not χ², and the cut becomes the one
@@ -209,8 +211,11 @@ def limits(region: Region, quantities: Sequence[Joint], level: float = 0.95) -> 
         region: the laws.
         quantities: k of them; infinite values are allowed, NaN counts as outside.
         level: of confidence.
+        spread: standard errors from elsewhere, of each quantity: limits are widened to be no narrower than they say.
     """
     climb = _Climb(region, quantities)
+    if len(spread):
+        climb.inflation = np.maximum(climb.inflation, np.square(np.repeat(spread, 2) / np.maximum(climb.se, 1e-300)))
     cut = _student(special.chdtri(1, 1 - level), region.df)
     found = climb.run(cut, _STAGES)
     if len(region.floors):
