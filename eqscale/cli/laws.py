@@ -40,6 +40,7 @@ def register(subparsers: Any) -> None:
     add("--hold-out", type=int, default=0, metavar="K", help="also predict the K largest budgets from the others")
     add("--profile", action="store_true", help="also print profile likelihood intervals")
     add("--at", metavar="C,…", help="also print the optimum at these costs (default: the range of the runs)")
+    law_options.add_interval_option(parser)
     law_options.add_output_options(parser, "the coefficients")
     parser.set_defaults(run=_run_fit)
 
@@ -47,7 +48,7 @@ def register(subparsers: Any) -> None:
 def _run_fit(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.arms import fit_table
-    from eqscale.laws.render import COEFFICIENT_HEADER, latex_table, markdown_table
+    from eqscale.laws.render import COEFFICIENT_HEADER, FURTHER_INTERVALS, latex_table, markdown_table
     from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.latex, args.markdown, folder=args.figures)
@@ -67,7 +68,7 @@ def _run_fit(args: argparse.Namespace) -> int:
     shown = {label: _show_fit(console, args, titles[label], fits[label], parts[label]) for label in parts}
     records = {label: record for label, (record, *_) in shown.items()}
     rows = [[label, *row] if label else row for label, (_, found, _) in shown.items() for row in found]
-    header = ([args.by] if args.by else []) + COEFFICIENT_HEADER
+    header = ([args.by] if args.by else []) + COEFFICIENT_HEADER + FURTHER_INTERVALS * args.all_intervals
     record = {"by": args.by, "groups": records} if args.by else records[""]
     law_options.write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
     if args.figures:
@@ -84,13 +85,13 @@ def _show_fit(
 
     from eqscale.laws import disagreement, intervals
     from eqscale.laws.arms import make_arm
-    from eqscale.laws.render import COEFFICIENT_HEADER, coefficient_rows, fit_record
+    from eqscale.laws.render import COEFFICIENT_HEADER, FURTHER_INTERVALS, coefficient_rows, fit_record
 
     found, boot = law
     limits = intervals(found, boot)
-    record, rows = fit_record(found, limits, boot), coefficient_rows(limits)
+    record, rows = fit_record(found, limits, boot), coefficient_rows(limits, args.all_intervals)
     console.print(f"\n[bold]{escape(title)}[/bold]  {found.n} runs, L = {found.form.formula}")
-    law_options.print_table(console, COEFFICIENT_HEADER, rows)
+    law_options.print_table(console, COEFFICIENT_HEADER + FURTHER_INTERVALS * args.all_intervals, rows)
     colour = "green" if found.verdict.startswith("converged") else "yellow"
     console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]")
     console.print(
