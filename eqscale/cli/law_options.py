@@ -83,6 +83,14 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
 
 
+def add_interval_option(parser: argparse.ArgumentParser) -> None:
+    """Options of verbs that print intervals."""
+    parser.add_argument(
+        "--all-intervals", action="store_true",
+        help="beside the recommended interval (profile limits) print the model-based and the robust one",
+    )  # fmt: skip
+
+
 def add_output_options(parser: argparse.ArgumentParser, tables: str) -> None:
     """Options of what is written; ``tables`` says which tables."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")

@@ -43,6 +43,7 @@ def register(subparsers: Any) -> None:
     add("--hold-out", type=int, default=0, metavar="K", help="also predict the K largest budgets from the others")
     add("--profile", action="store_true", help="also print profile likelihood intervals")
     add("--at", metavar="C,…", help="also print the optimum at these costs (default: the range of the runs)")
+    law_options.add_interval_option(parser)
     law_options.add_output_options(parser, "the coefficients")
     parser.set_defaults(run=_run_fit)
 
@@ -50,7 +51,7 @@ def register(subparsers: Any) -> None:
 def _run_fit(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.arms import fit_table
-    from eqscale.laws.render import COEFFICIENT_HEADER, latex_table, markdown_table
+    from eqscale.laws.render import COEFFICIENT_HEADER, FURTHER_INTERVALS, latex_table, markdown_table
     from eqscale.laws.table import positive_column
     from eqscale.storage import check_outputs
 
@@ -75,7 +76,7 @@ def _run_fit(args: argparse.Namespace) -> int:
     shown = {label: _show_fit(console, args, titles[label], fits[label], parts[label]) for label in parts}
     records = {label: record for label, (record, *_) in shown.items()}
     rows = [[label, *row] if label else row for label, (_, found, _) in shown.items() for row in found]
-    header = ([args.by] if args.by else []) + COEFFICIENT_HEADER
+    header = ([args.by] if args.by else []) + COEFFICIENT_HEADER + FURTHER_INTERVALS * args.all_intervals
     record = {"by": args.by, "groups": records} if args.by else records[""]
     record["notes"] = frame.attrs["notes"]
     law_options.write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
@@ -91,17 +92,19 @@ def _show_fit(
     """Print one law: its record, the rows of its coefficients, and the law with its cost, if it has optima."""
     from eqscale.laws import disagreement, intervals
     from eqscale.laws.arms import make_arm
-    from eqscale.laws.render import COEFFICIENT_HEADER, FORM_HEADER, coefficient_rows, fit_record, form_rows, plain
+    from eqscale.laws.render import (
+        COEFFICIENT_HEADER, FORM_HEADER, FURTHER_INTERVALS, coefficient_rows, fit_record, form_rows, plain,
+    )  # fmt: skip
     from eqscale.laws.rivals import compare_forms, judged
 
     found, boot = law
     forms = compare_forms(found, _budgets(args, frame) if found.form.has_optimum else None)
     found = judged(found, forms)
     limits = intervals(found, boot)
-    record, rows = fit_record(found, limits, boot), coefficient_rows(limits)
+    record, rows = fit_record(found, limits, boot), coefficient_rows(limits, args.all_intervals)
     law_options.print_verdicts(console, {title: found}, titled=bool(args.by))
     console.print(f"L = {found.form.formula}", markup=False)
-    law_options.print_table(console, COEFFICIENT_HEADER, rows)
+    law_options.print_table(console, COEFFICIENT_HEADER + FURTHER_INTERVALS * args.all_intervals, rows)
     console.print(
         f"objective ({found.loss.kind}, summed): {found.objective:.12g}; gradient "
         f"{found.certificate.gradient:.0e}, {found.certificate.basins} basin(s) from "

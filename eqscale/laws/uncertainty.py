@@ -13,7 +13,7 @@ import numpy as np
 from eqscale.errors import InputError
 from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients
-from eqscale.laws.profile import MANY, Region, limits, surface
+from eqscale.laws.profile import MANY, Region, leverage, limits, surface
 from eqscale.laws.solver import derivatives, minimise
 
 Array = np.ndarray
@@ -182,8 +182,8 @@ def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Genera
         centred = (r - r.mean()) * np.sqrt(n / max(n - p, 1))
         drawn = centred[rng.integers(0, n, (resamples, n))]
     else:
-        leverage = np.clip(fit_leverage(fit), 0.0, 0.95)
-        drawn = r / np.sqrt(1 - leverage) * rng.choice([-1.0, 1.0], (resamples, n))
+        pull = np.clip(fit_leverage(fit), 0.0, 0.95)
+        drawn = r / np.sqrt(1 - pull) * rng.choice([-1.0, 1.0], (resamples, n))
     return with_residuals(fit, drawn)
 
 
@@ -197,10 +197,8 @@ def with_residuals(fit: Fit, residuals: Array) -> Array:
 
 
 def fit_leverage(fit: Fit) -> Array:
-    """Leverage of each run in the linearised fit, (n,): how far one run pulls its own prediction."""
-    jac = fit.jacobian[fit.free] * np.sqrt(fit.weights)
-    q, _ = np.linalg.qr((jac / np.maximum(np.linalg.norm(jac, axis=1, keepdims=True), 1e-300)).T)
-    return np.sum(q * q, axis=1)
+    """Leverage of each run at the fit, (n,)."""
+    return leverage(fit.jacobian[fit.free], fit.weights)
 
 
 @dataclass(frozen=True)

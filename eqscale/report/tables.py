@@ -139,7 +139,8 @@ def comparison_table(analysis: Analysis) -> Table:
     return Table(
         "comparisons", "Compute that arms need for each other's losses, and where their lines cross",
         ["axis", "pair", "at", "compute the second needs for the first's loss", "P(first ahead)", "crossing"], rows,
-        "Factors with robust, then model-based 95 % intervals. A star marks a cost beyond the second's "
+        "Factors with profile, then model-based 95 % intervals; P is the share of the resamples. Crossings are stated "
+        "where one arm is shown to be ahead below and the other above. A star marks a cost beyond the second's "
         "runs. Crossings are searched from a tenth of the lowest to ten times the highest cost.",
     )  # fmt: skip
 
