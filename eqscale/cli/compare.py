@@ -62,9 +62,10 @@ def _run_compare(args: argparse.Namespace) -> int:
     from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.markdown, args.latex, folder=args.figures)
-    at = law_options.parse_costs(args.at)
     frame = law_options.read_table(args, (args.by,))
     axes = law_options.cost_axes(args, frame)
+    units = {axis: law_options.cost_unit(args, axis, frame) for axis in axes}
+    at = {axis: law_options.parse_costs(args.at, unit) for axis, unit in units.items()}
     reference = args.reference or str(frame[args.by].iloc[0])
     _check_arms(args, frame, axes, reference)
     arms = law_options.read_arms(args, axes[0], frame)
@@ -73,11 +74,14 @@ def _run_compare(args: argparse.Namespace) -> int:
     tested = compare_hypotheses(arms, resamples=min(args.resamples, 499), seed=args.seed)
     rows = hypothesis_rows(tested)
     out.table(HYPOTHESIS_HEADER, rows, "which parameters do the arms share?", "Parameters shared by the arms.")
-    record: dict[str, Any] = {"reference": reference, "hypotheses": plain(tested), "comparisons": []}
+    verdicts = plain({name: arm.fit.verdict for name, arm in arms.items()})
+    record: dict[str, Any] = {"verdicts": verdicts, "reference": reference, "hypotheses": plain(tested)}
+    record["comparisons"] = []
     for axis in axes:
         here = arms if axis == axes[0] else law_options.read_arms(args, axis, frame)
         label = axis or "6ND"
-        record["comparisons"] += _compare_on(out, args, here, reference, label, at)
+        law_options.print_cost_warnings(out.console, here)
+        record["comparisons"] += _compare_on(out, args, here, reference, label, units[axis], at[axis])
         if args.figures:
             folder = args.figures / label if len(axes) > 1 else args.figures
             law_options.draw_figures(out.console, folder, here, label)
@@ -103,7 +107,7 @@ def _check_arms(args: argparse.Namespace, frame: Any, axes: Sequence[str | None]
 
 
 def _compare_on(
-    out: _Output, args: argparse.Namespace, arms: Any, reference: str, axis: str, at: list[float]
+    out: _Output, args: argparse.Namespace, arms: Any, reference: str, axis: str, unit: str, at: list[float]
 ) -> list[dict[str, Any]]:
     """Print every arm against the reference on one cost axis: their records."""
     from eqscale.laws.compare import compare_arms
@@ -113,9 +117,9 @@ def _compare_on(
     for name in (n for n in arms if n != reference):
         found = compare_arms(arms[name], arms[reference], C=at or None, axis=axis)
         title = f"{name} against {reference} on {axis}: factors that the reference needs for equal loss"
-        out.console.print(f"\n[bold]{found.summary}[/bold]", highlight=False)
+        out.console.print(f"\n{found.summary}", style="bold", markup=False)
         out.markdown.append(f"{found.summary}\n")
-        header = MULTIPLIER_HEADER + FURTHER_FACTORS * args.all_intervals
+        header = [f"C, {unit}" if unit else "C", *MULTIPLIER_HEADER[1:]] + FURTHER_FACTORS * args.all_intervals
         out.table(header, multiplier_rows(found, args.all_intervals), title)
         out.console.print(f"crossing: {found.crossing.describe()}")
         out.markdown.append(f"Crossing: {found.crossing.describe()}.\n")

@@ -93,7 +93,13 @@ def _show_fit(
     from eqscale.laws import disagreement, intervals
     from eqscale.laws.arms import make_arm
     from eqscale.laws.render import (
-        COEFFICIENT_HEADER, FORM_HEADER, FURTHER_INTERVALS, coefficient_rows, fit_record, form_rows, plain,
+        COEFFICIENT_HEADER,
+        FORM_HEADER,
+        FURTHER_INTERVALS,
+        coefficient_rows,
+        fit_record,
+        form_rows,
+        plain,
     )  # fmt: skip
     from eqscale.laws.rivals import compare_forms, judged
 

@@ -221,8 +221,8 @@ def limits(
         spread: standard errors from elsewhere, of each quantity: limits are widened to be no narrower than they say.
     """
     if not np.isfinite(region.lowest):  # without noise there is one law
-        found = [quantity(*region.coefficients(region.theta[None])) for quantity in quantities]
-        return np.repeat(np.reshape(found, (-1, 1)), 2, 1)
+        known = [quantity(*region.coefficients(region.theta[None])) for quantity in quantities]
+        return np.repeat(np.reshape(known, (-1, 1)), 2, 1)
     climb = _Climb(region, quantities)
     if len(spread):
         climb.inflation = np.maximum(climb.inflation, np.square(np.repeat(spread, 2) / np.maximum(climb.se, 1e-300)))

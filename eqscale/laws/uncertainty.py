@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -220,6 +220,10 @@ class Target:
         with np.errstate(over="ignore"):
             return float(np.exp(v)) if self.log else float(v)
 
+    def shown(self, limits: Sequence[float] | Array, within: tuple[float, float]) -> tuple[float, float]:
+        """Limits on the transformed scale (2,), as limits of the quantity within a range."""
+        return max(self.back(limits[0]), within[0]), min(self.back(limits[1]), within[1])
+
 
 def _prefactor(logarithm: str) -> Quantity:
     return lambda c: np.exp(np.minimum(c[logarithm], 700.0))
@@ -268,33 +272,32 @@ def intervals(
     targets = parameter_targets(fit) if targets is None else targets
     region = Region([surface(fit, boot.member if boot else None)])
     profiled = limits(region, [_scalar(target.transformed) for target in targets], level)
-    ranges = fit.form.bounds | fit.form.derived_bounds
+    ranges = {**fit.form.bounds, **fit.form.derived_bounds}
     out = {}
     for target, recommended in zip(targets, profiled, strict=True):
         estimate = float(np.asarray(target.quantity(fit.coefficients)).reshape(-1)[0])
-        lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
-
-        def shown(
-            low: float, high: float, back: Callable[[float], float] = target.back,
-            lowest: float = lowest, highest: float = highest,
-        ) -> tuple[float, float]:  # fmt: skip
-            return max(back(low), lowest), min(back(high), highest)
-
-        model = tuple(float(v[0]) for v in fit.interval(target.transformed, level))
+        within = ranges.get(target.name, (-np.inf, np.inf))
+        model = _pair(fit.interval(target.transformed, level))
         se = float(fit.standard_error(target.transformed)[0])
-        robust, ratio = None, None
+        robust: tuple[float, float] | None = None
+        ratio = None
         if boot is not None:
-            robust = tuple(float(v[0]) for v in boot.interval(target.transformed, level))
+            robust = _pair(boot.interval(target.transformed, level))
             widths = sorted((model[1] - model[0], robust[1] - robust[0]))
             ratio = widths[1] / widths[0] if widths[0] > 0 else None
-        low, high = shown(*recommended.tolist())
+        low, high = target.shown(recommended, within)
         if se == 0 and target.name not in fit.fixed and high > low:
             se, model = np.nan, (np.nan, np.nan)
         out[target.name] = Interval(
-            target.name, estimate, (min(low, estimate), max(high, estimate)), se, shown(*model),
-            robust and shown(*robust), ratio,
+            target.name, estimate, (min(low, estimate), max(high, estimate)), se, target.shown(model, within),
+            robust and target.shown(robust, within), ratio,
         )  # fmt: skip
     return out
+
+
+def _pair(limits: tuple[Array, Array]) -> tuple[float, float]:
+    """The limits of a single quantity, as numbers."""
+    return float(limits[0][0]), float(limits[1][0])
 
 
 def _scalar(quantity: Quantity) -> Quantity:
