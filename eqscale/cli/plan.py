@@ -116,7 +116,8 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     for problem in problems:
         console.print(f"left out: {problem}", style="yellow")
     if args.json:
-        write_json(args.json, {"axis": axis, "compute": compute, "suggestions": plain(found)})
+        verdicts = {name: arm.fit.verdict for name, arm in fitted.items()}
+        write_json(args.json, plain({"verdicts": verdicts, "axis": axis, "compute": compute, "suggestions": found}))
     return 0
 
 

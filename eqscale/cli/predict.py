@@ -168,8 +168,8 @@ def _print_answers(
     console.print("brackets: 95 % intervals")
     law_options.print_cost_warnings(console, {name: arm for name, (_, _, arm) in laws.items() if arm is not None})
     if args.json:
-        records = {name: {"verdict": laws[name][0].verdict, "answers": plain(found)} for name, found in answers.items()}
-        write_json(args.json, {"cost_unit": unit, "by": args.by, "groups": records})
+        verdicts = {name: fit.verdict for name, (fit, *_) in laws.items()}
+        write_json(args.json, plain({"verdicts": verdicts, "cost_unit": unit, "by": args.by, "answers": answers}))
 
 
 def _sentence(a: Answer, unit: str) -> str:

@@ -209,7 +209,8 @@ def test_predict_answers_what_is_asked_with_units_after_the_verdict(table, tmp_p
     assert bought.startswith("3e+18 FLOPs: loss ")
     record = json.loads(out.read_text())
     assert record["cost_unit"] == "FLOPs"
-    assert len(record["groups"]["all runs"]["answers"]) == 4
+    assert record["verdicts"] == {"all runs": "converged"}
+    assert len(record["answers"]["all runs"]) == 4
 
 
 def test_predict_of_overtrained_models(table, capsys):
