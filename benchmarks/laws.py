@@ -157,6 +157,50 @@ def exactness(console: Console, trials: int) -> None:
     )
 
 
+LAWS = {
+    "plain": lambda N, D: surface(N, D, **TRUTH),
+    "plain, E = 0": lambda N, D: surface(N, D, 0.0, 20.0, 60.0, 0.15, 0.17),
+    "gamma": lambda N, D: 1.2 + (3e3 / N**0.5 + 5e4 / D**0.6) ** 0.5,
+}
+FORM_CELLS = (
+    # law, runs, noise, share of outliers of five times the noise
+    ("plain", 24, 0.01, 0.0), ("plain", 24, 0.006, 0.05), ("plain", 71, 0.03, 0.0), ("plain", 400, 0.01, 0.0),
+    ("plain", 400, 0.01, 0.05), ("plain, E = 0", 71, 0.06, 0.0), ("gamma", 24, 0.01, 0.0), ("gamma", 71, 0.01, 0.0),
+    ("gamma", 400, 0.01, 0.0),
+)  # fmt: skip
+
+
+def form_rates(console: Console, trials: int) -> None:
+    """How often the plain form is called a misfit of runs that follow it, and of runs of a gamma law.
+
+    Runs at random costs (log uniform over four decades) and sizes (within e² of the optimum).
+    """
+    title = f"the plain form called a misfit, {trials} trials"
+    table = Table("law", "runs", "noise", "outliers", "misfit", "replicates known", "CPU of the test", title=title)
+    for law, n, noise, outliers in FORM_CELLS:
+        rng = np.random.default_rng(11)
+        flagged, paired, spent = [], [], 0.0
+        for _ in range(trials):
+            C = 10 ** rng.uniform(17, 21, n)
+            N = 0.1 * np.sqrt(C) * np.exp(rng.uniform(-2, 2, n))
+            twice = n // 6  # points with a second run, of which the test may or may not know
+            N[:twice], C[:twice] = N[-twice:], C[-twice:]
+            D = C / (6 * N)
+            size = np.where(rng.random(n) < outliers, 5.0, 1.0)
+            loss = LAWS[law](N, D) * np.exp(noise * size * rng.standard_normal(n))
+            found = fit(N, D, loss, points=np.arange(n))
+            began = time.process_time()
+            flagged.append(found.structure is not None and found.structure.rejects)
+            spent += time.process_time() - began
+            known = replace(found, points=None).structure
+            paired.append(known is not None and known.rejects)
+        rates = [f"{100 * np.mean(v):.1f} %" for v in (flagged, paired)]
+        table.add_row(
+            law, str(n), f"{100 * noise:g} %", f"{100 * outliers:.0f} %", *rates, f"{1e3 * spent / trials:.1f} ms"
+        )
+    console.print(table)
+
+
 def quantities(c):
     """α, β, a and log N_opt at 1e20 and 1e23."""
     log_n = c.form.optimal_log_n(c, nd_cost(), np.log([1e20, 1e23]))
@@ -393,7 +437,8 @@ def claims(console: Console, folder: Path | None, trials: int) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("speed", "exact", "coverage", "boundary", "claims", "all"), default="all")
+    parts = ("speed", "exact", "form", "coverage", "boundary", "claims", "all")
+    parser.add_argument("--part", choices=parts, default="all")
     parser.add_argument("--data", type=Path, help="folder with chinchilla_epoch.csv")
     parser.add_argument("--sample", type=int, default=200, help="starts of the recipe that are run")
     parser.add_argument("--trials", type=int, default=1000, help="data sets per row of the coverage table")
@@ -410,6 +455,8 @@ def main() -> None:
         speed(console, args.data, args.sample)
     if args.part in ("exact", "all"):
         exactness(console, 300)
+    if args.part in ("form", "all"):
+        form_rates(console, args.trials)
     if args.part in ("coverage", "all"):
         grids = [GRIDS[args.runs]] if args.runs else list(GRIDS.values())
         coverage(console, args.trials, args.resamples, grids)

@@ -243,7 +243,11 @@ def fit(
     fixed = check_fixed(chosen_form, fix or {}, float(observed[w > 0].min(initial=np.inf)), where)
     problem = pose(chosen_form, rule, regressors, observed, w, fixed)
     further = {name: np.asarray(v) for name, v in (chosen or {}).items()}
-    problem = replace(problem, chosen=further, points=None if points is None else np.asarray(points))
+    label = None if points is None else np.asarray(points)
+    for name, v in (further if label is None else further | {"points": label}).items():
+        if len(v) != len(observed):
+            raise InputError(f"{where}: column {name!r} has {len(v)} values, loss has {len(observed)}")
+    problem = replace(problem, chosen=further, points=label)
     problem.check(len(problem.form.names) - len(fixed), where)
     return fit_problem(problem)
 

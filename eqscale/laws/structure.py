@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_hashable, is_numeric_dtype
 from scipy import stats
 
 from eqscale.laws.problem import Problem
@@ -31,6 +32,21 @@ LEVEL = 0.02
 """Share of data sets that follow the law and are called a misfit all the same."""
 LEAST = 10
 """Degrees of freedom below which the residuals can't tell structure from noise."""
+EXACT = 1e-9
+"""Noise of log losses below which residuals are rounding errors."""
+_MOST = 20_000  # runs looked at: more would only slow it down
+REPLICATES = "replicates"
+_HUBER = 1.345  # threshold over noise: 95 % efficient for normal noise
+_MOST_LABELS = 10  # labels of one column that a pattern may run along
+_CHOSEN = (
+    r"learning_?rate|optimi[sz]er|batch_?size|weight_?decay|(^|[^a-z])(lr|wd|batch|depth|width|layers?|heads?|d_model|d_ff|"
+    r"warmup|momentum|dropout|schedule|vocab|seq_?len|context|aspect|epochs?)([^a-z]|$)"
+)
+_NOT_CHOSEN = (
+    r"loss|mse|metric|score|perplexity|entropy|equivariance|seconds|memory|hardware|device|host|status|outcome|reason|seed|"
+    r"(^|[^a-z])(err|error|acc|accuracy|nll|ppl|bpb|bpt|ece|auc|f1|time|date|started|finished|created|hours|id|name|run|path|"
+    r"code|commit|version|notes?|tags?)([^a-z]|$)|^[nduc]$"
+)
 EXACT = 1e-9
 """Noise of log losses below which residuals are rounding errors."""
 _MOST = 20_000  # runs looked at: more would only slow it down
@@ -190,16 +206,16 @@ def design_columns(runs: pd.DataFrame, known: Collection[str | None]) -> dict[st
     """
     found = {}
     for name in runs.columns:
-        if name in known or re.search(_NOT_CHOSEN, str(name).lower()):
+        values, label = runs[name], str(name).lower()
+        if name in known or re.search(_NOT_CHOSEN, label) or not is_hashable(values.iloc[0]):
             continue
-        values, levels = runs[name], runs[name].nunique()
-        if levels > 1 and values.notna().all() and (_is_hyperparameter(name) or levels <= len(runs) / 2):
-            found[str(name)] = values.to_numpy()
+        levels = values.nunique()
+        if levels < 2 or values.isna().any() or values.equals(runs["loss"]):
+            continue
+        if re.search(_CHOSEN, label) or levels <= len(runs) / 2:
+            number = is_numeric_dtype(values) and not is_bool_dtype(values)
+            found[str(name)] = values.to_numpy(float if number else object)
     return found
-
-
-def _is_hyperparameter(name: object) -> bool:
-    return bool(re.search(_CHOSEN, str(name).lower()))
 
 
 def design_points(problem: Problem) -> Array:

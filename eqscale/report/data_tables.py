@@ -55,7 +55,7 @@ def repetition_table(grid: DataGrid) -> Table:
         "repetition", "What repetition costs", header, rows,
         f"An arm's loss over its own with fresh data (mean over the rows of {numbered('data')} with fewer than "
         f"{REPEATED:g} epochs), with the 95 % interval of the seeds' scatter. It leaves out the lead that an arm "
-        "has with fresh data, and no check of the conclusions uses it.",
+        "has with fresh data.",
     )  # fmt: skip
 
 

@@ -288,6 +288,8 @@ def test_too_few_distinct_runs(isoflop):
         ({"fix": {"gamma": 1}}, "cannot fix 'gamma'"),
         ({"fix": {"E": 50}}, "fixed E = 50 is not below the smallest loss"),
         ({"form": "repetition"}, "needs a column 'U'"),
+        ({"chosen": {"depth": [1, 2]}}, "column 'depth' has 2 values, loss has 30"),
+        ({"points": [1, 2, 3]}, "column 'points' has 3 values, loss has 30"),
     ],
 )
 def test_bad_options_are_named(isoflop, options, message):

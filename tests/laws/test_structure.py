@@ -136,10 +136,12 @@ def test_of_very_many_runs_a_sample_is_looked_at():
 def test_what_was_chosen_is_told_from_what_was_measured():
     n = 12
     runs = pd.DataFrame({
-        "N": np.arange(n) + 1.0, "D": 2.0, "loss": 1.0, "run_id": [f"r{i}" for i in range(n)], "seed": [0, 1] * 6,
+        "N": np.arange(n) + 1.0, "D": 2.0, "loss": [1.0, 2.0] * 6, "seed": [0, 1] * 6,
+        "run_id": [f"r{i}" for i in range(n)],
         "lr": np.linspace(1e-3, 1e-2, n), "batch_size": [32, 64] * 6, "depth": [1, 2, 3] * 4, "data": ["x", "y"] * 6,
         "train_loss": [1.0, 2.0] * 6, "accuracy": [0.5, 0.6] * 6, "seconds": [1, 2] * 6, "wall_time": [3, 4] * 6,
         "temperature": np.linspace(0, 1, n), "constant": 1, "gap": [1.0, np.nan] * 6, "status": ["a", "b"] * 6,
+        "grad_accumulation": [1, 2] * 6, "copy_of_y": [1.0, 2.0] * 6, "shapes": [[1]] * n,
     })  # fmt: skip
-    assert list(design_columns(runs, ("N", "D"))) == ["lr", "batch_size", "depth", "data"]
-    assert list(design_columns(runs, ("N", "D", "depth"))) == ["lr", "batch_size", "data"]
+    assert list(design_columns(runs, ("N", "D"))) == ["lr", "batch_size", "depth", "data", "grad_accumulation"]
+    assert list(design_columns(runs, ("N", "D", "depth"))) == ["lr", "batch_size", "data", "grad_accumulation"]
