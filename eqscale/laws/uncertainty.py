@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -267,33 +267,36 @@ def intervals(
     targets = parameter_targets(fit) if targets is None else targets
     region = Region([surface(fit, boot.member if boot else None)])
     profiled = limits(region, [_scalar(target.transformed) for target in targets], level)
-    ranges = fit.form.bounds | fit.form.derived_bounds
     out = {}
     for target, recommended in zip(targets, profiled, strict=True):
         estimate = float(np.asarray(target.quantity(fit.coefficients)).reshape(-1)[0])
-        lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
-
-        def shown(
-            low: float, high: float, back: Callable[[float], float] = target.back,
-            lowest: float = lowest, highest: float = highest,
-        ) -> tuple[float, float]:  # fmt: skip
-            return max(back(low), lowest), min(back(high), highest)
-
-        model = tuple(float(v[0]) for v in fit.interval(target.transformed, level))
+        model = _pair(fit.interval(target.transformed, level))
         se = float(fit.standard_error(target.transformed)[0])
         robust, ratio = None, None
         if boot is not None:
-            robust = tuple(float(v[0]) for v in boot.interval(target.transformed, level))
+            robust = _pair(boot.interval(target.transformed, level))
             widths = sorted((model[1] - model[0], robust[1] - robust[0]))
             ratio = widths[1] / widths[0] if widths[0] > 0 else None
-        low, high = shown(*recommended.tolist())
+            robust = _shown(fit, target, robust)
+        low, high = _shown(fit, target, _pair(recommended[:, None]))
         if se == 0 and target.name not in fit.fixed and high > low:
             se, model = np.nan, (np.nan, np.nan)
-        out[target.name] = Interval(
-            target.name, estimate, (min(low, estimate), max(high, estimate)), se, shown(*model),
-            robust and shown(*robust), ratio,
-        )  # fmt: skip
+        within = min(low, estimate), max(high, estimate)
+        out[target.name] = Interval(target.name, estimate, within, se, _shown(fit, target, model), robust, ratio)
     return out
+
+
+def _pair(limits: Sequence[Array] | Array) -> tuple[float, float]:
+    """The first lower and the first upper limit."""
+    return float(limits[0][0]), float(limits[1][0])
+
+
+def _shown(fit: Fit, target: Target, limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits on the quantity's own scale, within its range."""
+    ranges = {**fit.form.bounds, **fit.form.derived_bounds}
+    lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
+    low, high = (target.back(v) for v in limits)
+    return max(low, lowest), min(high, highest)
 
 
 def _scalar(quantity: Quantity) -> Quantity:
