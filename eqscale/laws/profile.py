@@ -117,6 +117,8 @@ def surface(fit: Fit, member: Array | None = None) -> Surface:
     square = np.sum(w * np.minimum(np.abs(r), threshold) ** 2) / df
     correction = 1 + p / n * (1 - inside) / inside
     scale = 2 * inside / (correction**2 * square) if square > _EXACT**2 else np.inf
+    if member is not None:  # as many independent errors as groups
+        df = min(df, int(member.max()))
     lowest = scale * float(f[best]) if np.isfinite(scale) else np.inf
     return Surface(fit, threshold, scale, theta[best], lowest, free, df, member)
 
@@ -221,8 +223,8 @@ def limits(
         spread: standard errors from elsewhere, of each quantity: limits are widened to be no narrower than they say.
     """
     if not np.isfinite(region.lowest):  # without noise there is one law
-        known = [quantity(*region.coefficients(region.theta[None])) for quantity in quantities]
-        return np.repeat(np.reshape(known, (-1, 1)), 2, 1)
+        values = [quantity(*region.coefficients(region.theta[None])) for quantity in quantities]
+        return np.repeat(np.reshape(values, (-1, 1)), 2, 1)
     climb = _Climb(region, quantities)
     if len(spread):
         climb.inflation = np.maximum(climb.inflation, np.square(np.repeat(spread, 2) / np.maximum(climb.se, 1e-300)))

@@ -220,10 +220,6 @@ class Target:
         with np.errstate(over="ignore"):
             return float(np.exp(v)) if self.log else float(v)
 
-    def shown(self, limits: Sequence[float] | Array, within: tuple[float, float]) -> tuple[float, float]:
-        """Limits on the transformed scale (2,), as limits of the quantity within a range."""
-        return max(self.back(limits[0]), within[0]), min(self.back(limits[1]), within[1])
-
 
 def _prefactor(logarithm: str) -> Quantity:
     return lambda c: np.exp(np.minimum(c[logarithm], 700.0))
@@ -272,11 +268,9 @@ def intervals(
     targets = parameter_targets(fit) if targets is None else targets
     region = Region([surface(fit, boot.member if boot else None)])
     profiled = limits(region, [_scalar(target.transformed) for target in targets], level)
-    ranges = {**fit.form.bounds, **fit.form.derived_bounds}
     out = {}
     for target, recommended in zip(targets, profiled, strict=True):
         estimate = float(np.asarray(target.quantity(fit.coefficients)).reshape(-1)[0])
-        within = ranges.get(target.name, (-np.inf, np.inf))
         model = _pair(fit.interval(target.transformed, level))
         se = float(fit.standard_error(target.transformed)[0])
         robust: tuple[float, float] | None = None
@@ -285,19 +279,26 @@ def intervals(
             robust = _pair(boot.interval(target.transformed, level))
             widths = sorted((model[1] - model[0], robust[1] - robust[0]))
             ratio = widths[1] / widths[0] if widths[0] > 0 else None
-        low, high = target.shown(recommended, within)
+            robust = _shown(fit, target, robust)
+        low, high = _shown(fit, target, _pair(recommended[:, None]))
         if se == 0 and target.name not in fit.fixed and high > low:
             se, model = np.nan, (np.nan, np.nan)
-        out[target.name] = Interval(
-            target.name, estimate, (min(low, estimate), max(high, estimate)), se, target.shown(model, within),
-            robust and target.shown(robust, within), ratio,
-        )  # fmt: skip
+        within = min(low, estimate), max(high, estimate)
+        out[target.name] = Interval(target.name, estimate, within, se, _shown(fit, target, model), robust, ratio)
     return out
 
 
-def _pair(limits: tuple[Array, Array]) -> tuple[float, float]:
-    """The limits of a single quantity, as numbers."""
+def _pair(limits: Sequence[Array] | Array) -> tuple[float, float]:
+    """The first lower and the first upper limit."""
     return float(limits[0][0]), float(limits[1][0])
+
+
+def _shown(fit: Fit, target: Target, limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits on the quantity's own scale, within its range."""
+    ranges = {**fit.form.bounds, **fit.form.derived_bounds}
+    lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
+    low, high = (target.back(v) for v in limits)
+    return max(low, lowest), min(high, highest)
 
 
 def _scalar(quantity: Quantity) -> Quantity:

@@ -36,6 +36,7 @@ def value_or_one_line(call, *args, **options):
 @settings(max_examples=300, deadline=None)
 @given(WORDS)
 @example("1<N<")
+@example("1e9=")
 def test_any_condition_and_any_formula(text):
     found = value_or_one_line(check_runs, RUNS, where=[text])
     assert found is None or 0 < len(found) <= 2
