@@ -193,7 +193,7 @@ def test_the_law_of_repeated_data_comes_back(tmp_path):
             extra = dict(D=D, unique_tokens=U, unique_scenes=round(U), epochs=1 + repeats)
             rows.append(planted.row("gatr", spec, 1e12, N, 0, value, **extra))
     grid = data_grid(pd.DataFrame(rows), planted.compute_grid({"gatr": spec}))
-    found = grid.laws["gatr"].found["R"]
+    found = grid.laws["gatr"].found["R_D"]
     assert found.estimate == pytest.approx(8, rel=0.15)
     assert min(found.model[0], found.robust[0]) < 8 < max(found.model[1], found.robust[1])
 
