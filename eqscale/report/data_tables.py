@@ -62,11 +62,7 @@ def repetition_table(grid: DataGrid) -> Table:
 def repetition_law_table(grid: DataGrid) -> Table:
     """The law of repeated data of every arm."""
     rows = [
-<<<<<<< HEAD
-        [f"`{arm}`", str(law.fit.n), *(two_intervals(law.found[name]) for name in ("R", "beta")), str(law.fit.verdict)]
-=======
-        [f"`{arm}`", str(law.fit.n), two_intervals(law.found["R_D"]), two_intervals(law.found["beta"]), law.fit.verdict]
->>>>>>> lawsd
+        [f"`{arm}`", str(law.fit.n), *(two_intervals(law.found[name]) for name in ("R_D", "beta")), str(law.fit.verdict)]
         for arm, law in grid.laws.items()
     ]  # fmt: skip
     rows += [[f"`{arm}`", *[UNSEEN] * 3, f"no law: {why}"] for arm, why in grid.unfitted.items()]
