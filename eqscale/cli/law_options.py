@@ -64,9 +64,14 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
     add("--form", default="chinchilla", metavar="FORM", help="formula by name (default: %(default)s); docs/laws.md "
         "shows them, an unknown name lists them")  # fmt: skip
     add("--form-file", action="append", default=[], metavar="FILE.py", help="Python file that registers a form")
-    add("--loss-fn", default="log-huber", metavar="NAME", help="log-huber (default), log-lsq, lsq (residuals of the "
-        "loss itself) or lad (least absolute deviations of the log loss)")  # fmt: skip
-    add("--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)")
+    add("--loss-fn", default="log-huber", metavar="NAME", help="log-huber (default), log-lsq or lad (least absolute "
+        "deviations) of the log loss; huber or lsq of the loss itself")  # fmt: skip
+    add(
+        "--delta",
+        type=float,
+        default=1e-3,
+        help="threshold of log-huber, or of huber in units of the loss (default: %(default)s)",
+    )
     add("--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0")
     add("--weights", metavar="COLUMN", help="weight of each run")
     add("--replicates", metavar="COLUMN", help="runs of equal value are replicates of one point (default: runs that "
@@ -76,6 +81,14 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
         "groups, e.g. cluster:budget) or none")  # fmt: skip
     add("--resamples", type=int, default=1000, metavar="K", help="refits of the bootstrap (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+
+
+def add_interval_option(parser: argparse.ArgumentParser) -> None:
+    """Options of verbs that print intervals."""
+    parser.add_argument(
+        "--all-intervals", action="store_true",
+        help="beside the recommended interval (profile limits) print the model-based and the robust one",
+    )  # fmt: skip
 
 
 def add_output_options(parser: argparse.ArgumentParser, tables: str) -> None:
@@ -200,21 +213,18 @@ def print_verdicts(console: Any, fits: Mapping[str, Fit], titled: bool = False) 
     from rich.markup import escape
 
     for name, fit in fits.items():
-        verdict = str(fit.verdict)
-        colour = "green" if verdict.startswith("converged") else "yellow"
+        colour = "green" if fit.verdict.good else "yellow"
         title = f"{name}: " if titled or len(fits) > 1 else ""
-        console.print(f"{escape(title)}{fit.n} runs, verdict: [{colour}]{escape(verdict)}[/{colour}]", soft_wrap=True)
+        verdict = f"[{colour}]{escape(str(fit.verdict))}[/{colour}]"
+        console.print(f"{escape(title)}{fit.n} runs, verdict: {verdict}", soft_wrap=True)
 
 
-def tells_split(fit: Fit) -> bool:
-    """Whether the runs tell how a cost is best split into N and D at all."""
-    return not str(fit.verdict).startswith(("unidentified", "not converged"))
-
-
-def print_cost_warning(console: Any, name: str, arm: ArmFit | None) -> None:
-    """What is wrong with the cost of an arm's runs, if anything is."""
-    if arm is not None and arm.cost.warning:
-        console.print(f"warning: {name + ': ' if name else ''}{arm.cost.warning}", style="yellow", markup=False)
+def print_cost_warnings(console: Any, arms: Mapping[str, ArmFit]) -> None:
+    """What is wrong with the cost of each arm's runs, if anything is."""
+    for name, arm in arms.items():
+        if arm.cost.warning:
+            title = f"{name}: " if len(arms) > 1 else ""
+            console.print(f"warning: {title}{arm.cost.warning}", style="yellow", markup=False)
 
 
 def law_choices(args: argparse.Namespace) -> Options:

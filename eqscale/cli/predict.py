@@ -100,7 +100,7 @@ def _predict_table(args: argparse.Namespace) -> int:
         found = fit_table(runs, choices, f"{args.runs}, {args.by} = {name}")
         laws[name] = (*found, make_arm(name, runs, found, axis) if form.has_optimum else None)
     answers = {name: _ask(law, points, losses, costs, ratio, unit) for name, law in laws.items()}
-    _print_answers(args, laws, answers, ratio, unit)
+    _print_answers(args, laws, answers, unit)
     return 0
 
 
@@ -154,7 +154,6 @@ def _print_answers(
     args: argparse.Namespace,
     laws: dict[str, tuple[Fit, Bootstrap | None, ArmFit | None]],
     answers: dict[str, list[Answer]],
-    ratio: float | None,
     unit: str,
 ) -> None:
     from eqscale.console import make_console
@@ -167,15 +166,10 @@ def _print_answers(
         for a in found:
             console.print(f"{name + ', ' if several else ''}{_sentence(a, unit)}", markup=False, soft_wrap=True)
     console.print("brackets: 95 % intervals")
-    for name, (fit, *_) in laws.items():
-        if ratio is None and (args.target_loss or args.compute) and not law_options.tells_split(fit):
-            title = f"{name}: " if several else ""
-            console.print(f"{title}the runs don't tell the best split (see the verdict): don't use it", style="yellow")
-    for name, (_, _, arm) in laws.items():
-        law_options.print_cost_warning(console, name if several else "", arm)
+    law_options.print_cost_warnings(console, {name: arm for name, (_, _, arm) in laws.items() if arm is not None})
     if args.json:
-        records = {name: {"verdict": laws[name][0].verdict, "answers": plain(found)} for name, found in answers.items()}
-        write_json(args.json, {"cost_unit": unit, "by": args.by, "groups": records})
+        verdicts = {name: fit.verdict for name, (fit, *_) in laws.items()}
+        write_json(args.json, plain({"verdicts": verdicts, "cost_unit": unit, "by": args.by, "answers": answers}))
 
 
 def _sentence(a: Answer, unit: str) -> str:
@@ -187,10 +181,10 @@ def _sentence(a: Answer, unit: str) -> str:
         limits = amount.interval and f" [{', '.join(quantity(v, '', digits) for v in amount.interval)}]"
         return quantity(amount.value, name, digits) + (limits or "")
 
-    if not a.loss.interval and a.cost is None:
+    if a.cost is None and (a.loss is None or not a.loss.interval):
         return f"{a.asked}: {a.note}"
     parts, costs = [], []
-    if a.loss.interval:
+    if a.loss and a.loss.interval:
         run = f", of one further run {interval_text(a.new_run)}" if a.new_run else ""
         parts.append(f"loss {number(a.loss.value)} {interval_text(a.loss.interval)}{run}")
     if a.cost is not None:

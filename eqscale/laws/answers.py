@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,9 @@ from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import cost_to_reach, law_value
 from eqscale.laws.uncertainty import Bootstrap, Target, intervals
-from eqscale.laws.validate import predict_new_runs
 
 Array = np.ndarray
 
-_TAIL = 0.025
-"""Share of the resamples above a 95 % interval."""
 _LOG_SIZES = (-50.0, 250.0)
 """Logarithms of N between which a size is searched."""
 
@@ -41,7 +39,7 @@ class Answer:
     N: Amount | None
     D: Amount | None
     cost: Amount | None
-    loss: Amount
+    loss: Amount | None
     new_run: tuple[float, float] | None
     """95 % limits of the loss of one further run, coefficient error and noise included."""
     beyond: float | None
@@ -61,13 +59,11 @@ def at_regressors(fit: Fit, boot: Bootstrap | None, arm: ArmFit | None, asked: s
             raise InputError(f"--at {asked}: the form {fit.form.name!r} has {', '.join(fit.form.columns)}, no {name!r}")
     columns = {name: np.atleast_1d(v) for name, v in fit.columns_from(**at).items()}
     logs = {name: np.log(v) for name, v in columns.items()}
-    loss = _amount(fit, boot, lambda c: c.form.loss_at(c, logs)[:, 0])
-    _, low, high = predict_new_runs(fit, columns)
+    (loss,) = _amounts(fit, boot, [lambda c: c.form.loss_at(c, logs)[:, 0]])
     cost = None if arm is None else float(arm.cost.cost(columns["N"], columns["D"])[0])
     N, D = (Amount(float(columns[name][0])) if name in columns else None for name in ("N", "D"))
-    return Answer(
-        asked, N, D, None if cost is None else Amount(cost), loss, (float(low[0]), float(high[0])), _beyond(arm, cost)
-    )
+    spent = None if cost is None else Amount(cost)
+    return Answer(asked, N, D, spent, loss, _new_run(fit, loss), _beyond(arm, cost))
 
 
 def at_cost(arm: ArmFit, asked: str, C: float, ratio: float | None = None) -> Answer:
@@ -75,16 +71,31 @@ def at_cost(arm: ArmFit, asked: str, C: float, ratio: float | None = None) -> An
     if ratio is not None:
         N = size_at_ratio(arm.cost, ratio, C)
         return at_regressors(arm.fit, arm.boot, arm, asked, {"N": N, "D": ratio * N})
-    n, d, loss = (_amount(arm.fit, arm.boot, _exp(log_optimum(arm.cost, C, what))) for what in ("N", "D", "loss"))
-    if not np.isfinite(loss.value):
-        return Answer(asked, None, None, Amount(C), loss, None, None, "the law lost a term and has no best split")
-    _, low, high = predict_new_runs(arm.fit, {"N": np.array([n.value]), "D": np.array([d.value])})
-    return Answer(asked, n, d, Amount(C), loss, (float(low[0]), float(high[0])), _beyond(arm, C))
+    if why := no_split(arm.fit):
+        return Answer(asked, None, None, None, None, None, None, why)
+    ((n, d, loss),) = best_splits(arm, [C])
+    return Answer(asked, n, d, Amount(C), loss, _new_run(arm.fit, loss), _beyond(arm, C))
+
+
+def no_split(fit: Fit) -> str:
+    """Why the runs don't tell how a cost is best split into N and D; empty if they do."""
+    if not fit.form.is_whole(fit.coefficients)[0]:
+        return "no cost has a best split into N and D: a term of the law vanished"
+    return "" if fit.verdict.determined else "the runs don't tell the best split into N and D (see the verdict)"
+
+
+def best_splits(arm: ArmFit, costs: Sequence[float]) -> list[tuple[Amount, Amount, Amount]]:
+    """N, D and loss of the best split of each cost."""
+    quantities = [_exp(log_optimum(arm.cost, C, what)) for C in costs for what in ("N", "D", "loss")]
+    found = iter(_amounts(arm.fit, arm.boot, quantities))
+    return list(zip(found, found, found, strict=True))
 
 
 def to_reach(arm: ArmFit, asked: str, loss: float, ratio: float | None = None) -> Answer:
     """The cheapest training that reaches a loss, among all or among those at D = ``ratio`` N."""
     fit, cost = arm.fit, arm.cost
+    if ratio is None and (why := no_split(fit)):
+        return Answer(asked, None, None, None, None, None, None, why)
 
     def logs(c: Coefficients) -> tuple[Array, Array, Array]:
         if ratio is None:
@@ -97,13 +108,13 @@ def to_reach(arm: ArmFit, asked: str, loss: float, ratio: float | None = None) -
     def each(i: int) -> Quantity:
         return lambda c: logs(c)[i]
 
-    spent, n, d = (_amount(fit, arm.boot, _exp(each(i))) for i in range(3))
-    if not np.isfinite(spent.value):
-        floor = _amount(fit, arm.boot, fit.form.lowest)
+    if not np.isfinite(logs(fit.coefficients)[0][0]):
+        (floor,) = _amounts(fit, arm.boot, [fit.form.lowest])
         why = f"no training reaches it: the law's floor is {floor.value:.4g}"
         if floor.interval is not None:
             why += f" [{floor.interval[0]:.4g}, {floor.interval[1]:.4g}]"
         return Answer(asked, None, None, None, Amount(loss), None, None, why)
+    spent, n, d = _amounts(fit, arm.boot, [_exp(each(i)) for i in range(3)])
     note = ""
     if arm.boot is not None:
         lost = float(np.mean(~np.isfinite(logs(arm.boot.coefficients)[0])))
@@ -144,13 +155,18 @@ def _exp(log: Quantity) -> Quantity:
     return of
 
 
-def _amount(fit: Fit, boot: Bootstrap | None, quantity: Quantity) -> Amount:
-    """A positive quantity with its interval, unbounded where too many resamples put it out of reach."""
-    found = intervals(fit, boot, [Target("asked", quantity, log=True)])["asked"]
-    low, high = found.robust or found.model
-    if boot is not None and np.mean(~np.isfinite(boot.values(quantity))) > _TAIL:
-        high = np.inf
-    return Amount(found.estimate, (low, high))
+def _amounts(fit: Fit, boot: Bootstrap | None, quantities: Sequence[Quantity]) -> list[Amount]:
+    """Positive quantities with their recommended intervals."""
+    targets = [Target(str(i), quantity, log=True) for i, quantity in enumerate(quantities)]
+    return [Amount(found.estimate, found.recommended) for found in intervals(fit, boot, targets).values()]
+
+
+def _new_run(fit: Fit, loss: Amount) -> tuple[float, float]:
+    """95 % limits of the loss of a further run: its noise beside the interval of the law, in squares of logarithms."""
+    noise = fit.t_value(0.95) * (fit.spread if fit.loss.is_log else fit.spread / loss.value)
+    with np.errstate(divide="ignore"):  # a loss whose lower limit is zero
+        low, high = np.hypot(np.log(np.array(loss.interval) / loss.value), noise)
+    return float(loss.value * np.exp(-low)), float(loss.value * np.exp(high))
 
 
 def _beyond(arm: ArmFit | None, cost: float | None) -> float | None:

@@ -13,6 +13,7 @@ from eqscale.laws.cost import CostModel, complete_costs, nd_cost
 from eqscale.laws.fit import Fit, fit
 from eqscale.laws.forms import get_form
 from eqscale.laws.frontier import require_optimum
+from eqscale.laws.structure import design_columns
 from eqscale.laws.table import require_columns
 from eqscale.laws.uncertainty import Bootstrap, bootstrap
 
@@ -84,7 +85,7 @@ class Options:
     cluster: str | None = None
     """Column of the clusters for ``kind="cluster"``."""
     replicates: str | None = None
-    """Column whose equal values are replicates; None: runs that agree in all columns of the design."""
+    """Column whose equal values mark replicates; None: runs that agree in all columns of their design are."""
     resamples: int = 1000
     """0 for no bootstrap."""
     seed: int = 0
@@ -100,6 +101,8 @@ def fit_table(runs: pd.DataFrame, options: Options, where: str) -> tuple[Fit, Bo
     found = fit(
         loss=runs["loss"], form=form, loss_fn=options.loss_fn, delta=options.delta, fix=options.fix,
         weights=runs[options.weights] if options.weights else None, where=where,
+        chosen=design_columns(runs, (*form.columns, options.weights, options.replicates)),
+        points=runs[options.replicates] if options.replicates else None,
         **{column: runs[column] for column in form.columns if column in runs.columns},
     )  # fmt: skip
     if not options.resamples:
@@ -152,7 +155,7 @@ def fit_arms(
     """
     chosen = Options(**options)
     require_optimum(get_form(chosen.form))
-    require_columns(runs, (by, cost, budget, chosen.cluster, chosen.weights), where or "runs")
+    require_columns(runs, (by, cost, budget, chosen.cluster, chosen.weights, chosen.replicates), where or "runs")
     out = {}
     for position, name in enumerate(dict.fromkeys(runs[by].astype(str))):
         part = runs[runs[by].astype(str) == name]

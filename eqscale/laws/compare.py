@@ -6,6 +6,7 @@ law, anything at all is claimed in one of twenty comparisons.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,9 @@ class Crossing:
         if self.C is None or self.interval is None:
             return f"none shown {where}"
         low, high = self.interval
-        return f"at C = {self.C:.3g} [{low:.3g}, {high:.3g}]: {self.better_below} ahead below, {self.better_above} above"
+        return (
+            f"at C = {self.C:.3g} [{low:.3g}, {high:.3g}]: {self.better_below} ahead below, {self.better_above} above"
+        )
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,9 @@ class _Pair:
     def __init__(self, arm: ArmFit, reference: ArmFit):
         self.arm, self.reference = arm, reference
         self.laws = (arm.fit.coefficients, reference.fit.coefficients)
+        boots = [a.boot for a in (arm, reference) if a.boot is not None]
+        size = min(boot.resamples for boot in boots)
+        self.drawn = [boot.coefficients.each(lambda v: v[:size]) for boot in boots]
         self.region = Region([surface(a.fit, a.boot.member if a.boot else None) for a in (arm, reference)])
 
     def level_for_all(self, costs: Array, level: float = 0.95) -> float:
@@ -153,11 +159,19 @@ class _Pair:
         return float(1 - 2 * special.stdtr(df, -np.quantile(largest, level)))
 
     def gaps(self, costs: Array, level: float) -> Array:
-        """log gap at each cost: estimate, low, high, (k, 3)."""
+        """log gap at each cost: estimate, low, high, (k, 3); no narrower than the bootstraps of the arms say."""
         gaps = [log_gap(self.arm, self.reference, c) for c in costs]
         value = np.array([g(*self.laws)[0] for g in gaps])
-        low, high = limits(self.region, gaps, level).T
+        low, high = limits(self.region, gaps, level, [self._resampled(g) for g in gaps]).T
         return np.column_stack([value, np.fmin(low, value), np.fmax(high, value)])
+
+    def _resampled(self, gap: Joint) -> float:
+        """Standard error of a gap by the bootstraps, from their middle 68 %; 0 if too few of them have the gap."""
+        draws = gap(*self.drawn)
+        known = np.isfinite(draws)
+        if known.sum() < 0.9 * len(draws):
+            return 0.0
+        return float(np.diff(np.percentile(draws[known], [16, 84]))[0]) / 2
 
     def name(self, sign: float) -> str:
         """The arm that a gap of this sign favours."""
@@ -208,11 +222,7 @@ def _multipliers(pair: _Pair, C: Array, gaps: Array) -> tuple[Multiplier, ...]:
     """Multipliers at costs (k,) with the gaps there, (k, 3)."""
     arm, reference = pair.arm, pair.reference
     low, high = common_range({"a": arm, "b": reference})
-    boots = [a.boot for a in (arm, reference) if a.boot is not None]
-    size = min(boot.resamples for boot in boots)
-    ours, theirs = (
-        law.followed_by(boot.coefficients.each(lambda v: v[:size])) for law, boot in zip(pair.laws, boots, strict=True)
-    )
+    ours, theirs = (law.followed_by(drawn) for law, drawn in zip(pair.laws, pair.drawn, strict=True))
     log_n, log_d, log_l = frontier_values(ours, arm.cost, C)
     _, _, log_l_ref = frontier_values(theirs, reference.cost, C)
     needs = cost_to_reach(theirs, reference.cost, np.exp(log_l))
@@ -234,12 +244,8 @@ def _multipliers(pair: _Pair, C: Array, gaps: Array) -> tuple[Multiplier, ...]:
         equivalent = c * min(compute[0], 1e100)
         outside = not (low <= c * (1 + 1e-9) and c <= high * (1 + 1e-9) and span[0] <= equivalent <= span[1])
         ratio = tuple(np.exp(gaps[i]).tolist())
-        out.append(
-            Multiplier(
-                float(c), float(np.exp(log_l[0, i])), pair.name(sign), ratio, recommended, data, parameters,
-                model[i], compute[1:], float(better[i]), outside,
-            )  # fmt: skip
-        )
+        robust = (data, parameters, model[i], compute[1:], float(better[i]), outside)
+        out.append(Multiplier(float(c), float(np.exp(log_l[0, i])), pair.name(sign), ratio, recommended, *robust))
     return tuple(out)
 
 
@@ -273,16 +279,14 @@ def _model_interval(arm: ArmFit, reference: ArmFit, C: Array) -> list[tuple[floa
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _crossing(
-    pair: _Pair, costs: Array, gaps: Array, level: float, searched: tuple[float, float]
-) -> Crossing:
+def _crossing(pair: _Pair, costs: Array, gaps: Array, level: float, searched: tuple[float, float]) -> Crossing:
     """The crossing nearest to the runs that both arms have, from the gaps (k, 3) at ascending costs."""
     signs = _shown(gaps)
     known = np.flatnonzero(signs)
-    turns = [(i, j) for i, j in zip(known[:-1], known[1:], strict=True) if signs[i] != signs[j]]
+    turns = [(i, j) for i, j in itertools.pairwise(known) if signs[i] != signs[j]]
     if not turns:
-        below, above = (pair.name(signs[i]) if len(known) else "" for i in (known[:1].sum(), known[-1:].sum()))
-        return Crossing(None, None, searched, below, above)
+        leader = pair.name(signs[known[0]]) if len(known) else ""
+        return Crossing(None, None, searched, leader, leader)
     log_c = np.log(costs)
     middle = 0.5 * np.sum(np.log(common_range({"a": pair.arm, "b": pair.reference})))
     i, j = min(turns, key=lambda turn: abs(0.5 * (log_c[turn[0]] + log_c[turn[1]]) - middle))

@@ -30,7 +30,8 @@ Joint = Callable[..., Array]
 MANY = 100_000
 """Runs from which sums over them are as good as normal and objectives quadratic within what they leave open."""
 _HUBER = 1.345  # threshold in standard deviations: 95 % efficient for normal noise
-_UNEQUAL = 1.2  # ratio of robust to plain standard error from which the runs' own noise counts
+_EXACT = 1e-10  # residuals below this are rounding errors: there is no noise
+_CHANCE = 3.0  # over √n: the ratio of robust to plain standard error may exceed 1 by this much by chance
 _STAGES = ((0.35, 4), (0.7, 4), (1.0, 40))  # fractions of the distance to the cut, and the most steps for each
 
 
@@ -78,10 +79,9 @@ class Surface:
         """
         fit, jac = self.fit, self.fit.jacobian_at(self.theta)
         jac[~self.free] = 0.0
-        root = jac[self.free] * np.sqrt(fit.weights)
-        q, _ = np.linalg.qr((root / np.maximum(np.linalg.norm(root, axis=1, keepdims=True), 1e-300)).T)
         r = fit.residuals_at(self.theta[None])[0]
-        psi = np.clip(r, -self.threshold, self.threshold) / np.sqrt(1 - np.minimum(np.sum(q * q, axis=1), 0.95))
+        psi = np.clip(r, -self.threshold, self.threshold)
+        psi /= np.sqrt(1 - np.minimum(leverage(jac[self.free], fit.weights), 0.95))
         scores = 0.5 * self.scale * jac * (fit.weights * psi)
         if self.member is None:
             return scores
@@ -89,11 +89,18 @@ class Surface:
         return np.sqrt(groups / (groups - 1)) * np.stack([np.bincount(self.member, row, groups) for row in scores])
 
 
+def leverage(jacobian: Array, weights: Array) -> Array:
+    """Leverage of each run in a linearised fit with a Jacobian (p, n), (n,): how far a run pulls its own prediction."""
+    root = jacobian * np.sqrt(weights)
+    q, _ = np.linalg.qr((root / np.maximum(np.linalg.norm(root, axis=1, keepdims=True), 1e-300)).T)
+    return np.sum(q * q, axis=1)
+
+
 def surface(fit: Fit, member: Array | None = None) -> Surface:
-    """The objective that a fit's profile limits are cut from; ``member`` numbers the groups of runs with shared errors."""
-    threshold = fit.loss.threshold
+    """What a fit's profile limits are cut from; ``member`` numbers the groups of runs that share errors, (n,)."""
+    threshold = fit.threshold
     if np.isfinite(threshold):
-        threshold = max(threshold, _HUBER * fit.spread)
+        threshold = max(threshold, _HUBER * (fit.spread if fit.loss.is_log else fit.spread / fit.unit))
     starts = np.repeat(fit.theta[None], 1 + len(fit.form.floors), 0)
     for row, floor in enumerate(fit.form.floors, 1):  # a fit on the face may have its minimum off it under this loss
         i = fit.index(floor)
@@ -109,8 +116,11 @@ def surface(fit: Fit, member: Array | None = None) -> Surface:
     inside = np.sum(w * (np.abs(r) <= threshold)) / np.sum(w)
     square = np.sum(w * np.minimum(np.abs(r), threshold) ** 2) / df
     correction = 1 + p / n * (1 - inside) / inside
-    scale = 2 * inside / (correction**2 * square) if square > 0 else np.inf
-    return Surface(fit, threshold, scale, theta[best], scale * float(f[best]), free, df, member)
+    scale = 2 * inside / (correction**2 * square) if square > _EXACT**2 else np.inf
+    if member is not None:  # as many independent errors as groups
+        df = min(df, int(member.max()))
+    lowest = scale * float(f[best]) if np.isfinite(scale) else np.inf
+    return Surface(fit, threshold, scale, theta[best], lowest, free, df, member)
 
 
 class Region:
@@ -166,14 +176,13 @@ class Region:
 
     def inflation(self, direction: Array, slope: Array) -> Array:
         """Factor of the variance of quantities (r,) where the runs contradict equal, independent noise; 1 elsewhere."""
-        if not np.isfinite(self.lowest):
-            return np.ones(len(slope))
         with np.errstate(invalid="ignore", divide="ignore"):
             plain = np.sum(direction * slope, axis=1)
             ratio = np.einsum("ri,ij,rj->r", slope, self.sandwich, slope) / plain
         ratio = np.maximum(np.nan_to_num(ratio, nan=1.0), 1.0)
         grouped = any(s.member is not None for s in self.surfaces)
-        return ratio if grouped else np.where(ratio > _UNEQUAL**2, ratio, 1.0)
+        by_chance = 1 + _CHANCE / np.sqrt(min(s.fit.n for s in self.surfaces))
+        return ratio if grouped else np.where(ratio > by_chance**2, ratio, 1.0)
 
     def slopes(self, quantity: Joint, theta: Array) -> tuple[Array, Array]:
         """A quantity at (b, P) and its derivatives by central differences: (b,) and (b, P)."""
@@ -199,7 +208,9 @@ def _inverse(matrix: Array, free: Array) -> Array:
     return out
 
 
-def limits(region: Region, quantities: Sequence[Joint], level: float = 0.95) -> Array:
+def limits(
+    region: Region, quantities: Sequence[Joint], level: float = 0.95, spread: Sequence[float] | Array = ()
+) -> Array:
     """Confidence limits of each quantity, (k, 2); infinite where the runs set none.
 
     The cut is that of Student's t, except near a floor of zero: there the drop is not χ², and the cut becomes the one
@@ -209,8 +220,14 @@ def limits(region: Region, quantities: Sequence[Joint], level: float = 0.95) -> 
         region: the laws.
         quantities: k of them; infinite values are allowed, NaN counts as outside.
         level: of confidence.
+        spread: standard errors from elsewhere, of each quantity: limits are widened to be no narrower than they say.
     """
+    if not np.isfinite(region.lowest):  # without noise there is one law
+        values = [quantity(*region.coefficients(region.theta[None])) for quantity in quantities]
+        return np.repeat(np.reshape(values, (-1, 1)), 2, 1)
     climb = _Climb(region, quantities)
+    if len(spread):
+        climb.inflation = np.maximum(climb.inflation, np.square(np.repeat(spread, 2) / np.maximum(climb.se, 1e-300)))
     cut = _student(special.chdtri(1, 1 - level), region.df)
     found = climb.run(cut, _STAGES)
     if len(region.floors):

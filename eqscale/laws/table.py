@@ -138,7 +138,8 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str | None], source: 
 
 
 def _listed(frame: pd.DataFrame) -> str:
-    return ", ".join(map(str, frame.columns[:30])) + (", …" if len(frame.columns) > 30 else "")
+    names = (" ".join(str(name).split()) for name in frame.columns[:30])  # a quoted name may hold a line break
+    return ", ".join(names) + (", …" if len(frame.columns) > 30 else "")
 
 
 def positive_column(frame: pd.DataFrame, name: str, source: str) -> np.ndarray:
@@ -195,7 +196,7 @@ class _Columns:
                 raise InputError(f"{self.source}: no row has {condition.text}")
             return np.broadcast_to(holds, len(self.frame))
         name, value = condition.sides
-        column = self.column(name) if name in self else pd.Series(self._side(name))
+        column = self.column(name) if name in self else pd.Series(np.broadcast_to(self._side(name), len(self.frame)))
         number = as_number(value)
         equal = to_numbers(column) == number if np.isfinite(number) else np.zeros(len(column), bool)
         if not (_is_plain(column) and np.isfinite(number)):

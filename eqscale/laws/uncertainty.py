@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -13,7 +13,7 @@ import numpy as np
 from eqscale.errors import InputError
 from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients
-from eqscale.laws.profile import MANY, Region, limits, surface
+from eqscale.laws.profile import MANY, Region, leverage, limits, surface
 from eqscale.laws.solver import derivatives, minimise
 
 Array = np.ndarray
@@ -114,7 +114,7 @@ def bootstrap(
         parts.append(
             minimise(
                 fit, np.repeat(_restart(fit)[None], size, 0), loss=y, weights=w,
-                delta=max(fit.loss.threshold, 1e-4), tolerance=1e-9, iterations=200,
+                delta=max(fit.threshold, 1e-4), tolerance=1e-9, iterations=200,
             )
         )  # fmt: skip
     theta, done = (np.concatenate([part[i] for part in parts]) for i in (0, 2))
@@ -123,9 +123,9 @@ def bootstrap(
 
 def _one_step(fit: Fit, kind: str, resamples: int, rng: np.random.Generator, member: Array | None) -> Array:
     """Refits of very many runs by one Newton step each, (K, p); a sum over resampled runs is as good as normal."""
-    at = derivatives(fit, fit.theta[None], fit.scaled_loss[None], fit.weights[None], max(fit.loss.threshold, 1e-4))
+    at = derivatives(fit, fit.theta[None], fit.scaled_loss[None], fit.weights[None], max(fit.threshold, 1e-4))
     r = fit.residuals if fit.loss.is_log else fit.residuals / fit.unit
-    psi = np.clip(r, -fit.loss.threshold, fit.loss.threshold)
+    psi = np.clip(r, -fit.threshold, fit.threshold)
     if kind == "residual":
         psi = np.full(fit.n, np.sqrt(np.mean(psi**2)))
     scores = fit.jacobian * (fit.weights * psi)
@@ -182,8 +182,8 @@ def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Genera
         centred = (r - r.mean()) * np.sqrt(n / max(n - p, 1))
         drawn = centred[rng.integers(0, n, (resamples, n))]
     else:
-        leverage = np.clip(fit_leverage(fit), 0.0, 0.95)
-        drawn = r / np.sqrt(1 - leverage) * rng.choice([-1.0, 1.0], (resamples, n))
+        pull = np.clip(fit_leverage(fit), 0.0, 0.95)
+        drawn = r / np.sqrt(1 - pull) * rng.choice([-1.0, 1.0], (resamples, n))
     return with_residuals(fit, drawn)
 
 
@@ -197,10 +197,8 @@ def with_residuals(fit: Fit, residuals: Array) -> Array:
 
 
 def fit_leverage(fit: Fit) -> Array:
-    """Leverage of each run in the linearised fit, (n,): how far one run pulls its own prediction."""
-    jac = fit.jacobian[fit.free] * np.sqrt(fit.weights)
-    q, _ = np.linalg.qr((jac / np.maximum(np.linalg.norm(jac, axis=1, keepdims=True), 1e-300)).T)
-    return np.sum(q * q, axis=1)
+    """Leverage of each run at the fit, (n,)."""
+    return leverage(fit.jacobian[fit.free], fit.weights)
 
 
 @dataclass(frozen=True)
@@ -219,7 +217,8 @@ class Target:
 
     def back(self, v: float) -> float:
         """Undo the transformation."""
-        return float(np.exp(np.minimum(v, 700.0))) if self.log else float(v)
+        with np.errstate(over="ignore"):
+            return float(np.exp(v)) if self.log else float(v)
 
 
 def _prefactor(logarithm: str) -> Quantity:
@@ -269,33 +268,37 @@ def intervals(
     targets = parameter_targets(fit) if targets is None else targets
     region = Region([surface(fit, boot.member if boot else None)])
     profiled = limits(region, [_scalar(target.transformed) for target in targets], level)
-    ranges = fit.form.bounds | fit.form.derived_bounds
     out = {}
     for target, recommended in zip(targets, profiled, strict=True):
         estimate = float(np.asarray(target.quantity(fit.coefficients)).reshape(-1)[0])
-        lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
-
-        def shown(
-            low: float, high: float, back: Callable[[float], float] = target.back,
-            lowest: float = lowest, highest: float = highest,
-        ) -> tuple[float, float]:  # fmt: skip
-            return max(back(low), lowest), min(back(high), highest)
-
-        model = tuple(float(v[0]) for v in fit.interval(target.transformed, level))
+        model = _pair(fit.interval(target.transformed, level))
         se = float(fit.standard_error(target.transformed)[0])
-        robust, ratio = None, None
+        robust: tuple[float, float] | None = None
+        ratio = None
         if boot is not None:
-            robust = tuple(float(v[0]) for v in boot.interval(target.transformed, level))
+            robust = _pair(boot.interval(target.transformed, level))
             widths = sorted((model[1] - model[0], robust[1] - robust[0]))
             ratio = widths[1] / widths[0] if widths[0] > 0 else None
-        low, high = shown(*recommended.tolist())
+            robust = _shown(fit, target, robust)
+        low, high = _shown(fit, target, _pair(recommended[:, None]))
         if se == 0 and target.name not in fit.fixed and high > low:
             se, model = np.nan, (np.nan, np.nan)
-        out[target.name] = Interval(
-            target.name, estimate, (min(low, estimate), max(high, estimate)), se, shown(*model),
-            robust and shown(*robust), ratio,
-        )  # fmt: skip
+        within = min(low, estimate), max(high, estimate)
+        out[target.name] = Interval(target.name, estimate, within, se, _shown(fit, target, model), robust, ratio)
     return out
+
+
+def _pair(limits: Sequence[Array] | Array) -> tuple[float, float]:
+    """The first lower and the first upper limit."""
+    return float(limits[0][0]), float(limits[1][0])
+
+
+def _shown(fit: Fit, target: Target, limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits on the quantity's own scale, within its range."""
+    ranges = {**fit.form.bounds, **fit.form.derived_bounds}
+    lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
+    low, high = (target.back(v) for v in limits)
+    return max(low, lowest), min(high, highest)
 
 
 def _scalar(quantity: Quantity) -> Quantity:

@@ -26,6 +26,8 @@ def test_the_loss_at_a_point_is_the_laws_with_an_interval_that_holds_the_truth(a
     assert found.loss.value == pytest.approx(float(arm.fit.predict(1e9, 2e10)), rel=1e-12)
     assert found.loss.interval[0] < law(1e9, 2e10) < found.loss.interval[1]
     assert found.new_run[0] < found.loss.interval[0] < found.loss.interval[1] < found.new_run[1]
+    noise = arm.fit.t_value(0.95) * arm.fit.spread
+    assert found.new_run[1] > found.loss.value * np.exp(noise)
     assert found.cost.value == pytest.approx(6 * 1e9 * 2e10)
     assert found.beyond == pytest.approx(6 * 1e9 * 2e10 / 1e21)
 

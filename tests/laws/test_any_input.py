@@ -36,6 +36,7 @@ def value_or_one_line(call, *args, **options):
 @settings(max_examples=300, deadline=None)
 @given(WORDS)
 @example("1<N<")
+@example("1e9=")
 def test_any_condition_and_any_formula(text):
     found = value_or_one_line(check_runs, RUNS, where=[text])
     assert found is None or 0 < len(found) <= 2
@@ -59,6 +60,7 @@ def test_any_amount_any_map_and_any_point(text, unit):
     st.text(alphabet='ND,;\t\n"1.5e{}[]: ', max_size=60).map(str.encode),
     st.text(max_size=20).map(lambda t: t.encode("utf-16")),
 ))  # fmt: skip
+@example(content=b'"\x01\n"\t1')
 def test_any_file(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     frame = value_or_one_line(read_file, tmp_path / name)

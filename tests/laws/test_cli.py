@@ -209,7 +209,8 @@ def test_predict_answers_what_is_asked_with_units_after_the_verdict(table, tmp_p
     assert bought.startswith("3e+18 FLOPs: loss ")
     record = json.loads(out.read_text())
     assert record["cost_unit"] == "FLOPs"
-    assert len(record["groups"]["all runs"]["answers"]) == 4
+    assert record["verdicts"] == {"all runs": "converged"}
+    assert len(record["answers"]["all runs"]) == 4
 
 
 def test_predict_of_overtrained_models(table, capsys):
@@ -297,9 +298,10 @@ def test_a_law_that_runs_do_not_determine_offers_no_split(isoflop, tmp_path, cap
         assert main([command[0], str(path), *ASK, *command[1:]]) == 0
         shown = capsys.readouterr().out
         assert "verdict: unidentified" in shown.splitlines()[0]
-        assert "don't use it" in shown
+        assert "the runs don't tell the best split into N and D (see the verdict)" in shown
+        assert "N_opt" not in shown
     assert main(["predict", str(path), *ASK, "--at", "N=1e8,D=2e9"]) == 0
-    assert "don't use it" not in capsys.readouterr().out
+    assert "best split" not in capsys.readouterr().out
 
 
 def test_a_partly_empty_cost_changes_no_law_and_is_counted(isoflop, tmp_path, capsys):

@@ -99,6 +99,10 @@ class Form:
         """What ``value`` takes, from the regressors' logarithms: these, centred."""
         return {c: logs[c] - centre.logs[c] for c in self.columns}
 
+    def for_runs(self, rows: Array) -> Form:
+        """The form for some of the runs it was made for, boolean (n,) or indices; most forms are for any runs."""
+        return self
+
     def value(self, theta: Array, x: Features) -> Array:
         """Loss in units of the centre, (b, m), at internal parameters ``theta`` (b, p)."""
         return self.evaluate(theta, x).value

@@ -27,7 +27,7 @@ class SumOfPowers(Form):
         value = sum(t for *_, t in terms) + theta[:, :1]
 
         def jacobian() -> Array:
-            jac = np.empty((len(theta), len(self.names), value.shape[1]))
+            jac = np.zeros((len(theta), len(self.names), value.shape[1]))
             jac[:, 0] = 1.0
             for i, j, z, t in terms:
                 jac[:, i] = t
