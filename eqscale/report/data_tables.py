@@ -62,7 +62,7 @@ def repetition_table(grid: DataGrid) -> Table:
 def repetition_law_table(grid: DataGrid) -> Table:
     """The law of repeated data of every arm."""
     rows = [
-        [f"`{arm}`", str(law.fit.n), *(two_intervals(law.found[name]) for name in ("R_D", "beta")), str(law.fit.verdict)]
+        [f"`{arm}`", str(law.fit.n), *(two_intervals(law.found[k]) for k in ("R_D", "beta")), str(law.fit.verdict)]
         for arm, law in grid.laws.items()
     ]  # fmt: skip
     rows += [[f"`{arm}`", *[UNSEEN] * 3, f"no law: {why}"] for arm, why in grid.unfitted.items()]
