@@ -107,7 +107,7 @@ def _show_fit(
     arm = None
     if found.form.has_optimum:
         arm = make_arm(title, frame, law, "C" if "C" in frame.columns else None, args.budget)
-        record["frontier"] = _print_frontier(console, arm, args.costs)
+        record["frontier"] = _print_frontier(console, arm, args.costs, args.all_intervals)
     return record, rows, arm
 
 
@@ -189,7 +189,7 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
     return record
 
 
-def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any]:
+def _print_frontier(console: Any, arm: ArmFit, at: list[float], every: bool) -> dict[str, Any]:
     import numpy as np
 
     from eqscale.laws import frontier
@@ -197,14 +197,16 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
     from eqscale.laws.render import interval_text, number, plain
 
     C = np.array(at) if at else np.geomspace(arm.C.min(), arm.C.max(), 5)
-    best = frontier(arm.fit, C, arm.cost, arm.boot)
+    best = frontier(arm.fit, C, arm.cost, arm.boot, profile=True)
     console.print(f"cost: {arm.cost.describe()}")
     rows = []
     for i, c in enumerate(C):
-        limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in (best.model, best.robust))
+        bands = (best.recommended, *((best.model, best.robust) if every else ()))
+        limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in bands)
         optimum = [number(v[i]) for v in (best.N, best.D, best.loss)]
         rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum, *map(interval_text, limits)])
-    law_options.print_table(console, ["C", "N_opt", "D_opt", "L_opt", "95 % model-based", "95 % robust"], rows)
+    header = ["C", "N_opt", "D_opt", "L_opt", "95 %"] + ["95 % model-based", "95 % robust"] * every
+    law_options.print_table(console, header, rows)
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")
     record = plain(best)

@@ -234,7 +234,7 @@ def limits(
         for damping in (1.0, 0.7, 0.5):
             cut = cut + damping * (_student(climb.boundary_cut(level), region.df) - cut)
             found = climb.run(cut, _STAGES[-1:])
-    return found.reshape(len(quantities), 2)
+    return found.reshape(len(quantities), 2) + 0.0  # no negative zero
 
 
 def _student(cut: Array | float, df: float) -> Array:
