@@ -127,7 +127,7 @@ def _show_fit(
     if found.form.has_optimum:
         arm = make_arm(title, frame, law, "C" if "C" in frame.columns else None, args.budget)
         record["warnings"] += [arm.cost.warning] if arm.cost.warning else []
-        record["frontier"] = _print_frontier(console, arm, args.costs, args.unit)
+        record["frontier"] = _print_frontier(console, args, arm)
     return record, rows, arm
 
 
@@ -211,11 +211,11 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
     return record
 
 
-def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> dict[str, Any] | None:
+def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict[str, Any] | None:
     import numpy as np
 
     from eqscale.laws import frontier
-    from eqscale.laws.answers import best_splits, no_split
+    from eqscale.laws.answers import no_split
     from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
     from eqscale.laws.render import interval_text, number, plain
     from eqscale.laws.validate import outliers
@@ -224,17 +224,22 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float], unit: str) -> di
     if why := no_split(arm.fit):
         console.print(why, style="yellow")
         return None
-    C = np.array(at) if at else np.unique(np.geomspace(arm.C.min(), arm.C.max(), 5))
-    best, splits = frontier(arm.fit, C, arm.cost, arm.boot), best_splits(arm, C.tolist())
+    C = np.array(args.costs) if args.costs else np.unique(np.geomspace(arm.C.min(), arm.C.max(), 5))
+    best = frontier(arm.fit, C, arm.cost, arm.boot, profile=True)
     console.print(f"cost: {arm.cost.describe()}")
     keep = np.ones(arm.fit.n, bool)
     keep[[o.index for o in outliers(arm.fit)]] = False
     rows = []
     for i, c in enumerate(C):
-        optimum = [f"{number(amount.value)} {interval_text(amount.interval)}" for amount in splits[i]]
-        rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum])
-    cost = f"C, {unit}" if unit else "C"
-    law_options.print_table(console, [cost, "N_opt, parameters", "D_opt, tokens", "L_opt"], rows)
+        optimum = [
+            f"{number(v[i])} {interval_text([best.recommended[k].low[i], best.recommended[k].high[i]])}"
+            for k, v in (("N", best.N), ("D", best.D), ("loss", best.loss))
+        ]
+        further = (best.model, best.robust) if args.all_intervals else ()
+        limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in further)
+        rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum, *map(interval_text, limits)])
+    header = [f"C, {args.unit}" if args.unit else "C", "N_opt, parameters", "D_opt, tokens", "L_opt"]
+    law_options.print_table(console, header + ["model-based", "robust"] * args.all_intervals, rows)
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")
     record = plain(best) | {

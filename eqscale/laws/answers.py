@@ -10,11 +10,10 @@ from scipy import optimize
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
-from eqscale.laws.contrast import log_optimum
 from eqscale.laws.cost import CostModel
 from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients
-from eqscale.laws.frontier import cost_to_reach, law_value
+from eqscale.laws.frontier import cost_to_reach, frontier, law_value
 from eqscale.laws.uncertainty import Bootstrap, Target, intervals
 
 Array = np.ndarray
@@ -73,8 +72,10 @@ def at_cost(arm: ArmFit, asked: str, C: float, ratio: float | None = None) -> An
         return at_regressors(arm.fit, arm.boot, arm, asked, {"N": N, "D": ratio * N})
     if why := no_split(arm.fit):
         return Answer(asked, None, None, None, None, None, None, why)
-    ((n, d, loss),) = best_splits(arm, [C])
-    return Answer(asked, n, d, Amount(C), loss, _new_run(arm.fit, loss), _beyond(arm, C))
+    best = frontier(arm.fit, np.array([C]), arm.cost, arm.boot, profile=True)
+    limits = {name: (float(band.low[0]), float(band.high[0])) for name, band in best.recommended.items()}
+    n, d, loss = (Amount(float(getattr(best, name)[0]), limits[name]) for name in ("N", "D", "loss"))
+    return Answer(asked, n, d, Amount(C), loss, limits["new_run"], _beyond(arm, C))
 
 
 def no_split(fit: Fit) -> str:
@@ -82,13 +83,6 @@ def no_split(fit: Fit) -> str:
     if not fit.form.is_whole(fit.coefficients)[0]:
         return "no cost has a best split into N and D: a term of the law vanished"
     return "" if fit.verdict.determined else "the runs don't tell the best split into N and D (see the verdict)"
-
-
-def best_splits(arm: ArmFit, costs: Sequence[float]) -> list[tuple[Amount, Amount, Amount]]:
-    """N, D and loss of the best split of each cost."""
-    quantities = [_exp(log_optimum(arm.cost, C, what)) for C in costs for what in ("N", "D", "loss")]
-    found = iter(_amounts(arm.fit, arm.boot, quantities))
-    return list(zip(found, found, found, strict=True))
 
 
 def to_reach(arm: ArmFit, asked: str, loss: float, ratio: float | None = None) -> Answer:

@@ -146,6 +146,8 @@ class _Pair:
 
     def level_for_all(self, costs: Array, level: float = 0.95) -> float:
         """Confidence of each gap that makes those at all costs hold together (Hothorn, Bretz & Westfall 2008)."""
+        if not np.isfinite(self.region.lowest):  # without noise there is nothing to allow for
+            return level
         gaps = [log_gap(self.arm, self.reference, c) for c in costs]
         slopes = np.array([self.region.slopes(g, self.region.theta[None])[1][0] for g in gaps])
         if not np.isfinite(slopes).all():
@@ -341,9 +343,11 @@ def _summary(
     open_ = "" if len(where) == len(signs) else "; elsewhere no difference is shown"
     other = reference if leader == arm else arm
     at = where[-1]
-    ratio = np.sort(np.exp(np.abs(gaps[at]) if (gaps[at] > 0).all() or (gaps[at] < 0).all() else gaps[at]))
-    value = float(np.exp(abs(gaps[at, 0])))
-    return (
-        f"{leader} is ahead of {other} {span}{open_}: at {costs[at]:.3g}, {other}'s loss is {value:.3g} "
-        f"[{ratio[0]:.3g}, {ratio[2]:.3g}] times as high."
-    )
+    ratio = np.sort(np.exp(np.abs(gaps[at])))  # low, estimate, high: all have one sign here
+    if ratio[1] < 1.2:
+        low, value, high = 100 * (ratio - 1)
+        size = f"{value:.2g} % [{low:.2g}, {high:.2g}] higher"
+    else:
+        low, value, high = ratio
+        size = f"{value:.3g} [{low:.3g}, {high:.3g}] times as high"
+    return f"{leader} is ahead of {other} {span}{open_}: at {costs[at]:.3g}, {other}'s loss is {size}."

@@ -234,7 +234,7 @@ def limits(
         for damping in (1.0, 0.7, 0.5):
             cut = cut + damping * (_student(climb.boundary_cut(level), region.df) - cut)
             found = climb.run(cut, _STAGES[-1:])
-    return found.reshape(len(quantities), 2)
+    return found.reshape(len(quantities), 2) + 0.0  # no negative zero
 
 
 def _student(cut: Array | float, df: float) -> Array:
@@ -332,9 +332,7 @@ class _Climb:
         region, d = self.region, self.at.take(live)
         target = region.lowest + fraction**2 * self.cut[live]
         step = _step(d, self.slope[live], target - d.f, self.theta[live], region)
-        longest = np.max(np.abs(step) / region.reach, axis=1, keepdims=True)
-        step *= factor[live, None] / np.maximum(longest, 1.0)
-        theta = np.clip(self.theta[live] + step, region.lower, region.upper)
+        theta = np.clip(self.theta[live] + factor[live, None] * step, region.lower, region.upper)
         trial = region.derivatives(theta)
         value, slope = self._measure(live, theta)
         price = 3 * self._price(live, fraction)
@@ -356,7 +354,7 @@ class _Climb:
 def _step(d: Derivatives, slope: Array, room: Array, theta: Array, region: Region) -> Array:
     """The step that raises the quantity most while a quadratic model of the objective rises by no more than ``room``.
 
-    Linear in the quantity, with components that would leave the box put on its faces.
+    Linear in the quantity, and no further than the first face of the box: what lies on a face and would leave is held.
     """
     r, p = theta.shape
     diagonal = np.einsum("rii->ri", d.majoriser)
@@ -370,23 +368,20 @@ def _step(d: Derivatives, slope: Array, room: Array, theta: Array, region: Regio
     matrix = np.where((smallest > 1e-7)[:, None, None], matrix, soft)
     g, u = d.g * scale, slope * scale
     held = np.broadcast_to(~region.free, (r, p)).copy()
-    fixed = np.zeros((r, p))
-    step = np.zeros((r, p))
     for _ in range(p):
         mask = held[:, :, None] | held[:, None, :]
-        system = np.where(mask, np.eye(p), matrix)
-        shifted = g + np.einsum("rij,rj->ri", matrix, fixed)
-        left = room - np.sum(g * fixed, 1) - 0.5 * np.einsum("ri,rij,rj->r", fixed, matrix, fixed)
-        rhs = np.where(held[..., None], 0.0, np.stack([shifted, u], 2))
-        newton, climb = np.moveaxis(np.linalg.solve(system, rhs), 2, 0)
-        left = left + 0.5 * np.sum(rhs[..., 0] * newton, 1)
-        quantity = np.sum(rhs[..., 1] * climb, 1)
-        length = np.sqrt(2 * np.maximum(left, 0.0) / np.where(quantity > 0, quantity, np.inf))
-        step = fixed - newton + length[:, None] * climb
-        to = theta + step * scale
-        over = ~held & ((to < region.lower) | (to > region.upper))
-        if not over.any():
+        rhs = np.where(held[..., None], 0.0, np.stack([g, u], 2))
+        newton, climb = np.moveaxis(np.linalg.solve(np.where(mask, np.eye(p), matrix), rhs), 2, 0)
+        left = np.maximum(room + 0.5 * np.sum(rhs[..., 0] * newton, 1), 0.0)
+        gain = np.sum(rhs[..., 1] * climb, 1)
+        step = (np.sqrt(2 * left / np.where(gain > 0, gain, np.inf))[:, None] * climb - newton) * scale
+        out = ((theta <= region.lower) & (step < 0)) | ((theta >= region.upper) & (step > 0))
+        if not (out & ~held).any():
             break
-        held |= over
-        fixed = np.where(over, (np.clip(to, region.lower, region.upper) - theta) / scale, fixed)
-    return step * scale
+        held |= out
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ahead = np.where(
+            step < 0, (region.lower - theta) / step, np.where(step > 0, (region.upper - theta) / step, np.inf)
+        )
+        longest = np.maximum(np.max(np.abs(step) / region.reach, axis=1), 1.0)
+    return step * np.minimum(1 / longest, ahead.min(1))[:, None]

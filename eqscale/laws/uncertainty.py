@@ -298,7 +298,7 @@ def _shown(fit: Fit, target: Target, limits: tuple[float, float]) -> tuple[float
     ranges = {**fit.form.bounds, **fit.form.derived_bounds}
     lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
     low, high = (target.back(v) for v in limits)
-    return max(low, lowest), min(high, highest)
+    return max(lowest, low), min(high, highest)
 
 
 def _scalar(quantity: Quantity) -> Quantity:
@@ -313,5 +313,5 @@ def disagreement(found: dict[str, Interval]) -> str | None:
         return None
     return (
         f"model-based and robust intervals differ by more than {DISAGREEMENT}× for {', '.join(wide)}: "
-        "noise is unequal or clustered, or a few runs carry the fit; the recommended interval takes the wider view"
+        "noise is unequal or clustered, a few runs carry the fit, or it lies on a boundary"
     )
