@@ -242,9 +242,7 @@ def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict
     law_options.print_table(console, header + ["model-based", "robust"] * args.all_intervals, rows)
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")
-    record = plain(best) | {
-        "recommended": [dict(zip(("N", "D", "loss"), plain(split), strict=True)) for split in splits]
-    }
+    record = plain(best)
     wrong = misallocation(arm.fit, arm.cost, float(C[-1]), np.array([0.25, 0.5, 2.0, 4.0]))
     record["misallocation"] = plain(wrong)
     if all(np.isfinite(m.waste) for m in wrong):

@@ -298,7 +298,7 @@ def _shown(fit: Fit, target: Target, limits: tuple[float, float]) -> tuple[float
     ranges = {**fit.form.bounds, **fit.form.derived_bounds}
     lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
     low, high = (target.back(v) for v in limits)
-    return max(lowest, low), min(high, highest)
+    return max(low, lowest), min(high, highest)
 
 
 def _scalar(quantity: Quantity) -> Quantity:
