@@ -1,8 +1,10 @@
-"""Fitting laws: speed beside the usual recipe, objectives, and the coverage of intervals.
+"""Fitting laws: speed beside the usual recipe, objectives, the coverage of intervals, and false claims.
 
-    OMP_NUM_THREADS=1 python benchmarks/laws.py                 # all of it, about five minutes
+    OMP_NUM_THREADS=1 python benchmarks/laws.py                 # all of it, about half an hour
     OMP_NUM_THREADS=1 python benchmarks/laws.py --part speed    # the recipe and ours in one run
     OMP_NUM_THREADS=1 python benchmarks/laws.py --part coverage --runs 25 --trials 1000
+    OMP_NUM_THREADS=1 python benchmarks/laws.py --part boundary --cells 0 1 --trials 400 --json boundary.json
+    OMP_NUM_THREADS=1 python benchmarks/laws.py --part claims --trials 400
 
 The recipe is Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.3) as published: L-BFGS-B with SciPy's
 defaults on (log E, log A, log B, α, β) from a grid of 4,500 starts. Its cost is measured on a random sample
@@ -10,6 +12,9 @@ of those starts and scaled up, since all of them take minutes.
 
 The data are the 240 Chinchilla runs digitised by Besiroglu et al. 2024 where ``--data`` (or EQSCALE_DATA)
 has chinchilla_epoch.csv, otherwise as many synthetic runs on their fitted surface.
+
+``boundary`` simulates the study's own design (results/cpu) with a floor E so low that about a third of the fits end at
+E = 0, and with none. ``claims`` counts comparisons of equal arms in which anything at all is claimed.
 """
 
 from __future__ import annotations
@@ -19,7 +24,9 @@ import itertools
 import os
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +34,16 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize
+from scipy.stats import norm
 
 from eqscale.laws import FORMS, Fit, bootstrap, fit, nd_cost
+from eqscale.laws.arms import ArmFit, fit_arms
+from eqscale.laws.compare import compare_arms, log_multiplier
+from eqscale.laws.contrast import log_optimum
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.problem import Loss
+from eqscale.laws.profile import Region, limits, surface
+from eqscale.laws.render import write_json
 from eqscale.laws.solver import minimise
 
 KNOWN_OBJECTIVE = 1.01827401780060e-3
@@ -44,7 +57,7 @@ STARTS = {
 }
 
 
-def surface(N, D, E, A, B, alpha, beta):
+def surface_law(N, D, E, A, B, alpha, beta):
     return E + A / N**alpha + B / D**beta
 
 
@@ -59,7 +72,7 @@ def read_data(folder: Path | None) -> tuple[str, np.ndarray, np.ndarray, np.ndar
     rng = np.random.default_rng(0)
     C = 10 ** rng.uniform(18.8, 22, 240)
     N = 0.1 * np.sqrt(C) * np.exp(rng.uniform(-2, 2, 240))
-    loss = surface(N, C / (6 * N), **TRUTH) * np.exp(0.006 * rng.standard_normal(240))
+    loss = surface_law(N, C / (6 * N), **TRUTH) * np.exp(0.006 * rng.standard_normal(240))
     return "synthetic, 240 runs", N, C / (6 * N), loss
 
 
@@ -135,13 +148,57 @@ def exactness(console: Console, trials: int) -> None:
         n, d = rng.uniform(6, 10, 40), rng.uniform(8, 12, 40)
         A, B = 10 ** (rng.uniform(-1.5, 1) + 8 * alpha), 10 ** (rng.uniform(-1.5, 1) + 10 * beta)
         E = rng.choice([0.05, 1.0, 3.0])
-        found = fit(10**n, 10**d, surface(10**n, 10**d, E, A, B, alpha, beta)).params
+        found = fit(10**n, 10**d, surface_law(10**n, 10**d, E, A, B, alpha, beta)).params
         truth = {"E": E, "A": A, "B": B, "alpha": alpha, "beta": beta}
         worst.append(max(abs(found[k] / v - 1) for k, v in truth.items()))
     console.print(
         f"noise-free, {trials} random laws: relative error of the worst parameter, median "
         f"{np.median(worst):.1e}, largest {np.max(worst):.1e}"
     )
+
+
+LAWS = {
+    "plain": lambda N, D: surface(N, D, **TRUTH),
+    "plain, E = 0": lambda N, D: surface(N, D, 0.0, 20.0, 60.0, 0.15, 0.17),
+    "gamma": lambda N, D: 1.2 + (3e3 / N**0.5 + 5e4 / D**0.6) ** 0.5,
+}
+FORM_CELLS = (
+    # law, runs, noise, share of outliers of five times the noise
+    ("plain", 24, 0.01, 0.0), ("plain", 24, 0.006, 0.05), ("plain", 71, 0.03, 0.0), ("plain", 400, 0.01, 0.0),
+    ("plain", 400, 0.01, 0.05), ("plain, E = 0", 71, 0.06, 0.0), ("gamma", 24, 0.01, 0.0), ("gamma", 71, 0.01, 0.0),
+    ("gamma", 400, 0.01, 0.0),
+)  # fmt: skip
+
+
+def form_rates(console: Console, trials: int) -> None:
+    """How often the plain form is called a misfit of runs that follow it, and of runs of a gamma law.
+
+    Runs at random costs (log uniform over four decades) and sizes (within e² of the optimum).
+    """
+    title = f"the plain form called a misfit, {trials} trials"
+    table = Table("law", "runs", "noise", "outliers", "misfit", "replicates known", "CPU of the test", title=title)
+    for law, n, noise, outliers in FORM_CELLS:
+        rng = np.random.default_rng(11)
+        flagged, paired, spent = [], [], 0.0
+        for _ in range(trials):
+            C = 10 ** rng.uniform(17, 21, n)
+            N = 0.1 * np.sqrt(C) * np.exp(rng.uniform(-2, 2, n))
+            twice = n // 6  # points with a second run, of which the test may or may not know
+            N[:twice], C[:twice] = N[-twice:], C[-twice:]
+            D = C / (6 * N)
+            size = np.where(rng.random(n) < outliers, 5.0, 1.0)
+            loss = LAWS[law](N, D) * np.exp(noise * size * rng.standard_normal(n))
+            found = fit(N, D, loss, points=np.arange(n))
+            began = time.process_time()
+            flagged.append(found.structure is not None and found.structure.rejects)
+            spent += time.process_time() - began
+            known = replace(found, points=None).structure
+            paired.append(known is not None and known.rejects)
+        rates = [f"{100 * np.mean(v):.1f} %" for v in (flagged, paired)]
+        table.add_row(
+            law, str(n), f"{100 * noise:g} %", f"{100 * outliers:.0f} %", *rates, f"{1e3 * spent / trials:.1f} ms"
+        )
+    console.print(table)
 
 
 def quantities(c):
@@ -189,7 +246,7 @@ def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[in
         C = np.repeat(10.0 ** np.linspace(17, 21, budgets), sizes)
         N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(1 / 6, 6, sizes), budgets)
         D = C / (6 * N)
-        clean = fit(N, D, surface(N, D, **TRUTH))
+        clean = fit(N, D, surface_law(N, D, **TRUTH))
         for share, size in ((0.0, 1.0), (0.05, 5.0), (0.1, 8.0)):
             rng = np.random.default_rng(7)
             noise = 0.006 * rng.standard_normal((trials, len(N)))
@@ -219,9 +276,169 @@ def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[in
     )
 
 
+STUDY = Path(__file__).resolve().parents[1] / "results" / "cpu" / "runs.csv"
+REACHES = {"top": 1e13, "3 x top": 3e13}
+"""The highest budget of the study's compute grid and three times that, in executed FLOPs."""
+CELLS = [(71, 0.03, True), (71, 0.03, False), (71, 0.06, True), (71, 0.06, False), (24, 0.01, True), (24, 0.01, False)]
+"""Runs an arm, noise, and whether E > 0."""
+NEAR = 0.43
+"""E in standard errors: a third of the fits end at E = 0."""
+
+
+class Truth:
+    """A law at an arm's runs, and what an oracle that knows whether E = 0 would say."""
+
+    def __init__(self, arm: ArmFit, runs: int, noise: float, floor: bool):
+        self.arm, self.noise = arm, noise
+        keep = np.sort(np.random.default_rng(5).permutation(arm.fit.n)[:runs])
+        self.N, self.D = arm.N[keep], arm.D[keep]
+        params = arm.fit.params | {"E": 0.0}
+        clean = fit(self.N, self.D, surface_law(self.N, self.D, **params))
+        theta = clean.form.to_internal(params, clean.centre)
+        jac = clean.jacobian_at(theta)
+        if floor:
+            params["E"] = NEAR * noise * float(np.sqrt(np.linalg.inv(jac @ jac.T)[0, 0])) * clean.unit
+            theta = clean.form.to_internal(params, clean.centre)
+            jac = clean.jacobian_at(theta)
+        free = np.arange(0 if floor else 1, 5)
+        self.covariance = np.zeros((5, 5))
+        self.covariance[np.ix_(free, free)] = noise**2 * np.linalg.inv((jac @ jac.T)[np.ix_(free, free)])
+        self.clean, self.theta = clean, theta
+        self.mean = surface_law(self.N, self.D, **params)
+        self.coefficients = clean.form.to_natural(theta[None], clean.centre)
+
+    def draw(self, rng: np.random.Generator) -> Fit:
+        return fit(self.N, self.D, self.mean * np.exp(self.noise * rng.standard_normal(len(self.mean))))
+
+    def around(self, i: int) -> Coefficients:
+        """Coefficients a little above and below the truth in one internal parameter."""
+        return self.clean.form.to_natural(
+            self.theta + 1e-5 * np.eye(5)[i] * np.array([[1.0], [-1.0]]), self.clean.centre
+        )
+
+
+def oracle_se(truths: list[Truth], quantity: Callable[..., np.ndarray]) -> float:
+    """Standard error by the delta method at the truth, with least squares and E fixed if it is zero."""
+    variance = 0.0
+    for k, truth in enumerate(truths):
+        slope = []
+        for i in range(5):
+            laws = [t.coefficients.each(lambda v: np.repeat(v, 2)) for t in truths]
+            laws[k] = truth.around(i)
+            high, low = quantity(*laws)
+            slope.append((high - low) / 2e-5)
+        variance += np.array(slope) @ truth.covariance @ np.array(slope)
+    return float(np.sqrt(variance))
+
+
+def flat(quantity: Callable) -> Callable:
+    return lambda c: np.asarray(quantity(c)).reshape(len(c["E"]), -1)[:, 0]
+
+
+def boundary(console: Console, trials: int, cells: list[int]) -> list[dict]:
+    """Coverage and width of the recommended 95 % intervals at the study's design."""
+    runs = pd.read_csv(STUDY).query("status == 'finished' and arm in ('gatr', 'transformer')")
+    arms = fit_arms(runs, cost="flops_executed", resamples=0)
+    records = []
+    for runs_an_arm, noise, floor in (CELLS[i] for i in cells):
+        truths = {name: Truth(arm, runs_an_arm, noise, floor) for name, arm in arms.items()}
+        pair = [arms["gatr"], arms["transformer"]]
+        targets: dict[tuple[str, str], tuple[list[str], Callable]] = {}
+        for name, arm in arms.items():
+            own = {"E": itemgetter("E"), "alpha": itemgetter("alpha"), "beta": itemgetter("beta")}
+            own["a"] = lambda c: c.form.derived(c)["a"]
+            own |= {f"loss {k}": flat(log_optimum(arm.cost, C, "loss")) for k, C in REACHES.items()}
+            targets |= {(name, what): ([name], q) for what, q in own.items()}
+        for reach, C in REACHES.items():
+            targets["both", f"multiplier {reach}"] = ([a.name for a in pair], log_multiplier(*pair, C))
+        found: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in targets}
+        at_zero, rng = [], np.random.default_rng(11)
+        for _ in range(trials):
+            fits = {name: truth.draw(rng) for name, truth in truths.items()}
+            at_zero += [law.params["E"] == 0.0 for law in fits.values()]
+            surfaces = {name: surface(law) for name, law in fits.items()}
+            for members in ({"gatr"}, {"transformer"}, set(arms)):
+                mine = [key for key, (names, _) in targets.items() if set(names) == members]
+                region = Region([surfaces[name] for name in targets[mine[0]][0]])
+                for key, pairs in zip(mine, limits(region, [targets[key][1] for key in mine]), strict=True):
+                    found[key].append(pairs)
+        share = float(np.mean(at_zero))
+        title = (
+            f"{runs_an_arm} runs an arm, {100 * noise:.0f} % noise, E {'> 0' if floor else '= 0'}; {trials} trials, "
+        )
+        title += f"{100 * share:.0f} % of the fits at E = 0"
+        table = Table("arm", "quantity", "covered", "too high", "too low", "no upper limit", "width / oracle",
+                      "/ least-squares oracle", title=title, title_justify="left")  # fmt: skip
+        k = Loss().delta / noise  # what the default loss loses against least squares (Huber & Ronchetti 2009, eq. 4.53)
+        square = 2 * norm.cdf(k) - 1 - 2 * k * norm.pdf(k) + 2 * k * k * norm.cdf(-k)
+        loses = np.sqrt(square) / (2 * norm.cdf(k) - 1)
+        for key, (names, quantity) in targets.items():
+            involved = [truths[name] for name in names]
+            true = float(quantity(*(t.coefficients for t in involved))[0])
+            low, high = np.array(found[key]).T
+            se = oracle_se(involved, quantity)
+            wide = float(np.median(high - low)) / (2 * 1.96 * se) if se > 1e-12 else np.nan
+            above, below = float(np.mean(low > true + 1e-12)), float(np.mean(high < true - 1e-12))
+            record = {
+                "runs": runs_an_arm, "noise": noise, "E > 0": floor, "arm": key[0], "quantity": key[1],
+                "trials": trials,
+                "covered": 1 - above - below, "too high": above, "too low": below,
+                "no upper limit": float(np.mean(np.isinf(high))), "width over oracle": wide / loses,
+                "width over least-squares oracle": wide, "at E = 0": share,
+            }  # fmt: skip
+            records.append(record)
+            shares = [f"{100 * record[k]:.1f} %" for k in ("covered", "too high", "too low", "no upper limit")]
+            table.add_row(*key, *shares, f"{wide / loses:.2f}", f"{wide:.2f}")
+        console.print(table)
+    console.print(
+        "oracle: Gauss–Newton interval of a fit that knows the noise and whether E = 0, at the truth: with the default "
+        "loss (log-Huber 1e-3), and with least squares, the most efficient for this noise"
+    )
+    return records
+
+
+def equal_arms(rng: np.random.Generator, floor: float) -> pd.DataFrame:
+    """Two arms of 24 runs with one law and 1 % noise."""
+    C = np.tile(np.repeat(10.0 ** np.linspace(17, 21, 4), 6), 2)
+    N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(1 / 8, 8, 6), 8)
+    frame = pd.DataFrame({"arm": np.repeat(["x", "y"], 24), "N": N, "D": C / (6 * N), "C": C})
+    frame["loss"] = surface_law(N, frame["D"], floor, 300, 900, 0.35, 0.37) * np.exp(0.01 * rng.standard_normal(48))
+    return frame
+
+
+def claims(console: Console, folder: Path | None, trials: int) -> list[dict]:
+    """How often anything is claimed of arms that are equal."""
+    name, N, D, loss = read_data(folder)
+    real = pd.DataFrame({"N": N, "D": D, "C": 6 * N * D, "loss": loss})
+
+    def halves(rng: np.random.Generator) -> pd.DataFrame:
+        return real.assign(arm=np.where(rng.permutation(len(real)) % 2, "x", "y"))
+
+    table = Table("equal arms", "anything claimed", "a crossing", title=f"{trials} comparisons", title_justify="left")
+    records = []
+    kinds = {
+        "one law, E = 1, 24 runs, 1 % noise": lambda rng: equal_arms(rng, 1.0),
+        "one law, E = 0, 24 runs, 1 % noise": lambda rng: equal_arms(rng, 0.0),
+        f"random halves of {name}": halves,
+    }
+    for kind, make in kinds.items():
+        claimed, crossed = [], []
+        for trial in range(trials):
+            arms = fit_arms(make(np.random.default_rng(trial)), resamples=200)
+            found = compare_arms(arms["x"], arms["y"])
+            ahead = [m.ahead or m.compute[1] > 1 or m.compute[2] < 1 for m in found.multipliers]
+            claimed.append(any(ahead) or bool(found.crossing.better_below or found.crossing.better_above))
+            crossed.append(found.crossing.C is not None)
+        records.append({"arms": kind, "trials": trials, "claimed": np.mean(claimed), "crossing": np.mean(crossed)})
+        table.add_row(kind, f"{np.mean(claimed):.1%}", f"{np.mean(crossed):.1%}")
+    console.print(table)
+    return records
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("speed", "exact", "coverage", "all"), default="all")
+    parts = ("speed", "exact", "form", "coverage", "boundary", "claims", "all")
+    parser.add_argument("--part", choices=parts, default="all")
     parser.add_argument("--data", type=Path, help="folder with chinchilla_epoch.csv")
     parser.add_argument("--sample", type=int, default=200, help="starts of the recipe that are run")
     parser.add_argument("--trials", type=int, default=1000, help="data sets per row of the coverage table")
@@ -229,15 +446,26 @@ def main() -> None:
         "--runs", type=int, choices=GRIDS, help="only this row group of the coverage table (default: all)"
     )
     parser.add_argument("--resamples", type=int, default=0, help="also cover the case bootstrap with so many refits")
+    parser.add_argument("--cells", type=int, nargs="+", default=list(range(len(CELLS))), help="which rows of CELLS")
+    parser.add_argument("--json", type=Path, help="write the figures of boundary and claims")
     args = parser.parse_args()
+    figures = {}
     console = Console(width=130)
     if args.part in ("speed", "all"):
         speed(console, args.data, args.sample)
     if args.part in ("exact", "all"):
         exactness(console, 300)
+    if args.part in ("form", "all"):
+        form_rates(console, args.trials)
     if args.part in ("coverage", "all"):
         grids = [GRIDS[args.runs]] if args.runs else list(GRIDS.values())
         coverage(console, args.trials, args.resamples, grids)
+    if args.part in ("boundary", "all"):
+        figures["boundary"] = boundary(console, args.trials, args.cells)
+    if args.part in ("claims", "all"):
+        figures["claims"] = claims(console, args.data, args.trials)
+    if args.json:
+        write_json(args.json, figures)
 
 
 if __name__ == "__main__":

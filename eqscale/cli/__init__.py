@@ -11,7 +11,7 @@ from eqscale import __version__
 from eqscale.errors import InputError
 
 # Each module offers register(subparsers); heavy imports stay inside the functions it sets as `run`.
-_GROUPS = ("compare", "evaluate", "laws", "measure", "plan", "report", "scenes", "study", "time", "ui")
+_GROUPS = ("compare", "evaluate", "laws", "measure", "plan", "predict", "report", "scenes", "study", "time", "ui")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,11 +27,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_or_exit(run, *args) -> int:
-    """Call ``run(*args)``; turn InputError into one line on stderr and exit code 2, Ctrl-C into 130."""
+    """Call ``run(*args)``; InputError or a missing package is one line on stderr and exit code 2, Ctrl-C is 130.
+
+    Packages are missing where only those of the law commands were installed.
+    """
     try:
         return run(*args) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "eqscale").partition(".")[0] == "eqscale":
+            raise
+        print(f"error: this needs the package {error.name!r}, which is not installed", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

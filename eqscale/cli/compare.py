@@ -10,9 +10,10 @@ from eqscale.cli import law_options
 from eqscale.errors import InputError
 
 _COMPARE_HELP = """\
-Compare the arms of a study: which parameters of the law they share (F test, bootstrap likelihood ratio,
-AICc weights), how many times the compute, data or parameters the reference needs to reach the same loss,
-with bands over C, the probability that an arm is ahead, and where the two lines cross.
+Compare the arms of a study: which arm is ahead and where, how many times the compute, data or parameters the
+reference needs to reach the same loss, where the two lines cross, and which parameters of the law the arms
+share (F test, bootstrap likelihood ratio, AICc weights). Who is ahead and a crossing are claimed only where the
+runs show it at all costs of a comparison together (95 %); arms that aren't told apart are called equal.
 
 examples:
   eqscale compare runs.csv --map C=flops_executed --reference transformer
@@ -29,6 +30,7 @@ def register(subparsers: Any) -> None:
     law_options.add_law_options(parser)
     law_options.add_arm_options(parser)
     parser.add_argument("--reference", metavar="ARM", help="the arm others are measured in (default: the first)")
+    law_options.add_interval_option(parser)
     parser.add_argument("--at", metavar="C,…", help="costs to compare at (default: five over the range all arms share)")
     law_options.add_output_options(parser, "the tables")
     parser.set_defaults(run=_run_compare)
@@ -60,23 +62,26 @@ def _run_compare(args: argparse.Namespace) -> int:
     from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.markdown, args.latex, folder=args.figures)
-    at = law_options.parse_costs(args.at)
     frame = law_options.read_table(args, (args.by,))
     axes = law_options.cost_axes(args, frame)
+    units = {axis: law_options.cost_unit(args, axis, frame) for axis in axes}
+    at = {axis: law_options.parse_costs(args.at, unit) for axis, unit in units.items()}
     reference = args.reference or str(frame[args.by].iloc[0])
     _check_arms(args, frame, axes, reference)
     arms = law_options.read_arms(args, axes[0], frame)
     out = _Output()
-    for name, arm in arms.items():
-        out.console.print(f"{name}: {arm.fit.n} runs, {arm.fit.verdict}")
+    law_options.print_verdicts(out.console, {name: arm.fit for name, arm in arms.items()})
     tested = compare_hypotheses(arms, resamples=min(args.resamples, 499), seed=args.seed)
     rows = hypothesis_rows(tested)
     out.table(HYPOTHESIS_HEADER, rows, "which parameters do the arms share?", "Parameters shared by the arms.")
-    record: dict[str, Any] = {"reference": reference, "hypotheses": plain(tested), "comparisons": []}
+    verdicts = plain({name: arm.fit.verdict for name, arm in arms.items()})
+    record: dict[str, Any] = {"verdicts": verdicts, "reference": reference, "hypotheses": plain(tested)}
+    record["comparisons"] = []
     for axis in axes:
         here = arms if axis == axes[0] else law_options.read_arms(args, axis, frame)
         label = axis or "6ND"
-        record["comparisons"] += _compare_on(out, here, reference, label, at)
+        law_options.print_cost_warnings(out.console, here)
+        record["comparisons"] += _compare_on(out, args, here, reference, label, units[axis], at[axis])
         if args.figures:
             folder = args.figures / label if len(axes) > 1 else args.figures
             law_options.draw_figures(out.console, folder, here, label)
@@ -101,16 +106,21 @@ def _check_arms(args: argparse.Namespace, frame: Any, axes: Sequence[str | None]
             check_overlap(name, spent.get_group(name), reference, spent.get_group(reference), axis or "6ND")
 
 
-def _compare_on(out: _Output, arms: Any, reference: str, axis: str, at: list[float]) -> list[dict[str, Any]]:
+def _compare_on(
+    out: _Output, args: argparse.Namespace, arms: Any, reference: str, axis: str, unit: str, at: list[float]
+) -> list[dict[str, Any]]:
     """Print every arm against the reference on one cost axis: their records."""
     from eqscale.laws.compare import compare_arms
-    from eqscale.laws.render import MULTIPLIER_HEADER, multiplier_rows, plain
+    from eqscale.laws.render import FURTHER_FACTORS, MULTIPLIER_HEADER, multiplier_rows, plain
 
     records = []
     for name in (n for n in arms if n != reference):
         found = compare_arms(arms[name], arms[reference], C=at or None, axis=axis)
         title = f"{name} against {reference} on {axis}: factors that the reference needs for equal loss"
-        out.table(MULTIPLIER_HEADER, multiplier_rows(found), title)
+        out.console.print(f"\n{found.summary}", style="bold", markup=False)
+        out.markdown.append(f"{found.summary}\n")
+        header = [f"C, {unit}" if unit else "C", *MULTIPLIER_HEADER[1:]] + FURTHER_FACTORS * args.all_intervals
+        out.table(header, multiplier_rows(found, args.all_intervals), title)
         out.console.print(f"crossing: {found.crossing.describe()}")
         out.markdown.append(f"Crossing: {found.crossing.describe()}.\n")
         records.append(plain(found))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from eqscale.laws import Fit
     from eqscale.laws.arms import ArmFit, Options
     from eqscale.laws.forms import Form
 
@@ -37,12 +40,22 @@ def add_table_options(parser: argparse.ArgumentParser, optional: bool = False) -
     """Options that name the run table and its columns."""
     add = parser.add_argument_group("the run table").add_argument
     number = "?" if optional else None
-    add("runs", metavar="RUNS", nargs=number, help="a .csv or .parquet file, or mlflow:EXPERIMENT")
-    add("--map", metavar="ROLE=COLUMN,…", help="columns that play the roles N, D, loss, C (cost: FLOPs or seconds) and "
-        "U (unique tokens) if they have other names")  # fmt: skip
-    add("--where", metavar="COLUMN=VALUE", action="append", default=[], help="keep only these rows; repeatable")
+    add("runs", metavar="RUNS", nargs=number, help="a .csv, .tsv, .parquet, .json, .jsonl or .xlsx file, or "
+        "mlflow:EXPERIMENT")  # fmt: skip
+    add("--map", metavar="ROLE=COLUMN,…", action="append", default=[], help="columns that play the roles N, D, loss, C "
+        "(cost: FLOPs or time) and U (unique tokens) if they have other names, or formulas of columns, such as "
+        "C=6*N*D; repeatable")  # fmt: skip
+    add("--where", metavar="CONDITION", action="append", default=[], help="keep only these rows: COLUMN=VALUE, "
+        "COLUMN!=VALUE, or an order of formulas such as 'D/N>=20' or '1e17<C<1e20'; repeatable: all must "
+        "hold")  # fmt: skip
     add("--duplicates", choices=("error", "drop", "keep"), default="error",
         help="what to do with a row that repeats another entirely (default: %(default)s)")  # fmt: skip
+    add("--best-of", metavar="COLUMN,…", help="columns of a sweep, such as learning_rate: of runs that agree in the "
+        "law's columns and arm, keep those with the setting of lowest mean loss")  # fmt: skip
+    add("--history", metavar="COLUMN", help="the table has one row a step, and this column names the run: keep each "
+        "run's last step with a loss (a run_id that repeats is taken for that)")  # fmt: skip
+    add("--step", metavar="COLUMN", help="column of a history with the step (default: step, _step, global_step, …)")
+    add("--steps", metavar="STEP,…", help="steps of a history to keep instead of the last")
 
 
 def add_law_options(parser: argparse.ArgumentParser) -> None:
@@ -51,16 +64,31 @@ def add_law_options(parser: argparse.ArgumentParser) -> None:
     add("--form", default="chinchilla", metavar="FORM", help="formula by name (default: %(default)s); docs/laws.md "
         "shows them, an unknown name lists them")  # fmt: skip
     add("--form-file", action="append", default=[], metavar="FILE.py", help="Python file that registers a form")
-    add("--loss-fn", default="log-huber", metavar="NAME", help="log-huber (default), log-lsq, lsq (residuals of the "
-        "loss itself) or lad (least absolute deviations of the log loss)")  # fmt: skip
-    add("--delta", type=float, default=1e-3, help="threshold of log-huber (default: %(default)s)")
+    add("--loss-fn", default="log-huber", metavar="NAME", help="log-huber (default), log-lsq or lad (least absolute "
+        "deviations) of the log loss; huber or lsq of the loss itself")  # fmt: skip
+    add(
+        "--delta",
+        type=float,
+        default=1e-3,
+        help="threshold of log-huber, or of huber in units of the loss (default: %(default)s)",
+    )
     add("--fix", metavar="NAME=VALUE,…", action="append", default=[], help="hold parameters, e.g. E=0")
     add("--weights", metavar="COLUMN", help="weight of each run")
+    add("--replicates", metavar="COLUMN", help="runs of equal value are replicates of one point (default: runs that "
+        "agree in all columns of the design)")  # fmt: skip
     add = parser.add_argument_group("uncertainty").add_argument
     add("--bootstrap", default="case", metavar="KIND", help="case (default), residual, wild, cluster:COLUMN (whole "
         "groups, e.g. cluster:budget) or none")  # fmt: skip
     add("--resamples", type=int, default=1000, metavar="K", help="refits of the bootstrap (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+
+
+def add_interval_option(parser: argparse.ArgumentParser) -> None:
+    """Options of verbs that print intervals."""
+    parser.add_argument(
+        "--all-intervals", action="store_true",
+        help="beside the recommended interval (profile limits) print the model-based and the robust one",
+    )  # fmt: skip
 
 
 def add_output_options(parser: argparse.ArgumentParser, tables: str) -> None:
@@ -95,15 +123,11 @@ def parse_fixed(entries: list[str]) -> dict[str, float]:
     return out
 
 
-def parse_costs(text: str | None) -> list[float]:
-    """``--at`` as costs; raises InputError for what is not positive."""
-    try:
-        costs = [float(v) for v in (text or "").split(",") if v.strip()]
-    except ValueError:
-        raise InputError(f"--at: {text!r} is not a list of numbers such as 1e18,1e21") from None
-    if any(not 0 < v < float("inf") for v in costs):
-        raise InputError(f"--at: every cost must be positive and finite, not {text!r}")
-    return costs
+def parse_costs(text: str | None, unit: str = "FLOPs") -> list[float]:
+    """``--at`` as costs in a unit (see ``cost_unit``); raises InputError for what is not positive."""
+    from eqscale.laws.quantities import parse_quantity
+
+    return [parse_quantity(v, unit, "--at") for v in (text or "").split(",") if v.strip()]
 
 
 def chosen_form(args: argparse.Namespace) -> Form:
@@ -116,17 +140,33 @@ def chosen_form(args: argparse.Namespace) -> Form:
 
 
 def read_table(args: argparse.Namespace, extra: Sequence[str | None] = ()) -> pd.DataFrame:
-    """The run table with the columns that the verb needs; raises InputError as ``read_runs`` does."""
-    from eqscale.laws.table import parse_map, parse_where, read_runs, require_columns
+    """The run table with the columns that the verb needs; raises InputError as ``read_runs`` does.
+
+    What was left out goes to the standard error, so that the first line of the answer stays the verdict.
+    """
+    from eqscale.laws.quantities import parse_quantity
+    from eqscale.laws.table import History, best_of_sweep, parse_map, read_runs, require_columns
 
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: a seed is not negative")
+    if getattr(args, "figures", None):
+        importlib.import_module("matplotlib")  # a light install lacks it: say so before anything is fitted
     required = (*chosen_form(args).columns, "loss")
+    history = None
+    if args.history or args.step or args.steps:
+        steps = tuple(parse_quantity(v, "", "--steps") for v in (args.steps or "").split(",") if v.strip())
+        history = History(args.history or "run_id", args.step, steps)
     frame = read_runs(
-        args.runs, parse_map(args.map, required), required=required, where=parse_where(args.where),
+        args.runs, parse_map(args.map, required), required=required, where=args.where, history=history,
         duplicates=args.duplicates, weights=args.weights,
     )  # fmt: skip
-    require_columns(frame, (*extra, cluster_column(args)), args.runs)
+    require_columns(frame, (*extra, cluster_column(args), args.replicates), args.runs)
+    if args.best_of:
+        arm = [args.by] if args.by in frame.columns else []
+        sweep = [name.strip() for name in args.best_of.split(",") if name.strip()]
+        frame = best_of_sweep(frame, sweep, [*required[:-1], *arm], args.runs)
+    for note in frame.attrs["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     return frame
 
 
@@ -167,6 +207,26 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
     console.print(table)
 
 
+def print_verdicts(console: Any, fits: Mapping[str, Fit], titled: bool = False) -> None:
+    """The verdict of each law that an answer rests on: the first lines of the answer, each with the law's name where
+    there are several or ``titled``."""
+    from rich.markup import escape
+
+    for name, fit in fits.items():
+        colour = "green" if fit.verdict.good else "yellow"
+        title = f"{name}: " if titled or len(fits) > 1 else ""
+        verdict = f"[{colour}]{escape(str(fit.verdict))}[/{colour}]"
+        console.print(f"{escape(title)}{fit.n} runs, verdict: {verdict}", soft_wrap=True)
+
+
+def print_cost_warnings(console: Any, arms: Mapping[str, ArmFit]) -> None:
+    """What is wrong with the cost of each arm's runs, if anything is."""
+    for name, arm in arms.items():
+        if arm.cost.warning:
+            title = f"{name}: " if len(arms) > 1 else ""
+            console.print(f"warning: {title}{arm.cost.warning}", style="yellow", markup=False)
+
+
 def law_choices(args: argparse.Namespace) -> Options:
     """What ``add_law_options`` asks for; raises InputError for values that make no sense."""
     from eqscale.laws.arms import Options
@@ -175,7 +235,8 @@ def law_choices(args: argparse.Namespace) -> Options:
     kind = args.bootstrap.partition(":")[0]
     return Options(
         form=args.form, loss_fn=args.loss_fn, delta=args.delta, fix=parse_fixed(args.fix), weights=args.weights,
-        kind=kind, cluster=cluster_column(args), resamples=0 if kind == "none" else args.resamples, seed=args.seed,
+        kind=kind, cluster=cluster_column(args), replicates=args.replicates,
+        resamples=0 if kind == "none" else args.resamples, seed=args.seed,
     )  # fmt: skip
 
 
@@ -191,12 +252,19 @@ def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -
 
 
 def axis_costs(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> np.ndarray:
-    """Cost of each run on an axis (None: 6ND); raises InputError for what is not a positive number."""
-    from eqscale.laws.table import positive_column
+    """Cost of each run on an axis (None: 6ND), NaN where its cell is empty.
+
+    Raises:
+        InputError: a value that is no positive number, or none at all.
+    """
+    from eqscale.laws.table import positive
 
     if axis is None:
         return (6 * frame["N"] * frame["D"]).to_numpy()
-    return positive_column(frame, axis, args.runs)
+    costs = positive(frame[axis], axis, args.runs, empty=True)
+    if not (costs > 0).any():
+        raise InputError(f"{args.runs}: column {axis!r} is empty")
+    return costs
 
 
 def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]:
@@ -208,6 +276,37 @@ def cost_axes(args: argparse.Namespace, frame: pd.DataFrame) -> list[str | None]
     found = [AXES[axis].column if axis in AXES and axis not in frame.columns else axis for axis in args.axis]
     require_columns(frame, found, args.runs)
     return list(dict.fromkeys(found)) or ["C" if "C" in frame.columns else None]
+
+
+def one_axis(args: argparse.Namespace, frame: pd.DataFrame) -> str | None:
+    """The cost axis of a verb that takes one; raises InputError for several."""
+    axes = cost_axes(args, frame)
+    if len(axes) > 1:
+        raise InputError("one --axis at a time")
+    return axes[0]
+
+
+def cost_unit(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> str:
+    """Unit of a cost axis (None: 6ND): ``FLOPs``, a unit of time, or nothing where nothing tells it.
+
+    The name of the column tells it, or of the one that ``--map`` calls C; else costs near 6ND are FLOPs.
+    """
+    from eqscale.laws.quantities import column_unit, looks_like_flops
+    from eqscale.laws.table import parse_map
+
+    if axis is None:
+        return "FLOPs"
+    name = parse_map(args.map, frame.columns).get(axis, axis)
+    if unit := column_unit(name) if name.isidentifier() else "":
+        return unit
+    return "FLOPs" if looks_like_flops(frame["N"], frame["D"], axis_costs(args, axis, frame)) else ""
+
+
+def parse_cost(args: argparse.Namespace, option: str, text: str, axis: str | None, frame: pd.DataFrame) -> float:
+    """A cost as an option gives it, in the unit of an axis; raises InputError for what is no positive cost."""
+    from eqscale.laws.quantities import parse_quantity
+
+    return parse_quantity(text, cost_unit(args, axis, frame), option)
 
 
 def draw_figures(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str = "C") -> None:

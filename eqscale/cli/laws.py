@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from eqscale.cli import law_options
+from eqscale.cli import envelope, law_options
 from eqscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ examples:
   eqscale fit runs.csv
   eqscale fit runs.parquet --where status=finished --by arm --map C=flops_executed
   eqscale fit runs.csv --map N=params,D=tokens,loss=val_loss --form gamma --json fit.json
+  eqscale fit runs.csv --by arm --envelope depth
   eqscale fit runs.csv --fix E=0 --bootstrap cluster:budget --resamples 4000
   eqscale fit mlflow:my-experiment --map N=params,D=tokens,loss=test_loss
 """
@@ -35,11 +36,14 @@ def register(subparsers: Any) -> None:
     law_options.add_law_options(parser)
     add = parser.add_argument
     add("--by", metavar="COLUMN", help="fit each group of this column separately, e.g. arm")
+    add("--envelope", metavar="COLUMN", help="a law for each class of this column, such as depth, and their lower "
+        "envelope")  # fmt: skip
     add("--budget", metavar="COLUMN", help="column with the nominal budget of each run (default: grouped from the "
         "costs)")  # fmt: skip
     add("--hold-out", type=int, default=0, metavar="K", help="also predict the K largest budgets from the others")
     add("--profile", action="store_true", help="also print profile likelihood intervals")
     add("--at", metavar="C,…", help="also print the optimum at these costs (default: the range of the runs)")
+    law_options.add_interval_option(parser)
     law_options.add_output_options(parser, "the coefficients")
     parser.set_defaults(run=_run_fit)
 
@@ -47,17 +51,22 @@ def register(subparsers: Any) -> None:
 def _run_fit(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.arms import fit_table
-    from eqscale.laws.render import COEFFICIENT_HEADER, latex_table, markdown_table
+    from eqscale.laws.render import COEFFICIENT_HEADER, FURTHER_INTERVALS, latex_table, markdown_table
+    from eqscale.laws.table import positive_column
     from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.latex, args.markdown, folder=args.figures)
-    args.costs = law_options.parse_costs(args.at)
-    frame = law_options.read_table(args, (args.by, args.budget))
+    frame = law_options.read_table(args, (args.by, args.budget, args.envelope))
+    if law_options.chosen_form(args).has_optimum:
+        args.unit = law_options.cost_unit(args, "C" if "C" in frame.columns else None, frame)
+        args.costs = law_options.parse_costs(args.at, args.unit)
     if args.budget:
-        frame = frame.assign(**{args.budget: law_options.axis_costs(args, args.budget, frame)})
+        frame = frame.assign(**{args.budget: positive_column(frame, args.budget, args.runs)})
     parts = law_options.groups(frame, args.by, args.runs)
     titles = {label: f"{args.by} = {label}" if label else args.runs for label in parts}
     sources = {label: f"{args.runs}, {titles[label]}" if label else args.runs for label in parts}
+    if args.envelope:
+        return envelope.run(args, parts, sources)
     for label, group in parts.items():
         _check_hold_out(args, group, sources[label])
     # all groups are fitted before the first is shown: one that can't be fitted then leaves no partial output
@@ -67,8 +76,9 @@ def _run_fit(args: argparse.Namespace) -> int:
     shown = {label: _show_fit(console, args, titles[label], fits[label], parts[label]) for label in parts}
     records = {label: record for label, (record, *_) in shown.items()}
     rows = [[label, *row] if label else row for label, (_, found, _) in shown.items() for row in found]
-    header = ([args.by] if args.by else []) + COEFFICIENT_HEADER
+    header = ([args.by] if args.by else []) + COEFFICIENT_HEADER + FURTHER_INTERVALS * args.all_intervals
     record = {"by": args.by, "groups": records} if args.by else records[""]
+    record["notes"] = frame.attrs["notes"]
     law_options.write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
     if args.figures:
         arms = {label or "law": arm for label, (*_, arm) in shown.items() if arm is not None}
@@ -80,19 +90,27 @@ def _show_fit(
     console: Any, args: argparse.Namespace, title: str, law: tuple[Fit, Bootstrap | None], frame: pd.DataFrame
 ) -> tuple[dict[str, Any], list[list[str]], ArmFit | None]:
     """Print one law: its record, the rows of its coefficients, and the law with its cost, if it has optima."""
-    from rich.markup import escape
-
     from eqscale.laws import disagreement, intervals
     from eqscale.laws.arms import make_arm
-    from eqscale.laws.render import COEFFICIENT_HEADER, coefficient_rows, fit_record
+    from eqscale.laws.render import (
+        COEFFICIENT_HEADER,
+        FORM_HEADER,
+        FURTHER_INTERVALS,
+        coefficient_rows,
+        fit_record,
+        form_rows,
+        plain,
+    )  # fmt: skip
+    from eqscale.laws.rivals import compare_forms, judged
 
     found, boot = law
+    forms = compare_forms(found, _budgets(args, frame) if found.form.has_optimum else None)
+    found = judged(found, forms)
     limits = intervals(found, boot)
-    record, rows = fit_record(found, limits, boot), coefficient_rows(limits)
-    console.print(f"\n[bold]{escape(title)}[/bold]  {found.n} runs, L = {found.form.formula}")
-    law_options.print_table(console, COEFFICIENT_HEADER, rows)
-    colour = "green" if found.verdict.startswith("converged") else "yellow"
-    console.print(f"verdict: [{colour}]{escape(found.verdict)}[/{colour}]")
+    record, rows = fit_record(found, limits, boot), coefficient_rows(limits, args.all_intervals)
+    law_options.print_verdicts(console, {title: found}, titled=bool(args.by))
+    console.print(f"L = {found.form.formula}", markup=False)
+    law_options.print_table(console, COEFFICIENT_HEADER + FURTHER_INTERVALS * args.all_intervals, rows)
     console.print(
         f"objective ({found.loss.kind}, summed): {found.objective:.12g}; gradient "
         f"{found.certificate.gradient:.0e}, {found.certificate.basins} basin(s) from "
@@ -102,21 +120,24 @@ def _show_fit(
         console.print(f"[yellow]warning:[/yellow] {warning}")
     if args.profile:
         record["profile"] = _print_profile(console, found)
+    law_options.print_table(console, FORM_HEADER, form_rows(forms), "forms side by side")
+    record["forms"] = plain(forms)
     record |= _print_checks(console, args, found, frame)
     arm = None
     if found.form.has_optimum:
         arm = make_arm(title, frame, law, "C" if "C" in frame.columns else None, args.budget)
-        record["frontier"] = _print_frontier(console, arm, args.costs)
+        record["warnings"] += [arm.cost.warning] if arm.cost.warning else []
+        record["frontier"] = _print_frontier(console, args, arm)
     return record, rows, arm
 
 
 def _budgets(args: argparse.Namespace, frame: pd.DataFrame) -> np.ndarray:
     """Budget of each run: the column that was named, or grouped from the costs."""
-    from eqscale.laws.arms import group_budgets
+    from eqscale.laws.arms import group_budgets, run_costs
 
     if args.budget:
         return frame[args.budget].to_numpy()
-    return group_budgets(law_options.axis_costs(args, "C" if "C" in frame.columns else None, frame))
+    return group_budgets(run_costs(frame, "C" if "C" in frame.columns else None)[1])
 
 
 def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -> None:
@@ -167,6 +188,8 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
     if odd:
         shown = ", ".join(f"run {o.index + 1} ({100 * o.residual:+.1f} %)" for o in odd[:8])
         console.print(f"outliers: {shown}{', …' if len(odd) > 8 else ''}")
+    if fit.structure is not None and not fit.structure.rejects:  # else it is the verdict
+        console.print(f"structure: {fit.structure.describe()}", markup=False)
     test = lack_of_fit(fit)
     record["lack_of_fit"] = plain(test)
     if test:
@@ -188,22 +211,35 @@ def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.Da
     return record
 
 
-def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any]:
+def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict[str, Any] | None:
     import numpy as np
 
     from eqscale.laws import frontier
+    from eqscale.laws.answers import no_split
     from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
     from eqscale.laws.render import interval_text, number, plain
+    from eqscale.laws.validate import outliers
 
-    C = np.array(at) if at else np.geomspace(arm.C.min(), arm.C.max(), 5)
-    best = frontier(arm.fit, C, arm.cost, arm.boot)
+    law_options.print_cost_warnings(console, {arm.name: arm})
+    if why := no_split(arm.fit):
+        console.print(why, style="yellow")
+        return None
+    C = np.array(args.costs) if args.costs else np.unique(np.geomspace(arm.C.min(), arm.C.max(), 5))
+    best = frontier(arm.fit, C, arm.cost, arm.boot, profile=True)
     console.print(f"cost: {arm.cost.describe()}")
+    keep = np.ones(arm.fit.n, bool)
+    keep[[o.index for o in outliers(arm.fit)]] = False
     rows = []
     for i, c in enumerate(C):
-        limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in (best.model, best.robust))
-        optimum = [number(v[i]) for v in (best.N, best.D, best.loss)]
+        optimum = [
+            f"{number(v[i])} {interval_text([best.recommended[k].low[i], best.recommended[k].high[i]])}"
+            for k, v in (("N", best.N), ("D", best.D), ("loss", best.loss))
+        ]
+        further = (best.model, best.robust) if args.all_intervals else ()
+        limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in further)
         rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum, *map(interval_text, limits)])
-    law_options.print_table(console, ["C", "N_opt", "D_opt", "L_opt", "95 % model-based", "95 % robust"], rows)
+    header = [f"C, {args.unit}" if args.unit else "C", "N_opt, parameters", "D_opt, tokens", "L_opt"]
+    law_options.print_table(console, header + ["model-based", "robust"] * args.all_intervals, rows)
     if not best.inside.all():
         console.print("* beyond the cost of the runs: an extrapolation")
     record = plain(best)
@@ -215,13 +251,14 @@ def _print_frontier(console: Any, arm: ArmFit, at: list[float]) -> dict[str, Any
     record["approaches"] = []
     for approach in (1, 2):
         try:
-            found = isoflop_optima(arm.N, arm.D, arm.loss, arm.budget, approach)
-            bias = approach_bias(arm.fit, arm.cost, arm.budget, float(C[-1]), approach)
+            found = isoflop_optima(arm.N, arm.D, arm.loss, arm.budget, approach, keep)
+            bias = approach_bias(arm.fit, arm.cost, arm.budget, float(C[-1]), approach, keep)
         except InputError:
             continue  # the runs are no isoFLOP grid
+        without = f" without {found.left_out} outlier(s)" if found.left_out else ""
         console.print(
             f"approach {approach}: N_opt ∝ C^{found.a:.3f} {interval_text(found.a_interval)} from "
-            f"{len(found.budgets)} budgets; its design alone errs by {100 * bias.N_error:+.1f} % in N and "
+            f"{len(found.budgets)} budgets{without}; its design alone errs by {100 * bias.N_error:+.1f} % in N and "
             f"{100 * bias.D_error:+.1f} % in D at C = {C[-1]:.3g}"
         )
         record["approaches"].append({**plain(found), "bias": plain(bias)})

@@ -1,4 +1,4 @@
-"""``eqscale plan``, ``eqscale design`` and ``eqscale predict``: what to do with the laws of a study."""
+"""``eqscale plan`` and ``eqscale design``: what to do with the laws of a study."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from eqscale.cli import law_options
 from eqscale.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from eqscale.laws.arms import ArmFit
+    from eqscale.laws.plan import Plan
     from eqscale.report.advice import Suggestion
 
 _PLAN_HELP = """\
 Which arm to train with some compute, how large, how long, what loss to expect, and how sure that is, from the
 laws of a study's compute grid. --compute is in the unit of --axis: FLOPs, or seconds of the study's hardware.
+The first lines are the verdicts of the laws.
 
 examples:
   eqscale plan --from results/cpu --compute 1e14
@@ -25,22 +29,17 @@ examples:
 """
 
 _DESIGN_HELP = """\
-Which further runs would most reduce the uncertainty of an answer, per unit of cost, and what standard error to
-expect after each (V-optimal design). A question is alpha, beta, E, a, size@C, loss@C (about one arm), gap@C or
-crossing (about two arms).
+Which batch of further runs, within a total spend, would most reduce the uncertainty of an answer, and what standard
+error to expect (V-optimal design). A question is alpha, beta, E, a, size@C, loss@C (about one arm), gap@C or
+crossing (about two arms). New runs cost a third of the cheapest to three times the most expensive run of their arm,
+unless --range says otherwise, and their D/N stays within twice the range of the runs.
+
+The first lines are the verdicts of the laws, and how well the runs at hand can tell alpha from beta.
 
 examples:
   eqscale design runs.csv --arms gatr,transformer --question gap@1e15 --spend 1e14
-  eqscale design runs.csv --arms gatr --question a --spend 1e14
-"""
-
-_PREDICT_HELP = """\
-Predict the loss and the optimal size of every arm at a compute above the study's compute grid, and write it to
-DIR/prediction.json before those runs are made. eqscale report then shows prediction and outcome side by side.
-
-examples:
-  eqscale predict results/cpu --compute 3e13
-  eqscale predict results/cpu --compute 3e13 --up-to 1e13
+  eqscale design runs.csv --arms gatr --question a --spend 1e14 --range 1e11,1e13
+  eqscale design runs.csv --arms gatr --question a --spend 100h --axis seconds
 """
 
 
@@ -53,7 +52,8 @@ def register(subparsers: Any) -> None:
     law_options.add_arm_options(parser)
     add = parser.add_argument
     add("--from", dest="study", type=Path, metavar="DIR", help="results folder of a study")
-    add("--compute", required=True, metavar="C", help="what can be spent: FLOPs or seconds; times also as 90min or 1h")
+    add("--compute", required=True, metavar="C", help="what can be spent, in the unit of the axis: 1e14, 2 PF-days; "
+        "90min or 1h on an axis of time")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=_run_plan)
 
@@ -64,41 +64,11 @@ def register(subparsers: Any) -> None:
     add = parser.add_argument
     add("--question", metavar="Q", required=True, help="what should become more certain")
     add("--arms", metavar="ARM,…", help="the arms in question (default: all)")
-    add("--spend", type=float, metavar="C", required=True, help="total cost of the new runs")
-    add("--most", type=float, metavar="C", help="highest cost of one new run")
-    add("--runs-planned", type=int, default=10, metavar="K", help="most runs (default: 10)")
+    add("--spend", metavar="C", required=True, help="total cost of the batch, written as --compute of eqscale plan")
+    add("--range", metavar="LOW,HIGH", help="lowest and highest cost of one new run")
+    add("--runs-planned", type=int, default=10, metavar="K", help="most runs of the batch (default: 10)")
     add("--json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=_run_design)
-
-    parser = law_options.add_verb(subparsers, "predict", "predict runs before they are made", _PREDICT_HELP)
-    add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="results folder of a study")
-    add("--compute", type=float, required=True, metavar="C", help="compute to predict for")
-    add("--axis", default="executed", help="executed (default), nominal or seconds: unit of --compute")
-    add("--up-to", type=float, metavar="C", help="largest budget, in executed FLOPs, that the laws may see (default: "
-        "the largest whose runs all cost less than --compute)")  # fmt: skip
-    parser.set_defaults(run=_run_predict)
-
-
-_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def parse_compute(text: str, in_seconds: bool) -> float:
-    """A positive number; on an axis of seconds also a time such as ``90min`` or ``1h``.
-
-    Raises:
-        InputError: anything else.
-    """
-    unit = next((u for u in sorted(_SECONDS, key=len, reverse=True) if text.strip().endswith(u)), None)
-    try:
-        value = float(text.strip().removesuffix(unit or "")) * (_SECONDS[unit] if unit else 1.0)
-    except ValueError:
-        value = -1.0
-    if unit and not in_seconds:
-        raise InputError(f"--compute {text}: a time needs --axis seconds")
-    if not 0 < value < float("inf"):
-        raise InputError(f"--compute {text!r}: not a positive number (or a time such as 90min or 1h)")
-    return value
 
 
 def _run_plan(args: argparse.Namespace) -> int:
@@ -113,21 +83,21 @@ def _run_plan(args: argparse.Namespace) -> int:
 def _plan_from_study(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.axes import AXES
+    from eqscale.laws.quantities import parse_quantity, quantity
     from eqscale.laws.render import plain, write_json
-    from eqscale.laws.validate import lack_of_fit
     from eqscale.report.advice import suggest
-    from eqscale.report.analysis import design_points, on_axis
+    from eqscale.report.analysis import POINT, on_axis, with_points
     from eqscale.report.parts import read_study
 
     axis = args.axis[-1] if args.axis else "executed"
     axis = next((name for name in AXES if AXES[name].column == axis), axis)
     if axis not in AXES:
         raise InputError(f"--axis {axis!r}: choose one of {', '.join(AXES)}")
-    compute = parse_compute(args.compute, axis == "seconds")
+    compute = parse_quantity(args.compute, AXES[axis].unit, "--compute")
     runs = read_study(args.study).part("compute")
     if runs.empty:
         raise InputError(f"--from {args.study}: no finished run of a compute grid")
-    args.runs = str(args.study)
+    args.runs, args.replicates, runs = str(args.study), POINT, with_points(runs)
     fitted: dict[str, ArmFit] = {}
     problems = []
     for name in dict.fromkeys(runs["arm"]):
@@ -141,19 +111,13 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     rungs = functools.partial(_rungs, str(runs["task"].iloc[0]))
     found = suggest(runs, arms, axis, compute, rungs)
     console = make_console()
-    _print_suggestions(console, found, f"{compute:.4g} {AXES[axis].unit} ({AXES[axis].label})", axis == "seconds")
-    for name, arm in fitted.items():
-        test = lack_of_fit(arm.fit, design_points(runs, arm))
-        if test is not None and test.rejects:
-            console.print(
-                f"The law of {name} misses structure (lack of fit, p = {test.p_value:.2g}): what it says may be "
-                "further off than its intervals; the study's report shows where.",
-                style="yellow",
-            )
+    law_options.print_verdicts(console, {name: arm.fit for name, arm in fitted.items()})
+    _print_suggestions(console, found, f"{quantity(compute, AXES[axis].unit)} ({AXES[axis].label})", axis == "seconds")
     for problem in problems:
         console.print(f"left out: {problem}", style="yellow")
     if args.json:
-        write_json(args.json, {"axis": axis, "compute": compute, "suggestions": plain(found)})
+        verdicts = {name: arm.fit.verdict for name, arm in fitted.items()}
+        write_json(args.json, plain({"verdicts": verdicts, "axis": axis, "compute": compute, "suggestions": found}))
     return 0
 
 
@@ -208,42 +172,44 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
 def _plan_from_table(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.plan import advise
+    from eqscale.laws.quantities import quantity
     from eqscale.laws.render import interval_text, number, plain, write_json
 
     frame = law_options.read_arm_table(args)
-    axis = _one_axis(args, frame)
-    compute = parse_compute(args.compute, axis == "seconds")
-    found = advise(law_options.read_arms(args, axis, frame), compute)
+    axis = law_options.one_axis(args, frame)
+    compute = law_options.parse_cost(args, "--compute", args.compute, axis, frame)
+    arms = law_options.read_arms(args, axis, frame)
+    found = advise(arms, compute)
     rows = []
     for a in found:
         size, loss = f"{number(a.N)} {interval_text(a.N_band)}", f"{number(a.loss)} {interval_text(a.loss_band)}"
         rows.append([a.arm, size, number(a.D), loss, number(a.probability_best, 2, "f")])
     console = make_console()
+    law_options.print_verdicts(console, {name: arm.fit for name, arm in arms.items()})
+    law_options.print_cost_warnings(console, arms)
     header = [args.by, "parameters N", "tokens D", "expected loss", "P(best)"]
-    law_options.print_table(console, header, rows, f"{axis or '6ND'} = {compute:.3g}")
+    title = f"{axis or '6ND'} = {quantity(compute, law_options.cost_unit(args, axis, frame))}"
+    law_options.print_table(console, header, rows, title)
     if any(a.extrapolated for a in found):
         console.print("this cost is beyond the runs: an extrapolation", style="yellow")
     if args.json:
-        write_json(args.json, {"axis": axis or "6ND", "advice": plain(found)})
+        verdicts = {name: str(arm.fit.verdict) for name, arm in arms.items()}
+        write_json(args.json, {"axis": axis or "6ND", "verdicts": verdicts, "advice": plain(found)})
     return 0
-
-
-def _one_axis(args: argparse.Namespace, frame: Any) -> str | None:
-    axes = law_options.cost_axes(args, frame)
-    if len(axes) > 1:
-        raise InputError("one --axis at a time")
-    return axes[0]
 
 
 def _run_design(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.plan import parse_question, plan_runs
-    from eqscale.laws.render import number, plain, write_json
+    from eqscale.laws.render import plain, write_json
     from eqscale.storage import check_outputs
 
     check_outputs(args.json)
+    if args.runs_planned < 1:
+        raise InputError(f"--runs-planned {args.runs_planned}: at least 1")
     frame = law_options.read_arm_table(args)
-    axis = _one_axis(args, frame)
+    axis = law_options.one_axis(args, frame)
+    spend = law_options.parse_cost(args, "--spend", args.spend, axis, frame)
     arms = law_options.read_arms(args, axis, frame)
     wanted = [a.strip() for a in (args.arms or "").split(",") if a.strip()] or list(arms)
     for name in wanted:
@@ -251,53 +217,85 @@ def _run_design(args: argparse.Namespace) -> int:
             raise InputError(f"--arms: no {args.by} {name!r}; there are {', '.join(arms)}")
     arms = {name: arms[name] for name in wanted}
     question = parse_question(args.question, arms)
-    plan = plan_runs(question, arms, budget=args.spend, most=args.most, runs=args.runs_planned)
-    console, label = make_console(), axis or "6ND"
-    console.print(f"{plan.question}: {plan.estimate:.4g}, standard error now {plan.se_now:.3g}")
-    rows = [[r.arm, number(r.N), number(r.D), number(r.C), number(r.expected_se, 3)] for r in plan.runs]
-    header = [args.by, "N", "D", label, "standard error after"]
-    law_options.print_table(console, header, rows, f"total {label} = {plan.cost:.3g}")
-    if args.json:
-        write_json(args.json, {"axis": label, **plain(plan), "cost": plan.cost})
-    return 0
-
-
-def _prediction(p: dict[str, Any]) -> list[str]:
-    """A predicted size and loss with their intervals, the robust one of a new run where there is one."""
-    from eqscale.laws.render import interval_text, number
-
-    size, mean, new_run = (
-        [interval_text(p[what].get(kind), 3) for kind in ("model", "robust")]
-        for what in ("N_interval", "mean", "new_run")
-    )
-    return [number(p["N"], 3), *size, number(p["loss"], 3), *mean, *new_run]
-
-
-def _run_predict(args: argparse.Namespace) -> int:
-    from eqscale.console import make_console
-    from eqscale.laws.axes import AXES
-    from eqscale.laws.render import write_json
-    from eqscale.report.parts import read_study
-    from eqscale.report.prediction import predict
-    from eqscale.storage import check_outputs
-
-    path = args.folder / "prediction.json"
-    study = read_study(args.folder)
-    check_outputs(path)
-    if path.exists():
-        raise InputError(f"{path} exists already: a prediction is made once; remove it to start over")
-    record = predict(study, args.compute, args.axis, args.up_to)
-    write_json(path, record)
-    arms = record["arms"]
-    rows = [
-        [name, p["verdict"], *["–"] * 7] if p["loss"] is None else [name, *_prediction(p)] for name, p in arms.items()
-    ]
-    rows += [[f"{name}, no law", *_prediction(p["trend"])] for name, p in arms.items() if "trend" in p]
-    header = ["arm", "N_opt", "model-based", "robust", "loss", "model-based", "robust", "new run", "new run, robust"]
+    plan = plan_runs(
+        question, arms, budget=spend, cost_range=_cost_range(args, axis, frame), runs=args.runs_planned
+    )  # fmt: skip
     console = make_console()
-    seen = f"{record['runs_seen']} runs at budgets up to {record['largest_budget_seen']:.3g}"
-    law_options.print_table(console, header, rows, f"{args.compute:.3g} {AXES[args.axis].unit}, from {seen}")
-    for why in record["not_predicted"].values():
-        console.print(f"not predicted: {why}", style="yellow")
-    console.print(f"written: {path}; commit it before the runs are made")
+    law_options.print_verdicts(console, {name: arm.fit for name, arm in arms.items()})
+    law_options.print_cost_warnings(console, arms)
+    _print_plan(console, args.by, plan, arms, axis or "6ND", law_options.cost_unit(args, axis, frame))
+    if args.json:
+        verdicts = {name: str(arm.fit.verdict) for name, arm in arms.items()}
+        write_json(args.json, {"axis": axis or "6ND", "verdicts": verdicts, **plain(plan), "cost": plan.cost})
     return 0
+
+
+def _cost_range(args: argparse.Namespace, axis: str | None, frame: Any) -> tuple[float, float] | None:
+    if args.range is None:
+        return None
+    low, comma, high = args.range.partition(",")
+    if not comma:
+        raise InputError(f"--range {args.range!r}: write two costs, as in 1e17,1e20")
+    limits = tuple(law_options.parse_cost(args, "--range", text.strip(), axis, frame) for text in (low, high))
+    if limits[0] > limits[1]:
+        raise InputError(f"--range {args.range}: the lowest cost comes first")
+    return limits[0], limits[1]
+
+
+def _print_plan(console: Any, by: str, plan: Plan, arms: Mapping[str, ArmFit], axis: str, unit: str) -> None:
+    """A batch of runs, what it may choose from, and what it is worth."""
+    import numpy as np
+
+    from eqscale.laws.design import resolution
+    from eqscale.laws.quantities import quantity
+    from eqscale.laws.render import number
+
+    for name, arm in arms.items():
+        new = [run for run in plan.runs if run.arm == name]
+        N, D = (np.concatenate([old, [getattr(run, k) for run in new]]) for k, old in (("N", arm.N), ("D", arm.D)))
+        title = f"{name}: " if len(arms) > 1 else ""
+        console.print(f"{title}{resolution(arm.N, arm.D, arm.fit.spread).describe()}", markup=False)
+        if new:
+            console.print(f"{title}with the batch, {resolution(N, D, arm.fit.spread).describe()}", markup=False)
+    meaning, estimate, error = _labelled(plan.question, unit, list(arms))
+    known = f"{estimate(plan.estimate)}, standard error now {error(plan.se_now)}"
+    if not np.isfinite(plan.estimate):
+        known = (
+            f"not known (see the verdict); for a law with terms of equal size, standard error now {error(plan.se_now)}"
+        )
+    console.print(f"{meaning}: {known}", markup=False)
+    if not plan.runs:
+        console.print("no run within these limits makes it more certain", style="yellow")
+        return
+    rows = [
+        [run.arm, str(count), number(run.N, 3), number(run.D, 3), number(run.D / run.N, 3), quantity(run.C, unit)]
+        for run, count in plan.points
+    ]
+    header = [by, "runs", "parameters N", "tokens D", "D/N", f"{axis} of one"]
+    law_options.print_table(console, header, rows, f"{len(plan.runs)} runs, {quantity(plan.cost, unit)} in all")
+    console.print(f"standard error after them: {error(plan.runs[-1].expected_se)}")
+    for name, limits in plan.limits.items():
+        low, high = (quantity(c, unit) for c in limits.cost)
+        ratio = " to ".join(number(r, 3) for r in limits.ratio)
+        console.print(f"chosen for {name} from {low} to {high} a run, D/N from {ratio}", markup=False)
+
+
+def _labelled(
+    question: str, unit: str, arms: Sequence[str]
+) -> tuple[str, Callable[[float], str], Callable[[float], str]]:
+    """What a question asks for, and how its answer and the standard error of that are written."""
+    import math
+
+    from eqscale.laws.quantities import quantity
+    from eqscale.laws.render import number
+
+    name, at, C = question.partition("@")
+    logarithms = {"size": "optimal size", "loss": "optimal loss", "gap": " / ".join(f"loss of {a}" for a in arms)}
+    if name not in (*logarithms, "crossing"):
+        return name, number, lambda se: number(se, 3)
+    what = {"size": "parameters", "crossing": unit}.get(name, "")
+    return (
+        logarithms.get(name, "cost at which the optimal losses meet") + f" at {C} {unit}".rstrip() * bool(at),
+        lambda log: quantity(math.exp(log), what),
+        lambda se: f"{100 * se:.2g} %" if se < 0.5 else f"a factor of {math.exp(se):.2g}",
+    )

@@ -37,6 +37,8 @@ class Allocation:
     """95 % Student t of the straight line through the optima; NaN with fewer than three budgets."""
     at_edge: tuple[float, ...]
     """Budgets left out of the line: their optimum is at or beyond the sizes that were run."""
+    left_out: int
+    """Runs left out as outliers."""
     _lines: tuple[tuple[float, float], tuple[float, float]] = field(repr=False)
 
     def optimum(self, C: float | Array) -> tuple[Array, Array]:
@@ -45,18 +47,23 @@ class Allocation:
         return np.exp(n0 + a * np.log(C)), np.exp(d0 + b * np.log(C))
 
 
-def isoflop_optima(N: Array, D: Array, loss: Array, budget: Array, approach: int = 2) -> Allocation:
+def isoflop_optima(
+    N: Array, D: Array, loss: Array, budget: Array, approach: int = 2, keep: Array | None = None
+) -> Allocation:
     """Approach 1 or 2 from finished runs.
 
     Args:
         N, D, loss: runs, (n,).
         budget: budget of each run, (n,); see ``arms.group_budgets``.
         approach: 1 (best run of each budget) or 2 (parabola of the loss in log N, and in log D for D_opt).
+        keep: runs that are no outliers, boolean (n,): one run can move a parabola or be the best of its budget. All
+            if None.
 
     Raises:
         InputError: fewer than two budgets have an optimum within their sizes.
     """
-    N, D, loss, budget = (np.asarray(v, float) for v in (N, D, loss, budget))
+    keep = np.ones(len(N), bool) if keep is None else keep
+    N, D, loss, budget = (np.asarray(v, float)[keep] for v in (N, D, loss, budget))
     rows, edge = [], []
     for value in np.unique(budget):
         here = budget == value
@@ -82,8 +89,9 @@ def isoflop_optima(N: Array, D: Array, loss: Array, budget: Array, approach: int
     of_n, of_d = (stats.linregress(np.log(C), v) for v in (n, d))
     a, b = float(of_n.slope), float(of_d.slope)
     half = stats.t.ppf(0.975, len(C) - 2) * of_n.stderr if len(C) > 2 else np.nan
+    left_out = int((~keep).sum())
     lines = ((float(of_n.intercept), a), (float(of_d.intercept), b))
-    return Allocation(approach, C, np.exp(n), np.exp(d), y, a, b, (a - half, a + half), tuple(edge), lines)
+    return Allocation(approach, C, np.exp(n), np.exp(d), y, a, b, (a - half, a + half), tuple(edge), left_out, lines)
 
 
 @dataclass(frozen=True)
@@ -101,13 +109,16 @@ class ApproachBias:
     D_error: float
 
 
-def approach_bias(fit: Fit, cost: CostModel, budget: Array, C: float, approach: int = 2) -> ApproachBias:
+def approach_bias(
+    fit: Fit, cost: CostModel, budget: Array, C: float, approach: int = 2, keep: Array | None = None
+) -> ApproachBias:
     """Bias of approach 1 or 2 at cost C if the fitted surface were the truth and its runs had no noise.
 
-    ``cost`` is the cost model of those runs and ``budget`` the budget of each, (n,).
+    ``cost`` is the cost model of those runs and ``budget`` the budget of each, (n,); ``keep`` as for
+    ``isoflop_optima``.
     """
     N, D = fit.columns["N"], fit.columns["D"]
-    found = isoflop_optima(N, D, fit.predict(**fit.columns), budget, approach)
+    found = isoflop_optima(N, D, fit.predict(**fit.columns), budget, approach, keep)
     log_n, log_d, _ = (v[0] for v in frontier_values(fit.coefficients, cost, np.array([C])))
     true_n = frontier_values(fit.coefficients, cost, found.budgets)[0][0]
     n, d = found.optimum(C)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqscale.laws.cost import CostModel, fit_cost, nd_cost
+from eqscale.laws.cost import CostModel, complete_costs, nd_cost
 from eqscale.laws.fit import Fit, fit
 from eqscale.laws.forms import get_form
 from eqscale.laws.frontier import require_optimum
+from eqscale.laws.structure import design_columns
 from eqscale.laws.table import require_columns
 from eqscale.laws.uncertainty import Bootstrap, bootstrap
 
@@ -83,6 +84,8 @@ class Options:
     """See ``bootstrap``."""
     cluster: str | None = None
     """Column of the clusters for ``kind="cluster"``."""
+    replicates: str | None = None
+    """Column whose equal values mark replicates; None: runs that agree in all columns of their design are."""
     resamples: int = 1000
     """0 for no bootstrap."""
     seed: int = 0
@@ -98,12 +101,20 @@ def fit_table(runs: pd.DataFrame, options: Options, where: str) -> tuple[Fit, Bo
     found = fit(
         loss=runs["loss"], form=form, loss_fn=options.loss_fn, delta=options.delta, fix=options.fix,
         weights=runs[options.weights] if options.weights else None, where=where,
+        chosen=design_columns(runs, (*form.columns, options.weights, options.replicates)),
+        points=runs[options.replicates] if options.replicates else None,
         **{column: runs[column] for column in form.columns if column in runs.columns},
     )  # fmt: skip
     if not options.resamples:
         return found, None
     clusters = runs[options.cluster].to_numpy() if options.cluster else None
     return found, bootstrap(found, options.kind, resamples=options.resamples, seed=options.seed, clusters=clusters)
+
+
+def run_costs(runs: pd.DataFrame, cost: str | None) -> tuple[CostModel, Array]:
+    """The cost model of some runs and what each cost, (n,): the column ``cost``, completed, or 6ND if None."""
+    N, D = runs["N"].to_numpy(float), runs["D"].to_numpy(float)
+    return complete_costs(N, D, runs[cost]) if cost else (nd_cost(), 6 * N * D)
 
 
 def make_arm(
@@ -113,8 +124,7 @@ def make_arm(
 
     ``budget`` is the column with the nominal budgets; without one, runs are grouped by their costs.
     """
-    spent = (runs[cost] if cost else 6 * runs["N"] * runs["D"]).to_numpy(float)
-    model = fit_cost(runs["N"], runs["D"], spent) if cost else nd_cost()
+    model, spent = run_costs(runs, cost)
     budgets = runs[budget].to_numpy(float) if budget else group_budgets(spent)
     return ArmFit(name, *law, model, spent, budgets, runs.index.to_numpy())
 
@@ -145,7 +155,7 @@ def fit_arms(
     """
     chosen = Options(**options)
     require_optimum(get_form(chosen.form))
-    require_columns(runs, (by, cost, budget, chosen.cluster, chosen.weights), where or "runs")
+    require_columns(runs, (by, cost, budget, chosen.cluster, chosen.weights, chosen.replicates), where or "runs")
     out = {}
     for position, name in enumerate(dict.fromkeys(runs[by].astype(str))):
         part = runs[runs[by].astype(str) == name]

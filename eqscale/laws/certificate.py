@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eqscale.laws.design import ambiguity
 from eqscale.laws.lad import subgradient_excess
 from eqscale.laws.solver import derivatives
 
@@ -74,7 +75,7 @@ def _active_bounds(fit: Fit) -> tuple[str, ...]:
 def _newton_evidence(fit: Fit) -> tuple[float, float, np.ndarray]:
     """Scaled gradient norm, relative decrement and eigenvalues of the scaled Hessian."""
     free, one = fit.free, fit.theta[None]
-    d = derivatives(fit, one, fit.scaled_loss[None], fit.weights[None], fit.loss.threshold)
+    d = derivatives(fit, one, fit.scaled_loss[None], fit.weights[None], fit.threshold)
     # an objective at the rounding level of the residuals is zero (noise-free data): its slope is rounding too
     size = 1.0 if fit.loss.is_log else np.max(fit.scaled_loss)
     rounding = float(np.sum(fit.weights)) * (4e-16 * size) ** 2
@@ -88,30 +89,78 @@ def _newton_evidence(fit: Fit) -> tuple[float, float, np.ndarray]:
     return gradient, decrement, eigenvalues
 
 
-def verdict_of(fit: Fit) -> str:
+STATES = ("not converged", "unidentified", "misfit", "on boundary", "converged")
+"""What a fit can be, worst first."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a fit is worth, in words: read it before the parameters."""
+
+    findings: tuple[tuple[str, str], ...]
+    """(one of ``STATES``, reason in one line), worst first; of a good fit ``("converged", "")``."""
+
+    @property
+    def state(self) -> str:
+        """The worst of its findings: one of ``STATES``."""
+        return self.findings[0][0]
+
+    @property
+    def reason(self) -> str:
+        """Why, in one line; empty for a fit that simply converged."""
+        return self.findings[0][1]
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing speaks against the fit."""
+        return self.state == "converged"
+
+    @property
+    def determined(self) -> bool:
+        """Whether the runs tell the law at all, so that what follows from it is an answer."""
+        return self.state not in ("not converged", "unidentified")
+
+    def has(self, state: str) -> bool:
+        """Whether one of the findings is of this state."""
+        return any(found == state for found, _ in self.findings)
+
+    def __str__(self) -> str:
+        """``state: reason``, one after the other."""
+        return "; ".join(f"{state}: {reason}" if reason else state for state, reason in self.findings)
+
+
+def verdict_of(fit: Fit) -> Verdict:
     """The state of the fit in words."""
     c = fit.certificate
     if not np.isfinite(fit.objective) or not np.isfinite(c.decrement):
-        return "not converged: the objective is not finite"
-    if len(fit.fixed) == len(fit.form.names):
-        return "converged: all parameters are fixed, nothing was fitted"
-    late = ""
+        return Verdict((("not converged", "the objective is not finite"),))
+    found = []
     if c.decrement > 1e-9 and c.gradient > 1e-6:
-        late = f"not converged: one more step would lower the objective by {c.decrement:.1e} (relative)"
-        if c.condition < 1e10:
-            return late
-    boundary = f"on boundary: {', '.join(c.active_bounds)}" if c.active_bounds else ""
+        found.append(("not converged", f"one more step would lower the objective by {c.decrement:.1e} (relative)"))
+    if what := _unidentified(fit):
+        found.append(("unidentified", what))
+        if c.condition >= 1e10:  # a flat valley: that Newton crawls in it is no news
+            found.sort(key=lambda finding: finding[0] == "not converged")
+    if fit.structure is not None and fit.structure.rejects:
+        found.append(("misfit", "; ".join(filter(None, (fit.structure.describe(), fit.remark)))))
+    if c.active_bounds:
+        found.append(("on boundary", ", ".join(c.active_bounds)))
+    nothing_fitted = len(fit.fixed) == len(fit.form.names)
+    good = ("converged", "all parameters are fixed, nothing was fitted" if nothing_fitted else "")
+    return Verdict(tuple(found) or (good,))
+
+
+def _unidentified(fit: Fit) -> str:
+    """The combination of parameters that the runs don't tell, in words; empty if there is none."""
+    c = fit.certificate
     idle = [fit.form.powers[p][0] for p in fit.vanished]
-    vague = _vague_parameters(fit)
-    if c.condition > 1e12 or vague or idle:
-        if idle:
-            what = f"{', '.join(idle)} (its term vanished)"
-        elif vague:
-            what = f"{c.weakest_direction} ({'; '.join(vague)})"
-        else:
-            what = f"{c.weakest_direction} (condition {c.condition:.0e})"
-        return "; ".join(filter(None, (f"unidentified: direction {what}", boundary, late)))
-    return late or boundary or "converged"
+    if idle:
+        return f"direction {', '.join(idle)} (its term vanished)"
+    if unclear := ambiguity(fit):
+        return f"direction {unclear}"
+    if vague := _vague_parameters(fit):
+        return f"direction {c.weakest_direction} ({'; '.join(vague)})"
+    return f"direction {c.weakest_direction} (condition {c.condition:.0e})" if c.condition > 1e12 else ""
 
 
 def _vague_parameters(fit: Fit) -> list[str]:

@@ -1,21 +1,29 @@
-"""How much one arm is worth in terms of another: compute, data, parameters, and where their lines cross."""
+"""How much one arm is worth in terms of another: compute, data, parameters, and where their lines cross.
+
+What is claimed (ahead, a crossing) holds for all costs of a comparison together at 95 %: where two arms have the same
+law, anything at all is claimed in one of twenty comparisons.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import optimize, special
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import cost_to_reach, frontier_values
+from eqscale.laws.profile import Joint, Region, limits, surface
 
 Array = np.ndarray
 
 _BEYOND = 10.0
 """Crossings are searched from the cost of the cheapest run divided by this to that of the most expensive times this."""
+_PRECISION = 9  # halvings of a step between costs to locate the limits of a crossing
 
 
 @dataclass(frozen=True)
@@ -25,12 +33,20 @@ class Multiplier:
     C: float
     loss: float
     """The arm's compute-optimal loss at C."""
+    ahead: str
+    """The arm that is shown to be ahead at C, or empty."""
+    advantage: tuple[float, float, float]
+    """Loss of the reference over that of the arm: estimate, low, high (95 % for all costs together)."""
     compute: tuple[float, float, float]
-    """Estimate, low, high (95 % bootstrap): infinite where the reference never gets there."""
+    """Estimate, low, high (95 %, profile limits): infinite where the reference never gets there. The interval
+    includes 1 where neither arm is shown to be ahead."""
     data: tuple[float, float, float]
+    """Estimate, low, high (95 % bootstrap)."""
     parameters: tuple[float, float, float]
     compute_model: tuple[float, float]
     """Gauss–Newton interval of the compute multiplier."""
+    compute_robust: tuple[float, float]
+    """Its bootstrap percentiles."""
     probability_better: float
     """Share of resamples in which the arm's loss at C is below the reference's."""
     extrapolated: bool
@@ -39,32 +55,26 @@ class Multiplier:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where the compute-optimal losses of two arms meet."""
+    """Where the compute-optimal losses of two arms are shown to meet."""
 
     C: float | None
-    """Of the point estimates; None if there is none in range."""
+    """Of the point estimates; None unless one arm is shown to be ahead below, the other above."""
     interval: tuple[float, float] | None
-    """95 % of the resamples that cross in range."""
-    probability: float
-    """Share of resamples that cross in range."""
+    """Costs at which neither arm is shown to be ahead, between those where they are: C lies within."""
     range: tuple[float, float]
     """Costs searched."""
     better_below: str
+    """The arm ahead at the lower costs, or empty where none is shown to be."""
     better_above: str
 
     def describe(self) -> str:
         """In words."""
-        if not self.better_below:
-            return "undecidable: an arm's law lost a term and has no compute-optimal point (see its verdict)"
-        low, high = self.range
-        where = f"between C = {low:.3g} and {high:.3g}"
-        if self.C is None:
-            share = f"{100 * self.probability:.0f} % of resamples cross"
-            return f"none in range ({where} {self.better_below} is ahead; {share})"
-        low, high = self.interval or (np.nan, np.nan)
+        where = f"between C = {self.range[0]:.3g} and {self.range[1]:.3g}"
+        if self.C is None or self.interval is None:
+            return f"none shown {where}"
+        low, high = self.interval
         return (
-            f"at C = {self.C:.3g} [{low:.3g}, {high:.3g}]: {self.better_below} ahead below, "
-            f"{self.better_above} above ({100 * self.probability:.0f} % of resamples cross {where})"
+            f"at C = {self.C:.3g} [{low:.3g}, {high:.3g}]: {self.better_below} ahead below, {self.better_above} above"
         )
 
 
@@ -75,6 +85,8 @@ class Comparison:
     arm: str
     reference: str
     axis: str
+    summary: str
+    """What the runs support, in a sentence."""
     multipliers: tuple[Multiplier, ...]
     crossing: Crossing
 
@@ -99,10 +111,84 @@ def common_range(arms: Mapping[str, ArmFit]) -> tuple[float, float]:
     return max(a.C.min() for a in arms.values()), min(a.C.max() for a in arms.values())
 
 
+def log_gap(arm: ArmFit, reference: ArmFit, C: float) -> Joint:
+    """log L_opt of the reference minus that of the arm at cost C, of the laws of both: positive where the arm leads."""
+    at = np.array([C])
+
+    def of(ours: Coefficients, theirs: Coefficients) -> Array:
+        return (frontier_values(theirs, reference.cost, at)[2] - frontier_values(ours, arm.cost, at)[2])[:, 0]
+
+    return of
+
+
+def log_multiplier(arm: ArmFit, reference: ArmFit, C: float) -> Joint:
+    """log of how many times C the reference needs for the arm's loss at C, of the laws of both."""
+    at = np.array([C])
+
+    def of(ours: Coefficients, theirs: Coefficients) -> Array:
+        with np.errstate(over="ignore"):
+            reached = np.exp(frontier_values(ours, arm.cost, at)[2])
+        return cost_to_reach(theirs, reference.cost, reached)[0][:, 0] - np.log(C)
+
+    return of
+
+
+class _Pair:
+    """Two arms, and the laws of both that their runs allow."""
+
+    def __init__(self, arm: ArmFit, reference: ArmFit):
+        self.arm, self.reference = arm, reference
+        self.laws = (arm.fit.coefficients, reference.fit.coefficients)
+        boots = [a.boot for a in (arm, reference) if a.boot is not None]
+        size = min(boot.resamples for boot in boots)
+        self.drawn = [boot.coefficients.each(lambda v: v[:size]) for boot in boots]
+        self.region = Region([surface(a.fit, a.boot.member if a.boot else None) for a in (arm, reference)])
+
+    def level_for_all(self, costs: Array, level: float = 0.95) -> float:
+        """Confidence of each gap that makes those at all costs hold together (Hothorn, Bretz & Westfall 2008)."""
+        if not np.isfinite(self.region.lowest):  # without noise there is nothing to allow for
+            return level
+        gaps = [log_gap(self.arm, self.reference, c) for c in costs]
+        slopes = np.array([self.region.slopes(g, self.region.theta[None])[1][0] for g in gaps])
+        if not np.isfinite(slopes).all():
+            return level
+        covariance = slopes @ self.region.inverse @ slopes.T
+        se = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+        values, vectors = np.linalg.eigh(covariance / np.outer(se, se))
+        rng, df = np.random.default_rng(0), self.region.df
+        z = rng.standard_normal((20000, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+        largest = np.abs(z).max(1) / np.sqrt(rng.chisquare(df, len(z)) / df)
+        return float(1 - 2 * special.stdtr(df, -np.quantile(largest, level)))
+
+    def gaps(self, costs: Array, level: float) -> Array:
+        """log gap at each cost: estimate, low, high, (k, 3); no narrower than the bootstraps of the arms say."""
+        gaps = [log_gap(self.arm, self.reference, c) for c in costs]
+        value = np.array([g(*self.laws)[0] for g in gaps])
+        low, high = limits(self.region, gaps, level, [self._resampled(g) for g in gaps]).T
+        return np.column_stack([value, np.fmin(low, value), np.fmax(high, value)])
+
+    def _resampled(self, gap: Joint) -> float:
+        """Standard error of a gap by the bootstraps, from their middle 68 %; 0 if too few of them have the gap."""
+        draws = gap(*self.drawn)
+        known = np.isfinite(draws)
+        if known.sum() < 0.9 * len(draws):
+            return 0.0
+        return float(np.diff(np.percentile(draws[known], [16, 84]))[0]) / 2
+
+    def name(self, sign: float) -> str:
+        """The arm that a gap of this sign favours."""
+        return "" if sign == 0 else self.arm.name if sign > 0 else self.reference.name
+
+
+def _shown(gaps: Array) -> Array:
+    """Sign of each gap (k, 3) that its interval excludes 0 with, or 0."""
+    return np.where(gaps[:, 1] > 0, 1, np.where(gaps[:, 2] < 0, -1, 0))
+
+
 def compare_arms(
     arm: ArmFit, reference: ArmFit, *, C: Sequence[float] | Array | None = None, axis: str = "C"
 ) -> Comparison:
-    """What an arm is worth against a reference: multipliers over C, P(better) and the crossing.
+    """What an arm is worth against a reference: who is ahead, multipliers over C, and the crossing.
 
     To reach the loss that ``arm`` attains compute-optimally at cost C, the reference (trained compute-optimally too)
     needs ``compute`` times the cost, ``data`` times the tokens and ``parameters`` times the parameters; factors above
@@ -121,17 +207,31 @@ def compare_arms(
         raise InputError("a comparison with intervals needs a bootstrap of each arm")
     low, high = common_range({"a": arm, "b": reference})
     C = np.geomspace(low, high, 5) if C is None else np.asarray(C, float)
-    size = min(arm.boot.resamples, reference.boot.resamples)
-    ours, theirs = (
-        a.fit.coefficients.followed_by(boot.coefficients.each(lambda v: v[:size]))
-        for a, boot in ((arm, arm.boot), (reference, reference.boot))
-    )
+    pair = _Pair(arm, reference)
+    searched = min(arm.C.min(), reference.C.min()) / _BEYOND, max(arm.C.max(), reference.C.max()) * _BEYOND
+    costs = np.unique([*searched, *np.geomspace(low, high, 5), *C])
+    level = pair.level_for_all(costs)
+    gaps = pair.gaps(costs, level)
+    crossing = _crossing(pair, costs, gaps, level, searched)
+    multipliers = _multipliers(pair, C, gaps[np.searchsorted(costs, C)])
+    return Comparison(
+        arm.name, reference.name, axis, _summary(pair, axis, costs, gaps, (low, high), crossing, multipliers),
+        multipliers, crossing,
+    )  # fmt: skip
+
+
+def _multipliers(pair: _Pair, C: Array, gaps: Array) -> tuple[Multiplier, ...]:
+    """Multipliers at costs (k,) with the gaps there, (k, 3)."""
+    arm, reference = pair.arm, pair.reference
+    low, high = common_range({"a": arm, "b": reference})
+    ours, theirs = (law.followed_by(drawn) for law, drawn in zip(pair.laws, pair.drawn, strict=True))
     log_n, log_d, log_l = frontier_values(ours, arm.cost, C)
     _, _, log_l_ref = frontier_values(theirs, reference.cost, C)
     needs = cost_to_reach(theirs, reference.cost, np.exp(log_l))
     have = (np.log(C)[None], log_n, log_d)
     with np.errstate(invalid="ignore", over="ignore"):
         factors = [np.exp(np.minimum(a - b, 700.0)) for a, b in zip(needs, have, strict=True)]
+        profiled = np.exp(limits(pair.region, [log_multiplier(arm, reference, c) for c in C]))
     model = _model_interval(arm, reference, C)
     known = ~np.isnan(log_l + log_l_ref)[1:]
     with np.errstate(invalid="ignore"):
@@ -139,13 +239,16 @@ def compare_arms(
     better = np.where(np.isnan(log_l + log_l_ref)[0], np.nan, better)
     span = reference.C.min(), reference.C.max()
     out = []
-    for i, c in enumerate(C):
-        trip = [_percentiles(f[:, i]) for f in factors]
-        equivalent = c * min(trip[0][0], 1e100)
+    for i, (c, sign) in enumerate(zip(C, _shown(gaps), strict=True)):
+        compute, parameters, data = (_percentiles(f[:, i]) for f in factors)
+        floor, ceiling = (compute[0], compute[0]) if sign else (min(compute[0], 1.0), max(compute[0], 1.0))
+        recommended = (compute[0], float(min(profiled[i, 0], floor)), float(max(profiled[i, 1], ceiling)))
+        equivalent = c * min(compute[0], 1e100)
         outside = not (low <= c * (1 + 1e-9) and c <= high * (1 + 1e-9) and span[0] <= equivalent <= span[1])
-        loss, probability = float(np.exp(log_l[0, i])), float(better[i])
-        out.append(Multiplier(float(c), loss, trip[0], trip[2], trip[1], model[i], probability, outside))
-    return Comparison(arm.name, reference.name, axis, tuple(out), _crossing(arm, reference, ours, theirs))
+        ratio = tuple(np.exp(gaps[i]).tolist())
+        robust = (data, parameters, model[i], compute[1:], float(better[i]), outside)
+        out.append(Multiplier(float(c), float(np.exp(log_l[0, i])), pair.name(sign), ratio, recommended, *robust))
+    return tuple(out)
 
 
 def _percentiles(v: Array) -> tuple[float, float, float]:
@@ -178,29 +281,73 @@ def _model_interval(arm: ArmFit, reference: ArmFit, C: Array) -> list[tuple[floa
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _crossing(arm: ArmFit, reference: ArmFit, ours: Coefficients, theirs: Coefficients) -> Crossing:
-    """The crossing nearest to the runs that both arms have, given their laws with those of all resamples."""
-    low = min(arm.C.min(), reference.C.min()) / _BEYOND
-    high = max(arm.C.max(), reference.C.max()) * _BEYOND
-    grid = np.geomspace(low, high, 121)
-    gap = frontier_values(ours, arm.cost, grid)[2] - frontier_values(theirs, reference.cost, grid)[2]
-    with np.errstate(invalid="ignore"):
-        change = (gap[:, :-1] * gap[:, 1:]) <= 0
-    crosses = change.any(1)
-    middle = 0.5 * np.sum(np.log(common_range({"a": arm, "b": reference})))
-    log_grid = np.log(grid)
-    distance = np.where(change, np.abs(0.5 * (log_grid[:-1] + log_grid[1:]) - middle), np.inf)
-    k = np.argmin(distance, axis=1)
-    rows = np.arange(len(gap))
-    g0, g1 = gap[rows, k], gap[rows, k + 1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        at = log_grid[k] + (log_grid[k + 1] - log_grid[k]) * np.where(g0 == g1, 0.0, g0 / (g0 - g1))
-    names, C, interval = (arm.name, reference.name), None, None
-    if crosses[0]:
-        below, above = names if g0[0] < 0 else names[::-1]
-        C, draws = float(np.exp(at[0])), np.exp(at[1:][crosses[1:]])
-        if len(draws):
-            interval = tuple(np.percentile(draws, [2.5, 97.5]).tolist())
+def _crossing(pair: _Pair, costs: Array, gaps: Array, level: float, searched: tuple[float, float]) -> Crossing:
+    """The crossing nearest to the runs that both arms have, from the gaps (k, 3) at ascending costs."""
+    signs = _shown(gaps)
+    known = np.flatnonzero(signs)
+    turns = [(i, j) for i, j in itertools.pairwise(known) if signs[i] != signs[j]]
+    if not turns:
+        leader = pair.name(signs[known[0]]) if len(known) else ""
+        return Crossing(None, None, searched, leader, leader)
+    log_c = np.log(costs)
+    middle = 0.5 * np.sum(np.log(common_range({"a": pair.arm, "b": pair.reference})))
+    i, j = min(turns, key=lambda turn: abs(0.5 * (log_c[turn[0]] + log_c[turn[1]]) - middle))
+    sure, unsure = log_c[[i, j]], log_c[[i + 1, j - 1]]  # either limit lies between these two
+    if j == i + 1:
+        unsure = np.full(2, _root(pair, *sure))
+    for _ in range(_PRECISION):
+        half = 0.5 * (sure + unsure)
+        still = _shown(pair.gaps(np.exp(half), level)) == signs[[i, j]]
+        sure, unsure = np.where(still, half, sure), np.where(still, unsure, half)
+    low, high = np.exp(sure).tolist()
+    return Crossing(float(np.exp(_root(pair, *sure))), (low, high), searched, pair.name(signs[i]), pair.name(signs[j]))
+
+
+def _root(pair: _Pair, low: float, high: float) -> float:
+    """log C between two at which the gap of the point estimates has different signs, where it is zero."""
+    return float(
+        optimize.brentq(lambda c: log_gap(pair.arm, pair.reference, float(np.exp(c)))(*pair.laws)[0], low, high)
+    )
+
+
+def _summary(
+    pair: _Pair, axis: str, costs: Array, gaps: Array, shared: tuple[float, float], crossing: Crossing,
+    multipliers: Sequence[Multiplier],
+) -> str:  # fmt: skip
+    """What the runs support, as a person would say it."""
+    arm, reference = pair.arm.name, pair.reference.name
+    inside = (costs >= shared[0] * (1 - 1e-9)) & (costs <= shared[1] * (1 + 1e-9))
+    costs, gaps = costs[inside], gaps[inside]
+    between = f"between {axis} = {costs[0]:.3g} and {costs[-1]:.3g}"
+    if np.isnan(gaps[:, 0]).any():
+        return (
+            f"{arm} and {reference} can't be compared: an arm's law lost a term and has no compute-optimal point "
+            "(see its verdict)."
+        )
+    signs = _shown(gaps)
+    if crossing.C is not None and crossing.interval is not None:
+        low, high = crossing.interval
+        return (
+            f"{crossing.better_above} overtakes {crossing.better_below} at {axis} = {crossing.C:.3g} "
+            f"[{low:.3g}, {high:.3g}]."
+        )
+    if not signs.any():
+        most = 100 * np.expm1(np.abs(gaps[:, 1:]).max())
+        size = f"at most {most:.2g} %" if most < 1000 else "the runs set no useful limit"
+        return f"No difference between {arm} and {reference} is shown {between}: {size} in loss."
+    leader = pair.name(signs[np.flatnonzero(signs)[0]])
+    where = np.flatnonzero(signs)
+    span = between if len(where) == len(signs) else f"from {axis} = {costs[where[0]]:.3g} to {costs[where[-1]]:.3g}"
+    if len(where) == 1:
+        span = f"at {axis} = {costs[where[0]]:.3g}"
+    open_ = "" if len(where) == len(signs) else "; elsewhere no difference is shown"
+    other = reference if leader == arm else arm
+    at = where[-1]
+    ratio = np.sort(np.exp(np.abs(gaps[at])))  # low, estimate, high: all have one sign here
+    if ratio[1] < 1.2:
+        low, value, high = 100 * (ratio - 1)
+        size = f"{value:.2g} % [{low:.2g}, {high:.2g}] higher"
     else:
-        below = above = "" if np.isnan(gap[0]).any() else names[0 if gap[0, 0] < 0 else 1]
-    return Crossing(C, interval, float(crosses[1:].mean()), (low, high), below, above)  # type: ignore[arg-type]
+        low, value, high = ratio
+        size = f"{value:.3g} [{low:.3g}, {high:.3g}] times as high"
+    return f"{leader} is ahead of {other} {span}{open_}: at {costs[at]:.3g}, {other}'s loss is {size}."

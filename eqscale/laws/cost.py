@@ -54,6 +54,16 @@ class CostModel:
         """Tokens given up for parameters at equal cost: −d log D / d log N."""
         return self.log_per_token(log_n)[1] / self.power
 
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with costs that hardly follow from size and tokens, None where nothing is."""
+        if self.residual <= _LOOSE:
+            return None
+        return (
+            "cost hardly follows from N and D: it scatters around what they explain by a factor of "
+            f"{np.exp(min(self.residual, 99)):.3g}; is it what each run cost? Every figure about cost rests on it"
+        )
+
     def describe(self) -> str:
         """One line in words."""
         c0, c1, c2 = self.polynomial
@@ -68,6 +78,7 @@ def nd_cost(kappa: float = 6.0) -> CostModel:
     return CostModel((float(np.log(kappa)), 1.0, 0.0))
 
 
+_LOOSE = 0.5  # residuals of log C beyond this are no property of hardware or implementation
 _EXACT = 1e-3  # residuals of log C below this are as good as exact and earn no further terms
 
 
@@ -115,3 +126,17 @@ def fit_cost(N: Array, D: Array, C: Array) -> CostModel:
                 best = CostModel((float(x[0]), c1, c2), power, origin, span, rms, kind)
             best_score = score
     return best
+
+
+def complete_costs(N: Array, D: Array, C: Array) -> tuple[CostModel, Array]:
+    """The cost model of the runs whose cost is known, and the costs of all: the model's where C (n,) is NaN.
+
+    Raises:
+        InputError: see ``fit_cost``; also if no cost is known.
+    """
+    n, d, spent = (np.asarray(v, float) for v in (N, D, C))
+    known = ~np.isnan(spent)
+    if not known.any():
+        raise InputError("cost: no run has one")
+    model = fit_cost(n[known], d[known], spent[known])
+    return model, np.where(known, spent, model.cost(n, d))

@@ -10,12 +10,13 @@ import numpy as np
 from scipy import special
 
 from eqscale.errors import InputError
-from eqscale.laws.certificate import Certificate, certify, verdict_of
+from eqscale.laws.certificate import Certificate, Verdict, certify, verdict_of
 from eqscale.laws.forms import Coefficients, Evaluation, Form, get_form
 from eqscale.laws.forms.base import GONE
 from eqscale.laws.noise import noise_scale, residual_spread
 from eqscale.laws.problem import Loss, Problem, check_fixed, read_columns
 from eqscale.laws.search import solve
+from eqscale.laws.structure import Structure, structure_test
 
 Array = np.ndarray
 Quantity = Callable[[Coefficients], Array]
@@ -32,6 +33,8 @@ class Fit(Problem):
     """Points that the search for the minimum started from."""
     minima: list[float] = field(repr=False)
     """Objectives of the distinct minima found, ascending."""
+    remark: str = field(default="", kw_only=True)
+    """What a comparison with other forms adds to a verdict of misfit (see ``rivals``)."""
 
     @cached_property
     def params(self) -> dict[str, float]:
@@ -53,8 +56,13 @@ class Fit(Problem):
         return certify(self)
 
     @cached_property
-    def verdict(self) -> str:
-        """The state of the fit in words; read it before the parameters."""
+    def structure(self) -> Structure | None:
+        """Whether the form is right, by the residuals."""
+        return structure_test(self)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the fit is worth, in words; read it before the parameters."""
         return verdict_of(self)
 
     @cached_property
@@ -123,18 +131,15 @@ class Fit(Problem):
         """Standard deviation of the noise of one run (see ``residual_spread``)."""
         return residual_spread(self.residuals, self.weights, len(self.free), self.loss)
 
-    def refit(self, keep: Array) -> Fit:
-        """The same law fitted to some of the runs (boolean (n,) or indices), from new starts.
+    def refit(self, keep: Array, starts: Array | None = None) -> Fit:
+        """The same law fitted to some of the runs (boolean (n,) or indices), from ``starts`` (k, p) or new ones.
 
         Raises:
             InputError: those runs cannot determine the law.
         """
-        some = replace(
-            self, columns={k: v[keep] for k, v in self.columns.items()}, observed=self.observed[keep],
-            weights=self.weights[keep],
-        )  # fmt: skip
+        some = self.only(keep)
         some.check(int(np.sum(self.lower < self.upper)), "remaining runs")
-        return fit_problem(some)
+        return fit_problem(some, starts)
 
     @cached_property
     def covariance(self) -> Array:
@@ -209,6 +214,8 @@ def fit(
     delta: float = 1e-3,
     fix: Mapping[str, float] | None = None,
     weights: object = None,
+    chosen: Mapping[str, object] | None = None,
+    points: object = None,
     where: str = "runs",
     **columns: object,
 ) -> Fit:
@@ -217,10 +224,11 @@ def fit(
     Args:
         N, D, loss: parameters, training tokens and final loss of each run, (n,), any positive units.
         form: one of ``FORMS``, by name or itself.
-        loss_fn: ``log-huber`` (default, Hoffmann et al. 2022), ``log-lsq``, ``lsq`` or ``lad``.
-        delta: Huber threshold of log residuals.
+        loss_fn: ``log-huber`` (default, Hoffmann et al. 2022), ``log-lsq``, ``lad``, ``huber``, ``lsq``: see ``Loss``.
+        delta: Huber threshold of log residuals, for ``huber`` in units of the loss.
         fix: parameters held at a value, as ``{"E": 0}``.
         weights: non-negative weight of each run's loss (n,).
+        chosen, points: further columns of the runs' design, and which runs are replicates: see ``Problem``.
         where: name of the data in messages.
         columns: further regressors of the form, such as unique tokens U or compute C, (n,).
 
@@ -230,14 +238,27 @@ def fit(
     Raises:
         InputError: see ``check_design``; unknown names; values that are not positive and finite.
     """
-    form, objective = get_form(form) if isinstance(form, str) else form, Loss(loss_fn, float(delta))
-    regressors, observed, w = read_columns(form, {"N": N, "D": D, **columns}, loss, weights, where)
-    fixed = check_fixed(form, fix or {}, float(observed[w > 0].min(initial=np.inf)), where)
-    centre = form.centre(regressors, observed, fixed)
+    chosen_form, rule = get_form(form) if isinstance(form, str) else form, Loss(loss_fn, float(delta))
+    regressors, observed, w = read_columns(chosen_form, {"N": N, "D": D, **columns}, loss, weights, where)
+    fixed = check_fixed(chosen_form, fix or {}, float(observed[w > 0].min(initial=np.inf)), where)
+    problem = pose(chosen_form, rule, regressors, observed, w, fixed)
+    further = {name: np.asarray(v) for name, v in (chosen or {}).items()}
+    label = None if points is None else np.asarray(points)
+    for name, v in (further if label is None else further | {"points": label}).items():
+        if len(v) != len(observed):
+            raise InputError(f"{where}: column {name!r} has {len(v)} values, loss has {len(observed)}")
+    problem = replace(problem, chosen=further, points=label)
+    problem.check(len(problem.form.names) - len(fixed), where)
+    return fit_problem(problem)
+
+
+def pose(
+    form: Form, loss: Loss, columns: dict[str, Array], observed: Array, weights: Array, fixed: dict[str, float]
+) -> Problem:
+    """The problem of fitting a form to checked runs, in the variables and the box that suit it."""
+    centre = form.centre(columns, observed, fixed)
     lower, upper = form.internal_bounds()
     for name in fixed:
         i = form.names.index(name)
         lower[i] = upper[i] = max(form.internal_value(name, fixed, centre), GONE)
-    problem = Problem(form, objective, regressors, observed, w, centre, lower, upper, fixed)
-    problem.check(len(form.names) - len(fixed), where)
-    return fit_problem(problem)
+    return Problem(form, loss, columns, observed, weights, centre, lower, upper, fixed)

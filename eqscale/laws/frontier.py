@@ -8,8 +8,9 @@ import numpy as np
 
 from eqscale.errors import InputError
 from eqscale.laws.cost import CostModel, nd_cost
-from eqscale.laws.fit import Fit
+from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients, Form
+from eqscale.laws.profile import Region, limits, surface
 from eqscale.laws.uncertainty import Bootstrap, percentiles
 
 Array = np.ndarray
@@ -37,6 +38,9 @@ class Frontier:
     """Gauss–Newton t bands of ``N``, ``D``, ``per_token``, ``loss`` and ``new_run`` (a further run's loss)."""
     robust: dict[str, Band]
     """Bootstrap bands of the same, empty without a bootstrap."""
+    recommended: dict[str, Band]
+    """Profile limits of ``N``, ``D``, ``loss`` and ``new_run``, which hold beside a floor of zero and beyond the runs;
+    empty unless asked for."""
     inside: Array
     """Whether C lies within the cost of the runs that were fitted; elsewhere it extrapolates."""
 
@@ -64,6 +68,10 @@ def frontier_values(c: Coefficients, cost: CostModel, C: Array) -> tuple[Array, 
     return log_n, log_d, np.log(law_value(c, log_n, log_d))
 
 
+def _nth(quantities: Quantity, i: int) -> Quantity:
+    return lambda c: quantities(c)[:, i]
+
+
 def require_optimum(form: Form) -> None:
     """Raise InputError for a law without N and D."""
     if not form.has_optimum:
@@ -71,8 +79,9 @@ def require_optimum(form: Form) -> None:
 
 
 def frontier(
-    fit: Fit, C: Array, cost: CostModel | None = None, boot: Bootstrap | None = None, level: float = 0.95
-) -> Frontier:
+    fit: Fit, C: Array, cost: CostModel | None = None, boot: Bootstrap | None = None, level: float = 0.95,
+    profile: bool = False,
+) -> Frontier:  # fmt: skip
     """The compute-optimal frontier at costs C.
 
     Args:
@@ -81,6 +90,7 @@ def frontier(
         cost: cost model; 6ND by default.
         boot: for robust bands.
         level: of the bands.
+        profile: also find the recommended limits, which takes some ten milliseconds for each cost.
 
     Raises:
         InputError: the law has no N and D, or C is not positive.
@@ -118,6 +128,15 @@ def frontier(
         drawn = np.random.default_rng(boot.seed).choice(r, (boot.resamples, 1))
         new = percentiles(values[:, 2 * k :] + drawn, level)
         robust["new_run"] = Band(np.exp(new[0]), np.exp(new[1]))
+    recommended = {}
+    if profile:
+        region = Region([surface(fit, boot.member if boot else None)])
+        quantities = [_nth(stacked, i) for i in range(3 * k)]
+        low, high = np.sort([centre, *limits(region, quantities, level).T], axis=0)[[0, 2]]
+        recommended = {name: band for name, band in bands(low, high).items() if name != "per_token"}
+        log_loss = centre[2 * k :]
+        below, above = (np.hypot(side[2 * k :] - log_loss, t * noise) for side in (low, high))
+        recommended["new_run"] = Band(loss * np.exp(-below), loss * np.exp(above))
     spent = cost.cost(fit.columns["N"], fit.columns["D"])
     inside = (spent.min() * (1 - 1e-9) <= C) & (spent.max() * (1 + 1e-9) >= C)
-    return Frontier(C, n, d, loss, cost, level, model, robust, inside)
+    return Frontier(C, n, d, loss, cost, level, model, robust, recommended, inside)

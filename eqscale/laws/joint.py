@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,11 @@ from scipy import special
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
+from eqscale.laws.certificate import Verdict
 from eqscale.laws.fit import Fit, fit_problem
 from eqscale.laws.forms import Evaluation, Form
 from eqscale.laws.forms.base import Features
-from eqscale.laws.noise import efficiency
+from eqscale.laws.noise import aicc_penalty, efficiency
 from eqscale.laws.problem import Problem
 from eqscale.laws.solver import minimise
 from eqscale.laws.uncertainty import with_residuals
@@ -42,6 +44,12 @@ class JointForm(Form):
         self.bounds = {m[n]: b for m in own for n, b in base.bounds.items()}
         self.places = np.array([[names.index(m[n]) for n in base.names] for m in own])
         """Where the joint parameters hold those of each arm, (arms, p of the base form)."""
+
+    def for_runs(self, rows: Array) -> JointForm:
+        """See ``Form.for_runs``."""
+        found = copy.copy(self)
+        found.member = self.member[rows]
+        return found
 
     def evaluate(self, theta: Array, x: Features) -> Evaluation:
         """Each arm's runs under its own parameters."""
@@ -106,7 +114,8 @@ def joint_fit(arms: Mapping[str, ArmFit], shared: Sequence[str]) -> Fit:
         for name in f.fixed:
             i = base.names.index(name)
             lower[place[i]] = upper[place[i]] = base.to_internal(f.params, centre)[i]
-    problem = Problem(form, fits[0].loss, columns, loss, weights, centre, lower, upper, {})
+    of_arm = {"arm": np.repeat(list(arms), [f.n for f in fits])}
+    problem = Problem(form, fits[0].loss, columns, loss, weights, centre, lower, upper, {}, chosen=of_arm)
     return fit_problem(problem, _joint_starts(problem, form, fits))
 
 
@@ -137,7 +146,7 @@ class Hypothesis:
     shared: tuple[str, ...]
     parameters: int
     objective: float
-    verdict: str
+    verdict: Verdict
     aicc: float
     """Robust AIC (Ronchetti 1985) with the small-sample correction; differences matter only."""
     weight: float
@@ -166,7 +175,7 @@ def compare_hypotheses(arms: Mapping[str, ArmFit], *, resamples: int = 199, seed
     fits = {s: joint_fit(arms, s) if s else full for s in first.form.sharings() if not set(s) & set(first.fixed)}
     c = efficiency(full.noise, full.loss)
     size = {s: int(np.sum(f.lower < f.upper)) for s, f in fits.items()}
-    aicc = np.array([2 * c * f.objective + _penalty(size[s], full.n) for s, f in fits.items()])
+    aicc = np.array([2 * c * f.objective + aicc_penalty(size[s], full.n) for s, f in fits.items()])
     weights = np.exp(-0.5 * (aicc - aicc.min()))
     weights /= weights.sum()
     out = []
@@ -182,11 +191,6 @@ def compare_hypotheses(arms: Mapping[str, ArmFit], *, resamples: int = 199, seed
     return out
 
 
-def _penalty(k: int, n: int) -> float:
-    """What AICc charges for k parameters and n runs."""
-    return 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
-
-
 def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
     """p value of the drop in objective from ``null`` to ``full``, by residuals resampled within each arm."""
     rng = np.random.default_rng(seed)
@@ -199,7 +203,7 @@ def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
         pool = (r[here] - r[here].mean()) * np.sqrt(len(here) / max(len(here) - p, 1))
         drawn[:, here] = rng.choice(pool, (resamples, len(here)))
     y = with_residuals(null, drawn)
-    delta = max(null.loss.threshold, 1e-4)
+    delta = max(null.threshold, 1e-4)
     objectives = [
         minimise(law, np.repeat(law.theta[None], resamples, 0), loss=y, delta=delta, tolerance=1e-7)[1]
         for law in (null, full)

@@ -26,7 +26,7 @@ def efficiency(noise: float, loss: Loss) -> float:
     """Factor c such that 2c × a drop of the objective is χ² distributed: E ψ' / E ψ² for normal noise."""
     if noise == 0.0:
         return np.inf
-    if not loss.is_log or np.isinf(loss.threshold):
+    if np.isinf(loss.threshold):
         return 1 / noise**2
     if loss.kind == "lad":  # the objective is Σ|r|: ψ is the sign
         return 2 * _NORMAL_PEAK / noise
@@ -47,7 +47,7 @@ def residual_spread(r: Array, weights: Array, parameters: int, loss: Loss) -> fl
     n = len(r)
     df = max(n - parameters, 1)
     rms = float(np.sqrt(np.sum(w * r * r) / df))
-    if not loss.is_log or np.isinf(loss.threshold):
+    if np.isinf(loss.threshold):
         return rms
     # a robust fit passes through up to p runs: they say nothing about the noise
     scale = 1.4826 * float(np.median(np.sort(np.abs(r))[min(parameters, n - 1) :])) or rms
@@ -71,8 +71,13 @@ def noise_scale(r: Array, weights: Array, parameters: int, loss: Loss) -> float:
     the spread; the correction 1 − 2p/n is from our coverage simulation (``benchmarks/laws.py``).
     """
     scale, n = residual_spread(r, weights, parameters, loss), int((weights > 0).sum())
-    if not loss.is_log or np.isinf(loss.threshold) or scale == 0.0:
+    if np.isinf(loss.threshold) or scale == 0.0:
         return scale
     slope, square = _psi_moments(loss.threshold / scale)
     tau = np.sqrt(square) / slope
     return scale * (1 + (tau - 1) * max(1 - 2 * parameters / n, 0.0))
+
+
+def aicc_penalty(k: int, n: int) -> float:
+    """What AICc charges for k parameters and n runs (Hurvich & Tsai 1989)."""
+    return 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)

@@ -2,7 +2,8 @@
 
 V-optimal design (Fedorov 1972) on the linearised law: a run with sensitivity j to the parameters turns the
 covariance Σ into Σ − Σjjᵀ Σ/(σ² + jᵀΣj), so the variance of a quantity with gradient g falls by
-(gᵀΣj)²/(σ² + jᵀΣj). Runs are picked one by one by that gain over their cost.
+(gᵀΣj)²/(σ² + jᵀΣj). Runs are picked one by one by that gain over their cost. Σ starts from the runs at hand and a weak
+prior, so that a parameter on a bound, or one that the runs leave open, counts as unknown.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from scipy import optimize
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.contrast import log_optimum
+from eqscale.laws.fit import Quantity
+from eqscale.laws.forms.numeric import SPAN, bisect
 from eqscale.laws.frontier import frontier, frontier_values
 from eqscale.laws.uncertainty import parameter_targets
 
@@ -28,6 +31,7 @@ class Question:
 
     name: str
     estimate: float
+    """NaN where a law that it rests on is unidentified."""
     gradients: dict[str, Array]
     """By arm, with respect to the internal parameters, (p,)."""
 
@@ -61,8 +65,8 @@ def parse_question(text: str, arms: Mapping[str, ArmFit]) -> Question:
         raise InputError(f"{text!r} is about one arm, not {len(arms)} ({', '.join(arms)}); name it")
     (arm,) = arms.values()
     quantity = log_optimum(arm.cost, C, "N" if name == "size" else "loss") if at else own[name]
-    estimate = float(np.asarray(quantity(arm.fit.coefficients)).ravel()[0])
-    return Question(text, estimate, {arm.name: arm.fit.quantity_gradient(quantity)[0]})
+    estimate = float(np.asarray(quantity(arm.fit.coefficients)).ravel()[0]) if arm.fit.verdict.determined else np.nan
+    return Question(text, estimate, {arm.name: gradient(arm, quantity)})
 
 
 def _question_of_two(text: str, name: str, C: float, arms: Mapping[str, ArmFit]) -> Question:
@@ -72,11 +76,12 @@ def _question_of_two(text: str, name: str, C: float, arms: Mapping[str, ArmFit])
     if name == "crossing":
         C = _find_crossing(one, two)
     gradients = {
-        arm.name: sign * arm.fit.quantity_gradient(log_optimum(arm.cost, C, "loss"))[0]
-        for arm, sign in ((one, 1.0), (two, -1.0))
+        arm.name: sign * gradient(arm, log_optimum(arm.cost, C, "loss")) for arm, sign in ((one, 1.0), (two, -1.0))
     }
     if name == "gap":
-        return Question(text, _gap(one, two, C), gradients)
+        return Question(
+            text, _gap(one, two, C) if one.fit.verdict.determined and two.fit.verdict.determined else np.nan, gradients
+        )
     slope = (_gap(one, two, C * 1.01) - _gap(one, two, C / 1.01)) / (2 * np.log(1.01))
     return Question(text, float(np.log(C)), {k: -g / slope for k, g in gradients.items()})
 
@@ -98,6 +103,31 @@ def _find_crossing(one: ArmFit, two: ArmFit) -> float:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Which runs of an arm may be proposed: the linearised law is an extrapolation elsewhere."""
+
+    cost: tuple[float, float]
+    ratio: tuple[float, float]
+    """Of D/N."""
+
+
+def limits_of(arm: ArmFit, cost: tuple[float, float] | None = None) -> Limits:
+    """Costs within three times the range of an arm's runs unless given, D/N within twice their range."""
+    ratio = arm.D / arm.N
+    low, high = cost or (arm.C.min() / 3, arm.C.max() * 3)
+    return Limits((float(low), float(high)), (float(ratio.min() / 2), float(ratio.max() * 2)))
+
+
+def candidate_runs(arm: ArmFit, limits: Limits) -> tuple[Array, Array, Array]:
+    """12 costs by 17 ratios D/N within limits: (N, D, C)."""
+    C = np.repeat(np.geomspace(*limits.cost, 12), 17)
+    ratio = np.tile(np.geomspace(*limits.ratio, 17), 12)
+    edges = np.full(C.shape, SPAN[0]), np.full(C.shape, SPAN[1])
+    log_n = bisect(lambda n: arm.cost.cost(np.exp(n), ratio * np.exp(n)) < C, *edges, 60)
+    return np.exp(log_n), ratio * np.exp(log_n), C
+
+
+@dataclass(frozen=True)
 class PlannedRun:
     """A proposed run and the standard error of the question's answer after it (and those before it)."""
 
@@ -110,49 +140,46 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs, most informative first."""
+    """A batch of runs, most informative first."""
 
     question: str
     estimate: float
+    """NaN where the laws don't say."""
     se_now: float
     runs: tuple[PlannedRun, ...]
+    limits: dict[str, Limits]
+    """Of each arm."""
 
     @property
     def cost(self) -> float:
         """Total cost of the runs."""
         return float(sum(r.C for r in self.runs))
 
-
-def _sensitivity(arm: ArmFit, N: Array, D: Array) -> tuple[Array, float]:
-    """Derivatives of the (log) loss at new runs by internal parameters, (m, p), and the noise variance."""
-    fit = arm.fit
-    ev = fit.evaluate_at(fit.columns_from(N, D))
-    jac, noise = ev.jacobian()[0].T, fit.noise
-    if fit.loss.is_log:
-        jac /= ev.value[0][:, None]
-    else:
-        noise /= fit.unit
-    jac[:, np.setdiff1d(np.arange(jac.shape[1]), fit.free)] = 0.0
-    return jac, noise**2
+    @property
+    def points(self) -> list[tuple[PlannedRun, int]]:
+        """Each proposed point once, with the number of runs there; cheapest first."""
+        found: dict[tuple[str, float, float], list[PlannedRun]] = {}
+        for run in self.runs:
+            found.setdefault((run.arm, run.N, run.D), []).append(run)
+        return sorted(((group[-1], len(group)) for group in found.values()), key=lambda p: (p[0].arm, p[0].C, p[0].N))
 
 
-def candidate_runs(arm: ArmFit, most: float) -> tuple[Array, Array, Array]:
-    """Runs to choose from: 12 costs from the cheapest run's to ``most``, 17 sizes around each optimum: (N, D, C).
+@dataclass(frozen=True)
+class Candidates:
+    """Runs of one arm to choose from, each (m,)."""
 
-    None lies more than a factor of two beyond the sizes and tokens of the runs at hand, except where larger costs
-    must: the linearised law is an extrapolation there.
-    """
-    C = np.repeat(np.geomspace(min(arm.C.min(), most), most, 12), 17)
-    best = frontier_values(arm.fit.coefficients, arm.cost, C)[0][0]
-    N = np.exp(best) * np.tile(np.geomspace(1 / 16, 16, 17), 12)
-    D = arm.cost.tokens(N, C)
-    near = (arm.N.min() / 2 <= N) & (arm.D.min() / 2 <= D)
-    near &= ((arm.N.max() * 2 >= N) & (arm.D.max() * 2 >= D)) | (arm.C.max() < C)
-    return (N[near], D[near], C[near]) if near.any() else (N, D, C)
+    N: Array
+    D: Array
+    C: Array
 
 
 def plan_runs(
-    question: Question, arms: Mapping[str, ArmFit], *, budget: float, most: float | None = None, runs: int = 20
+    question: Question,
+    arms: Mapping[str, ArmFit],
+    *,
+    budget: float,
+    cost_range: tuple[float, float] | None = None,
+    runs: int = 20,
 ) -> Plan:
     """Choose runs for a question within a total budget.
 
@@ -160,40 +187,138 @@ def plan_runs(
         question: what should become more certain (see ``parse_question``).
         arms: the arms it is about.
         budget: total cost of the new runs.
-        most: highest cost of one run; that of the most expensive run so far if None.
+        cost_range: lowest and highest cost of one run; see ``limits_of``.
         runs: most runs planned.
 
     Raises:
-        InputError: a budget below the cheapest candidate.
+        InputError: a range without runs, or a budget below the cheapest candidate.
     """
     if not budget > 0:
-        raise InputError(f"budget {budget:g} is not positive")
-    top = min(budget, most or max(a.C.max() for a in arms.values()))
+        raise InputError(f"a spend of {budget:g} is not positive")
+    limits, candidates = {}, {}
+    for name in question.gradients:
+        limits[name] = within = limits_of(arms[name], cost_range)
+        low, high = within.cost
+        if not 0 < low <= high:
+            raise InputError(
+                f"range {low:g},{high:g}: the lowest cost of a run must be positive and not above the highest"
+            )
+        if budget < low * (1 - 1e-9):
+            why = "" if cost_range else ": a third of the cheapest at hand (--range LOW,HIGH allows others)"
+            raise InputError(
+                f"a spend of {budget:.3g} is below {low:.3g}, the cheapest run to choose from for {name}{why}"
+            )
+        within = Limits((low, max(min(high, budget), low)), within.ratio)
+        candidates[name] = Candidates(*candidate_runs(arms[name], within))
+    return choose_runs(question, arms, candidates, budget=budget, runs=runs, limits=limits)
+
+
+def choose_runs(
+    question: Question,
+    arms: Mapping[str, ArmFit],
+    candidates: Mapping[str, Candidates],
+    *,
+    budget: float,
+    runs: int,
+    limits: dict[str, Limits] | None = None,
+) -> Plan:
+    """The best of given runs for a question, each as often as it helps, within a total budget and number."""
     state, se2 = {}, 0.0
     for name, gradient in question.gradients.items():
-        arm = arms[name]
-        N, D, C = candidate_runs(arm, top)
-        jac, noise = _sensitivity(arm, N, D)
-        state[name] = (arm.fit.covariance.copy(), gradient, jac, noise, N, D, C)
-        se2 += float(gradient @ arm.fit.covariance @ gradient)
-    cheapest = min(s[6].min() for s in state.values())
-    if budget < cheapest:
-        raise InputError(f"budget {budget:g} is below the cheapest run, {cheapest:g}")
-    plans = [_greedy(state, se2, budget, runs, per_cost) for per_cost in (True, False)]
-    # by gain per cost unless the number of runs, not the budget, is what limits
+        arm, choice = arms[name], candidates[name]
+        covariance = opened_covariance(arm)
+        jac, noise = _sensitivity(arm, choice.N, choice.D)
+        state[name] = (covariance, gradient, jac, noise, choice.N, choice.D, choice.C)
+        se2 += float(gradient @ covariance @ gradient)
+    # gain per cost where the budget limits, gain where the number of runs does, and between them
+    plans = [_greedy(state, se2, budget, runs, power) for power in (0.0, 0.5, 1.0)]
     best = min(plans, key=lambda p: p[-1].expected_se if p else np.inf)
-    return Plan(question.name, question.estimate, float(np.sqrt(se2)), tuple(best))
+    return Plan(question.name, question.estimate, float(np.sqrt(se2)), tuple(best), limits or {})
 
 
-def _greedy(state: dict, se2: float, left: float, runs: int, per_cost: bool) -> list[PlannedRun]:
-    """One run after the other by its gain, or its gain per cost."""
+_UNKNOWN = {"log": 3.0, "floor": 1.0, "exponent": 0.5}
+"""Standard deviations, in centred units, of what is known of a parameter before any run."""
+
+
+def opened(arm: ArmFit) -> Array:
+    """Internal parameters (p,) at which an arm's law is linearised.
+
+    Those of the fit; if the runs leave it open, those of a law with floor and terms of equal size and exponents of 0.3.
+    """
+    fit, form = arm.fit, arm.fit.form
+    theta = fit.theta.copy()
+    if arm.fit.verdict.determined:
+        return theta
+    part = 1 / (len(form.powers) + len(form.floors))
+    neutral = dict.fromkeys(form.floors, part) | dict.fromkeys(form.powers, np.log(part))
+    neutral |= {exponent: 0.3 for exponent, _ in form.powers.values()}
+    for name in neutral.keys() - fit.fixed.keys():
+        theta[fit.index(name)] = neutral[name]
+    return np.clip(theta, fit.lower, fit.upper)
+
+
+def opened_covariance(arm: ArmFit) -> Array:
+    """Covariance of the internal parameters (p, p) from an arm's runs and a weak prior, with no bound but the fixed
+    parameters.
+    """
+    fit, theta = arm.fit, opened(arm)
+    jac, noise = fit.jacobian_at(theta), _noise(arm)
+    exponents = {exponent for exponent, _ in fit.form.powers.values()}
+    prior = np.array([
+        _UNKNOWN["log"] if name in fit.form.log_names
+        else _UNKNOWN["floor"] if name in fit.form.floors
+        else _UNKNOWN["exponent"] if name in exponents
+        else 3 * max(abs(t), 1.0)
+        for name, t in zip(fit.form.names, theta, strict=True)
+    ])  # fmt: skip
+    free = np.flatnonzero([name not in fit.fixed for name in fit.form.names])
+    information = (jac * fit.weights) @ jac.T / noise**2 + np.diag(prior**-2.0)
+    out = np.zeros_like(information)
+    block = information[np.ix_(free, free)]
+    scale = 1 / np.sqrt(np.diag(block))
+    out[np.ix_(free, free)] = np.linalg.inv(block * np.outer(scale, scale)) * np.outer(scale, scale)
+    return out
+
+
+def _noise(arm: ArmFit) -> float:
+    """Noise of one run in the units of the residuals inside; never quite zero."""
+    return max(arm.fit.noise if arm.fit.loss.is_log else arm.fit.noise / arm.fit.unit, 1e-6)
+
+
+def _sensitivity(arm: ArmFit, N: Array, D: Array) -> tuple[Array, float]:
+    """Derivatives of the (log) loss at new runs by internal parameters, (m, p), and the noise variance."""
+    fit = arm.fit
+    x = fit.form.features({k: np.log(v) for k, v in fit.columns_from(N, D).items()}, fit.centre)
+    ev = fit.form.evaluate(opened(arm)[None], x)
+    jac = ev.jacobian()[0].T
+    return jac / ev.value[0][:, None] if fit.loss.is_log else jac, _noise(arm) ** 2
+
+
+def gradient(arm: ArmFit, quantity: Quantity) -> Array:
+    """Central differences of a quantity by the internal parameters where the law is linearised, (p,).
+
+    Raises:
+        InputError: the quantity doesn't exist there.
+    """
+    theta, step = opened(arm), 1e-4
+    shifts = step * np.diag([name not in arm.fit.fixed for name in arm.fit.form.names]).astype(float)
+    points = arm.fit.form.to_natural(np.concatenate([theta + shifts, theta - shifts]), arm.fit.centre)
+    above, below = np.asarray(quantity(points), float).reshape(2, len(theta))
+    slope = (above - below) / (2 * step)
+    if not np.isfinite(slope).all():
+        raise InputError(f"{arm.name}: its law has no such quantity ({arm.fit.verdict})")
+    return slope
+
+
+def _greedy(state: dict, se2: float, left: float, runs: int, power: float) -> list[PlannedRun]:
+    """One run after the other by its gain over its cost to a power."""
     state, chosen, start = dict(state), [], se2
     for _ in range(runs):
         best = None
         for name, (sigma, gradient, jac, noise, _, _, C) in state.items():
             pull = jac @ sigma
             gain = (pull @ gradient) ** 2 / (noise + np.einsum("mp,mp->m", pull, jac))
-            worth = np.where(left * (1 + 1e-9) >= C, gain / C if per_cost else gain, 0.0)
+            worth = np.where(left * (1 + 1e-9) >= C, gain / C**power, 0.0)
             k = int(np.argmax(worth))
             if worth[k] > 0 and (best is None or worth[k] > best[0]):
                 best = (worth[k], name, k, gain[k])

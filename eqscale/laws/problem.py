@@ -16,7 +16,7 @@ from eqscale.laws.table import positive
 
 Array = np.ndarray
 
-LOSSES = ("log-huber", "log-lsq", "lsq", "lad")
+LOSSES = ("log-huber", "log-lsq", "huber", "lsq", "lad")
 _LAD_DELTA = 1e-9
 
 
@@ -25,7 +25,8 @@ class Loss:
     """The objective: sum over runs of weight × ρ(residual).
 
     ``log-huber``: ρ of log L − log L̂ is r²/2 up to |r| = delta and delta (|r| − delta/2) beyond;
-    ``log-lsq``: r²/2 of the same residual; ``lad``: |r| of the same; ``lsq``: (L − L̂)²/2.
+    ``log-lsq``: r²/2 of the same residual; ``lad``: |r| of the same. ``huber`` and ``lsq`` are the first two of
+    L − L̂, with delta in units of the loss.
     """
 
     kind: str = "log-huber"
@@ -41,12 +42,12 @@ class Loss:
     @property
     def is_log(self) -> bool:
         """Whether residuals are differences of logarithms."""
-        return self.kind != "lsq"
+        return self.kind not in ("huber", "lsq")
 
     @property
     def threshold(self) -> float:
-        """Residual at which the loss turns from quadratic to linear while minimising."""
-        return {"log-huber": self.delta, "lad": _LAD_DELTA}.get(self.kind, np.inf)
+        """Residual, in the user's units, at which the loss turns from quadratic to linear while minimising."""
+        return {"log-huber": self.delta, "huber": self.delta, "lad": _LAD_DELTA}.get(self.kind, np.inf)
 
     def rho(self, r: Array) -> Array:
         """The loss of residuals as reported: exact, without the smoothing that ``lad`` is minimised with."""
@@ -74,6 +75,12 @@ class Problem:
     upper: Array = field(repr=False)
     fixed: dict[str, float]
     """Parameters that the user holds, in public units."""
+    chosen: dict[str, Array] = field(repr=False, kw_only=True, default_factory=dict)
+    """Further columns that were chosen for each run, such as depth or batch size, by name, each (n,): the law doesn't
+    know them; the test of its structure does (see ``structure``)."""
+    points: Array | None = field(repr=False, kw_only=True, default=None)
+    """Label of each run's design point, (n,): runs with one label are replicates. None: runs that agree in the
+    regressors and all columns of ``chosen`` are."""
 
     @property
     def n(self) -> int:
@@ -94,6 +101,11 @@ class Problem:
     def unit(self) -> float:
         """Loss that is one in the centred units."""
         return float(np.exp(self.centre.log_loss))
+
+    @property
+    def threshold(self) -> float:
+        """The loss function's threshold for residuals in centred units."""
+        return self.loss.threshold if self.loss.is_log else self.loss.threshold / self.unit
 
     def predicted(self, theta: Array) -> Array:
         """Loss at the runs in centred units, (b, n), for parameters (b, p)."""
@@ -116,6 +128,15 @@ class Problem:
         used = self.weights > 0
         columns = {name: v[used] for name, v in self.columns.items()}
         check_design(self.form, columns, self.observed[used], free, where)
+
+    def only(self, rows: Array) -> Self:
+        """The same problem with some of its runs, boolean (n,) or indices."""
+        return replace(
+            self, form=self.form.for_runs(rows), columns={k: v[rows] for k, v in self.columns.items()},
+            observed=self.observed[rows], weights=self.weights[rows],
+            chosen={k: v[rows] for k, v in self.chosen.items()},
+            points=None if self.points is None else self.points[rows],
+        )  # fmt: skip
 
     def within(self, lower: Array, upper: Array) -> Self:
         """The same runs in another box."""
@@ -142,6 +163,8 @@ def check_design(form: Form, columns: Mapping[str, Array], loss: Array, free: in
                 f"{where}: all {len(v)} runs have {c} = {v[0]:g}: the exponent {exponents[c]} cannot be "
                 f"known from them; add runs at another {c}, or fit a law in the other variable"
             )
+    if free and np.ptp(np.log(loss)) <= 1e-12:
+        raise InputError(f"{where}: all {len(loss)} losses are {loss[0]:g}: there is nothing to fit")
     points = np.unique(np.column_stack([*columns.values(), loss]), axis=0)
     if len(points) < free + 2:
         raise InputError(

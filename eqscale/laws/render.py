@@ -6,23 +6,27 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eqscale.laws.certificate import Verdict
 from eqscale.laws.compare import Comparison
 from eqscale.laws.fit import Fit
 from eqscale.laws.joint import Hypothesis
+from eqscale.laws.rivals import FormFit
 from eqscale.laws.uncertainty import Bootstrap, Interval, disagreement
 from eqscale.storage import write_atomically
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, arrays and numpy scalars as JSON types; what is not finite becomes null."""
+    """Dataclasses, arrays and numpy scalars as JSON types, verdicts as text; what is not finite becomes null."""
+    if isinstance(value, Verdict):
+        return str(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
@@ -41,13 +45,14 @@ def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None =
         **plain(fit.params),
         "objective": plain(fit.objective),
         "n": fit.n,
-        "verdict": fit.verdict,
+        "verdict": plain(fit.verdict),
         "certificate": plain(fit.certificate),
+        "structure": plain(fit.structure),
         "intervals": {k: {f: v for f, v in plain(i).items() if f != "name"} for k, i in found.items()},
         "form": fit.form.name,
         "formula": fit.form.formula,
         "loss_fn": fit.loss.kind,
-        "delta": fit.loss.delta if fit.loss.kind == "log-huber" else None,
+        "delta": fit.loss.delta if "huber" in fit.loss.kind else None,
         "fixed": plain(fit.fixed),
         "degrees_of_freedom": fit.degrees_of_freedom,
         "noise": plain(fit.noise),
@@ -62,25 +67,31 @@ def number(value: float | None, digits: int = 4, kind: str = "g") -> str:
 
 
 def interval_text(limits: Sequence[float] | None, digits: int = 4) -> str:
-    """``[low, high]``, or a dash."""
-    return "–" if limits is None else f"[{number(limits[0], digits)}, {number(limits[1], digits)}]"
+    """``[low, high]``, or a dash; what has no limit is infinite."""
+    if limits is None or all(map(math.isnan, limits)):
+        return "–"
+    return "[" + ", ".join(f"{v:g}" if math.isinf(v) else number(v, digits) for v in limits) + "]"
 
 
-def coefficient_rows(found: Mapping[str, Interval]) -> list[list[str]]:
-    """Rows under ``COEFFICIENT_HEADER``; intervals that disagree are marked with !."""
+def coefficient_rows(found: Mapping[str, Interval], every: bool = False) -> list[list[str]]:
+    """Rows under ``COEFFICIENT_HEADER``, with ``every`` interval also under ``FURTHER_INTERVALS``, where those that
+    disagree are marked with !.
+    """
     rows = []
     for i in found.values():
         ratio = "–" if i.ratio is None else f"{i.ratio:.2f}" + (" !" if i.disagree else "")
-        rows.append([i.name, number(i.estimate, 5), interval_text(i.model), interval_text(i.robust), ratio])
+        further = [interval_text(i.model), interval_text(i.robust), ratio] if every else []
+        rows.append([i.name, number(i.estimate, 5), interval_text(i.recommended), *further])
     return rows
 
 
-COEFFICIENT_HEADER = ["parameter", "estimate", "95 % model-based", "95 % robust", "width ratio"]
+COEFFICIENT_HEADER = ["parameter", "estimate", "95 %"]
+FURTHER_INTERVALS = ["95 % model-based", "95 % robust", "width ratio"]
 
 
 def factor_text(value: Sequence[float]) -> str:
     """A factor with its interval; infinite where the loss is out of reach."""
-    return " ".join([_factor(value[0]), "[" + ", ".join(_factor(v) for v in value[1:]) + "]"])
+    return f"{_factor(value[0])} {_limits(value[1:])}"
 
 
 def _factor(value: float) -> str:
@@ -89,18 +100,28 @@ def _factor(value: float) -> str:
     return "never" if value > 1e12 else f"{value:.3g}×"
 
 
-MULTIPLIER_HEADER = ["C", "loss", "compute", "compute, model-based", "data", "parameters", "P(better)"]
+MULTIPLIER_HEADER = ["C", "loss", "reference's loss ÷ it", "ahead", "compute", "data", "parameters"]
+FURTHER_FACTORS = ["compute, model-based", "compute, robust", "P(better)"]
 
 
-def multiplier_rows(comparison: Comparison) -> list[list[str]]:
-    """Rows under ``MULTIPLIER_HEADER`` with 95 % intervals; * marks extrapolation."""
+def multiplier_rows(comparison: Comparison, every: bool = False) -> list[list[str]]:
+    """Rows under ``MULTIPLIER_HEADER`` with 95 % intervals, with ``every`` also under ``FURTHER_FACTORS``; * marks
+    extrapolation. Where no arm is shown to be ahead, a factor has limits, but no value.
+    """
     rows = []
     for m in comparison.multipliers:
-        model = "[" + ", ".join(_factor(v) for v in m.compute_model) + "]"
-        factors = [factor_text(m.compute), model, factor_text(m.data), factor_text(m.parameters)]
-        C, better = number(m.C, 3) + (" *" if m.extrapolated else ""), number(m.probability_better, 2, "f")
-        rows.append([C, number(m.loss), *factors, better])
+        C = number(m.C, 3) + (" *" if m.extrapolated else "")
+        factors = [factor_text(v) for v in (m.compute, m.data, m.parameters)]
+        if not m.ahead:
+            factors = [_limits(m.compute[1:]), "–", "–"]
+        further = [_limits(m.compute_model), _limits(m.compute_robust), number(m.probability_better, 2, "f")]
+        row = [C, number(m.loss), factor_text(m.advantage), m.ahead or "not shown", *factors]
+        rows.append(row + (further if every else []))
     return rows
+
+
+def _limits(limits: Sequence[float]) -> str:
+    return "[" + ", ".join(map(_factor, limits)) + "]"
 
 
 HYPOTHESIS_HEADER = ["shared", "parameters", "objective", "AICc weight", "F", "p (F)", "p (bootstrap)"]
@@ -114,6 +135,18 @@ def hypothesis_rows(tested: Sequence[Hypothesis]) -> list[list[str]]:
         shared = ", ".join(h.shared) or "nothing"
         rows.append([shared, str(h.parameters), number(h.objective, 6), f"{h.weight:.3f}", *tests])
     return rows
+
+
+FORM_HEADER = ["form", "parameters", "AICc above the best", "held-out error", "verdict"]
+
+
+def form_rows(forms: Sequence[FormFit]) -> list[list[str]]:
+    """Rows under ``FORM_HEADER``."""
+    return [
+        [f.name, str(f.parameters), number(f.aicc, 3), "–" if f.held_out is None else f"{100 * f.held_out:.2g} %",
+         f.verdict.state]
+        for f in forms
+    ]  # fmt: skip
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

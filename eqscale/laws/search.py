@@ -50,8 +50,9 @@ def _starts(problem: Problem) -> Array:
     x, y, w = problem.features, problem.scaled_loss, problem.weights
     lower, upper = problem.lower, problem.upper
     pinned = {int(i): float(lower[i]) for i in np.flatnonzero(lower == upper)}
-    starts = form.starts(x, y, w if loss.is_log else w * y**2, pinned)
-    if loss.kind in ("log-huber", "lad"):
+    w = w if loss.is_log else w * y**2  # profiles are of relative residuals
+    starts = form.starts(x, y, w, pinned)
+    if np.isfinite(loss.threshold):
         # outliers can hide a basin from least squares: profile again with L1 weights around its best
         r = np.abs(problem.residuals_at(np.clip(starts[:1], lower, upper))[0])
         w1 = w / np.maximum(r, max(0.1 * np.median(r), 1e-12))
@@ -64,7 +65,7 @@ def _follow(problem: Problem, theta: Array) -> tuple[Array, Array]:
     few, loss = problem.n <= FEW, problem.loss
     # the starts solve least squares already; going through it again would merge their basins
     for delta in _PATH:
-        if delta > loss.threshold:
+        if delta > problem.threshold:
             effort = (1e-7, 150) if loss.kind == "lad" else (1e-4, 25)
             theta, f, _ = minimise(problem, theta, delta=delta, tolerance=effort[0], iterations=effort[1])
             theta = _best_distinct(theta, f, 12 if few else 6)
@@ -143,7 +144,7 @@ def _refine(problem: Problem, theta: Array) -> Array:
     """
     r = problem.residuals_at(theta[None])[0]
     exact = 1e-7 if problem.loss.is_log else 1e-7 * np.max(problem.scaled_loss)
-    if np.max(np.abs(r)) > min(exact, problem.loss.threshold if problem.loss.kind == "log-huber" else np.inf):
+    if np.max(np.abs(r)) > min(exact, np.inf if problem.loss.kind == "lad" else problem.threshold):
         return theta
     free = (theta > problem.lower) & (theta < problem.upper) & (theta > GONE + 10)
     root = np.sqrt(problem.weights)

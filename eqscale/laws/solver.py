@@ -133,7 +133,7 @@ def minimise(
         start: (b, p).
         loss: observed loss of each variant in centred units, (b, n); the problem's own if None.
         weights: of each variant, (b, n); the problem's own if None.
-        delta: Huber threshold; that of the problem's loss if None.
+        delta: Huber threshold in centred units; that of the problem's loss if None.
         tolerance: a problem is done when a step both promises and brings a relative decrease below this.
         iterations: most steps.
 
@@ -143,7 +143,7 @@ def minimise(
     shape = (len(start), problem.n)
     loss = np.broadcast_to(problem.scaled_loss if loss is None else loss, shape)
     weights = np.broadcast_to(problem.weights if weights is None else weights, shape)
-    delta = problem.loss.threshold if delta is None else delta
+    delta = problem.threshold if delta is None else delta
     size = max(1, _CHUNK // problem.n)
     parts = []
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

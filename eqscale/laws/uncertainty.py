@@ -1,4 +1,4 @@
-"""Resampling and intervals: model-based beside robust, and a warning where they disagree."""
+"""Resampling and intervals: the recommended one, beside it a model-based and a robust one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import numpy as np
 from eqscale.errors import InputError
 from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients
-from eqscale.laws.solver import minimise
+from eqscale.laws.profile import MANY, Region, leverage, limits, surface
+from eqscale.laws.solver import derivatives, minimise
 
 Array = np.ndarray
 
 KINDS = ("case", "residual", "wild", "cluster")
+_BLOCK = 1 << 24  # runs times resamples held at a time
 DISAGREEMENT = 1.5
 """Ratio of interval widths beyond which the model-based interval is not to be trusted."""
 
@@ -31,6 +33,8 @@ class Bootstrap:
     seed: int
     theta: Array = field(repr=False)
     """Internal parameters, (K, p)."""
+    member: Array | None = field(repr=False)
+    """Number of each run's group, (n,), if groups were drawn."""
     unfinished: int
     """Refits that did not meet the stopping criterion; kept, since dropping them would bias the interval."""
 
@@ -73,6 +77,9 @@ def bootstrap(
 ) -> Bootstrap:
     """Refit to resampled data; every refit is free to move onto or off the E = 0 face.
 
+    Beyond 100,000 runs a refit is one Newton step from the fit, which is then exact to less than the error that it
+    measures; others are made in blocks of resamples, so that memory does not grow with their number.
+
     Args:
         fit: the fit to resample around.
         kind: ``case`` draws runs with replacement; ``residual`` adds exchanged residuals to the fitted curve (inflated
@@ -90,18 +97,59 @@ def bootstrap(
     if resamples < 1:
         raise InputError(f"{resamples} resamples; at least 1 is needed")
     rng = np.random.default_rng(seed)
-    y, w = None, None
-    if kind in ("residual", "wild"):
-        y = _resampled_losses(fit, kind, resamples, rng)
+    member = _groups(clusters, fit.n) if kind == "cluster" else None
+    if fit.n > MANY:
+        return Bootstrap(fit, kind, seed, _one_step(fit, kind, resamples, rng, member), member, 0)
+    block = max(1, _BLOCK // fit.n)
+    parts = []
+    for first in range(0, resamples, block):
+        size = min(block, resamples - first)
+        y, w = None, None
+        if kind in ("residual", "wild"):
+            y = _resampled_losses(fit, kind, size, rng)
+        else:
+            groups = fit.n if member is None else int(member.max()) + 1
+            counts = rng.multinomial(groups, np.full(groups, 1 / groups), size)
+            w = fit.weights * (counts if member is None else counts[:, member])
+        parts.append(
+            minimise(
+                fit, np.repeat(_restart(fit)[None], size, 0), loss=y, weights=w,
+                delta=max(fit.threshold, 1e-4), tolerance=1e-9, iterations=200,
+            )
+        )  # fmt: skip
+    theta, done = (np.concatenate([part[i] for part in parts]) for i in (0, 2))
+    return Bootstrap(fit, kind, seed, theta, member, int((~done).sum()))
+
+
+def _one_step(fit: Fit, kind: str, resamples: int, rng: np.random.Generator, member: Array | None) -> Array:
+    """Refits of very many runs by one Newton step each, (K, p); a sum over resampled runs is as good as normal."""
+    at = derivatives(fit, fit.theta[None], fit.scaled_loss[None], fit.weights[None], max(fit.threshold, 1e-4))
+    r = fit.residuals if fit.loss.is_log else fit.residuals / fit.unit
+    psi = np.clip(r, -fit.threshold, fit.threshold)
+    if kind == "residual":
+        psi = np.full(fit.n, np.sqrt(np.mean(psi**2)))
+    scores = fit.jacobian * (fit.weights * psi)
+    if member is not None:
+        groups = int(member.max()) + 1
+        sums = np.stack([np.bincount(member, row, groups) for row in scores], 1)
+        pull = (rng.multinomial(groups, np.full(groups, 1 / groups), resamples) - 1.0) @ sums
     else:
-        member = np.arange(fit.n) if kind == "case" else _groups(clusters, fit.n)
-        groups = member.max() + 1
-        w = fit.weights * rng.multinomial(groups, np.full(groups, 1 / groups), resamples)[:, member]
-    theta, _, done = minimise(
-        fit, np.repeat(_restart(fit)[None], resamples, 0), loss=y, weights=w,
-        delta=max(fit.loss.threshold, 1e-4), tolerance=1e-9, iterations=200,
-    )  # fmt: skip
-    return Bootstrap(fit, kind, seed, theta, int((~done).sum()))
+        values, vectors = np.linalg.eigh(scores @ scores.T)
+        pull = rng.standard_normal((resamples, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+    pull = pull - at.g[0]  # not zero on a bound
+    inside = (fit.lower < fit.upper) & np.array([name not in fit.idle for name in fit.form.names])
+    held = np.repeat(~inside[None], resamples, 0)
+    step, fixed = np.zeros(pull.shape), np.zeros(pull.shape)
+    for _ in range(pull.shape[1]):
+        mask = held[:, :, None] | held[:, None, :]
+        rhs = np.where(held, 0.0, pull - fixed @ at.h[0])
+        step = fixed + np.linalg.solve(np.where(mask, np.eye(len(inside)), at.h), rhs[..., None])[..., 0]
+        over = ~held & ((fit.theta + step < fit.lower) | (fit.theta + step > fit.upper))
+        if not over.any():
+            break
+        held |= over
+        fixed = np.where(over, np.clip(fit.theta + step, fit.lower, fit.upper) - fit.theta, fixed)
+    return fit.theta + step
 
 
 def _groups(clusters: Sequence[object] | Array | None, n: int) -> Array:
@@ -134,8 +182,8 @@ def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Genera
         centred = (r - r.mean()) * np.sqrt(n / max(n - p, 1))
         drawn = centred[rng.integers(0, n, (resamples, n))]
     else:
-        leverage = np.clip(fit_leverage(fit), 0.0, 0.95)
-        drawn = r / np.sqrt(1 - leverage) * rng.choice([-1.0, 1.0], (resamples, n))
+        pull = np.clip(fit_leverage(fit), 0.0, 0.95)
+        drawn = r / np.sqrt(1 - pull) * rng.choice([-1.0, 1.0], (resamples, n))
     return with_residuals(fit, drawn)
 
 
@@ -149,10 +197,8 @@ def with_residuals(fit: Fit, residuals: Array) -> Array:
 
 
 def fit_leverage(fit: Fit) -> Array:
-    """Leverage of each run in the linearised fit, (n,): how far one run pulls its own prediction."""
-    jac = fit.jacobian[fit.free] * np.sqrt(fit.weights)
-    q, _ = np.linalg.qr((jac / np.maximum(np.linalg.norm(jac, axis=1, keepdims=True), 1e-300)).T)
-    return np.sum(q * q, axis=1)
+    """Leverage of each run at the fit, (n,)."""
+    return leverage(fit.jacobian[fit.free], fit.weights)
 
 
 @dataclass(frozen=True)
@@ -171,7 +217,8 @@ class Target:
 
     def back(self, v: float) -> float:
         """Undo the transformation."""
-        return float(np.exp(np.minimum(v, 700.0))) if self.log else float(v)
+        with np.errstate(over="ignore"):
+            return float(np.exp(v)) if self.log else float(v)
 
 
 def _prefactor(logarithm: str) -> Quantity:
@@ -192,18 +239,21 @@ def derived(name: str) -> Quantity:
 
 @dataclass(frozen=True)
 class Interval:
-    """One quantity with its two intervals."""
+    """One quantity with its intervals."""
 
     name: str
     estimate: float
+    recommended: tuple[float, float]
+    """Profile limits (see ``profile``), which hold beside a floor of zero and beyond the runs, too: the one to quote.
+    Infinite where the runs set no limit."""
     standard_error: float
     """Model-based; of the logarithm for quantities whose interval is built on the logarithm."""
     model: tuple[float, float]
-    """Gauss–Newton with Student's t."""
+    """Gauss–Newton with Student's t; NaN on a bound, where it has no meaning."""
     robust: tuple[float, float] | None
     """Bootstrap percentiles, if a bootstrap was given."""
     ratio: float | None
-    """Wider over narrower of the two."""
+    """Wider over narrower of these two."""
 
     @property
     def disagree(self) -> bool:
@@ -215,21 +265,45 @@ def intervals(
     fit: Fit, boot: Bootstrap | None = None, targets: Sequence[Target] | None = None, level: float = 0.95
 ) -> dict[str, Interval]:
     """Intervals of quantities by name; the law's parameters unless ``targets`` says otherwise."""
+    targets = parameter_targets(fit) if targets is None else targets
+    region = Region([surface(fit, boot.member if boot else None)])
+    profiled = limits(region, [_scalar(target.transformed) for target in targets], level)
     out = {}
-    for target in parameter_targets(fit) if targets is None else targets:
+    for target, recommended in zip(targets, profiled, strict=True):
         estimate = float(np.asarray(target.quantity(fit.coefficients)).reshape(-1)[0])
-        low, high = (float(v[0]) for v in fit.interval(target.transformed, level))
+        model = _pair(fit.interval(target.transformed, level))
         se = float(fit.standard_error(target.transformed)[0])
-        robust, ratio = None, None
+        robust: tuple[float, float] | None = None
+        ratio = None
         if boot is not None:
-            rl, rh = (float(v[0]) for v in boot.interval(target.transformed, level))
-            robust = (target.back(rl), target.back(rh))
-            widths = sorted((high - low, rh - rl))
+            robust = _pair(boot.interval(target.transformed, level))
+            widths = sorted((model[1] - model[0], robust[1] - robust[0]))
             ratio = widths[1] / widths[0] if widths[0] > 0 else None
-        lowest = fit.form.bounds.get(target.name, (-np.inf, np.inf))[0]
-        model = (max(target.back(low), lowest), target.back(high))
-        out[target.name] = Interval(target.name, estimate, se, model, robust, ratio)
+            robust = _shown(fit, target, robust)
+        low, high = _shown(fit, target, _pair(recommended[:, None]))
+        if se == 0 and target.name not in fit.fixed and high > low:
+            se, model = np.nan, (np.nan, np.nan)
+        within = min(low, estimate), max(high, estimate)
+        out[target.name] = Interval(target.name, estimate, within, se, _shown(fit, target, model), robust, ratio)
     return out
+
+
+def _pair(limits: Sequence[Array] | Array) -> tuple[float, float]:
+    """The first lower and the first upper limit."""
+    return float(limits[0][0]), float(limits[1][0])
+
+
+def _shown(fit: Fit, target: Target, limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits on the quantity's own scale, within its range."""
+    ranges = {**fit.form.bounds, **fit.form.derived_bounds}
+    lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
+    low, high = (target.back(v) for v in limits)
+    return max(low, lowest), min(high, highest)
+
+
+def _scalar(quantity: Quantity) -> Quantity:
+    """A quantity's first number, (b,)."""
+    return lambda c: np.asarray(quantity(c), float).reshape(len(next(iter(c.values()))), -1)[:, 0]
 
 
 def disagreement(found: dict[str, Interval]) -> str | None:
@@ -239,5 +313,5 @@ def disagreement(found: dict[str, Interval]) -> str | None:
         return None
     return (
         f"model-based and robust intervals differ by more than {DISAGREEMENT}× for {', '.join(wide)}: "
-        "noise is unequal or clustered, or a few runs carry the fit; trust the wider one"
+        "noise is unequal or clustered, a few runs carry the fit, or it lies on a boundary"
     )

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 from scipy import optimize, special
 
 from eqscale.errors import InputError
+from eqscale.laws.certificate import Verdict
 from eqscale.laws.fit import Fit, fit_problem
 from eqscale.laws.noise import efficiency
 from eqscale.laws.problem import Loss, Problem
 from eqscale.laws.solver import minimise
+from eqscale.laws.structure import design_points
 from eqscale.laws.uncertainty import fit_leverage
 
 Array = np.ndarray
@@ -32,7 +35,7 @@ class HoldOut:
     """95 % Gauss–Newton limits of a new run."""
     params: dict[str, float]
     """Of the law fitted to the other runs."""
-    verdict: str
+    verdict: Verdict
 
     @property
     def errors(self) -> Array:
@@ -65,15 +68,17 @@ def predict_new_runs(fit: Fit, columns: dict[str, Array], level: float = 0.95) -
     return loss, loss * np.exp(-wide), loss * np.exp(wide)
 
 
-def _hold_out(fit: Fit, held: Array, budgets: tuple[float, ...]) -> HoldOut:
-    rest = fit.refit(~held)
+def _hold_out(fit: Fit, held: Array, budgets: tuple[float, ...], starts: Array | None = None) -> HoldOut:
+    rest = fit.refit(~held, starts)
     columns = {k: v[held] for k, v in fit.columns.items()}
     loss, low, high = predict_new_runs(rest, columns)
     return HoldOut(budgets, fit.observed[held], loss, low, high, rest.params, rest.verdict)
 
 
-def hold_out_top(fit: Fit, budget: Array, top: int = 1) -> HoldOut:
+def hold_out_top(fit: Fit, budget: Array, top: int = 1, starts: Array | None = None) -> HoldOut:
     """Fit without the ``top`` largest budgets and predict their runs; ``budget`` is that of each run, (n,).
+
+    The fit starts from ``starts`` (k, p) or from those of its form.
 
     Raises:
         InputError: not enough budgets or runs are left.
@@ -81,7 +86,7 @@ def hold_out_top(fit: Fit, budget: Array, top: int = 1) -> HoldOut:
     values = np.unique(budget)
     if not 0 < top < len(values):
         raise InputError(f"cannot hold out {top} of {len(values)} budgets")
-    return _hold_out(fit, np.isin(budget, values[-top:]), tuple(values[-top:].tolist()))
+    return _hold_out(fit, np.isin(budget, values[-top:]), tuple(values[-top:].tolist()), starts)
 
 
 def leave_one_budget_out(fit: Fit, budget: Array) -> list[HoldOut]:
@@ -98,7 +103,7 @@ class LackOfFit:
     """Classical test of the form against pure error (Draper & Smith 1998, ch. 2)."""
 
     pure_error: float
-    """Standard deviation of the log loss between replicates of one (N, D), at weight 1."""
+    """Standard deviation of the log loss between replicates of one design point, at weight 1."""
     replicates: int
     """Degrees of freedom of the pure error."""
     f_statistic: float
@@ -125,18 +130,18 @@ def lack_of_fit(fit: Fit, points: Array | None = None) -> LackOfFit | None:
 
     Args:
         fit: the law to test.
-        points: label of each run's design point, (n,), for replicates whose N or D differ a little (another
-            data order has other token counts); by default runs with equal N and D are replicates.
+        points: label of each run's design point, (n,), for replicates whose N or D differ a little (another data order
+            has other token counts); by default those of ``Problem.points``.
     """
-    squares = fit_problem(replace(fit, loss=Loss("log-lsq")))
-    if points is None:
-        design = np.round(np.log(np.column_stack(list(fit.columns.values()))), 6)
-        _, point = np.unique(design, axis=0, return_inverse=True)
-    else:
-        _, point = np.unique(np.asarray(points), return_inverse=True)
-    w = fit.weights
+    return pure_error_test(fit_problem(replace(fit, loss=Loss("log-lsq")), fit.theta[None]), points)
+
+
+def pure_error_test(squares: Fit, points: Array | None = None) -> LackOfFit | None:
+    """``lack_of_fit`` of a law that was fitted by least squares of the log loss."""
+    point = design_points(squares) if points is None else pd.factorize(np.asarray(points))[0]
+    w = squares.weights
     _, point = np.unique(point.ravel()[w > 0], return_inverse=True)
-    log_loss, r, w = np.log(fit.observed)[w > 0], squares.residuals[w > 0], w[w > 0]
+    log_loss, r, w = np.log(squares.observed)[w > 0], squares.residuals[w > 0], w[w > 0]
     means = np.bincount(point, w * log_loss) / np.bincount(point, w)
     pure = float(np.sum(w * (log_loss - means[point]) ** 2))
     df_pure = len(w) - len(means)
@@ -213,7 +218,7 @@ def profile_interval(fit: Fit, name: str, level: float = 0.95) -> tuple[float, f
 def _excess(problem: Problem, theta: Array, i: int, noise: float, target: float) -> Callable[[float], float]:
     """2c (f − f_min) minus its target, as a function of parameter i; a walk that starts where the last one ended."""
     loss = problem.loss
-    smoothing = max(loss.threshold, 1e-5) if loss.kind == "lad" else loss.threshold
+    smoothing = max(loss.threshold, 1e-5) if loss.kind == "lad" else problem.threshold
     unit = 1 / smoothing if loss.kind == "lad" else 1.0 if loss.is_log else problem.unit**2
     c = efficiency(noise, loss) * unit
     last = theta

@@ -25,6 +25,8 @@ Array = np.ndarray
 Arms = Mapping[str, ArmFit]
 
 RESAMPLES = 1000
+POINT = "design_point"
+"""Column of the label that replicates share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def analyse(study: Study) -> Analysis:
         arms,
         unfitted,
         {name: intervals(arm.fit, arm.boot) for name, arm in fitted.items()},
-        {name: lack_of_fit(arm.fit, design_points(grid, arm)) for name, arm in fitted.items()},
+        {name: lack_of_fit(arm.fit) for name, arm in fitted.items()},
         {name: outliers(arm.fit) for name, arm in fitted.items()},
         {name: _hold_out(arm) for name, arm in fitted.items()},
         seed_noise(grid),
@@ -101,7 +103,9 @@ def fit_every_arm(finished: pd.DataFrame) -> tuple[dict[str, ArmFit], dict[str, 
     unfitted: dict[str, str] = {}
     for name, runs in finished.groupby("arm", sort=False):
         try:
-            fitted |= fit_arms(runs, cost=AXES["executed"].column, budget="budget", resamples=RESAMPLES)
+            fitted |= fit_arms(
+                with_points(runs), cost=AXES["executed"].column, budget="budget", replicates=POINT, resamples=RESAMPLES
+            )
         except InputError as error:
             unfitted[str(name)] = str(error)
     if not fitted:
@@ -115,10 +119,12 @@ def on_axis(arm: ArmFit, runs: pd.DataFrame, axis: str) -> ArmFit:
     return dataclasses.replace(arm, C=cost, cost=fit_cost(arm.N, arm.D, cost))
 
 
-def design_points(runs: pd.DataFrame, arm: ArmFit) -> Array:
-    """A label of each run's budget and size, which seeds share although their token counts differ a little."""
-    rows = runs.loc[arm.rows]
-    return (rows["budget"].map("{:.6g}".format) + " " + rows["N"].map("{:.0f}".format)).to_numpy(str)
+def with_points(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with a column ``POINT``: their budget and size, which seeds share although their token counts differ a
+    little.
+    """
+    point = runs["budget"].map("{:.6g}".format) + " " + runs["N"].map("{:.0f}".format)
+    return runs.assign(**{POINT: point})
 
 
 def seed_noise(finished: pd.DataFrame) -> pd.DataFrame:

@@ -91,22 +91,22 @@ def _measured(study: Study, analysis: Analysis) -> list[str]:
 
 
 def _crossings(analysis: Analysis) -> list[str]:
-    """Where lines are predicted to cross, on every axis."""
+    """Where lines are shown to cross, on every axis."""
     parts = []
     for axis, pairs in analysis.comparisons.items():
         crossings = [pair.crossing for pair in pairs if isinstance(pair, Comparison)]
         found = [
             f"`{c.better_below}` and `{c.better_above}` at {c.C:.2g} {interval_text(c.interval, 2)} {AXES[axis].unit} "
-            f"(in {100 * c.probability:.0f} % of the resamples; `{c.better_above}` ahead above)"
+            f"(`{c.better_above}` ahead above)"
             for c in crossings
             if c.C is not None
         ]
         if crossings:
             none = len(crossings) - len(found)
-            said = ", ".join(found) or "none in range"
-            more = f", none in range for {none} other pair{'s' if none > 1 else ''}" if found and none else ""
+            said = ", ".join(found) or "none shown"
+            more = f", none shown for {none} other pair{'s' if none > 1 else ''}" if found and none else ""
             parts.append(f"on {AXES[axis].label}: {said}{more}")
-    return [f"Where lines are predicted to cross: {'; '.join(parts)} ({link('comparisons')})."] * bool(parts)
+    return [f"Where lines are shown to cross: {'; '.join(parts)} ({link('comparisons')})."] * bool(parts)
 
 
 def _prediction_line(study: Study) -> str:

@@ -95,9 +95,13 @@ def _law_doubts(analysis: Analysis, name: str) -> list[str]:
     fit = analysis.arms["executed"][name].fit
     coefficients, residuals = link("coefficients"), link("residuals", "figure")
     found = []
-    if fit.verdict.startswith("on boundary"):
+    if fit.verdict.state == "on boundary":
         found.append(f"{fit.verdict}: the intervals of what lies there are one-sided ({coefficients}).")
-    elif fit.verdict != "converged":
+    elif fit.verdict.state == "misfit":
+        found.append(
+            f"{fit.verdict}: what it says beyond the runs may be further off than its intervals ({residuals})."
+        )
+    elif not fit.verdict.good:
         found.append(f"{fit.verdict}: its coefficients must not be read one by one ({coefficients}).")
     if warning := disagreement(analysis.intervals[name]):
         found.append(f"{warning} ({coefficients}).")

@@ -1,14 +1,17 @@
 """The checks that compare a built-in arm with the baseline over compute: by their laws and by measured optima.
 
-A check holds, fails, or is open if its 95 % interval (the wider of the model-based and the robust one) allows both.
+A check holds, fails, or is open if its 95 % interval (the wider of the model-based and the robust one) allows both. A
+law that misses structure has no vote, nor has one with E = 0 on whether it is a power law: it is one by construction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import common_range
@@ -16,14 +19,27 @@ from eqscale.laws.contrast import Estimate, contrast, log_optimum, loss_gap, sca
 from eqscale.laws.fit import Coefficients, Quantity
 from eqscale.laws.minima import Minima, bend, combine, loss_ratio, weights_at
 from eqscale.laws.render import interval_text, number
+from eqscale.laws.validate import lack_of_fit
 
 STRAIGHT = 1.5
 """Of a power law, the exponents at the top and at the bottom of the costs differ by less than this factor."""
 SIMILAR = 1.25
 """A factor is similar if the ratio of the arms' losses changes by less than this over the costs."""
 
-Finding = tuple[str, str]
-"""``holds``, ``fails`` or ``open``, and the numbers that show it."""
+NO_VOTE = "no vote"
+
+
+class Finding(NamedTuple):
+    """What the measured optima, or the laws, say on one check."""
+
+    outcome: str
+    """``holds``, ``fails``, ``open`` or ``NO_VOTE``."""
+    text: str
+    """The numbers that show it."""
+    power: str = ""
+    """What the check can tell with intervals as wide as these."""
+
+
 Pair = tuple[str, str]
 """A built-in arm and the baseline."""
 
@@ -36,6 +52,33 @@ def positive(low: float, high: float) -> str:
 def _within(low: float, high: float, limit: float) -> str:
     """Outcome of a check that a value is within ±limit, from its interval."""
     return "fails" if low > limit or high < -limit else "holds" if -limit < low and high < limit else "open"
+
+
+_SEEN = 0.8  # share of studies that find what a check is said to see
+_SIDE = float(stats.norm.ppf(0.975))
+
+
+def sees(half: float) -> str:
+    """The smallest factor that a check on the sign of its logarithm finds, from half the width of its interval."""
+    if not math.isfinite(half):
+        return "sees nothing: its interval is unbounded"
+    factor = math.exp(half * (1 + float(stats.norm.ppf(_SEEN)) / _SIDE))
+    return f"sees a factor of {number(factor, 3)} in {100 * _SEEN:.0f} % of such studies"
+
+
+def passing(margin: float, half: float) -> float:
+    """Chance that an interval of half width ``half`` lies below a limit that is ``margin`` above the truth."""
+    return float(stats.norm.cdf(_SIDE * (margin / half - 1))) if math.isfinite(half) and half > 0 else 0.0
+
+
+def _holds_if_equal(halves: Iterable[float], limit: float) -> str:
+    """How often a check that values are within ±limit holds if they are all 0."""
+    chance = math.prod(max(2 * passing(limit, half) - 1, 0.0) for half in halves)
+    return f"holds in {100 * chance:.0f} % of such studies if nothing changes at all"
+
+
+def _half(e: Estimate) -> float:
+    return (e.high - e.low) / 2
 
 
 def _both_intervals(e: Estimate) -> str:
@@ -79,10 +122,30 @@ def by_laws(pair: Pair, arms: Mapping[str, ArmFit], unit: str) -> dict[int, list
     gaps = {float(C): loss_gap(arm, base, float(C)) for C in tested}
     costs = (low, math.sqrt(low * high), high)
     sizes = {C: _difference(arm, base, lambda a, C=C: log_optimum(a.cost, C, "N")) for C in costs}  # type: ignore[misc]
-    return {
+    found = {
         2: _on_compute(bends, gaps, _difference(base, arm, change("loss")), unit),
         3: _on_allocation(sizes, _difference(arm, base, change("N")), unit),
     }
+    doubts = [doubt for a in (arm, base) if (doubt := _doubt(a))]
+    if doubts:
+        return {n: [_without_vote(f, doubts) for f in findings] for n, findings in found.items()}
+    if straight := [f"`{a.name}` has E = 0" for a in (arm, base) if not a.fit.form.lowest(a.fit.coefficients)[0]]:
+        found[2][0] = _without_vote(found[2][0], [*straight, "a power law by construction"])
+    return found
+
+
+def _doubt(arm: ArmFit) -> str:
+    """Why a law is the wrong one for its runs, in words; empty if nothing says so."""
+    test = lack_of_fit(arm.fit)
+    if test is not None and test.rejects:
+        return f"`{arm.name}` lacks fit, p = {number(test.p_value, 2)}"
+    if arm.fit.verdict.has("misfit"):
+        return f"`{arm.name}` is a misfit, p = {number(arm.fit.structure.p_value, 2)}"  # type: ignore[union-attr]
+    return ""
+
+
+def _without_vote(finding: Finding, why: Iterable[str]) -> Finding:
+    return Finding(NO_VOTE, f"{finding.text}; {', '.join(why)}")
 
 
 def _difference(one: ArmFit, two: ArmFit, quantity: Callable[[ArmFit], Quantity]) -> Estimate:
@@ -138,17 +201,26 @@ def _on_compute(
     straight = {_within(e.low, e.high, math.log(STRAIGHT)) for e in bends.values()} or {"open"}
     shown = "; ".join(f"`{name}` {_both_intervals(e.exp())}" for name, e in bends.items())
     ahead = {positive(e.low, e.high) for e in gaps.values()}
+    steady = _within(change.low, change.high, math.log(SIMILAR))
     return [
-        (_worst(straight), shown or "too few budgets"),
-        (_worst(ahead), _at_costs(gaps, unit)),
-        (_within(change.low, change.high, math.log(SIMILAR)), _both_intervals(change.exp())),
-    ]
+        Finding(
+            _worst(straight), shown or "too few budgets",
+            _holds_if_equal(map(_half, bends.values()), math.log(STRAIGHT)) if bends else "",
+        ),
+        Finding(_worst(ahead), _at_costs(gaps, unit), sees(max(map(_half, gaps.values())))),
+        Finding(steady, _both_intervals(change.exp()), _holds_if_equal([_half(change)], math.log(SIMILAR))),
+    ]  # fmt: skip
 
 
 def _on_allocation(sizes: Mapping[float, Estimate], change: Estimate, unit: str) -> list[Finding]:
     """The checks of conclusion 3: at all costs but the highest, and from the lowest to the highest."""
-    fewer = {positive(-e.high, -e.low) for C, e in sizes.items() if max(sizes) > C}
-    return [(_worst(fewer), _at_costs(sizes, unit)), (positive(change.low, change.high), _both_intervals(change.exp()))]
+    below = {C: e for C, e in sizes.items() if max(sizes) > C}
+    fewer = {positive(-e.high, -e.low) for e in below.values()}
+    closes = positive(change.low, change.high)
+    return [
+        Finding(_worst(fewer), _at_costs(sizes, unit), sees(max(map(_half, below.values())))),
+        Finding(closes, _both_intervals(change.exp()), sees(_half(change))),
+    ]
 
 
 def _at_costs(found: Mapping[float, Estimate], unit: str) -> str:

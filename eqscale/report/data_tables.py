@@ -55,14 +55,14 @@ def repetition_table(grid: DataGrid) -> Table:
         "repetition", "What repetition costs", header, rows,
         f"An arm's loss over its own with fresh data (mean over the rows of {numbered('data')} with fewer than "
         f"{REPEATED:g} epochs), with the 95 % interval of the seeds' scatter. It leaves out the lead that an arm "
-        "has with fresh data, and no check of the conclusions uses it.",
+        "has with fresh data.",
     )  # fmt: skip
 
 
 def repetition_law_table(grid: DataGrid) -> Table:
     """The law of repeated data of every arm."""
     rows = [
-        [f"`{arm}`", str(law.fit.n), two_intervals(law.found["R"]), two_intervals(law.found["beta"]), law.fit.verdict]
+        [f"`{arm}`", str(law.fit.n), *(two_intervals(law.found[k]) for k in ("R_D", "beta")), str(law.fit.verdict)]
         for arm, law in grid.laws.items()
     ]  # fmt: skip
     rows += [[f"`{arm}`", *[UNSEEN] * 3, f"no law: {why}"] for arm, why in grid.unfitted.items()]

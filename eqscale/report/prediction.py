@@ -95,7 +95,7 @@ def _predict_arm(arm: ArmFit, compute: float) -> dict[str, Any]:
         return {kind: [float(bands[what].low[0]), float(bands[what].high[0])] for kind, bands in kinds}
 
     record: dict[str, Any] = {
-        "law": arm.fit.params, "verdict": arm.fit.verdict,
+        "law": arm.fit.params, "verdict": str(arm.fit.verdict),
         "N": float(best.N[0]), "N_interval": limits("N"), "D": float(best.D[0]), "D_interval": limits("D"),
         "cost_per_token": float(best.per_token[0]),
         "loss": float(best.loss[0]), "mean": limits("loss"), "new_run": limits("new_run"),

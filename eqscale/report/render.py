@@ -61,14 +61,17 @@ def _conclusions(content: Content, evidence: str) -> str:
         "The statements are those of the abstract and captions of arXiv 2410.23179; none of its numbers is used. A "
         "check *holds* or *fails* only if its whole 95 % interval does: the wider of the model-based one [first "
         "brackets] and the robust one [second]. A check that is made with the measured optima of single "
-        f"budgets{budgets} and with the laws holds or fails only if both do. A conclusion is reproduced if all its "
-        "checks hold, not reproduced if one fails, and otherwise not decidable at this scale."
+        f"budgets{budgets} and with the laws holds or fails only if both do. A law that misses structure (lack of fit "
+        "at p < 0.05, or a misfit by its residuals) has no vote, and one with E = 0 has none on whether it is a power "
+        "law. What a check can tell is reckoned from the width of its intervals; one that could not hold whatever the "
+        "truth does not fail either. A conclusion is reproduced if all its checks hold, not reproduced if one fails, "
+        "and otherwise not decidable at this scale."
     ]
     for n, statement in STATEMENTS.items():
         own = [c for c in content.conclusions if c.number == n]
         rows = [
             [*([f"`{c.arm}`"] if several else []), AXES[c.axis].label if c.axis else "one budget", check.claim,
-             check.criterion, f"**{check.outcome}**", check.measured, check.by_law or UNSEEN]
+             check.criterion, f"**{check.outcome}**", check.measured, check.by_law or UNSEEN, check.power or UNSEEN]
             for c in own
             for check in c.checks
         ]  # fmt: skip
@@ -77,7 +80,7 @@ def _conclusions(content: Content, evidence: str) -> str:
             + f"**{c.verdict}**" + (f" on {AXES[c.axis].label}" if c.axis else "") for c in own
         )  # fmt: skip
         links = [mark for mark in EXHIBITS[n] if mark.replace("link", "anchor", 1) in evidence]
-        header = ["axis", "check", "criterion", "outcome", "measured", "by the laws"]
+        header = ["axis", "check", "criterion", "outcome", "measured", "by the laws", "what it can tell"]
         shown = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
         parts += [
             f'<a id="conclusion{n}"></a>**{n}. {statement}**',

@@ -43,7 +43,7 @@ def coefficient_table(analysis: Analysis) -> Table:
         fit, test = analysis.arms["executed"][arm].fit, analysis.lack_of_fit[arm]
         shown = [two_intervals(found[name]) for name in COEFFICIENTS]
         replicates = "no replicates" if test is None else f"p = {test.p_value:.2g}"
-        rows.append([f"`{arm}`", str(fit.n), *shown, f"{100 * fit.spread:.2g} %", replicates, fit.verdict])
+        rows.append([f"`{arm}`", str(fit.n), *shown, f"{100 * fit.spread:.2g} %", replicates, str(fit.verdict)])
     header = ["arm", "runs", "E", "A", "B", "α", "β", "residual scatter", "lack of fit", "verdict"]
     return Table(
         "coefficients", "Coefficients of L(N, D) = E + A/N^α + B/D^β", header, rows,
@@ -139,7 +139,8 @@ def comparison_table(analysis: Analysis) -> Table:
     return Table(
         "comparisons", "Compute that arms need for each other's losses, and where their lines cross",
         ["axis", "pair", "at", "compute the second needs for the first's loss", "P(first ahead)", "crossing"], rows,
-        "Factors with robust, then model-based 95 % intervals. A star marks a cost beyond the second's "
+        "Factors with profile, then model-based 95 % intervals; P is the share of the resamples. Crossings are stated "
+        "where one arm is shown to be ahead below and the other above. A star marks a cost beyond the second's "
         "runs. Crossings are searched from a tenth of the lowest to ten times the highest cost.",
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -295,4 +296,37 @@ def validation_grid(preset: Validation, optima: Mapping[str, float]) -> list[Run
             size = min(sizes, key=lambda size: abs(math.log(sizes[size] / goal)))
             del sizes[size]
             specs += [design_run(arm, size, preset.budget, preset, seed) for seed in preset.seeds]
+    return specs
+
+
+def possible_runs(preset: ComputeGrid, planned: Sequence[RunSpec]) -> list[RunSpec]:
+    """A run with the first seed at every rung from the one below the smallest to the one above the largest planned, for
+    each arm and budget, if it trains for ``min_steps`` steps.
+    """
+    specs = []
+    for budget, name in itertools.product(preset.budgets, preset.arms):
+        sizes, known = get_arm(name).sizes(budget), {s.size for s in planned if (s.arm, s.budget) == (name, budget)}
+        at = [k for k, size in enumerate(sizes) if size in known]
+        rungs = sizes[max(at[0] - 1, 0) : at[-1] + 2]
+        specs += [design_run(get_arm(name), size, budget, preset, preset.seeds[0]) for size in rungs]
+    return [spec for spec in specs if spec.steps >= preset.min_steps]
+
+
+def expected_tokens(spec: RunSpec, preset: Preset) -> float:
+    """Training tokens of a run, about."""
+    return spec.steps * expected_batch(preset, spec.batch_size).tokens
+
+
+def further_grid(preset: ComputeGrid, entries: Sequence[Mapping[str, Any]]) -> list[RunSpec]:
+    """Runs that were chosen for a study after its grid, by arm, budget, size and seed.
+
+    Those of arms and budgets that the preset lacks are left out, as are sizes that no ladder has any more.
+    """
+    specs = []
+    for entry in entries:
+        if entry["arm"] in preset.arms and entry["budget"] in preset.budgets:
+            arm = get_arm(entry["arm"])
+            sizes = {str(size): size for size in arm.sizes(entry["budget"])}
+            if size := sizes.get(entry["size"]):
+                specs.append(design_run(arm, size, entry["budget"], preset, entry["seed"]))
     return specs

@@ -50,10 +50,16 @@ class JobOptions(Generic[P]):
     """Least silence after which a trial counts as hanging."""
     checkpoint_seconds: float
     dry_run: bool
+    own: dict[str, Any]
+    """Values of the job's own options."""
 
 
 def parse_options(
-    description: str, presets: Mapping[str, P], job: str, argv: Sequence[str] | None = None
+    description: str,
+    presets: Mapping[str, P],
+    job: str,
+    argv: Sequence[str] | None = None,
+    job_options: argparse.ArgumentParser | None = None,
 ) -> JobOptions[P]:
     """Parse the command line that all tune jobs share.
 
@@ -63,6 +69,7 @@ def parse_options(
         job: suffix of the study's name, so that several jobs of one study lie side by side; the results get a
             subfolder of this name.
         argv: the words, from ``sys.argv`` if None.
+        job_options: options that only this job has, none required.
 
     Raises:
         InputError: for an unknown preset, a file that can't be imported, or an impossible value.
@@ -72,7 +79,7 @@ def parse_options(
         raise InputError(f"unknown preset {first.preset!r}; choose from {', '.join(presets)}")
     load_plugins(given_files(first))
     task = get_task(first.task or presets[first.preset].task)
-    args = _parser(description, presets, job, task).parse_args(argv)
+    args = _parser(description, presets, job, task, job_options).parse_args(argv)
     preset = overridden(presets[args.preset], _given(args, presets[args.preset], task))
     _check_preset(preset)
     _check_engine(args)
@@ -98,6 +105,7 @@ def parse_options(
         silent_seconds=args.hang_minutes * 60,
         checkpoint_seconds=args.checkpoint_seconds,
         dry_run=args.dry_run,
+        own={name: getattr(args, name) for name in vars(job_options.parse_args([]))} if job_options else {},
     )
 
 
@@ -112,14 +120,16 @@ def _first_parser(presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(description: str, presets: Mapping[str, Preset], job: str, task: Task) -> argparse.ArgumentParser:
+def _parser(
+    description: str, presets: Mapping[str, Preset], job: str, task: Task, own: argparse.ArgumentParser | None
+) -> argparse.ArgumentParser:
     lines = ["arms:", *(f"  {name:<20} {get_arm(name).description}" for name in arm_names()), "", "optimisers:"]
     lines += [f"  {name:<20} {get_optimizer(name).description}" for name in optimizer_names()]
     parser = argparse.ArgumentParser(
         description=description,
         epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[_first_parser(presets)],
+        parents=[_first_parser(presets), *([own] if own else [])],
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before anything is spent")
     _add_places(parser, job)

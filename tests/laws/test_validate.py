@@ -111,6 +111,25 @@ def test_approaches_find_the_optimum_and_refuse_edges(isoflop, law):
         isoflop_optima(small.N, small.D, small.loss, small.C, 1)
 
 
+def test_approaches_leave_outliers_out_and_say_so(isoflop, law):
+    loss = isoflop.loss.to_numpy().copy()
+    loss[[13, 20]] *= [1.3, 0.8]
+    spoiled = fit(isoflop.N, isoflop.D, loss)
+    keep = np.ones(30, bool)
+    keep[[o.index for o in outliers(spoiled)]] = False
+    assert not keep[[13, 20]].any()
+    for approach in (1, 2):
+        clean = isoflop_optima(*(isoflop[c][keep] for c in ("N", "D", "loss", "C")), approach)
+        found = isoflop_optima(isoflop.N, isoflop.D, loss, isoflop.C, approach, keep)
+        assert (found.left_out, found.a) == (30 - keep.sum(), clean.a)
+        assert found.a != isoflop_optima(isoflop.N, isoflop.D, loss, isoflop.C, approach).a
+        bias = approach_bias(spoiled, nd_cost(), isoflop.C.to_numpy(), 1e21, approach, keep)
+        assert (
+            bias.a
+            == isoflop_optima(isoflop.N, isoflop.D, spoiled.predict(isoflop.N, isoflop.D), isoflop.C, approach, keep).a
+        )
+
+
 def test_misallocation_costs_nothing_at_the_optimum(law):
     half, exact, double = misallocation(law, nd_cost(), 1e20, [0.5, 1.0, 2.0])
     assert exact.waste == pytest.approx(0.0, abs=1e-9)

@@ -8,7 +8,17 @@ import pytest
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.laws.contrast import contrast, log_optimum, scaled
-from eqscale.report.analysis import Analysis, analyse, at_equal_cost, fit_every_arm, on_axis, pooled_noise, seed_noise
+from eqscale.report import checks
+from eqscale.report.analysis import (
+    Analysis,
+    analyse,
+    at_equal_cost,
+    find_minima,
+    fit_every_arm,
+    on_axis,
+    pooled_noise,
+    seed_noise,
+)
 from eqscale.report.answer import answer
 from eqscale.report.conclusions import Conclusion, conclude
 from eqscale.report.data_grid import read_data_grid
@@ -49,7 +59,7 @@ def verdicts(conclusions: list[Conclusion]) -> dict[tuple[int, str], str]:
 def unlike(tmp_path_factory) -> Content:
     """The plain arm overtakes the equivariant one."""
     arms = planted.UNLIKE_THE_PAPER
-    return analysed(tmp_path_factory.mktemp("unlike"), planted.compute_grid(arms, seeds=(0, 1)))
+    return analysed(tmp_path_factory.mktemp("unlike"), planted.compute_grid(arms, seeds=(0, 1), rng=1))
 
 
 def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
@@ -116,6 +126,27 @@ def test_augmentation_that_leaves_half_of_the_gap_does_not_close_it():
         assert conclude(ROLES, {}, {}, grid)[0].verdict == verdict, left
 
 
+def test_what_repetition_costs_and_the_whole_gap_are_two_checks():
+    """With a lead at fresh data that augmentation can't close, only the first can tell."""
+    for lead, outcomes in ((0.0, ["holds"] * 3), (0.2, ["holds", "holds", "fails"]), (0.8, ["holds", "holds", "open"])):
+        data = planted.data_grid(planted.LIKE_THE_PAPER, left=0.0)
+        data["loss"] *= np.where(data["arm"] == "gatr", 1.0, np.exp(lead))
+        found = conclude(ROLES, {}, {}, data_grid(data))[0].checks
+        assert [check.outcome for check in found] == outcomes, lead
+        assert found[1].power.startswith("holds in 100 % of such studies if repetition costs both the same")
+        assert ("holds in 0 % of such studies at best" in found[2].power) == (lead == 0.8)
+    assert "a perfect augmentation, which ends as with fresh data, leaves" in found[2].power
+
+
+def test_a_wider_interval_sees_larger_factors_only():
+    assert checks.sees(0.1) == "sees a factor of 1.15 in 80 % of such studies"
+    assert checks.sees(np.inf) == "sees nothing: its interval is unbounded"
+    rng = np.random.default_rng(0)
+    for margin, half in ((0.3, 0.2), (0.1, 0.2), (0.2, 0.2)):
+        drawn = half / 1.96 * rng.standard_normal(20_000)
+        assert checks.passing(margin, half) == pytest.approx(np.mean(drawn + half < margin), abs=0.02)
+
+
 def test_gaps_need_seeds_to_be_known():
     data = planted.data_grid(planted.LIKE_THE_PAPER)
     grid = data_grid(data)
@@ -162,7 +193,7 @@ def test_the_law_of_repeated_data_comes_back(tmp_path):
             extra = dict(D=D, unique_tokens=U, unique_scenes=round(U), epochs=1 + repeats)
             rows.append(planted.row("gatr", spec, 1e12, N, 0, value, **extra))
     grid = data_grid(pd.DataFrame(rows), planted.compute_grid({"gatr": spec}))
-    found = grid.laws["gatr"].found["R"]
+    found = grid.laws["gatr"].found["R_D"]
     assert found.estimate == pytest.approx(8, rel=0.15)
     assert min(found.model[0], found.robust[0]) < 8 < max(found.model[1], found.robust[1])
 
@@ -266,18 +297,50 @@ def test_plan_names_the_arm_and_a_rung_of_its_ladder(tmp_path, capsys):
     assert best["loss"]["value"] == pytest.approx(truth, rel=0.02)
     shown = capsys.readouterr().out
     assert "Train gatr" in shown
-    assert "misses structure" not in shown
+    assert "misfit" not in shown
 
 
-def test_plan_says_which_laws_miss_structure(tmp_path, capsys):
-    table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0, 1))
-    bent = table["arm"] == "transformer"  # no power law: losses fall faster and faster
-    table.loc[bent, "loss"] *= np.exp(-0.03 * np.log(table["D"] / table["D"].min()) ** 2)[bent]
-    planted.write_part(table, tmp_path)
+def bent(table):
+    """The compute grid with a plain arm that follows no power law: its losses fall faster and faster."""
+    fall = np.exp(-0.03 * np.log(table["D"] / table["D"].min()) ** 2)
+    return table.assign(loss=table["loss"] * np.where(table["arm"] == "transformer", fall, 1.0))
+
+
+def test_plan_begins_with_the_verdicts_of_its_laws(tmp_path, capsys):
+    planted.write_part(bent(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0, 1))), tmp_path)
     assert main(["plan", "--from", str(tmp_path), "--compute", "1e14", "--resamples", "100"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "The law of transformer misses structure" in shown
-    assert "The law of gatr misses structure" not in shown
+    first, second, *_ = filter(str.strip, capsys.readouterr().out.splitlines())
+    assert first.startswith("transformer: 48 runs, verdict: misfit: loss falls faster than the law at ")
+    assert second.startswith("gatr: 48 runs, verdict: ")
+    assert "misfit" not in second
+
+
+def two_arms(table):
+    fitted, _ = fit_every_arm(table)
+    laws = {name: on_axis(arm, table, "executed") for name, arm in fitted.items()}
+    return laws, find_minima(laws, "executed")
+
+
+def test_a_law_that_misses_structure_has_no_vote():
+    pair = ("gatr", "transformer")
+    laws, minima = two_arms(bent(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0, 1))))
+    found = checks.by_laws(pair, laws, "FLOPs")
+    assert {finding.outcome for findings in found.values() for finding in findings} == {checks.NO_VOTE}
+    assert "`transformer` lacks fit, p = " in found[3][1].text
+    measured = checks.by_minima(pair, minima, "FLOPs")
+    decided = [c for c in conclude(ROLES, {"executed": laws}, {"executed": minima}, None) if c.axis == "executed"]
+    assert [check.outcome for c in decided for check in c.checks] == [
+        finding.outcome for n in (2, 3) for finding in measured[n]
+    ]
+    assert decided[0].checks[1].by_law.endswith("(no vote)")
+
+
+def test_a_law_without_floor_has_no_vote_on_whether_it_is_a_power_law():
+    laws, _ = two_arms(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0, 1), rng=1))
+    straight, *others = checks.by_laws(("gatr", "transformer"), laws, "FLOPs")[2]
+    assert straight.outcome == checks.NO_VOTE
+    assert "has E = 0, a power law by construction" in straight.text
+    assert [finding.outcome for finding in others] == ["holds", "holds"]
 
 
 def test_arms_keep_their_law_on_every_axis():

@@ -3,7 +3,7 @@
 from eqscale.errors import InputError
 from eqscale.laws.forms.base import Centre, Coefficients, Evaluation, Form
 from eqscale.laws.forms.gamma import Gamma
-from eqscale.laws.forms.repetition import Repetition
+from eqscale.laws.forms.repetition import Muennighoff, Repetition
 from eqscale.laws.forms.sums import Balanced, Chinchilla, Power, SumOfPowers
 
 __all__ = ["FORMS", "Balanced", "Centre", "Coefficients", "Evaluation", "Form", "SumOfPowers", "get_form", "register"]
@@ -25,7 +25,7 @@ def register(form: Form) -> None:
     FORMS[form.name] = form
 
 
-for built_in in (Chinchilla(), Gamma(), Repetition(), Power("C"), Power("D"), Power("N")):
+for built_in in (Chinchilla(), Gamma(), Repetition(), Muennighoff(), Power("C"), Power("D"), Power("N")):
     register(built_in)
 
 

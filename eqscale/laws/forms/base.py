@@ -86,6 +86,8 @@ class Form:
     floors: tuple[str, ...] = ("E",)
     """Parameters in units of loss that enter linearly: no training gets below their sum."""
     bounds: Mapping[str, tuple[float, float]] = {}
+    derived_bounds: Mapping[str, tuple[float, float]] = {}
+    """What the numbers of ``derived`` can't leave."""
     ladders: Mapping[str, Sequence[float]] = {}
     """Where to start parameters that are neither floor, prefactor nor exponent, in public units."""
     stand_ins: Mapping[str, str] = {}
@@ -96,6 +98,10 @@ class Form:
     def features(self, logs: Mapping[str, Array], centre: Centre) -> dict[str, Array]:
         """What ``value`` takes, from the regressors' logarithms: these, centred."""
         return {c: logs[c] - centre.logs[c] for c in self.columns}
+
+    def for_runs(self, rows: Array) -> Form:
+        """The form for some of the runs it was made for, boolean (n,) or indices; most forms are for any runs."""
+        return self
 
     def value(self, theta: Array, x: Features) -> Array:
         """Loss in units of the centre, (b, m), at internal parameters ``theta`` (b, p)."""

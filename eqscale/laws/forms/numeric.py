@@ -28,13 +28,22 @@ def jacobian(value: Value, theta: Array, x: Any) -> Array:
 
 
 def curvature(value: Value, theta: Array, x: Any, q: Array) -> Array:
-    """Σ over runs of q (b, m) times the second derivatives, (b, p, p), by differences of exact derivatives."""
-    step, b = 1e-6, len(theta)
-    h = np.empty((b, theta.shape[1], theta.shape[1]))
-    for i, unit in enumerate(step * np.eye(theta.shape[1])):
-        jac = jacobian(value, np.concatenate([theta + unit, theta - unit]), x)
-        h[:, i] = np.einsum("bpm,bm->bp", jac[:b] - jac[b:], q) / (2 * step)
-    return 0.5 * (h + h.transpose(0, 2, 1))
+    """Σ over runs of q (b, m) times the second derivatives, (b, p, p), by differences of values."""
+    step, (b, p) = 1e-4, theta.shape
+    units = step * np.vstack([np.zeros((1, p)), np.eye(p)])
+    pairs = np.array([(i, j) for i in range(p + 1) for j in range(max(i, 1), p + 1)])  # 0 is no step
+
+    def total(shifts: Array) -> Array:
+        """q times the values at each shift from ``theta``, summed over runs: (b, k)."""
+        values = value((theta[:, None] + shifts).reshape(-1, p), x).reshape(b, len(shifts), -1)
+        return np.einsum("bkm,bm->bk", values, q)
+
+    shifts = units[pairs].sum(1)
+    both = np.zeros((b, p + 1, p + 1))
+    both[:, pairs[:, 0], pairs[:, 1]] = both[:, pairs[:, 1], pairs[:, 0]] = total(shifts) + total(-shifts)
+    single = both[:, 0, 1:]
+    middle = 2 * total(units[:1])[:, :, None]
+    return (both[:, 1:, 1:] - single[:, :, None] - single[:, None, :] + middle) / (2 * step**2)
 
 
 def bisect(rising: Callable[[Array], Array], left: Array, right: Array, steps: int) -> Array:
@@ -47,38 +56,65 @@ def bisect(rising: Callable[[Array], Array], left: Array, right: Array, steps: i
 
 
 def optimal_log_n(form: Form, c: Coefficients, cost: CostModel, log_c: Array) -> Array:
-    """log N of the lowest loss at each cost (b, k): a grid, then bisection of the slope. See ``Form.optimal_log_n``."""
+    """log N of the lowest loss at each cost (b, k): a grid, then Newton in a bracket. See ``Form.optimal_log_n``."""
 
     def along(log_n: Array) -> Array:
         return form.loss_at(c, {"N": log_n, "D": cost.log_tokens(log_n, log_c)})
 
     shape = np.broadcast_shapes((len(c[form.names[0]]), 1), log_c.shape)
-    grid = np.linspace(*SPAN, 51)
+    grid = np.linspace(*SPAN, 26)
     best, lowest = np.full(shape, np.nan), np.full(shape, np.inf)
     for log_n in grid:
         loss = along(np.full(shape, log_n))
         better = loss < lowest
         best, lowest = np.where(better, log_n, best), np.where(better, loss, lowest)
     inside = form.is_whole(c)[:, None] & (best > grid[0]) & (best < grid[-1])
-    width, step = grid[1] - grid[0], 1e-4  # smaller steps drown in rounding
-    found = bisect(lambda n: along(n + step) < along(n - step), best - width, best + width, 40)
-    return np.where(inside, found, np.nan)
+    width, step = grid[1] - grid[0], 3e-4  # smaller steps drown in rounding
+    left, right, at = best - width, best + width, best
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for _ in range(40):
+            low, middle, high = along(at - step), along(at), along(at + step)
+            rises = high > low
+            left, right = np.where(rises, left, at), np.where(rises, at, right)
+            newton = at - 0.5 * step * (high - low) / (high - 2 * middle + low)
+            last, at = at, np.where((newton > left) & (newton < right), newton, 0.5 * (left + right))
+            if not (np.abs(at - last) > 1e-9)[inside].any():
+                break
+    return np.where(inside, at, np.nan)
 
 
 def cheapest(form: Form, c: Coefficients, cost: CostModel, loss: Array) -> tuple[Array, Array, Array]:
-    """Bisection of the optimal loss over the cost. See ``Form.cheapest``."""
+    """The root of the optimal loss over the cost. See ``Form.cheapest``.
+
+    Secants, within a bracket, of the logarithm of what the optimal loss has above the floor: it is nearly linear in
+    that of the cost.
+    """
     shape = np.broadcast_shapes((len(c[form.names[0]]), 1), loss.shape)
     edges = [np.full(shape, edge) for edge in SPAN]
+    floor = form.lowest(c)[:, None]
 
-    def too_cheap(log_c: Array) -> Array:
+    def above(log_c: Array) -> Array:
         sizes = [form.optimal_log_n(c, cost, log_c), *edges]  # an optimum beyond the span is as good as at its edge
         reached = [form.loss_at(c, {"N": n, "D": cost.log_tokens(n, log_c)}) for n in sizes]
-        return ~(np.fmin.reduce(reached) <= loss)
+        return np.log(np.fmin.reduce(reached) - floor) - np.log(loss - floor)
 
-    log_c = bisect(too_cheap, edges[0], 2 * edges[1], 48)
+    reachable = loss > floor
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        left, right = edges[0], 2 * edges[1]
+        last, at = left, 0.5 * (left + right)
+        value_last = above(last)
+        for _ in range(48):
+            value = above(at)
+            too_cheap = ~(value <= 0)
+            left, right = np.where(too_cheap, at, left), np.where(too_cheap, right, at)
+            secant = at - value * (at - last) / (value - value_last)
+            last, value_last = at, value
+            at = np.where((secant > left) & (secant < right), secant, 0.5 * (left + right))
+            if not (np.abs(at - last) > 1e-9)[reachable].any():
+                break
+    log_c = at
     log_n = form.optimal_log_n(c, cost, log_c)
     known = form.is_whole(c)[:, None] & ~np.isnan(loss)
-    reachable = loss > form.lowest(c)[:, None]
     found = (np.where(reachable, v, np.inf) for v in (log_c, log_n, cost.log_tokens(log_n, log_c)))
     log_c, log_n, log_d = (np.where(known, v, np.nan) for v in found)
     return log_c, log_n, log_d

@@ -27,7 +27,7 @@ class SumOfPowers(Form):
         value = sum(t for *_, t in terms) + theta[:, :1]
 
         def jacobian() -> Array:
-            jac = np.empty((len(theta), len(self.names), value.shape[1]))
+            jac = np.zeros((len(theta), len(self.names), value.shape[1]))
             jac[:, 0] = 1.0
             for i, j, z, t in terms:
                 jac[:, i] = t
@@ -85,6 +85,7 @@ class Balanced(Form):
     log_names: tuple[str, ...] = ("A", "B")
     powers: Mapping[str, tuple[str, str]] = {"A": ("alpha", "N"), "B": ("beta", "D")}
     bounds: Mapping[str, tuple[float, float]] = {"E": (0.0, np.inf), "alpha": (0.0, 10.0), "beta": (0.0, 10.0)}
+    derived_bounds: Mapping[str, tuple[float, float]] = {"a": (0.0, 1.0), "b": (0.0, 1.0)}
 
     def derived(self, c: Coefficients) -> dict[str, Array]:
         """Exponents of N_opt ∝ C^a and D_opt ∝ C^b for C = κND."""
