@@ -2,8 +2,8 @@
 
 Optuna searches them in small proxy runs (TPE with a median pruner, the same number of trials for every arm and
 optimiser). A recipe for every size and budget is fitted to all trials of an arm and optimiser. Larger runs then check
-that the recipe's learning rate is as good as its neighbours; if it isn't, the recipe is fitted again, with the check runs, and checked again. Logs every trial to MLflow,
-and writes trials, recipes, a figure and a report.
+that the recipe's learning rate is as good as its neighbours; if it isn't, the recipe is fitted again, with the check
+runs, and checked again. Logs every trial to MLflow, and writes trials, recipes, a figure and a report.
 
     python tune_jobs/learning_rate_search.py                  # preset quick: about ten minutes on two cores
     python tune_jobs/learning_rate_search.py --preset cpu     # all built-in arms: 70 minutes

@@ -108,8 +108,9 @@ def _report(
 ) -> str:
     recipes = [
         {
-            "arm": arm, "optimiser": optimizer, "learning rate": number(fit.recipe.rate), "∝ N^": f"{fit.recipe.by_parameters:.2f}",
-            "∝ steps^": f"{fit.recipe.by_steps:.2f}", "∝ batch^": f"{fit.recipe.by_batch:.2f}",
+            "arm": arm, "optimiser": optimizer, "learning rate": number(fit.recipe.rate),
+            "∝ N^": f"{fit.recipe.by_parameters:.2f}", "∝ steps^": f"{fit.recipe.by_steps:.2f}",
+            "∝ batch^": f"{fit.recipe.by_batch:.2f}",
             "batch": number(fit.recipe.batch), "∝ budget^": f"{fit.recipe.by_budget:.2f}",
             "warm-up": f"{fit.recipe.warmup:.2f}", "momentum": f"{fit.recipe.momentum:.3f}",
             "weight decay": number(fit.recipe.weight_decay),
@@ -122,8 +123,8 @@ def _report(
     ]  # fmt: skip
     shown = [
         {
-            "arm": str(row["arm"]), "optimiser": str(row["optimizer"]), "budget": number(row["budget"]), "N": f"{row['N']:,}",
-            "batch": str(row["batch_size"]), "recipe's rate": number(row["learning_rate"]),
+            "arm": str(row["arm"]), "optimiser": str(row["optimizer"]), "budget": number(row["budget"]),
+            "N": f"{row['N']:,}", "batch": str(row["batch_size"]), "recipe's rate": number(row["learning_rate"]),
             "loss": f"{row['loss']:.4f}", "best rate tried": number(row["best_learning_rate"]),
             "its loss": f"{row['best_loss']:.4f}", "above": f"{100 * row['excess']:.1f} %",
         }
@@ -143,12 +144,12 @@ def _report(
         table_of(count),
         "## What was found",
         "Learning rate at 10,000 parameters, 1,000 steps and batches of 16; batch size at 1e11 executed FLOPs, "
-        "rounded to a power of two. Fitted to all finished trials of an arm and optimiser that end at most 30 % above the best "
-        "of their cell: log loss is a parabola around the recipe's learning rate plus one around its batch size, "
-        "plus one each in warm-up, log (1 - momentum) and log weight decay, "
-        "plus a constant per cell. Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 "
-        "(parameters), -0.15 (steps), 0.35 (batch) and 0.2 (batch in budget): what one seed and a few cells can't "
-        "tell is taken from there. The last two columns say what being off by a factor of two costs.",
+        "rounded to a power of two. Fitted to all finished trials of an arm and optimiser that end at most 30 % above "
+        "the best of their cell: log loss is a parabola around the recipe's learning rate plus one around its batch "
+        "size, plus one each in warm-up, log (1 - momentum) and log weight decay, plus a constant per cell. Trials "
+        "further above the best say little about the optimum and are left out. "
+        "Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 (parameters), -0.15 (steps), 0.35 "
+        "(batch) and 0.2 (batch in budget): what a few cells can't tell is taken from there. The last two columns say what being off by a factor of two costs.",
         table_of(recipes),
         "![loss against learning rate](search.png)",
         "Grey lines: the recipe's learning rate for each size at the recipe's batch size. The rightmost budgets are "
