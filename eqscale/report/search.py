@@ -148,8 +148,9 @@ def _report(
         "the best of their cell: log loss is a parabola around the recipe's learning rate plus one around its batch "
         "size, plus one each in warm-up, log (1 - momentum) and log weight decay, plus a constant per cell. Trials "
         "further above the best say little about the optimum and are left out. "
-        "Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 (parameters), -0.15 (steps), 0.35 "
-        "(batch) and 0.2 (batch in budget): what a few cells can't tell is taken from there. The last two columns say what being off by a factor of two costs.",
+        "Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 (parameters), -0.15 (steps), "
+        "0.35 (batch) and 0.2 (batch in budget): what a few cells can't tell is taken from there. The last two columns "
+        "say what being off by a factor of two costs.",
         table_of(recipes),
         "![loss against learning rate](search.png)",
         "Grey lines: the recipe's learning rate for each size at the recipe's batch size. The rightmost budgets are "
