@@ -1,9 +1,9 @@
-"""Learning-rate search: which learning rate and batch size suit an arm at every size and budget?
+"""Search of recipes: which learning rate, batch size, warm-up, momentum and weight decay suit an arm?
 
-Optuna searches both in small proxy runs (TPE with a median pruner, the same number of trials for every arm). A recipe
-is fitted to all of an arm's trials. Larger runs then check that the recipe's learning rate is as good as its
-neighbours; if it isn't, the recipe is fitted again, with the check runs, and checked again. Logs every trial to MLflow,
-and writes trials, recipes, a figure and a report.
+Optuna searches them in small proxy runs (TPE with a median pruner, the same number of trials for every arm and
+optimiser). A recipe for every size and budget is fitted to all trials of an arm and optimiser. Larger runs then check
+that the recipe's learning rate is as good as its neighbours; if it isn't, the recipe is fitted again, with the check
+runs, and checked again. Logs every trial to MLflow, and writes trials, recipes, a figure and a report.
 
     python tune_jobs/learning_rate_search.py                  # preset quick: about ten minutes on two cores
     python tune_jobs/learning_rate_search.py --preset cpu     # all built-in arms: 70 minutes
@@ -18,12 +18,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from eqscale.arms import Recipe, get_arm
+import pandas as pd
+
+from eqscale.arms import get_arm
 from eqscale.cli import run_or_exit
 from eqscale.console import make_console
 from eqscale.errors import InputError
 from eqscale.report.search import write_search_report
 from eqscale.study.estimate import Estimator
+from eqscale.study.grid import recipe_of
 from eqscale.study.job import OpenStudy, open_study
 from eqscale.study.options import JobOptions, parse_options
 from eqscale.study.presets import SEARCHES, LearningRateSearch
@@ -31,12 +34,14 @@ from eqscale.study.progress import human_time
 from eqscale.study.search import (
     CHECK_ROUNDS,
     GOAL,
+    Recipes,
     Search,
     check_specs,
     check_table,
     fit_recipe,
     found_wanting,
     search_cells,
+    with_optimizer,
 )
 from eqscale.study.table import run_table
 from eqscale.tasks import get_task
@@ -47,18 +52,28 @@ def plan(options: JobOptions[LearningRateSearch]) -> str:
     """What the search will train, in words."""
     preset = options.preset
     cells = search_cells(preset)
-    recipes = {name: get_arm(name).recipe for name in preset.arms}
-    checks = check_specs(preset, recipes, {})
+    checks = check_specs(preset, first_guesses(preset), {})
     estimate = Estimator(ended=options.storage.ledger.records())
     per_trial = [estimate(spec) for spec in checks]
-    lines = [f"{len(cells)} cells (arm, budget, size) x {preset.trials} trials, then {len(checks)} check runs or more"]
+    lines = [
+        f"{len(cells)} cells (arm, optimiser, budget, size) x {preset.trials} trials, then {len(checks)} or more checks"
+    ]
     task = get_task(preset.task)
     lines += [f"  {cell.name}: {get_arm(cell.arm).parameters(cell.size, task):,} parameters" for cell in cells]
     lines.append(f"check runs take about {human_time(sum(per_trial))} of one worker")
     return "\n".join(lines)
 
 
-def train_checks(study: OpenStudy, preset: LearningRateSearch, recipes: dict[str, Recipe]) -> list[RunSpec] | None:
+def first_guesses(preset: LearningRateSearch) -> Recipes:
+    """The recipes so far, where there are some."""
+    return {
+        (name, optimizer): recipe_of(get_arm(name), with_optimizer(preset, optimizer))
+        for name in preset.arms
+        for optimizer in preset.optimizers
+    }
+
+
+def train_checks(study: OpenStudy, preset: LearningRateSearch, recipes: Recipes) -> list[RunSpec] | None:
     """Train the check runs of recipes until the best rate is bracketed; None if stopped before."""
     specs: list[RunSpec] = []
     while True:
@@ -71,6 +86,10 @@ def train_checks(study: OpenStudy, preset: LearningRateSearch, recipes: dict[str
             study.train(todo, "check")
         if study.missing(specs):
             return None
+
+
+def _of(runs: pd.DataFrame, arm: str, optimizer: str) -> pd.DataFrame:
+    return runs[(runs["arm"] == arm) & (runs["optimizer"] == optimizer)]
 
 
 def main() -> int:
@@ -94,24 +113,25 @@ def main() -> int:
         specs = search.ended_specs()
         trials = run_table(specs, ledger, pruned={s.run_id for s in specs if s.run_id not in ledger})
         finished = trials[trials["status"] == "finished"]
-        fits = {name: fit_recipe(finished[finished["arm"] == name]) for name in preset.arms}
+        usual = first_guesses(preset)
+        fits = {key: fit_recipe(_of(finished, *key), usual=usual[key]) for key in usual}
         checks: dict[str, RunSpec] = {}
-        wanting = list(preset.arms)
+        wanting = list(fits)
         for round_ in range(1, CHECK_ROUNDS + 1):
-            ended = train_checks(study, preset, {name: fits[name].recipe for name in wanting})
+            ended = train_checks(study, preset, {key: fits[key].recipe for key in wanting})
             if ended is None:
                 console.print("[yellow]stopped in the check runs[/yellow]: the same command continues")
                 return 130
             checks |= {spec.run_id: spec for spec in ended}
             runs = run_table(list(checks.values()), ledger)
-            table = check_table(preset, {name: fit.recipe for name, fit in fits.items()}, runs)
+            table = check_table(preset, {key: fit.recipe for key, fit in fits.items()}, runs)
             wanting = found_wanting(table)
             if not wanting or round_ == CHECK_ROUNDS:
                 break
-            console.print(f"fitted again, check runs included: {', '.join(wanting)}")
+            console.print(f"fitted again, check runs included: {', '.join(' '.join(key) for key in wanting)}")
             checked = runs[runs["status"] == "finished"]
-            for name in wanting:
-                fits[name] = fit_recipe(finished[finished["arm"] == name], checked[checked["arm"] == name])
+            for key in wanting:
+                fits[key] = fit_recipe(_of(finished, *key), _of(checked, *key), usual[key])
         write_search_report(trials, runs, table, fits, options.results, GOAL, CHECK_ROUNDS)
         study.describe([*specs, *checks.values()])
         study.track([*specs, *checks.values()])

@@ -63,7 +63,7 @@ class Arm:
     ladder: tuple[Size, ...]
     """Sizes in order of parameters."""
     recipe: Recipe
-    """Batch size and learning rate of its runs."""
+    """How its runs are trained."""
     optimal_cost: float = 0.15
     """Guess of the compute-optimal FLOPs per token over sqrt(budget): grids lay their sizes around it."""
     augmented: bool = False
@@ -74,6 +74,8 @@ class Arm:
     deeper_ladders: tuple[tuple[float, tuple[Size, ...]], ...] = ()
     """Budgets in executed FLOPs, rising, with the sizes to use instead of ``ladder`` from there on: long training pays
     for more blocks at the same parameters."""
+    alternatives: tuple[Recipe, ...] = ()
+    """Recipes with other optimisers."""
     control_of: str | None = None
     """The arm that a control is compared with; only for ``role=Role.CONTROL``."""
 
@@ -85,6 +87,11 @@ class Arm:
                 f"arm {self.name!r}: role {str(self.role)!r} with control_of {self.control_of!r}; a control, and no "
                 "other arm, names the arm that it is compared with"
             )
+
+    def recipe_with(self, optimizer: str) -> Recipe | None:
+        """The recipe with an optimiser, or None if there is none; without a name its own."""
+        recipes = (self.recipe, *self.alternatives)
+        return next((recipe for recipe in recipes if optimizer in ("", recipe.optimizer)), None)
 
     def sizes(self, budget: float) -> tuple[Size, ...]:
         """The sizes that suit a budget in executed FLOPs, in order of parameters."""

@@ -17,7 +17,7 @@ from eqscale.arms.inputs import (
     published_multivectors,
     published_multivectors_width,
 )
-from eqscale.arms.recipe import fitted_recipe
+from eqscale.arms.recipe import fitted_recipes
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.roles import Role
@@ -96,6 +96,7 @@ _LADDER = tuple(
 
 
 def _arm(name: str, description: str, symmetry: str, recipe: str | None = None, control_of: str | None = None) -> Arm:
+    recipes = fitted_recipes(recipe or name)
     return Arm(
         name,
         description,
@@ -103,10 +104,11 @@ def _arm(name: str, description: str, symmetry: str, recipe: str | None = None, 
         functools.partial(_build, symmetry=symmetry),
         functools.partial(_flops, symmetry=symmetry),
         _LADDER,
-        fitted_recipe(recipe or name),
+        recipes[0],
         optimal_cost=0.6,
         packed=GATr.packs,
         control_of=control_of,
+        alternatives=recipes[1:],
     )
 
 

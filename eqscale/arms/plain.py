@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eqscale.arms.base import Arm, Size
 from eqscale.arms.inputs import numbers, numbers_width, plane_invariants, plane_invariants_width, pooled
-from eqscale.arms.recipe import fitted_recipe
+from eqscale.arms.recipe import fitted_recipes
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
 from eqscale.roles import Role
@@ -93,8 +93,9 @@ def _arm(name: str, description: str, role: Role, *, two: float, three: float) -
         functools.partial(_build, aligned=aligned),
         functools.partial(_flops, aligned=aligned),
         _LADDER,
-        fitted_recipe(name),
+        fitted_recipes(name)[0],
         augmented=role is Role.AUGMENT,
+        alternatives=fitted_recipes(name)[1:],
         # Budgets, in executed FLOPs, from which two and three blocks pay.
         deeper_ladders=((two, _rungs(2, 10, 80) + _rungs(3, 80, 80) + _LARGE), (three, _rungs(3, 10, 80) + _LARGE)),
     )

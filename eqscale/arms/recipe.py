@@ -1,4 +1,4 @@
-"""Batch size and learning rate of an arm's runs: power laws fitted by ``tune_jobs/learning_rate_search.py``."""
+"""How an arm's runs are trained, by what ``tune_jobs/learning_rate_search.py`` found."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ class Recipe:
     """Exponent of the batch size in the budget."""
     optimizer: str = "adamw"
     """Optimiser that it was searched with."""
+    warmup: float = 0.4
+    """Share of the steps over which the learning rate rises."""
+    momentum: float = 0.9
+    """Share of the past in the optimiser's average of gradients."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrix weights."""
 
     def batch_size(self, budget: float) -> int:
         """Samples in a batch at a budget of executed FLOPs: the nearest power of two, at least 16."""
@@ -46,6 +52,6 @@ class Recipe:
         return float(f"{rate:.4g}")
 
 
-def fitted_recipe(arm: str) -> Recipe:
-    """The recipe that the search found for a built-in arm."""
-    return Recipe(**json.loads(_FILE.read_text())[arm])
+def fitted_recipes(arm: str) -> tuple[Recipe, ...]:
+    """The recipes that the search found for a built-in arm, one for each optimiser; its runs train by the first."""
+    return tuple(Recipe(**values) for values in json.loads(_FILE.read_text())[arm])

@@ -1,4 +1,4 @@
-"""Recipes, figure and report of a learning-rate search, from its trials."""
+"""Recipes, figure and report of a search of recipes, from its trials."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_search_report(
     trials: pd.DataFrame,
     runs: pd.DataFrame,
     checks: pd.DataFrame,
-    fits: Mapping[str, RecipeFit],
+    fits: Mapping[tuple[str, str], RecipeFit],
     folder: Path,
     goal: float,
     rounds: int,
@@ -37,24 +37,38 @@ def write_search_report(
     Args:
         trials: all trials of the search, including pruned ones, in the columns of the run table.
         runs: the check runs, in the same columns.
-        checks: per arm and budget, the loss of the recipe's pick and the best loss found.
-        fits: the fitted recipe of each arm.
+        checks: per arm, optimiser and budget, the loss of the recipe's pick and the best loss found.
+        fits: the fitted recipe of each arm and optimiser.
         folder: created if needed.
         goal: largest relative excess of a pick's loss over the best.
-        rounds: most recipes of an arm that were checked.
+        rounds: most recipes of an arm and optimiser that were checked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trials.to_csv(folder / "trials.csv", index=False)
     runs.to_csv(folder / "check_runs.csv", index=False)
     checks.to_csv(folder / "checks.csv", index=False)
-    recipes = {arm: dataclasses.asdict(fit.recipe) for arm, fit in fits.items()}
+    recipes = {
+        arm: [dataclasses.asdict(fits[arm, optimizer].recipe) for optimizer in _ranked(checks, arm)]
+        for arm in dict.fromkeys(arm for arm, _ in fits)
+    }
     (folder / "recipes.json").write_text(json.dumps(recipes, indent=1) + "\n")
     save(_figure(trials, runs, fits), folder / "search")
     (folder / "report.md").write_text(_report(trials, checks, fits, goal, rounds))
 
 
-def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, RecipeFit]) -> Figure:
-    """Loss against learning rate: a row per arm, a column per budget, a marker per size, a colour per batch size."""
+def _ranked(checks: pd.DataFrame, arm: str) -> list[str]:
+    """Optimisers of an arm, the one to use first: the first unless another's picks are as low at every budget."""
+    losses = checks[checks["arm"] == arm].pivot(index="budget", columns="optimizer", values="loss")
+    first, *others = checks.loc[checks["arm"] == arm, "optimizer"].unique()
+    for other in others:
+        if (losses[other] <= losses[first]).all():
+            first = other
+    return sorted(losses, key=lambda name: name != first)
+
+
+def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[tuple[str, str], RecipeFit]) -> Figure:
+    """Loss against learning rate: a row per arm and optimiser, a column per budget, a marker per size, a colour per
+    batch size."""
     ended = pd.concat([trials, runs])
     ended = ended[ended["status"] == "finished"]
     arms, budgets = list(fits), sorted(ended["budget"].unique())
@@ -64,7 +78,8 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, RecipeF
         norm = LogNorm(max(1, ended["batch_size"].min() / 2), ended["batch_size"].max() * 2)
         for i, (row, arm) in enumerate(zip(axes, arms, strict=True)):
             for panel, budget in zip(row, budgets, strict=True):
-                here = ended[(ended["arm"] == arm) & (ended["budget"] == budget)]
+                chosen = (ended["arm"] == arm[0]) & (ended["optimizer"] == arm[1])
+                here = ended[chosen & (ended["budget"] == budget)]
                 for marker, ((N, *_), group) in zip(MARKERS, here.groupby(["N", "width", "depth"]), strict=False):
                     panel.scatter(
                         group["learning_rate"], group["loss"], c=group["batch_size"], norm=norm, cmap="viridis",
@@ -83,49 +98,59 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[str, RecipeF
                     panel.set_title(f"{budget:.3g} FLOPs")
                 if arm == arms[-1]:
                     panel.set_xlabel("learning rate")
-            row[0].set_ylabel(f"{arm}\ntest NMSE")
+            row[0].set_ylabel(f"{' '.join(arm)}\ntest NMSE")
         figure.colorbar(panel.collections[0], ax=axes, label="batch size", fraction=0.02, format="%d")
     return figure
 
 
-def _report(trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[str, RecipeFit], goal: float, rounds: int) -> str:
+def _report(
+    trials: pd.DataFrame, checks: pd.DataFrame, fits: Mapping[tuple[str, str], RecipeFit], goal: float, rounds: int
+) -> str:
     recipes = [
         {
-            "arm": arm, "learning rate": number(fit.recipe.rate), "∝ N^": f"{fit.recipe.by_parameters:.2f}",
-            "∝ steps^": f"{fit.recipe.by_steps:.2f}", "∝ batch^": f"{fit.recipe.by_batch:.2f}",
+            "arm": arm, "optimiser": optimizer, "learning rate": number(fit.recipe.rate),
+            "∝ N^": f"{fit.recipe.by_parameters:.2f}", "∝ steps^": f"{fit.recipe.by_steps:.2f}",
+            "∝ batch^": f"{fit.recipe.by_batch:.2f}",
             "batch": number(fit.recipe.batch), "∝ budget^": f"{fit.recipe.by_budget:.2f}",
+            "warm-up": f"{fit.recipe.warmup:.2f}", "momentum": f"{fit.recipe.momentum:.3f}",
+            "weight decay": number(fit.recipe.weight_decay),
             "trials used": str(fit.trials - fit.checks), "check runs used": str(fit.checks),
             "scatter": f"{100 * fit.scatter:.1f} %",
             "loss for 2 x rate": f"{50 * fit.curvature_rate * np.log(2) ** 2:.1f} %",
             "loss for 2 x batch": f"{50 * fit.curvature_batch * np.log(2) ** 2:.1f} %",
         }
-        for arm, fit in fits.items()
+        for (arm, optimizer), fit in fits.items()
     ]  # fmt: skip
     shown = [
         {
-            "arm": str(row["arm"]), "budget": number(row["budget"]), "N": f"{row['N']:,}",
-            "batch": str(row["batch_size"]), "recipe's rate": number(row["learning_rate"]),
+            "arm": str(row["arm"]), "optimiser": str(row["optimizer"]), "budget": number(row["budget"]),
+            "N": f"{row['N']:,}", "batch": str(row["batch_size"]), "recipe's rate": number(row["learning_rate"]),
             "loss": f"{row['loss']:.4f}", "best rate tried": number(row["best_learning_rate"]),
             "its loss": f"{row['best_loss']:.4f}", "above": f"{100 * row['excess']:.1f} %",
         }
         for row in checks.to_dict("records")
     ]  # fmt: skip
     within = int((checks["excess"] <= goal).sum())
-    status = trials.groupby(["arm", "status"]).size().unstack(fill_value=0)
-    count = [{"arm": arm, **{k: str(v) for k, v in row.items()}} for arm, row in status.to_dict("index").items()]
+    status = trials.groupby(["arm", "optimizer", "status"]).size().unstack(fill_value=0)
+    count = [
+        {"arm": arm, "optimiser": optimizer, **{k: str(v) for k, v in row.items()}}
+        for (arm, optimizer), row in status.to_dict("index").items()
+    ]
     parts = [
-        "# Learning rates and batch sizes",
-        "One search for every arm, with the same number of trials for each: Optuna (TPE, median pruner) proposes "
-        "learning rate and batch size of proxy runs, each of which spends its budget exactly. All trials are in "
-        "`trials.csv`.",
+        "# Recipes",
+        "One search for every arm and optimiser, with the same number of trials for each: Optuna (TPE, median pruner) "
+        "proposes learning rate, batch size, warm-up, momentum and weight decay of proxy runs, each of which spends "
+        "its budget exactly and has a seed of its own. All trials are in `trials.csv`.",
         table_of(count),
-        "## Recipes",
+        "## What was found",
         "Learning rate at 10,000 parameters, 1,000 steps and batches of 16; batch size at 1e11 executed FLOPs, "
-        "rounded to a power of two. Fitted to all finished trials of an arm that end at most 30 % above the best "
-        "of their cell: log loss is a parabola around the recipe's learning rate plus one around its batch size, "
-        "plus a constant per cell. Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 "
-        "(parameters), -0.15 (steps), 0.35 (batch) and 0.2 (batch in budget): what one seed and a few cells can't "
-        "tell is taken from there. The last two columns say what being off by a factor of two costs.",
+        "rounded to a power of two. Fitted to all finished trials of an arm and optimiser that end at most 30 % above "
+        "the best of their cell: log loss is a parabola around the recipe's learning rate plus one around its batch "
+        "size, plus one each in warm-up, log (1 - momentum) and log weight decay, plus a constant per cell. Trials "
+        "further above the best say little about the optimum and are left out. "
+        "Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 (parameters), -0.15 (steps), "
+        "0.35 (batch) and 0.2 (batch in budget): what a few cells can't tell is taken from there. The last two columns "
+        "say what being off by a factor of two costs.",
         table_of(recipes),
         "![loss against learning rate](search.png)",
         "Grey lines: the recipe's learning rate for each size at the recipe's batch size. The rightmost budgets are "

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from eqscale.arms import Arm, Size, TokenCounts, get_arm
+from eqscale.arms import Arm, Recipe, Size, TokenCounts, get_arm
 from eqscale.errors import InputError
 from eqscale.study.presets import AspectRatio, ComputeGrid, Controls, DataGrid, Preset, Validation, extra_size
 from eqscale.tasks import Task, get_task
@@ -38,11 +38,23 @@ def expected_batch(preset: Preset, batch_size: int) -> TokenCounts:
     return TokenCounts(*(batch_size * float(mean) for mean in means))
 
 
+def recipe_of(arm: Arm, preset: Preset) -> Recipe:
+    """How a preset trains an arm: by its recipe with the preset's optimiser.
+
+    Where that wasn't searched, the arm's own recipe with the optimiser's usual rate and momentum.
+    """
+    if found := arm.recipe_with(preset.optimizer):
+        return found
+    optimizer = get_optimizer(preset.optimizer)
+    return dataclasses.replace(
+        arm.recipe, optimizer=optimizer.name, rate=optimizer.rate_factor * arm.recipe.rate, momentum=optimizer.momentum
+    )
+
+
 def _cost_of_step(arm: Arm, size: Size, preset: Preset, batch_size: int) -> float:
     """Executed FLOPs of an average training step, the optimiser's included."""
-    task, optimizer = get_task(preset.task), preset.optimizer or arm.recipe.optimizer
-    batch = expected_batch(preset, batch_size)
-    return arm.executed_flops(size, task, batch) + step_flops(optimizer, arm, size, task)
+    task, batch = get_task(preset.task), expected_batch(preset, batch_size)
+    return arm.executed_flops(size, task, batch) + step_flops(recipe_of(arm, preset).optimizer, arm, size, task)
 
 
 def data_spec(preset: Preset) -> DataSpec:
@@ -57,7 +69,7 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
 
     Raises InputError if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
     """
-    batch_size = preset.batch_size or arm.recipe.batch_size(budget)
+    batch_size = preset.batch_size or recipe_of(arm, preset).batch_size(budget)
     batch = expected_batch(preset, batch_size)
     cost_of_step = {size: _cost_of_step(arm, size, preset, batch_size) for size in arm.sizes(budget)}
     smallest = min(cost_of_step.values())
@@ -97,20 +109,31 @@ def design_run(
     *,
     train_systems: int | None = None,
     batch_size: int | None = None,
-    learning_rate: float | None = None,
     variant: Mapping[str, str | int | float] = {},
+    **settings: float,
 ) -> RunSpec:
     """One run that spends its budget exactly, by the arm's recipe unless told otherwise.
 
-    ``variant``: options of the task that differ from the preset's.
+    Args:
+        arm: what to train.
+        size: the model's.
+        budget: executed FLOPs.
+        preset: the study's.
+        seed: number of the replicate.
+        train_systems: if not the preset's.
+        batch_size: if neither the preset's nor the recipe's.
+        variant: options of the task that differ from the preset's.
+        settings: ``learning_rate``, ``warmup``, ``momentum`` or ``weight_decay``, where they aren't the recipe's.
     """
-    task = get_task(preset.task)
-    batch_size = batch_size or preset.batch_size or arm.recipe.batch_size(budget)
+    task, recipe = get_task(preset.task), recipe_of(arm, preset)
+    batch_size = batch_size or preset.batch_size or recipe.batch_size(budget)
     steps = max(1, round(budget / _cost_of_step(arm, size, preset, batch_size)))
-    optimizer = preset.optimizer or arm.recipe.optimizer
-    if learning_rate is None:
-        factor = 1.0 if optimizer == arm.recipe.optimizer else get_optimizer(optimizer).rate_factor
-        learning_rate = factor * arm.recipe.learning_rate(arm.parameters(size, task), steps, batch_size)
+    settings = {
+        "learning_rate": recipe.learning_rate(arm.parameters(size, task), steps, batch_size),
+        "warmup": preset.warmup or recipe.warmup,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+    } | settings
     options = task.check_options({**dict(preset.task_options), **variant})
     return RunSpec(
         arm=arm.name,
@@ -118,8 +141,6 @@ def design_run(
         budget=budget,
         steps=steps,
         batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup=preset.warmup,
         seed=seed,
         data=data_spec(preset).digest,
         train_systems=train_systems or preset.train_systems,
@@ -127,8 +148,8 @@ def design_run(
         test_samples_per_system=preset.test_samples_per_system,
         view=tuple((option.name, options[option.name]) for option in task.options if not option.of_data),
         task=task.name,
-        optimizer=optimizer,
-        momentum=get_optimizer(optimizer).momentum,
+        optimizer=recipe.optimizer,
+        **settings,
     )
 
 
@@ -222,7 +243,7 @@ def shape_groups(preset: AspectRatio) -> list[ShapeGroup]:
         arm = get_arm(name)
         wanted = dataclasses.replace(arm, optimal_cost=cost * arm.optimal_cost)
         (rung,) = choose_sizes(wanted, budget, 1, preset)
-        batch_size = preset.batch_size or arm.recipe.batch_size(budget)
+        batch_size = preset.batch_size or recipe_of(arm, preset).batch_size(budget)
         goal = _cost_of_step(arm, rung, preset, batch_size)
         shapes = {rung.depth: rung}
         for depth in preset.depths:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from eqscale.tasks import DEFAULT, get_task
 from eqscale.tasks.base import OptionValue
-from eqscale.training.spec import WARMUP
 
 
 def _option(help_text: str, default: Any = dataclasses.MISSING) -> Any:
@@ -32,7 +31,7 @@ class Preset:
     data_seed: int = _option("root seed of the systems")
     batch_size: int = _option("samples in a batch; 0: by the arm's recipe")
     optimizer: str = _option("optimiser of all runs (default: by each arm's recipe)", "")
-    warmup: float = _option("share of the steps over which the learning rate rises")
+    warmup: float = _option("share of the steps over which the learning rate rises; 0: by the arm's recipe")
     cost_range: float = _option("FLOPs per token of the largest over the smallest model at one budget")
     min_steps: int = _option("models that would train for fewer steps than this at a budget are left out")
 
@@ -106,13 +105,17 @@ class Validation(Preset):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearningRateSearch(Preset):
-    """Proxy runs from which each arm's recipe is fitted, and larger ones that check it."""
+    """Proxy runs from which each arm's recipe with an optimiser is fitted, and larger ones that check it."""
 
+    optimizers: tuple[str, ...] = _option("optimisers that every arm is searched with", ("adamw", "muon"))
     budgets: tuple[float, ...] = _option("budgets of the proxy runs in executed FLOPs")
     sizes_per_budget: int = _option("model sizes searched at each budget")
-    trials: int = _option("trials at each arm, budget and size")
+    trials: int = _option("trials at each arm, optimiser, budget and size")
     rates: tuple[float, ...] = _option("smallest and largest learning rate")
     batch_sizes: tuple[int, ...] = _option("smallest and largest batch size")
+    warmups: tuple[float, ...] = _option("smallest and largest share of the steps over which the rate rises")
+    momenta: tuple[float, ...] = _option("smallest and largest momentum")
+    decays: tuple[float, ...] = _option("smallest and largest weight decay")
     check_budgets: tuple[float, ...] = _option("larger budgets at which the recipe is checked, one size each")
 
 
@@ -146,7 +149,7 @@ _QUICK: dict[str, Any] = {
     "test_samples_per_system": 3,
     "data_seed": 0,
     "batch_size": 0,
-    "warmup": WARMUP,
+    "warmup": 0.0,
     "cost_range": 6.0,
     "min_steps": 40,
 }
@@ -252,27 +255,25 @@ VALIDATIONS: dict[str, Validation] = {
 # gatr_published, an option for comparison, trains by gatr's recipe.
 _SEARCHED: dict[str, Any] = {"arms": ("transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off")}
 _SMALL: dict[str, Any] = {"test_systems": 1000, "test_samples_per_system": 2, "cost_range": 10.0, "min_steps": 20}
-_EIGHT_TRIALS: dict[str, Any] = {"sizes_per_budget": 2, "trials": 8, "rates": (1e-3, 1e-1)}
+_RANGES: dict[str, Any] = {"rates": (1e-3, 1e-1), "warmups": (0.05, 0.6), "momenta": (0.8, 0.98), "decays": (1e-3, 0.3)}
+_SEARCH: dict[str, Any] = _RANGES | {"sizes_per_budget": 2, "trials": 16}
 
 SEARCHES: dict[str, LearningRateSearch] = {
     # Enough to see a new arm in the right range.
     "quick": LearningRateSearch(
-        budgets=(1e10, 3e10), batch_sizes=(8, 64), check_budgets=(6e10, 1e11), **(_QUICK | _EIGHT_TRIALS)
+        budgets=(1e10, 3e10), batch_sizes=(8, 64), check_budgets=(6e10, 1e11), **(_QUICK | _SEARCH)
     ),
     # Gave the recipes of the built-in arms.
     "cpu": LearningRateSearch(
-        budgets=(1e10, 6e10, 3e11),
-        batch_sizes=(16, 64),
-        check_budgets=(5e11, 1e12),
-        **(_CPU | _SEARCHED | _EIGHT_TRIALS | _SMALL),
+        budgets=(1e11, 3e11, 1e12),
+        batch_sizes=(16, 128),
+        check_budgets=(1e12, 3e12, 1e13),
+        **(_CPU | _SEARCHED | _SEARCH | _SMALL),
     ),
     "paper": LearningRateSearch(
         budgets=(1e14, 1e15, 1e16),
-        sizes_per_budget=2,
-        trials=16,
-        rates=(1e-4, 3e-2),
         batch_sizes=(32, 1024),
         check_budgets=(1e17, 1e18),
-        **(_PAPER | _SEARCHED),
+        **(_PAPER | _SEARCHED | _SEARCH | {"rates": (1e-4, 3e-2)}),
     ),
 }

@@ -1,4 +1,4 @@
-"""Learning-rate search: Optuna proposes proxy runs cell by cell, and a recipe is fitted to what they reach."""
+"""Search of recipes: Optuna proposes proxy runs cell by cell, and a recipe is fitted to what they reach."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import math
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import optuna
 import pandas as pd
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import BaseTrial, TrialState
 from scipy.optimize import least_squares
 
 from eqscale.arms import Recipe, Size, get_arm
@@ -35,32 +36,45 @@ _PRUNE_FROM = 0.75  # share of the steps; before that a large learning rate look
 # Standard deviation of the prior of every exponent: a recipe is used two decades beyond its trials.
 _PRIOR = 0.1
 _USUAL = {"by_parameters": -0.25, "by_steps": -0.15, "by_batch": 0.35, "by_budget": 0.2}
+# The same for what a recipe holds constant, in the coordinates of ``_CONSTANTS``.
+_CONSTANTS: dict[str, tuple[Callable, Callable, float]] = {
+    "warmup": (lambda x: x, lambda y: y, 0.1),
+    "momentum": (lambda x: np.log1p(-x), lambda y: 1 - math.exp(y), 0.5),
+    "weight_decay": (np.log, math.exp, 1.5),
+}
+"""Values that a recipe holds constant: to the coordinate in which their parabola is, and back; and the standard
+deviation there of their prior around the optimiser's usual value."""
 _NOISE = 0.04  # relative loss that repeats of a run differ by: weighs the prior against the trials
 _WORTH = 0.3  # trials that end this much above the best of their cell say little about its optimum
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One arm, size and budget: learning rate and batch size are searched within it."""
+    """One arm, optimiser, size and budget: everything that a recipe says is searched within it."""
 
     arm: str
+    optimizer: str
     size: Size
     budget: float
 
     @property
     def name(self) -> str:
         """Name of the cell's Optuna study."""
-        return f"{self.arm}-{self.budget:.3g}-{self.size}".replace("e+", "e")
+        return f"{self.arm}-{self.optimizer}-{self.budget:.3g}-{self.size}".replace("e+", "e")
 
 
 def search_cells(preset: LearningRateSearch) -> list[Cell]:
-    """The cells of a search: arms x budgets x sizes.
+    """The cells of a search: arms x optimisers x budgets x sizes.
 
-    Raises InputError for an unknown arm, a budget that is too small, or an empty range.
+    Raises InputError for an unknown arm or optimiser, a budget that is too small, or an empty range.
     """
-    for option, values in (("--rates", preset.rates), ("--batch-sizes", preset.batch_sizes)):
+    for option in ("rates", "batch_sizes", "warmups", "momenta", "decays"):
+        values = getattr(preset, option)
         if len(values) != 2 or values[0] >= values[1]:
-            raise InputError(f"{option} needs two values, the smaller first, not {values}")
+            raise InputError(f"--{option.replace('_', '-')} needs two values, the smaller first, not {values}")
+    for option in ("warmups", "momenta"):
+        if not getattr(preset, option)[1] < 1:
+            raise InputError(f"--{option} must be below 1, not {getattr(preset, option)[1]:g}")
     if preset.rates[1] > MAX_LEARNING_RATE:
         raise InputError(f"--rates must be at most {MAX_LEARNING_RATE:g}, not {preset.rates[1]:g}")
     if any(size & (size - 1) for size in preset.batch_sizes):
@@ -68,10 +82,15 @@ def search_cells(preset: LearningRateSearch) -> list[Cell]:
     # the sizes of a search must not depend on the recipes that come out of it
     preset = dataclasses.replace(preset, batch_size=preset.batch_size or BATCH)
     return [
-        Cell(name, size, budget)
-        for budget, name in itertools.product(preset.budgets, preset.arms)
-        for size in choose_sizes(get_arm(name), budget, preset.sizes_per_budget, preset)
+        Cell(name, optimizer, size, budget)
+        for budget, name, optimizer in itertools.product(preset.budgets, preset.arms, preset.optimizers)
+        for size in choose_sizes(get_arm(name), budget, preset.sizes_per_budget, with_optimizer(preset, optimizer))
     ]
+
+
+def with_optimizer(preset: LearningRateSearch, optimizer: str) -> LearningRateSearch:
+    """The search with one of its optimisers."""
+    return dataclasses.replace(preset, optimizer=optimizer)
 
 
 class Search:
@@ -107,7 +126,7 @@ class Search:
             seed=zlib.crc32(f"{cell.name} {self.preset.seeds[0]} {len(study.trials)}".encode()),
         )
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.enqueue_trial(trial.params)
+            study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
             study.tell(trial.number, state=TrialState.FAIL)
         return study
 
@@ -125,23 +144,33 @@ class Search:
         if asked[cell] >= self.preset.trials:
             return None
         trial = self.studies[cell].ask()
-        rate = trial.suggest_float("learning_rate", *self.preset.rates, log=True)
-        low, high = (size.bit_length() - 1 for size in self.preset.batch_sizes)
-        batch_size = 2 ** trial.suggest_int("log2_batch_size", low, high)
-        spec = self.spec(cell, rate, batch_size)
+        preset = self.preset
+        if "seed" not in trial.user_attrs:  # one that goes on after a kill has its own
+            trial.set_user_attr("seed", preset.seeds[0] + trial.number)
+        trial.suggest_float("learning_rate", *preset.rates, log=True)
+        trial.suggest_int("log2_batch_size", *(size.bit_length() - 1 for size in preset.batch_sizes))
+        trial.suggest_float("warmup", *preset.warmups)
+        low, high = preset.momenta
+        trial.suggest_float("one_minus_momentum", 1 - high, 1 - low, log=True)
+        trial.suggest_float("weight_decay", *preset.decays, log=True)
+        spec = self.spec(cell, trial)
         self._running[spec.run_id] = (cell, trial)
         return spec
 
-    def spec(self, cell: Cell, learning_rate: float, batch_size: int) -> RunSpec:
-        """The run of one trial of a cell."""
+    def spec(self, cell: Cell, trial: BaseTrial) -> RunSpec:
+        """The run of one trial of a cell; each has a seed of its own, so that no luck is shared."""
+        values = trial.params
         return design_run(
             get_arm(cell.arm),
             cell.size,
             cell.budget,
-            self.preset,
-            self.preset.seeds[0],
-            batch_size=batch_size,
-            learning_rate=float(f"{learning_rate:.4g}"),
+            with_optimizer(self.preset, cell.optimizer),
+            trial.user_attrs["seed"],
+            batch_size=2 ** values["log2_batch_size"],
+            learning_rate=float(f"{values['learning_rate']:.4g}"),
+            warmup=round(values["warmup"], 3),
+            momentum=round(1 - values["one_minus_momentum"], 4),
+            weight_decay=float(f"{values['weight_decay']:.3g}"),
         )
 
     def should_prune(self, spec: RunSpec, point: CurvePoint) -> bool:
@@ -161,10 +190,14 @@ class Search:
     def ended_specs(self) -> list[RunSpec]:
         """Runs of all trials that have ended, pruned ones included."""
         return [
-            self.spec(cell, trial.params["learning_rate"], 2 ** trial.params["log2_batch_size"])
+            self.spec(cell, trial)
             for cell, study in self.studies.items()
             for trial in study.get_trials(deepcopy=False, states=_ENDED)
         ]
+
+
+Recipes = dict[tuple[str, str], Recipe]
+"""Recipes by arm and optimiser."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,18 +215,26 @@ class RecipeFit:
     """Relative loss for being off by a factor e in the learning rate is half of this."""
     curvature_batch: float
     """The same for the batch size, at the learning rate that suits it."""
+    curvatures: dict[str, float]
+    """The same for what a recipe holds constant: for being off by the standard deviation of its prior."""
 
 
-def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> RecipeFit:
+def fit_recipe(
+    trials: pd.DataFrame,
+    checks: pd.DataFrame | None = None,
+    usual: Recipe = Recipe(rate=1e-2),  # noqa: B008
+) -> RecipeFit:
     """Fit one arm's recipe to the trials of all its cells at once, and to check runs as further cells.
 
     log loss = a constant per cell + a parabola in log learning rate around the recipe's, + one in log batch
-    size around the recipe's. Exponents have a normal prior around usual values, since a few cells of one seed
-    don't determine them all.
+    size around the recipe's, + one each in warm-up, log (1 - momentum) and log weight decay. Exponents and constants
+    have a normal prior around usual values, since a few cells don't determine them all.
 
     Args:
-        trials: finished trials of one arm: columns budget, width, depth, N, steps, batch_size, learning_rate, loss.
+        trials: finished trials of one arm with one optimiser: columns budget, width, depth, N, steps, batch_size,
+            learning_rate, warmup, momentum, weight_decay, loss.
         checks: finished check runs of the arm's earlier recipes, in the same columns.
+        usual: its optimiser, warm-up, momentum and weight decay are where the trials say nothing else.
 
     Raises:
         InputError: if fewer than eight trials are near the best of their cell.
@@ -208,55 +249,73 @@ def fit_recipe(trials: pd.DataFrame, checks: pd.DataFrame | None = None) -> Reci
     cells = int(cell.max()) + 1
     units = {"loss": 1, "learning_rate": 1, "batch_size": BATCH, "N": PARAMETERS, "steps": STEPS, "budget": BUDGET}
     y, rate, batch, parameters, steps, budget = (np.log(near[name].to_numpy() / unit) for name, unit in units.items())
-    usual = np.array(list(_USUAL.values()))
+    exponents = np.array(list(_USUAL.values()))
+    there = {name: there for name, (there, _, _) in _CONSTANTS.items()}
+    constants = np.stack([there[name](near[name].to_numpy(float)) for name in _CONSTANTS], 1)
+    usual_constants = np.array([there[name](getattr(usual, name)) for name in _CONSTANTS])
+    spread = np.array([spread for _, _, spread in _CONSTANTS.values()])
+    n = len(spread)
 
     def residuals(p: np.ndarray) -> np.ndarray:
         scale, by_n, by_s, by_b, batch0, by_c, log_q, log_p = p[:8]
+        best, log_curvature, base = np.split(p[8:], [n, 2 * n])
         off_rate = rate - (scale + by_n * parameters + by_s * steps + by_b * batch)
         off_batch = batch - (batch0 + by_c * budget)
-        surface = p[8:][cell] + 0.5 * math.exp(log_q) * off_rate**2 + 0.5 * math.exp(log_p) * off_batch**2
-        prior = (p[[1, 2, 3, 5]] - usual) / _PRIOR
-        return np.concatenate([(y - surface) / _NOISE, prior, [(log_q + 3) / 2, (log_p + 4) / 2]])
+        surface = base[cell] + 0.5 * math.exp(log_q) * off_rate**2 + 0.5 * math.exp(log_p) * off_batch**2
+        # curvatures are per spread: being off by that much usually costs about 1 %
+        surface = surface + 0.5 * ((constants - best) / spread) ** 2 @ np.exp(log_curvature)
+        prior = [*((p[[1, 2, 3, 5]] - exponents) / _PRIOR), *((best - usual_constants) / spread)]
+        shapes = [(log_q + 3) / 2, (log_p + 4) / 2, *((log_curvature + 4) / 2)]
+        return np.concatenate([(y - surface) / _NOISE, prior, shapes])
 
     lowest = np.array([y[cell == k].min() for k in range(cells)])
-    start = np.concatenate([[math.log(1e-2), *usual[:3], 0.0, usual[3], -3.0, -4.0], lowest])
+    start = [math.log(1e-2), *exponents[:3], 0.0, exponents[3], -3.0, -4.0, *usual_constants, *[-4.0] * n, *lowest]
     lower = np.full(len(start), -np.inf)
     # A batch that shrinks with the budget would be the noise of a few cells, carried far beyond them.
     lower[5] = 0.0
-    fit = least_squares(residuals, start, loss="soft_l1", bounds=(lower, np.inf), max_nfev=2000)
+    upper = np.full(len(start), np.inf)
+    # nor do constants leave what was searched
+    both = np.vstack([constants, usual_constants])
+    lower[8 : 8 + n], upper[8 : 8 + n] = both.min(0) - 1e-9, both.max(0) + 1e-9
+    fit = least_squares(residuals, start, loss="soft_l1", bounds=(lower, upper), max_nfev=2000)
     scale, by_n, by_s, by_b, batch0, by_c, log_q, log_p = fit.x[:8]
+    best, log_curvature, _ = np.split(fit.x[8:], [n, 2 * n])
+    found = {name: back(y) for (name, (_, back, _)), y in zip(_CONSTANTS.items(), best, strict=True)}
     values = {"by_parameters": by_n, "by_steps": by_s, "by_batch": by_b, "by_budget": by_c}
     recipe = Recipe(
         rate=float(f"{math.exp(scale):.3g}"),
         batch=float(f"{BATCH * math.exp(batch0):.3g}"),
-        **{name: round(float(value), 3) for name, value in values.items()},  # type: ignore[arg-type]
+        optimizer=usual.optimizer,
+        **{name: round(float(value), 3) for name, value in (values | found).items()},  # type: ignore[arg-type]
     )
     scatter = float(np.sqrt(np.mean((residuals(fit.x)[: len(y)] * _NOISE) ** 2)))
     check_runs = int(near.index.get_level_values(0).to_numpy().sum())
-    return RecipeFit(recipe, len(near), check_runs, scatter, math.exp(log_q), math.exp(log_p))
+    curvatures = dict(zip(_CONSTANTS, np.exp(log_curvature).tolist(), strict=True))
+    return RecipeFit(recipe, len(near), check_runs, scatter, math.exp(log_q), math.exp(log_p), curvatures)
 
 
 def _picked_run(preset: LearningRateSearch, arm_name: str, budget: float, recipe: Recipe) -> RunSpec:
     """The check run by a recipe itself."""
-    arm = dataclasses.replace(get_arm(arm_name), recipe=recipe)
+    arm = dataclasses.replace(get_arm(arm_name), recipe=recipe, alternatives=())
+    preset = with_optimizer(preset, recipe.optimizer)
     (size,) = choose_sizes(arm, budget, 1, preset)
     return design_run(arm, size, budget, preset, preset.seeds[0])
 
 
-def check_specs(preset: LearningRateSearch, recipes: dict[str, Recipe], losses: dict[str, float]) -> list[RunSpec]:
-    """The check runs: each arm at each check budget with half, once and twice the recipe's learning rate.
+def check_specs(preset: LearningRateSearch, recipes: Recipes, losses: dict[str, float]) -> list[RunSpec]:
+    """The check runs: each arm and optimiser at each check budget with half, once and twice the recipe's learning rate.
 
     Where the lowest known loss lies at the edge of the rates, the next rate by a factor two is added, so
     that the best rate is bracketed.
 
     Args:
         preset: the search.
-        recipes: recipe of each arm to check.
+        recipes: the recipes to check.
         losses: run_id -> final loss of the check runs that have ended (inf if diverged).
     """
     specs = []
-    for budget, name in itertools.product(preset.check_budgets, recipes):
-        picked = _picked_run(preset, name, budget, recipes[name])
+    for budget, (name, optimizer) in itertools.product(preset.check_budgets, recipes):
+        picked = _picked_run(preset, name, budget, recipes[name, optimizer])
 
         def at(exponent: int, picked: RunSpec = picked) -> RunSpec:
             return dataclasses.replace(picked, learning_rate=float(f"{picked.learning_rate * 2.0**exponent:.4g}"))
@@ -271,10 +330,11 @@ def check_specs(preset: LearningRateSearch, recipes: dict[str, Recipe], losses: 
     return specs
 
 
-def check_table(preset: LearningRateSearch, recipes: dict[str, Recipe], runs: pd.DataFrame) -> pd.DataFrame:
-    """Loss of each recipe's pick beside the best loss found, per arm and check budget.
+def check_table(preset: LearningRateSearch, recipes: Recipes, runs: pd.DataFrame) -> pd.DataFrame:
+    """Loss of each recipe's pick beside the best loss found, per arm, optimiser and check budget.
 
-    Columns: arm, budget, N, batch_size, learning_rate, loss, best_learning_rate, best_loss, excess (relative).
+    Columns: arm, optimizer, budget, N, batch_size, learning_rate, loss, best_learning_rate, best_loss, excess
+    (relative).
 
     Args:
         preset: the search.
@@ -282,19 +342,20 @@ def check_table(preset: LearningRateSearch, recipes: dict[str, Recipe], runs: pd
         runs: check runs in the columns of the run table; those of earlier recipes count among the best.
     """
     rows = []
-    for name, budget in itertools.product(recipes, preset.check_budgets):
-        spec = _picked_run(preset, name, budget, recipes[name])
-        group = runs[(runs["arm"] == name) & (runs["budget"] == budget)]
+    for (name, optimizer), budget in itertools.product(recipes, preset.check_budgets):
+        spec = _picked_run(preset, name, budget, recipes[name, optimizer])
+        group = runs[(runs["arm"] == name) & (runs["optimizer"] == optimizer) & (runs["budget"] == budget)]
         recipe = (group["learning_rate"] == spec.learning_rate) & (group["batch_size"] == spec.batch_size)
         picked = group[recipe].iloc[0]
         best = picked if group["loss"].isna().all() else group.loc[group["loss"].idxmin()]  # all diverged
-        at = {"arm": name, "budget": budget, "N": int(picked["N"])}
+        at = {"arm": name, "optimizer": optimizer, "budget": budget, "N": int(picked["N"])}
         pick = {"batch_size": spec.batch_size, "learning_rate": spec.learning_rate, "loss": picked["loss"]}
         found = {"best_learning_rate": best["learning_rate"], "best_loss": best["loss"]}
         rows.append(at | pick | found | {"excess": picked["loss"] / best["loss"] - 1})
     return pd.DataFrame(rows)
 
 
-def found_wanting(checks: pd.DataFrame) -> list[str]:
-    """Arms of a ``check_table`` whose recipe misses the goal at some budget: they are fitted again."""
-    return list(checks.loc[~(checks["excess"] <= GOAL), "arm"].unique())
+def found_wanting(checks: pd.DataFrame) -> list[tuple[str, str]]:
+    """Arms and optimisers of a ``check_table`` whose recipe misses the goal at some budget: they are fitted again."""
+    wanting = checks.loc[~(checks["excess"] <= GOAL), ["arm", "optimizer"]].drop_duplicates()
+    return list(wanting.itertuples(index=False, name=None))

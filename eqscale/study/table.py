@@ -43,6 +43,7 @@ _DESIGN: dict[str, str] = {
     "optimizer": "optimiser",
     "learning_rate": "peak learning rate",
     "warmup": "share of the steps over which the learning rate rises",
+    "momentum": "share of the past in the optimiser's average of gradients",
     "weight_decay": "decoupled weight decay of matrix weights",
     "clip": "largest norm of the gradient",
     "epochs": "passes over the unique training {samples}",

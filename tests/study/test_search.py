@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -21,15 +22,21 @@ from tests.jobs import ROOT, run_here
 from tests.study.test_ledger import make_spec
 
 PRESET = dataclasses.replace(
-    SEARCHES["quick"], arms=("transformer",), budgets=(1e9, 3e9), min_steps=5, trials=7, train_systems=100
+    SEARCHES["quick"],
+    arms=("transformer",),
+    optimizers=("adamw",),
+    budgets=(1e9, 3e9),
+    min_steps=5,
+    trials=7,
+    train_systems=100,
 )
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_arm_gets_the_same_number_of_trials(name):
     preset = SEARCHES[name]
-    counts = pd.Series([cell.arm for cell in search_cells(preset)]).value_counts()
-    assert set(counts.index) == set(preset.arms)
+    counts = pd.Series([(cell.arm, cell.optimizer) for cell in search_cells(preset)]).value_counts()
+    assert set(counts.index) == set(itertools.product(preset.arms, ("adamw", "muon")))
     assert counts.nunique() == 1
 
 
@@ -39,6 +46,9 @@ def test_every_arm_gets_the_same_number_of_trials(name):
         ({"rates": (1e-2, 1e-3)}, "--rates needs two values, the smaller first"),
         ({"rates": (1e-3,)}, "--rates needs two values"),
         ({"rates": (1e-2, 3.0)}, "--rates must be at most 1, not 3"),
+        ({"momenta": (0.9, 1.0)}, "--momenta must be below 1, not 1"),
+        ({"warmups": (0.5,)}, "--warmups needs two values"),
+        ({"optimizers": ("adamw", "sgdd")}, "unknown optimiser 'sgdd'"),
         ({"batch_sizes": (8, 48)}, "--batch-sizes must be powers of two"),
         ({"budgets": (1e4,)}, "too small for a single step"),
     ],
@@ -77,6 +87,9 @@ def test_a_search_asks_each_cell_for_its_trials_and_learns_from_them(tmp_path):
     assert len(search) == 0
     assert {spec.batch_size for spec in tried} <= {8, 16, 32, 64}
     assert all(1e-3 <= spec.learning_rate <= 1e-1 for spec in tried)
+    assert all(0.8 <= spec.momentum <= 0.98 and 0.05 <= spec.warmup <= 0.6 for spec in tried)
+    for cell in search.cells:  # no trial shares the luck of another of its cell
+        assert len({spec.seed for spec in tried if (spec.size, spec.budget) == (cell.size, cell.budget)}) == 20
     off = np.abs(np.log([spec.learning_rate / 1e-2 for spec in tried]))
     assert np.median(off[-40:]) < 0.7 * np.median(off[:20])  # the sampler closes in on the optimum
 
@@ -121,19 +134,30 @@ def planted(recipe, seed, noise=0.01):
                 rate = 10 ** rng.uniform(-3, -1)
                 off = math.log(rate / recipe.learning_rate(N, steps, batch))
                 off_batch = math.log(batch / (recipe.batch * (budget / 1e11) ** recipe.by_budget))
-                loss = 0.4 * N**-0.02 * math.exp(0.02 * off**2 + 0.01 * off_batch**2 + noise * rng.normal())
+                warmup, momentum = rng.uniform(0.05, 0.6), 1 - 10 ** rng.uniform(-1.7, -0.7)
+                decay = 10 ** rng.uniform(-3, -0.5)
+                worse = 0.02 * off**2 + 0.01 * off_batch**2 + 0.4 * (warmup - recipe.warmup) ** 2
+                worse += 0.03 * math.log((1 - momentum) / (1 - recipe.momentum)) ** 2
+                worse += 0.004 * math.log(decay / recipe.weight_decay) ** 2
                 rows.append(
                     {"budget": budget, "width": width, "depth": 1, "N": N, "steps": steps, "batch_size": batch,
-                     "learning_rate": rate, "loss": loss}
+                     "learning_rate": rate, "warmup": warmup, "momentum": momentum, "weight_decay": decay,
+                     "loss": 0.4 * N**-0.02 * math.exp(worse + noise * rng.normal())}
                 )  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def test_a_planted_recipe_is_recovered():
-    truth = Recipe(rate=1.2e-2, by_parameters=-0.4, by_steps=-0.1, by_batch=0.3, batch=20.0, by_budget=0.25)
+    truth = Recipe(
+        rate=1.2e-2, by_parameters=-0.4, by_steps=-0.1, by_batch=0.3, batch=20.0, by_budget=0.25, warmup=0.2,
+        momentum=0.95, weight_decay=0.05,
+    )  # fmt: skip
     off = []
     for seed in range(5):
         fit = fit_recipe(planted(truth, seed))
+        assert fit.recipe.warmup == pytest.approx(0.2, abs=0.07)
+        assert math.log((1 - fit.recipe.momentum) / 0.05) == pytest.approx(0, abs=0.4)
+        assert math.log(fit.recipe.weight_decay / 0.05) == pytest.approx(0, abs=1.2)
         assert fit.scatter < 0.02
         off += [
             math.log(fit.recipe.learning_rate(N, steps, 16) / truth.learning_rate(N, steps, 16))
@@ -150,6 +174,7 @@ def test_check_runs_pull_a_recipe_towards_their_best_rate():
     best = first.recipe.learning_rate(N, steps, 16) / 3
     checks = pd.DataFrame(
         {"budget": 1e12, "width": 24, "depth": 3, "N": N, "steps": steps, "batch_size": 16, "learning_rate": rate,
+         "warmup": 0.4, "momentum": 0.9, "weight_decay": 0.01,
          "loss": 0.3 * math.exp(0.05 * math.log(rate / best) ** 2)}
         for rate in best * np.array([0.5, 1, 2, 4])
     )  # fmt: skip
@@ -161,10 +186,10 @@ def test_check_runs_pull_a_recipe_towards_their_best_rate():
 
 def test_picks_are_compared_with_the_best_of_all_rounds():
     preset = dataclasses.replace(PRESET, check_budgets=(6e9, 1e10))
-    old = {"transformer": Recipe(rate=2e-2)}
-    new = {"transformer": Recipe(rate=5e-3)}
+    old = {("transformer", "adamw"): Recipe(rate=2e-2)}
+    new = {("transformer", "adamw"): Recipe(rate=5e-3)}
     rows = [
-        {"arm": spec.arm, "budget": spec.budget, "N": 1000, "batch_size": spec.batch_size,
+        {"arm": spec.arm, "optimizer": "adamw", "budget": spec.budget, "N": 1000, "batch_size": spec.batch_size,
          "learning_rate": spec.learning_rate, "loss": loss}
         for recipes, losses in ((old, (0.5, 0.4, 0.6)), (new, (0.52, 0.44, 0.58)))
         for spec, loss in zip(check_specs(preset, recipes, {}), losses * 2, strict=True)
@@ -178,15 +203,15 @@ def test_picks_are_compared_with_the_best_of_all_rounds():
 
 def test_a_check_whose_runs_all_diverged_is_not_within_the_goal():
     preset = dataclasses.replace(PRESET, check_budgets=(6e9,))
-    recipes = {"transformer": get_arm("transformer").recipe}
+    recipes = {("transformer", "adamw"): get_arm("transformer").recipe}
     specs = check_specs(preset, recipes, {})
     runs = pd.DataFrame(
         {"arm": s.arm, "budget": s.budget, "N": 1, "batch_size": s.batch_size, "learning_rate": s.learning_rate}
         for s in specs
-    ).assign(loss=math.nan)
+    ).assign(loss=math.nan, optimizer="adamw")
     table = check_table(preset, recipes, runs)
     assert list(table["learning_rate"]) == [specs[1].learning_rate]
-    assert found_wanting(table) == ["transformer"]
+    assert found_wanting(table) == [("transformer", "adamw")]
 
 
 def test_too_few_trials_for_a_recipe_are_an_error():
@@ -196,7 +221,7 @@ def test_too_few_trials_for_a_recipe_are_an_error():
 
 def test_checks_go_on_until_the_best_rate_is_bracketed():
     preset = dataclasses.replace(PRESET, check_budgets=(6e9,))
-    recipes = {"transformer": get_arm("transformer").recipe}
+    recipes = {("transformer", "adamw"): get_arm("transformer").recipe}
     specs = check_specs(preset, recipes, {})
     picked = specs[1].learning_rate
     assert [s.learning_rate for s in specs] == [float(f"{picked * f:.4g}") for f in (0.5, 1, 2)]
@@ -222,16 +247,17 @@ def test_every_built_in_arm_has_a_recipe_of_its_own():
 def test_the_job_searches_fits_checks_and_continues(tmp_path, shared_ray, empty_database):
     shutil.copy(empty_database, tmp_path / "mlruns.db")
     arguments = [
-        "--arms", "transformer", "--budgets", "1e9", "--check-budgets", "2e9", "--trials", "10",
-        "--rates", "4e-3", "3e-2", "--min-steps", "5", "--train-systems", "24", "--test-systems", "8",
+        "--arms", "transformer", "--optimizers", "adamw", "muon", "--budgets", "1e9", "--check-budgets", "2e9",
+        "--trials", "8", "--rates", "4e-3", "3e-2", "--min-steps", "5", "--train-systems", "24", "--test-systems", "8",
         "--batch-sizes", "4", "16",
     ]  # fmt: skip
     first = run_here(tmp_path, "learning_rate_search", *arguments, ray=shared_ray)
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / "results/quick/learning_rate"
     trials = pd.read_csv(folder / "trials.csv")
-    assert len(trials) == 20
-    assert json.loads((folder / "recipes.json").read_text()).keys() == {"transformer"}
+    assert len(trials) == 32
+    (recipes,) = json.loads((folder / "recipes.json").read_text()).values()
+    assert sorted(recipe["optimizer"] for recipe in recipes) == ["adamw", "muon"]
     figure = (folder / "search.svg").read_text()
     for label in ("1e+09 FLOPs", "2e+09 FLOPs", "learning rate", "test NMSE"):
         assert label in figure
