@@ -146,8 +146,6 @@ class _Pair:
 
     def level_for_all(self, costs: Array, level: float = 0.95) -> float:
         """Confidence of each gap that makes those at all costs hold together (Hothorn, Bretz & Westfall 2008)."""
-        if not np.isfinite(self.region.lowest):  # without noise there is nothing to allow for
-            return level
         gaps = [log_gap(self.arm, self.reference, c) for c in costs]
         slopes = np.array([self.region.slopes(g, self.region.theta[None])[1][0] for g in gaps])
         if not np.isfinite(slopes).all():

@@ -30,7 +30,7 @@ Joint = Callable[..., Array]
 MANY = 100_000
 """Runs from which sums over them are as good as normal and objectives quadratic within what they leave open."""
 _HUBER = 1.345  # threshold in standard deviations: 95 % efficient for normal noise
-_EXACT = 1e-10  # residuals below this are rounding errors: there is no noise
+_EXACT = 1e-9  # noise below this is rounding
 _CHANCE = 3.0  # over √n: the ratio of robust to plain standard error may exceed 1 by this much by chance
 _STAGES = ((0.35, 4), (0.7, 4), (1.0, 40))  # fractions of the distance to the cut, and the most steps for each
 
@@ -116,11 +116,10 @@ def surface(fit: Fit, member: Array | None = None) -> Surface:
     inside = np.sum(w * (np.abs(r) <= threshold)) / np.sum(w)
     square = np.sum(w * np.minimum(np.abs(r), threshold) ** 2) / df
     correction = 1 + p / n * (1 - inside) / inside
-    scale = 2 * inside / (correction**2 * square) if square > _EXACT**2 else np.inf
+    scale = 2 * inside / (correction**2 * max(square, _EXACT**2))
     if member is not None:  # as many independent errors as groups
         df = min(df, int(member.max()))
-    lowest = scale * float(f[best]) if np.isfinite(scale) else np.inf
-    return Surface(fit, threshold, scale, theta[best], lowest, free, df, member)
+    return Surface(fit, threshold, scale, theta[best], scale * float(f[best]), free, df, member)
 
 
 class Region:
@@ -187,7 +186,7 @@ class Region:
     def slopes(self, quantity: Joint, theta: Array) -> tuple[Array, Array]:
         """A quantity at (b, P) and its derivatives by central differences: (b,) and (b, P)."""
         b, p = theta.shape
-        step = 1e-4 * np.minimum(np.sqrt(np.diag(self.inverse)), 1.0)
+        step = np.where(self.free, 1e-4 * np.clip(np.sqrt(np.diag(self.inverse)), 1e-3, 1.0), 0.0)
         moved = np.flatnonzero(step > 0)
         points = np.repeat(theta[None], 1 + 2 * len(moved), 0)
         points[1 + np.arange(len(moved)), :, moved] += step[moved, None]
@@ -222,9 +221,6 @@ def limits(
         level: of confidence.
         spread: standard errors from elsewhere, of each quantity: limits are widened to be no narrower than they say.
     """
-    if not np.isfinite(region.lowest):  # without noise there is one law
-        values = [quantity(*region.coefficients(region.theta[None])) for quantity in quantities]
-        return np.repeat(np.reshape(values, (-1, 1)), 2, 1)
     climb = _Climb(region, quantities)
     if len(spread):
         climb.inflation = np.maximum(climb.inflation, np.square(np.repeat(spread, 2) / np.maximum(climb.se, 1e-300)))

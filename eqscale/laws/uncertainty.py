@@ -297,8 +297,8 @@ def _shown(fit: Fit, target: Target, limits: tuple[float, float]) -> tuple[float
     """Limits on the quantity's own scale, within its range."""
     ranges = {**fit.form.bounds, **fit.form.derived_bounds}
     lowest, highest = ranges.get(target.name, (-np.inf, np.inf))
-    low, high = (target.back(v) for v in limits)
-    return max(low, lowest), min(high, highest)
+    low, high = (float(np.clip(target.back(v), lowest, highest)) for v in limits)
+    return low, high
 
 
 def _scalar(quantity: Quantity) -> Quantity:

@@ -61,7 +61,7 @@ def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the
     for line in table:
         assert line.split("|")[2].count(": `gatr`") == 3
     assert all("](#" in line for line in lines if not line.startswith("|") and line)
-    assert "executed: none in range; on training FLOPs, dense nominal: none in range" in answer(like_the_paper)
+    assert "executed: none shown; on training FLOPs, dense nominal: none shown" in answer(like_the_paper)
     factor = planted.optimal_loss(*planted.LIKE_THE_PAPER["transformer"][:2], 1e13)
     factor /= planted.optimal_loss(*planted.LIKE_THE_PAPER["gatr"][:2], 1e13)
     lowest, losses, compute = table[0].split("|")[3:6]
