@@ -241,6 +241,7 @@ def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[in
     truth_logs = {f"log_{k}": np.log([TRUTH[k]]) for k in "AB"}
     known = {k: np.array([v]) for k, v in TRUTH.items()} | truth_logs
     truth = quantities(Coefficients(FORMS["chinchilla"], known))[0]
+    singly = [lambda c, i=i: quantities(c)[:, i] for i in range(len(names))]
     checked = []
     for budgets, sizes in grids:
         C = np.repeat(10.0 ** np.linspace(17, 21, budgets), sizes)
@@ -254,13 +255,14 @@ def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[in
             losses = clean.observed * np.exp(noise)
             fits, squares = simulate(clean, losses, "log-huber"), simulate(clean, losses, "log-lsq")
             checked += [f.objective / fit(N, D, f.observed).objective - 1 for f in fits[:CHECKED]]
-            hits, widths = {k: [] for k in ("model", "case")}, {k: [] for k in ("model", "case")}
+            hits, widths = ({k: [] for k in ("recommended", "model", "case")} for _ in range(2))
             for trial, (found, wald_fit) in enumerate(zip(fits, squares, strict=True)):
                 wald = wald_fit.interval(quantities)
-                limits = {"model": found.interval(quantities)}
+                profiled = limits(Region([surface(found)]), singly)
+                kinds = {"recommended": profiled.T, "model": found.interval(quantities)}
                 if resamples:
-                    limits["case"] = bootstrap(found, resamples=resamples, seed=trial).interval(quantities)
-                for kind, (low, high) in limits.items():
+                    kinds["case"] = bootstrap(found, resamples=resamples, seed=trial).interval(quantities)
+                for kind, (low, high) in kinds.items():
                     hits[kind].append((low <= truth) & (truth <= high))
                     widths[kind].append((high - low) / (wald[1] - wald[0]))
             for kind in hits:
@@ -269,6 +271,7 @@ def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[in
                     what = f"{100 * share:.0f} % at {size:.0f}σ" if share else "none"
                     table.add_row(str(len(N)), what, kind, *rates, f"{np.median(widths[kind]):.2f}")
     console.print(table)
+    console.print("recommended: profile limits; model: Gauss–Newton t of the fit")
     console.print("Wald: Gauss–Newton t of least squares on the same runs; case: percentile bootstrap")
     console.print(
         f"{len(checked)} sets fitted by themselves: {np.mean(np.array(checked) > 1e-9):.1%} end lower than in "

@@ -156,7 +156,8 @@ class _Pair:
         rng, df = np.random.default_rng(0), self.region.df
         z = rng.standard_normal((20000, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
         largest = np.abs(z).max(1) / np.sqrt(rng.chisquare(df, len(z)) / df)
-        return float(1 - 2 * special.stdtr(df, -np.quantile(largest, level)))
+        each = 1 - 2 * special.stdtr(df, -np.quantile(largest, level))
+        return float(np.ceil(1000 * each) / 1000)
 
     def gaps(self, costs: Array, level: float) -> Array:
         """log gap at each cost: estimate, low, high, (k, 3); no narrower than the bootstraps of the arms say."""
