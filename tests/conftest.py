@@ -44,6 +44,15 @@ def shared_ray():
     shared.stop()
 
 
+@pytest.fixture
+def forgetful():
+    """See ``forgotten_plugins``."""
+    from tests.jobs import forgotten_plugins
+
+    with forgotten_plugins():
+        yield
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """An MLflow database without runs, made once for all processes of the session: that takes seconds."""
