@@ -46,11 +46,14 @@ def shared_ray():
 
 @pytest.fixture
 def forgetful():
-    """See ``forgotten_plugins``."""
+    """Plugins are forgotten, see ``forgotten_plugins``, and subnormal numbers count again: training turns them off."""
+    import torch
+
     from tests.jobs import forgotten_plugins
 
     with forgotten_plugins():
         yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
