@@ -44,6 +44,18 @@ def shared_ray():
     shared.stop()
 
 
+@pytest.fixture
+def forgetful():
+    """Plugins are forgotten, see ``forgotten_plugins``, and subnormal numbers count again: training turns them off."""
+    import torch
+
+    from tests.jobs import forgotten_plugins
+
+    with forgotten_plugins():
+        yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """An MLflow database without runs, made once for all processes of the session: that takes seconds."""

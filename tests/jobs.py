@@ -12,11 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from eqscale import arms, plugins, tasks
 from eqscale.cli import run_or_exit
+from eqscale.laws.forms import FORMS
 from eqscale.study import backend
 from eqscale.study.backend import ray_session
 from eqscale.study.trials import Devices
@@ -77,8 +79,17 @@ def _no_ray(address: str | None, cpus: int | None) -> Iterator[Devices]:
     yield
 
 
+@contextlib.contextmanager
+def forgotten_plugins() -> Iterator[None]:
+    """What plugin files register within is forgotten at the end: other tests look at everything that is registered."""
+    with contextlib.ExitStack() as stack:
+        for registry in (arms.base._ARMS, tasks._TASKS, optim._OPTIMIZERS, FORMS, plugins._loaded):
+            stack.enter_context(mock.patch.dict(registry))
+        yield
+
+
 def run_here(folder: Path, job: str, *arguments: str, ray: SharedRay | None = None) -> Ended:
-    """A job in this process, whose imports it saves; what its plugin files register is forgotten at its end.
+    """A job in this process, whose imports it saves; its plugin files are forgotten at its end.
 
     Without ``ray`` it must find nothing to train.
     """
@@ -87,12 +98,11 @@ def run_here(folder: Path, job: str, *arguments: str, ray: SharedRay | None = No
         patch.chdir(folder)
         patch.setattr(sys, "argv", [f"{job}.py", *arguments])
         patch.setattr(backend, "ray_session", _no_ray if ray is None else ray.session)
-        for module, registry in ((arms.base, "_ARMS"), (tasks, "_TASKS"), (optim, "_OPTIMIZERS")):
-            patch.setattr(module, registry, dict(getattr(module, registry)))
-        # workers load these files, too: not those that other tests wrote and may have deleted
-        lasting = {path: kind for path, kind in plugins._loaded.items() if path.startswith(str(ROOT))}
-        patch.setattr(plugins, "_loaded", lasting)
-        code = run_or_exit(importlib.import_module(f"tune_jobs.{job}").main)
+        with forgotten_plugins():
+            for path in list(plugins._loaded):
+                if not path.startswith(str(ROOT)):  # workers would load it, too, and another test may have deleted it
+                    del plugins._loaded[path]
+            code = run_or_exit(importlib.import_module(f"tune_jobs.{job}").main)
     return Ended(code, out.getvalue(), err.getvalue())
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from eqscale.cli import main
-from tests.jobs import ROOT, run_here
+from tests.jobs import ROOT, forgotten_plugins, run_here
 from tests.report.planted import undrawn_figures
 
 TASK = ROOT / "docs" / "examples" / "charged_particles.py"
@@ -73,5 +73,6 @@ def test_a_form_from_a_file_is_fitted_to_the_table(study, tmp_path, capsys):
     (tmp_path / "coupled.py").write_text(code("laws.md", "register("))
     arguments = ["fit", str(study / "runs.csv"), "--where", "status=finished", "--map", "C=flops_executed"]
     arguments += ["--form-file", str(tmp_path / "coupled.py"), "--form", "coupled", "--bootstrap", "none"]
-    assert main(arguments) == 0
+    with forgotten_plugins():
+        assert main(arguments) == 0
     assert "c sqrt(A/N^alpha" in capsys.readouterr().out

@@ -27,6 +27,7 @@ GRID = {
 }
 
 
+@pytest.mark.usefixtures("forgetful")
 @pytest.mark.skipif(sys.platform != "linux", reason="the faults of this test are Linux's")
 def test_a_killed_and_a_stuck_worker_change_no_result(tmp_path, monkeypatch, request, empty_database):
     shutil.copy(empty_database, tmp_path)  # from where the study takes it

@@ -46,6 +46,7 @@ def is_zombie(process):
         return True
 
 
+@pytest.mark.usefixtures("forgetful")
 @pytest.mark.skipif(sys.platform != "linux", reason="the fault of this test is Linux's")
 def test_a_trial_on_two_devices_survives_the_death_of_a_process_beside_trials_on_one(tmp_path, monkeypatch, shared_ray):
     shared_ray.stop()  # this test's workers need variables and cores of their own

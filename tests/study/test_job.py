@@ -123,6 +123,7 @@ def test_another_machine_adopts_what_is_published_and_finds_nothing_to_do(folder
     assert (results / "runs.csv").read_text() == table
 
 
+@pytest.mark.usefixtures("forgetful")
 def test_the_views_agree_and_the_best_models_are_measured_and_timed(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(copy_study(folder, tmp_path))
     results = tmp_path / "results/quick"
