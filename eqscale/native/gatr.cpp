@@ -1,264 +1,327 @@
-// CPU kernels of GATr on planar activations (rows, N): one row per component of a channel, tokens contiguous.
-// The straight-line products (gp, gp_x, gp_y, join, join_x, join_y) are generated from eqscale.algebra.blades.
-// Everything else about the layout (which row holds what) arrives as tables of row numbers.
+// GATr on the CPU: the whole network, forward and backward, tile by tile. A tile holds some whole samples as planar
+// activations (rows, ld): one row per component of a channel, tokens contiguous, padded to whole vectors. It runs
+// through all blocks before the next one starts, so that what an operation reads is still in the cache.
+// Straight-line products (gp, gp_x, gp_y, join, join_x, join_y) are generated from eqscale.algebra.blades. Everything
+// else about the layout (which row holds what) arrives as tables of row numbers.
 #include "products.h"
 #include "simd.h"
 
-// ---------------------------------------------------------------------------------------------- products
-// rows: (2 channels, 48) = 16 rows of the left factor, 16 of the right, 16 of the output; first the geometric
-// products, then the joins.
-// A chunk is copied into contiguous rows first: rows of z lie N apart, which for round N would put all of them into
-// the same few sets of the cache.
-template <class T> struct Components {
-    alignas(64) T v[16][CHUNK];
+template <class T> constexpr int whole(int n) { return (n + width<T>() - 1) / width<T>() * width<T>(); }
 
-    void fetch(const T* z, int64_t stride, const int32_t* rows, int64_t first, int len) {
-        for (int i = 0; i < 16; ++i) copy_padded(z + rows[i] * stride + first, len, v[i]);
-    }
-    void put(T* z, int64_t stride, const int32_t* rows, int64_t first, int len) const {
-        for (int i = 0; i < 16; ++i) std::copy(v[i], v[i] + len, z + rows[i] * stride + first);
-    }
-    void times(const T* factor, int len) {
-        for (int i = 0; i < 16; ++i)
-            for (int j = 0; j < len; ++j) v[i][j] *= factor[j];
+template <class T> inline typename Simd<T>::V load_some(const T* p, int n) {  // zeros beyond
+    if (n == width<T>()) return load(p);
+    alignas(64) T v[width<T>()] = {};
+    std::copy_n(p, n, v);
+    return load(v);
+}
+
+template <class T> inline void store_some(T* p, typename Simd<T>::V x, int n) {
+    if (n == width<T>()) return store(p, x);
+    alignas(64) T v[width<T>()];
+    store(v, x);
+    std::copy_n(v, n, p);
+}
+
+// Memory that a thread keeps: fresh memory costs a page fault every 4 kB. Aligned: vectors across two lines of the
+// cache take twice as long to read.
+template <class T> struct Scratch {
+    std::vector<T> memory;
+    T* get(size_t size) {
+        const size_t line = 64 / sizeof(T);
+        if (memory.size() < size + line) memory.resize(size + line);
+        return (T*)(((uintptr_t)memory.data() + 63) / 64 * 64);
     }
 };
 
-template <class T, void (*MULTIPLY)(const typename Simd<T>::V*, const typename Simd<T>::V*, typename Simd<T>::V*)>
-static void product(const Components<T>& x, const Components<T>& y, Components<T>& o, int len) {
-    for (int j = 0; j < len; j += width<T>()) {
-        typename Simd<T>::V a[16], b[16], c[16];
-        for (int i = 0; i < 16; ++i) a[i] = load(x.v[i] + j), b[i] = load(y.v[i] + j);
-        MULTIPLY(a, b, c);
-        for (int i = 0; i < 16; ++i) store(o.v[i] + j, c[i]);
+// Sums over the lanes of as many vectors as a vector has lanes.
+template <class T> static inline typename Simd<T>::V lane_sums(typename Simd<T>::V* v) {
+#pragma GCC unroll 4
+    for (int n = width<T>() / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < n; ++i) {
+            interleave<T>(v[i], v[i + n], std::make_index_sequence<width<T>()>());
+            v[i] += v[i + n];
+        }
+    return v[0];
+}
+
+// C[m][n] += sum over planes and lanes of A[m][lane] B[n][lane]; planes lie pa and pb apart.
+template <class T>
+static void dots(const T* A, int lda, int pa, const T* B, int ldb, int pb, int planes, T* C, int ldc, int M, int N,
+                 int lanes) {
+    typedef typename Simd<T>::V V;
+    constexpr int W = width<T>(), TN = 2, TM = W / TN;
+    for (int m = 0; m < M; m += TM)
+        for (int n = 0; n < N; n += TN) {
+            V acc[W] = {};
+            const T *a[TM], *b[TN];
+            for (int i = 0; i < TM; ++i) a[i] = A + std::min(m + i, M - 1) * lda;  // beyond the last: not added
+            for (int i = 0; i < TN; ++i) b[i] = B + std::min(n + i, N - 1) * ldb;
+            for (int p = 0; p < planes; ++p)
+                for (int l = 0; l < lanes; l += W) {
+                    V y[TN];
+#pragma GCC unroll 8
+                    for (int j = 0; j < TN; ++j) y[j] = load(b[j] + p * pb + l);
+#pragma GCC unroll 8
+                    for (int i = 0; i < TM; ++i) {
+                        const V x = load(a[i] + p * pa + l);
+#pragma GCC unroll 8
+                        for (int j = 0; j < TN; ++j) acc[i * TN + j] += x * y[j];
+                    }
+                }
+            const V sums = lane_sums<T>(acc);
+            for (int i = 0; i < std::min(TM, M - m); ++i)
+                for (int j = 0; j < std::min(TN, N - n); ++j) C[(m + i) * ldc + n + j] += sums[i * TN + j];
+        }
+}
+
+// ---------------------------------------------------------------------------------------------- linear maps
+// products: (count, 8) = first output row, first input row, m, k, planes, rows to the next plane of the outputs, of
+// the inputs, first weight. Planes share their weights (m, k).
+struct Map {
+    const int32_t* products;
+    int64_t count, weights;  // first weight: in the network for its border maps, else in a block
+};
+
+// y = (y if add) + f(x)
+template <class T> static void apply(const Map& f, const T* w, const T* x, T* y, int ld, int lanes, bool add) {
+    for (const int32_t* p = f.products; p < f.products + 8 * f.count; p += 8)
+        for (int plane = 0; plane < p[4]; ++plane)
+            gemm(w + f.weights + p[7], p[3], 1, x + (p[1] + plane * p[6]) * ld, ld, y + (p[0] + plane * p[5]) * ld, ld,
+                 p[2], p[3], lanes, (const T*)nullptr, add);
+}
+
+// gx += f^T(gy), if gx; gw += gy x^T
+template <class T>
+static void apply_gradient(const Map& f, const T* w, const T* x, const T* gy, T* gx, T* gw, int ld, int lanes,
+                           Scratch<T>& turned) {
+    gw += f.weights, w += f.weights;
+    for (const int32_t* p = f.products; p < f.products + 8 * f.count; p += 8) {
+        const int m = p[2], k = p[3], vectors = k / width<T>() > 1 ? k / width<T>() * width<T>() : 0;
+        const T *g = gy + p[0] * ld, *from = x + p[1] * ld;
+        for (int plane = 0; plane < p[4]; ++plane) {
+            const T* own = g + plane * p[5] * ld;
+            T* to = gx ? gx + (p[1] + plane * p[6]) * ld : nullptr;
+            if (to) gemm(w + p[7], 1, k, own, ld, to, ld, k, m, lanes, (const T*)nullptr, true);
+            if (vectors) {  // whole vectors of inputs: the vectors of a product over tokens
+                T* t = turned.get((size_t)lanes * vectors);
+                transpose(from + plane * p[6] * ld, ld, vectors, lanes, t, vectors);
+                gemm(own, ld, 1, t, vectors, gw + p[7], k, m, lanes, vectors, (const T*)nullptr, true);
+            }
+        }
+        dots(g, ld, p[5] * ld, from + vectors * ld, ld, p[6] * ld, p[4], gw + p[7] + vectors, k, m, k - vectors, lanes);
     }
 }
 
-template <class T>
-static void bilinear(const T* z, const T* passed, T* out, int64_t N, const int32_t* rows, int channels,
-                     const int32_t* copies, int copied, int ones_row, const T* reference, int threads) {
-    for_chunks(N, threads, [=](int64_t lo, int len) {
-        Components<T> x, y, o;
-        for (int p = 0; p < 2 * channels; ++p) {
-            const int32_t* r = rows + 48 * p;
-            x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len);
-            if (p < channels) product<T, gp>(x, y, o, len);
-            else product<T, join>(x, y, o, len);
-            if (p >= channels && reference) o.times(reference + lo, len);
-            o.put(out, N, r + 32, lo, len);
-        }
-        for (int k = 0; k < copied; ++k)
-            std::copy_n(passed + copies[2 * k] * N + lo, len, out + copies[2 * k + 1] * N + lo);
-        std::fill(out + ones_row * N + lo, out + ones_row * N + lo + len, (T)1);
-    });
-}
-
-template <class T>
-static void bilinear_gradient(const T* z, const T* g, T* gz, T* gpassed, int64_t N, const int32_t* rows, int channels,
-                              const int32_t* copies, int copied, const T* reference, int threads) {
-    for_chunks(N, threads, [=](int64_t lo, int len) {
-        Components<T> x, y, q, o;
-        for (int p = 0; p < 2 * channels; ++p) {
-            const int32_t* r = rows + 48 * p;
-            x.fetch(z, N, r, lo, len), y.fetch(z, N, r + 16, lo, len), q.fetch(g, N, r + 32, lo, len);
-            if (p >= channels && reference) q.times(reference + lo, len);
-            if (p < channels) product<T, gp_x>(q, y, o, len);
-            else product<T, join_x>(q, y, o, len);
-            o.put(gz, N, r, lo, len);
-            if (p < channels) product<T, gp_y>(q, x, o, len);
-            else product<T, join_y>(q, x, o, len);
-            o.put(gz, N, r + 16, lo, len);
-        }
-        for (int k = 0; k < copied; ++k)
-            std::copy_n(g + copies[2 * k + 1] * N + lo, len, gpassed + copies[2 * k] * N + lo);
-    });
-}
-
 // ---------------------------------------------------------------------------------------------- norm
-// mv_rows: (m, 3) = input row, output row, 1 if it counts in the norm (no e0). s_rows: (s, 2) likewise.
-// out: x / sqrt(max(mean over channels of |x|^2, eps)); scalars: layer norm without affine; ones_row = 1.
-// scale: (2, N) keeps both factors for the backward pass (mv factor negated where eps clamps).
+// rows: (m, 3) = input row, output row, 1 if it counts in the norm (no e0). scalar_rows: (s, 2) likewise.
+struct Norm {
+    const int32_t *rows, *scalar_rows;
+    int64_t m, s, channels, ones_row;
+    double eps, scalar_eps;
+};
+
+template <class T> static inline typename Simd<T>::V inverse_root(typename Simd<T>::V x) {
+    alignas(64) T v[width<T>()];
+    store(v, x);
+    for (int i = 0; i < width<T>(); ++i) v[i] = 1 / std::sqrt(v[i]);
+    return load(v);
+}
+
+// y = x / sqrt(max(mean over channels of |x|^2, eps)); scalars: layer norm without affine; ones_row = 1.
+// scale: 2 rows keep both factors for the backward pass (the first negated where eps clamps).
+template <class T> static void norm(const Norm& n, const T* x, T* y, T* scale, int ld, int lanes) {
+    typedef typename Simd<T>::V V;
+    for (int j = 0; j < lanes; j += width<T>()) {
+        V square = V{}, mean = V{}, spread = V{};
+        for (int i = 0; i < n.m; ++i)
+            if (n.rows[3 * i + 2]) {
+                const V v = load(x + n.rows[3 * i] * ld + j);
+                square += v * v;
+            }
+        square /= (T)n.channels;
+        const V least = V{} + (T)n.eps, factor = inverse_root<T>(square > least ? square : least);
+        for (int i = 0; i < n.m; ++i) store(y + n.rows[3 * i + 1] * ld + j, load(x + n.rows[3 * i] * ld + j) * factor);
+        store(scale + j, square > least ? factor : -factor);
+        const T share = 1 / (T)std::max<int64_t>(n.s, 1);
+        for (int i = 0; i < n.s; ++i) mean += load(x + n.scalar_rows[2 * i] * ld + j);
+        mean *= share;
+        for (int i = 0; i < n.s; ++i) {
+            const V v = load(x + n.scalar_rows[2 * i] * ld + j) - mean;
+            spread += v * v;
+        }
+        const V scalar_factor = inverse_root<T>(spread * share + (T)n.scalar_eps);
+        for (int i = 0; i < n.s; ++i)
+            store(y + n.scalar_rows[2 * i + 1] * ld + j,
+                  (load(x + n.scalar_rows[2 * i] * ld + j) - mean) * scalar_factor);
+        store(scale + ld + j, scalar_factor);
+        store(y + n.ones_row * ld + j, V{} + (T)1);
+    }
+}
+
+// gx += gradient
 template <class T>
-static void norm(const T* x, T* out, T* scale, int64_t N, const int32_t* mv_rows, int m, const int32_t* s_rows, int s,
-                 int ones_row, int channels, T eps, T scalar_eps, int threads) {
-    for_chunks(N, threads, [=](int64_t lo, int len) {
-        Lanes<T> a{}, b{}, d{};
-        for (int k = 0; k < m; ++k) {
-            if (!mv_rows[3 * k + 2]) continue;
-            const T* p = x + mv_rows[3 * k] * N + lo;
-            for (int j = 0; j < len; ++j) a.v[j] += p[j] * p[j];
+static void norm_gradient(const Norm& n, const T* y, const T* scale, const T* gy, T* gx, int ld, int lanes) {
+    typedef typename Simd<T>::V V;
+    for (int j = 0; j < lanes; j += width<T>()) {
+        V dot = V{}, mean = V{}, mean_y = V{};
+        const V signed_factor = load(scale + j), factor = signed_factor > V{} ? signed_factor : -signed_factor;
+        for (int i = 0; i < n.m; ++i) {
+            const int row = n.rows[3 * i + 1] * ld + j;
+            dot += load(gy + row) * load(y + row);
         }
-        for (int j = 0; j < len; ++j) {
-            const T mean = a.v[j] / channels;
-            a.v[j] = 1 / std::sqrt(std::max(mean, eps));
-            scale[lo + j] = mean > eps ? a.v[j] : -a.v[j];
+        dot = signed_factor > V{} ? dot * factor / (T)n.channels : V{};
+        for (int i = 0; i < n.m; ++i) {
+            const int32_t* r = n.rows + 3 * i;
+            V g = load(gy + r[1] * ld + j) * factor;
+            if (r[2]) g -= load(y + r[1] * ld + j) * dot;
+            store(gx + r[0] * ld + j, load(gx + r[0] * ld + j) + g);
         }
-        for (int k = 0; k < m; ++k) {
-            const T* p = x + mv_rows[3 * k] * N + lo;
-            T* q = out + mv_rows[3 * k + 1] * N + lo;
-            for (int j = 0; j < len; ++j) q[j] = p[j] * a.v[j];
+        const T share = 1 / (T)std::max<int64_t>(n.s, 1);
+        for (int i = 0; i < n.s; ++i) {
+            const V g = load(gy + n.scalar_rows[2 * i + 1] * ld + j);
+            mean += g, mean_y += g * load(y + n.scalar_rows[2 * i + 1] * ld + j);
         }
-        for (int k = 0; k < s; ++k) {
-            const T* p = x + s_rows[2 * k] * N + lo;
-            for (int j = 0; j < len; ++j) b.v[j] += p[j];
+        mean *= share, mean_y *= share;
+        for (int i = 0; i < n.s; ++i) {
+            const int32_t* r = n.scalar_rows + 2 * i;
+            const V g = load(gy + r[1] * ld + j) - mean - load(y + r[1] * ld + j) * mean_y;
+            store(gx + r[0] * ld + j, load(gx + r[0] * ld + j) + g * load(scale + ld + j));
         }
-        for (int j = 0; j < len; ++j) b.v[j] /= std::max(s, 1);
-        for (int k = 0; k < s; ++k) {
-            const T* p = x + s_rows[2 * k] * N + lo;
-            for (int j = 0; j < len; ++j) d.v[j] += (p[j] - b.v[j]) * (p[j] - b.v[j]);
-        }
-        for (int j = 0; j < len; ++j) scale[N + lo + j] = d.v[j] = 1 / std::sqrt(d.v[j] / std::max(s, 1) + scalar_eps);
-        for (int k = 0; k < s; ++k) {
-            const T* p = x + s_rows[2 * k] * N + lo;
-            T* q = out + s_rows[2 * k + 1] * N + lo;
-            for (int j = 0; j < len; ++j) q[j] = (p[j] - b.v[j]) * d.v[j];
-        }
-        std::fill(out + ones_row * N + lo, out + ones_row * N + lo + len, (T)1);
-    });
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- products
+// rows: (2 channels, 48) = 16 rows of the left factor, 16 of the right, 16 of the output; first the geometric
+// products, then the joins. scalar_rows: (s, 2) of the normed input and of the output.
+struct Bilinear {
+    const int32_t *rows, *scalar_rows;
+    int64_t channels, s, ones_row;
+};
+
+template <class T, class F> static void for_products(const Bilinear& b, int lanes, F body) {
+    for (int p = 0; p < 2 * b.channels; ++p)
+        for (int j = 0; j < lanes; j += width<T>()) body(b.rows + 48 * p, p < b.channels, j);
+}
+
+template <class T> static inline void fetch(const T* z, const int32_t* rows, int ld, int j, typename Simd<T>::V* v) {
+    for (int i = 0; i < 16; ++i) v[i] = load(z + rows[i] * ld + j);
+}
+template <class T> static inline void put(T* z, const int32_t* rows, int ld, int j, const typename Simd<T>::V* v) {
+    for (int i = 0; i < 16; ++i) store(z + rows[i] * ld + j, v[i]);
 }
 
 template <class T>
-static void norm_gradient(const T* out, const T* scale, const T* g, T* gx, int64_t N, const int32_t* mv_rows, int m,
-                          const int32_t* s_rows, int s, int channels, int threads) {
-    for_chunks(N, threads, [=](int64_t lo, int len) {
-        Lanes<T> dot{}, r{}, mean{}, mean_y{};
-        for (int k = 0; k < m; ++k) {
-            const T *p = g + mv_rows[3 * k + 1] * N + lo, *y = out + mv_rows[3 * k + 1] * N + lo;
-            for (int j = 0; j < len; ++j) dot.v[j] += p[j] * y[j];
-        }
-        for (int j = 0; j < len; ++j) {
-            r.v[j] = std::abs(scale[lo + j]);
-            dot.v[j] = scale[lo + j] > 0 ? dot.v[j] * r.v[j] / channels : 0;
-        }
-        for (int k = 0; k < m; ++k) {
-            const T *p = g + mv_rows[3 * k + 1] * N + lo, *y = out + mv_rows[3 * k + 1] * N + lo;
-            T* q = gx + mv_rows[3 * k] * N + lo;
-            if (mv_rows[3 * k + 2])
-                for (int j = 0; j < len; ++j) q[j] = p[j] * r.v[j] - y[j] * dot.v[j];
-            else
-                for (int j = 0; j < len; ++j) q[j] = p[j] * r.v[j];
-        }
-        for (int k = 0; k < s; ++k) {
-            const T *p = g + s_rows[2 * k + 1] * N + lo, *y = out + s_rows[2 * k + 1] * N + lo;
-            for (int j = 0; j < len; ++j) {
-                mean.v[j] += p[j] / s;
-                mean_y.v[j] += p[j] * y[j] / s;
-            }
-        }
-        for (int k = 0; k < s; ++k) {
-            const T *p = g + s_rows[2 * k + 1] * N + lo, *y = out + s_rows[2 * k + 1] * N + lo;
-            T* q = gx + s_rows[2 * k] * N + lo;
-            for (int j = 0; j < len; ++j) q[j] = (p[j] - mean.v[j] - y[j] * mean_y.v[j]) * scale[N + lo + j];
-        }
+static void products(const Bilinear& b, const T* z, const T* normed, const T* reference, T* out, int ld, int lanes) {
+    typedef typename Simd<T>::V V;
+    for_products<T>(b, lanes, [=](const int32_t* r, bool geometric, int j) {
+        V x[16], y[16], o[16];
+        fetch(z, r, ld, j, x), fetch(z, r + 16, ld, j, y);
+        if (geometric) gp(x, y, o);
+        else join(x, y, o);
+        if (!geometric && reference)
+            for (int i = 0; i < 16; ++i) o[i] *= load(reference + j);
+        put(out, r + 32, ld, j, o);
     });
+    for (int i = 0; i < b.s; ++i)
+        std::copy_n(normed + b.scalar_rows[2 * i] * ld, lanes, out + b.scalar_rows[2 * i + 1] * ld);
+    std::fill_n(out + b.ones_row * ld, lanes, (T)1);
+}
+
+// gnormed += gradient of the scalars
+template <class T>
+static void products_gradient(const Bilinear& b, const T* z, const T* reference, const T* g, T* gz, T* gnormed, int ld,
+                              int lanes) {
+    typedef typename Simd<T>::V V;
+    for_products<T>(b, lanes, [=](const int32_t* r, bool geometric, int j) {
+        V x[16], y[16], q[16], o[16];
+        fetch(z, r, ld, j, x), fetch(z, r + 16, ld, j, y), fetch(g, r + 32, ld, j, q);
+        if (!geometric && reference)
+            for (int i = 0; i < 16; ++i) q[i] *= load(reference + j);
+        if (geometric) gp_x(q, y, o);
+        else join_x(q, y, o);
+        put(gz, r, ld, j, o);
+        if (geometric) gp_y(q, x, o);
+        else join_y(q, x, o);
+        put(gz, r + 16, ld, j, o);
+    });
+    for (int i = 0; i < b.s; ++i) {
+        const T* from = g + b.scalar_rows[2 * i + 1] * ld;
+        T* to = gnormed + b.scalar_rows[2 * i] * ld;
+        for (int j = 0; j < lanes; ++j) to[j] += from[j];
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- gated GELU
-// rows: (channels, 34) = 16 input rows, 16 output rows, gate row, unused; s_rows: (s, 2).
-template <class T>
-static void gate(const T* x, T* out, int64_t N, const int32_t* rows, int channels, const int32_t* s_rows, int s,
-                 int ones_row, int threads) {
-    const int W = width<T>();
-    for_chunks(N, threads, [=](int64_t lo, int len) {
-        Lanes<T> in{}, h;
-        typename Simd<T>::V value, slope;
-        for (int k = 0; k < channels; ++k) {
-            const int32_t* r = rows + 34 * k;
-            std::copy(x + r[32] * N + lo, x + r[32] * N + lo + len, in.v);
-            for (int j = 0; j < len; j += W) gelu<T>(load(in.v + j), value, slope), store(h.v + j, value);
-            for (int i = 0; i < 16; ++i) {
-                const T* p = x + r[i] * N + lo;
-                T* q = out + r[16 + i] * N + lo;
-                for (int j = 0; j < len; ++j) q[j] = p[j] * h.v[j];
-            }
+// rows: (channels, 33) = 16 input rows, 16 output rows, gate row; scalar_rows: (s, 2).
+struct Gate {
+    const int32_t *rows, *scalar_rows;
+    int64_t channels, s, ones_row;
+};
+
+template <class T> static void gate(const Gate& t, const T* x, T* y, int ld, int lanes) {
+    typename Simd<T>::V value, slope;
+    for (int j = 0; j < lanes; j += width<T>()) {
+        for (const int32_t* r = t.rows; r < t.rows + 33 * t.channels; r += 33) {
+            gelu<T>(load(x + r[32] * ld + j), value, slope);
+            for (int i = 0; i < 16; ++i) store(y + r[16 + i] * ld + j, load(x + r[i] * ld + j) * value);
         }
-        for (int k = 0; k < s; ++k) {
-            std::copy(x + s_rows[2 * k] * N + lo, x + s_rows[2 * k] * N + lo + len, in.v);
-            for (int j = 0; j < len; j += W) gelu<T>(load(in.v + j), value, slope), store(h.v + j, value);
-            std::copy(h.v, h.v + len, out + s_rows[2 * k + 1] * N + lo);
+        for (const int32_t* r = t.scalar_rows; r < t.scalar_rows + 2 * t.s; r += 2) {
+            gelu<T>(load(x + r[0] * ld + j), value, slope);
+            store(y + r[1] * ld + j, value);
         }
-        std::fill(out + ones_row * N + lo, out + ones_row * N + lo + len, (T)1);
-    });
+        store(y + t.ones_row * ld + j, typename Simd<T>::V{} + (T)1);
+    }
 }
 
-template <class T>
-static void gate_gradient(const T* x, const T* g, T* gx, int64_t N, const int32_t* rows, int channels,
-                          const int32_t* s_rows, int s, int threads) {
-    const int W = width<T>();
-    for_chunks(N, threads, [=](int64_t lo, int len) {
-        Lanes<T> in{}, h, d, dot;
-        typename Simd<T>::V value, slope;
-        for (int k = 0; k < channels; ++k) {
-            const int32_t* r = rows + 34 * k;
-            std::copy(x + r[32] * N + lo, x + r[32] * N + lo + len, in.v);
-            for (int j = 0; j < len; j += W)
-                gelu<T>(load(in.v + j), value, slope), store(h.v + j, value), store(d.v + j, slope);
-            std::fill(dot.v, dot.v + CHUNK, (T)0);
-            for (int i = 0; i < 16; ++i) {
-                const T *p = x + r[i] * N + lo, *q = g + r[16 + i] * N + lo;
-                T* o = gx + r[i] * N + lo;
-                for (int j = 0; j < len; ++j) {
-                    dot.v[j] += p[j] * q[j];
-                    o[j] = q[j] * h.v[j];
-                }
+template <class T> static void gate_gradient(const Gate& t, const T* x, const T* gy, T* gx, int ld, int lanes) {
+    typename Simd<T>::V value, slope;
+    for (int j = 0; j < lanes; j += width<T>()) {
+        for (const int32_t* r = t.rows; r < t.rows + 33 * t.channels; r += 33) {
+            gelu<T>(load(x + r[32] * ld + j), value, slope);
+            typename Simd<T>::V dot = {};
+            for (int i = 0; i < 16; ++i) {  // gx may be x
+                const typename Simd<T>::V g = load(gy + r[16 + i] * ld + j);
+                dot += load(x + r[i] * ld + j) * g;
+                store(gx + r[i] * ld + j, g * value);
             }
-            T* o = gx + r[32] * N + lo;
-            for (int j = 0; j < len; ++j) o[j] += dot.v[j] * d.v[j];
+            store(gx + r[32] * ld + j, load(gx + r[32] * ld + j) + dot * slope);
         }
-        for (int k = 0; k < s; ++k) {
-            std::copy(x + s_rows[2 * k] * N + lo, x + s_rows[2 * k] * N + lo + len, in.v);
-            for (int j = 0; j < len; j += W) gelu<T>(load(in.v + j), value, slope), store(d.v + j, slope);
-            const T* q = g + s_rows[2 * k + 1] * N + lo;
-            T* o = gx + s_rows[2 * k] * N + lo;
-            for (int j = 0; j < len; ++j) o[j] = q[j] * d.v[j];
+        for (const int32_t* r = t.scalar_rows; r < t.scalar_rows + 2 * t.s; r += 2) {
+            gelu<T>(load(x + r[0] * ld + j), value, slope);
+            store(gx + r[0] * ld + j, load(gy + r[1] * ld + j) * slope);
         }
-    });
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- attention
-static const int AHEAD = 8;  // rows to fetch ahead: they lie too far apart for the hardware to guess
-template <class T> static inline void prefetch(const T* p, int n) {
-    for (int j = 0; j < n; j += 64 / sizeof(T)) __builtin_prefetch(p + j);
-}
-
-struct AttentionTables {  // all as row numbers; see eqscale.models.gatr.attention
-    int64_t heads, inner, distances, values;
+struct Attention {  // all as row numbers; see eqscale.models.gatr.attention
     const int32_t *q_inner, *k_inner;        // (heads, inner), (inner): features that enter unchanged
     const int32_t *q_distance, *k_distance;  // (heads, distances, 4), (distances, 4): e123 and three ideal rows
     const int32_t *value, *out;              // (values), (heads, values)
-    int64_t ones_row;
+    int64_t heads, inner, distances, values, ones_row;
+    double eps;
 };
 
 // Five features of a trivector (w; b): squared distance of normalised points as a dot product (phi for queries,
 // psi for keys). `center` shifts both by the same point: it changes nothing but the rounding far from the origin.
-template <class T> struct Trivectors {  // up to CHUNK tokens, padded with zeros to whole vectors
-    Lanes<T> w, b[3];
-
-    void fetch(const T* const rows[4], int first, int len) {
-        T* to[4] = {w.v, b[0].v, b[1].v, b[2].v};
-        for (int i = 0; i < 4; ++i) copy_padded(rows[i] + first, len, to[i]);
-    }
-};
-
 template <class T>
 static void distance_features(const T* const rows[4], const T center[3], T eps, bool key, T weight, T* f, int ldf,
                               int len) {
     typedef typename Simd<T>::V V;
-    const int W = width<T>();
-    Trivectors<T> x;
-    for (int first = 0; first < len; first += CHUNK) {
-        const int n_tokens = std::min(CHUNK, len - first);
-        x.fetch(rows, first, n_tokens);
-        for (int j = 0; j < n_tokens; j += W) {
-            const V w = load(x.w.v + j), n = w / (w * w + eps), t0 = w * n;
-            V t[3], sq = V{};
-            for (int i = 0; i < 3; ++i) t[i] = load(x.b[i].v + j) * n - t0 * center[i], sq += t[i] * t[i];
-            T* o = f + first + j;
-            const V s = key ? t0 * (T)2 : t0 * weight;
-            store(o, key ? -t0 * t0 : sq * weight);
-            store(o + ldf, key ? -sq : t0 * t0 * weight);
-            for (int i = 0; i < 3; ++i) store(o + (2 + i) * ldf, s * t[i]);
+    for (int j = 0; j < len; j += width<T>()) {
+        const int count = std::min(width<T>(), len - j);
+        const V w = load_some(rows[0] + j, count), n = w / (w * w + eps), t0 = w * n;
+        V t[3], square = V{};
+        for (int i = 0; i < 3; ++i) {
+            t[i] = load_some(rows[1 + i] + j, count) * n - t0 * center[i];
+            square += t[i] * t[i];
         }
+        T* o = f + j;
+        const V s = key ? t0 * (T)2 : t0 * weight;
+        store(o, key ? -t0 * t0 : square * weight);
+        store(o + ldf, key ? -square : t0 * t0 * weight);
+        for (int i = 0; i < 3; ++i) store(o + (2 + i) * ldf, s * t[i]);
     }
 }
 
@@ -267,98 +330,92 @@ template <class T>
 static T distance_features_gradient(const T* const rows[4], const T center[3], T eps, bool key, T weight, const T* g,
                                     int ldg, T* const out[4], int len) {
     typedef typename Simd<T>::V V;
-    const int W = width<T>();
-    Trivectors<T> x, y;
     V weight_gradient = V{};
-    for (int first = 0; first < len; first += CHUNK) {
-        const int n_tokens = std::min(CHUNK, len - first);
-        x.fetch(rows, first, n_tokens);
-        for (int j = 0; j < n_tokens; j += W) {
-            const V w = load(x.w.v + j), inv = ((V{} + (T)1) / (w * w + eps)), n = w * inv, t0 = w * n;
-            const T* p = g + first + j;
-            V t[3], sq = V{}, gc[3];
-            for (int i = 0; i < 3; ++i) t[i] = load(x.b[i].v + j) * n - t0 * center[i], sq += t[i] * t[i];
-            const V g0 = load(p), g1 = load(p + ldg);
-            V gsq = key ? -g1 : g0 * weight, g00 = key ? -g0 : g1 * weight;
-            if (!key) weight_gradient += g0 * sq + g1 * t0 * t0;
-            for (int i = 0; i < 3; ++i) {
-                const V gi = load(p + (2 + i) * ldg);
-                gc[i] = gi * (key ? (T)2 : weight);
-                if (!key) weight_gradient += gi * t0 * t[i];
-            }
-            V gt0 = t0 * g00 * (T)2, gn = V{};
-            for (int i = 0; i < 3; ++i) {
-                const V gt = gc[i] * t0 + t[i] * gsq * (T)2;
-                gt0 += gc[i] * t[i] - gt * center[i];
-                gn += gt * load(x.b[i].v + j);
-                store(y.b[i].v + j, gt * n);
-            }
-            gn += gt0 * w;
-            store(y.w.v + j, gt0 * n + gn * (eps - w * w) * inv * inv);
+    for (int j = 0; j < len; j += width<T>()) {
+        const int count = std::min(width<T>(), len - j);
+        const V w = load_some(rows[0] + j, count), inv = (V{} + (T)1) / (w * w + eps), n = w * inv, t0 = w * n;
+        const T* p = g + j;
+        V b[3], t[3], square = V{}, gc[3];
+        for (int i = 0; i < 3; ++i) {
+            b[i] = load_some(rows[1 + i] + j, count);
+            t[i] = b[i] * n - t0 * center[i];
+            square += t[i] * t[i];
         }
-        const T* from[4] = {y.w.v, y.b[0].v, y.b[1].v, y.b[2].v};
-        for (int i = 0; i < 4; ++i) std::copy(from[i], from[i] + n_tokens, out[i] + first);
+        const V g0 = load(p), g1 = load(p + ldg);
+        const V gsquare = key ? -g1 : g0 * weight, g00 = key ? -g0 : g1 * weight;
+        if (!key) weight_gradient += g0 * square + g1 * t0 * t0;
+        for (int i = 0; i < 3; ++i) {
+            const V gi = load(p + (2 + i) * ldg);
+            gc[i] = gi * (key ? (T)2 : weight);
+            if (!key) weight_gradient += gi * t0 * t[i];
+        }
+        V gt0 = t0 * g00 * (T)2, gn = V{};
+        for (int i = 0; i < 3; ++i) {
+            const V gt = gc[i] * t0 + t[i] * gsquare * (T)2;
+            gt0 += gc[i] * t[i] - gt * center[i];
+            gn += gt * b[i];
+            store_some(out[1 + i] + j, gt * n, count);
+        }
+        gn += gt0 * w;
+        store_some(out[0] + j, gt0 * n + gn * ((T)eps - w * w) * inv * inv, count);
     }
     T sum = 0;
-    for (int w = 0; w < W; ++w) sum += weight_gradient[w];
+    for (int w = 0; w < width<T>(); ++w) sum += weight_gradient[w];
     return sum;
 }
 
-// Softmax attention of one sample, multi-query: tokens [start, start + len) attend to each other. Lanes of a block
-// are the queries of several heads (or part of one head), each head padded to whole vectors with zeros.
-template <class T> struct Sample {
-    const AttentionTables& t;
-    const T* e;
-    int64_t N, start;
-    int len, padded, features;
-    T eps;
-    const T* weights;  // (heads, distances)
-    std::vector<T> k, v, center;
+template <class T> struct Buffers {  // of one thread
+    Scratch<T> k, v, center, q, p, o, gq, gk, gv, turned, tile, block;
+};
 
-    Sample(const AttentionTables& t, const T* e, int64_t N, int64_t start, int len, T eps, const T* weights)
-        : t(t), e(e), N(N), start(start), len(len), eps(eps), weights(weights) {
-        const int W = width<T>();
-        const int unit = std::max(W, 4);
-        padded = (len + unit - 1) / unit * unit;
+// Softmax attention of one sample, multi-query: its len tokens attend to each other. Lanes of a block are the
+// queries of several heads (or part of one head), each head padded to whole vectors with zeros.
+template <class T> struct Sample {
+    const Attention& t;
+    const T* e;  // first token of the sample in the first row
+    int ld, len, padded, features;
+    const T* gains;  // (heads, distances)
+    T *k, *v, *center;
+
+    Sample(const Attention& t, const T* e, int ld, int len, const T* gains, Buffers<T>& buffers)
+        : t(t), e(e), ld(ld), len(len), gains(gains) {
+        padded = whole<T>(len);
         features = (int)(t.inner + 5 * t.distances);
-        k.assign((size_t)features * padded, 0);
-        v.assign((size_t)t.values * padded, 0);
-        center.assign(3 * (size_t)t.distances, 0);
-        for (int f = 0; f < t.inner; ++f) std::copy(row(t.k_inner[f]), row(t.k_inner[f]) + len, &k[f * padded]);
-        for (int f = 0; f < t.values; ++f) std::copy(row(t.value[f]), row(t.value[f]) + len, &v[f * padded]);
+        k = buffers.k.get((size_t)features * padded);
+        v = buffers.v.get((size_t)t.values * padded);
+        center = buffers.center.get(3 * (size_t)t.distances);
+        for (int f = 0; f < t.inner; ++f) copy_padded(row(t.k_inner[f]), len, k + f * padded);
+        for (int f = 0; f < t.values; ++f) copy_padded(row(t.value[f]), len, v + f * padded);
         for (int d = 0; d < t.distances; ++d) {
             const int32_t* r = t.k_distance + 4 * d;
-            T norm = eps;  // weighted mean position of the keys
+            T norm = (T)t.eps;  // weighted mean position of the keys
             for (int j = 0; j < len; ++j) norm += row(r[0])[j] * row(r[0])[j];
             for (int i = 0; i < 3; ++i) {
-                for (int j = 0; j < len; ++j) center[3 * d + i] += row(r[0])[j] * row(r[1 + i])[j];
-                center[3 * d + i] /= norm;
+                T sum = 0;
+                for (int j = 0; j < len; ++j) sum += row(r[0])[j] * row(r[1 + i])[j];
+                center[3 * d + i] = sum / norm;
             }
             const T* rows[4] = {row(r[0]), row(r[1]), row(r[2]), row(r[3])};
-            distance_features(rows, &center[3 * d], eps, true, (T)1, &k[(t.inner + 5 * d) * padded], padded, len);
+            distance_features(rows, center + 3 * d, (T)t.eps, true, (T)1, k + (t.inner + 5 * d) * padded, padded, len);
         }
     }
-    const T* row(int32_t r) const { return e + r * N + start; }
+    const T* row(int32_t r) const { return e + r * ld; }
 
-    // queries [q0, q0 + n) of head h into lanes [lane, lane + n) of q (features, lanes)
-    void queries(int h, int q0, int n, T* q, int ld) const {
-        for (int f = 0; f < t.inner; ++f) {
-            const T* p = row(t.q_inner[h * t.inner + f]) + q0;
-            if (f + AHEAD < t.inner) prefetch(row(t.q_inner[h * t.inner + f + AHEAD]) + q0, n);
-            std::copy(p, p + n, q + f * ld);
-        }
+    // queries [q0, q0 + n) of head h into lanes [0, n) of q (features, stride), zeros up to a whole vector
+    void queries(int h, int q0, int n, T* q, int stride) const {
+        for (int f = 0; f < t.inner; ++f) copy_padded(row(t.q_inner[h * t.inner + f]) + q0, n, q + f * stride);
         for (int d = 0; d < t.distances; ++d) {
             const int32_t* r = t.q_distance + 4 * (h * t.distances + d);
             const T* rows[4] = {row(r[0]) + q0, row(r[1]) + q0, row(r[2]) + q0, row(r[3]) + q0};
-            distance_features(rows, &center[3 * d], eps, false, weights[h * t.distances + d],
-                              q + (t.inner + 5 * d) * ld, ld, n);
+            distance_features(rows, center + 3 * d, (T)t.eps, false, gains[h * t.distances + d],
+                              q + (t.inner + 5 * d) * stride, stride, n);
         }
     }
 
     // p (len, lanes) = softmax over keys of scale * k^T q
-    void probabilities(const T* q, T* p, int lanes, int ld) const {
-        gemm(k.data(), 1, padded, q, ld, p, ld, len, features, lanes);
-        softmax(p, len, lanes, ld, 1 / std::sqrt((T)features));
+    void probabilities(const T* q, T* p, int lanes, int stride) const {
+        gemm(k, 1, padded, q, stride, p, stride, len, features, lanes);
+        softmax(p, len, lanes, stride, 1 / std::sqrt((T)features));
     }
 };
 
@@ -371,11 +428,10 @@ struct Segment {
 
 // Cuts (head, query) into blocks of at most about BLOCK lanes.
 template <class T, class F> static void for_blocks(int heads, int len, F body) {
-    const int W = width<T>();
     std::vector<Segment> block;
     int lanes = 0;
     for (int q0 = 0; q0 < len; q0 += BLOCK) {
-        const int n = std::min(BLOCK, len - q0), padded = (n + W - 1) / W * W;
+        const int n = std::min(BLOCK, len - q0), padded = whole<T>(n);
         for (int h = 0; h < heads; ++h) {
             if (lanes && lanes + padded > BLOCK) body(block, lanes), block.clear(), lanes = 0;
             block.push_back({h, q0, n, lanes});
@@ -385,110 +441,333 @@ template <class T, class F> static void for_blocks(int heads, int len, F body) {
     if (lanes) body(block, lanes);
 }
 
+// e, out: first token of the sample in the first row
 template <class T>
-static void attention(const T* e, T* out, int64_t N, const AttentionTables& t, const int64_t* starts, int samples,
-                      const T* weights, T eps, int threads) {
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (int b = 0; b < samples; ++b) {
-        const int len = (int)(starts[b + 1] - starts[b]);
-        if (!len) continue;
-        Sample<T> s(t, e, N, starts[b], len, eps, weights);
-        std::vector<T> q, p, o;
-        for_blocks<T>((int)t.heads, len, [&](const std::vector<Segment>& block, int lanes) {
-            const int ld = lanes + SPARE;
-            q.assign((size_t)s.features * ld, 0);
-            p.resize((size_t)len * ld);
-            o.resize((size_t)t.values * ld);
-            for (const Segment& g : block) s.queries(g.head, g.query, g.count, q.data() + g.lane, ld);
-            s.probabilities(q.data(), p.data(), lanes, ld);
-            gemm(s.v.data(), s.padded, 1, p.data(), ld, o.data(), ld, (int)t.values, len, lanes);
-            for (const Segment& g : block)
-                for (int f = 0; f < t.values; ++f)
-                    std::copy(&o[f * ld + g.lane], &o[f * ld + g.lane] + g.count,
-                              out + t.out[g.head * t.values + f] * N + starts[b] + g.query);
-        });
-        std::fill(out + t.ones_row * N + starts[b], out + t.ones_row * N + starts[b + 1], (T)1);
+static void attention(const Attention& t, const T* e, T* out, int ld, int len, const T* gains, Buffers<T>& buffers) {
+    const Sample<T> s(t, e, ld, len, gains, buffers);
+    for_blocks<T>((int)t.heads, len, [&](const std::vector<Segment>& block, int lanes) {
+        const int stride = lanes + SPARE;
+        T* q = buffers.q.get((size_t)s.features * stride);
+        T* p = buffers.p.get((size_t)len * stride);
+        T* o = buffers.o.get((size_t)t.values * stride);
+        for (const Segment& g : block) s.queries(g.head, g.query, g.count, q + g.lane, stride);
+        s.probabilities(q, p, lanes, stride);
+        gemm(s.v, s.padded, 1, p, stride, o, stride, (int)t.values, len, lanes);
+        for (const Segment& g : block)
+            for (int f = 0; f < t.values; ++f)
+                std::copy_n(o + f * stride + g.lane, g.count, out + t.out[g.head * t.values + f] * ld + g.query);
+    });
+}
+
+// Gradient of the rows that attention reads into ge; adds to ggains (heads, distances).
+template <class T>
+static void attention_gradient(const Attention& t, const T* e, const T* g, T* ge, T* ggains, int ld, int len,
+                               const T* gains, Buffers<T>& buffers) {
+    const Sample<T> s(t, e, ld, len, gains, buffers);
+    const int padded = s.padded, features = s.features, values = (int)t.values;
+    auto grow = [&](int32_t r) { return ge + r * ld; };
+    const T scale = 1 / std::sqrt((T)features);
+    T* gk = buffers.gk.get((size_t)features * padded);
+    T* gv = buffers.gv.get((size_t)values * padded);
+    bool later = false;  // gradients of keys and values: sums over blocks
+    for_blocks<T>((int)t.heads, len, [&](const std::vector<Segment>& block, int lanes) {
+        const int stride = lanes + SPARE;
+        T* q = buffers.q.get((size_t)features * stride);
+        T* p = buffers.p.get(2 * (size_t)len * stride);
+        T* ds = p + (size_t)len * stride;
+        T* go = buffers.o.get((size_t)values * stride);
+        T* gq = buffers.gq.get((size_t)features * stride);
+        T* turned = buffers.turned.get((size_t)lanes * padded);
+        for (const Segment& seg : block) {
+            s.queries(seg.head, seg.query, seg.count, q + seg.lane, stride);
+            for (int f = 0; f < values; ++f)
+                copy_padded(g + t.out[seg.head * values + f] * ld + seg.query, seg.count, go + f * stride + seg.lane);
+        }
+        s.probabilities(q, p, lanes, stride);
+        gemm(s.v, 1, padded, go, stride, ds, stride, len, values, lanes);
+        softmax_gradient(p, ds, len, lanes, stride, scale);
+        gemm(s.k, padded, 1, ds, stride, gq, stride, features, len, lanes);
+        // Sums over queries: with keys along the vectors they need no sums across lanes.
+        transpose(p, stride, len, lanes, turned, padded);
+        gemm(go, stride, 1, turned, padded, gv, padded, values, lanes, padded, (const T*)nullptr, later);
+        transpose(ds, stride, len, lanes, turned, padded);
+        gemm(q, stride, 1, turned, padded, gk, padded, features, lanes, padded, (const T*)nullptr, later);
+        later = true;
+        for (const Segment& seg : block) {
+            for (int f = 0; f < t.inner; ++f)
+                std::copy_n(gq + f * stride + seg.lane, seg.count, grow(t.q_inner[seg.head * t.inner + f]) + seg.query);
+            for (int d = 0; d < t.distances; ++d) {
+                const int64_t channel = seg.head * t.distances + d;
+                const int32_t* r = t.q_distance + 4 * channel;
+                const int o = seg.query;
+                const T* x[4] = {s.row(r[0]) + o, s.row(r[1]) + o, s.row(r[2]) + o, s.row(r[3]) + o};
+                T* gx[4] = {grow(r[0]) + o, grow(r[1]) + o, grow(r[2]) + o, grow(r[3]) + o};
+                ggains[channel] +=
+                    distance_features_gradient(x, s.center + 3 * d, (T)t.eps, false, gains[channel],
+                                               gq + (t.inner + 5 * d) * stride + seg.lane, stride, gx, seg.count);
+            }
+        }
+    });
+    for (int f = 0; f < t.inner; ++f) std::copy_n(gk + f * padded, len, grow(t.k_inner[f]));
+    for (int f = 0; f < values; ++f) std::copy_n(gv + f * padded, len, grow(t.value[f]));
+    for (int d = 0; d < t.distances; ++d) {
+        const int32_t* r = t.k_distance + 4 * d;
+        const T* x[4] = {s.row(r[0]), s.row(r[1]), s.row(r[2]), s.row(r[3])};
+        T* gx[4] = {grow(r[0]), grow(r[1]), grow(r[2]), grow(r[3])};
+        distance_features_gradient(x, s.center + 3 * d, (T)t.eps, true, (T)1, gk + (t.inner + 5 * d) * padded, padded,
+                                   gx, len);
     }
 }
 
-// ge must be zero on entry; gweights: (samples, heads, distances).
-template <class T>
-static void attention_gradient(const T* e, const T* g, T* ge, T* gweights, int64_t N, const AttentionTables& t,
-                               const int64_t* starts, int samples, const T* weights, T eps, int threads) {
-    typedef typename Simd<T>::V V;
-    const int W = width<T>();
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (int b = 0; b < samples; ++b) {
-        const int len = (int)(starts[b + 1] - starts[b]);
-        if (!len) continue;
-        Sample<T> s(t, e, N, starts[b], len, eps, weights);
-        auto grow = [&](int32_t r) { return ge + r * N + starts[b]; };
-        const T scale = 1 / std::sqrt((T)s.features);
-        std::vector<T> q, p, ds, go, gq;
-        std::vector<T> gk((size_t)s.features * s.padded, 0), gv((size_t)t.values * s.padded, 0);
-        for_blocks<T>((int)t.heads, len, [&](const std::vector<Segment>& block, int lanes) {
-            const int ld = lanes + SPARE;
-            q.assign((size_t)s.features * ld, 0);
-            go.assign((size_t)t.values * ld, 0);
-            const size_t keys = (len + 3) / 4 * 4;  // zero rows for dots()
-            p.assign(keys * ld, 0), ds.assign(keys * ld, 0), gq.resize((size_t)s.features * ld);
-            for (const Segment& seg : block) {
-                s.queries(seg.head, seg.query, seg.count, q.data() + seg.lane, ld);
-                for (int f = 0; f < t.values; ++f) {
-                    const int32_t* r = t.out + seg.head * t.values + f;
-                    const T* x = g + *r * N + starts[b] + seg.query;
-                    if (f + AHEAD < t.values) prefetch(g + r[AHEAD] * N + starts[b] + seg.query, seg.count);
-                    std::copy(x, x + seg.count, &go[f * ld + seg.lane]);
-                }
-            }
-            s.probabilities(q.data(), p.data(), lanes, ld);
-            gemm(s.v.data(), 1, s.padded, go.data(), ld, ds.data(), ld, len, (int)t.values, lanes);
-            for (int l = 0; l < lanes; l += W) {
-                V dot = V{};
-                for (int j = 0; j < len; ++j) dot += load(&p[j * ld + l]) * load(&ds[j * ld + l]);
-                for (int j = 0; j < len; ++j)
-                    store(&ds[j * ld + l], load(&p[j * ld + l]) * (load(&ds[j * ld + l]) - dot) * scale);
-            }
-            gemm(s.k.data(), s.padded, 1, ds.data(), ld, gq.data(), ld, s.features, len, lanes);
-            dots(go.data(), ld, p.data(), ld, gv.data(), s.padded, (int)t.values, (int)keys, lanes);
-            dots(q.data(), ld, ds.data(), ld, gk.data(), s.padded, s.features, (int)keys, lanes);
-            for (const Segment& seg : block) {
-                for (int f = 0; f < t.inner; ++f) {
-                    const T* x = &gq[f * ld + seg.lane];
-                    std::copy(x, x + seg.count, grow(t.q_inner[seg.head * t.inner + f]) + seg.query);
-                }
-                for (int d = 0; d < t.distances; ++d) {
-                    const int64_t channel = seg.head * t.distances + d;
-                    const int32_t* r = t.q_distance + 4 * channel;
-                    const int o = seg.query;
-                    const T* x[4] = {s.row(r[0]) + o, s.row(r[1]) + o, s.row(r[2]) + o, s.row(r[3]) + o};
-                    T* gx[4] = {grow(r[0]) + o, grow(r[1]) + o, grow(r[2]) + o, grow(r[3]) + o};
-                    gweights[b * t.heads * t.distances + channel] += distance_features_gradient(
-                        x, &s.center[3 * d], eps, false, weights[channel], &gq[(t.inner + 5 * d) * ld + seg.lane],
-                        ld, gx, seg.count);
-                }
-            }
-        });
-        for (int f = 0; f < t.inner; ++f) std::copy(&gk[f * s.padded], &gk[f * s.padded] + len, grow(t.k_inner[f]));
-        for (int f = 0; f < t.values; ++f) std::copy(&gv[f * s.padded], &gv[f * s.padded] + len, grow(t.value[f]));
-        for (int d = 0; d < t.distances; ++d) {
-            const int32_t* r = t.k_distance + 4 * d;
-            const T* x[4] = {s.row(r[0]), s.row(r[1]), s.row(r[2]), s.row(r[3])};
-            T* gx[4] = {grow(r[0]), grow(r[1]), grow(r[2]), grow(r[3])};
-            distance_features_gradient(x, &s.center[3 * d], eps, true, (T)1, &gk[(t.inner + 5 * d) * s.padded],
-                                       s.padded, gx, len);
+// ---------------------------------------------------------------------------------------------- network
+struct Network {
+    Map embed, to_qkv, from_heads, to_factors, from_products, to_stream, read_out;
+    Norm norm;
+    Attention attention;
+    Bilinear bilinear;
+    Gate gate;
+    int64_t source, stream, normed, qkv, attended, factors, products, hidden, gated, target;  // rows of activations
+    const int32_t *columns, *out_rows;  // (source): input column of each row; (outputs): row of each output column
+    int64_t channels_in, scalars_in, outputs;
+    int64_t blocks, first_block, block_weights, weights;  // first_block: first weight of the blocks
+    const int32_t *index, *gain_index;  // in the bank: of (weights), or -1: no weight; of (blocks, heads * distances)
+    int64_t keeps_maps, block_rows, kept_rows;  // see Kept; kept_rows: of the inputs, all blocks, and the final norm
+};
+
+struct Batch {  // samples [i * per_tile, ...) make up tile i
+    int64_t samples, length, per_tile, ld;  // length: tokens of a sample, padding included
+};
+
+// The real tokens of a batch, one after the other.
+struct Tokens {
+    std::vector<int64_t> starts, places;  // first token of each sample and the end; place of each token in the batch
+
+    Tokens(const Batch& b, const bool* mask) : starts(1, 0) {
+        for (int64_t s = 0; s < b.samples; ++s) {
+            for (int64_t i = s * b.length; i < (s + 1) * b.length; ++i)
+                if (!mask || mask[i]) places.push_back(i);
+            starts.push_back((int64_t)places.size());
         }
     }
+};
+
+// Activations of a block of a tile that the backward pass reads, block_rows in all. Outputs of linear maps are null
+// where computing them again costs less than to write and read them.
+template <class T> struct Kept {
+    T *normed, *scale, *attended, *normed2, *scale2, *qkv = nullptr, *factors = nullptr, *hidden = nullptr;
+
+    Kept(const Network& n, T* at, int64_t ld) {
+        normed = at, scale = normed + n.normed * ld, attended = scale + 2 * ld;
+        normed2 = attended + n.attended * ld, scale2 = normed2 + n.normed * ld;
+        if (n.keeps_maps) qkv = scale2 + 2 * ld, factors = qkv + n.qkv * ld, hidden = factors + n.factors * ld;
+    }
+};
+
+// Weights of all maps and gains of all distances, from the bank of the parameters.
+template <class T> struct Weights {
+    const T *maps, *gains;
+    int64_t block_weights, block_gains;
+
+    Weights(const Network& n, const T* bank, Scratch<T>& scratch) : block_weights(n.block_weights) {
+        block_gains = n.attention.heads * n.attention.distances;
+        T* to = scratch.get(n.weights + n.blocks * block_gains);
+        for (int64_t i = 0; i < n.weights; ++i) to[i] = n.index[i] < 0 ? 0 : bank[n.index[i]];
+        for (int64_t i = 0; i < n.blocks * block_gains; ++i) to[n.weights + i] = std::exp(bank[n.gain_index[i]]);
+        maps = to, gains = to + n.weights;
+    }
+};
+
+struct Tile {
+    const Tokens& tokens;
+    int64_t first, last;  // samples
+    int64_t begin;        // token
+    int count, lanes;     // tokens, and these padded to whole vectors
+
+    template <class T> static Tile of(const Tokens& t, const Batch& b, int64_t i) {
+        const int64_t first = i * b.per_tile, last = std::min(b.samples, first + b.per_tile);
+        const int count = (int)(t.starts[last] - t.starts[first]);
+        return {t, first, last, t.starts[first], count, whole<T>(count)};
+    }
+    int64_t token(int lane) const { return tokens.places[begin + lane]; }
+
+    // body(first lane, tokens) of every sample
+    template <class F> void for_samples(F body) const {
+        const std::vector<int64_t>& starts = tokens.starts;
+        for (int64_t s = first; s < last; ++s) body(starts[s] - begin, (int)(starts[s + 1] - starts[s]));
+    }
+    // One value of each token into a row, zeros beyond.
+    template <class T, class F> void fill(T* row, F value) const {
+        for (int j = 0; j < count; ++j) row[j] = value(token(j));
+        std::fill(row + count, row + lanes, (T)0);
+    }
+};
+
+// Runs body(thread, first tile, end) on every thread: its tiles are neighbours, always the same.
+template <class F> static void for_tiles(const Batch& b, int threads, F body) {
+    const int64_t tiles = (b.samples + b.per_tile - 1) / b.per_tile;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int thread = 0; thread < threads; ++thread)
+        body(thread, tiles * thread / threads, tiles * (thread + 1) / threads);
 }
 
-// ---------------------------------------------------------------------------------------------- C interface
+// The MLP of a block up to its last map; the other maps' outputs may be known.
+template <class T>
+static void mlp(const Network& n, const T* w, const T* normed, const T* reference, bool known, T* factors,
+                T* multiplied, T* hidden, T* gated, int ld, int lanes) {
+    if (!known) apply(n.to_factors, w, normed, factors, ld, lanes, false);
+    products(n.bilinear, factors, normed, reference, multiplied, ld, lanes);
+    if (!known) apply(n.from_products, w, multiplied, hidden, ld, lanes, false);
+    gate(n.gate, hidden, gated, ld, lanes);
+}
+
+// Multivectors (tokens, channels, 16) and scalars (tokens, scalars) -> out (tokens, outputs). reference: (tokens), or
+// null. kept: (tiles, kept_rows, ld), for the backward pass, or null.
+template <class T>
+static void gatr(const T* multivectors, const T* scalars, const T* bank, const T* reference, T* kept, T* out,
+                 const bool* mask, const Network* network, const Batch* batch, int threads) {
+    const Network& n = *network;
+    const Tokens tokens(*batch, mask);
+    const int ld = (int)batch->ld;
+    const int64_t columns = 16 * n.channels_in;
+    static thread_local Scratch<T> weight_memory;
+    const Weights<T> weights(n, bank, weight_memory);
+    for_tiles(*batch, threads, [&](int, int64_t from, int64_t to) {
+        static thread_local Buffers<T> buffers;
+        const int64_t wide = std::max({n.qkv, n.factors, n.hidden});
+        T* x = buffers.tile.get((n.stream + n.products + n.gated + 2 * wide + n.target + 1) * ld);
+        T *multiplied = x + n.stream * ld, *gated = multiplied + n.products * ld, *first = gated + n.gated * ld;
+        T *second = first + wide * ld, *y = second + wide * ld, *ref = y + n.target * ld;
+        for (int64_t i = from; i < to; ++i) {
+            const Tile tile = Tile::of<T>(tokens, *batch, i);
+            const int lanes = tile.lanes;
+            T* source = kept ? kept + i * n.kept_rows * ld : buffers.block.get(n.kept_rows * ld);
+            for (int r = 0; r < n.source; ++r) {
+                const int64_t c = n.columns[r];
+                tile.fill(source + r * ld, [&](int64_t token) {
+                    return c < columns                  ? multivectors[token * columns + c]
+                           : c < columns + n.scalars_in ? scalars[token * n.scalars_in + c - columns]
+                                                        : (T)1;
+                });
+            }
+            if (reference) tile.fill(ref, [&](int64_t token) { return reference[token]; });
+            apply(n.embed, weights.maps, source, x, ld, lanes, false);
+            T* at = source + n.source * ld;
+            for (int64_t block = 0; block < n.blocks; ++block) {
+                const Kept<T> k(n, at, ld);
+                const T* w = weights.maps + n.first_block + block * weights.block_weights;
+                T *qkv = k.qkv ? k.qkv : first, *factors = k.factors ? k.factors : first;
+                T* hidden = k.hidden ? k.hidden : second;
+                norm(n.norm, x, k.normed, k.scale, ld, lanes);
+                apply(n.to_qkv, w, k.normed, qkv, ld, lanes, false);
+                for (int r = 0; r < n.attended; ++r)
+                    std::fill(k.attended + r * ld + tile.count, k.attended + r * ld + lanes, (T)0);
+                std::fill_n(k.attended + n.attention.ones_row * ld, lanes, (T)1);
+                tile.for_samples([&](int64_t start, int len) {
+                    attention(n.attention, qkv + start, k.attended + start, ld, len,
+                              weights.gains + block * weights.block_gains, buffers);
+                });
+                apply(n.from_heads, w, k.attended, x, ld, lanes, true);
+                norm(n.norm, x, k.normed2, k.scale2, ld, lanes);
+                mlp(n, w, k.normed2, reference ? ref : nullptr, false, factors, multiplied, hidden, gated, ld, lanes);
+                apply(n.to_stream, w, gated, x, ld, lanes, true);
+                if (kept) at += n.block_rows * ld;
+            }
+            if (!kept) at += n.block_rows * ld;
+            norm(n.norm, x, at, at + n.normed * ld, ld, lanes);
+            apply(n.read_out, weights.maps, at, y, ld, lanes, false);
+            for (int j = 0; j < tile.count; ++j)
+                for (int c = 0; c < n.outputs; ++c) out[tile.token(j) * n.outputs + c] = y[n.out_rows[c] * ld + j];
+        }
+    });
+}
+
+// g: gradient of out. gbank: of the bank, zero on entry. gmultivectors, gscalars: zero on entry, or null.
+template <class T>
+static void gatr_gradient(const T* g, const T* bank, const T* reference, const T* kept, T* gbank, T* gmultivectors,
+                          T* gscalars, const bool* mask, const Network* network, const Batch* batch, int threads) {
+    const Network& n = *network;
+    const Tokens tokens(*batch, mask);
+    const int ld = (int)batch->ld;
+    const int64_t columns = 16 * n.channels_in;
+    static thread_local Scratch<T> weight_memory, sum_memory;
+    const Weights<T> weights(n, bank, weight_memory);
+    const int64_t gains = n.blocks * weights.block_gains, sums = n.weights + gains;
+    T* partial = sum_memory.get(threads * sums);
+    std::fill_n(partial, threads * sums, (T)0);
+    for_tiles(*batch, threads, [&](int thread, int64_t from, int64_t to) {
+        static thread_local Buffers<T> buffers;
+        const int64_t wide = std::max({n.qkv, n.factors, n.hidden, n.source, n.target});
+        const int64_t middle = std::max({n.attended, n.gated, n.products});
+        T* gx = buffers.tile.get((n.stream + n.normed + 2 * wide + 2 * middle + n.products + 1) * ld);
+        T *gnormed = gx + n.stream * ld, *gwide = gnormed + n.normed * ld, *again = gwide + wide * ld;
+        T *gmiddle = again + wide * ld, *gated = gmiddle + middle * ld, *multiplied = gated + middle * ld;
+        T* ref = multiplied + n.products * ld;
+        T *gw = partial + thread * sums, *ggains = gw + n.weights;
+        auto zero = [&](T* p, int64_t rows) { std::fill_n(p, rows * ld, (T)0); };
+        for (int64_t i = to; i-- > from;) {  // what was kept last still is in the cache
+            const Tile tile = Tile::of<T>(tokens, *batch, i);
+            const int lanes = tile.lanes;
+            if (reference) tile.fill(ref, [&](int64_t token) { return reference[token]; });
+            const T* used = reference ? ref : nullptr;
+            T* source = const_cast<T*>(kept) + i * n.kept_rows * ld;
+            T* at = source + (n.kept_rows - n.normed - 2) * ld;
+            zero(gwide, n.target), zero(gnormed, n.normed), zero(gx, n.stream);
+            for (int j = 0; j < tile.count; ++j)
+                for (int c = 0; c < n.outputs; ++c) gwide[n.out_rows[c] * ld + j] = g[tile.token(j) * n.outputs + c];
+            apply_gradient(n.read_out, weights.maps, at, gwide, gnormed, gw, ld, lanes, buffers.turned);
+            norm_gradient(n.norm, at, at + n.normed * ld, gnormed, gx, ld, lanes);
+            for (int64_t block = n.blocks; block-- > 0;) {
+                at -= n.block_rows * ld;
+                const Kept<T> k(n, at, ld);
+                const int64_t first = n.first_block + block * weights.block_weights;
+                const T* w = weights.maps + first;
+                T* gws = gw + first;
+                T *factors = k.factors ? k.factors : again, *hidden = k.hidden ? k.hidden : gwide;
+                mlp(n, w, k.normed2, used, n.keeps_maps, factors, multiplied, hidden, gated, ld, lanes);
+                zero(gmiddle, n.gated);
+                apply_gradient(n.to_stream, w, gated, gx, gmiddle, gws, ld, lanes, buffers.turned);
+                gate_gradient(n.gate, hidden, gmiddle, gwide, ld, lanes);
+                zero(gmiddle, n.products), zero(gnormed, n.normed);
+                apply_gradient(n.from_products, w, multiplied, gwide, gmiddle, gws, ld, lanes, buffers.turned);
+                products_gradient(n.bilinear, factors, used, gmiddle, gwide, gnormed, ld, lanes);
+                apply_gradient(n.to_factors, w, k.normed2, gwide, gnormed, gws, ld, lanes, buffers.turned);
+                norm_gradient(n.norm, k.normed2, k.scale2, gnormed, gx, ld, lanes);
+
+                zero(gmiddle, n.attended), zero(gwide, n.qkv), zero(gnormed, n.normed);
+                apply_gradient(n.from_heads, w, k.attended, gx, gmiddle, gws, ld, lanes, buffers.turned);
+                T* qkv = k.qkv ? k.qkv : again;
+                if (!k.qkv) apply(n.to_qkv, w, k.normed, qkv, ld, lanes, false);
+                const int64_t gain = block * weights.block_gains;
+                tile.for_samples([&](int64_t start, int len) {
+                    attention_gradient(n.attention, qkv + start, gmiddle + start, gwide + start, ggains + gain, ld,
+                                       len, weights.gains + gain, buffers);
+                });
+                apply_gradient(n.to_qkv, w, k.normed, gwide, gnormed, gws, ld, lanes, buffers.turned);
+                norm_gradient(n.norm, k.normed, k.scale, gnormed, gx, ld, lanes);
+            }
+            const bool inputs = gmultivectors || gscalars;
+            if (inputs) zero(gwide, n.source);
+            apply_gradient(n.embed, weights.maps, source, gx, inputs ? gwide : nullptr, gw, ld, lanes, buffers.turned);
+            for (int r = 0; inputs && r < n.source; ++r)
+                for (int j = 0; j < tile.count; ++j) {
+                    const int64_t c = n.columns[r], token = tile.token(j);
+                    if (c < columns) {
+                        if (gmultivectors) gmultivectors[token * columns + c] = gwide[r * ld + j];
+                    } else if (c < columns + n.scalars_in) {
+                        if (gscalars) gscalars[token * n.scalars_in + c - columns] = gwide[r * ld + j];
+                    }
+                }
+        }
+    });
+    for (int thread = 0; thread < threads; ++thread) {
+        const T *gw = partial + thread * sums, *ggains = gw + n.weights;
+        for (int64_t i = 0; i < n.weights; ++i)
+            if (n.index[i] >= 0) gbank[n.index[i]] += gw[i];
+        for (int64_t i = 0; i < gains; ++i) gbank[n.gain_index[i]] += ggains[i] * weights.gains[i];
+    }
+}
+
 extern "C" {
-EXPORT(bilinear)
-EXPORT(bilinear_gradient)
-EXPORT(norm)
-EXPORT(norm_gradient)
-EXPORT(gate)
-EXPORT(gate_gradient)
-EXPORT(attention)
-EXPORT(attention_gradient)
+EXPORT(gatr)
+EXPORT(gatr_gradient)
 }

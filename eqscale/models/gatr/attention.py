@@ -8,6 +8,7 @@ the two points. Typed networks take distances between pseudo channels, where the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eqscale import native
 from eqscale.algebra.blades import EUCLIDEAN, INDEX
 from eqscale.models.gatr.layout import Layout, table
 
@@ -30,15 +30,12 @@ _TRIVECTOR = [INDEX[name] for name in ("e123", "e023", "e013", "e012")]
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Which tokens attend to each other: those of a padded (B, T) batch, or of packed samples."""
+    """Which tokens attend to each other: those of a sample of a padded (B, T) batch."""
 
     batch: int
     length: int
-    """T of the padded form."""
     mask: Tensor | None = None
     """(B, T), True for real tokens; None = all."""
-    starts: Tensor | None = None
-    """(B + 1,) first token of each sample, int64, if activations hold the real tokens only: for the kernels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +80,15 @@ class AttentionShape:
         """Length of a value."""
         return 16 * (self.true + self.pseudo) + self.scalars
 
+    @functools.cached_property
+    def rows(self) -> dict[str, Tensor]:
+        """Which rows of ``source`` make up queries, keys and values, and which of ``out`` the heads' values; int32.
 
-class Attention(nn.Module):
-    """Softmax attention: rows of queries, keys and values (source.rows, N) -> attended values (out.rows, N)."""
-
-    rows: Tensor
-    order: Tensor
-
-    def __init__(self, shape: AttentionShape):
-        super().__init__()
-        self.shape = shape
-        heads, true, pseudo, scalars = shape.heads, shape.true, shape.pseudo, shape.scalars
-        source, out, distance_on_true = shape.source, shape.out, shape.distance_on_true
+        Inner features and values: (heads, n), or (n) where all heads share them. Trivectors for distances:
+        (heads, distances, 4), or (distances, 4).
+        """
+        heads, true, pseudo, scalars = self.heads, self.true, self.pseudo, self.scalars
+        source, out, distance_on_true = self.source, self.out, self.distance_on_true
 
         def rows_of(layout: Layout, group: int, components: list[int], parities: tuple[bool, ...]) -> list[list[int]]:
             rows = []
@@ -121,7 +115,7 @@ class Attention(nn.Module):
             return flat(rows_of(layout, group, list(range(16)), (True, False)), layout, group)
 
         head_range = range(heads)
-        self.kernel_tables = {
+        return {
             "q_inner": table([inner(h) for h in head_range]),
             "k_inner": table(inner(heads)),
             "q_distance": table([distance(h) for h in head_range]),
@@ -129,28 +123,31 @@ class Attention(nn.Module):
             "value": table(whole(source, heads + 1)),
             "out": table([whole(out, h) for h in head_range]),
         }
-        taken = [self.kernel_tables[name].long().flatten() for name in _GATHERED]
+
+
+class Attention(nn.Module):
+    """Softmax attention: rows of queries, keys and values (source.rows, N) -> attended values (out.rows, N)."""
+
+    rows: Tensor
+    order: Tensor
+
+    def __init__(self, shape: AttentionShape):
+        super().__init__()
+        self.shape = shape
+        taken = [shape.rows[name].long().flatten() for name in _GATHERED]
         self.sizes = [len(rows) for rows in taken]
         self.register_buffer("rows", torch.cat(taken), persistent=False)
-        self.register_buffer("order", self.kernel_tables["out"].flatten().argsort(), persistent=False)
-        self.log_weights = nn.Parameter(torch.zeros(heads * shape.distances))
+        self.register_buffer("order", shape.rows["out"].long().flatten().argsort(), persistent=False)
+        self.log_weights = nn.Parameter(torch.zeros(shape.heads * shape.distances))
         """Logarithm of the weight of each channel's distances, (heads * channels,): gains, so one-dimensional."""
 
     def distance_weights(self) -> Tensor:
         """Weight of each channel's distances, (heads, channels)."""
         return self.log_weights.exp().view(self.shape.heads, self.shape.distances)
 
-    def kernel_struct(self) -> native.gatr.AttentionTables:
-        """Tables as the kernels take them."""
-        pointers = {name: rows.data_ptr() for name, rows in self.kernel_tables.items()}
-        sizes = {name: getattr(self.shape, name) for name in ("heads", "inner", "distances", "values")}
-        return native.gatr.AttentionTables(ones_row=self.shape.out.ones_row, **sizes, **pointers)
-
     def forward(self, e: Tensor, tokens: Tokens) -> Tensor:
         """Rows of queries, keys and values (source.rows, N) -> attended values (out.rows, N)."""
         weights = self.distance_weights()
-        if native.available(e) and tokens.starts is not None:
-            return _NativeAttention.apply(e, weights, tokens.starts, self)
         out = self._padded(e, weights, tokens)
         head = self.shape.out.head - 1
         top, planes = out.split((head, len(out) - head))
@@ -214,24 +211,3 @@ def _distance_features(x: Tensor, center: Tensor, key: bool) -> Tensor:
     if key:
         return torch.cat([-t0 * t0, -square, 2 * t0 * t], -3)
     return torch.cat([square, t0 * t0, t0 * t], -3)
-
-
-class _NativeAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, e, weights, starts, layer):
-        e, weights = e.contiguous(), weights.contiguous()
-        out = e.new_empty(layer.shape.out.rows, e.shape[1])
-        samples, struct = len(starts) - 1, layer.kernel_struct()
-        native.call("attention", e, out, e.shape[1], struct, starts, samples, weights, DISTANCE_EPS)
-        ctx.save_for_backward(e, weights, starts)
-        ctx.layer = layer
-        return out
-
-    @staticmethod
-    def backward(ctx, g):
-        e, weights, starts = ctx.saved_tensors
-        layer, g, samples = ctx.layer, g.contiguous(), len(starts) - 1
-        ge, gweights = torch.zeros_like(e), e.new_zeros(samples, *weights.shape)
-        sizes = e.shape[1], layer.kernel_struct(), starts, samples
-        native.call("attention_gradient", e, g, ge, gweights, *sizes, weights, DISTANCE_EPS)
-        return ge, gweights.sum(0), None, None

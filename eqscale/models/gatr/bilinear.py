@@ -1,7 +1,7 @@
 """Geometric products and joins of channels, with an explicit backward pass that saves only the inputs.
 
-Straight-line code over component slabs: C++ kernels if available, in-place ATen operations otherwise, and
-under ``torch.compile`` the same terms as traceable expressions, which Inductor fuses.
+Straight-line code over component slabs: in-place ATen operations, and under ``torch.compile`` the same terms as
+traceable expressions, which Inductor fuses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from eqscale import native
 from eqscale.algebra.blades import BY_OUTPUT
 from eqscale.models.gatr.layout import Layout, table
 
@@ -93,8 +92,6 @@ class Products(nn.Module):
     def __init__(self, plan: Bilinear, passed: Layout):
         super().__init__()
         self.plan, self.passed = plan, passed
-        copies = table([(passed.scalar(i), plan.outputs.scalar(i)) for i in range(plan.scalars)], 2)
-        self.kernel_tables = plan.rows, plan.channels, copies, plan.scalars
         rows, c = plan.rows.long(), plan.channels
         # Slabs (4, 16, c): left and right factors of geometric products, left and right factors of joins.
         gather = torch.stack([rows[:c, :16], rows[:c, 16:32], rows[c:, :16], rows[c:, 16:32]]).transpose(1, 2).flatten()
@@ -109,32 +106,11 @@ class Products(nn.Module):
 
         ``reference`` (N,) multiplies the joins.
         """
-        if native.available(z):
-            return _NativeProducts.apply(z, passed, reference, self)
         products = _Products.apply(z, reference, self.gather, self.scatter, self.order, self.rank, self.tables)
         first, head = self.passed.scalar(0), 2 * self.plan.outputs.channels
         scalars = passed[first : first + self.plan.scalars]
         top, planes = products.split((head, len(products) - head))
         return torch.cat([top, scalars, torch.ones_like(z[:1]), planes])
-
-
-class _NativeProducts(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z, passed, reference, layer):
-        z, passed, plan = z.contiguous(), passed.contiguous(), layer.plan
-        out = z.new_empty(plan.outputs.rows, z.shape[1])
-        native.call("bilinear", z, passed, out, z.shape[1], *layer.kernel_tables, plan.outputs.ones_row, reference)
-        ctx.save_for_backward(z, reference)
-        ctx.layer, ctx.passed_shape = layer, passed.shape
-        return out
-
-    @staticmethod
-    def backward(ctx, g):
-        z, reference = ctx.saved_tensors
-        g = g.contiguous()
-        gz, gpassed = torch.empty_like(z), g.new_zeros(ctx.passed_shape)
-        native.call("bilinear_gradient", z, g, gz, gpassed, z.shape[1], *ctx.layer.kernel_tables, reference)
-        return gz, gpassed, None, None
 
 
 def _padded_table(terms: list[list[tuple[int, int, int]]]) -> list[tuple[int, ...]]:

@@ -6,8 +6,8 @@ import math
 
 from eqscale.algebra import blades
 from eqscale.models.flops import FlopCount, TrainingFlops
+from eqscale.models.gatr.config import BlockMaps, GATrConfig, border_maps
 from eqscale.models.gatr.linear import LinearMap
-from eqscale.models.gatr.network import BlockMaps, GATrConfig, border_maps
 
 PRODUCT_TERMS = len(blades.GEOMETRIC_PRODUCT) + len(blades.JOIN)
 """Multiply-adds of one geometric product and one join: 192 + 81."""

@@ -84,12 +84,17 @@ class Layout:
         t, p = self.true, self.pseudo
         return x.split((t, t, p, p, self.scalars + self.ones, 14 * t, 14 * p))
 
+    def flat(self) -> Tensor:
+        """Rows in the order (components of all multivectors | scalars | row of ones), int64."""
+        rows = [row for channel in range(self.channels) for row in self.multivector(channel)]
+        return torch.tensor([*rows, *range(2 * self.channels, self.head)])
+
     def invariant(self, channel: int) -> int:
         """Row of the true scalar of a channel: component 1 (true) or e0123 (pseudo)."""
         return self.multivector(channel)[0 if self.is_true(channel) else 15]
 
 
 def table(rows: list | tuple, columns: int | None = None) -> Tensor:
-    """Row numbers as a contiguous int32 tensor (for the kernels), (-1, columns) if given."""
+    """Row numbers as an int32 tensor, (-1, columns) if given."""
     out = torch.tensor(rows, dtype=torch.int32)
     return out if columns is None else out.reshape(-1, columns)

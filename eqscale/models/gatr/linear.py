@@ -75,8 +75,8 @@ class LinearMap:
             "bias": (t.channels + t.scalars,),
         }
 
-    def index(self) -> Tensor:
-        """For each assembled weight (blocks in order), which parameter it is, 1-based, 0 = no weight; int64.
+    def matrix(self) -> Tensor:
+        """(target rows, source rows): which parameter each weight is, 1-based, 0 = no weight; int64.
 
         Parameters are numbered along the concatenation of ``parameter_shapes``.
         """
@@ -110,7 +110,11 @@ class LinearMap:
             read += [s.multivector(c)[INDEX["e123"]] for c in range(s.true, s.channels)]
             full[torch.tensor(scalars_out, dtype=torch.int64)[:, None], torch.tensor(read)] = number["to_scalars"]
         full[torch.tensor(bias_rows), s.ones_row] = number["bias"]
-        pieces = []
+        return full
+
+    def index(self) -> Tensor:
+        """Entries of the matrix that the blocks hold, in their order."""
+        full, pieces = self.matrix(), []
         for block in self.blocks:
             for i in range(block.batch):
                 out, inp = block.out + i * block.m, block.inp + i * block.k
@@ -178,9 +182,13 @@ class Assembly:
         self.sizes = [block.size for block in self.blocks]
         self.shapes = [(b.m, b.k) if b.batch == 1 else (b.batch, b.m, b.k) for b in self.blocks]
 
+    def parameters(self) -> list[Tensor]:
+        """Parameters of all maps, in order."""
+        return [p for linear in self.linears for p in linear._parameters.values() if p is not None]
+
     def __call__(self) -> list[tuple[Tensor, ...]]:
         """Weights of each linear map, one tensor (batch, m, k) or (m, k) per block."""
-        parameters = [p for linear in self.linears for p in linear._parameters.values() if p is not None]
+        parameters = self.parameters()
         if self.index.device != parameters[0].device:
             self.index = self.index.to(parameters[0].device)
         traced = torch.compiler.is_compiling()

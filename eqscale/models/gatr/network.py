@@ -7,135 +7,21 @@ and needs no reference multivector for the join.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from eqscale import native
 from eqscale.algebra.blades import INDEX
 from eqscale.errors import InputError
-from eqscale.models.gatr.attention import Attention, AttentionShape, Tokens
-from eqscale.models.gatr.bilinear import Bilinear, Products
-from eqscale.models.gatr.layout import Layout
-from eqscale.models.gatr.linear import Assembly, Linear, LinearMap, apply_linear
+from eqscale.models.gatr import fused
+from eqscale.models.gatr.attention import Attention, Tokens
+from eqscale.models.gatr.bilinear import Products
+from eqscale.models.gatr.config import BlockMaps, GATrConfig, border_maps
+from eqscale.models.gatr.linear import Assembly, Linear, apply_linear
 from eqscale.models.gatr.pointwise import Gate, Norm
 from eqscale.models.inputs import check_mask, check_tokens
-
-SYMMETRIES = ("parity", "published", "off")
-
-
-@dataclasses.dataclass(frozen=True)
-class GATrConfig:
-    """Shape of a GATr. In inputs and outputs alike, true multivector channels come before pseudo ones."""
-
-    true_in: int
-    """True input channels: planes, embedded by ``embed_plane``."""
-    pseudo_in: int
-    """Pseudo input channels: points and directions."""
-    scalars_in: int
-    """Invariant input channels."""
-    true_out: int
-    """True output channels."""
-    pseudo_out: int
-    """Pseudo output channels."""
-    scalars_out: int
-    """Invariant output channels."""
-    true: int
-    """True hidden channels."""
-    pseudo: int
-    """Pseudo hidden channels; equal to ``true`` is fastest."""
-    scalars: int
-    """Scalar hidden channels."""
-    blocks: int
-    """Transformer blocks."""
-    heads: int = 4
-    """Query heads; keys and values are shared (multi-query)."""
-    symmetry: str = "parity"
-    """"parity": typed channels, exact under E(3). "published": the untyped formulation of the papers (all
-    channels true, joins times e123 of the mean input multivector of a sample). "off": unconstrained 16 x 16 maps,
-    unchanged products (control)."""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 1 if field.name in ("blocks", "heads") else 0
-            if isinstance(value, int) and value < least:
-                raise InputError(f"GATrConfig.{field.name}: {value} is below {least}")
-        if self.symmetry not in SYMMETRIES:
-            raise InputError(f"GATrConfig.symmetry: {self.symmetry!r}, allowed are {', '.join(SYMMETRIES)}")
-        if self.true + self.pseudo == 0 or self.true_in + self.pseudo_in == 0:
-            raise InputError("GATrConfig: true + pseudo and true_in + pseudo_in must be at least 1")
-        if self.true_out + self.pseudo_out + self.scalars_out == 0:
-            raise InputError("GATrConfig: true_out + pseudo_out + scalars_out must be at least 1")
-        if self.symmetry == "published" and self.pseudo + self.pseudo_in + self.pseudo_out:
-            raise InputError("GATrConfig.symmetry: 'published' has no pseudo channels, count all of them as true")
-        if self.symmetry != "published" and not (self.true and self.pseudo):
-            raise InputError(f"GATrConfig: symmetry {self.symmetry!r} needs true >= 1 and pseudo >= 1")
-        for name in ("true", "pseudo", "scalars"):
-            width = 2 * getattr(self, name)
-            if width > self.heads and width % self.heads:
-                raise InputError(f"GATrConfig.{name}: 2 x {width // 2} channels do not divide by heads {self.heads}")
-
-    def per_head(self, channels: int, least: int) -> int:
-        """Channels of a head: attention is twice as wide as the stream (arXiv 2311.04744)."""
-        return max(2 * channels // self.heads, least) if channels else 0
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockMaps:
-    """Structure of a block: its attention and products and the linear maps between them."""
-
-    stream: Layout
-    attention: AttentionShape
-    products: Bilinear
-    to_qkv: LinearMap
-    from_heads: LinearMap
-    to_factors: LinearMap
-    from_products: LinearMap
-    to_stream: LinearMap
-
-    @classmethod
-    def of(cls, config: GATrConfig) -> BlockMaps:
-        """Structure of every block of a network."""
-        c, symmetric = config, config.symmetry != "off"
-        stream = Layout(c.true, c.pseudo, c.scalars)
-        normed = dataclasses.replace(stream, ones=True)
-        hidden = Layout(2 * c.true, 2 * c.pseudo, 2 * c.scalars)
-        attention = AttentionShape(
-            c.heads,
-            c.per_head(c.true, 1),
-            c.per_head(c.pseudo, 1),
-            c.per_head(c.scalars, 4),
-            distance_on_true=c.symmetry == "published",
-        )
-        products = Bilinear(c.true + c.pseudo, c.scalars, typed=c.symmetry != "published")
-        return cls(
-            stream,
-            attention,
-            products,
-            to_qkv=LinearMap(normed, attention.source, symmetric),
-            from_heads=LinearMap(attention.out, stream, symmetric),
-            to_factors=LinearMap(normed, products.inputs, symmetric),
-            from_products=LinearMap(products.outputs, hidden, symmetric),
-            to_stream=LinearMap(dataclasses.replace(hidden, ones=True), stream, symmetric),
-        )
-
-    @property
-    def linear(self) -> tuple[LinearMap, ...]:
-        """The five linear maps in the order of computation."""
-        return self.to_qkv, self.from_heads, self.to_factors, self.from_products, self.to_stream
-
-
-def border_maps(config: GATrConfig) -> tuple[LinearMap, LinearMap]:
-    """Linear maps from the inputs to the stream and from the stream to the outputs."""
-    c, symmetric = config, config.symmetry != "off"
-    source = Layout(c.true_in, c.pseudo_in, c.scalars_in, ones=True)
-    stream = Layout(c.true, c.pseudo, c.scalars)
-    target = Layout(c.true_out, c.pseudo_out, c.scalars_out)
-    normed = dataclasses.replace(stream, ones=True)
-    return LinearMap(source, stream, symmetric), LinearMap(normed, target, symmetric)
 
 
 class Block(nn.Module):
@@ -177,8 +63,8 @@ class Block(nn.Module):
 class GATr(nn.Module):
     """Geometric algebra transformer; the public ``(..., C, 16)`` format lives only at its borders.
 
-    On a CPU with a C++ compiler it runs on its own kernels (``eqscale.native``), which serve every shape
-    and are built once per machine; otherwise on ATen operations. For devices without kernels,
+    On a CPU with a C++ compiler all of it is one operation of its own kernels (``eqscale.models.gatr.fused``), which
+    serve every shape and are built once per machine; otherwise it runs on ATen operations. For devices without kernels,
     ``torch.compile(net, dynamic=True, fullgraph=True)`` traces it into one graph.
     """
 
@@ -198,17 +84,8 @@ class GATr(nn.Module):
         self.read_out = Linear(read_out)
         self._assembly = Assembly([self.embed, *(m for b in blocks for m in b.linears()), self.read_out])
         # Columns of (multivectors | scalars | 1) that make up the rows of the input layout, and back.
-        columns = [0] * source.rows
-        for channel in range(source.channels):
-            for component, row in enumerate(source.multivector(channel)):
-                columns[row] = 16 * channel + component
-        for i in range(source.scalars):
-            columns[source.scalar(i)] = 16 * source.channels + i
-        columns[source.ones_row] = 16 * source.channels + source.scalars
-        rows = [row for channel in range(target.channels) for row in target.multivector(channel)]
-        rows += [target.scalar(i) for i in range(target.scalars)]
-        self.register_buffer("_columns", torch.tensor(columns), persistent=False)
-        self.register_buffer("_rows", torch.tensor(rows), persistent=False)
+        self.register_buffer("_columns", source.flat().argsort(), persistent=False)
+        self.register_buffer("_rows", target.flat(), persistent=False)
 
     def forward(self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Multivectors (B, T, C_in, 16), scalars (B, T, S_in), mask (B, T) -> (B, T, C_out, 16), (B, T, S_out).
@@ -218,48 +95,43 @@ class GATr(nn.Module):
         Raises:
             InputError: a shape, dtype or device that does not fit, or a sample without tokens.
         """
-        c = self.config
         self._check(multivectors, scalars, mask)
+        reference = self._reference(multivectors, mask) if self.config.symmetry == "published" else None
+        if native.available(multivectors):
+            parameters = self._assembly.parameters() + [
+                cast(Block, block).attention.log_weights for block in self.blocks
+            ]
+            out = fused.run(self.config, multivectors, scalars, mask, reference, parameters)
+        else:
+            out = self._on_aten(multivectors, scalars, mask, reference)
+        channels = self.config.true_out + self.config.pseudo_out
+        return out[..., : 16 * channels].unflatten(-1, (channels, 16)), out[..., 16 * channels :]
+
+    @staticmethod
+    def _reference(multivectors: Tensor, mask: Tensor | None) -> Tensor:
+        """e123 of the mean input multivector of each sample, for each token: (B, T)."""
+        e123 = multivectors[..., INDEX["e123"]].mean(-1)
+        mean = e123.mean(1) if mask is None else torch.where(mask, e123, 0).sum(1) / mask.sum(1)
+        return mean.detach()[:, None].expand_as(e123).contiguous()
+
+    def _on_aten(
+        self, multivectors: Tensor, scalars: Tensor, mask: Tensor | None, reference: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        """Outputs (B, T, 16 C_out + S_out), padding computed like tokens."""
         b, t = multivectors.shape[:2]
         ones = torch.ones_like(multivectors[..., 0, :1])
-        flat = torch.cat([multivectors.flatten(2), scalars, ones], -1).flatten(0, 1)
-        tokens, packed = self._tokens(b, t, mask, flat)
-        reference = None
-        if c.symmetry == "published":
-            e123 = flat[:, INDEX["e123"] : 16 * (c.true_in + c.pseudo_in) : 16].mean(-1).view(b, t)
-            total = e123.sum(1) / t if mask is None else torch.where(mask, e123, 0).sum(1) / mask.sum(1)
-            reference = total[:, None].expand(b, t).reshape(b * t).detach()
-        if packed is not None:
-            flat = flat.index_select(0, packed)
-            reference = None if reference is None else reference.index_select(0, packed)
-        elif mask is not None:
-            flat = torch.where(mask.view(-1, 1), flat, 0)
-        x = flat.t().index_select(0, self._columns)
+        flat = torch.cat([multivectors.flatten(2), scalars, ones], -1)
+        if mask is not None:
+            flat = torch.where(mask[..., None], flat, 0)
+        x = flat.flatten(0, 1).t().index_select(0, self._columns)
+        tokens, reference = Tokens(b, t, mask), None if reference is None else reference.flatten()
         embed, *weights, read_out = self._assembly()
         x = apply_linear(x, embed, self.embed.map)
         for i, block in enumerate(self.blocks):
             x = block(x, weights[5 * i : 5 * i + 5], tokens, reference)
         out = apply_linear(self.final_norm(x), read_out, self.read_out.map).index_select(0, self._rows).t()
-        if packed is not None:
-            out = out.new_zeros(b * t, out.shape[1]).index_copy(0, packed, out)
-        elif mask is not None:
-            out = torch.where(mask.view(-1, 1), out, 0)
-        channels = c.true_out + c.pseudo_out
         out = out.view(b, t, -1)
-        return out[..., : 16 * channels].unflatten(-1, (channels, 16)), out[..., 16 * channels :]
-
-    def _tokens(self, b: int, t: int, mask: Tensor | None, flat: Tensor) -> tuple[Tokens, Tensor | None]:
-        """How tokens attend to each other and, if padding is dropped, flat indices (N,) of the real tokens."""
-        if torch.compiler.is_compiling():
-            return Tokens(b, t, mask), None
-        on_kernels = native.available(flat)
-        if mask is None:
-            return Tokens(b, t, starts=torch.arange(0, b * t + 1, t) if on_kernels else None), None
-        if not on_kernels:
-            return Tokens(b, t, mask), None
-        # Padding is dropped rather than computed: only attention needs to know which sample a token is of.
-        starts = functional.pad(mask.sum(1).cumsum(0), (1, 0))
-        return Tokens(b, t, mask, starts), mask.flatten().nonzero().squeeze(1)
+        return out if mask is None else torch.where(mask[..., None], out, 0)
 
     @staticmethod
     def packs(device: torch.device) -> bool:
