@@ -22,6 +22,10 @@ template <class T> inline void store_some(T* p, typename Simd<T>::V x, int n) {
     std::copy_n(v, n, p);
 }
 
+template <class T> inline void copy_padded(const T* from, int n, T* to) {  // zeros up to a whole vector
+    std::fill(std::copy_n(from, n, to), to + whole<T>(n), (T)0);
+}
+
 // Memory that a thread keeps: fresh memory costs a page fault every 4 kB. Aligned: vectors across two lines of the
 // cache take twice as long to read.
 template <class T> struct Scratch {
@@ -485,7 +489,12 @@ static void attention_gradient(const Attention& t, const T* e, const T* g, T* ge
         }
         s.probabilities(q, p, lanes, stride);
         gemm(s.v, 1, padded, go, stride, ds, stride, len, values, lanes);
-        softmax_gradient(p, ds, len, lanes, stride, scale);
+        for (int l = 0; l < lanes; l += width<T>()) {
+            typename Simd<T>::V dot = {};
+            for (int j = 0; j < len; ++j) dot += load(p + j * stride + l) * load(ds + j * stride + l);
+            for (int j = 0; j < len; ++j)
+                store(ds + j * stride + l, load(p + j * stride + l) * (load(ds + j * stride + l) - dot) * scale);
+        }
         gemm(s.k, padded, 1, ds, stride, gq, stride, features, len, lanes);
         // Sums over queries: with keys along the vectors they need no sums across lanes.
         transpose(p, stride, len, lanes, turned, padded);

@@ -61,23 +61,6 @@ template <class T> inline typename Simd<T>::V exponential(typename Simd<T>::V x)
     return p * (V)bits;
 }
 
-static const int CHUNK = 64;  // tokens handled together by the row-wise kernels
-
-template <class T> inline void copy_padded(const T* from, int len, T* to) {  // zeros up to a whole vector
-    const int W = width<T>();
-    std::fill(std::copy(from, from + len, to), to + (len + W - 1) / W * W, (T)0);
-}
-
-template <class T> struct Lanes {  // one row of a chunk, padded so that whole vectors can be used
-    alignas(64) T v[CHUNK];
-};
-
-template <class F> static void for_chunks(int64_t N, int threads, F body) {
-    const int64_t chunks = (N + CHUNK - 1) / CHUNK;
-#pragma omp parallel for firstprivate(body) num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < chunks; ++c) body(c * CHUNK, (int)std::min<int64_t>(CHUNK, N - c * CHUNK));
-}
-
 // Swish, x sigmoid(x); value and derivative.
 template <class T>
 static inline void swish(typename Simd<T>::V x, typename Simd<T>::V& value, typename Simd<T>::V& slope) {
@@ -223,45 +206,6 @@ template <class T> static void softmax(T* p, int len, int lanes, int ld, T scale
         }
         sum = (V{} + (T)1) / sum;
         for (int j = 0; j < len; ++j) store(p + j * ld + l, load(p + j * ld + l) * sum);
-    }
-}
-
-// C[m][n] += sum over lanes of A[m][lane] B[n][lane].
-template <class T, int M, int NB>
-static inline void dot_tile(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int lanes) {
-    typedef typename Simd<T>::V V;
-    const int W = width<T>();
-    V acc[M][NB] = {};
-    for (int l = 0; l < lanes; l += W) {
-        V b[NB];
-#pragma GCC unroll 8
-        for (int n = 0; n < NB; ++n) b[n] = load(B + n * ldb + l);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            const V a = load(A + m * lda + l);
-#pragma GCC unroll 8
-            for (int n = 0; n < NB; ++n) acc[m][n] += a * b[n];
-        }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < NB; ++n) {
-            T sum = 0;
-            for (int w = 0; w < W; ++w) sum += acc[m][n][w];
-            C[m * ldc + n] += sum;
-        }
-}
-
-// Nb must be even (pad B with a zero row).
-template <class T>
-static void dots(const T* A, int lda, const T* B, int ldb, T* C, int ldc, int M, int Nb, int lanes) {
-    for (int n = 0; n < Nb; n += 2) {
-        const T* b = B + n * ldb;
-        T* c = C + n;
-        int m = 0;
-        for (; m + 6 <= M; m += 6) dot_tile<T, 6, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
-        for (; m + 2 <= M; m += 2) dot_tile<T, 2, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
-        if (m < M) dot_tile<T, 1, 2>(A + m * lda, lda, b, ldb, c + m * ldc, ldc, lanes);
     }
 }
 
