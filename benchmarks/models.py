@@ -13,16 +13,26 @@ ezgatr lgatr` (extra `bench`).
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import copy
 import dataclasses
+import functools
+import importlib
 import importlib.util
+import io
 import itertools
 import json
+import pathlib
 import platform
 import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from dense_gatr import DenseGATr
@@ -42,6 +52,8 @@ NETWORKS = ((8, 16, 4), (16, 32, 6), (32, 64, 8))  # multivector channels, scala
 TOKENS = ((16, 32), (4, 256))  # batch, tokens
 STUDY = ((2, 4, 2, 2), (4, 8, 2, 2), (8, 16, 3, 4), (16, 32, 4, 4))  # channels, scalars, blocks, heads
 STUDY_BATCH, STUDY_TOKENS = 64, 31
+GATR_BEFORE = "cf9bf524f39ea836ae3f029c904c5adb8afd4a6d"
+GATR_STEPS = ((3, 2, 2, 16), (4, 3, 2, 16), (6, 4, 2, 16), (8, 5, 4, 16))  # channels, blocks, heads, batch
 PLAIN_STEPS = ((20, 1, 1, 32), (36, 1, 4, 32), (24, 2, 3, 64), (30, 3, 3, 64), (64, 3, 8, 128))  # width to batch
 
 Step = Callable[[], object]
@@ -414,17 +426,19 @@ def memory(sizes: list[Size], rounds: int, least: float) -> list[dict]:
 
 @dataclasses.dataclass
 class Trained:
-    """A network in training, and the same one as it was before it had kernels of its own."""
+    """A network in training, and the same one as it was before all of it was one kernel."""
 
     label: str
     batch: int
     model: nn.Module
+    stock: nn.Module
+    """The network as it was, with equal parameters."""
     forward: Callable[[nn.Module], Tensor]
     """Predictions, zero at padded tokens."""
     flops: float
     """Of a step's matrix products, executed."""
-    before: Callable[[Step], Step]
-    """The step of ``model`` by other means."""
+    before: Callable[[Step], Step] = lambda step: step
+    """How a step of ``stock`` runs."""
 
 
 def sample_mask(batch: int, tokens: int) -> Tensor:
@@ -444,7 +458,44 @@ def plain_steps() -> Iterator[Trained]:
         lengths = mask.sum(1)
         flops = transformer_training_flops(config).executed.total(int(lengths.sum()), int(lengths.square().sum()))
         forward = lambda model, x=x, mask=mask: model(x, mask) * mask[..., None]  # noqa: E731
-        yield Trained(f"plain {width} x {depth}", batch, model, forward, flops, eager)
+        yield Trained(f"plain {width} x {depth}", batch, model, copy.deepcopy(model), forward, flops, eager)
+
+
+@functools.cache
+def gatr_before() -> Any:
+    """GATr with a kernel for each operation of a block, from the history of this repository."""
+    folder, root = tempfile.TemporaryDirectory(), pathlib.Path(__file__).parent.parent
+    archive = subprocess.run(["git", "archive", GATR_BEFORE, "eqscale"], cwd=root, check=True, capture_output=True)
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(folder.name, filter="data")
+    atexit.register(folder.cleanup)
+    current = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "eqscale"}
+    sys.path.insert(0, folder.name)
+    try:
+        return importlib.import_module("eqscale.models.gatr")
+    finally:
+        sys.path.remove(folder.name)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "eqscale"]:
+            del sys.modules[name]
+        sys.modules.update(current)
+
+
+def gatr_steps() -> Iterator[Trained]:
+    """GATr with the inputs of the study's task; before: a kernel for each operation of a block."""
+    for width, depth, heads, batch in GATR_STEPS:
+        torch.manual_seed(0)
+        half = width // 2
+        config = GATrConfig(3, 5, 9, 1, 1, 0, half, width - half, 2 * width, depth, heads=heads)
+        model = GATr(config)
+        stock = gatr_before().GATr(gatr_before().GATrConfig(**dataclasses.asdict(config)))
+        stock.load_state_dict(model.state_dict())
+        mv, s = torch.randn(batch, STUDY_TOKENS, 8, 16), torch.randn(batch, STUDY_TOKENS, 9)
+        mask = sample_mask(batch, STUDY_TOKENS)
+        lengths = mask.sum(1)
+        flops = gatr_training_flops(config).executed.total(int(lengths.sum()), int(lengths.square().sum()))
+        forward = lambda model, mv=mv, s=s, mask=mask: model(mv, s, mask)[0]  # noqa: E731
+        torch.testing.assert_close(forward(stock), forward(model), rtol=1e-3, atol=1e-4)
+        yield Trained(f"GATr {width} x {depth}", batch, model, stock, forward, flops)
 
 
 def optimised(trained: Trained, model: nn.Module, optimizer: torch.optim.Optimizer, set_to_none: bool) -> Step:
@@ -469,22 +520,24 @@ def stock_adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
 
 
-STEPS = (plain_steps,)
+STEPS = (plain_steps, gatr_steps)
 
 
 def steps(sizes: list[Size], rounds: int, least: float) -> list[dict]:
-    """Training steps at the study's best shapes, now and before networks had kernels of their own (sizes is not
-    used)."""
+    """Training steps at the study's best shapes, now and before networks were one kernel each (sizes is not used)."""
     results, rows, peak = [], [], peak_gflops()
     for trained in itertools.chain.from_iterable(part() for part in STEPS):
-        own, stock = trained.model, copy.deepcopy(trained.model)
-        gradients = training_step(lambda t=trained, m=stock: (t.forward(m),), list(stock.parameters()))
+        own, stock = trained.model, trained.stock
+        gradients, old_gradients = (
+            training_step(lambda t=trained, m=model: (t.forward(m),), list(model.parameters()))
+            for model in (copy.deepcopy(own), stock)
+        )
         optimizer = get_optimizer("adamw").build(own, 1e-3, 0.1)
         contestants = {
             "step": optimised(trained, own, optimizer, set_to_none=False),
             "step before": trained.before(optimised(trained, stock, stock_adamw(stock), set_to_none=True)),
             "forward + backward": gradients,
-            "forward + backward before": trained.before(gradients),
+            "forward + backward before": trained.before(old_gradients),
         }
         seconds = interleaved(contestants, rounds, least)
         speed = {name: trained.flops / value / 1e9 for name, value in seconds.items()}
