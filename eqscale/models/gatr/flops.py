@@ -26,7 +26,8 @@ def gatr_training_flops(config: GATrConfig) -> TrainingFlops:
     Executed: 2 per multiply-add of the matrix products of the planar layout (their structural zeros and the
     bias column included; backward twice the forward, except that the inputs need no gradient), of attention
     (logits and values) and of the products (192 + 81 terms, twice that backward). Left out: elementwise work
-    (norms, softmax, GELU, features), the optimiser, and the logits that the backward pass computes again.
+    (norms, softmax, GELU, features), the optimiser, and what the backward pass computes again. The count is the same
+    however a network runs; the CPU kernels skip part of the zeros.
     """
     embed, read_out = border_maps(config)
     block = BlockMaps.of(config)
