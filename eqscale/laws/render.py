@@ -66,11 +66,12 @@ def number(value: float | None, digits: int = 4, kind: str = "g") -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}{kind}}"
 
 
-def interval_text(limits: Sequence[float] | None, digits: int = 4) -> str:
-    """``[low, high]``, or a dash; what has no limit is infinite."""
-    if limits is None or all(map(math.isnan, limits)):
+def interval_text(limits: Sequence[float | None] | None, digits: int = 4) -> str:
+    """``[low, high]``, or a dash; what has no limit is infinite, what JSON holds as null unknown."""
+    known = [math.nan if v is None else v for v in limits or ()]
+    if all(map(math.isnan, known)):
         return "–"
-    return "[" + ", ".join(f"{v:g}" if math.isinf(v) else number(v, digits) for v in limits) + "]"
+    return "[" + ", ".join(f"{v:g}" if math.isinf(v) else number(v, digits) for v in known) + "]"
 
 
 def coefficient_rows(found: Mapping[str, Interval], every: bool = False) -> list[list[str]]:
