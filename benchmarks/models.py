@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -58,17 +57,6 @@ PLAIN_STEPS = ((20, 1, 1, 32), (36, 1, 4, 32), (24, 2, 3, 64), (30, 3, 3, 64), (
 
 Step = Callable[[], object]
 Size = tuple[int, int, int]
-
-
-@contextlib.contextmanager
-def without_kernels() -> Iterator[None]:
-    """Inside, networks run on ATen operations only."""
-    available = native.available
-    native.available = lambda x: False
-    try:
-        yield
-    finally:
-        native.available = available
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -117,7 +105,7 @@ def eager(step: Step) -> Step:
     """The step on ATen operations only."""
 
     def run() -> None:
-        with without_kernels():
+        with native.switched_off():
             step()
 
     return run

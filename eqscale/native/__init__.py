@@ -8,6 +8,7 @@ kernels off, ``CXX`` chooses the compiler, ``EQSCALE_CACHE`` the cache folder.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -19,7 +20,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -134,9 +135,25 @@ def _library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
         return None
 
 
+_switched_off = False
+
+
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """Inside, networks run on ATen operations."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
 def available(x: Tensor) -> bool:
     """True if the kernels can take ``x``: float32 or float64 on a CPU with a compiler, not being traced."""
-    return not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype in _REALS and _library() is not None
+    if _switched_off or torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" and x.dtype in _REALS and _library() is not None
 
 
 def call(name: str, first: Tensor, *others: Tensor | ctypes.Structure | ctypes.Array | int | float | None) -> None:

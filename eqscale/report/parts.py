@@ -117,7 +117,8 @@ def _read_table(path: Path) -> pd.DataFrame:
 def _checked(table: pd.DataFrame, part: str, source: str, wording: Wording) -> pd.DataFrame:
     if (table["status"] == "finished").any():
         for axis in AXES.values():
-            check_runs(table, {"C": axis.column}, where=["status=finished"], source=source)
+            needed = ("N", "D", "loss", "C")
+            check_runs(table, {"C": axis.column}, required=needed, where=["status=finished"], source=source)
     names = {f"unique_{wording.unit.many}": UNIQUE} | ({wording.variant.one: VARIANT} if wording.variant else {})
     table = table.rename(columns=names)
     is_data_grid = table["budget"].nunique() == 1 and UNIQUE in table and table[UNIQUE].nunique() > 1

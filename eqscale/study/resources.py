@@ -9,6 +9,7 @@ import math
 import torch
 from torch import nn
 
+from eqscale import native
 from eqscale.arms import Size, get_arm
 from eqscale.errors import InputError
 from eqscale.tasks import Batch, Task, get_task
@@ -59,7 +60,8 @@ def _kept(model: nn.Module, batch: Batch) -> int:
         kept[storage.data_ptr()] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with native.switched_off(), hooks:  # a GPU runs ATen's operations, which keep more
         model(batch)
     return sum(storage.nbytes() for storage in kept.values())
 
