@@ -22,6 +22,7 @@ from eqscale.laws.fit import Fit
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.forms.base import GONE
 from eqscale.laws.solver import Derivatives, derivatives, minimise
+from eqscale.laws.structure import EXACT, HUBER
 
 Array = np.ndarray
 Joint = Callable[..., Array]
@@ -29,8 +30,6 @@ Joint = Callable[..., Array]
 
 MANY = 100_000
 """Runs from which sums over them are as good as normal and objectives quadratic within what they leave open."""
-_HUBER = 1.345  # threshold in standard deviations: 95 % efficient for normal noise
-_EXACT = 1e-9  # noise below this is rounding
 _CHANCE = 3.0  # over √n: the ratio of robust to plain standard error may exceed 1 by this much by chance
 _STAGES = ((0.35, 4), (0.7, 4), (1.0, 40))  # fractions of the distance to the cut, and the most steps for each
 
@@ -100,7 +99,7 @@ def surface(fit: Fit, member: Array | None = None) -> Surface:
     """What a fit's profile limits are cut from; ``member`` numbers the groups of runs that share errors, (n,)."""
     threshold = fit.threshold
     if np.isfinite(threshold):
-        threshold = max(threshold, _HUBER * (fit.spread if fit.loss.is_log else fit.spread / fit.unit))
+        threshold = max(threshold, HUBER * (fit.spread if fit.loss.is_log else fit.spread / fit.unit))
     starts = np.repeat(fit.theta[None], 1 + len(fit.form.floors), 0)
     for row, floor in enumerate(fit.form.floors, 1):  # a fit on the face may have its minimum off it under this loss
         i = fit.index(floor)
@@ -116,7 +115,7 @@ def surface(fit: Fit, member: Array | None = None) -> Surface:
     inside = np.sum(w * (np.abs(r) <= threshold)) / np.sum(w)
     square = np.sum(w * np.minimum(np.abs(r), threshold) ** 2) / df
     correction = 1 + p / n * (1 - inside) / inside
-    scale = 2 * inside / (correction**2 * max(square, _EXACT**2))
+    scale = 2 * inside / (correction**2 * max(square, EXACT**2))
     if member is not None:  # as many independent errors as groups
         df = min(df, int(member.max()))
     return Surface(fit, threshold, scale, theta[best], scale * float(f[best]), free, df, member)

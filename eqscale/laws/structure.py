@@ -36,7 +36,8 @@ EXACT = 1e-9
 """Noise of log losses below which residuals are rounding errors."""
 _MOST = 20_000  # runs looked at: more would only slow it down
 REPLICATES = "replicates"
-_HUBER = 1.345  # threshold over noise: 95 % efficient for normal noise
+HUBER = 1.345
+"""Threshold over noise at which Huber's loss is 95 % efficient for normal noise."""
 _MOST_LABELS = 10  # labels of one column that a pattern may run along
 _CHOSEN = (
     r"learning_?rate|optimi[sz]er|batch_?size|weight_?decay|(^|[^a-z])(lr|wd|batch|depth|width|layers?|heads?|d_model|d_ff|"
@@ -46,21 +47,6 @@ _NOT_CHOSEN = (
     r"loss|mse|metric|score|perplexity|entropy|equivariance|seconds|memory|hardware|device|host|status|outcome|reason|seed|"
     r"(^|[^a-z])(err|error|acc|accuracy|nll|ppl|bpb|bpt|ece|auc|f1|time|date|started|finished|created|hours|id|name|run|path|"
     r"code|commit|version|notes?|tags?)([^a-z]|$)|^[nduc]$"
-)
-EXACT = 1e-9
-"""Noise of log losses below which residuals are rounding errors."""
-_MOST = 20_000  # runs looked at: more would only slow it down
-REPLICATES = "replicates"
-_HUBER = 1.345  # threshold over noise: 95 % efficient for normal noise
-_MOST_LABELS = 10  # labels of one column that a pattern may run along
-_CHOSEN = (
-    r"learning_?rate|(^|_)(lr|wd|batch|depth|width|layers?|heads?|d_model|d_ff|warmup|momentum|dropout|optimi[sz]er)(_|$)"
-    r"|(^|_)(batch_?size|weight_?decay|schedule|vocab\w*|seq_?len\w*|context\w*|aspect\w*|epochs?)(_|$)"
-)
-_NOT_CHOSEN = (
-    r"loss|err(or)?(_|$)|acc(uracy)?(_|$)|n?mse|metric|score|perplexity|(^|_)(ppl|bpb|bpt|ece|auc|f1)(_|$)|equivariance"
-    r"|seconds|(^|_)(time|date|started|finished|hours)|memory|hardware|device|host|status|outcome|reason"
-    r"|seed|(^|_)(id|name|run|path|code|commit|version|note|notes|tags?)(_|$)|^(n|d|u|c)$"
 )
 
 
@@ -116,7 +102,7 @@ def structure_test(fit: Fit) -> Structure | None:
     law, theta = _robust_refit(fit, scale)
     root = np.sqrt(law.weights)
     residuals = law.residuals_at(theta[None])[0]
-    psi = root * np.clip(residuals / scale, -_HUBER, _HUBER)
+    psi = root * np.clip(residuals / scale, -HUBER, HUBER)
     inside = (law.lower < theta) & (theta < law.upper)
     free = [i for i, name in enumerate(fit.form.names) if inside[i] and name not in fit.idle]
     own = _basis((law.jacobian_at(theta)[free] * root).T)
@@ -144,7 +130,7 @@ def _robust_refit(fit: Fit, scale: float) -> tuple[Problem, Array]:
     """The runs with weight, of very many a sample, and the parameters (p,) that Huber's loss gives them."""
     rows = some_runs(np.flatnonzero(fit.weights > 0))
     law: Problem = fit if len(rows) == fit.n else fit.only(rows)
-    theta, *_ = minimise(law, fit.theta[None], delta=_HUBER * scale, tolerance=1e-10, iterations=60)
+    theta, *_ = minimise(law, fit.theta[None], delta=HUBER * scale, tolerance=1e-10, iterations=60)
     return law, theta[0]
 
 

@@ -47,7 +47,7 @@ class Optimizer:
 
 
 def flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """One tensor that holds the parameters, one after the other, and whose gradient holds theirs.
+    """One tensor (n,) that holds parameters of one type, one after the other, and whose gradient holds theirs.
 
     The parameters become views of it and their gradients views of its gradient, so that an optimiser updates, clips and
     zeroes all of them with one operation instead of one each. Gradients must be zeroed in place from then on.
@@ -61,16 +61,19 @@ def flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def _decayed(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: matrices decay; gains and biases don't."""
-    trained = [p for p in parameters if p.requires_grad]
-    groups = [([p for p in trained if p.ndim >= 2], weight_decay), ([p for p in trained if p.ndim < 2], 0.0)]
-    return [{"params": [flatten(part)], "weight_decay": decay} for part, decay in groups if part]
+    """Parameter groups, one flat tensor each: matrices decay; gains and biases don't."""
+    parts: dict[tuple[bool, torch.dtype], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parts.setdefault((parameter.ndim < 2, parameter.dtype), []).append(parameter)
+    return [
+        {"params": [flatten(parts[key])], "weight_decay": 0.0 if key[0] else weight_decay}
+        for key in sorted(parts, key=lambda key: key[0])
+    ]
 
 
-def _adamw(
-    parameters: Iterable[nn.Parameter], rate: float, weight_decay: float, momentum: float
-) -> torch.optim.Optimizer:
-    groups = _decayed(parameters, weight_decay)
+def _adamw(model: nn.Module, rate: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
+    groups = _decayed(model.parameters(), weight_decay)
     return torch.optim.AdamW(groups, lr=rate, betas=(momentum, _SQUARES), fused=True)
 
 
@@ -203,13 +206,7 @@ def _muon_flops(model: nn.Module) -> float:
     return sum(p[0, 0].numel() * orthogonalise_flops(*p.shape[:2]) for p in hidden_maps(model))
 
 
-ADAMW = register(
-    Optimizer(
-        "adamw",
-        "AdamW (Loshchilov and Hutter 2019), second beta .95",
-        lambda model, rate, decay, momentum: _adamw(model.parameters(), rate, decay, momentum),
-    )
-)
+ADAMW = register(Optimizer("adamw", "AdamW (Loshchilov and Hutter 2019), second beta .95", _adamw))
 MUON = register(
     Optimizer(
         "muon",

@@ -145,3 +145,11 @@ def test_what_was_chosen_is_told_from_what_was_measured():
     })  # fmt: skip
     assert list(design_columns(runs, ("N", "D"))) == ["lr", "batch_size", "depth", "data", "grad_accumulation"]
     assert list(design_columns(runs, ("N", "D", "depth"))) == ["lr", "batch_size", "data", "grad_accumulation"]
+
+
+def test_names_with_other_separators_say_as_well_what_was_chosen():
+    n = 12
+    runs = pd.DataFrame(
+        {"N": np.geomspace(1, 9, n), "loss": 1.0, "opt/lr": np.linspace(1, 2, n), "eval/f1": [0.1, 0.2] * 6}
+    )
+    assert list(design_columns(runs, ("N", "D"))) == ["opt/lr"]

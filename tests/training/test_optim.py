@@ -259,3 +259,12 @@ def test_names_are_unique_and_files_that_register_nothing_are_refused(tmp_path):
         load_optimizer_files([str(tmp_path / "empty.py")])
     with pytest.raises(InputError, match=r"absent.py' is not a readable Python file"):
         load_optimizer_files([str(tmp_path / "absent.py")])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_parameters_of_another_type_keep_it(name):
+    model = build_model(make_spec())
+    model.offset = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    get_optimizer(name).build(model, 1e-3, 0.01, 0.9)
+    assert model.offset.dtype is torch.float64
+    assert {p.dtype for p in model.net.parameters()} == {torch.float32}
