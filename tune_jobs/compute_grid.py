@@ -51,11 +51,11 @@ def main() -> int:
         "ladders, at no more than the cost of K average runs; they become part of the study. If runs chosen earlier "
         "haven't ended, these go on instead"
     )
-    own.add_argument("--next", type=int, metavar="K", default=0, help=help_text)
+    own.add_argument("--next", type=int, metavar="K", help=help_text)
     options = parse_options(__doc__, COMPUTE_GRIDS, job="", job_options=own)
     count, console = options.own["next"], make_console()
-    if count < 0:
-        raise InputError(f"--next {count}: the number of runs is not negative")
+    if count is not None and count < 1:
+        raise InputError(f"--next {count}: choose at least 1 run")
     specs = compute_grid(options.preset)
     specs += further_grid(options.preset, read_further(options.results))
     if count and (waiting := unfinished(options)):

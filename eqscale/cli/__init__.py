@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -29,8 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
 def run_or_exit(run, *args) -> int:
     """Call ``run(*args)``; InputError or a missing package is one line on stderr and exit code 2, Ctrl-C is 130.
 
-    Packages are missing where only those of the law commands were installed.
+    Packages are missing where only those of the law commands were installed. What a terminal's encoding lacks is
+    printed as ?.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return run(*args) or 0
     except InputError as error:

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -323,3 +326,12 @@ def test_an_experiment_that_is_not_there_leaves_no_file_behind(tmp_path, monkeyp
     assert main(["fit", "mlflow:nosuch"]) == 2
     assert "no experiment 'nosuch': no database of MLflow at sqlite:///" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_without_the_signs_gets_others(table):
+    code = "import sys; from eqscale.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "fit", str(table), "--resamples", "50"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="ascii", check=False)
+    assert done.returncode == 0, done.stderr
+    assert "verdict: converged" in done.stdout

@@ -145,6 +145,7 @@ def test_a_damaged_list_of_further_runs_is_named(tmp_path, content):
         read_further(tmp_path)
 
 
-def test_a_negative_number_of_further_runs_is_refused(grid, capsys):
-    assert grid("--next", "-1") == 2
-    assert capsys.readouterr().err == "error: --next -1: the number of runs is not negative\n"
+@pytest.mark.parametrize("count", ["-1", "0"])
+def test_fewer_than_one_further_run_is_refused(grid, capsys, count):
+    assert grid("--next", count) == 2
+    assert capsys.readouterr().err == f"error: --next {count}: choose at least 1 run\n"
