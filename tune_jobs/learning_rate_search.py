@@ -5,8 +5,8 @@ optimiser). A recipe for every size and budget is fitted to all trials of an arm
 that the recipe's learning rate is as good as its neighbours; if it isn't, the recipe is fitted again, with the check
 runs, and checked again. Logs every trial to MLflow, and writes trials, recipes, a figure and a report.
 
-    python tune_jobs/learning_rate_search.py                  # preset quick: about ten minutes on two cores
-    python tune_jobs/learning_rate_search.py --preset cpu     # all built-in arms: 70 minutes
+    python tune_jobs/learning_rate_search.py                  # preset quick: a new arm in the right range
+    python tune_jobs/learning_rate_search.py --preset cpu     # all built-in arms: hours; --dry-run estimates them
     python tune_jobs/learning_rate_search.py --arm-file my_arm.py --arms my_arm
 
 Stop it with Ctrl-C; the same command continues. To give the built-in arms the recipes found, copy recipes.json from the

@@ -70,8 +70,11 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
     Raises InputError if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
     """
     batch_size = preset.batch_size or recipe_of(arm, preset).batch_size(budget)
-    batch = expected_batch(preset, batch_size)
-    cost_of_step = {size: _cost_of_step(arm, size, preset, batch_size) for size in arm.sizes(budget)}
+    batch, task = expected_batch(preset, batch_size), get_task(preset.task)
+    own = {size: arm.executed_flops(size, task, batch) for size in arm.sizes(budget)}
+    # What is too large already needn't be built to count the FLOPs of its optimiser: that takes a minute.
+    tried = [size for size in own if own[size] <= max(budget / preset.min_steps, min(own.values()))]
+    cost_of_step = {size: _cost_of_step(arm, size, preset, batch_size) for size in tried}
     smallest = min(cost_of_step.values())
     if budget < smallest:
         raise InputError(

@@ -263,7 +263,7 @@ SEARCHES: dict[str, LearningRateSearch] = {
     "quick": LearningRateSearch(
         budgets=(1e10, 3e10), batch_sizes=(8, 64), check_budgets=(6e10, 1e11), **(_QUICK | _SEARCH)
     ),
-    # Gave the recipes of the built-in arms.
+    # The recipes of the built-in arms are of an earlier search, of rate and batch size with AdamW alone.
     "cpu": LearningRateSearch(
         budgets=(1e11, 3e11, 1e12),
         batch_sizes=(16, 128),

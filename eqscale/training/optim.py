@@ -86,9 +86,10 @@ _ROOT_MEAN_SQUARE = 0.2
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Matrices (n, rows, columns) with their singular values moved into 0.7..1.2, their singular vectors kept.
+    """Matrices (n, rows, columns) with the same singular vectors and singular values near 1 (about 0.7 to 1.2).
 
-    Five Newton-Schulz iterations, in bfloat16 on a GPU that has it.
+    Five Newton-Schulz iterations, in bfloat16 on a GPU that has it. Singular values below about 1/300 of the
+    matrix's norm grow, but stay below that range.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
