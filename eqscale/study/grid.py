@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def design_run(
     train_systems: int | None = None,
     batch_size: int | None = None,
     variant: Mapping[str, str | int | float] = {},
-    **settings: float,
+    **settings: Any,
 ) -> RunSpec:
     """One run that spends its budget exactly, by the arm's recipe unless told otherwise.
 
