@@ -113,7 +113,7 @@ def design_run(
     train_systems: int | None = None,
     batch_size: int | None = None,
     variant: Mapping[str, str | int | float] = {},
-    **settings: float,
+    **settings: Any,
 ) -> RunSpec:
     """One run that spends its budget exactly, by the arm's recipe unless told otherwise.
 

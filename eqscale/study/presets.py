@@ -21,7 +21,9 @@ class Preset:
     """What every job says about its data and its trials; each value can be overridden on the command line."""
 
     arms: tuple[str, ...] = _option("arms to compare")
-    seeds: tuple[int, ...] = _option("seeds; each sets initialisation, data order and augmentation")
+    seeds: tuple[int, ...] = _option(
+        "numbers of the replicates of every run; initialisation, data order and augmentation differ between them"
+    )
     task: str = _option("task to train on", DEFAULT)
     task_options: tuple[tuple[str, OptionValue], ...] = ()
     """Where they aren't the task's defaults."""

@@ -22,7 +22,7 @@ _DESIGN: dict[str, str] = {
     "role": "how the arm meets the symmetry: learn, augment, align, build_in or control",
     "control_of": "the arm that a control is compared with",
     "budget": "executed training FLOPs that the run was designed to spend",
-    "seed": "seed of initialisation, data order and augmentation",
+    "seed": "number of the replicate: initialisation, data order and augmentation follow from it and the run",
     "status": "finished, diverged or failed; pruned by a search; outdated: of earlier code or other data; unplanned: "
     "in the ledger, and no longer in the study's plan",
     "reason": "why a run has no loss",

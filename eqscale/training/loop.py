@@ -86,9 +86,9 @@ def accumulate_gradient(model: nn.Module, batch: Batch, micro_batch: int, whole:
     return total
 
 
-def spawn_seeds(seed: int) -> tuple[int, int, int]:
+def spawn_seeds(luck: int) -> tuple[int, int, int]:
     """Separate seeds for initialisation, data order and augmentation."""
-    init, order, augmentation = np.random.SeedSequence(seed).generate_state(3)
+    init, order, augmentation = np.random.SeedSequence(luck).generate_state(3)
     return int(init), int(order), int(augmentation)
 
 
@@ -100,7 +100,7 @@ def build_model(spec: RunSpec) -> nn.Module:
     """
     torch.set_flush_denormal(True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spawn_seeds(spec.seed)[0])
+        torch.manual_seed(spawn_seeds(spec.luck)[0])
         return get_arm(spec.arm).build(spec.size, get_task(spec.task))
 
 
@@ -194,7 +194,7 @@ class _Trainer:
         self._check()
         self.last_sign = time.perf_counter()
         self.elements = self.task.elements(spec.options)
-        _, order_seed, self.augmentation_seed = spawn_seeds(spec.seed)
+        _, order_seed, self.augmentation_seed = spawn_seeds(spec.luck)
         self.order = DataOrder(train_samples.tokens, train_samples.samples_per_system, spec.batch_size, order_seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.graphs = replays_graphs(self.device, group.world, len(np.unique(train_samples.tokens)))
@@ -227,6 +227,10 @@ class _Trainer:
 
     def _check(self) -> None:
         spec, words = self.spec, self.task.words
+        if spec.version != RESULTS_VERSION:
+            raise InputError(
+                f"run {spec.name} is of results version {spec.version}; this code trains those of {RESULTS_VERSION}"
+            )
         train, test = self.train_samples.n_systems, self.test_samples.n_systems
         if train != spec.train_systems or test < spec.test_systems:
             raise InputError(

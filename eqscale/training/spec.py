@@ -18,8 +18,9 @@ from eqscale.training.optim import get_optimizer
 
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
-RESULTS_VERSION = 4
-CODE = f"eqscale {__version__}, results version {RESULTS_VERSION}"
+RESULTS_VERSION = 5
+_VERSION = "results version "
+CODE = f"eqscale {__version__}, {_VERSION}{RESULTS_VERSION}"
 """What a record names as its code."""
 
 ADDED: dict[str, Any] = {"task": DEFAULT, "optimizer": "adamw", "momentum": 0.9}
@@ -50,7 +51,7 @@ class RunSpec:
     learning_rate: float
     """Peak of the schedule."""
     seed: int
-    """Sets initialisation, data order and augmentation, each by a separate stream."""
+    """Number of the replicate; see ``luck``."""
     data: str
     """Digest of the data definition."""
     train_systems: int
@@ -72,6 +73,8 @@ class RunSpec:
     """Names of a registered task and optimiser."""
     momentum: float = ADDED["momentum"]
     """Share of the past in the optimiser's average of gradients."""
+    version: int = RESULTS_VERSION
+    """Results version of the code that it is for; only the present one can be trained."""
 
     def __post_init__(self) -> None:
         arm, task = get_arm(self.arm), get_task(self.task)
@@ -118,9 +121,20 @@ class RunSpec:
 
     @property
     def run_id(self) -> str:
-        """Stable identity: a hash of ``to_dict`` and of RESULTS_VERSION."""
-        content = json.dumps([RESULTS_VERSION, self.to_dict()], sort_keys=True)
+        """Stable identity: a hash of ``to_dict`` and the results version."""
+        content = json.dumps([self.version, self.to_dict()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def luck(self) -> int:
+        """Seed of everything random about a run: initialisation, data order and augmentation.
+
+        Runs of another arm, size, budget, batch, data or replicate share none of it. Runs that differ only in how they
+        are optimised, or in the task's view, share all of it, so that they can be compared in pairs.
+        """
+        own = [self.task, self.arm, dataclasses.astuple(self.size), self.budget, self.batch_size, self.data]
+        content = json.dumps([*own, self.train_systems, self.seed])
+        return int(hashlib.sha256(content.encode()).hexdigest()[:16], 16)
 
     @property
     def name(self) -> str:
@@ -138,6 +152,8 @@ class RunSpec:
         names = get_task(self.task).stored_names
         content: dict[str, Any] = {}
         for name, value in dataclasses.asdict(self).items():
+            if name == "version":
+                continue
             if name == "view":
                 content |= self.options
             elif name not in ADDED or value != ADDED[name]:
@@ -145,12 +161,13 @@ class RunSpec:
         return content
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> RunSpec:
-        """Inverse of ``to_dict``."""
+    def from_dict(cls, content: dict[str, Any], version: int = RESULTS_VERSION) -> RunSpec:
+        """Inverse of ``to_dict``, for a run of a results version."""
         task = get_task(content.get("task", ADDED["task"]))
         fields = _own_names(content, task.stored_names)
         view = {name: fields.pop(name) for name in fields.keys() - _fields()}
-        return cls(**(fields | {"size": Size(**fields["size"]), "view": tuple(view.items())}))
+        own = {"size": Size(**fields["size"]), "view": tuple(view.items()), "version": version}
+        return cls(**(fields | own))
 
 
 def _fields() -> set[str]:
@@ -248,7 +265,7 @@ class RunRecord:
     @property
     def outdated(self) -> bool:
         """True for a record of an earlier results version: the same run would have another identity now."""
-        return self.run_id != self.spec.run_id
+        return self.run_id != dataclasses.replace(self.spec, version=RESULTS_VERSION).run_id
 
     def to_json(self, indent: int | None = 1) -> str:
         """Serialise, losslessly, under the task's stored names; on one line with ``indent`` None."""
@@ -260,7 +277,8 @@ class RunRecord:
     def from_json(cls, text: str) -> RunRecord:
         """Inverse of ``to_json``."""
         content = json.loads(text)
-        spec = RunSpec.from_dict(content["spec"])
+        version = content["code"].rpartition(_VERSION)[2]
+        spec = RunSpec.from_dict(content["spec"], int(version) if version.isdigit() else RESULTS_VERSION)
         fields = _own_names(content, get_task(spec.task).stored_names) | {"spec": spec}
         fields["curve"] = [CurvePoint(**point) for point in fields["curve"]]
         return cls(**fields)

@@ -10,6 +10,7 @@ from eqscale.errors import InputError
 from eqscale.tasks import Field, Kind, Option, Schema, Task
 from eqscale.tasks.rigid.task import data_spec
 from eqscale.training import optim
+from eqscale.training.loop import train
 from eqscale.training.optim import Optimizer
 from eqscale.training.spec import ADDED, RunRecord, RunSpec
 from eqscale.wording import Wording
@@ -32,7 +33,8 @@ def test_every_published_run_keeps_its_identity_and_its_bytes():
         record = RunRecord.from_json(line)
         assert record.spec.run_id == json.loads(line)["run_id"]
         assert record.to_json(None) == line
-        assert not record.outdated
+        assert record.spec.version == 4
+        assert record.outdated
 
 
 # Beside the stored records, which could be written again.
@@ -63,9 +65,28 @@ GOLDEN = {
 @pytest.mark.parametrize("run_id", GOLDEN)
 def test_identities_are_what_they_were_in_results_version_4(run_id):
     common = dict(seed=0, data=RIGID_S, train_systems=100_000, test_systems=3000, test_samples_per_system=4)
-    spec = RunSpec(**(common | GOLDEN[run_id]))
+    spec = RunSpec(**(common | GOLDEN[run_id]), version=4)
     assert spec.run_id == run_id
     assert run_id in {json.loads(line)["run_id"] for line in records()}
+
+
+def test_runs_share_their_luck_only_with_twins():
+    spec = make_spec()
+    twins = [
+        {"view": (("frame", "upright"),)}, {"optimizer": "muon", "steps": 91}, {"learning_rate": 1e-3},
+        {"warmup": 0.1, "momentum": 0.5, "weight_decay": 0.0}, {"test_systems": 5},
+    ]  # fmt: skip
+    assert {dataclasses.replace(spec, **change).luck for change in twins} == {spec.luck}
+    others = [
+        {"seed": 7}, {"size": Size(12, 1, 1)}, {"budget": 2 * spec.budget}, {"batch_size": 3}, {"train_systems": 19},
+        {"arm": "transformer_aug"}, {"data": "0" * 64},
+    ]  # fmt: skip
+    assert len({spec.luck, *(dataclasses.replace(spec, **change).luck for change in others)}) == len(others) + 1
+
+
+def test_a_run_of_another_results_version_is_not_trained(windows, tmp_path):
+    with pytest.raises(InputError, match=r"is of results version 4; this code trains those of 5"):
+        train(make_spec(version=4), *windows, checkpoints=tmp_path)
 
 
 def test_data_keep_their_digest_whatever_their_size():
@@ -88,7 +109,7 @@ FIRST_STORED = {
 
 def test_a_field_that_came_later_is_named_as_added():
     fields = {field.name: field.default for field in dataclasses.fields(RunSpec)}
-    assert fields.keys() - ADDED.keys() == FIRST_FIELDS
+    assert fields.keys() - ADDED.keys() == FIRST_FIELDS | {"version"}
     assert {name: fields[name] for name in ADDED} == ADDED
 
 
