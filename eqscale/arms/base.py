@@ -68,8 +68,8 @@ class Arm:
     """Guess of the compute-optimal FLOPs per token over sqrt(budget): grids lay their sizes around it."""
     augmented: bool = False
     """Each drawn sample is transformed by a fresh group element of its frame's symmetry group."""
-    packed: Callable[[torch.device], bool] | None = None
-    """For models that can leave padding out: device -> whether it costs them nothing there. Plans assume so,
+    packed: Callable[[Size, torch.device], bool] | None = None
+    """For models that can leave padding out: size, device -> whether it costs them nothing there. Plans assume so,
     records count what was computed."""
     deeper_ladders: tuple[tuple[float, tuple[Size, ...]], ...] = ()
     """Budgets in executed FLOPs, rising, with the sizes to use instead of ``ladder`` from there on: long training pays
@@ -106,7 +106,7 @@ class Arm:
             counts: tokens of the samples.
             device: where they were computed; None for a plan, which assumes that padding is left out if it can be.
         """
-        packed = self.packed is not None and (device is None or self.packed(device))
+        packed = self.packed is not None and (device is None or self.packed(size, device))
         computed = (counts.tokens, counts.pairs) if packed else (counts.padded_tokens, counts.padded_pairs)
         return self.flops(size, task).executed.total(*computed)
 

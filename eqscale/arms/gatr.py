@@ -106,7 +106,7 @@ def _arm(name: str, description: str, symmetry: str, recipe: str | None = None, 
         _LADDER,
         recipes[0],
         optimal_cost=0.6,
-        packed=GATr.packs,
+        packed=lambda size, device: GATr.packs(device),
         control_of=control_of,
         alternatives=recipes[1:],
     )

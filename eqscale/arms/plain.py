@@ -95,6 +95,7 @@ def _arm(name: str, description: str, role: Role, *, two: float, three: float) -
         _LADDER,
         fitted_recipes(name)[0],
         augmented=role is Role.AUGMENT,
+        packed=lambda size, device: Transformer.packs(size.width, device),
         alternatives=fitted_recipes(name)[1:],
         # Budgets, in executed FLOPs, from which two and three blocks pay.
         deeper_ladders=((two, _rungs(2, 10, 80) + _rungs(3, 80, 80) + _LARGE), (three, _rungs(3, 10, 80) + _LARGE)),

@@ -242,6 +242,11 @@ class Transformer(nn.Module):
             x = block(x, bias)
         return self.readout(self.norm(x))
 
+    @staticmethod
+    def packs(width: int, device: torch.device) -> bool:
+        """Whether padding is dropped on this device rather than computed: true of the CPU kernels."""
+        return width <= KERNEL_WIDTH and native.available(torch.empty(0, device=device))
+
     def _on_kernels(self, x: Tensor, mask: Tensor | None) -> Tensor:
         mask = None if mask is None else mask.contiguous()
         parameters = [own[name].contiguous() for own, name in self._places]
