@@ -182,12 +182,11 @@ def test_a_nan_ends_the_run_as_diverged(windows, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arm", ["transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off"])
 def test_executed_flops_are_those_of_the_steps_taken(windows, tmp_path, monkeypatch, arm):
-    """torch's counter over the steps of a run. It sees matrix products only, so GATr's kernels are switched off and
-    its geometric products and joins, elementwise then, are added; without kernels padding costs GATr something, so
-    its batches have none."""
+    """torch's counter over the steps of a run. It sees matrix products only, so kernels are switched off and GATr's
+    geometric products and joins, elementwise then, are added. Without kernels padding costs something: batches have
+    none."""
     monkeypatch.setattr(native, "available", lambda x: False)
-    packed = get_arm(arm).packed
-    spec = make_spec(arm=arm, size=Size(16, 2, 2), steps=5, batch_size=1 if packed else 8, learning_rate=1e-5)
+    spec = make_spec(arm=arm, size=Size(16, 2, 2), steps=5, batch_size=1, learning_rate=1e-5)
     step, counted = loop._Trainer._step, []
 
     def counting(trainer, batch):
@@ -197,7 +196,7 @@ def test_executed_flops_are_those_of_the_steps_taken(windows, tmp_path, monkeypa
 
     monkeypatch.setattr(loop._Trainer, "_step", counting)
     record = train(spec, *windows, checkpoints=tmp_path)
-    products = 6 * record.tokens * 2 * 16 * PRODUCT_TERMS if packed else 0
+    products = 6 * record.tokens * 2 * 16 * PRODUCT_TERMS if arm.startswith("gatr") else 0
     assert len(counted) == 5
     assert sum(counted) + products == pytest.approx(record.flops_executed, rel=0.01)
 
@@ -267,7 +266,7 @@ def test_a_seed_sets_initialisation_order_and_augmentation_separately(monkeypatc
         return torch.cat([p.flatten() for p in loop.build_model(make_spec()).parameters()])
 
     first = weights()
-    init, order, augmentation = spawn_seeds(3)
+    init, order, augmentation = spawn_seeds(make_spec().luck)
     monkeypatch.setattr(loop, "spawn_seeds", lambda seed: (init, order + 1, augmentation + 1))
     assert torch.equal(weights(), first)
     monkeypatch.setattr(loop, "spawn_seeds", lambda seed: (init + 1, order, augmentation))
@@ -293,7 +292,7 @@ def test_padding_counts_where_it_is_computed(windows, tmp_path, monkeypatch, pac
         monkeypatch.setattr(native, "available", lambda x: False)
     spec = make_spec(arm="gatr", size=Size(4, 1, 2), steps=12)
     record = train(spec, *windows, checkpoints=tmp_path / "c")
-    order = DataOrder(windows[0].tokens, windows[0].samples_per_system, spec.batch_size, spawn_seeds(3)[1])
+    order = DataOrder(windows[0].tokens, windows[0].samples_per_system, spec.batch_size, spawn_seeds(spec.luck)[1])
     lengths = windows[0].tokens[np.stack([order.batch(step) for step in range(12)]) // windows[0].samples_per_system]
     if not packs:
         lengths = np.broadcast_to(lengths.max(1, keepdims=True), lengths.shape)
