@@ -399,8 +399,8 @@ def boundary(console: Console, trials: int, cells: list[int]) -> list[dict]:
             table.add_row(*key, *shares, f"{wide / loses:.2f}", f"{untold:.2f}")
         console.print(table)
     console.print(
-        "oracle: Gauss–Newton interval at the truth of a fit with the default loss (log-Huber 1e-3) that knows the noise "
-        "and whether E = 0; E unknown: one that knows the noise alone, and takes E of either sign"
+        "oracle: Gauss–Newton interval at the truth of a fit with the default loss (log-Huber 1e-3) that knows the "
+        "noise and whether E = 0; E unknown: one that knows the noise alone, and takes E of either sign"
     )
     return records
 

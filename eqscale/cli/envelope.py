@@ -19,7 +19,7 @@ def run(args: argparse.Namespace, parts: dict[str, pd.DataFrame], sources: dict[
     from eqscale.console import make_console
     from eqscale.laws.render import latex_table, markdown_table
 
-    for option in ("figures", "profile", "hold_out"):
+    for option in ("figures", "hold_out"):
         if getattr(args, option):
             raise InputError(f"--envelope shows laws of classes; it can't be joined with --{option.replace('_', '-')}")
     found = {label: _fit(args, part, sources[label]) for label, part in parts.items()}

@@ -41,7 +41,6 @@ def register(subparsers: Any) -> None:
     add("--budget", metavar="COLUMN", help="column with the nominal budget of each run (default: grouped from the "
         "costs)")  # fmt: skip
     add("--hold-out", type=int, default=0, metavar="K", help="also predict the K largest budgets from the others")
-    add("--profile", action="store_true", help="also print profile likelihood intervals")
     add("--at", metavar="C,…", help="also print the optimum at these costs (default: the range of the runs)")
     law_options.add_interval_option(parser)
     law_options.add_output_options(parser, "the coefficients")
@@ -118,8 +117,6 @@ def _show_fit(
     )
     if warning := disagreement(limits):
         console.print(f"[yellow]warning:[/yellow] {warning}")
-    if args.profile:
-        record["profile"] = _print_profile(console, found)
     law_options.print_table(console, FORM_HEADER, form_rows(forms), "forms side by side")
     record["forms"] = plain(forms)
     record |= _print_checks(console, args, found, frame)
@@ -164,17 +161,6 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
     )
     where = f"{where}, without the budgets of --hold-out {args.hold_out}"
     check_design(form, columns, rest["loss"].to_numpy(), free, where)
-
-
-def _print_profile(console: Any, fit: Fit) -> dict[str, list[float]]:
-    from eqscale.laws.render import interval_text
-    from eqscale.laws.validate import profile_interval
-
-    free = [n for n in fit.form.names if n not in fit.fixed]
-    found = {n: list(profile_interval(fit, n)) for n in free}
-    rows = [[n, interval_text(v)] for n, v in found.items()]
-    law_options.print_table(console, ["parameter", "95 % profile likelihood"], rows)
-    return found
 
 
 def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.DataFrame) -> dict[str, Any]:

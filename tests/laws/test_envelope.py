@@ -133,7 +133,7 @@ def test_command(runs, tmp_path, capsys):
     assert record["runs"] == {"1": 20, "2": 30, "3": 20}
     assert "| E[3] |" in (tmp_path / "out.md").read_text()
     for extra, message in {
-        ("--profile",): "can't be joined with --profile",
+        ("--hold-out", "1"): "can't be joined with --hold-out",
         ("--bootstrap", "none"): "an envelope needs resamples",
         ("--form", "power:C"): "has no split into N and D",
         ("--by", "depth"): "fewer than two classes",

@@ -15,7 +15,7 @@ from eqscale.laws import FORMS, Form, bootstrap, fit, fit_cost, frontier, interv
 from eqscale.laws.frontier import cost_to_reach
 from eqscale.laws.problem import Loss, Problem
 from eqscale.laws.solver import derivatives
-from eqscale.laws.validate import hold_out_top, profile_interval
+from eqscale.laws.validate import hold_out_top
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "laws.md").read_text()
 COUPLED = next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "register(" in code)
@@ -90,17 +90,15 @@ def test_it_is_resampled_with_intervals_that_hold_the_truth(coupled, runs):
     for name, i in limits.items():
         assert i.model[0] < TRUTH[name] < i.model[1]
         assert i.robust[0] < i.estimate < i.robust[1]
+        assert i.recommended[0] < TRUTH[name] < i.recommended[1]
         assert i.ratio < 4
 
 
-def test_it_is_held_out_and_profiled(coupled, runs):
+def test_it_is_held_out(coupled, runs):
     found = fit(plain(runs).N, plain(runs).D, plain(runs).noisy, form="coupled")
     held = hold_out_top(found, plain(runs).D.to_numpy())
     assert held.median_error < 0.02
     assert held.covered > 0.8
-    low, high = profile_interval(found, "c")
-    model = found.interval(lambda c: c["c"])
-    assert high - low == pytest.approx(float(model[1][0] - model[0][0]), rel=0.5)
 
 
 @pytest.mark.parametrize("bend", [0.0, 0.03])
