@@ -1,11 +1,11 @@
 """What each arm's design is worth: loss at equal executed FLOPs for the choices made and the ones not made.
 
-    python benchmarks/arms.py                                  # everything: about two core-hours
+    python benchmarks/arms.py --only strong-plain strong-gatr  # what the papers' baselines lack: hours
     python benchmarks/arms.py --only gatr-embedding --seeds 0  # one group, one seed
 
-Every variant is trained as in the studies, with batch size and learning rate by the recipe of its arm, on the
-data of the preset quick. Prints one table per group. Each result goes to --json FILE as soon as it is ready, and
-what is there is not trained again: after an interruption, or with more seeds, start the same command once more.
+Every variant is trained as in the studies, with batch size and learning rate by the recipe of its arm. Prints one
+table per group. Each result goes to --json FILE as soon as it is ready, and what is there is not trained again: after
+an interruption, or with more seeds, start the same command once more.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -36,11 +39,12 @@ from eqscale.arms.inputs import (
 )
 from eqscale.arms.plain import PlainModel
 from eqscale.console import make_console
+from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
-from eqscale.models.transformer import TransformerConfig, transformer_training_flops
+from eqscale.models.transformer import Attention, Block, TransformerConfig, transformer_training_flops
 from eqscale.study.grid import data_spec, design_run
 from eqscale.study.job import prepare_data
-from eqscale.study.presets import COMPUTE_GRIDS
+from eqscale.study.presets import COMPUTE_GRIDS, ComputeGrid
 from eqscale.tasks import Batch, Task, get_task
 from eqscale.tasks.dataset import open_split
 from eqscale.tasks.fields import at_tokens
@@ -49,7 +53,6 @@ from eqscale.tasks.rigid.windows import SCHEMA
 from eqscale.training.loop import train
 from eqscale.training.spec import RunSpec
 
-PRESET = COMPUTE_GRIDS["quick"]
 FLOOR_INVARIANTS = plane_invariants_width(SCHEMA)
 
 
@@ -70,10 +73,100 @@ class AlignedWithInvariants(PlainModel):
         return self.net(features, batch.mask) @ rotation
 
 
+class Relative(PlainModel):
+    """The plain transformer that sees objects' centres from the middle of their scene."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        features = torch.cat([numbers(self._centred(batch)), *plane_invariants(batch)], -1)
+        return self.net(features, batch.mask)
+
+    def _centred(self, batch: Batch) -> Batch:
+        mask = batch.mask[..., None]
+        middle = torch.where(mask, batch["center"], 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        moved = {name: batch[name] - middle for name in ("position", "center")}
+        return dataclasses.replace(batch, values={**batch.values, **moved})
+
+
+class QKNormAttention(Attention):
+    """Queries and keys of root mean square 1, with learned gains (Henry et al. 2020, arXiv 2010.04245)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.gain = nn.Parameter(torch.ones(2, self.head_width))
+
+    def qkv_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, H, d), (B, T, d), (B, T, d)."""
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).split((D, self.head_width, self.head_width), -1)
+        q = F.rms_norm(q.view(B, T, self.heads, -1), (self.head_width,)) * self.gain[0]
+        return q, F.rms_norm(k, (self.head_width,)) * self.gain[1], v
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v = (z.transpose(1, 2) if z.ndim == 4 else z[:, None] for z in self.qkv_of(x))
+        mask = None if bias is None else bias[:, None]
+        y = F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q), attn_mask=mask)
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+
+class OnAten(PlainModel):
+    """A plain model whose blocks have parts that the CPU kernels don't know."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        net, mask = self.net, batch.mask
+        bias = torch.zeros_like(mask, dtype=batch.target.dtype).masked_fill_(~mask, float("-inf"))[:, None]
+        x = net.embed(torch.cat([numbers(batch), *plane_invariants(batch)], -1))
+        for block, own in zip(net.blocks, self.biases(batch), strict=True):
+            x = block(x, bias if own is None else bias + own)
+        return net.readout(net.norm(x))
+
+    def biases(self, batch: Batch) -> list[Tensor | None]:
+        """What is added to the logits of each block."""
+        return [None] * len(self.net.blocks)
+
+
+class QKNormed(OnAten):
+    """The plain transformer with normalised queries and keys."""
+
+    def __init__(self, config: TransformerConfig, task: Task) -> None:
+        super().__init__(config, task)
+        for block in self.net.blocks:
+            assert isinstance(block, Block)
+            attention = QKNormAttention(config)
+            attention.load_state_dict(block.attention.state_dict(), strict=False)
+            block.attention = attention
+
+
+class DistanceBiased(OnAten):
+    """The plain transformer whose heads add a learned function of two tokens' distance to their logits."""
+
+    RADII = (0.1, 0.3, 1.0, 3.0)
+    """Of Gaussians, in m."""
+
+    def __init__(self, config: TransformerConfig, task: Task) -> None:
+        super().__init__(config, task)
+        self.weight = nn.Parameter(torch.zeros(config.depth, len(self.RADII), config.heads))
+
+    def biases(self, batch: Batch) -> list[Tensor | None]:
+        squared = torch.cdist(batch["position"], batch["position"]).square()
+        scaled = squared[..., None] / torch.tensor(self.RADII, dtype=squared.dtype).square()
+        bells = torch.exp(-0.5 * scaled)
+        B, T = squared.shape[:2]
+        # the heads of a token are rows of one product
+        return [(bells @ own).permute(0, 1, 3, 2).reshape(B, -1, T) for own in self.weight]
+
+
+def distance_flops(config: TransformerConfig) -> TrainingFlops:
+    """With the products of its bells and weights; their gradient for the bells isn't needed."""
+    flops = transformer_training_flops(config)
+    own = 4.0 * config.depth * len(DistanceBiased.RADII) * config.heads
+    return dataclasses.replace(flops, executed=flops.executed + FlopCount(0.0, own))
+
+
 def plain(
     label: str,
     base: str = "transformer",
-    model: Callable[[TransformerConfig, Task], nn.Module] = PlainModel,
+    model: type[PlainModel] = PlainModel,
+    flops: Callable[[TransformerConfig], TrainingFlops] = transformer_training_flops,
     **changes: object,
 ) -> Arm:
     """The plain transformer with another configuration, by the recipe of ``base``."""
@@ -87,7 +180,8 @@ def plain(
         get_arm(base),
         name=label,
         build=lambda size, task: model(config(size), task),
-        flops=lambda size, task: transformer_training_flops(config(size)),
+        flops=lambda size, task: flops(config(size)),
+        packed=None if issubclass(model, OnAten) else get_arm(base).packed,
     )
 
 
@@ -129,8 +223,10 @@ def gatr(
     unit: float = LENGTHS["parity"],
     read: str = "both",
     floor_invariants: bool = True,
+    scalars: float = 2,
+    heads: int = 1,
 ) -> Arm:
-    """GATr with other embeddings or read-outs."""
+    """GATr with other embeddings or read-outs, scalars per channel, or times as many heads."""
 
     def config(size: Size) -> GATrConfig:
         half = size.width // 2
@@ -138,7 +234,8 @@ def gatr(
             true_in=5 if planes else 2, pseudo_in=5 if ideal else 2,
             scalars_in=invariants_width(SCHEMA) - FLOOR_INVARIANTS * (not floor_invariants),
             true_out=1, pseudo_out=1, scalars_out=0,
-            true=half, pseudo=size.width - half, scalars=2 * size.width, blocks=size.depth, heads=size.heads,
+            true=half, pseudo=size.width - half, scalars=round(scalars * size.width), blocks=size.depth,
+            heads=heads * size.heads,
         )  # fmt: skip
 
     return dataclasses.replace(
@@ -163,12 +260,17 @@ def gatr_in_units(label: str, unit: float) -> Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Variants that answer one question, at the same budget and sizes."""
+    """Variants that answer one question, at the same budgets and sizes."""
 
     question: str
     variants: Callable[[], list[Arm]]
     sizes: tuple[Size, ...]
-    budget: float
+    budgets: tuple[float, ...]
+    preset: ComputeGrid = COMPUTE_GRIDS["quick"]
+    """Data, and how runs are trained."""
+
+
+STRONG = dataclasses.replace(COMPUTE_GRIDS["cpu"], optimizer="muon")
 
 
 GROUPS = {
@@ -183,7 +285,37 @@ GROUPS = {
             plain("narrow MLP", mlp_ratio=2),
         ],
         (Size(16, 2, 2), Size(24, 2, 3)),  # at 12x2 there is one head: multi-head would be the same network
-        3e10,
+        (3e10,),
+    ),
+    "strong-plain": Group(
+        "plain transformer: what later transformers do otherwise, each alone",
+        lambda: [
+            get_arm("transformer"),
+            plain("RMSNorm", norm="rms"),
+            plain("SwiGLU", activation="swiglu"),
+            plain("multi-head", multi_query=False),
+            plain("QK-norm", model=QKNormed),
+            plain("distance bias", model=DistanceBiased, flops=distance_flops),
+            plain("relative features", model=Relative),
+        ],
+        (Size(24, 2, 3), Size(20, 3, 2)),
+        (3e11, 1e12),
+        STRONG,
+    ),
+    "strong-gatr": Group(
+        "GATr: as many choices, each alone",
+        lambda: [
+            get_arm("gatr"),
+            gatr("directions both ways"),
+            gatr("one scalar per channel", planes=False, scalars=1),
+            gatr("four scalars per channel", planes=False, scalars=4),
+            gatr("twice the heads", planes=False, heads=2),
+            gatr_in_units("lengths in 0.3 m", 0.3),
+            gatr_in_units("lengths in 0.03 m", 0.03),
+        ],
+        (Size(4, 3, 2), Size(8, 5, 4)),
+        (3e11, 1e12),
+        STRONG,
     ),
     "gatr-embedding": Group(
         "GATr: how directions are embedded, how the prediction is read, unit of length",
@@ -198,25 +330,25 @@ GROUPS = {
             gatr("lengths in m", unit=1.0),
         ],
         (Size(4, 1, 2), Size(4, 2, 2)),
-        3e10,
+        (3e10,),
     ),
     "gatr-symmetry": Group(
         "GATr: parity-typed (exact E(3)) against published, and the same backbone without symmetry",
         lambda: [get_arm("gatr"), get_arm("gatr_published"), get_arm("gatr_off")],
         (Size(4, 1, 2), Size(4, 2, 2)),
-        1e11,
+        (1e11,),
     ),
     "gatr-unit": Group(
         "GATr: unit of length",
         lambda: [get_arm("gatr"), gatr_in_units("in metres", 1.0), gatr_in_units("in cm", 0.01)],
         (Size(4, 2, 2), Size(6, 4, 2)),
-        3e11,
+        (3e11,),
     ),
     "gatr-depth": Group(
         "GATr: narrow and deep or wide and shallow",
         lambda: [get_arm("gatr")],
         (Size(4, 2, 2), Size(8, 1, 4), Size(4, 4, 2), Size(6, 2, 2), Size(4, 6, 2)),
-        3e11,
+        (3e11,),
     ),
 }
 
@@ -241,33 +373,50 @@ class Results:
 
 
 def run_group(group: Group, seeds: list[int], root: Path, results: Results, console: Console) -> list:
-    """Train every variant without a result; returns rows of (variant, size, N, steps, losses, seconds)."""
-    data, task = data_spec(PRESET), get_task(PRESET.task)
+    """Train every variant without a result; returns rows of (variant, budget, size, N, steps, losses, seconds)."""
+    data, task = data_spec(group.preset), get_task(group.preset.task)
     train_windows, test_windows = open_split(data, root, "train"), open_split(data, root, "test")
     rows = []
-    for arm in group.variants():
-        for size in group.sizes:
-            losses, seconds = [], []
-            for seed in seeds:
-                spec = design_run(arm, size, group.budget, PRESET, seed)
-                if spec.run_id not in results.done:
-                    with tempfile.TemporaryDirectory() as folder:
-                        record = train(spec, train_windows, test_windows, checkpoints=Path(folder) / "checkpoints")
-                    results.add(spec, record.test.get("nmse", float("inf")), record.seconds)
-                result = results.done[spec.run_id]
-                console.print(f"{arm.name} {size} seed {seed}: {result['nmse']:.4f}", markup=False)
-                losses.append(result["nmse"])
-                seconds.append(result["seconds"])
-            rows.append((arm.name, str(size), arm.parameters(size, task), spec.steps, losses, statistics.mean(seconds)))
+    for arm, budget, size in itertools.product(group.variants(), group.budgets, group.sizes):
+        losses, seconds = [], []
+        for seed in seeds:
+            spec = design_run(arm, size, budget, group.preset, seed)
+            if spec.run_id not in results.done:
+                with tempfile.TemporaryDirectory() as folder:
+                    record = train(spec, train_windows, test_windows, checkpoints=Path(folder) / "checkpoints")
+                results.add(spec, record.test.get("nmse", float("inf")), record.seconds)
+            result = results.done[spec.run_id]
+            console.print(f"{arm.name} {size} {budget:.0e} seed {seed}: {result['nmse']:.4f}", markup=False)
+            losses.append(result["nmse"])
+            seconds.append(result["seconds"])
+        counted = arm.parameters(size, task), spec.steps
+        rows.append((arm.name, budget, str(size), *counted, losses, statistics.mean(seconds)))
     return rows
 
 
 def print_table(group: Group, rows: list, console: Console) -> None:
-    console.print(f"\n{group.question}; {group.budget:.0e} executed FLOPs\n", markup=False)
-    print("| variant | size | N | steps | seconds | test NMSE |\n| --- | --- | --- | --- | --- | --- |")
-    for name, size, parameters, steps, losses, seconds in rows:
+    """One row a variant, budget and size, and what each variant takes off the log loss of the first."""
+    console.print(f"\n{group.question}\n", markup=False)
+    print("| variant | budget | size | N | steps | seconds | test NMSE |\n| --- | --- | --- | --- | --- | --- | --- |")
+    logs: dict[str, list[list[float]]] = {}
+    for name, budget, size, parameters, steps, losses, seconds in rows:
         spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        print(f"| {name} | {size} | {parameters} | {steps} | {seconds:.0f} | {statistics.mean(losses):.4f}{spread} |")
+        loss = f"{statistics.mean(losses):.4f}{spread}"
+        print(f"| {name} | {budget:.0e} | {size} | {parameters} | {steps} | {seconds:.0f} | {loss} |")
+        logs.setdefault(name, []).append([math.log(loss) for loss in losses])
+    base, *others = logs
+    for name in others:
+        pairs = list(zip(logs[name], logs[base], strict=True))
+        gain = statistics.mean(statistics.mean(own) - statistics.mean(first) for own, first in pairs)
+        console.print(f"{name}: {100 * math.expm1(gain):+.1f} % against {base}{_scatter(pairs)}", markup=False)
+
+
+def _scatter(pairs: list[tuple[list[float], list[float]]]) -> str:
+    """Standard error of a mean difference in log loss, from the scatter between seeds, pooled over the pairs."""
+    if len(pairs[0][0]) < 2:
+        return ""
+    variances = [statistics.variance(values) / len(values) for pair in pairs for values in pair]
+    return f" ± {100 * math.sqrt(2 * statistics.mean(variances) / len(pairs)):.1f}"
 
 
 def main() -> None:
@@ -279,10 +428,10 @@ def main() -> None:
     args = parser.parse_args()
     console = make_console()
     torch.set_num_threads(1)
-    prepare_data(data_spec(PRESET), args.data, console)
     results = Results(args.json)
     for name in args.only:
         group = GROUPS[name]
+        prepare_data(data_spec(group.preset), args.data, console)
         for arm in group.variants():
             with_name_free(arm)
         print_table(group, run_group(group, args.seeds, args.data, results, console), console)
