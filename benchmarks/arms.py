@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from eqscale.algebra import embed_direction, embed_plane, embed_point, extract_direction, extract_normal, extract_weight
 from eqscale.arms import Arm, Size, get_arm, register
-from eqscale.arms.gatr import LENGTHS
+from eqscale.arms.gatr import LENGTHS, GATrModel, _config
 from eqscale.arms.inputs import (
     invariants,
     invariants_width,
@@ -223,10 +223,8 @@ def gatr(
     unit: float = LENGTHS["parity"],
     read: str = "both",
     floor_invariants: bool = True,
-    scalars: float = 2,
-    heads: int = 1,
 ) -> Arm:
-    """GATr with other embeddings or read-outs, scalars per channel, or times as many heads."""
+    """GATr with other embeddings or read-outs."""
 
     def config(size: Size) -> GATrConfig:
         half = size.width // 2
@@ -234,8 +232,7 @@ def gatr(
             true_in=5 if planes else 2, pseudo_in=5 if ideal else 2,
             scalars_in=invariants_width(SCHEMA) - FLOOR_INVARIANTS * (not floor_invariants),
             true_out=1, pseudo_out=1, scalars_out=0,
-            true=half, pseudo=size.width - half, scalars=round(scalars * size.width), blocks=size.depth,
-            heads=heads * size.heads,
+            true=half, pseudo=size.width - half, scalars=2 * size.width, blocks=size.depth, heads=size.heads,
         )  # fmt: skip
 
     return dataclasses.replace(
@@ -243,6 +240,21 @@ def gatr(
         name=label,
         build=lambda size, task: GATrVariant(config(size), planes, ideal, unit, read),
         flops=lambda size, task: gatr_training_flops(config(size)),
+    )
+
+
+def gatr_shaped(label: str, scalars: int = 2, heads: int = 1) -> Arm:
+    """The arm gatr with another number of scalars per channel, or times as many heads."""
+
+    def config(size: Size, task: Task) -> GATrConfig:
+        own = _config(size, task, "parity")
+        return dataclasses.replace(own, scalars=scalars * size.width, heads=heads * size.heads)
+
+    return dataclasses.replace(
+        get_arm("gatr"),
+        name=label,
+        build=lambda size, task: GATrModel(config(size, task), task.schema),
+        flops=lambda size, task: gatr_training_flops(config(size, task)),
     )
 
 
@@ -307,9 +319,9 @@ GROUPS = {
         lambda: [
             get_arm("gatr"),
             gatr("directions both ways"),
-            gatr("one scalar per channel", planes=False, scalars=1),
-            gatr("four scalars per channel", planes=False, scalars=4),
-            gatr("twice the heads", planes=False, heads=2),
+            gatr_shaped("one scalar per channel", scalars=1),
+            gatr_shaped("four scalars per channel", scalars=4),
+            gatr_shaped("twice the heads", heads=2),
             gatr_in_units("lengths in 0.3 m", 0.3),
             gatr_in_units("lengths in 0.03 m", 0.03),
         ],
