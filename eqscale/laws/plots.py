@@ -329,6 +329,28 @@ def isoflop_panels(
         return finish(figure)
 
 
+def normalised_curves(curves: Mapping[str, Mapping[float, np.ndarray]]) -> Figure:
+    """Loss over final loss against the share of the steps: a panel an arm, a line a budget.
+
+    Args:
+        curves: arm -> budget -> share of the steps and loss, (2, points).
+    """
+    budgets = sorted({budget for own in curves.values() for budget in own})
+    colours = dict(zip(budgets, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(budgets))), strict=True))
+    with style():
+        figure, axes = panel_grid(len(curves), height=2.3, sharey=True)
+        for panel, (name, own) in zip(axes, curves.items(), strict=True):
+            for budget, (share, loss) in sorted(own.items()):
+                panel.plot(share, loss / loss[-1], color=colours[budget], linewidth=1.2)
+            panel.set(yscale="log", title=name, xlabel="share of the steps")
+            panel.yaxis.set_major_formatter(ScalarFormatter())
+            panel.yaxis.set_minor_formatter(NullFormatter())
+        axes[0].set_ylabel("loss / final loss")
+        lines = [Line2D([], [], color=colours[budget], label=_power_of_ten(budget)) for budget in budgets]
+        figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), title="budget, FLOPs")
+        return finish(figure)
+
+
 def _optimum(
     arms: Mapping[str, ArmFit],
     *,

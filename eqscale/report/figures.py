@@ -91,6 +91,14 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
             "Observed over fitted loss; a trend is structure that the law misses.",
             {("residuals", ""): plots.residual_panels(laws["executed"], colours=colours)},
         )  # fmt: skip
+    if curves := best_curves(study):
+        add(
+            "curves", "Normalised loss curves",
+            "Test loss over final test loss of the best run of each budget. Where a recipe suits every budget alike, "
+            "the curves of an arm fall on one line (Qiu et al. 2025, arXiv 2507.02119); one that leaves the others "
+            "points at a budget that is trained worse.",
+            {("loss_curves", ""): plots.normalised_curves(curves)},
+        )  # fmt: skip
     if grid is not None:
         add(
             "data", "Loss against unique training data",
@@ -107,6 +115,19 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
             {("validation", study.prediction["axis"]): validation_figure(study, colours)},
         )  # fmt: skip
     return out
+
+
+def best_curves(study: Study) -> dict[str, dict[float, np.ndarray]]:
+    """Curves of the best run of each arm and budget, of arms that have them at two budgets or more."""
+    runs = study.part("compute")
+    if "run_id" not in runs:
+        return {}
+    best = runs.loc[runs.groupby(["arm", "budget"], sort=False)["loss"].idxmin()]
+    found: dict[str, dict[float, np.ndarray]] = {}
+    for arm, budget, run in best[["arm", "budget", "run_id"]].itertuples(index=False):
+        if run in study.curves:
+            found.setdefault(arm, {})[budget] = study.curves[run]
+    return {arm: own for arm, own in found.items() if len(own) > 1}
 
 
 def _later(study: Study, axis: Axis) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:

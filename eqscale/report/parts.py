@@ -7,9 +7,11 @@ units is a data grid by itself.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from eqscale.errors import InputError
@@ -48,6 +50,8 @@ class Study:
     """Finished runs that ``step_times.csv`` doesn't cover, None without it; with 0 it gives the axis of seconds."""
     animations: tuple[Path, ...]
     """Files of ``eqscale measure``, named by their arms."""
+    curves: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+    """Share of the steps and test loss of the compute grid's finished runs, (2, points), by ``run_id``."""
 
     def part(self, name: str) -> pd.DataFrame:
         """Finished runs of a part, empty if it has none."""
@@ -99,7 +103,22 @@ def read_study(folder: Path) -> Study:
     evaluations = tuple(read_json(path) or {} for path in measured if path.suffix == ".json")
     animations = tuple(path for path in measured if path.suffix == ".gif")
     prediction = read_json(folder / "prediction.json")
-    return Study(runs, wording, read_roles(runs), prediction, evaluations, stage_seconds, untimed, animations)
+    curves = _read_curves(folder / "records.jsonl")
+    return Study(runs, wording, read_roles(runs), prediction, evaluations, stage_seconds, untimed, animations, curves)
+
+
+def _read_curves(path: Path) -> dict[str, np.ndarray]:
+    curves: dict[str, np.ndarray] = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
+        try:
+            record = json.loads(line)
+            points = [(point["step"] / record["spec"]["steps"], point["test_nmse"]) for point in record["curve"]]
+            finished = record["status"] == "finished"
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}:{number}: not the record of a run ({error!r})") from None
+        if finished and points:
+            curves[record["run_id"]] = np.array(points).T
+    return curves
 
 
 def _read_table(path: Path) -> pd.DataFrame:

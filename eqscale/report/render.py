@@ -117,7 +117,7 @@ def _evidence(content: Content, drawn: Mapping[str, str]) -> str:
 
 def _doubts(content: Content, drawn: Mapping[str, str]) -> str:
     analysis = content.analysis
-    parts = ["\n".join(f"- {note}" for note in caveats(content.study, analysis)), drawn["residuals"]]
+    parts = ["\n".join(f"- {note}" for note in caveats(content.study, analysis)), drawn["residuals"], drawn["curves"]]
     if not content.study.part("compute").empty:
         parts.append(tables.noise_table(analysis.noise).markdown())
     return paragraphs([*parts, tables.edge_table(analysis).markdown()])

@@ -14,6 +14,7 @@ from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.report.analysis import analyse
 from eqscale.report.caveats import caveats
+from eqscale.report.figures import best_curves
 from eqscale.report.parts import read_study
 from eqscale.report.prediction import predicted_optima
 from eqscale.report.study import write_report
@@ -373,3 +374,23 @@ def test_an_empty_table_is_one_line(tmp_path, capsys):
 def test_a_folder_without_a_run_table_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path / "absent")]) == 2
     assert "holds no runs.csv, nor does its folder data_grid" in capsys.readouterr().err
+
+
+def test_curves_of_the_best_runs_are_drawn_where_records_hold_them(tmp_path):
+    rows = planted.compute_grid(planted.LIKE_THE_PAPER, sizes=4, seeds=(0,))
+    runs = pd.DataFrame(rows)
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    (tmp_path / "task.json").write_text(json.dumps(planted.TASK))
+    lines = [
+        {"run_id": run.run_id, "status": "finished", "spec": {"steps": 10},
+         "curve": [{"step": 5, "test_nmse": 3 * run.loss}, {"step": 10, "test_nmse": run.loss}]}
+        for run in runs.itertuples()
+    ]  # fmt: skip
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    curves = best_curves(read_study(tmp_path))
+    assert {arm: tuple(own) for arm, own in curves.items()} == {arm: planted.BUDGETS for arm in planted.LIKE_THE_PAPER}
+    best = runs[(runs["arm"] == "gatr") & (runs["budget"] == 1e12)]["loss"].min()
+    assert curves["gatr"][1e12].tolist() == [[0.5, 1.0], [3 * best, best]]
+    (tmp_path / "records.jsonl").write_text(json.dumps(lines[0]) + '\n{"run_id": ')
+    with pytest.raises(InputError, match=r"records\.jsonl:2: not the record of a run"):
+        read_study(tmp_path)
