@@ -74,6 +74,20 @@ def test_kernels_compute_the_same_function_and_gradients(changes, tokens):
 
 
 @needs_kernels
+@pytest.mark.parametrize("changes", [{}, {"multi_query": False, "norm": "rms", "activation": "swiglu", "width": 20}])
+def test_loss_and_gradient_in_one_call_are_those_of_two(changes):
+    net, (x, mask) = network(config(**changes)), batch(31)
+    target, weight = torch.randn_like(net(x, mask)).detach(), torch.rand_like(x[..., 0]) * mask
+    whole = copy.deepcopy(net)
+    losses = [whole.add_loss_gradient(x, mask, target, weight, 0.3) for _ in range(2)]  # gradients add up
+    want = 0.3 * (weight * (net(x, mask) - target).square().sum(-1)).sum()
+    (2 * want).backward()
+    assert losses == [pytest.approx(want.item(), rel=1e-12)] * 2
+    for a, b in zip(whole.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+
+
+@needs_kernels
 def test_kernels_in_single_precision_are_no_worse_than_aten():
     net, (x, mask) = network(config(width=36)), batch(31)
     exact = on_aten(output_and_gradients, net, x, mask)
