@@ -80,12 +80,16 @@ def accumulate_gradient(model: nn.Module, batch: Batch, micro_batch: int, whole:
         last = piece is pieces[-1]
         held = isinstance(model, DistributedDataParallel) and not last
         with cast(DistributedDataParallel, model).no_sync() if held else contextlib.nullcontext():
-            total += _add_gradient(model, piece, count)
+            total += add_gradient(model, piece, count)
     return total
 
 
-def _add_gradient(model: nn.Module, batch: Batch, count: float) -> Tensor:
-    """Add the gradient of the squared errors over ``count``; their value. In one go, if the model has a way."""
+def add_gradient(model: nn.Module, batch: Batch, count: float) -> Tensor:
+    """Add the gradient of the batch's squared error over ``count`` to the model; returns that error over ``count``.
+
+    A model may have a method ``add_loss_gradient(batch, factor)`` that does so faster than a forward and a backward
+    pass, or returns None and does nothing.
+    """
     in_one_go = getattr(model, "add_loss_gradient", None)
     loss = None if in_one_go is None else in_one_go(batch, 1 / count)
     if loss is None:
