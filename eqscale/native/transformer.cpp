@@ -1,8 +1,9 @@
 // The plain transformer on a CPU: the whole network, forward and backward, over tiles that stay in the cache.
 //
 // A tile is a few whole samples. Its activations are planar, (rows, lanes): one row a feature, tokens contiguous, so
-// that vector lanes are tokens and any width runs at full speed. Padding is dropped; each sample is filled up to whole
-// vectors only. What fills it is finite in the forward pass and has zero gradient in the backward pass.
+// that vector lanes are tokens and any width runs at full speed. Padding is dropped, samples lie side by side. Attention
+// works on whole vectors of a sample, so it writes beyond its end: what belongs to the next sample that one overwrites,
+// what lies behind the last is finite in the forward pass and has zero gradient in the backward pass.
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -15,7 +16,7 @@ struct Shape {  // see eqscale.native.transformer
     int64_t kept;  // filled in by transformer_plan(): numbers kept for the backward pass
 };
 
-static const int TILE = 64;         // lanes of a tile of short samples
+static const int TILE = 192;  // most tokens of a tile of several samples
 static const double NORM_EPS = 1e-5;
 
 template <class T> constexpr int vectors(int n) { return (n + width<T>() - 1) / width<T>() * width<T>(); }
@@ -191,7 +192,7 @@ template <class T> struct Network {
 // Some whole samples: where they lie among the lanes, and which of their tokens are real.
 template <class T> struct Tile {
     struct Sample {
-        int first, lanes;         // lanes of the tile
+        int first, lanes;         // first of its lanes; lanes that its attention works on
         std::vector<int> tokens;  // indices of its real tokens
     };
     int64_t first_sample;
@@ -207,8 +208,13 @@ template <class T> struct Tile {
             for (int t = 0; t < s.tokens; ++t)
                 if (!mask || mask[b * s.tokens + t]) sample.tokens.push_back(t);
             sample.first = lanes, sample.lanes = vectors<T>((int)sample.tokens.size());
-            lanes += sample.lanes;
+            lanes += (int)sample.tokens.size();
         }
+        lanes = vectors<T>(samples.back().first + samples.back().lanes);
+    }
+    // rows (n, lanes): zeros where attention might not write
+    void clear_end(T* x, int n) const {
+        for (int k = 1; k <= n; ++k) store(x + k * lanes - width<T>(), typename Simd<T>::V{});
     }
     // x (B, T, n) into y (n, lanes), zero where there is no token
     void gather(const Shape& s, const T* x, int n, T* y) const {
@@ -261,6 +267,7 @@ template <class T, class F> static void for_heads(const Shape& s, const Tile<T>&
 template <class T>
 static void attend(const Shape& s, const Tile<T>& tile, const T* qkv, T* out, T* p, T* scores, bool keep) {
     const int n = tile.lanes, d = (int)(s.width / s.heads);
+    tile.clear_end(out, (int)s.width);
     for_heads(s, tile, p, [&](const auto& x, int h, int kv, T* p) {
         const int len = (int)x.tokens.size();
         const T *q = qkv + h * d * n + x.first, *k = qkv + (s.width + kv) * n + x.first, *v = k + s.kv_heads * d * n;
@@ -278,6 +285,7 @@ static void attend_gradient(const Shape& s, const Tile<T>& tile, const T* qkv, c
     typedef typename Simd<T>::V V;
     const int n = tile.lanes, d = (int)(s.width / s.heads);
     const T scale = 1 / std::sqrt((T)d);
+    tile.clear_end(gqkv, (int)(s.width + 2 * s.kv_heads * d));
     for_heads(s, tile, p, [&](const auto& x, int h, int kv, const T* p) {
         const int len = (int)x.tokens.size(), lanes = x.lanes;
         const int64_t at = h * d * n + x.first, to_k = (s.width + kv) * n + x.first, to_v = to_k + s.kv_heads * d * n;
@@ -341,17 +349,23 @@ template <class T, int PURPOSE> static T* scratch(size_t n) {
 // body(tile, memory of what is kept) for all tiles; backwards for what was kept last, which still is in the cache.
 template <class T, class F>
 static void for_tiles(const Shape& s, const bool* mask, T* kept, bool backwards, int threads, F body) {
-    const int64_t sample = vectors<T>((int)s.tokens), together = std::max<int64_t>(1, TILE / sample);
-    const int64_t tiles = (s.batch + together - 1) / together;
-    const int64_t memory = kept_of_sample<T>(s);
+    std::vector<int64_t> first;  // samples of the tiles
+    const int64_t most = std::min<int64_t>(TILE, s.batch * s.tokens / threads);
+    for (int64_t b = 0, filled = most; b < s.batch; ++b) {
+        const int64_t tokens = mask ? std::count(mask + b * s.tokens, mask + (b + 1) * s.tokens, true) : s.tokens;
+        if (filled + tokens > most) first.push_back(b), filled = 0;
+        filled += tokens;
+    }
+    first.push_back(s.batch);
+    const int64_t tiles = (int64_t)first.size() - 1, memory = kept_of_sample<T>(s);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Tile<T> tile;
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < tiles; ++k) {
             const int64_t i = backwards ? tiles - 1 - k : k;
-            tile.set(s, mask, i * together, std::min(s.batch, (i + 1) * together));
-            body(tile, kept ? kept + i * together * memory : kept);
+            tile.set(s, mask, first[i], first[i + 1]);
+            body(tile, kept ? kept + first[i] * memory : kept);
         }
     }
 }
@@ -374,7 +388,9 @@ template <class T> struct Sums {
     }
 };
 
-template <class T> static size_t tile_lanes(const Shape& s) { return std::max<size_t>(TILE, vectors<T>((int)s.tokens)); }
+template <class T> static size_t tile_lanes(const Shape& s) {
+    return std::max<size_t>(TILE + width<T>(), vectors<T>((int)s.tokens));
+}
 
 template <class T> static void transformer_plan(const T*, Shape* s, int) {
     s->kept = s->batch * kept_of_sample<T>(*s);
