@@ -43,35 +43,39 @@ template <class T> static void add_totals(const T* sums, int rows, int threads, 
         for (int t = 0; t < threads; ++t) gradient[k] += sum_of(sums + t * size, width<T>());
 }
 
-// A linear map. `at`: where the sums of its gradients lie, (wide, narrow up to whole vectors) and (out, one vector).
-// The narrower side is transposed to be the lanes of a product over tokens.
+// A linear map. `at`: where the sums of its gradients lie, (rows, lanes) and (out, one vector). The lanes, those of a
+// product over tokens, are the side that fills whole vectors better, transposed; the narrower one where they are alike.
 template <class T> struct Linear {
     int in, out;
     const T *w, *b;
     size_t at;
 
-    int narrow() const { return std::min(in, out); }
-    int wide() const { return std::max(in, out); }
-    int stride() const { return vectors<T>(narrow()); }
-    size_t sums() const { return (size_t)wide() * stride() + (size_t)out * width<T>(); }
+    bool turns_input() const {
+        const int x = vectors<T>(in) * out, g = vectors<T>(out) * in;
+        return x == g ? in <= out : x < g;
+    }
+    int rows() const { return turns_input() ? out : in; }
+    int columns() const { return turns_input() ? in : out; }
+    int stride() const { return vectors<T>(columns()); }
+    size_t sums() const { return (size_t)rows() * stride() + (size_t)out * width<T>(); }
 
     void forward(const T* x, T* y, int lanes, bool add = false) const {
         gemm(w, in, 1, x, lanes, y, lanes, out, in, lanes, b, add);
     }
     void input_gradient(const T* g, T* gx, int lanes) const { gemm(w, 1, in, g, lanes, gx, lanes, in, out, lanes); }
     void weight_gradient(const T* x, const T* g, int lanes, T* sums, T* turned) const {
-        transpose(in > out ? g : x, lanes, narrow(), lanes, turned, stride());
-        gemm(in > out ? x : g, lanes, 1, turned, stride(), sums + at, stride(), wide(), lanes, stride(), (T*)nullptr,
-             true);
-        add_lanes<T>(g, nullptr, out, lanes, sums + at + wide() * stride());
+        transpose(turns_input() ? x : g, lanes, columns(), lanes, turned, stride());
+        gemm(turns_input() ? g : x, lanes, 1, turned, stride(), sums + at, stride(), rows(), lanes, stride(),
+             (T*)nullptr, true);
+        add_lanes<T>(g, nullptr, out, lanes, sums + at + rows() * stride());
     }
     void finish(const T* sums, int threads, size_t size, T* const*& gradients) const {
         const T* x = sums + at;
         T* gradient = *gradients++;
         for (int o = 0; o < out; ++o)
             for (int i = 0; i < in; ++i)
-                *gradient++ += sum_of(x + (in > out ? i * stride() + o : o * stride() + i), threads, size);
-        add_totals(x + wide() * stride(), out, threads, size, *gradients++);
+                *gradient++ += sum_of(x + (turns_input() ? o * stride() + i : i * stride() + o), threads, size);
+        add_totals(x + rows() * stride(), out, threads, size, *gradients++);
     }
 };
 
@@ -435,7 +439,7 @@ static void differentiate(const Network<T>& net, const Tile<T>& tile, const T* x
     const Shape& s = net.s;
     const int n = tile.lanes, d = (int)s.width;
     const int64_t units = s.hidden * (s.gated ? 2 : 1), qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
-    const int64_t turned_rows = vectors<T>(d), wide_rows = std::max({s.in, s.out, units, qkv});
+    const int64_t turned_rows = vectors<T>((int)std::max({s.in, s.out, units, qkv})), wide_rows = std::max({s.in, s.out, units, qkv});
     const size_t rows = 2 * d + turned_rows + wide_rows + 2 * vectors<T>((int)s.tokens) + 1;
     T *g = scratch<T, 2>(rows * tile_lanes<T>(s)), *gnormed = g + d * n, *turned = gnormed + d * n;
     T *wide = turned + turned_rows * n, *work = wide + wide_rows * n;
