@@ -429,6 +429,8 @@ class Trained:
     """Of a step's matrix products, executed."""
     before: Callable[[Step], Step] = lambda step: step
     """How a step of ``stock`` runs."""
+    learn: Callable[[nn.Module, Tensor], object] | None = None
+    """Adds the gradient of the mean squared error to a model, if that is one call."""
 
 
 def sample_mask(batch: int, tokens: int) -> Tensor:
@@ -448,7 +450,11 @@ def plain_steps() -> Iterator[Trained]:
         lengths = mask.sum(1)
         flops = transformer_training_flops(config).executed.total(int(lengths.sum()), int(lengths.square().sum()))
         forward = lambda model, x=x, mask=mask: model(x, mask) * mask[..., None]  # noqa: E731
-        yield Trained(f"plain {width} x {depth}", batch, model, copy.deepcopy(model), forward, flops, eager)
+        learn = lambda model, target, x=x, mask=mask: model.add_loss_gradient(  # noqa: E731
+            x, mask, target, mask / target.numel(), 1.0
+        )
+        stock = copy.deepcopy(model)
+        yield Trained(f"plain {width} x {depth}", batch, model, stock, forward, flops, eager, learn)
 
 
 @functools.cache
@@ -495,7 +501,10 @@ def optimised(trained: Trained, model: nn.Module, optimizer: torch.optim.Optimiz
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=set_to_none)
-        nn.functional.mse_loss(trained.forward(model), target).backward()
+        if trained.learn and model is trained.model:
+            trained.learn(model, target)
+        else:
+            nn.functional.mse_loss(trained.forward(model), target).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
@@ -522,6 +531,9 @@ def steps(sizes: list[Size], rounds: int, least: float) -> list[dict]:
             training_step(lambda t=trained, m=model: (t.forward(m),), list(model.parameters()))
             for model in (copy.deepcopy(own), stock)
         )
+        if trained.learn:
+            target = torch.randn_like(trained.forward(own)).detach()
+            gradients = functools.partial(trained.learn, copy.deepcopy(own), target)
         optimizer = get_optimizer("adamw").build(own, 1e-3, 0.1, 0.9)
         contestants = {
             "step": optimised(trained, own, optimizer, set_to_none=False),

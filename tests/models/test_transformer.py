@@ -88,6 +88,24 @@ def test_loss_and_gradient_in_one_call_are_those_of_two(changes):
 
 
 @needs_kernels
+def test_a_diverged_batch_leaves_nothing_behind_in_the_memory_of_the_kernels():
+    net = network(config(multi_query=False, mlp_ratio=1))
+
+    def gradients(x, mask):
+        net.zero_grad()
+        target = torch.zeros(*mask.shape, 3, dtype=torch.float64)
+        net.add_loss_gradient(x, mask, target, mask.double(), 1.0)
+        return [*output_and_gradients(net, x, mask), *(p.grad.clone() for p in net.parameters())]
+
+    x, mask = batch(26)
+    want = gradients(x, mask)
+    diverged = torch.full((9, 40, 12), float("nan"), dtype=torch.float64)
+    assert all(value.isnan().all() for value in gradients(diverged, torch.ones(9, 40, dtype=torch.bool)))
+    for a, b in zip(gradients(x, mask), want, strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_kernels
 def test_kernels_in_single_precision_are_no_worse_than_aten():
     net, (x, mask) = network(config(width=36)), batch(31)
     exact = on_aten(output_and_gradients, net, x, mask)
