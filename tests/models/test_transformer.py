@@ -99,8 +99,8 @@ def test_a_diverged_batch_leaves_nothing_behind_in_the_memory_of_the_kernels():
 
     x, mask = batch(26)
     want = gradients(x, mask)
-    diverged = torch.full((9, 40, 12), float("nan"), dtype=torch.float64)
-    assert all(value.isnan().all() for value in gradients(diverged, torch.ones(9, 40, dtype=torch.bool)))
+    diverged = torch.full((11, 8, 12), float("nan"), dtype=torch.float64)  # as many lanes, all of them real
+    assert all(value.isnan().all() for value in gradients(diverged, torch.ones(11, 8, dtype=torch.bool)))
     for a, b in zip(gradients(x, mask), want, strict=True):
         assert torch.equal(a, b)
 
