@@ -240,20 +240,21 @@ template <class T> struct Tile {
     }
 };
 
-// What a block keeps of a tile for the backward pass.
+// What a block puts out for a tile, and with it attention's probabilities, which only the backward pass needs.
 template <class T> struct Kept {
     T *attention_normed, *attention_factor, *qkv, *p, *attended, *mlp_normed, *mlp_factor, *slopes, *hidden;
 
-    static int64_t rows(const Shape& s) {  // per lane, for samples of all tokens
+    static int64_t rows(const Shape& s) {  // per lane, without probabilities
         const int64_t qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
-        return 3 * s.width + 2 + qkv + s.heads * vectors<T>((int)s.tokens) + s.hidden * (s.gated ? 3 : 2);
+        return 3 * s.width + 2 + qkv + s.hidden * (s.gated ? 3 : 2);
     }
-    Kept(const Block<T>& b, const Shape& s, const Tile<T>& tile, T*& memory) {
+    Kept(const Block<T>& b, const Shape& s, const Tile<T>& tile, T*& memory, bool keep = true) {
         const auto take = [&](int64_t n) { return std::exchange(memory, memory + n); };
         const int64_t n = tile.lanes, d = s.width;
         attention_normed = take(d * n), attention_factor = take(n), qkv = take(b.qkv.out * n);
         int64_t probabilities = 0;
-        for (const auto& x : tile.samples) probabilities += s.heads * (int64_t)x.lanes * x.lanes;
+        if (keep)
+            for (const auto& x : tile.samples) probabilities += s.heads * (int64_t)x.lanes * x.lanes;
         p = take(probabilities);
         attended = take(d * n), mlp_normed = take(d * n), mlp_factor = take(n);
         slopes = take(b.mlp_in.out * n), hidden = take(b.mlp_out.in * n);
@@ -332,7 +333,8 @@ template <class T> static void activate(const Shape& s, T* u, T* hidden, int lan
 }
 
 template <class T> static int64_t kept_of_sample(const Shape& s) {
-    return vectors<T>((int)s.tokens) * (s.depth * Kept<T>::rows(s) + s.width + 1);
+    const int64_t lanes = vectors<T>((int)s.tokens);
+    return lanes * (s.depth * (Kept<T>::rows(s) + s.heads * lanes) + s.width + 1);
 }
 
 static int thread_number() {
@@ -413,7 +415,7 @@ template <class T> static T* predict(const Network<T>& net, const Tile<T>& tile,
     T* memory = kept;
     for (const Block<T>& b : net.blocks) {
         if (!kept) memory = reused;
-        const Kept<T> k(b, s, tile, memory);
+        const Kept<T> k(b, s, tile, memory, kept);
         b.attention_norm.forward(stream, k.attention_normed, k.attention_factor, n);
         b.attention_norm.affine(k.attention_normed, normed, n);
         b.qkv.forward(normed, k.qkv, n);

@@ -29,7 +29,7 @@ from eqscale.training import checkpoint
 from eqscale.training.device import hardware, peak_memory_mb, replays_graphs, trains_in_bfloat16
 from eqscale.training.group import Group
 from eqscale.training.memory import NEXT_ATTEMPT, fitting, parts, read_micro_batch, write_micro_batch
-from eqscale.training.optim import RATE_SCALE, get_optimizer, step_flops
+from eqscale.training.optim import RATE_SCALE, clip_gradients, get_optimizer, step_flops
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import CODE, RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
@@ -366,7 +366,7 @@ class _Trainer:
             batch = transform(batch, elements[self.group.rows].to(self.device))
         with self.precision:
             loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
-        nn.utils.clip_grad_norm_(self.optimized, spec.clip)
+        clip_gradients(self.optimized, spec.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, spec) * group.get(RATE_SCALE, 1.0)
         self.optimizer.step()
@@ -381,7 +381,7 @@ class _Trainer:
 
     def _gradient(self, batch: Batch, micro_batch: int) -> Tensor:
         # In place: flat optimisers keep all gradients in one tensor, graphs on a GPU their addresses.
-        self.optimizer.zero_grad(set_to_none=False)
+        torch._foreach_zero_([tensor.grad for tensor in self.optimized])
         return accumulate_gradient(self.trained, batch, micro_batch, self.spec.batch_size / self.group.world)
 
     def _halved(self, micro_batch: int, reason: str) -> None:

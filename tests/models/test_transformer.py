@@ -135,6 +135,15 @@ def test_inference_gives_the_same_bits_and_keeps_nothing(monkeypatch):
 
 
 @needs_kernels
+def test_inference_has_room_for_many_short_samples():
+    net, x = network(config(heads=8)), torch.randn(200, 33, 12, dtype=torch.float64)
+    mask = torch.arange(33) < torch.arange(1, 201)[:, None] % 11 + 1
+    with torch.no_grad():
+        got, want = net(x, mask), on_aten(net, x, mask)
+    torch.testing.assert_close(got[mask], want[mask], rtol=1e-10, atol=1e-10)
+
+
+@needs_kernels
 def test_memory_is_used_again_only_after_its_graph_is_gone():
     net, (x, mask) = network(config()), batch()
     alone = [torch.autograd.grad(net(z, mask).sum(), net.readout.weight)[0] for z in (x, -x)]
