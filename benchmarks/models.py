@@ -44,7 +44,7 @@ from eqscale.models.gatr.bilinear import Bilinear, Products
 from eqscale.models.gatr.layout import Layout
 from eqscale.models.gatr.linear import Assembly, Linear, LinearMap, apply_linear
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
-from eqscale.training.optim import get_optimizer
+from eqscale.training.optim import clip_gradients, get_optimizer
 
 HEADS = 8
 NETWORKS = ((8, 16, 4), (16, 32, 6), (32, 64, 8))  # multivector channels, scalars, blocks
@@ -429,6 +429,8 @@ class Trained:
     """Of a step's matrix products, executed."""
     before: Callable[[Step], Step] = lambda step: step
     """How a step of ``stock`` runs."""
+    learn: Callable[[nn.Module, Tensor], object] | None = None
+    """Adds the gradient of the mean squared error to a model, if that is one call."""
 
 
 def sample_mask(batch: int, tokens: int) -> Tensor:
@@ -448,7 +450,11 @@ def plain_steps() -> Iterator[Trained]:
         lengths = mask.sum(1)
         flops = transformer_training_flops(config).executed.total(int(lengths.sum()), int(lengths.square().sum()))
         forward = lambda model, x=x, mask=mask: model(x, mask) * mask[..., None]  # noqa: E731
-        yield Trained(f"plain {width} x {depth}", batch, model, copy.deepcopy(model), forward, flops, eager)
+        learn = lambda model, target, x=x, mask=mask: model.add_loss_gradient(  # noqa: E731
+            x, mask, target, mask / target.numel(), 1.0
+        )
+        stock = copy.deepcopy(model)
+        yield Trained(f"plain {width} x {depth}", batch, model, stock, forward, flops, eager, learn)
 
 
 @functools.cache
@@ -488,15 +494,33 @@ def gatr_steps() -> Iterator[Trained]:
         yield Trained(f"GATr {width} x {depth}", batch, model, stock, forward, flops)
 
 
-def optimised(trained: Trained, model: nn.Module, optimizer: torch.optim.Optimizer, set_to_none: bool) -> Step:
-    """A whole step: forward, mean squared error, backward, clipping, optimiser."""
-    target = torch.randn_like(trained.forward(model))
+def step_before(trained: Trained) -> Step:
+    """A whole step of ``stock``: forward, mean squared error, backward, clipping, AdamW, as PyTorch has them."""
+    model, optimizer = trained.stock, stock_adamw(trained.stock)
+    target, parameters = torch.randn_like(trained.forward(model)).detach(), list(model.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(trained.forward(model), target).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return trained.before(step)
+
+
+def step_now(trained: Trained) -> Step:
+    """The same as the trainer does it."""
+    model, optimizer = trained.model, get_optimizer("adamw").build(trained.model, 1e-3, 0.1, 0.9)
+    target = torch.randn_like(trained.forward(model)).detach()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=set_to_none)
-        nn.functional.mse_loss(trained.forward(model), target).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch._foreach_zero_([p.grad for p in parameters])
+        if trained.learn:
+            trained.learn(model, target)
+        else:
+            nn.functional.mse_loss(trained.forward(model), target).backward()
+        clip_gradients(parameters, 1.0)
         optimizer.step()
 
     return step
@@ -522,10 +546,12 @@ def steps(sizes: list[Size], rounds: int, least: float) -> list[dict]:
             training_step(lambda t=trained, m=model: (t.forward(m),), list(model.parameters()))
             for model in (copy.deepcopy(own), stock)
         )
-        optimizer = get_optimizer("adamw").build(own, 1e-3, 0.1, 0.9)
+        if trained.learn:
+            target = torch.randn_like(trained.forward(own)).detach()
+            gradients = functools.partial(trained.learn, copy.deepcopy(own), target)
         contestants = {
-            "step": optimised(trained, own, optimizer, set_to_none=False),
-            "step before": trained.before(optimised(trained, stock, stock_adamw(stock), set_to_none=True)),
+            "step": step_now(trained),
+            "step before": step_before(trained),
             "forward + backward": gradients,
             "forward + backward before": trained.before(old_gradients),
         }

@@ -41,7 +41,7 @@ from eqscale.training.group import Group
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import RunSpec
 
-PARTS = ("data", "forward", "backward", "optimiser", "logging", "evaluation", "other")
+PARTS = ("data", "gradient", "optimiser", "logging", "evaluation", "other")
 _WARM_UP = 10
 _CHECKPOINT_EVERY = 30.0  # seconds, as in the loop
 
@@ -89,17 +89,14 @@ def clocks(watch: Stopwatch, trainer: loop._Trainer) -> Iterator[None]:
     places = [
         (trainer, "elements", "data: augmentation"),
         (loop, "transform", "data: augmentation"),
-        (trainer.model, "forward", "forward"),
-        (loop, "weighted_mse", "forward"),
-        (torch.Tensor, "backward", "backward"),
-        (torch.nn.utils, "clip_grad_norm_", "optimiser: clipping"),
-        (trainer.optimizer, "zero_grad", "optimiser"),
+        (loop, "add_gradient", "gradient"),
+        (loop, "clip_gradients", "optimiser: clipping"),
         (trainer.optimizer, "step", "optimiser"),
         (trainer, "_read_losses", "logging"),
         (trainer, "_add_curve_point", "curve point"),
     ]
     if getattr(trainer.model, "align", None):
-        places.append((trainer.model, "align", "forward: alignment"))
+        places.append((trainer.model, "align", "gradient: alignment"))
     before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in places]
     batches = loop.batches
     for owner, name, part in places:
@@ -214,11 +211,11 @@ def print_profiles(profiles: list[Profile]) -> None:
     """Print the shares of a run as a Markdown table, and the costs that the shares are made of."""
     print("\nPer cent of the time of a run\n")
     columns = ["arm", "size", "N", "FLOPs", "batch", "steps", "run s", *PARTS]
-    print(f"| {' | '.join(columns)} | forward + backward + optimiser |")
+    print(f"| {' | '.join(columns)} | gradient + optimiser |")
     print("| --- " * (1 + len(columns)) + "|")
     for p in profiles:
         share = p.share
-        core = share["forward"] + share["backward"] + share["optimiser"]
+        core = share["gradient"] + share["optimiser"]
         shares = " | ".join(f"{100 * share[part]:.1f}" for part in PARTS)
         seconds = sum(p.parts.values())
         print(

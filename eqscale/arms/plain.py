@@ -31,14 +31,26 @@ class PlainModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
         if self.align is None:
-            features = torch.cat([numbers(batch), *plane_invariants(batch)], -1)
-            return pooled(self.net(features, batch.mask), batch)
+            return pooled(self.net(self._features(batch), batch.mask), batch)
         with torch.autocast(batch.mask.device.type, enabled=False):  # not coordinates in half precision
             turned, rotation = self.align(batch)
-        output = pooled(self.net(numbers(turned), batch.mask), batch)
+        output = pooled(self.net(self._features(turned), batch.mask), batch)
         if batch.schema.target.kind is Kind.INVARIANT:
             return output
         return (output @ rotation) if output.ndim == 3 else (output[:, None] @ rotation)[:, 0]  # back: R^T y
+
+    def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
+        """The batch's weighted squared error times ``scale``, its gradient added to that of the parameters.
+
+        None, with nothing done, where that isn't one kernel call. The error is that in the frame of the network.
+        """
+        if batch.schema.target.per != "token" or not self.net.runs_on_kernels(batch.target):
+            return None
+        seen = batch if self.align is None else self.align(batch)[0]
+        return self.net.add_loss_gradient(self._features(seen), seen.mask, seen.target, seen.weight, scale)
+
+    def _features(self, batch: Batch) -> Tensor:
+        return numbers(batch) if self.align else torch.cat([numbers(batch), *plane_invariants(batch)], -1)
 
 
 def _config(size: Size, task: Task, aligned: bool) -> TransformerConfig:

@@ -180,9 +180,10 @@ class _OnKernels(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, mask, *parameters = ctx.saved_tensors
         gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        flat, gy = x.new_empty(ctx.shape.parameters), gy.contiguous()
-        native.call("transformer_gradient", x, gy, gx, flat, ctx.kept.tensor, mask, ctx.shape, ctx.pointers)
-        return None, gx, None, *_unflatten_dense_tensors(flat, parameters)
+        gradients = _unflatten_dense_tensors(x.new_zeros(sum(p.numel() for p in parameters)), parameters)
+        to, memory = _pointers(gradients), ctx.kept.tensor
+        native.call("transformer_gradient", x, gy.contiguous(), gx, to, memory, mask, ctx.shape, ctx.pointers)
+        return None, gx, None, *gradients
 
 
 class Transformer(nn.Module):
@@ -232,7 +233,7 @@ class Transformer(nn.Module):
         check_tokens("features", features_BTF, (config.in_features,), own)
         if mask_BT is not None:
             check_mask(mask_BT, tuple(features_BTF.shape[:2]), own.device)
-        if config.width <= KERNEL_WIDTH and native.available(features_BTF) and not torch.is_autocast_enabled("cpu"):
+        if self.runs_on_kernels(features_BTF):
             return self._on_kernels(features_BTF.contiguous(), mask_BT)
         bias = None
         if mask_BT is not None:
@@ -246,6 +247,46 @@ class Transformer(nn.Module):
     def packs(width: int, device: torch.device) -> bool:
         """Whether padding is dropped on this device rather than computed: true of the CPU kernels."""
         return width <= KERNEL_WIDTH and native.available(torch.empty(0, device=device))
+
+    def runs_on_kernels(self, x: Tensor) -> bool:
+        """Whether a forward pass of inputs like ``x`` would run on the CPU kernels."""
+        fits = self.config.width <= KERNEL_WIDTH and native.available(x)
+        return fits and not torch.is_autocast_enabled("cpu")
+
+    def add_loss_gradient(
+        self, features_BTF: Tensor, mask_BT: Tensor, target_BTO: Tensor, weight_BT: Tensor, scale: float
+    ) -> Tensor:
+        """The loss, whose gradient is added to that of the parameters, in one kernel call where ``runs_on_kernels``.
+
+        Every tile of samples goes forward and back before the next one, so that what it keeps stays in the cache.
+
+        Args:
+            features_BTF, mask_BT: as of ``forward``.
+            target_BTO: targets, (B, T, out_features).
+            weight_BT: weight of each token's squared error.
+            scale: factor of the loss.
+
+        Returns:
+            The weighted sum of squared errors of real tokens times ``scale``, a scalar.
+
+        Raises:
+            InputError: as of ``forward``.
+        """
+        check_tokens("features", features_BTF, (self.config.in_features,), self.embed.weight)
+        check_tokens("target", target_BTO, (self.config.out_features,), self.embed.weight)
+        check_mask(mask_BT, tuple(features_BTF.shape[:2]), self.embed.weight.device)
+        parameters = [own[name] for own, name in self._places]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        loss = features_BTF.new_empty(())
+        native.call(
+            "transformer_loss",
+            *(x.contiguous() for x in (features_BTF, target_BTO, weight_BT)),
+            *(scale, loss, _pointers([parameter.grad for parameter in parameters]), mask_BT.contiguous()),
+            *(_shape(self.config, *features_BTF.shape[:2], loss.dtype), _pointers(parameters)),
+        )
+        return loss
 
     def _on_kernels(self, x: Tensor, mask: Tensor | None) -> Tensor:
         mask = None if mask is None else mask.contiguous()

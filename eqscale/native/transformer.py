@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ctypes
 
-SIGNATURES = {"transformer_plan": "ppi", "transformer": "ppppppi", "transformer_gradient": "ppppppppi"}
+SIGNATURES = {
+    "transformer_plan": "ppi",
+    "transformer": "ppppppi",
+    "transformer_gradient": "ppppppppi",
+    "transformer_loss": "ppptpppppi",
+}
 
 
 class Shape(ctypes.Structure):
@@ -14,6 +19,6 @@ class Shape(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("batch", "tokens", "in_features", "out_features", "width", "depth", "heads", "kv_heads", "hidden"),
-            *("gated", "centred", "kept", "parameters"),
+            *("gated", "centred", "kept"),
         )
     )

@@ -29,7 +29,7 @@ from eqscale.training import checkpoint
 from eqscale.training.device import hardware, peak_memory_mb, replays_graphs, trains_in_bfloat16
 from eqscale.training.group import Group
 from eqscale.training.memory import NEXT_ATTEMPT, fitting, parts, read_micro_batch, write_micro_batch
-from eqscale.training.optim import RATE_SCALE, get_optimizer, step_flops
+from eqscale.training.optim import RATE_SCALE, clip_gradients, get_optimizer, step_flops
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import CODE, RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
@@ -80,10 +80,22 @@ def accumulate_gradient(model: nn.Module, batch: Batch, micro_batch: int, whole:
         last = piece is pieces[-1]
         held = isinstance(model, DistributedDataParallel) and not last
         with cast(DistributedDataParallel, model).no_sync() if held else contextlib.nullcontext():
-            loss = weighted_mse(model(piece), piece) * (len(piece) / count)
-            loss.backward()
-        total += loss.detach()
+            total += add_gradient(model, piece, count)
     return total
+
+
+def add_gradient(model: nn.Module, batch: Batch, count: float) -> Tensor:
+    """Add the gradient of the batch's squared error over ``count`` to the model; returns that error over ``count``.
+
+    A model may have a method ``add_loss_gradient(batch, factor)`` that does so faster than a forward and a backward
+    pass, or returns None and does nothing.
+    """
+    in_one_go = getattr(model, "add_loss_gradient", None)
+    loss = None if in_one_go is None else in_one_go(batch, 1 / count)
+    if loss is None:
+        loss = weighted_mse(model(batch), batch) * (len(batch) / count)
+        loss.backward()
+    return loss.detach()
 
 
 def spawn_seeds(luck: int) -> tuple[int, int, int]:
@@ -354,7 +366,7 @@ class _Trainer:
             batch = transform(batch, elements[self.group.rows].to(self.device))
         with self.precision:
             loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
-        nn.utils.clip_grad_norm_(self.optimized, spec.clip)
+        clip_gradients(self.optimized, spec.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, spec) * group.get(RATE_SCALE, 1.0)
         self.optimizer.step()
@@ -369,7 +381,7 @@ class _Trainer:
 
     def _gradient(self, batch: Batch, micro_batch: int) -> Tensor:
         # In place: flat optimisers keep all gradients in one tensor, graphs on a GPU their addresses.
-        self.optimizer.zero_grad(set_to_none=False)
+        torch._foreach_zero_([tensor.grad for tensor in self.optimized])
         return accumulate_gradient(self.trained, batch, micro_batch, self.spec.batch_size / self.group.world)
 
     def _halved(self, micro_batch: int, reason: str) -> None:

@@ -60,6 +60,47 @@ def flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
     return flat
 
 
+def clip_gradients(tensors: Sequence[Tensor], most: float) -> None:
+    """``torch.nn.utils.clip_grad_norm_`` without its sorting by device, which takes longer than a few flat tensors."""
+    gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
+
+
+class _AdamW(torch.optim.AdamW):
+    """AdamW that calls PyTorch's fused operation itself: the rest of ``step`` takes longer than a few flat tensors."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update all parameters."""
+        for group in self.param_groups:
+            parameters = group["params"]
+            for p in parameters:
+                if p not in self.state:
+                    start = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[p] = {"step": torch.zeros((), device=p.device), **start}
+            steps, averages, squares = (
+                [self.state[p][name] for p in parameters] for name in ("step", "exp_avg", "exp_avg_sq")
+            )
+            beta1, beta2 = group["betas"]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                parameters,
+                [p.grad for p in parameters],
+                averages,
+                squares,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+
 def _decayed(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups, one flat tensor each: matrices decay; gains and biases don't."""
     parts: dict[tuple[bool, torch.dtype], list[nn.Parameter]] = {}
@@ -74,7 +115,7 @@ def _decayed(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[di
 
 def _adamw(model: nn.Module, rate: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
     groups = _decayed(model.parameters(), weight_decay)
-    return torch.optim.AdamW(groups, lr=rate, betas=(momentum, _SQUARES), fused=True)
+    return _AdamW(groups, lr=rate, betas=(momentum, _SQUARES), fused=True)
 
 
 _NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
@@ -140,7 +181,7 @@ class Muon(torch.optim.Optimizer):
         kept = {id(parameter) for parameter in hidden}
         rest = _decayed((p for p in model.parameters() if id(p) not in kept), weight_decay)
         super().__init__([maps, *rest], {"lr": rate, "momentum": momentum})
-        self._adamw = torch.optim.AdamW(rest, lr=rate, betas=(ADAMW.momentum, _SQUARES), fused=True)
+        self._adamw = _AdamW(rest, lr=rate, betas=(ADAMW.momentum, _SQUARES), fused=True)
         self._share()
 
     def _share(self) -> None:

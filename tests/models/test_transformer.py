@@ -74,6 +74,38 @@ def test_kernels_compute_the_same_function_and_gradients(changes, tokens):
 
 
 @needs_kernels
+@pytest.mark.parametrize("changes", [{}, {"multi_query": False, "norm": "rms", "activation": "swiglu", "width": 20}])
+def test_loss_and_gradient_in_one_call_are_those_of_two(changes):
+    net, (x, mask) = network(config(**changes)), batch(31)
+    target, weight = torch.randn_like(net(x, mask)).detach(), torch.rand_like(x[..., 0]) * mask
+    whole = copy.deepcopy(net)
+    losses = [whole.add_loss_gradient(x, mask, target, weight, 0.3) for _ in range(2)]  # gradients add up
+    want = 0.3 * (weight * (net(x, mask) - target).square().sum(-1)).sum()
+    (2 * want).backward()
+    assert losses == [pytest.approx(want.item(), rel=1e-12)] * 2
+    for a, b in zip(whole.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+
+
+@needs_kernels
+def test_a_diverged_batch_leaves_nothing_behind_in_the_memory_of_the_kernels():
+    net = network(config(multi_query=False, mlp_ratio=1))
+
+    def gradients(x, mask):
+        net.zero_grad()
+        target = torch.zeros(*mask.shape, 3, dtype=torch.float64)
+        net.add_loss_gradient(x, mask, target, mask.double(), 1.0)
+        return [*output_and_gradients(net, x, mask), *(p.grad.clone() for p in net.parameters())]
+
+    x, mask = batch(26)
+    want = gradients(x, mask)
+    diverged = torch.full((11, 8, 12), float("nan"), dtype=torch.float64)  # as many lanes, all of them real
+    assert all(value.isnan().all() for value in gradients(diverged, torch.ones(11, 8, dtype=torch.bool)))
+    for a, b in zip(gradients(x, mask), want, strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_kernels
 def test_kernels_in_single_precision_are_no_worse_than_aten():
     net, (x, mask) = network(config(width=36)), batch(31)
     exact = on_aten(output_and_gradients, net, x, mask)
@@ -100,6 +132,15 @@ def test_inference_gives_the_same_bits_and_keeps_nothing(monkeypatch):
     with torch.inference_mode():
         assert torch.equal(net(x, mask), want)
     assert torch.equal(net.requires_grad_(False)(x, mask), want)
+
+
+@needs_kernels
+def test_inference_has_room_for_many_short_samples():
+    net, x = network(config(heads=8)), torch.randn(200, 33, 12, dtype=torch.float64)
+    mask = torch.arange(33) < torch.arange(1, 201)[:, None] % 11 + 1
+    with torch.no_grad():
+        got, want = net(x, mask), on_aten(net, x, mask)
+    torch.testing.assert_close(got[mask], want[mask], rtol=1e-10, atol=1e-10)
 
 
 @needs_kernels

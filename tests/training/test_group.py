@@ -88,18 +88,18 @@ def whole_run(group, root, folder, name, **options):
 
 def out_of_memory(group, root, folder):
     """The second rank can't hold its three windows."""
-    healthy = loop.weighted_mse
+    healthy = loop.add_gradient
 
-    def limited(prediction, batch):
+    def limited(model, batch, count):
         if group.rank == 1 and len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return healthy(prediction, batch)
+        return healthy(model, batch, count)
 
-    loop.weighted_mse = limited
+    loop.add_gradient = limited
     try:
         whole_run(group, root, folder, "memory")
     finally:
-        loop.weighted_mse = healthy
+        loop.add_gradient = healthy
 
 
 def rank_process(rank, root, folder, tasks):
@@ -181,10 +181,12 @@ def test_two_ranks_take_the_steps_of_one(done, alone, name):
 
 @pytest.mark.parametrize("name", STEPS)
 def test_single_precision_rounds_the_loss_elsewhere(done, alone, name):
-    """Weights may differ by more: AdamW takes steps of full length where a gradient is hardly more than rounding."""
+    """Single weights may differ by more, as AdamW takes steps of full length where a gradient is hardly more than
+    rounding: their root mean square stays below a thousandth of the way."""
     result, expected = both(done, f"{name}-{torch.float32}"), alone(name, torch.float32)
     assert result["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-5)
-    assert difference(result, expected) < 1e-2 * STEPS[name].steps * STEPS[name].learning_rate
+    moved = torch.cat([(result[key] - expected[key]).flatten() for key in expected])
+    assert moved.square().mean().sqrt() < 1e-3 * STEPS[name].steps * STEPS[name].learning_rate
 
 
 def test_ranks_may_compute_in_parts_of_their_own(done, alone):

@@ -165,14 +165,14 @@ def test_gatr_has_no_equivariance_error_but_rounding(windows, tmp_path):
 
 
 def test_a_nan_ends_the_run_as_diverged(windows, tmp_path, monkeypatch):
-    healthy = loop.weighted_mse
+    healthy = loop.accumulate_gradient
     calls = []
 
-    def nan_at_step_five(prediction, batch):
+    def nan_at_step_five(*args):
         calls.append(1)
-        return healthy(prediction, batch) * (float("nan") if len(calls) == 5 else 1.0)
+        return healthy(*args) * (float("nan") if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(loop, "weighted_mse", nan_at_step_five)
+    monkeypatch.setattr(loop, "accumulate_gradient", nan_at_step_five)
     record = train(make_spec(), *windows, checkpoints=tmp_path / "c", weights=tmp_path / "w.pt")
     assert record.status == "diverged"
     assert record.test == {}

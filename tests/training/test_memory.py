@@ -46,15 +46,15 @@ def tensors(batch):
 
 def out_of_memory_above(monkeypatch, windows_at_once):
     """Let the loss run out of memory for more windows than that; returns the sizes that were tried."""
-    healthy, tried = loop.weighted_mse, []
+    healthy, tried = loop.add_gradient, []
 
-    def limited(prediction, batch):
+    def limited(model, batch, count):
         tried.append(len(batch))
         if len(batch) > windows_at_once:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return healthy(prediction, batch)
+        return healthy(model, batch, count)
 
-    monkeypatch.setattr(loop, "weighted_mse", limited)
+    monkeypatch.setattr(loop, "add_gradient", limited)
     return tried
 
 

@@ -45,7 +45,7 @@ def test_an_optimiser_of_the_user_trains_a_run(windows, tmp_path):
     record = train(spec, *windows, checkpoints=tmp_path / "c", weights=tmp_path / "w.pt")
     assert record.status == "finished"
     assert 0 < record.test["nmse"] < 1.2
-    assert record.curve[-1].train_loss < record.curve[0].train_loss
+    assert record.curve[-1].test_nmse < record.curve[0].test_nmse
     assert record.spec.name.endswith("-sgd")
     assert load_trained(tmp_path / "w.pt")[0] == spec
 
@@ -114,6 +114,17 @@ def test_only_matrices_decay(arm, name):
     for name, parameter in model.named_parameters():
         assert group_of(parameter, optimizer)["weight_decay"] == (0.0 if name.endswith(gains) else 0.01), name
     assert sum(g["params"][0].numel() for g in optimizer.param_groups) == sum(p.numel() for p in model.parameters())
+
+
+def test_clipping_is_that_of_pytorch():
+    for limit in (0.1, 100.0):
+        ours, theirs = ([torch.nn.Parameter(torch.zeros(n)) for n in (3, 70)] for _ in range(2))
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(i))
+            b.grad = a.grad.clone()
+        optim.clip_gradients(ours, limit)
+        torch.nn.utils.clip_grad_norm_(theirs, limit)
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
 
 
 def set_gradients(model, seed):

@@ -22,7 +22,7 @@ def script(monkeypatch):
 
 def test_the_parts_of_a_run_are_all_timed_and_the_clocks_taken_away(script, windows):
     arm, size = get_arm("transformer_aug"), Size(8, 1, 1)
-    before = {name: getattr(script.loop, name) for name in ("transform", "batches", "weighted_mse")}
+    before = {name: getattr(script.loop, name) for name in ("transform", "batches", "add_gradient")}
     spec = make_spec(arm=arm.name, size=size, steps=1000)
     profile = script.profile(arm, size, windows, spec, seconds=0.0)
     assert set(profile.parts) == set(script.PARTS)

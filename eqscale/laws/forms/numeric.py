@@ -55,6 +55,22 @@ def bisect(rising: Callable[[Array], Array], left: Array, right: Array, steps: i
     return 0.5 * (left + right)
 
 
+def root(falling: Callable[[Array], tuple[Array, Array]], left: Array, right: Array) -> Array:
+    """Where ``falling``, which gives value and slope, is zero between ``left`` and ``right``, element by element.
+
+    Newton's steps, and halves of the bracket where they leave it.
+    """
+    at = 0.5 * (left + right)
+    for _ in range(50):
+        value, slope = falling(at)
+        left, right = np.where(value > 0, at, left), np.where(value > 0, right, at)
+        newton = at - value / slope
+        last, at = at, np.where((newton >= left) & (newton <= right), newton, 0.5 * (left + right))
+        if not (np.abs(at - last) > 1e-13 * np.abs(at)).any():
+            break
+    return at
+
+
 def optimal_log_n(form: Form, c: Coefficients, cost: CostModel, log_c: Array) -> Array:
     """log N of the lowest loss at each cost (b, k): a grid, then Newton in a bracket. See ``Form.optimal_log_n``."""
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from eqscale.laws.cost import CostModel
 from eqscale.laws.forms.base import Coefficients, Evaluation, Features, Form
-from eqscale.laws.forms.numeric import SPAN, bisect
+from eqscale.laws.forms.numeric import SPAN, bisect, root
 
 Array = np.ndarray
 
@@ -94,7 +94,7 @@ class Balanced(Form):
             return {"a": c["beta"] / total, "b": c["alpha"] / total}
 
     def optimal_log_n(self, c: Coefficients, cost: CostModel, log_c: Array) -> Array:
-        """Closed form where cost is a power of N, by bisection where it bends."""
+        """Closed form where cost is a power of N, by Newton's method where it bends."""
         alpha, beta = c["alpha"][:, None], c["beta"][:, None]
         log_c = np.atleast_2d(log_c)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -110,16 +110,16 @@ class Balanced(Form):
                 return tangent_root(cost.origin)
             low, high = cost.origin + cost.span[0], cost.origin + cost.span[1]
 
-            def excess(log_n: Array) -> Array:
+            def excess(log_n: Array) -> tuple[Array, Array]:
                 h, slope = cost.log_per_token(log_n)
-                return gain - alpha * log_n - np.log(slope / cost.power) + beta * ((log_c - h) / cost.power)
+                value = gain - alpha * log_n - np.log(slope / cost.power) + beta * ((log_c - h) / cost.power)
+                return value, -alpha - 2 * cost.polynomial[2] / slope - beta * slope / cost.power
 
             shape = np.broadcast_shapes(gain.shape, log_c.shape)
-            left, right = np.full(shape, low), np.full(shape, high)
-            below = excess(left) < 0
-            above = excess(right) > 0
-            root = bisect(lambda n: excess(n) > 0, left, right, 50)
-            return np.where(below, tangent_root(low), np.where(above, tangent_root(high), root))
+            below = excess(np.full(shape, low))[0] < 0
+            above = excess(np.full(shape, high))[0] > 0
+            at = root(excess, np.where(above, high, low), np.where(below, low, high))
+            return np.where(below, tangent_root(low), np.where(above, tangent_root(high), at))
 
     def cheapest(self, c: Coefficients, cost: CostModel, loss: Array) -> tuple[Array, Array, Array]:
         """The optimal D of each N is explicit, so that one bisection over N suffices under any cost model."""
