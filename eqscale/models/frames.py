@@ -1,0 +1,113 @@
+"""A frame for each sample from a small equivariant network, so that any network becomes equivariant in it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqscale.models.flops import FlopCount, TrainingFlops
+
+
+@dataclasses.dataclass(frozen=True)
+class FramesConfig:
+    """Shape of a network of frames."""
+
+    vectors: int
+    """True vectors of a token."""
+    invariants: int
+    """Invariants of a token, beside the products of its vectors."""
+    hidden: int
+    """Hidden units of a token."""
+
+    @property
+    def inputs(self) -> int:
+        """Numbers of which a token's weights are a function: invariants, and products of every pair of vectors."""
+        return self.invariants + self.vectors * (self.vectors + 1) // 2
+
+
+class Frames(nn.Module):
+    """Vectors and invariants of a sample's tokens -> an orthonormal frame that turns and mirrors with the sample.
+
+    Three sums of the tokens' vectors, with weights that are functions of the token's invariants, made orthonormal by
+    Gram and Schmidt (as arXiv 2505.20280 does for each token).
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, config: FramesConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.hidden = nn.Linear(config.inputs, config.hidden)
+        self.weights = nn.Linear(config.hidden, 3 * config.vectors)
+        for linear in (self.hidden, self.weights):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+        rows, columns = torch.triu_indices(config.vectors, config.vectors)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def forward(self, vectors: Tensor, invariants: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames of samples.
+
+        Args:
+            vectors: (B, T, K, 3), zero at padded tokens.
+            invariants: (B, T, I), finite at padded tokens.
+            mask: True for real tokens, (B, T).
+
+        Returns:
+            Orthogonal matrices (B, 3, 3), the axes of the frame as rows; and which are degenerate (B,): the axes that a
+            sample leaves open are then the third by the right-hand rule, which mirror images break, or, if two are
+            open, coordinate axes, which rotations break.
+        """
+        B, T, K = vectors.shape[:3]
+        products = torch.bmm(vectors.view(B * T, K, 3), vectors.view(B * T, K, 3).mT).view(B, T, K, K)
+        # asinh: products of far points are large, and have tails.
+        seen = torch.cat([invariants, products[..., self.rows, self.columns]], -1).asinh()
+        weights = self.weights(F.gelu(self.hidden(seen), approximate="tanh"))
+        weights = weights.view(B, T, 3, K).transpose(1, 2).reshape(B, 3, T * K)
+        return orthonormal(torch.bmm(weights, vectors.reshape(B, T * K, 3)) / mask.sum(1)[:, None, None])
+
+
+def orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram-Schmidt of the rows of (B, 3, 3): an orthogonal matrix each, and where an axis had to be made up, (B,)."""
+    first, second, third = vectors.unbind(1)
+    eye = torch.eye(3, dtype=vectors.dtype, device=vectors.device)
+    x, no_x = _unit(first, first.detach().square().sum(-1, keepdim=True), eye[:1].expand_as(first))
+    least = eye[x.detach().abs().argmin(-1)]
+    y, no_y = _unit(_without(second, x), second.detach().square().sum(-1, keepdim=True), _without(least, x))
+    # Twice: what rounding leaves along x and y would grow where the third is nearly in their plane.
+    rest = _without(_without(_without(_without(third, x), y), x), y)
+    z, no_z = _unit(rest, third.detach().square().sum(-1, keepdim=True), torch.linalg.cross(x, y))
+    return torch.stack([x, y, z], 1), no_x | no_y | no_z
+
+
+def _without(vector: Tensor, axis: Tensor) -> Tensor:
+    return vector - (vector * axis).sum(-1, keepdim=True) * axis
+
+
+def _unit(vector: Tensor, whole: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
+    """The vector at length 1, or ``otherwise`` where only rounding is left of its ``whole`` square, and where that is.
+
+    Direction and relative size decide, so that the choice itself is the same in every frame and unit.
+    """
+    square = vector.square().sum(-1, keepdim=True)
+    none = square <= torch.finfo(vector.dtype).eps * whole
+    chosen = torch.where(none, otherwise, vector)
+    return chosen * chosen.square().sum(-1, keepdim=True).rsqrt(), none[:, 0]
+
+
+def frames_training_flops(config: FramesConfig) -> TrainingFlops:
+    """FLOPs of forward + backward for one sample with T tokens.
+
+    Nominal: 6 per weight and token. Executed: the matrix products; inputs need no gradient.
+    """
+    K, first = config.vectors, config.inputs * config.hidden
+    weights = first + config.hidden * 3 * K
+    products, sums = 3 * K * K, 9 * K
+    return TrainingFlops(
+        nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * first + 2.0 * products + 4.0 * sums)
+    )
