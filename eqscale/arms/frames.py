@@ -61,7 +61,7 @@ def _flops(size: Size, task: Task) -> TrainingFlops:
     config, frames = plain_config(size, task), frames_training_flops(_frames_config(size, task))
     network = transformer_training_flops(config)
     # The network's inputs need a gradient here. Fields of tokens are turned, outputs turned back.
-    inputs = 2.0 * config.in_features * config.width + 6.0 * 3 * plane_invariants_width(task.schema)
+    inputs = 2.0 * config.in_features * config.width + 2.0 * 3 * plane_invariants_width(task.schema)
     turned = 4.0 * 9 * _vectors_of_tokens(task.schema)
     back = 6.0 * 9 if task.schema.target.kind is Kind.DIRECTION and task.schema.target.per == "token" else 0.0
     return TrainingFlops(

@@ -38,16 +38,16 @@ class PlainModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
         if self.frame is None:
-            return self._predict(batch)
+            return self._predict(batch, batch)
         with torch.autocast(batch.mask.device.type, enabled=False):  # not coordinates in half precision
             turned, matrix = self.frame(batch)
-        output = self._predict(turned)
+        output = self._predict(turned, batch)
         if batch.schema.target.kind is Kind.INVARIANT:
             return output
         return (output @ matrix) if output.ndim == 3 else (output[:, None] @ matrix)[:, 0]  # back: R^T y
 
-    def _predict(self, batch: Batch) -> Tensor:
-        features = numbers(batch)
+    def _predict(self, turned: Batch, batch: Batch) -> Tensor:
+        features = numbers(turned)
         if self.planes and (planes := plane_invariants(batch)):
             features = torch.cat([features, *planes], -1)
         return pooled(self.net(features, batch.mask), batch)

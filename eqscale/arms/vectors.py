@@ -46,7 +46,7 @@ def vectors(batch: Batch, unit: float) -> tuple[Tensor, Tensor, Tensor]:
 
     True vectors: normals of planes, points, their differences from the points that they are relative to, directions.
     Invariants: the distances from the origin of the planes, and of the planes through a point whose normal is a
-    direction attached to it or that difference; then those of every arm. Padded tokens hold zeros.
+    direction attached to it or that difference; then those of every arm. Padded tokens hold meaningless numbers.
 
     Args:
         batch: the samples.
@@ -55,7 +55,7 @@ def vectors(batch: Batch, unit: float) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         True vectors (B, T, K, 3), pseudovectors (B, T, P, 3), invariants (B, T, I); all of order one in that unit.
     """
-    schema, mask = batch.schema, batch.mask
+    schema = batch.schema
     at = {field.name: _at_tokens(batch, field, unit) for field in schema.fields if field.kind is not Kind.INVARIANT}
     differences = {f.name: at[f.name] - at[f.relative_to] for f in schema.of(Kind.POINT) if f.relative_to}
     planes = [at[field.name] for field in schema.of(Kind.PLANE)]
@@ -66,12 +66,10 @@ def vectors(batch: Batch, unit: float) -> tuple[Tensor, Tensor, Tensor]:
     true += [*differences.values(), *(at[field.name] for field in schema.of(Kind.DIRECTION))]
     offsets = [plane[..., 3] for plane in planes] + [(normal * point).sum(-1) for normal, point in attached]
     stacked = [
-        torch.stack(part, -2) if part else batch.target.new_zeros(*mask.shape, 0, 3)
+        torch.stack(part, -2) if part else batch.target.new_zeros(*batch.mask.shape, 0, 3)
         for part in (true, [at[field.name] for field in schema.of(Kind.PSEUDOVECTOR)])
     ]
-    scalars = torch.cat([*(offset[..., None] for offset in offsets), invariants(batch)], -1)
-    seen = [torch.where(mask.view(*mask.shape, *(1,) * (part.ndim - 2)), part, 0.0) for part in (*stacked, scalars)]
-    return seen[0], seen[1], seen[2]
+    return stacked[0], stacked[1], torch.cat([*(offset[..., None] for offset in offsets), invariants(batch)], -1)
 
 
 def _at_tokens(batch: Batch, field: Field, unit: float) -> Tensor:

@@ -32,11 +32,11 @@ class Frames(nn.Module):
     """Vectors and invariants of a sample's tokens -> an orthonormal frame that turns and mirrors with the sample.
 
     Three sums of the tokens' vectors, with weights that are functions of the token's invariants, made orthonormal by
-    Gram and Schmidt (as arXiv 2505.20280 does for each token).
+    Gram and Schmidt (as arXiv 2505.20280 does for each token). The third only decides on which side of the first two
+    the frame's third axis lies, so training changes the first two alone.
     """
 
-    rows: Tensor
-    columns: Tensor
+    pairs: Tensor
 
     def __init__(self, config: FramesConfig) -> None:
         super().__init__()
@@ -47,16 +47,15 @@ class Frames(nn.Module):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
         rows, columns = torch.triu_indices(config.vectors, config.vectors)
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("pairs", config.vectors * rows + columns, persistent=False)
 
     def forward(self, vectors: Tensor, invariants: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Frames of samples.
 
         Args:
-            vectors: (B, T, K, 3), zero at padded tokens.
-            invariants: (B, T, I), finite at padded tokens.
-            mask: True for real tokens, (B, T).
+            vectors: (B, T, K, 3).
+            invariants: (B, T, I).
+            mask: True for real tokens, (B, T); what the others hold must be finite.
 
         Returns:
             Orthogonal matrices (B, 3, 3), the axes of the frame as rows; and which are degenerate (B,): the axes that a
@@ -65,9 +64,10 @@ class Frames(nn.Module):
         """
         B, T, K = vectors.shape[:3]
         products = torch.bmm(vectors.view(B * T, K, 3), vectors.view(B * T, K, 3).mT).view(B, T, K, K)
-        # asinh: products of far points are large, and have tails.
-        seen = torch.cat([invariants, products[..., self.rows, self.columns]], -1).asinh()
-        weights = self.weights(F.gelu(self.hidden(seen), approximate="tanh"))
+        products = products.flatten(2).index_select(2, self.pairs)
+        products = products * (1 + products.abs()).rsqrt()  # those of far points are large: of the order of a length
+        seen = torch.cat([invariants, products], -1)
+        weights = self.weights(F.silu(self.hidden(seen))) * mask[..., None]
         weights = weights.view(B, T, 3, K).transpose(1, 2).reshape(B, 3, T * K)
         return orthonormal(torch.bmm(weights, vectors.reshape(B, T * K, 3)) / mask.sum(1)[:, None, None])
 
@@ -79,9 +79,11 @@ def orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
     x, no_x = _unit(first, first.detach().square().sum(-1, keepdim=True), eye[:1].expand_as(first))
     least = eye[x.detach().abs().argmin(-1)]
     y, no_y = _unit(_without(second, x), second.detach().square().sum(-1, keepdim=True), _without(least, x))
-    # Twice: what rounding leaves along x and y would grow where the third is nearly in their plane.
-    rest = _without(_without(_without(_without(third, x), y), x), y)
-    z, no_z = _unit(rest, third.detach().square().sum(-1, keepdim=True), torch.linalg.cross(x, y))
+    # The third can only choose between the two sides of the plane.
+    normal = torch.linalg.cross(x, y)
+    side = (third.detach() * normal.detach()).sum(-1, keepdim=True)
+    no_z = side[:, 0].abs() <= 32 * torch.finfo(side.dtype).eps * third.detach().norm(dim=-1)
+    z = torch.where((side < 0) & ~no_z[:, None], -normal, normal)
     return torch.stack([x, y, z], 1), no_x | no_y | no_z
 
 
