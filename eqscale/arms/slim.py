@@ -73,5 +73,6 @@ ARMS = (
         # GATr's, its nearest kin, until a search has been run for it.
         fitted_recipes("gatr")[0],
         optimal_cost=0.6,
+        packed=lambda size, device: Slim.packs(device),
     ),
 )

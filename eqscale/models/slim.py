@@ -4,19 +4,25 @@ Vectors are mixed by plain matrices, multiplied by dot and cross products, and a
 L-GATr-slim (arXiv 2512.17011), here for O(3). Types keep it exact under reflections too: dot products of equal types
 are invariants, cross products of equal types pseudovectors, of different types true vectors.
 
-Activations are planar: channels first, tokens contiguous, so that a map of vectors is one matrix product.
+Activations are planar: channels first, tokens contiguous, so that a map of vectors is one matrix product. On a CPU with
+a C++ compiler the whole network, forward and backward, is one kernel (``eqscale.native``).
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 
+from eqscale import native
 from eqscale.errors import InputError
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
@@ -126,6 +132,10 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(target.scalars)) if target.scalars else None
         self.target = target
 
+    def pieces(self) -> tuple[Tensor | None, ...]:
+        """Its parameters, None where it has none: weights of scalars, true vectors and pseudovectors, bias."""
+        return self.scalars, self.true, self.pseudo, self.bias
+
     def forward(self, x: Features) -> Features:
         """Features of the source -> features of the target."""
         N = x.scalars.shape[1]
@@ -200,6 +210,46 @@ def norm(x: Features) -> Features:
     return Features(scalars, x.true * factor, x.pseudo * factor)
 
 
+@functools.lru_cache(maxsize=256)
+def _shape(c: SlimConfig, batch: int, tokens: int, dtype: torch.dtype) -> native.slim.Shape:
+    """Shape of a batch, and what the kernels need for it."""
+    three = ctypes.c_int64 * 3
+    shape = native.slim.Shape(
+        batch, tokens, three(*c.inputs), three(*c.outputs), c.scalars, c.vectors, c.blocks, c.heads, three(*c.head)
+    )
+    native.call("slim_plan", torch.empty(0, dtype=dtype), shape)
+    return shape
+
+
+def _pointers(parameters: Sequence[Tensor | None]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(parameters))(*[None if p is None else p.data_ptr() for p in parameters])
+
+
+class _OnKernels(torch.autograd.Function):
+    """The whole network as one operation; ``parameters`` have None where a map lacks a type."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, config: SlimConfig, x: Tensor, mask: Tensor | None, keep: bool, *parameters: Tensor | None
+    ) -> Tensor:
+        ctx.shape, ctx.pointers = _shape(config, *x.shape[:2], x.dtype), _pointers(parameters)
+        ctx.kept = x.new_empty(ctx.shape.kept) if keep else None
+        ctx.save_for_backward(x, mask, *parameters)
+        y = x.new_zeros(*x.shape[:2], config.outputs.numbers)
+        native.call("slim", x, y, ctx.kept, mask, ctx.shape, ctx.pointers)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, mask, *parameters = ctx.saved_tensors
+        gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        flat, gy = x.new_zeros(ctx.shape.parameters), gy.contiguous()
+        native.call("slim_gradient", x, gy, gx, flat, ctx.kept, mask, ctx.shape, ctx.pointers)
+        pieces = iter(_unflatten_dense_tensors(flat, [p for p in parameters if p is not None]))
+        return None, gx, None, None, *(None if p is None else next(pieces) for p in parameters)
+
+
 class Slim(nn.Module):
     """Invariants and vectors of tokens -> invariants and vectors; exactly equivariant under O(3) and permutations."""
 
@@ -209,6 +259,7 @@ class Slim(nn.Module):
         self.embed = Linear(config.inputs, config.stream)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.read_out = Linear(config.stream, config.outputs, gain=0.1)
+        self._linears = [module for module in self.modules() if isinstance(module, Linear)]
 
     def forward(
         self, scalars: Tensor, true: Tensor, pseudo: Tensor, mask: Tensor | None = None
@@ -234,9 +285,14 @@ class Slim(nn.Module):
             check_tokens(name, part, tail, own)
             if part.shape[:2] != (B, T):
                 raise InputError(f"{name}: tokens {tuple(part.shape[:2])}, true vectors have {(B, T)}")
-        bias = None
         if mask is not None:
             check_mask(mask, (B, T), own.device)
+        if native.available(true) and not torch.is_autocast_enabled("cpu"):
+            y = self._on_kernels(torch.cat([scalars, true.flatten(2), pseudo.flatten(2)], -1), mask)
+            invariants, *vectors = y.split((c.outputs.scalars, 3 * c.outputs.true, 3 * c.outputs.pseudo), -1)
+            return invariants, *(part.reshape(B, T, part.shape[-1] // 3, 3) for part in vectors)
+        bias = None
+        if mask is not None:
             bias = torch.zeros_like(mask, dtype=true.dtype).masked_fill_(~mask, -math.inf)[:, None]
         x = Features(scalars.flatten(0, 1).t(), _planar(true), _planar(pseudo))
         x = self.embed(x)
@@ -245,6 +301,18 @@ class Slim(nn.Module):
         x = self.read_out(norm(x))
         directions = (part.view(len(part), 3, B, T).permute(2, 3, 0, 1) for part in x[1:])
         return x.scalars.t().reshape(B, T, c.outputs.scalars), *directions
+
+    @staticmethod
+    def packs(device: torch.device) -> bool:
+        """Whether padding is dropped on this device rather than computed: true of the CPU kernels."""
+        return native.available(torch.empty(0, device=device))
+
+    def _on_kernels(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        mask = None if mask is None else mask.contiguous()
+        own = [p for linear in self._linears for p in linear.pieces()]
+        parameters = [None if p is None else p.contiguous() for p in own]
+        needed = (z is not None and z.requires_grad for z in (x, *parameters))
+        return _OnKernels.apply(self.config, x, mask, torch.is_grad_enabled() and any(needed), *parameters)
 
 
 def _planar(vectors: Tensor) -> Tensor:
