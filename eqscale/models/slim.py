@@ -26,6 +26,7 @@ from eqscale import native
 from eqscale.errors import InputError
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
+from eqscale.models.transformer import _Memory
 
 NORM_EPS = 0.01
 """Smallest mean square of the vectors, as in GATr's norm (arXiv 2311.04744)."""
@@ -233,10 +234,10 @@ class _OnKernels(torch.autograd.Function):
         ctx: Any, config: SlimConfig, x: Tensor, mask: Tensor | None, keep: bool, *parameters: Tensor | None
     ) -> Tensor:
         ctx.shape, ctx.pointers = _shape(config, *x.shape[:2], x.dtype), _pointers(parameters)
-        ctx.kept = x.new_empty(ctx.shape.kept) if keep else None
+        ctx.kept = _Memory(ctx.shape.kept, x) if keep else None
         ctx.save_for_backward(x, mask, *parameters)
         y = x.new_zeros(*x.shape[:2], config.outputs.numbers)
-        native.call("slim", x, y, ctx.kept, mask, ctx.shape, ctx.pointers)
+        native.call("slim", x, y, ctx.kept.tensor if keep else None, mask, ctx.shape, ctx.pointers)
         return y
 
     @staticmethod
@@ -245,7 +246,7 @@ class _OnKernels(torch.autograd.Function):
         x, mask, *parameters = ctx.saved_tensors
         gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
         flat, gy = x.new_zeros(ctx.shape.parameters), gy.contiguous()
-        native.call("slim_gradient", x, gy, gx, flat, ctx.kept, mask, ctx.shape, ctx.pointers)
+        native.call("slim_gradient", x, gy, gx, flat, ctx.kept.tensor, mask, ctx.shape, ctx.pointers)
         pieces = iter(_unflatten_dense_tensors(flat, [p for p in parameters if p is not None]))
         return None, gx, None, None, *(None if p is None else next(pieces) for p in parameters)
 
