@@ -63,43 +63,40 @@ class Frames(nn.Module):
             open, coordinate axes, which rotations break.
         """
         B, T, K = vectors.shape[:3]
+        share = mask / mask.sum(1, keepdim=True, dtype=vectors.dtype)
         products = torch.bmm(vectors.view(B * T, K, 3), vectors.view(B * T, K, 3).mT).view(B, T, K, K)
         products = products.flatten(2).index_select(2, self.pairs)
         products = products * (1 + products.abs()).rsqrt()  # those of far points are large: of the order of a length
         seen = torch.cat([invariants, products], -1)
-        weights = self.weights(F.silu(self.hidden(seen))) * mask[..., None]
+        weights = self.weights(F.silu(self.hidden(seen))) * share[..., None]
         weights = weights.view(B, T, 3, K).transpose(1, 2).reshape(B, 3, T * K)
-        return orthonormal(torch.bmm(weights, vectors.reshape(B, T * K, 3)) / mask.sum(1)[:, None, None])
+        return orthonormal(torch.bmm(weights, vectors.reshape(B, T * K, 3)))
 
 
 def orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Gram-Schmidt of the rows of (B, 3, 3): an orthogonal matrix each, and where an axis had to be made up, (B,)."""
-    first, second, third = vectors.unbind(1)
-    eye = torch.eye(3, dtype=vectors.dtype, device=vectors.device)
-    x, no_x = _unit(first, first.detach().square().sum(-1, keepdim=True), eye[:1].expand_as(first))
-    least = eye[x.detach().abs().argmin(-1)]
-    y, no_y = _unit(_without(second, x), second.detach().square().sum(-1, keepdim=True), _without(least, x))
-    # The third can only choose between the two sides of the plane.
-    normal = torch.linalg.cross(x, y)
-    side = (third.detach() * normal.detach()).sum(-1, keepdim=True)
-    no_z = side[:, 0].abs() <= 32 * torch.finfo(side.dtype).eps * third.detach().norm(dim=-1)
-    z = torch.where((side < 0) & ~no_z[:, None], -normal, normal)
-    return torch.stack([x, y, z], 1), no_x | no_y | no_z
+    """Gram-Schmidt of the rows of (B, 3, 3): an orthogonal matrix each, and where an axis had to be made up, (B,).
 
-
-def _without(vector: Tensor, axis: Tensor) -> Tensor:
-    return vector - (vector * axis).sum(-1, keepdim=True) * axis
-
-
-def _unit(vector: Tensor, whole: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
-    """The vector at length 1, or ``otherwise`` where only rounding is left of its ``whole`` square, and where that is.
-
-    Direction and relative size decide, so that the choice itself is the same in every frame and unit.
+    An axis is made up where only rounding is left of a row, relative to its own length: the same in every frame and
+    unit.
     """
-    square = vector.square().sum(-1, keepdim=True)
-    none = square <= torch.finfo(vector.dtype).eps * whole
-    chosen = torch.where(none, otherwise, vector)
-    return chosen * chosen.square().sum(-1, keepdim=True).rsqrt(), none[:, 0]
+    first, second, third = vectors.unbind(1)
+    eye, eps = torch.eye(3, dtype=vectors.dtype, device=vectors.device), torch.finfo(vectors.dtype).eps
+    no_x = first.detach().square().sum(-1, keepdim=True) == 0
+    x = _normalised(torch.where(no_x, eye[0], first))
+    across = torch.linalg.cross(x, second)
+    no_y = across.detach().square().sum(-1, keepdim=True) <= eps * second.detach().square().sum(-1, keepdim=True)
+    least = eye[x.detach().abs().argmin(-1)]
+    normal = _normalised(torch.where(no_y, torch.linalg.cross(x, least), across))
+    # The third can only choose between the two sides of the plane.
+    third = third.detach()
+    side = (third * normal.detach()).sum(-1, keepdim=True)
+    no_z = side.abs() <= 32 * eps * third.norm(dim=-1, keepdim=True)
+    z = torch.where((side < 0) & ~no_z, -normal, normal)
+    return torch.stack([x, torch.linalg.cross(normal, x), z], 1), (no_x | no_y | no_z)[:, 0]
+
+
+def _normalised(vector: Tensor) -> Tensor:
+    return vector * vector.square().sum(-1, keepdim=True).rsqrt()
 
 
 def frames_training_flops(config: FramesConfig) -> TrainingFlops:

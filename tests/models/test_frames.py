@@ -36,6 +36,13 @@ def test_frames_are_orthonormal_and_turn_and_mirror_with_the_vectors():
     torch.testing.assert_close(again, matrix @ moved.mT, rtol=0, atol=1e-12)
 
 
+def test_axes_are_those_of_gram_and_schmidt():
+    rows = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (frame, _), lower = orthonormal(rows), torch.linalg.qr(rows.mT).R.mT
+    signs = lower.diagonal(dim1=1, dim2=2).sign()
+    torch.testing.assert_close(rows @ frame.mT, lower * signs[:, None], rtol=0, atol=1e-12)
+
+
 def rotation():
     moved = random_orthogonal(1, torch.Generator().manual_seed(1), torch.float64)[0]
     return moved * torch.linalg.det(moved)
