@@ -4,10 +4,10 @@ Trains the plain transformer, the same backbone in learnt frames, slim GATr, GAT
 at equal compute with Ray Tune. Logs every run to MLflow and writes the run table, a table and a figure that split the
 lead.
 
-    python tune_jobs/split.py                    # preset quick
+    python tune_jobs/split.py                    # preset quick: some minutes on two cores
     python tune_jobs/split.py --dry-run          # print the plan only
-    python tune_jobs/split.py --preset cpu       # three budgets up to 3e12 FLOPs, three seeds; Ctrl-C stops it,
-                                                 # the same command continues
+    python tune_jobs/split.py --preset cpu       # 288 runs up to 3e12 FLOPs, about nine hours by the plan; stop with
+                                                 # Ctrl-C, the same command continues
 
 A run with a record in the study's ledger is not trained again.
 """

@@ -39,7 +39,7 @@ class LearnedFrame(nn.Module):
 
     @torch.no_grad()
     def degenerate(self, batch: Batch) -> Tensor:
-        """Samples whose frame is not unique, (B,): too symmetric for three directions."""
+        """Samples whose frame lacks an axis, (B,): too symmetric for three directions."""
         return self._frames(centred(batch))[1]
 
     def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -58,9 +58,8 @@ class Frames(nn.Module):
             mask: True for real tokens, (B, T); what the others hold must be finite.
 
         Returns:
-            Orthogonal matrices (B, 3, 3), the axes of the frame as rows; and which are degenerate (B,): the axes that a
-            sample leaves open are then the third by the right-hand rule, which mirror images break, or, if two are
-            open, coordinate axes, which rotations break.
+            Orthogonal matrices (B, 3, 3), the axes of the frame as rows; and which are degenerate (B,): axes that a
+            sample leaves open are zero.
         """
         B, T, K = vectors.shape[:3]
         share = mask / mask.sum(1, keepdim=True, dtype=vectors.dtype)
@@ -74,29 +73,29 @@ class Frames(nn.Module):
 
 
 def orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Gram-Schmidt of the rows of (B, 3, 3): an orthogonal matrix each, and where an axis had to be made up, (B,).
+    """Gram-Schmidt of the rows of (B, 3, 3): an orthogonal matrix each, and which lack an axis, (B,).
 
-    An axis is made up where only rounding is left of a row, relative to its own length: the same in every frame and
-    unit.
+    Where only rounding is left of a row, relative to its own length, its axis and those after it are zero. Choosing
+    one would break the symmetry: a flat sample is its own mirror image, and all its vectors lie in two axes.
     """
     first, second, third = vectors.unbind(1)
-    eye, eps = torch.eye(3, dtype=vectors.dtype, device=vectors.device), torch.finfo(vectors.dtype).eps
+    eps = torch.finfo(vectors.dtype).eps
     no_x = first.detach().square().sum(-1, keepdim=True) == 0
-    x = _normalised(torch.where(no_x, eye[0], first))
+    x = _normalised(first, no_x)
     across = torch.linalg.cross(x, second)
     no_y = across.detach().square().sum(-1, keepdim=True) <= eps * second.detach().square().sum(-1, keepdim=True)
-    least = eye[x.detach().abs().argmin(-1)]
-    normal = _normalised(torch.where(no_y, torch.linalg.cross(x, least), across))
+    normal = _normalised(across, no_y)
     # The third can only choose between the two sides of the plane.
     third = third.detach()
     side = (third * normal.detach()).sum(-1, keepdim=True)
-    no_z = side.abs() <= 32 * eps * third.norm(dim=-1, keepdim=True)
-    z = torch.where((side < 0) & ~no_z, -normal, normal)
-    return torch.stack([x, torch.linalg.cross(normal, x), z], 1), (no_x | no_y | no_z)[:, 0]
+    side = torch.where(side.abs() <= 32 * eps * third.norm(dim=-1, keepdim=True), 0.0, side).sign()
+    return torch.stack([x, torch.linalg.cross(normal, x), side * normal], 1), (side == 0)[:, 0]
 
 
-def _normalised(vector: Tensor) -> Tensor:
-    return vector * vector.square().sum(-1, keepdim=True).rsqrt()
+def _normalised(vector: Tensor, none: Tensor) -> Tensor:
+    """The vector at length 1, zero where it is ``none``."""
+    square = vector.square().sum(-1, keepdim=True)
+    return vector * torch.where(none, 0.0, torch.where(none, 1.0, square).rsqrt())
 
 
 def frames_training_flops(config: FramesConfig) -> TrainingFlops:

@@ -71,8 +71,22 @@ def test_windows_of_the_rigid_task_that_are_too_symmetric_for_a_frame_are_rare(w
     model = model_of("transformer_frames").float()
     batch = windows[0].batch(np.arange(480))
     assert model.frame.degenerate(batch).sum() <= 1
-    flat = batch.replace(**{name: batch[name] * torch.tensor([1.0, 1.0, 0.0]) for name in VECTORS})
-    assert model.frame.degenerate(flat.replace(floor=batch["floor"] * torch.tensor([1.0, 1.0, 0.0, 1.0]))).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_flat_straight_and_empty_samples_are_predicted_exactly_equivariantly_too(axes, batch):
+    model = model_of("transformer_frames")
+    kept = (torch.arange(3) < axes).double()
+    flat = batch.replace(
+        floor=batch["floor"] * torch.cat([kept, kept.new_ones(1)]), **{n: batch[n] * kept for n in VECTORS}
+    )
+    R = random_orthogonal(len(batch), torch.Generator().manual_seed(1), torch.float64)
+    expected = model(flat) @ R.mT
+    assert model.frame.degenerate(flat).all()
+    assert float((model(transform(flat, R)) - expected)[batch.mask].abs().max()) < 1e-10 * max(
+        1e-6, float(expected.abs().max())
+    )
 
 
 def test_closed_form_flops_are_those_of_the_matrix_products(batch):
