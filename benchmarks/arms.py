@@ -127,8 +127,8 @@ class OnAten(PlainModel):
 class QKNormed(OnAten):
     """The plain transformer with normalised queries and keys."""
 
-    def __init__(self, config: TransformerConfig, task: Task) -> None:
-        super().__init__(config, task)
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
         for block in self.net.blocks:
             assert isinstance(block, Block)
             attention = QKNormAttention(config)
@@ -142,8 +142,8 @@ class DistanceBiased(OnAten):
     RADII = (0.1, 0.3, 1.0, 3.0)
     """Of Gaussians, in m."""
 
-    def __init__(self, config: TransformerConfig, task: Task) -> None:
-        super().__init__(config, task)
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
         self.weight = nn.Parameter(torch.zeros(config.depth, len(self.RADII), config.heads))
 
     def biases(self, batch: Batch) -> list[Tensor | None]:
@@ -179,7 +179,7 @@ def plain(
     return dataclasses.replace(
         get_arm(base),
         name=label,
-        build=lambda size, task: model(config(size), task),
+        build=lambda size, task: model(config(size)),
         flops=lambda size, task: flops(config(size)),
         packed=None if issubclass(model, OnAten) else get_arm(base).packed,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -31,16 +32,18 @@ unconstrained maps don't know which components are lengths, and start with huge 
 class GATrModel(nn.Module):
     """GATr on tokens: Batch -> predicted targets."""
 
-    def __init__(self, config: GATrConfig, schema: Schema) -> None:
+    def __init__(self, config: GATrConfig, schema: Schema, scalars: Callable[[Batch], Tensor] = invariants) -> None:
+        """A model; ``scalars`` are the numbers (B, T, scalars_in) that its scalar channels hold."""
         super().__init__()
         self.net = GATr(config)
         self.unit = LENGTHS[config.symmetry] * schema.length
         self.embed = published_multivectors if config.symmetry == "published" else multivectors
+        self.scalars = scalars
         self.at = schema.target.at
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
-        channels, scalars = self.net(self.embed(batch, self.unit), invariants(batch), batch.mask)
+        channels, scalars = self.net(self.embed(batch, self.unit), self.scalars(batch), batch.mask)
         if batch.schema.target.kind is Kind.INVARIANT:
             return pooled(scalars, batch)
         normal, displaced = channels.unbind(2)
@@ -50,7 +53,8 @@ class GATrModel(nn.Module):
         return pooled(extract_displacement(normal, displaced, point / self.unit), batch)
 
 
-def _config(size: Size, task: Task, symmetry: str) -> GATrConfig:
+def gatr_config(size: Size, task: Task, symmetry: str = "parity") -> GATrConfig:
+    """Shape of the network."""
     half, published = size.width // 2, symmetry == "published"
     schema = task.schema
     true_in, pseudo_in = multivectors_width(schema)
@@ -74,11 +78,11 @@ def _config(size: Size, task: Task, symmetry: str) -> GATrConfig:
 
 
 def _build(size: Size, task: Task, symmetry: str) -> nn.Module:
-    return GATrModel(_config(size, task, symmetry), task.schema)
+    return GATrModel(gatr_config(size, task, symmetry), task.schema)
 
 
 def _flops(size: Size, task: Task, symmetry: str) -> TrainingFlops:
-    return gatr_training_flops(_config(size, task, symmetry))
+    return gatr_training_flops(gatr_config(size, task, symmetry))
 
 
 # About 1e3 to 1e9 parameters; width counts multivector channels, half of them true, half pseudo. Narrow and deep
@@ -112,8 +116,9 @@ def _arm(name: str, description: str, symmetry: str, recipe: str | None = None, 
     )
 
 
+BUILT_IN = _arm("gatr", "build it in: geometric algebra transformer, exactly E(3)-equivariant", "parity")
 ARMS = (
-    _arm("gatr", "build it in: geometric algebra transformer, exactly E(3)-equivariant", "parity"),
+    BUILT_IN,
     _arm("gatr_published", "GATr as published: untyped channels, exact for rotations only", "published", recipe="gatr"),
     _arm(
         "gatr_off", "the control: GATr's backbone with unconstrained maps, no symmetry left", "off", control_of="gatr"

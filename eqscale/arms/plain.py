@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,49 +16,60 @@ from eqscale.models.transformer import Transformer, TransformerConfig, transform
 from eqscale.roles import Role
 from eqscale.tasks import Batch, Kind, Task
 
+Frame = Callable[[Batch], tuple[Batch, Tensor]]
+"""A batch -> the same batch in another frame, and the matrix there, (B, 3, 3)."""
+
 
 class PlainModel(nn.Module):
-    """Plain transformer on tokens: Batch -> predicted targets.
+    """Plain transformer on tokens: Batch -> predicted targets."""
 
-    In its own frame it also gets the invariants of planes that GATr gets; in a canonical frame they are sums of
-    features.
-    """
+    def __init__(self, config: TransformerConfig, frame: Frame | None = None, planes: bool = True) -> None:
+        """A model.
 
-    def __init__(self, config: TransformerConfig, task: Task, aligned: bool = False) -> None:
+        Args:
+            config: shape of the network.
+            frame: in which it sees a sample; None: the sample's own.
+            planes: whether it also gets the invariants of planes that GATr gets.
+        """
         super().__init__()
         self.net = Transformer(config)
-        self.align = task.align if aligned else None
+        self.frame, self.planes = frame, planes
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
-        if self.align is None:
-            return pooled(self.net(self._features(batch), batch.mask), batch)
+        if self.frame is None:
+            return pooled(self.net(self._features(batch, batch), batch.mask), batch)
         with torch.autocast(batch.mask.device.type, enabled=False):  # not coordinates in half precision
-            turned, rotation = self.align(batch)
-        output = pooled(self.net(self._features(turned), batch.mask), batch)
+            turned, matrix = self.frame(batch)
+        output = pooled(self.net(self._features(turned, batch), batch.mask), batch)
         if batch.schema.target.kind is Kind.INVARIANT:
             return output
-        return (output @ rotation) if output.ndim == 3 else (output[:, None] @ rotation)[:, 0]  # back: R^T y
+        return (output @ matrix) if output.ndim == 3 else (output[:, None] @ matrix)[:, 0]  # back: R^T y
 
     def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
         """The batch's weighted squared error times ``scale``, its gradient added to that of the parameters.
 
-        None, with nothing done, where that isn't one kernel call. The error is that in the frame of the network.
+        None, with nothing done, where that isn't one kernel call, as in a learnt frame or a subclass. The error is that
+        in the frame of the network.
         """
-        if batch.schema.target.per != "token" or not self.net.runs_on_kernels(batch.target):
+        learnt = isinstance(self.frame, nn.Module) and any(True for _ in self.frame.parameters())
+        own = type(self).forward is PlainModel.forward
+        if learnt or not own or batch.schema.target.per != "token" or not self.net.runs_on_kernels(batch.target):
             return None
-        seen = batch if self.align is None else self.align(batch)[0]
-        return self.net.add_loss_gradient(self._features(seen), seen.mask, seen.target, seen.weight, scale)
+        seen = batch if self.frame is None else self.frame(batch)[0]
+        return self.net.add_loss_gradient(self._features(seen, batch), seen.mask, seen.target, seen.weight, scale)
 
-    def _features(self, batch: Batch) -> Tensor:
-        return numbers(batch) if self.align else torch.cat([numbers(batch), *plane_invariants(batch)], -1)
+    def _features(self, turned: Batch, batch: Batch) -> Tensor:
+        features = numbers(turned)
+        if self.planes and (planes := plane_invariants(batch)):
+            features = torch.cat([features, *planes], -1)
+        return features
 
 
-def _config(size: Size, task: Task, aligned: bool) -> TransformerConfig:
-    if aligned:
-        task.require_canonical_frame()
+def plain_config(size: Size, task: Task, planes: bool = True) -> TransformerConfig:
+    """Shape of the network, with or without the invariants of planes among its inputs."""
     return TransformerConfig(
-        in_features=numbers_width(task.schema) + (0 if aligned else plane_invariants_width(task.schema)),
+        in_features=numbers_width(task.schema) + (plane_invariants_width(task.schema) if planes else 0),
         out_features=task.schema.target.width,
         width=size.width,
         depth=size.depth,
@@ -65,12 +77,18 @@ def _config(size: Size, task: Task, aligned: bool) -> TransformerConfig:
     )
 
 
+def _config(size: Size, task: Task, aligned: bool) -> TransformerConfig:
+    if aligned:
+        task.require_canonical_frame()
+    return plain_config(size, task, planes=not aligned)  # in a canonical frame they are sums of features
+
+
 def _flops(size: Size, task: Task, aligned: bool) -> TrainingFlops:
     return transformer_training_flops(_config(size, task, aligned))
 
 
 def _build(size: Size, task: Task, aligned: bool) -> nn.Module:
-    return PlainModel(_config(size, task, aligned), task, aligned)
+    return PlainModel(_config(size, task, aligned), task.align if aligned else None, planes=not aligned)
 
 
 _WIDTHS = {8: 1, 10: 1, 12: 1, 16: 2, 20: 2, 24: 3, 30: 3, 36: 4, 42: 3, 52: 4, 64: 8, 80: 10}
@@ -117,8 +135,9 @@ def _arm(name: str, description: str, role: Role, *, two: float, three: float) -
 _LEARN = "learn the symmetry from the data: plain pre-LayerNorm transformer"
 _AUGMENT = "learn it from augmented data: a fresh group element per draw"
 _ALIGN = "align it: the plain transformer on samples turned into a canonical frame"
+ALIGNED = _arm("transformer_aligned", _ALIGN, Role.ALIGN, two=3e11, three=3e12)
 ARMS = (
     _arm("transformer", _LEARN, Role.LEARN, two=1e12, three=1e13),
     _arm("transformer_aug", _AUGMENT, Role.AUGMENT, two=1e12, three=1e13),
-    _arm("transformer_aligned", _ALIGN, Role.ALIGN, two=3e11, three=3e12),
+    ALIGNED,
 )

@@ -26,10 +26,15 @@ import torch
 from torch import Tensor
 
 from eqscale.algebra.blades import BY_OUTPUT
-from eqscale.native import gatr, muon, transformer
+from eqscale.native import gatr, muon, slim, transformer
 
 _HERE = pathlib.Path(__file__).parent
-_KERNEL_FILES = {"gatr.cpp": gatr.SIGNATURES, "muon.cpp": muon.SIGNATURES, "transformer.cpp": transformer.SIGNATURES}
+_KERNEL_FILES = {
+    "gatr.cpp": gatr.SIGNATURES,
+    "muon.cpp": muon.SIGNATURES,
+    "slim.cpp": slim.SIGNATURES,
+    "transformer.cpp": transformer.SIGNATURES,
+}
 _FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
 
 _REALS = {torch.float32: ("f32", ctypes.c_float), torch.float64: ("f64", ctypes.c_double)}

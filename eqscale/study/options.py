@@ -123,8 +123,8 @@ def _first_parser(presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
 def _parser(
     description: str, presets: Mapping[str, Preset], job: str, task: Task, own: argparse.ArgumentParser | None
 ) -> argparse.ArgumentParser:
-    lines = ["arms:", *(f"  {name:<20} {get_arm(name).description}" for name in arm_names()), "", "optimisers:"]
-    lines += [f"  {name:<20} {get_optimizer(name).description}" for name in optimizer_names()]
+    lines = ["arms:", *(f"  {name:<22} {get_arm(name).description}" for name in arm_names()), "", "optimisers:"]
+    lines += [f"  {name:<22} {get_optimizer(name).description}" for name in optimizer_names()]
     parser = argparse.ArgumentParser(
         description=description,
         epilog="\n".join(lines),

@@ -247,6 +247,20 @@ CONTROLS: dict[str, Controls] = {
     ),
 }
 
+_SPLIT: dict[str, Any] = {
+    "sizes_per_budget": 4,
+    "arms": (
+        "transformer", "transformer_frames", "gatr_slim", "gatr",
+        "transformer_aligned", "transformer_misaligned", "gatr_absolute", "gatr_turned",
+    ),
+}  # fmt: skip
+
+SPLITS: dict[str, ComputeGrid] = {
+    "quick": ComputeGrid(budgets=(1e10, 3e10), **(_QUICK | _SPLIT)),
+    "cpu": ComputeGrid(budgets=(1e11, 1e12, 3e12), replicate_up_to=3e12, **(_CPU | _THREE_SEEDS | _SPLIT)),
+    "paper": ComputeGrid(budgets=(1e16, 1e17), **(_PAPER | _SPLIT)),
+}
+
 VALIDATIONS: dict[str, Validation] = {
     "quick": Validation(budget=4e11, sizes_per_arm=3, size_step=2.0, **_QUICK),
     # still no system twice

@@ -9,7 +9,7 @@ from eqscale.errors import InputError
 from eqscale.tasks import get_task
 from eqscale.tasks.symmetry import random_orthogonal, transform, translate
 
-ARMS = ("transformer", "transformer_aug", "transformer_aligned", "gatr")
+ARMS = ("transformer", "transformer_aug", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr")
 RIGID = get_task("rigid")
 
 

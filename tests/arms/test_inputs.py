@@ -10,6 +10,7 @@ from eqscale.tasks import Batch, Field, Kind, Schema, Task, Wording
 from eqscale.tasks.symmetry import permute, random_orthogonal, transform, translate
 
 B, T, LENGTH = 6, 5, 2.0
+EXACT = ("gatr", "gatr_slim", "transformer_frames")
 
 FIELDS = (
     Field("place", Kind.POINT),
@@ -100,9 +101,10 @@ def motions(seed=1):
 
 
 @pytest.mark.parametrize("motion", motions())
-def test_gatr_is_exactly_equivariant_for_every_kind_of_field_and_target(task, motion):
+@pytest.mark.parametrize("arm", EXACT)
+def test_arms_that_build_the_symmetry_in_are_exact_for_every_kind_of_field_and_target(task, arm, motion):
     batch = draw(task)
-    assert relative_gap(build("gatr", task), batch, motions()[motion]) < 1e-10
+    assert relative_gap(build(arm, task), batch, motions()[motion]) < 1e-10
 
 
 @pytest.mark.parametrize("arm", ["transformer", "gatr_off"])
@@ -120,7 +122,7 @@ def test_gatr_as_published_is_exact_for_rotations_about_the_origin():
 
 
 @pytest.mark.parametrize("field", [f.name for f in FIELDS])
-@pytest.mark.parametrize("arm", ["transformer", "gatr", "gatr_published"])
+@pytest.mark.parametrize("arm", ["transformer", "gatr_published", *EXACT])
 def test_every_field_reaches_the_prediction(arm, field):
     task = Toy(TARGETS["direction at its token"])
     model, batch = build(arm, task), draw(task)
@@ -177,7 +179,7 @@ def test_points_alone_are_enough(target):
     assert relative_gap(model, batch, motions()["all of them"]) < 1e-9  # predictions are small here
 
 
-@pytest.mark.parametrize("arm", ["transformer", "gatr"])
+@pytest.mark.parametrize("arm", ["transformer", *EXACT])
 def test_what_padding_holds_changes_nothing(arm, task):
     model, batch = build(arm, task), draw(task)
     names = [field.name for field in FIELDS if field.per == "token"]
@@ -186,7 +188,7 @@ def test_what_padding_holds_changes_nothing(arm, task):
     assert torch.equal(model(batch)[seen], model(noisy)[seen])
 
 
-@pytest.mark.parametrize("arm", ["transformer", "gatr"])
+@pytest.mark.parametrize("arm", ["transformer", *EXACT])
 def test_a_sample_is_predicted_as_if_it_were_alone(arm, task):
     model, batch = build(arm, task), draw(task)
 
@@ -197,7 +199,7 @@ def test_a_sample_is_predicted_as_if_it_were_alone(arm, task):
 
 
 def test_flops_and_parameters_are_counted_for_every_target(task):
-    for arm in ("transformer", "gatr", "gatr_off", "gatr_published"):
+    for arm in ("transformer", "gatr_off", "gatr_published", *EXACT):
         size = get_arm(arm).ladder[4]
         assert get_arm(arm).parameters(size, task) == sum(p.numel() for p in build(arm, task).parameters())
         assert get_arm(arm).flops(size, task).executed.total(T, T * T) > 0

@@ -1,0 +1,86 @@
+"""The arm that builds the symmetry into the plain transformer: it sees every sample in a learnt, equivariant frame.
+
+One backbone, and only the frame differs: a sample's own (``transformer``), a random one (``transformer_aug``), a
+canonical one (``transformer_aligned``), a learnt one. All tokens of a sample share it, so attention needs no change of
+frame between tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from eqscale.arms.base import Size
+from eqscale.arms.inputs import plane_invariants_width
+from eqscale.arms.plain import ALIGNED, PlainModel, plain_config
+from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
+from eqscale.models.flops import FlopCount, TrainingFlops
+from eqscale.models.frames import Frames, FramesConfig, frames_training_flops
+from eqscale.models.transformer import transformer_training_flops
+from eqscale.roles import Role
+from eqscale.tasks import Batch, Kind, Schema, Task
+from eqscale.tasks.symmetry import transform
+
+
+class LearnedFrame(nn.Module):
+    """Batch -> the same batch about the mean of its points and along its frame, and the matrix there, (B, 3, 3)."""
+
+    def __init__(self, config: FramesConfig) -> None:
+        super().__init__()
+        self.frames = Frames(config)
+
+    def forward(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """The batch in its frame; what is left of its position and orientation is rounding."""
+        batch = centred(batch)
+        matrix, _ = self._frames(batch)
+        return transform(batch, matrix), matrix
+
+    @torch.no_grad()
+    def degenerate(self, batch: Batch) -> Tensor:
+        """Samples whose frame lacks an axis, (B,): too symmetric for three directions."""
+        return self._frames(centred(batch))[1]
+
+    def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        true, _, invariants = vectors(batch, batch.schema.length)
+        return self.frames(true, invariants, batch.mask)
+
+
+def _frames_config(size: Size, task: Task) -> FramesConfig:
+    require_origin(task.schema)
+    true, _, invariants = vectors_width(task.schema)
+    return FramesConfig(true, invariants, size.width // 2)
+
+
+def _build(size: Size, task: Task) -> nn.Module:
+    return PlainModel(plain_config(size, task), LearnedFrame(_frames_config(size, task)))
+
+
+def _flops(size: Size, task: Task) -> TrainingFlops:
+    config, frames = plain_config(size, task), frames_training_flops(_frames_config(size, task))
+    network = transformer_training_flops(config)
+    # The network's inputs need a gradient here. Fields of tokens are turned, outputs turned back.
+    inputs = 2.0 * config.in_features * config.width + 2.0 * 3 * plane_invariants_width(task.schema)
+    turned = 4.0 * 9 * _vectors_of_tokens(task.schema)
+    back = 6.0 * 9 if task.schema.target.kind is Kind.DIRECTION and task.schema.target.per == "token" else 0.0
+    return TrainingFlops(
+        network.nominal + frames.nominal, network.executed + frames.executed + FlopCount(inputs + turned + back)
+    )
+
+
+def _vectors_of_tokens(schema: Schema) -> int:
+    return sum(field.per == "token" and field.kind is not Kind.INVARIANT for field in schema.fields)
+
+
+# Its recipe and ladder are those of the arm that aligns, its nearest kin, until a search has been run for it.
+ARMS = (
+    dataclasses.replace(
+        ALIGNED,
+        name="transformer_frames",
+        description="build it in: the plain transformer in a learnt frame of every sample, exactly E(3)-equivariant",
+        role=Role.BUILD_IN,
+        build=_build,
+        flops=_flops,
+    ),
+)

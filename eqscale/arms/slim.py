@@ -1,0 +1,78 @@
+"""The arm that builds the symmetry in with invariants and vectors alone: does the multivector matter?"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from eqscale.arms.base import Arm, Size
+from eqscale.arms.gatr import LENGTHS
+from eqscale.arms.inputs import pooled
+from eqscale.arms.recipe import fitted_recipes
+from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
+from eqscale.models.flops import TrainingFlops
+from eqscale.models.slim import Channels, Slim, SlimConfig, slim_training_flops
+from eqscale.roles import Role
+from eqscale.tasks import Batch, Kind, Schema, Task
+
+
+class SlimModel(nn.Module):
+    """Slim GATr on tokens: Batch -> predicted targets."""
+
+    def __init__(self, config: SlimConfig, schema: Schema) -> None:
+        super().__init__()
+        self.net = Slim(config)
+        self.unit = LENGTHS["parity"] * schema.length
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Predict the targets of a batch, in its own frame."""
+        true, pseudo, scalars = vectors(centred(batch), self.unit)
+        invariants, directions, _ = self.net(scalars, true, pseudo, batch.mask)
+        if batch.schema.target.kind is Kind.INVARIANT:
+            return pooled(invariants, batch)
+        return pooled(directions[:, :, 0], batch)
+
+
+def _config(size: Size, task: Task) -> SlimConfig:
+    require_origin(task.schema)
+    target, (true, pseudo, scalars) = task.schema.target, vectors_width(task.schema)
+    outputs = Channels(0, 1, 0) if target.kind is Kind.DIRECTION else Channels(target.width, 0, 0)
+    return SlimConfig(
+        Channels(scalars, true, pseudo), outputs, 2 * size.width, size.width, blocks=size.depth, heads=size.heads
+    )
+
+
+def _build(size: Size, task: Task) -> nn.Module:
+    return SlimModel(_config(size, task), task.schema)
+
+
+def _flops(size: Size, task: Task) -> TrainingFlops:
+    return slim_training_flops(_config(size, task))
+
+
+# About 1e3 to 6e8 parameters; width counts true vectors, and as many pseudovectors and twice as many scalars. As narrow
+# and deep as GATr's.
+_LADDER = tuple(
+    Size(width, depth, heads)
+    for width, depth, heads in (
+        (4, 1, 2), (5, 1, 2), (3, 4, 2), (4, 3, 2), (4, 4, 2), (4, 6, 2),
+        (6, 4, 2), (6, 6, 2), (8, 5, 4), (8, 7, 4), (12, 4, 4), (12, 6, 4), (16, 5, 4), (16, 7, 4),
+        (20, 7, 4), (24, 7, 4), (28, 8, 4), (32, 9, 8), (40, 9, 8), (48, 9, 8), (56, 10, 8), (72, 9, 8),
+        (80, 11, 8), (96, 11, 8), (112, 12, 8), (136, 12, 8), (160, 13, 8), (192, 14, 8), (224, 15, 8),
+        (264, 16, 8), (312, 17, 8), (376, 17, 8), (448, 18, 8), (512, 21, 8), (592, 24, 8), (640, 26, 8),
+    )
+)  # fmt: skip
+
+ARMS = (
+    Arm(
+        "gatr_slim",
+        "build it in with invariants, true vectors and pseudovectors alone, exactly E(3)-equivariant",
+        Role.BUILD_IN,
+        _build,
+        _flops,
+        _LADDER,
+        # GATr's, its nearest kin, until a search has been run for it.
+        fitted_recipes("gatr")[0],
+        optimal_cost=0.6,
+        packed=lambda size, device: Slim.packs(device),
+    ),
+)

@@ -1,0 +1,111 @@
+"""A frame for each sample from a small equivariant network, so that any network becomes equivariant in it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqscale.models.flops import FlopCount, TrainingFlops
+
+
+@dataclasses.dataclass(frozen=True)
+class FramesConfig:
+    """Shape of a network of frames."""
+
+    vectors: int
+    """True vectors of a token."""
+    invariants: int
+    """Invariants of a token, beside the products of its vectors."""
+    hidden: int
+    """Hidden units of a token."""
+
+    @property
+    def inputs(self) -> int:
+        """Numbers of which a token's weights are a function: invariants, and products of every pair of vectors."""
+        return self.invariants + self.vectors * (self.vectors + 1) // 2
+
+
+class Frames(nn.Module):
+    """Vectors and invariants of a sample's tokens -> an orthonormal frame that turns and mirrors with the sample.
+
+    Three sums of the tokens' vectors, with weights that are functions of the token's invariants, made orthonormal by
+    Gram and Schmidt (as arXiv 2505.20280 does for each token). The third only decides on which side of the first two
+    the frame's third axis lies, so training changes the first two alone.
+    """
+
+    pairs: Tensor
+
+    def __init__(self, config: FramesConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.hidden = nn.Linear(config.inputs, config.hidden)
+        self.weights = nn.Linear(config.hidden, 3 * config.vectors)
+        for linear in (self.hidden, self.weights):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+        rows, columns = torch.triu_indices(config.vectors, config.vectors)
+        self.register_buffer("pairs", config.vectors * rows + columns, persistent=False)
+
+    def forward(self, vectors: Tensor, invariants: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames of samples.
+
+        Args:
+            vectors: (B, T, K, 3).
+            invariants: (B, T, I).
+            mask: True for real tokens, (B, T); what the others hold must be finite.
+
+        Returns:
+            Orthogonal matrices (B, 3, 3), the axes of the frame as rows; and which are degenerate (B,): axes that a
+            sample leaves open are zero.
+        """
+        B, T, K = vectors.shape[:3]
+        share = mask / mask.sum(1, keepdim=True, dtype=vectors.dtype)
+        products = torch.bmm(vectors.view(B * T, K, 3), vectors.view(B * T, K, 3).mT).view(B, T, K, K)
+        products = products.flatten(2).index_select(2, self.pairs)
+        products = products * (1 + products.abs()).rsqrt()  # those of far points are large: of the order of a length
+        seen = torch.cat([invariants, products], -1)
+        weights = self.weights(F.silu(self.hidden(seen))) * share[..., None]
+        weights = weights.view(B, T, 3, K).transpose(1, 2).reshape(B, 3, T * K)
+        return orthonormal(torch.bmm(weights, vectors.reshape(B, T * K, 3)))
+
+
+def orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram-Schmidt of the rows of (B, 3, 3): an orthogonal matrix each, and which lack an axis, (B,).
+
+    Where only rounding is left of a row, relative to its own length, its axis and those after it are zero. Choosing
+    one would break the symmetry: a flat sample is its own mirror image, and all its vectors lie in two axes.
+    """
+    first, second, third = vectors.unbind(1)
+    eps = torch.finfo(vectors.dtype).eps
+    no_x = first.detach().square().sum(-1, keepdim=True) == 0
+    x = _normalised(first, no_x)
+    across = torch.linalg.cross(x, second)
+    no_y = across.detach().square().sum(-1, keepdim=True) <= eps * second.detach().square().sum(-1, keepdim=True)
+    normal = _normalised(across, no_y)
+    # The third can only choose between the two sides of the plane.
+    third = third.detach()
+    side = (third * normal.detach()).sum(-1, keepdim=True)
+    side = torch.where(side.abs() <= 32 * eps * third.norm(dim=-1, keepdim=True), 0.0, side).sign()
+    return torch.stack([x, torch.linalg.cross(normal, x), side * normal], 1), (side == 0)[:, 0]
+
+
+def _normalised(vector: Tensor, none: Tensor) -> Tensor:
+    """The vector at length 1, zero where it is ``none``."""
+    square = vector.square().sum(-1, keepdim=True)
+    return vector * torch.where(none, 0.0, torch.where(none, 1.0, square).rsqrt())
+
+
+def frames_training_flops(config: FramesConfig) -> TrainingFlops:
+    """FLOPs of forward + backward for one sample with T tokens.
+
+    Nominal: 6 per weight and token. Executed: the matrix products; inputs need no gradient.
+    """
+    K, first = config.vectors, config.inputs * config.hidden
+    weights = first + config.hidden * 3 * K
+    products, sums = 3 * K * K, 9 * K
+    return TrainingFlops(
+        nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * first + 2.0 * products + 4.0 * sums)
+    )

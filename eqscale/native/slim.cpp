@@ -1,0 +1,557 @@
+// Slim GATr on a CPU: the whole network, forward and backward, over tiles of a few whole samples that stay in the cache.
+//
+// An activation of a tile is planar: a row a number, tokens contiguous; first the scalars, then x, y and z of every true
+// vector, then of every pseudovector. So a map of vectors is a product with three times the lanes. Padding is dropped;
+// each sample is filled up to whole vectors only, which have zero gradients.
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "simd.h"
+
+namespace {
+
+struct Shape {  // see eqscale.native.slim
+    int64_t batch, tokens, in[3], out[3], scalars, vectors, blocks, heads, head[3];
+    int64_t kept, parameters;  // filled in by slim_plan(): numbers kept for the backward pass, and parameters
+};
+
+const int TILE = 64;  // lanes of a tile of short samples
+const double SCALAR_EPS = 1e-5, NORM_EPS = 0.01;
+
+template <class T> constexpr int whole(int n) { return (n + width<T>() - 1) / width<T>() * width<T>(); }
+
+struct Channels {
+    int scalars, true_, pseudo;
+    int vectors() const { return true_ + pseudo; }
+    int rows() const { return scalars + 3 * vectors(); }
+};
+
+// One matrix, and a bias for scalars. `at`: where the sums of its gradients lie, (wide, narrow up to whole vectors) and
+// (out, one vector).
+template <class T> struct Map {
+    int in, out;
+    const T *w, *b;
+    size_t at;
+
+    int narrow() const { return std::min(in, out); }
+    int wide() const { return std::max(in, out); }
+    int stride() const { return whole<T>(narrow()); }
+    int64_t parameters() const { return (int64_t)in * out + (b ? out : 0); }
+    size_t sums() const { return (size_t)wide() * stride() + (size_t)(b ? out : 0) * width<T>(); }
+
+    void forward(const T* x, T* y, int lanes, bool add) const {
+        gemm(w, in, 1, x, lanes, y, lanes, out, in, lanes, b, add);
+    }
+    void backward(const T* x, const T* g, T* gx, int lanes, T* sums, T* turned) const {
+        if (gx) gemm(w, 1, in, g, lanes, gx, lanes, in, out, lanes);
+        if (in && out) {
+            transpose(in > out ? g : x, lanes, narrow(), lanes, turned, stride());
+            gemm(in > out ? x : g, lanes, 1, turned, stride(), sums + at, stride(), wide(), lanes, stride(),
+                 (T*)nullptr, true);
+        }
+        T* total = sums + at + wide() * stride();
+        for (int o = 0; b && o < out; ++o, total += width<T>()) {
+            auto sum = load(total);
+            for (int l = 0; l < lanes; l += width<T>()) sum += load(g + o * lanes + l);
+            store(total, sum);
+        }
+    }
+    // Weights, then biases, summed over the threads, to where the first and the last array begin.
+    void finish(const T* sums, int threads, size_t size, T* weights, T* biases) const {
+        for (int t = 0; t < threads; ++t, sums += size) {
+            const T* x = sums + at;
+            for (int o = 0; o < out; ++o)
+                for (int i = 0; i < in; ++i)
+                    weights[o * in + i] += x[in > out ? i * stride() + o : o * stride() + i];
+            x += wide() * stride();
+            for (int o = 0; b && o < out; ++o)
+                for (int i = 0; i < width<T>(); ++i) biases[o] += x[o * width<T>() + i];
+        }
+    }
+};
+
+template <class T> struct Linear {
+    Channels in, out;
+    Map<T> maps[3];
+
+    void forward(const T* x, T* y, int n, bool add = false) const {
+        maps[0].forward(x, y, n, add);
+        x += in.scalars * n, y += out.scalars * n;
+        maps[1].forward(x, y, 3 * n, add);
+        maps[2].forward(x + 3 * in.true_ * n, y + 3 * out.true_ * n, 3 * n, add);
+    }
+    void backward(const T* x, const T* g, T* gx, int n, T* sums, T* turned) const {
+        maps[0].backward(x, g, gx, n, sums, turned);
+        x += in.scalars * n, g += out.scalars * n;
+        if (gx) gx += in.scalars * n;
+        maps[1].backward(x, g, gx, 3 * n, sums, turned);
+        maps[2].backward(x + 3 * in.true_ * n, g + 3 * out.true_ * n, gx ? gx + 3 * in.true_ * n : gx, 3 * n, sums,
+                         turned);
+    }
+    int64_t parameters() const { return maps[0].parameters() + maps[1].parameters() + maps[2].parameters(); }
+    T* finish(const T* sums, int threads, size_t size, T* gradient) const {  // weights of the three types, biases
+        T* biases = gradient + parameters() - (maps[0].b ? out.scalars : 0);
+        for (const Map<T>& map : maps) {
+            map.finish(sums, threads, size, gradient, biases);
+            gradient += (int64_t)map.in * map.out;
+        }
+        return gradient + (maps[0].b ? out.scalars : 0);
+    }
+};
+
+template <class T> struct Block {
+    Linear<T> to_qkv, from_heads, to_factors, from_products;
+};
+
+template <class T> struct Network {
+    const T* const* next;
+    size_t size = 0;  // of all sums of gradients
+    int widest = 0;   // rows of the widest activation
+    int narrowest = 0;  // the larger of the narrow sides of all maps
+    Channels stream, head, heads, factors, products;
+    Linear<T> embed, read_out;
+    std::vector<Block<T>> blocks;
+
+    Network(const Shape& s, const T* const* parameters) : next(parameters) {
+        const int S = (int)s.scalars, C = (int)s.vectors, H = (int)s.heads;
+        stream = {S, C, C}, head = {(int)s.head[0], (int)s.head[1], (int)s.head[2]};
+        heads = of_heads(H), factors = {2 * S + 2 * C, 2 * C, 2 * C}, products = {2 * S + 2 * C, 3 * C, 3 * C};
+        embed = linear({(int)s.in[0], (int)s.in[1], (int)s.in[2]}, stream);
+        for (int i = 0; i < s.blocks; ++i) {
+            Block<T> b;
+            b.to_qkv = linear(stream, of_heads(H + 2)), b.from_heads = linear(heads, stream);
+            b.to_factors = linear(stream, factors), b.from_products = linear(products, stream);
+            blocks.push_back(b);
+        }
+        read_out = linear(stream, {(int)s.out[0], (int)s.out[1], (int)s.out[2]});
+    }
+    Channels of_heads(int n) const { return {n * head.scalars, n * head.true_, n * head.pseudo}; }
+    Linear<T> linear(Channels in, Channels out) {
+        Linear<T> x{in, out, {}};
+        const int ins[] = {in.scalars, in.true_, in.pseudo}, outs[] = {out.scalars, out.true_, out.pseudo};
+        for (int i = 0; i < 3; ++i) {
+            x.maps[i] = {ins[i], outs[i], next[i], i ? nullptr : next[3], size};
+            size += x.maps[i].sums(), narrowest = std::max(narrowest, x.maps[i].stride());
+        }
+        next += 4, widest = std::max({widest, in.rows(), out.rows()});
+        return x;
+    }
+    template <class F> void for_each(F body) const {
+        body(embed);
+        for (const Block<T>& b : blocks) body(b.to_qkv), body(b.from_heads), body(b.to_factors), body(b.from_products);
+        body(read_out);
+    }
+};
+
+// Some whole samples: where they lie among the lanes, and which of their tokens are real.
+template <class T> struct Tile {
+    struct Sample {
+        int first, lanes;
+        std::vector<int> tokens;
+    };
+    int64_t first_sample;
+    int lanes = 0;
+    std::vector<Sample> samples;
+
+    void set(const Shape& s, const bool* mask, int64_t first, int64_t last) {
+        first_sample = first, lanes = 0;
+        samples.resize(last - first);
+        for (int64_t b = first; b < last; ++b) {
+            Sample& sample = samples[b - first];
+            sample.tokens.clear();
+            for (int t = 0; t < s.tokens; ++t)
+                if (!mask || mask[b * s.tokens + t]) sample.tokens.push_back(t);
+            sample.first = lanes, sample.lanes = whole<T>((int)sample.tokens.size());
+            lanes += sample.lanes;
+        }
+    }
+    template <class F> void each_token(const Shape& s, F body) const {
+        for (size_t i = 0; i < samples.size(); ++i)
+            for (size_t t = 0; t < samples[i].tokens.size(); ++t)
+                body((first_sample + i) * s.tokens + samples[i].tokens[t], samples[i].first + (int)t);
+    }
+    // x (B, T, n) into y (n, lanes), zero where there is no token
+    void gather(const Shape& s, const T* x, int n, T* y) const {
+        std::fill(y, y + (size_t)n * lanes, (T)0);
+        each_token(s, [&](int64_t token, int lane) {
+            for (int k = 0; k < n; ++k) y[k * lanes + lane] = x[token * n + k];
+        });
+    }
+    // x (n, lanes) into y (B, T, n), whose padded tokens are left alone
+    void scatter(const Shape& s, const T* x, int n, T* y) const {
+        each_token(s, [&](int64_t token, int lane) {
+            for (int k = 0; k < n; ++k) y[token * n + k] = x[k * lanes + lane];
+        });
+    }
+};
+
+// Of a norm, the backward pass needs its output y, and of each lane the factors of scalars and vectors, and what the
+// gradient along the vectors is taken times: 1 / vectors, or 0 where their mean square is at its least.
+template <class T> void norm(Channels c, const T* x, T* y, T* factors, int n) {
+    typedef typename Simd<T>::V V;
+    constexpr int W = width<T>();
+    const int S = c.scalars, R = c.rows();
+    for (int l = 0; l < n; l += W) {
+        V mean = V{}, variance = V{}, square = V{};
+        for (int k = 0; k < S; ++k) mean += load(x + k * n + l);
+        mean /= (T)S;
+        for (int k = 0; k < S; ++k) {
+            const V d = load(x + k * n + l) - mean;
+            variance += d * d;
+        }
+        for (int k = S; k < R; ++k) square += load(x + k * n + l) * load(x + k * n + l);
+        T f[3][W];
+        store(f[0], variance / (T)S + (T)SCALAR_EPS), store(f[1], square / (T)c.vectors());
+        for (int i = 0; i < W; ++i) {
+            f[2][i] = f[1][i] < (T)NORM_EPS ? 0 : 1 / (T)c.vectors();
+            f[0][i] = 1 / std::sqrt(f[0][i]), f[1][i] = 1 / std::sqrt(std::max(f[1][i], (T)NORM_EPS));
+        }
+        for (int i = 0; i < 3; ++i) store(factors + i * n + l, load(f[i]));
+        const V of_scalars = load(f[0]), of_vectors = load(f[1]);
+        for (int k = 0; k < S; ++k) store(y + k * n + l, (load(x + k * n + l) - mean) * of_scalars);
+        for (int k = S; k < R; ++k) store(y + k * n + l, load(x + k * n + l) * of_vectors);
+    }
+}
+
+// gx gains, or is, the gradient of x; g is that of y.
+template <class T> void norm_gradient(Channels c, const T* y, const T* factors, const T* g, T* gx, int n, bool add) {
+    typedef typename Simd<T>::V V;
+    const int S = c.scalars, R = c.rows();
+    for (int l = 0; l < n; l += width<T>()) {
+        V mean = V{}, dot = V{}, along = V{};
+        for (int k = 0; k < S; ++k) mean += load(g + k * n + l), dot += load(g + k * n + l) * load(y + k * n + l);
+        for (int k = S; k < R; ++k) along += load(g + k * n + l) * load(y + k * n + l);
+        mean /= (T)S, dot /= (T)S, along *= load(factors + 2 * n + l);
+        const V of_scalars = load(factors + l), of_vectors = load(factors + n + l);
+        for (int k = 0; k < R; ++k) {
+            const V back = k < S ? mean + load(y + k * n + l) * dot : load(y + k * n + l) * along;
+            const V d = (load(g + k * n + l) - back) * (k < S ? of_scalars : of_vectors);
+            store(gx + k * n + l, add ? load(gx + k * n + l) + d : d);
+        }
+    }
+}
+
+// What a block keeps of a tile for the backward pass.
+template <class T> struct Kept {
+    T *attention_normed, *attention_factors, *qkv, *p, *attended, *mlp_normed, *mlp_factors, *factors, *gates, *products;
+
+    static int64_t rows(const Network<T>& net, const Shape& s) {  // a lane, for samples of all tokens
+        const Channels qkv = net.of_heads((int)s.heads + 2);
+        return 2 * (net.stream.rows() + 3) + qkv.rows() + s.heads * whole<T>((int)s.tokens) + net.heads.rows() +
+               net.factors.rows() + 2 * s.vectors + net.products.rows();
+    }
+    Kept(const Network<T>& net, const Shape& s, const Tile<T>& tile, T*& memory) {
+        const int64_t n = tile.lanes;
+        const auto take = [&](int64_t rows) { return std::exchange(memory, memory + rows * n); };
+        attention_normed = take(net.stream.rows()), attention_factors = take(3);
+        qkv = take(net.of_heads((int)s.heads + 2).rows());
+        p = memory;
+        for (const auto& x : tile.samples) memory += s.heads * (int64_t)x.lanes * x.lanes;
+        attended = take(net.heads.rows()), mlp_normed = take(net.stream.rows()), mlp_factors = take(3);
+        factors = take(net.factors.rows()), gates = take(2 * s.vectors), products = take(net.products.rows());
+    }
+};
+
+// Rows of one of several heads between an activation, whose types come one after the other for all heads, and one of its
+// own; first: the sample's first lane. Into `to` where `pack`, else back (adding up, if wanted).
+template <class T>
+void head_rows(Channels head, int of, int heads, T* x, int n, int first, T* own, int lanes, bool pack, bool add = false) {
+    const int counts[] = {head.scalars, 3 * head.true_, 3 * head.pseudo};
+    T* base = x + first;
+    for (int count : counts) {
+        T* from = base + (int64_t)of * count * n;
+        for (int k = 0; k < count; ++k, from += n, own += lanes)
+            for (int l = 0; l < lanes; l += width<T>())
+                if (pack)
+                    store(own + l, load(from + l));
+                else
+                    store(from + l, add ? load(from + l) + load(own + l) : load(own + l));
+        base += (int64_t)heads * count * n;
+    }
+}
+
+// Softmax attention with lanes for queries. p, if wanted, keeps the probabilities with lanes for keys.
+template <class T>
+void attend(const Network<T>& net, const Shape& s, const Tile<T>& tile, T* qkv, T* out, T* p, T* work, bool keep) {
+    const int n = tile.lanes, H = (int)s.heads, F = net.head.rows();
+    for (const auto& x : tile.samples) {
+        const int lanes = x.lanes, len = (int)x.tokens.size();
+        T *k = work, *v = k + F * lanes, *q = v + F * lanes, *scores = q + F * lanes;
+        head_rows(net.head, H, H + 2, qkv, n, x.first, k, lanes, true);
+        head_rows(net.head, H + 1, H + 2, qkv, n, x.first, v, lanes, true);
+        for (int h = 0; h < H; ++h, p += lanes * lanes) {
+            head_rows(net.head, h, H + 2, qkv, n, x.first, q, lanes, true);
+            gemm(k, 1, lanes, q, lanes, scores, lanes, len, F, lanes);
+            softmax(scores, len, lanes, lanes, 1 / std::sqrt((T)F));
+            gemm(v, lanes, 1, scores, lanes, q, lanes, F, len, lanes);
+            head_rows(net.head, h, H, out, n, x.first, q, lanes, false);
+            if (keep) transpose(scores, lanes, len, lanes, p, lanes);
+        }
+    }
+}
+
+// Gradients of the attended values to those of qkv.
+template <class T>
+void attend_gradient(const Network<T>& net, const Shape& s, const Tile<T>& tile, T* qkv, T* out, const T* p, T* gout,
+                     T* gqkv, T* work) {
+    typedef typename Simd<T>::V V;
+    const int n = tile.lanes, H = (int)s.heads, F = net.head.rows();
+    const T scale = 1 / std::sqrt((T)F);
+    for (const auto& x : tile.samples) {
+        const int lanes = x.lanes, len = (int)x.tokens.size();
+        T* next = work;
+        const auto take = [&](int rows) { return std::exchange(next, next + rows * lanes); };
+        T *k = take(F), *v = take(F), *gk = take(F), *gv = take(F), *q = take(F), *y = take(F), *g = take(F);
+        T *dots = take(1), *gscores = take(lanes), *turned = take(lanes);
+        head_rows(net.head, H, H + 2, qkv, n, x.first, k, lanes, true);
+        head_rows(net.head, H + 1, H + 2, qkv, n, x.first, v, lanes, true);
+        std::fill(gk, gk + 2 * F * lanes, (T)0);
+        for (int h = 0; h < H; ++h, p += lanes * lanes) {
+            head_rows(net.head, h, H + 2, qkv, n, x.first, q, lanes, true);
+            head_rows(net.head, h, H, out, n, x.first, y, lanes, true);
+            head_rows(net.head, h, H, gout, n, x.first, g, lanes, true);
+            for (int l = 0; l < lanes; l += width<T>()) {
+                V dot = V{};
+                for (int f = 0; f < F; ++f) dot += load(g + f * lanes + l) * load(y + f * lanes + l);
+                store(dots + l, dot);
+            }
+            gemm(g, 1, lanes, v, lanes, gscores, lanes, len, F, lanes);
+            for (int i = 0; i < len; ++i)
+                for (int l = i * lanes; l < (i + 1) * lanes; l += width<T>())
+                    store(gscores + l, load(p + l) * (load(gscores + l) - dots[i]) * scale);
+            gemm(g, lanes, 1, p, lanes, gv, lanes, F, len, lanes, (T*)nullptr, true);
+            gemm(q, lanes, 1, gscores, lanes, gk, lanes, F, len, lanes, (T*)nullptr, true);
+            transpose(gscores, lanes, len, lanes, turned, lanes);
+            gemm(k, lanes, 1, turned, lanes, q, lanes, F, len, lanes);
+            head_rows(net.head, h, H + 2, gqkv, n, x.first, q, lanes, false);
+        }
+        head_rows(net.head, H, H + 2, gqkv, n, x.first, gk, lanes, false);
+        head_rows(net.head, H + 1, H + 2, gqkv, n, x.first, gv, lanes, false);
+    }
+}
+
+template <class V> struct Vector {
+    V x, y, z;
+    Vector operator+(const Vector& o) const { return {x + o.x, y + o.y, z + o.z}; }
+    Vector operator*(V f) const { return {x * f, y * f, z * f}; }
+};
+template <class V> inline V dot(const Vector<V>& a, const Vector<V>& b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
+template <class V> inline Vector<V> cross(const Vector<V>& a, const Vector<V>& b) {
+    return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
+}
+template <class T> inline Vector<typename Simd<T>::V> load3(const T* p, int n) {
+    return {load(p), load(p + n), load(p + 2 * n)};
+}
+template <class T> inline void store3(T* p, int n, const Vector<typename Simd<T>::V>& v) {
+    store(p, v.x), store(p + n, v.y), store(p + 2 * n, v.z);
+}
+
+// Where the vectors of channel c lie: left and right factors, true and pseudo; and their products.
+template <class T> struct Places {
+    T *true_left, *true_right, *pseudo_left, *pseudo_right;
+    Places(T* factors, int S, int C, int c, int n) {
+        const int64_t step = 3 * C * n;
+        true_left = factors + (2 * S + 2 * C) * n + 3 * c * n, true_right = true_left + step;
+        pseudo_left = true_right + step, pseudo_right = pseudo_left + step;
+    }
+};
+template <class T> struct Results {
+    T *true_dot, *pseudo_dot, *true_gated, *true_pseudo, *pseudo_true, *pseudo_gated, *true_true, *pseudo_pseudo;
+    Results(T* products, int S, int C, int c, int n) {
+        const int64_t step = 3 * C * n;
+        true_dot = products + (2 * S + c) * n, pseudo_dot = true_dot + C * n;
+        true_gated = products + (2 * S + 2 * C) * n + 3 * c * n, true_pseudo = true_gated + step;
+        pseudo_true = true_pseudo + step;
+        pseudo_gated = pseudo_true + step, true_true = pseudo_gated + step, pseudo_pseudo = true_true + step;
+    }
+};
+
+// Factors to products. The scalars among the factors become the slopes of their GELU.
+template <class T> void multiply(int S, int C, T* factors, T* gates, T* products, int n) {
+    typedef typename Simd<T>::V V;
+    for (int64_t i = 0; i < (2 * S + 2 * C) * (int64_t)n; i += width<T>()) {
+        V value, slope;
+        gelu<T>(load(factors + i), value, slope);
+        store(i < 2 * S * n ? products + i : gates + (i - 2 * S * n), value);
+        store(factors + i, slope);
+    }
+    const T third = 1 / std::sqrt((T)3);
+    for (int c = 0; c < C; ++c) {
+        const Places<T> f(factors, S, C, c, n);
+        const Results<T> r(products, S, C, c, n);
+        for (int l = 0; l < n; l += width<T>()) {
+            const auto tl = load3(f.true_left + l, n), tr = load3(f.true_right + l, n);
+            const auto pl = load3(f.pseudo_left + l, n), pr = load3(f.pseudo_right + l, n);
+            store(r.true_dot + l, dot(tl, tr) * third), store(r.pseudo_dot + l, dot(pl, pr) * third);
+            store3(r.true_gated + l, n, tl * load(gates + c * n + l));
+            store3(r.pseudo_gated + l, n, pl * load(gates + (C + c) * n + l));
+            store3(r.true_pseudo + l, n, cross(tl, pr)), store3(r.pseudo_true + l, n, cross(pl, tr));
+            store3(r.true_true + l, n, cross(tl, tr)), store3(r.pseudo_pseudo + l, n, cross(pl, pr));
+        }
+    }
+}
+
+// Gradients of the products to those of the factors.
+template <class T>
+void multiply_gradient(int S, int C, T* factors, const T* gates, T* gproducts, T* gfactors, int n) {
+    for (int64_t i = 0; i < 2 * S * (int64_t)n; i += width<T>())
+        store(gfactors + i, load(gproducts + i) * load(factors + i));
+    const T third = 1 / std::sqrt((T)3);
+    for (int c = 0; c < C; ++c) {
+        const Places<T> f(factors, S, C, c, n), g(gfactors, S, C, c, n);
+        const Results<T> r(gproducts, S, C, c, n);
+        const int64_t gate = (int64_t)c * n, other = gate + (int64_t)C * n, slopes = 2 * (int64_t)S * n;
+        for (int l = 0; l < n; l += width<T>()) {
+            const auto tl = load3(f.true_left + l, n), tr = load3(f.true_right + l, n);
+            const auto pl = load3(f.pseudo_left + l, n), pr = load3(f.pseudo_right + l, n);
+            const auto t_dot = load(r.true_dot + l) * third, p_dot = load(r.pseudo_dot + l) * third;
+            const auto t_gated = load3(r.true_gated + l, n), p_gated = load3(r.pseudo_gated + l, n);
+            const auto tp = load3(r.true_pseudo + l, n), pt = load3(r.pseudo_true + l, n);
+            const auto tt = load3(r.true_true + l, n), pp = load3(r.pseudo_pseudo + l, n);
+            // Of a x b: b x g to a, g x a to b.
+            store3(g.true_left + l, n, tr * t_dot + t_gated * load(gates + gate + l) + cross(pr, tp) + cross(tr, tt));
+            store3(g.pseudo_left + l, n, pr * p_dot + p_gated * load(gates + other + l) + cross(tr, pt) + cross(pr, pp));
+            store3(g.true_right + l, n, tl * t_dot + cross(pt, pl) + cross(tt, tl));
+            store3(g.pseudo_right + l, n, pl * p_dot + cross(tp, tl) + cross(pp, pl));
+            store(gfactors + slopes + gate + l, dot(t_gated, tl) * load(factors + slopes + gate + l));
+            store(gfactors + slopes + other + l, dot(p_gated, pl) * load(factors + slopes + other + l));
+        }
+    }
+}
+
+template <class T> int64_t kept_of_sample(const Network<T>& net, const Shape& s) {
+    return whole<T>((int)s.tokens) * (s.blocks * Kept<T>::rows(net, s) + net.stream.rows() + 3);
+}
+
+int thread_number() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// Memory of one thread and purpose, which is kept for the next call; aligned to lines of the cache.
+template <class T, int PURPOSE> T* scratch(size_t n) {
+    static thread_local std::vector<T> memory;
+    if (memory.size() < n + 64) memory.resize(n + 64);
+    return (T*)(((uintptr_t)memory.data() + 63) / 64 * 64);
+}
+
+template <class T> size_t tile_lanes(const Shape& s) { return std::max<size_t>(TILE, whole<T>((int)s.tokens)); }
+
+// Numbers of attention's work on a sample.
+template <class T> size_t attention_work(const Network<T>& net, const Shape& s) {
+    const size_t lanes = whole<T>((int)s.tokens);
+    return lanes * (7 * net.head.rows() + 1 + 2 * lanes);
+}
+
+// body(tile, memory of what is kept) for all tiles; backwards for what was kept last, which still is in the cache.
+template <class T, class F>
+void for_tiles(const Shape& s, const bool* mask, T* kept, int64_t kept_of_one, bool backwards, int threads, F body) {
+    const int64_t together = std::max<int64_t>(1, TILE / whole<T>((int)s.tokens));
+    const int64_t tiles = (s.batch + together - 1) / together;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Tile<T> tile;
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < tiles; ++k) {
+            const int64_t i = backwards ? tiles - 1 - k : k;
+            tile.set(s, mask, i * together, std::min(s.batch, (i + 1) * together));
+            body(tile, kept ? kept + i * together * kept_of_one : kept);
+        }
+    }
+}
+
+template <class T> void slim_plan(const T*, Shape* s, int) {
+    const std::vector<const T*> somewhere(4 * (2 + 4 * s->blocks), (const T*)s);
+    const Network<T> net(*s, somewhere.data());
+    s->kept = s->batch * kept_of_sample<T>(net, *s), s->parameters = 0;
+    net.for_each([&](const Linear<T>& map) { s->parameters += map.parameters(); });
+}
+
+// x (B, T, in) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
+template <class T>
+void slim(const T* x, T* y, T* kept, const bool* mask, const Shape* shape, const T* const* parameters, int threads) {
+    const Shape& s = *shape;
+    const Network<T> net(s, parameters);
+    const int S = (int)s.scalars, C = (int)s.vectors;
+    const size_t rows = net.stream.rows() + net.widest;
+    for_tiles(s, mask, kept, kept_of_sample<T>(net, s), false, threads, [&](const Tile<T>& tile, T* memory) {
+        const int n = tile.lanes;
+        const size_t reused = kept ? 0 : Kept<T>::rows(net, s) + net.stream.rows() + 3;
+        T* stream = scratch<T, 0>((rows + reused) * tile_lanes<T>(s) + attention_work<T>(net, s));
+        T *ends = stream + net.stream.rows() * n, *work = ends + net.widest * n, *own = work + attention_work<T>(net, s);
+        tile.gather(s, x, net.embed.in.rows(), ends);
+        net.embed.forward(ends, stream, n);
+        for (const Block<T>& b : net.blocks) {
+            T*& next = kept ? memory : (memory = own);
+            const Kept<T> k(net, s, tile, next);
+            norm(net.stream, stream, k.attention_normed, k.attention_factors, n);
+            b.to_qkv.forward(k.attention_normed, k.qkv, n);
+            attend(net, s, tile, k.qkv, k.attended, k.p, work, kept);
+            b.from_heads.forward(k.attended, stream, n, true);
+            norm(net.stream, stream, k.mlp_normed, k.mlp_factors, n);
+            b.to_factors.forward(k.mlp_normed, k.factors, n);
+            multiply(S, C, k.factors, k.gates, k.products, n);
+            b.from_products.forward(k.products, stream, n, true);
+        }
+        T* last = kept ? memory : own;
+        norm(net.stream, stream, last, last + net.stream.rows() * n, n);
+        net.read_out.forward(last, ends, n);
+        tile.scatter(s, ends, net.read_out.out.rows(), y);
+    });
+}
+
+// gy (B, T, out) to gx (B, T, in; zeros on entry, or null) and the gradients of all parameters, one after the other;
+// zeros on entry.
+template <class T>
+void slim_gradient(const T* x, const T* gy, T* gx, T* gradients, T* kept, const bool* mask, const Shape* shape,
+                   const T* const* parameters, int threads) {
+    const Shape& s = *shape;
+    const Network<T> net(s, parameters);
+    const int S = (int)s.scalars, C = (int)s.vectors;
+    T* const sums_of_threads = scratch<T, 1>(net.size * threads);
+    std::fill_n(sums_of_threads, net.size * threads, (T)0);
+    const size_t rows = 2 * net.stream.rows() + 2 * net.widest + 3 * net.narrowest;
+    for_tiles(s, mask, kept, kept_of_sample<T>(net, s), true, threads, [&](const Tile<T>& tile, T* memory) {
+        const int n = tile.lanes, R = net.stream.rows();
+        T* sums = sums_of_threads + thread_number() * net.size;
+        T *g = scratch<T, 0>(rows * tile_lanes<T>(s) + attention_work<T>(net, s)), *gnormed = g + R * n;
+        T *wide = gnormed + R * n, *other = wide + net.widest * n, *turned = other + net.widest * n;
+        T* work = turned + 3 * net.narrowest * n;
+        std::vector<Kept<T>> blocks;
+        for (int64_t i = 0; i < s.blocks; ++i) blocks.emplace_back(net, s, tile, memory);
+
+        tile.gather(s, gy, net.read_out.out.rows(), wide);
+        net.read_out.backward(memory, wide, gnormed, n, sums, turned);
+        norm_gradient(net.stream, memory, memory + R * n, gnormed, g, n, false);
+        for (int i = (int)s.blocks - 1; i >= 0; --i) {
+            const Block<T>& b = net.blocks[i];
+            const Kept<T>& k = blocks[i];
+            b.from_products.backward(k.products, g, wide, n, sums, turned);
+            multiply_gradient(S, C, k.factors, k.gates, wide, other, n);
+            b.to_factors.backward(k.mlp_normed, other, gnormed, n, sums, turned);
+            norm_gradient(net.stream, k.mlp_normed, k.mlp_factors, gnormed, g, n, true);
+            b.from_heads.backward(k.attended, g, wide, n, sums, turned);
+            attend_gradient(net, s, tile, k.qkv, k.attended, k.p, wide, other, work);
+            b.to_qkv.backward(k.attention_normed, other, gnormed, n, sums, turned);
+            norm_gradient(net.stream, k.attention_normed, k.attention_factors, gnormed, g, n, true);
+        }
+        tile.gather(s, x, net.embed.in.rows(), wide);
+        net.embed.backward(wide, g, gx ? other : gx, n, sums, turned);
+        if (gx) tile.scatter(s, other, net.embed.in.rows(), gx);
+    });
+    net.for_each([&](const Linear<T>& map) {
+        gradients = map.finish(sums_of_threads, threads, net.size, gradients);
+    });
+}
+
+}  // namespace
+
+extern "C" {
+EXPORT(slim_plan)
+EXPORT(slim)
+EXPORT(slim_gradient)
+}

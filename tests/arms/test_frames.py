@@ -1,0 +1,100 @@
+"""One backbone in four frames: with the first three it is the arms that learn, augment and align."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from eqscale import native
+from eqscale.arms import get_arm
+from eqscale.arms.plain import PlainModel
+from eqscale.tasks import get_task
+from eqscale.tasks.symmetry import random_orthogonal, transform, translate
+
+RIGID = get_task("rigid")
+VECTORS = ("position", "center", "velocity", "center_velocity", "gravity")
+NAMES = {"identity": "transformer", "random": "transformer_aug", "canonical": "transformer_aligned"}
+
+
+def model_of(name, rung=4):
+    torch.manual_seed(0)
+    return get_arm(name).build(get_arm(name).ladder[rung], RIGID).double()
+
+
+def frame_of(kind, matrix):
+    """A frame for ``PlainModel`` that is no network of an arm."""
+    if kind == "canonical":
+        return RIGID.align
+    matrix = matrix if kind == "random" else torch.eye(3, dtype=matrix.dtype).expand_as(matrix)
+    return lambda batch: (transform(batch, matrix), matrix)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_backbone_in_a_given_frame_is_the_arm_of_that_frame(kind, batch):
+    twin = model_of(NAMES[kind])
+    matrix = random_orthogonal(len(batch), torch.Generator().manual_seed(1), torch.float64)
+    ours = PlainModel(twin.net.config, frame_of(kind, matrix), planes=kind != "canonical").double()
+    ours.net.load_state_dict(twin.net.state_dict())
+    # What training computes: augmented arms see, and predict, the transformed sample.
+    seen, turned = (transform(batch, matrix), matrix) if kind == "random" else (batch, None)
+    expected = twin(seen) if turned is None else twin(seen) @ turned
+    torch.testing.assert_close(ours(batch)[batch.mask], expected[batch.mask], rtol=1e-12, atol=1e-12)
+
+    def loss(model, on):
+        return (on.weight * (model(on) - on.target).square().sum(-1)).sum()
+
+    gradients = [
+        torch.autograd.grad(loss(model, on), [*model.net.parameters()]) for model, on in ((ours, batch), (twin, seen))
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_learnt_frames_make_the_backbone_exactly_equivariant(batch):
+    model = model_of("transformer_frames")
+    generator = torch.Generator().manual_seed(1)
+    R = random_orthogonal(len(batch), generator, torch.float64)
+    t = 100 * torch.randn(len(batch), 3, generator=generator, dtype=torch.float64)
+    moved, expected = model(translate(transform(batch, R), t)), model(batch) @ R.mT
+    assert float((moved - expected)[batch.mask].abs().max() / expected[batch.mask].abs().max()) < 1e-10
+
+
+def test_the_network_of_frames_learns_with_the_backbone(batch):
+    model = model_of("transformer_frames")
+    (batch.weight * (model(batch) - batch.target).square().sum(-1)).sum().backward()
+    for name, parameter in model.frame.named_parameters():
+        assert parameter.grad.abs().max() > 1e-6, name
+
+
+def test_windows_of_the_rigid_task_that_are_too_symmetric_for_a_frame_are_rare(windows):
+    model = model_of("transformer_frames").float()
+    batch = windows[0].batch(np.arange(480))
+    assert model.frame.degenerate(batch).sum() <= 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_flat_straight_and_empty_samples_are_predicted_exactly_equivariantly_too(axes, batch):
+    model = model_of("transformer_frames")
+    kept = (torch.arange(3) < axes).double()
+    flat = batch.replace(
+        floor=batch["floor"] * torch.cat([kept, kept.new_ones(1)]), **{n: batch[n] * kept for n in VECTORS}
+    )
+    R = random_orthogonal(len(batch), torch.Generator().manual_seed(1), torch.float64)
+    expected = model(flat) @ R.mT
+    assert model.frame.degenerate(flat).all()
+    assert float((model(transform(flat, R)) - expected)[batch.mask].abs().max()) < 1e-10 * max(
+        1e-6, float(expected.abs().max())
+    )
+
+
+def test_closed_form_flops_are_those_of_the_matrix_products(batch):
+    arm = get_arm("transformer_frames")
+    for size in arm.ladder[6:16:3]:
+        model = arm.build(size, RIGID).double()
+        with native.switched_off(), FlopCounterMode(display=False) as counter:
+            (model(batch) * batch.target).sum().backward()
+        tokens = batch.mask.numel()
+        counted = arm.flops(size, RIGID).executed.total(tokens, tokens * batch.mask.shape[1])
+        assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)

@@ -1,0 +1,76 @@
+"""Frames of samples: orthonormal, equivariant, and honest about samples that are too symmetric for one."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from eqscale.models.frames import Frames, FramesConfig, frames_training_flops, orthonormal
+from eqscale.tasks.symmetry import random_orthogonal
+
+B, T, K, INVARIANTS = 6, 5, 4, 2
+CONFIG = FramesConfig(K, INVARIANTS, 8)
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(T) < torch.tensor([5, 3, 1, 2, 4, 5])[:, None]
+    vectors = torch.randn(B, T, K, 3, generator=generator, dtype=torch.float64) * mask[..., None, None]
+    return vectors, torch.randn(B, T, INVARIANTS, generator=generator, dtype=torch.float64), mask
+
+
+def network():
+    torch.manual_seed(0)
+    return Frames(CONFIG).double()
+
+
+def test_frames_are_orthonormal_and_turn_and_mirror_with_the_vectors():
+    net, (vectors, invariants, mask) = network(), inputs()
+    matrix, degenerate = net(vectors, invariants, mask)
+    assert not degenerate.any()
+    torch.testing.assert_close(
+        matrix @ matrix.mT, torch.eye(3, dtype=torch.float64).expand(B, 3, 3), rtol=0, atol=1e-13
+    )
+    moved = random_orthogonal(B, torch.Generator().manual_seed(1), torch.float64)
+    assert torch.linalg.det(moved).sign().unique().tolist() == [-1, 1]
+    again, _ = net(vectors @ moved[:, None].mT, invariants, mask)
+    torch.testing.assert_close(again, matrix @ moved.mT, rtol=0, atol=1e-12)
+
+
+def test_axes_are_those_of_gram_and_schmidt():
+    rows = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (frame, _), lower = orthonormal(rows), torch.linalg.qr(rows.mT).R.mT
+    signs = lower.diagonal(dim1=1, dim2=2).sign()
+    torch.testing.assert_close(rows @ frame.mT, lower * signs[:, None], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-6, 1e6])
+def test_a_flat_sample_lacks_the_third_axis_and_keeps_the_symmetry(factor):
+    flat = [[1.0, 2.0, 0.0], [0.5, -1.0, 0.0], [3.0, 1.0, 0.0]]
+    moved = random_orthogonal(8, torch.Generator().manual_seed(1), torch.float64)
+    rows = factor * torch.tensor(flat, dtype=torch.float64).expand(8, 3, 3)
+    frame, degenerate = orthonormal(rows)
+    again, still = orthonormal(rows @ moved.mT)
+    assert (degenerate & still).all()
+    assert not again[:, 2].any()
+    torch.testing.assert_close(again, frame @ moved.mT, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "axes"),
+    [(torch.zeros(3, 3), 0), (torch.ones(3, 3), 1), (torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), 0)],
+    ids=["nothing", "one line", "no first vector"],
+)
+def test_samples_without_directions_lack_axes_and_have_finite_gradients(rows, axes):
+    rows = rows[None].double().requires_grad_()
+    frame, degenerate = orthonormal(rows)
+    assert degenerate.all()
+    torch.testing.assert_close(frame @ frame.mT, torch.diag(torch.arange(3) < axes).double()[None], rtol=0, atol=1e-12)
+    frame.sin().sum().backward()
+    assert rows.grad.isfinite().all()
+
+
+def test_closed_form_flops_are_those_of_the_matrix_products():
+    net, (vectors, invariants, mask) = network(), inputs()
+    with FlopCounterMode(display=False) as counter:
+        net(vectors, invariants, mask)[0].sin().sum().backward()
+    assert frames_training_flops(CONFIG).executed.total(B * T, 0) == counter.get_total_flops()
