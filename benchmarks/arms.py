@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from eqscale.algebra import embed_direction, embed_plane, embed_point, extract_direction, extract_normal, extract_weight
 from eqscale.arms import Arm, Size, get_arm, register
-from eqscale.arms.gatr import LENGTHS, GATrModel, _config
+from eqscale.arms.gatr import LENGTHS, GATrModel, gatr_config
 from eqscale.arms.inputs import (
     invariants,
     invariants_width,
@@ -247,7 +247,7 @@ def gatr_shaped(label: str, scalars: int = 2, heads: int = 1) -> Arm:
     """The arm gatr with another number of scalars per channel, or times as many heads."""
 
     def config(size: Size, task: Task) -> GATrConfig:
-        own = _config(size, task, "parity")
+        own = gatr_config(size, task, "parity")
         return dataclasses.replace(own, scalars=scalars * size.width, heads=heads * size.heads)
 
     return dataclasses.replace(
