@@ -182,8 +182,6 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         replicate_up_to=1e12,
         # where the best size was the largest, in seconds
         extra_sizes=(
-            "transformer:1e11:52x1",
-            "transformer_aligned:1e11:52x1",
             "gatr:3e11:12x4",
             "gatr:3e12:16x7",
             "gatr:1e13:20x7",
