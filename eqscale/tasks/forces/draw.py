@@ -67,6 +67,13 @@ def _bonds(picture: Picture) -> np.ndarray:
     return np.stack([first[near], second[near]], 1)
 
 
+def _radius(number: int) -> float:
+    """Of the disc that stands for an atom, Å."""
+    from ase.data import covalent_radii
+
+    return 0.15 + 0.3 * float(covalent_radii[number])
+
+
 def _scale(picture: Picture) -> float:
     """Å of arrow for an eV/Å of force."""
     return _ARROW / max(max(np.linalg.norm(f, axis=1).max() for f in picture.forces.values()), 1e-9)
@@ -85,7 +92,7 @@ def _figure(picture: Picture, degrees: float):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from ase.data import chemical_symbols, covalent_radii
+    from ase.data import chemical_symbols
     from ase.data.colors import jmol_colors
     from matplotlib.patches import Circle
 
@@ -105,9 +112,9 @@ def _figure(picture: Picture, degrees: float):
             ax.plot(*at[[i, j], :2].T, color="0.6", lw=4, zorder=at[[i, j], 2].mean(), solid_capstyle="round")
         for number, (x, y, depth) in zip(picture.numbers, at, strict=True):
             colour = jmol_colors[number]
-            ax.add_patch(Circle((x, y), 0.45 * covalent_radii[number], facecolor=colour, edgecolor="0.3", zorder=depth))
+            ax.add_patch(Circle((x, y), _radius(number), facecolor=colour, edgecolor="0.3", zorder=depth))
             dark = colour.mean() < 0.5
-            ax.text(x, y, chemical_symbols[number], ha="center", va="center", fontsize=8, zorder=depth,
+            ax.text(x, y, chemical_symbols[number], ha="center", va="center", fontsize=8, zorder=reach + 1,
                     color="white" if dark else "black", clip_on=True)  # fmt: skip
         for k, (name, force) in enumerate(picture.forces.items()):
             u, v, _ = scale * (force @ turn.T).T
@@ -143,13 +150,13 @@ def _gif(picture: Picture, path: Path) -> None:
 
 
 def _page(picture: Picture, path: Path) -> None:
-    from ase.data import chemical_symbols, covalent_radii
+    from ase.data import chemical_symbols
     from ase.data.colors import jmol_colors
 
     colours = ["#" + "".join(f"{round(255 * part):02x}" for part in jmol_colors[z]) for z in picture.numbers]
     content = {
         "symbols": [chemical_symbols[z] for z in picture.numbers],
-        "radii": [round(0.45 * float(covalent_radii[z]), 3) for z in picture.numbers],
+        "radii": [round(_radius(z), 3) for z in picture.numbers],
         "colours": colours,
         "positions": np.round(picture.positions, 4).tolist(),
         "bonds": _bonds(picture).tolist(),

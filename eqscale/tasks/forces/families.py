@@ -196,7 +196,8 @@ def _molecule(path: Path, lines: list[str], at: int, index: int) -> Molecule:
         raise fault(at, f"{n} atoms; a molecule may have {MAX_ATOMS}")
     if len(lines) < at + 2 + n:
         raise fault(len(lines) - 1, f"the file ends within a molecule of {n} atoms")
-    numbers, positions = [], []
+    numbers: list[int] = []
+    positions: list[tuple[float, float, float]] = []
     for line in range(at + 2, at + 2 + n):
         symbol, *rest = lines[line].split() or [""]
         if symbol not in ELEMENTS:

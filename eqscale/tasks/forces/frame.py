@@ -18,8 +18,8 @@ def principal_axes(batch: Batch) -> tuple[Batch, Tensor]:
     them would jump between geometries that hardly differ, and fails for symmetric molecules. So the choice is left to
     the eigenvalue solver. It depends on the moments alone, and these are the same for a molecule and for its mirror
     images in its own principal planes; since data and augmentation are uniform in orientation, all eight frames are
-    equally likely, whatever the solver does. In the same way, where two or three moments are equal (a linear molecule, a
-    symmetric or a spherical top), every choice within the degenerate space is as likely as any of its turned ones.
+    equally likely, whatever the solver does. In the same way, where two or three moments are equal (a linear molecule,
+    a symmetric or a spherical top), every choice within the degenerate space is as likely as any of its turned ones.
 
     Returns:
         The batch, and the orthogonal matrices, (B, 3, 3), that turned it.

@@ -123,10 +123,7 @@ def _as_stored(positions: np.ndarray) -> np.ndarray:
 
 def _start(molecule: Molecule, rng: np.random.Generator) -> np.ndarray:
     """The molecule at rest, or a packing of a cluster, in a uniform orientation, half of them mirrored: (T, 3) in Å."""
-    if molecule.is_cluster:
-        rest = pack_water(len(molecule) // 3, rng)
-    else:
-        rest = np.array(molecule.positions)
+    rest = pack_water(len(molecule) // 3, rng) if molecule.is_cluster else np.array(molecule.positions)
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     return (rest - rest.mean(0)) @ (q * np.sign(np.diag(r))).T  # uniform on O(3), Mezzadri, arXiv math-ph/0609050
 

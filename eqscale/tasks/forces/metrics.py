@@ -39,8 +39,8 @@ def evaluate(predict: Predictor, samples: Geometries, indices: np.ndarray, **whe
 
     Returns:
         ``nmse`` and ``nmse_se`` of the molecules that are trained on, as all else but ``nmse_unseen`` and
-        ``nmse_unseen_se``, which are NaN if the indices hold no other molecule; ``METRICS`` has the rest. Of the cosine,
-        atoms whose force is below 1e-3 of the unit are left out.
+        ``nmse_unseen_se``, which are NaN if the indices hold no other molecule; ``METRICS`` has the rest. Atoms whose
+        force is below 1e-3 of the unit are left out of the cosine.
     """
     unseen = samples.unseen[indices // samples.samples_per_system]
     sums: dict[str, float] = collections.defaultdict(float)

@@ -87,7 +87,7 @@ class Geometries(Samples):
             options: of the task.
         """
         self.schema, self.options, self.force_rms = SCHEMA, options, force_rms
-        columns = {name: np.concatenate([s[name] for s in shards]) for name in shards[0].dtype.names}
+        columns = {name: np.concatenate([s[name] for s in shards]) for name in shards[0].dtype.names or ()}
         self.tokens = columns["tokens"].astype(np.int64)
         self.unseen = columns["unseen"]
         """Whether a system's molecule is never trained on, (n_systems,)."""

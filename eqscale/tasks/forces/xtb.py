@@ -1,10 +1,14 @@
-"""Forces by GFN2-xTB, a semi-empirical quantum method (Bannwarth et al., doi 10.1021/acs.jctc.8b01176), computed by tblite."""
+"""Forces by GFN2-xTB, a semi-empirical quantum method, computed by tblite.
+
+Bannwarth, Ehlert and Grimme 2019, doi 10.1021/acs.jctc.8b01176.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +33,8 @@ def require_packages() -> None:
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """tblite on one thread: on more, molecules of this size take fifty times longer and sums have other bits."""
-    from threadpoolctl import threadpool_limits
-
     import tblite.interface  # noqa: F401  # its libraries must be loaded to be limited
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
         yield
@@ -56,7 +59,7 @@ class Surface:
         self._calculator = Calculator(METHOD, numbers, np.arange(3.0 * len(numbers)).reshape(-1, 3), charge, unpaired)
         self._calculator.set("verbosity", 0)
         self._calculator.set("accuracy", accuracy)
-        self._last = None
+        self._last: Any = None
 
     def forces(self, positions: np.ndarray) -> np.ndarray:
         """Forces at positions (T, 3) in Å, (T, 3) in eV/Å: a function of these positions alone.
