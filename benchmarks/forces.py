@@ -258,15 +258,15 @@ def loading(data: Path) -> None:
             model = build_model(spec)
             optimizer = torch.optim.AdamW(model.parameters())
             order = [rng.integers(len(samples), size=spec.batch_size) for _ in range(300)]
-            begin = time.process_time()
-            made = list(batches(samples, order))
-            load = (time.process_time() - begin) / len(order)
-            begin = time.process_time()
-            for batch in made:
+            load = step = 0.0
+            clock = time.process_time()
+            for batch in batches(samples, order):
+                load, clock = load + time.process_time() - clock, time.process_time()
                 optimizer.zero_grad()
                 squared_error(model(batch), batch).sum().backward()
                 optimizer.step()
-            step = (time.process_time() - begin) / len(order)
+                step, clock = step + time.process_time() - clock, time.process_time()
+            load, step = load / len(order), step / len(order)
             rows.append([name, str(size), str(spec.batch_size), f"{1e6 * load:.0f}", f"{1e6 * step:.0f}",
                          f"{load / (load + step):.1%}"])  # fmt: skip
     print(markdown_table(["arm", "size", "batch", "loading, µs a batch", "step, µs", "share"], rows))

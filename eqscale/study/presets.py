@@ -173,8 +173,7 @@ _PAPER = _CPU | {
     "min_steps": 1000,
 }
 _THREE_SEEDS = {"seeds": (0, 1, 2)}
-# A system of molecular forces has few tokens: batches are cheap, and epochs short.
-_FORCES_QUICK = _QUICK | {"task": "forces", "train_systems": 4000, "test_systems": 400}
+_FORCES_QUICK = _QUICK | {"task": "forces", "train_systems": 3000, "test_systems": 400}
 _FORCES_CPU = _CPU | {"task": "forces", "arms": _PAPER["arms"]}
 
 COMPUTE_GRIDS: dict[str, ComputeGrid] = {
@@ -193,7 +192,7 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         ),
         **(_CPU | _THREE_SEEDS),
     ),
-    "forces-quick": ComputeGrid(budgets=(3e9, 1e10, 3e10), sizes_per_budget=3, **_FORCES_QUICK),
+    "forces-quick": ComputeGrid(budgets=(5e9, 1.5e10, 4e10), sizes_per_budget=3, **_FORCES_QUICK),
     "forces-cpu": ComputeGrid(
         budgets=(1e11, 3e11, 1e12, 3e12), sizes_per_budget=6, replicate_up_to=1e12, **(_FORCES_CPU | _THREE_SEEDS)
     ),
@@ -211,7 +210,7 @@ DATA_GRIDS: dict[str, DataGrid] = {
         **(_CPU | _THREE_SEEDS | {"arms": _PAPER["arms"]}),
     ),
     "forces-quick": DataGrid(
-        budget=1e10, systems=(30, 300, 4000), **(_FORCES_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")})
+        budget=1e10, systems=(30, 300, 3000), **(_FORCES_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")})
     ),
     "forces-cpu": DataGrid(
         budget=1e12,
