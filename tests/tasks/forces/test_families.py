@@ -52,9 +52,8 @@ def test_water_clusters_have_2_to_16_molecules_that_keep_apart():
 
 
 def test_a_file_makes_a_family(tmp_path):
-    family = read(
-        tmp_path, WATER + "\n" + "2\nunpaired=2 charge=0\nO 0 0 0\nO 0 0 1.2\n" + "2\ncharge=-1\nO 0 0 0\nH 0 0 1\n"
-    )
+    others = "\n2\nunpaired=2 charge=0\nO 0 0 0\nO 0 0 1.2\n2\ncharge=-1\nO 0 0 0\nH 0 0 1\n"
+    family = read(tmp_path, WATER + others)
     assert family.name == "mine"
     assert {(len(m), m.charge, m.unpaired) for m in family.molecules} == {(3, 0, 0), (2, 0, 2), (2, -1, 0)}
     assert {m.where.rpartition(" ")[2] for m in family.molecules} == {"1", "7", "11"}
@@ -81,7 +80,7 @@ def test_the_data_are_those_of_the_molecules_not_of_the_path(tmp_path):
         (WATER.replace("3\n", "65\n"), 1, "65 atoms; a molecule may have 64"),
         (WATER.replace("3\n", "1\n"), 1, "'1': wanted the number of a molecule's atoms, at least 2"),
         (WATER + "O 0 0 0\n", 6, "'O 0 0 0': wanted the number of a molecule's atoms, at least 2"),
-        (WATER.replace("\n\n", "\ncharge=1\n").replace("charge=1", "charge=1 unpaired=0"), 2, "charge 1 and 0 unpaired"),
+        (WATER.replace("\n\n", "\ncharge=1 unpaired=0\n"), 2, "charge 1 and 0 unpaired"),
         (WATER.replace("\n\n", "\ncharge=half\n"), 2, "charge and unpaired must be whole numbers"),
     ],
 )  # fmt: skip

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -120,9 +121,7 @@ def test_degenerate_molecules_have_a_frame_too(data):
     T = chosen.mask.shape[1]
     position = torch.nn.functional.pad(torch.stack([tetrahedron, line]), (0, 0, 0, T - 4))
     mask = torch.arange(T) < torch.tensor([[4], [2]])
-    odd = Batch(
-        chosen.schema, {**chosen.values, "position": position}, mask, chosen.target, chosen.weight, chosen.system
-    )
+    odd = dataclasses.replace(chosen.replace(position=position), mask=mask)
     aligned, matrix = principal_axes(odd)
     assert torch.isfinite(matrix).all()
     torch.testing.assert_close(aligned["position"][1, :2].abs(), torch.tensor([[1.0, 0, 0]] * 2).double())
@@ -199,9 +198,8 @@ def test_every_arm_trains_on_it(task, data, arm, tmp_path, forgetful):
 def test_pictures_of_a_molecule_are_an_image_and_one_page(task, molecules, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["scenes", "--task", "forces", "--family", molecules, "--index", "1"]) == 0
-    assert re.fullmatch(
-        r"wrote forces-small-0-1\.png and forces-small-0-1\.html: small-\d, .*\n", capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"wrote forces-small-0-1\.png and forces-small-0-1\.html: small-\d, .*\n", said)
     assert (tmp_path / "forces-small-0-1.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "forces-small-0-1.html").read_text()
     assert "http" not in page
