@@ -191,7 +191,8 @@ def test_every_arm_trains_on_it(task, data, arm, tmp_path, forgetful):
     assert record.status == "finished"
     assert 0 < record.test["nmse"] < 1.5
     assert (record.test["equivariance_rotation"] < 1e-4) == (arm in ("gatr", "gatr_published"))
-    assert (record.test["equivariance_reflection"] < 1e-4) == (arm == "gatr")
+    if arm == "gatr":
+        assert max(record.test[f"equivariance_{g}"] for g in ("reflection", "translation", "permutation")) < 1e-4
     assert RunRecord.from_json(record.to_json()).test.keys() == record.test.keys()
 
 
