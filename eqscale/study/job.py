@@ -33,7 +33,7 @@ from eqscale.study.tracking import Tracker, experiment_link
 from eqscale.study.trials import Devices, StudyEvents, TrialSource
 from eqscale.study.watch import silence_limit
 from eqscale.tasks import get_task
-from eqscale.tasks.dataset import DataSpec, prepare
+from eqscale.tasks.dataset import DataSpec, left_out, prepare
 from eqscale.training.spec import CurvePoint, RunSpec
 
 PUBLISH_SECONDS = 120.0
@@ -53,7 +53,12 @@ def prepare_data(data: DataSpec, root: Path, console: Console, backend: str = "p
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"preparing {get_task(data.task).words.unit.many}", total=None)
-        prepare(data, root, backend=backend, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        folder = prepare(
+            data, root, backend=backend, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if reasons := left_out(folder):
+        counts = ", ".join(f"{count} by {reason}" for reason, count in reasons.items())
+        console.print(f"attempts at {get_task(data.task).words.unit.many} left out: {counts}", highlight=False)
 
 
 class OpenStudy:

@@ -173,6 +173,8 @@ _PAPER = _CPU | {
     "min_steps": 1000,
 }
 _THREE_SEEDS = {"seeds": (0, 1, 2)}
+_FORCES_QUICK = _QUICK | {"task": "forces", "train_systems": 3000, "test_systems": 400}
+_FORCES_CPU = _CPU | {"task": "forces", "arms": _PAPER["arms"]}
 
 COMPUTE_GRIDS: dict[str, ComputeGrid] = {
     "quick": ComputeGrid(budgets=(1e10, 3e10, 1e11, 2e11), sizes_per_budget=4, **_QUICK),
@@ -188,6 +190,10 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         ),
         **(_CPU | _THREE_SEEDS),
     ),
+    "forces-quick": ComputeGrid(budgets=(5e9, 1.5e10, 4e10), sizes_per_budget=3, **_FORCES_QUICK),
+    "forces-cpu": ComputeGrid(
+        budgets=(1e11, 3e11, 1e12, 3e12), sizes_per_budget=6, replicate_up_to=1e12, **(_FORCES_CPU | _THREE_SEEDS)
+    ),
     "paper": ComputeGrid(budgets=(1e16, 1e17, 1e18, 1e19), sizes_per_budget=6, **_PAPER),
 }
 
@@ -200,6 +206,15 @@ DATA_GRIDS: dict[str, DataGrid] = {
         systems=(30, 100, 300, 1000, 3000, 10_000, 100_000),
         replicate_up_to=100,
         **(_CPU | _THREE_SEEDS | {"arms": _PAPER["arms"]}),
+    ),
+    "forces-quick": DataGrid(
+        budget=1e10, systems=(30, 300, 3000), **(_FORCES_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")})
+    ),
+    "forces-cpu": DataGrid(
+        budget=1e12,
+        systems=(300, 1000, 3000, 10_000, 30_000, 100_000),
+        replicate_up_to=1000,
+        **(_FORCES_CPU | _THREE_SEEDS),
     ),
     "paper": DataGrid(
         budget=1e18,

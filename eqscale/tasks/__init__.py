@@ -20,7 +20,7 @@ __all__ = [
 DEFAULT = "rigid"
 """The task of commands that name none, and of runs from before there were several."""
 
-_BUILT_IN = {"rigid": "eqscale.tasks.rigid.task"}
+_BUILT_IN = {"rigid": "eqscale.tasks.rigid.task", "forces": "eqscale.tasks.forces.task"}
 _TASKS: dict[str, Task] = {}
 
 

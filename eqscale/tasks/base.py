@@ -148,6 +148,10 @@ class Task:
             raise InputError(f"task {self.name!r}: the targets of the first {len(records)} systems are all zero")
         return {"target_rms": rms}
 
+    def left_out(self, records: np.ndarray) -> dict[str, int]:
+        """Reason -> how many attempts at these systems were left out by it; said when data are prepared."""
+        return {}
+
     def open(self, options: Options, shards: Sequence[np.ndarray], statistics: Mapping[str, float]) -> Samples:
         """The samples of stored records."""
         return StoredSamples(self.schema, shards, statistics["target_rms"], options)
@@ -238,7 +242,7 @@ class Task:
         """Make a few systems, and raise InputError if ``relabel`` shows that their labels break the symmetry."""
         records = self.records(options, seed, "train", 0, _CHECKED_SYSTEMS)
         samples = self.open(options, [records], self.statistics(options, records))
-        batch = samples.batch(np.arange(_CHECKED_SYSTEMS), dtype=torch.float64)
+        batch = samples.batch(np.arange(_CHECKED_SYSTEMS) * self.samples_per_system, dtype=torch.float64)
         labels = self.relabel(options, batch)
         if labels is None:
             return

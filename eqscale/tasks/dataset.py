@@ -161,13 +161,25 @@ def _complete(
                 done += len(chunk)
                 if progress:
                     progress(done, total)
-            entry = _write_shard(_shard(folder, split, k), np.concatenate(parts))
+            records = np.concatenate(parts)
+            entry = _write_shard(_shard(folder, split, k), records)
+            if left_out := get_task(spec.task).left_out(records):
+                entry["left_out"] = left_out
             manifest[split] = [*manifest[split][:k], entry, *manifest[split][k + 1 :]]
             _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
     if not manifest.get("statistics"):
         prefix = np.load(_shard(folder, "train", 0))[:MEASURED_SYSTEMS]
         manifest["statistics"] = get_task(spec.task).statistics(spec.options, prefix)
         _write(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def left_out(folder: Path) -> dict[str, int]:
+    """Reason -> attempts at systems of a prepared data set that were left out by it; see ``Task.left_out``."""
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    total: collections.Counter[str] = collections.Counter()
+    for entry in manifest["train"] + manifest["test"]:
+        total.update(entry.get("left_out", {}))
+    return dict(total)
 
 
 def _shard(folder: Path, split: str, k: int) -> Path:

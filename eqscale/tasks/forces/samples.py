@@ -1,0 +1,138 @@
+"""The typed sample: atoms of a molecule in, the force on each out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from eqscale.tasks.fields import Batch, Field, Kind, Schema
+from eqscale.tasks.forces.families import ELEMENTS, Family
+from eqscale.tasks.forces.geometries import FRAMES, System
+from eqscale.tasks.samples import Samples
+
+SCHEMA = Schema(
+    fields=(
+        Field("position", Kind.POINT, unit="Å", relative_to="center"),
+        Field("element", Kind.INVARIANT, channels=len(ELEMENTS)),
+        Field("center", Kind.POINT, "sample", unit="Å"),
+        Field("electrons", Kind.INVARIANT, "sample", channels=2),
+    ),
+    target=Field("force", Kind.DIRECTION, at="position"),
+    length=2.0,
+)
+"""Atoms with their element (one-hot, in the order of ``ELEMENTS``), the mean position of all, and the molecule's charge
+and number of unpaired electrons. The target is the force in units of the root mean square of the training split;
+atoms have equal weight within a molecule."""
+
+_ONE_HOT = np.eye(len(ELEMENTS) + 1, len(ELEMENTS), dtype=np.float32)
+_PADDING = len(ELEMENTS)  # its row of _ONE_HOT is zero
+_PLACE = {number: k for k, number in enumerate(ELEMENTS.values())}
+
+
+def record_type(family: Family) -> np.dtype:
+    """One system as stored, padded to the family's most atoms."""
+    T = family.max_atoms
+    return np.dtype(
+        [
+            ("tokens", "<i4"),
+            ("molecule", "<u2"),
+            ("source", "u1"),
+            ("unseen", "?"),
+            ("electrons", "<f4", (2,)),  # charge, unpaired
+            ("element", "u1", (T,)),  # place in ELEMENTS
+            ("position", "<f4", (FRAMES, T, 3)),  # Å
+            ("force", "<f4", (FRAMES, T, 3)),  # eV/Å
+            ("scf_failures", "<u2"),
+            ("large_forces", "<u2"),
+        ]
+    )
+
+
+def pack(family: Family, systems: Sequence[System]) -> np.ndarray:
+    """Systems as records."""
+    records = np.zeros(len(systems), record_type(family))
+    records["element"] = _PADDING
+    for record, system in zip(records, systems, strict=True):
+        molecule = family.molecules[system.molecule]
+        n = len(molecule)
+        record["tokens"], record["molecule"], record["source"] = n, system.molecule, system.source
+        record["unseen"] = molecule.name in family.unseen
+        record["electrons"] = molecule.charge, molecule.unpaired
+        record["element"][:n] = [_PLACE[number] for number in molecule.numbers]
+        record["position"][:, :n], record["force"][:, :n] = system.positions, system.forces
+        record["scf_failures"], record["large_forces"] = system.scf_failures, system.large_forces
+    return records
+
+
+def force_rms(records: np.ndarray) -> float:
+    """Root mean square of the length of a force, eV/Å; systems have equal weight, and atoms within one."""
+    square = np.square(records["force"], dtype=float).sum((1, 2, 3)) / (FRAMES * records["tokens"])
+    return float(np.sqrt(square.mean()))
+
+
+class Geometries(Samples):
+    """Geometries of a split; those of one system share its molecule."""
+
+    samples_per_system = FRAMES
+
+    def __init__(self, shards: Sequence[np.ndarray], force_rms: float, options: Mapping[str, Any]) -> None:
+        """Open records.
+
+        Args:
+            shards: structured arrays of ``record_type``.
+            force_rms: unit of the targets, eV/Å.
+            options: of the task.
+        """
+        self.schema, self.options, self.force_rms = SCHEMA, options, force_rms
+        columns = {name: np.concatenate([s[name] for s in shards]) for name in shards[0].dtype.names or ()}
+        self.tokens = columns["tokens"].astype(np.int64)
+        self.unseen = columns["unseen"]
+        """Whether a system's molecule is never trained on, (n_systems,)."""
+        self.source = columns["source"]
+        self.molecule = columns["molecule"]
+        self.n_systems = len(self.tokens)
+        self._electrons, self._element = columns["electrons"], columns["element"]
+        T = columns["element"].shape[1]
+        self._position, self._force = (columns[name].reshape(-1, T, 3) for name in ("position", "force"))
+        self._weight = (np.arange(T) < self.tokens[:, None]) / self.tokens[:, None].astype(np.float32)
+
+    def batches(
+        self, groups: Sequence[np.ndarray], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Iterator[Batch]:
+        """As ``Samples.batches``."""
+        every = np.concatenate(groups)
+        if len(every) and not 0 <= every.min() <= every.max() < len(self):
+            raise IndexError(f"sample indices must lie in 0..{len(self) - 1}")
+        system = every // FRAMES
+        # All at once: a gather and a tensor a group would cost small batches several per cent of a training step.
+        force = self._force.take(every, axis=0)
+        force /= np.float32(self.force_rms)
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, dtype)
+
+        position, target = tensor(self._position.take(every, axis=0)), tensor(force)
+        weight, element = tensor(self._weight.take(system, axis=0)), self._element.take(system, axis=0)
+        electrons, center = tensor(self._electrons[system]), tensor(np.zeros((len(every), 3), np.float32))
+        of_system = torch.from_numpy(system).to(device)
+        end = 0
+        for group in groups:
+            rows = slice(end, end := end + len(group))
+            T = int(self.tokens[system[rows]].max(initial=0))
+            weights = weight[rows, :T].contiguous()
+            yield Batch(
+                schema=SCHEMA,
+                values={
+                    "position": position[rows, :T].contiguous(),
+                    "element": tensor(_ONE_HOT.take(element[rows, :T], axis=0)),
+                    "center": center[rows],
+                    "electrons": electrons[rows],
+                },
+                mask=weights > 0,
+                target=target[rows, :T].contiguous(),
+                weight=weights,
+                system=of_system[rows],
+            )
