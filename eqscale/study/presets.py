@@ -175,6 +175,7 @@ _PAPER = _CPU | {
 _THREE_SEEDS = {"seeds": (0, 1, 2)}
 
 COMPUTE_GRIDS: dict[str, ComputeGrid] = {
+    "first": ComputeGrid(budgets=(1e10, 3e10, 1e11), sizes_per_budget=3, **(_QUICK | {"train_systems": 2000})),
     "quick": ComputeGrid(budgets=(1e10, 3e10, 1e11, 2e11), sizes_per_budget=4, **_QUICK),
     "cpu": ComputeGrid(
         budgets=(1e11, 3e11, 1e12, 3e12, 1e13),
