@@ -13,21 +13,18 @@ A run with a record in the study's ledger is not trained again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from eqscale.report.parts import study_folder
 from eqscale.report.study import write_report
 from eqscale.study.grid import controls_grid
 from eqscale.study.job import run_study
-from eqscale.study.options import parse_options
-from eqscale.study.presets import CONTROLS
+from eqscale.study.options import JobOptions
+from eqscale.study.presets import Controls
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: JobOptions[Controls]) -> int:
     """Plan, train what is missing, report."""
-    options = parse_options(__doc__, CONTROLS, "controls", "controls", argv)
 
     def publish(table: pd.DataFrame) -> None:
         if study_folder(options.results) == options.results:

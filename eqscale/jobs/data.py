@@ -12,16 +12,13 @@ A run with a record in the study's ledger is not trained again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from eqscale.report.study import write_report
 from eqscale.study.grid import data_grid
 from eqscale.study.job import run_study
-from eqscale.study.options import parse_options
-from eqscale.study.presets import DATA_GRIDS
+from eqscale.study.options import JobOptions
+from eqscale.study.presets import DataGrid
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: JobOptions[DataGrid]) -> int:
     """Plan, train what is missing, report."""
-    options = parse_options(__doc__, DATA_GRIDS, "data", "data_grid", argv)
     return run_study(data_grid(options.preset), options, publish=lambda _: write_report(options.results))

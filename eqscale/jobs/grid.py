@@ -14,7 +14,6 @@ A run with a record in the study's ledger is not trained again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,8 +38,8 @@ from eqscale.report.study import write_report
 from eqscale.study.further import add_further, read_further, unfinished
 from eqscale.study.grid import compute_grid, expected_tokens, further_grid, possible_runs
 from eqscale.study.job import run_study
-from eqscale.study.options import JobOptions, parse_options
-from eqscale.study.presets import COMPUTE_GRIDS, ComputeGrid
+from eqscale.study.options import JobOptions
+from eqscale.study.presets import ComputeGrid
 from eqscale.tasks import get_task
 from eqscale.training.spec import RunSpec
 
@@ -48,16 +47,8 @@ LEAST_POINTS = len(Chinchilla().names) + 2
 """Fewest points (parameters, tokens) that a law can be fitted to."""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: JobOptions[ComputeGrid]) -> int:
     """Plan, choose further runs if asked to, train what is missing, report."""
-    own = argparse.ArgumentParser(add_help=False)
-    help_text = (
-        "choose the K runs that would make the arms' laws most certain just beyond the largest budget, from the "
-        "ladders, at no more than the cost of K average runs; they become part of the study. If runs chosen earlier "
-        "haven't ended, these go on instead"
-    )
-    own.add_argument("--next", type=int, metavar="K", help=help_text)
-    options = parse_options(__doc__, COMPUTE_GRIDS, "grid", "", argv, job_options=own)
     count, console = options.own["next"], make_console()
     if count is not None and count < 1:
         raise InputError(f"--next {count}: choose at least 1 run")

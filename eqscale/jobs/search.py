@@ -15,7 +15,6 @@ results to eqscale/arms/recipes.json.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -27,8 +26,8 @@ from eqscale.report.search import write_search_report
 from eqscale.study.estimate import Estimator
 from eqscale.study.grid import recipe_of
 from eqscale.study.job import OpenStudy, open_study
-from eqscale.study.options import JobOptions, parse_options
-from eqscale.study.presets import SEARCHES, LearningRateSearch
+from eqscale.study.options import JobOptions
+from eqscale.study.presets import LearningRateSearch
 from eqscale.study.progress import human_time
 from eqscale.study.search import (
     CHECK_ROUNDS,
@@ -91,9 +90,8 @@ def _of(runs: pd.DataFrame, arm: str, optimizer: str) -> pd.DataFrame:
     return runs[(runs["arm"] == arm) & (runs["optimizer"] == optimizer)]
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: JobOptions[LearningRateSearch]) -> int:
     """Search, fit, check, report."""
-    options = parse_options(__doc__, SEARCHES, "search", "learning_rate", argv)
     preset = options.preset
     folder = options.storage.study
     if not isinstance(folder, Path):

@@ -12,18 +12,15 @@ A run with a record in the study's ledger is not trained again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from eqscale.report.shapes import write_shape_report
 from eqscale.study.grid import aspect_ratio_grid, shape_groups
 from eqscale.study.job import run_study
-from eqscale.study.options import parse_options
-from eqscale.study.presets import ASPECT_RATIOS
+from eqscale.study.options import JobOptions
+from eqscale.study.presets import AspectRatio
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: JobOptions[AspectRatio]) -> int:
     """Plan, train what is missing, report."""
-    options = parse_options(__doc__, ASPECT_RATIOS, "shapes", "aspect_ratio", argv)
     groups = shape_groups(options.preset)
     return run_study(
         aspect_ratio_grid(options.preset),

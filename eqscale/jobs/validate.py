@@ -13,19 +13,16 @@ A run with a record in the study's ledger is not trained again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from eqscale.report.prediction import predicted_optima
 from eqscale.report.study import write_report
 from eqscale.study.grid import validation_grid
 from eqscale.study.job import run_study
-from eqscale.study.options import parse_options
-from eqscale.study.presets import VALIDATIONS
+from eqscale.study.options import JobOptions
+from eqscale.study.presets import Validation
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: JobOptions[Validation]) -> int:
     """Plan, train what is missing, report."""
-    options = parse_options(__doc__, VALIDATIONS, "validate", "validation", argv)
     preset = options.preset
     optima = predicted_optima(options.results.parent / "prediction.json", preset.budget, preset.arms)
     return run_study(validation_grid(preset, optima), options, publish=lambda _: write_report(options.results))
