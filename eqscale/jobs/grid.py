@@ -28,7 +28,6 @@ from eqscale.arms import get_arm
 from eqscale.console import doing, make_console
 from eqscale.errors import InputError
 from eqscale.laws.design import resolution
-from eqscale.laws.forms import Chinchilla
 from eqscale.laws.plan import Candidates
 from eqscale.report.analysis import NoLaw
 from eqscale.report.card import CHANCE, answer_card
@@ -36,15 +35,12 @@ from eqscale.report.next_runs import choose_next
 from eqscale.report.parts import read_study
 from eqscale.report.study import write_report
 from eqscale.study.further import add_further, read_further, unfinished
-from eqscale.study.grid import compute_grid, expected_tokens, further_grid, possible_runs
+from eqscale.study.grid import MIN_POINTS, compute_grid, expected_tokens, further_grid, possible_runs
 from eqscale.study.job import run_study
 from eqscale.study.options import JobOptions
 from eqscale.study.presets import ComputeGrid
 from eqscale.tasks import get_task
 from eqscale.training.spec import RunSpec
-
-LEAST_POINTS = len(Chinchilla().names) + 2
-"""Fewest points (parameters, tokens) that a law can be fitted to."""
 
 
 def main(options: JobOptions[ComputeGrid]) -> int:
@@ -62,7 +58,7 @@ def main(options: JobOptions[ComputeGrid]) -> int:
         if not options.dry_run:
             add_further(options.results, chosen)
     specs = list(dict.fromkeys(specs))
-    for line in _expected(specs, options.preset):
+    for line in _expected(specs, options.preset, options.dry_run):
         console.print(line, markup=False)
     code = run_study(specs, options, publish=lambda _: _report(options, console))
     if not options.dry_run and (options.results / "runs.csv").is_file():
@@ -70,14 +66,14 @@ def main(options: JobOptions[ComputeGrid]) -> int:
     return code
 
 
-def _expected(specs: Sequence[RunSpec], preset: ComputeGrid) -> list[str]:
+def _expected(specs: Sequence[RunSpec], preset: ComputeGrid, dry_run: bool) -> list[str]:
     """How well the runs of each arm can tell its law, before they are made."""
     lines = []
     for name in preset.arms:
         N, D = _points([spec for spec in specs if spec.arm == name], preset)
-        if (points := len(set(zip(N, D, strict=True)))) < LEAST_POINTS:
-            lines.append(f"{name}: {points} points are too few for a law, which takes {LEAST_POINTS}")
-        else:
+        if (points := len(set(zip(N, D, strict=True)))) < MIN_POINTS:
+            lines.append(f"{name}: no law can be fitted to {points} points, which takes {MIN_POINTS}")
+        elif dry_run:
             lines.append(f"{name}: {resolution(N, D, CHANCE).describe()}")
     return lines
 
@@ -97,7 +93,9 @@ def _print_card(options: JobOptions[ComputeGrid], console: Console) -> None:
     steps["eqscale ui"] = "the runs side by side"
     if (weights := options.storage.weights(best)).exists():
         steps[f"eqscale evaluate {weights}"] = "every metric of the best run"
-    console.print(Panel(Group(*card.sentences, table, _columns(steps)), title=options.study, title_align="left"))
+    console.print(
+        Panel(Group(*card.sentences, table, _columns(steps)), title=options.study, title_align="left", expand=False)
+    )
 
 
 def _columns(steps: Mapping[str, str]) -> Table:

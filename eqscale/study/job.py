@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eqscale.console import doing, make_console
+from eqscale.cores import allowed_cores
 from eqscale.errors import InputError
 from eqscale.storage import check_writable, write_atomically
 from eqscale.study import shared_data
-from eqscale.study.estimate import Estimator, device_guess
+from eqscale.study.estimate import SYSTEM_SECONDS, Estimator, device_guess
 from eqscale.study.grid import data_spec
 from eqscale.study.lease import only_driver
 from eqscale.study.options import JobOptions
@@ -162,7 +162,7 @@ class OpenStudy:
             self.tracker.run_failed(spec, error)
             publication.due = True
 
-        return StudyEvents(started, point, ended, display.retried, failed, pruned)
+        return StudyEvents(started, point, ended, display.retried, failed, pruned, display.stopping)
 
     def seconds_left(self) -> float | None:
         """Time that ``--max-hours`` leaves, at least one second; None without a limit."""
@@ -265,6 +265,9 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
         study = OpenStudy(options, tracker, console, resources)
         try:
             yield study
+        except KeyboardInterrupt:
+            console.print("stopping: the same command continues")
+            raise
         finally:
             tracker.close("FINISHED" if study.complete else "KILLED")
         if tracker.outages:
@@ -272,7 +275,9 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
         if tracker.errors:
             console.print(f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them")
         console.print(f"results: {options.results}")
-        console.print(f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}")
+        console.print(
+            f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}", soft_wrap=True
+        )
 
 
 def _adoptable(options: JobOptions[Preset]) -> PublishedRecords | None:
@@ -345,12 +350,24 @@ def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Consol
     estimate = Estimator(ended=(elsewhere.get(run_id) or ledger.read(run_id) for run_id in done))
     todo = longest_first([spec for spec in specs if spec.run_id not in done], estimate)
     console.print(plan_table(specs, options.preset, estimate, done))
+    console.print(f"the whole plan: {_cost(specs, estimate)}")
+    console.print(f"done: {_cost([spec for spec in specs if spec.run_id in done], estimate)}")
     if not todo:
         console.print(f"all {len(specs)} runs are done: nothing to train")
         return []
-    workers = options.workers or os.cpu_count() or 1
+    workers = options.workers or allowed_cores()
     cluster = Cluster(workers, workers)
     planned = plan(todo, estimate, cluster, largest=options.devices_per_trial or 1)
     wall = max(placement.end for placement in run_list(planned, estimate, cluster))
-    console.print(f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers")
+    data = data_spec(options.preset)
+    making = SYSTEM_SECONDS * shared_data.missing_systems(data, options.storage.data) / workers
+    first = f", {human_time(making)} of it for {get_task(data.task).words.unit.many}" if making >= 1 else ""
+    on = f"{workers} worker{'s' if workers > 1 else ''}"
+    console.print(f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall + making)} on {on}{first}")
     return todo
+
+
+def _cost(specs: Sequence[RunSpec], estimate: Estimator) -> str:
+    """Runs, FLOPs and time on one worker."""
+    flops, seconds = sum(spec.budget for spec in specs), sum(map(estimate, specs))
+    return f"{len(specs)} runs, {flops:.3g} FLOPs, about {human_time(seconds)} of one worker"
