@@ -13,6 +13,7 @@ from eqscale.errors import InputError
 
 # Each module offers register(subparsers); heavy imports stay inside the functions it sets as `run`.
 _GROUPS = (
+    "adopt",
     "compare",
     "evaluate",
     "laws",
@@ -24,6 +25,7 @@ _GROUPS = (
     "scenes",
     "study",
     "time",
+    "train",
     "ui",
 )
 

@@ -48,6 +48,8 @@ def main(options: JobOptions[ComputeGrid]) -> int:
     count, console = options.own["next"], make_console()
     if count is not None and count < 1:
         raise InputError(f"--next {count}: choose at least 1 run")
+    if count and options.export is not None:
+        raise InputError("--next trains what it chooses; start it without --export")
     specs = compute_grid(options.preset)
     specs += further_grid(options.preset, read_further(options.results))
     if count and (waiting := unfinished(options)):

@@ -98,6 +98,8 @@ def main(options: JobOptions[LearningRateSearch]) -> int:
         raise InputError(f"--storage {folder}: a search keeps Optuna's journal in a file and needs a local folder")
     console = make_console()
     console.print(plan(options), highlight=False)
+    if options.export is not None:
+        raise InputError("--export: a search chooses runs as others end; it has no list of them")
     if options.dry_run:
         return 0
     with open_study(options, console) as study:

@@ -20,6 +20,7 @@ from eqscale.cores import allowed_cores
 from eqscale.errors import InputError
 from eqscale.storage import check_writable, write_atomically
 from eqscale.study import shared_data
+from eqscale.study.alone import Planned, write_plan
 from eqscale.study.estimate import SYSTEM_SECONDS, Estimator, device_guess
 from eqscale.study.grid import data_spec
 from eqscale.study.lease import only_driver
@@ -321,6 +322,9 @@ def run_study(
     """
     console = console or make_console()
     todo = _todo(specs, options, console)
+    if options.export is not None:
+        write_plan(options.export, [Planned(spec, data_spec(options.preset)) for spec in todo])
+        console.print(f"{options.export}: {len(todo)} runs for eqscale train", markup=False)
     if options.dry_run:
         return 0
     with open_study(options, console) as study:

@@ -54,6 +54,8 @@ class JobOptions(Generic[P]):
     """Least silence after which a trial counts as hanging."""
     checkpoint_seconds: float
     dry_run: bool
+    export: Path | None
+    """File that receives the runs to go; then it is a dry run."""
     own: dict[str, Any]
     """Values of the job's own options."""
 
@@ -112,7 +114,8 @@ def parse_options(
         max_seconds=args.max_hours * 3600 if args.max_hours else None,
         silent_seconds=args.hang_minutes * 60,
         checkpoint_seconds=args.checkpoint_seconds,
-        dry_run=args.dry_run,
+        dry_run=args.dry_run or args.export is not None,
+        export=args.export,
         own={name: getattr(args, name) for name in vars(job_options.parse_args([]))} if job_options else {},
     )
 
@@ -146,6 +149,8 @@ def _parser(
         parents=[_first_parser(presets), *([own] if own else [])],
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before anything is spent")
+    help_text = "write the runs that are still to be trained to a plan for eqscale train, and stop"
+    parser.add_argument("--export", type=Path, metavar="FILE", help=help_text)
     _add_places(parser, job)
     _add_engine(parser)
     group = parser.add_argument_group("preset values", "each overrides the preset's value")

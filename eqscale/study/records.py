@@ -56,11 +56,12 @@ class PublishedRecords:
 
 
 def read_records(results: Path) -> PublishedRecords:
-    """Read the published records of a results folder; none if it has no ``records.jsonl``.
+    """Read the published records of a results folder, or those of a file; none if there is no such file.
 
     Raises InputError if a run's arm is unknown.
     """
-    published = PublishedRecords(records_path(results), {}, {}, {})
+    path = results if results.suffix == ".jsonl" or results.is_file() else records_path(results)
+    published = PublishedRecords(path, {}, {}, {})
     if not published.path.is_file():
         return published
     for number, line in enumerate(published.path.read_bytes().splitlines(), start=1):
