@@ -34,7 +34,7 @@ def _quotas(own: Path, tree: Path) -> list[float]:
                 if quota != "max":
                     quotas.append(int(quota) / int(period))
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (int((tree / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        if quota > 0:
-            quotas.append(quota / period)
+        limit, length = (int((tree / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        if limit > 0:
+            quotas.append(limit / length)
     return quotas
