@@ -293,8 +293,15 @@ def _adoptable(options: JobOptions[Preset]) -> PublishedRecords | None:
         if not published.records:
             raise InputError(f"--adopt {options.adopt}: no record of the present results version in {published.path}")
     there = read_records(options.results).require_sound()
+    ledger = options.storage.ledger
+    replaced = [record.spec.version for run_id, record in there.outdated.items() if run_id not in ledger]
+    if replaced and not options.dry_run:
+        raise InputError(
+            f"{there.path} holds {len(replaced)} runs of results version {max(replaced)}, which this code can't continue "
+            "and would replace: name another folder with --results, or another study with --study"
+        )
     known = published.records.keys() if published is not None else set()
-    foreign = there.missing(options.storage.ledger).keys() - known
+    foreign = there.missing(ledger).keys() - known
     if foreign and not options.dry_run:
         raise InputError(
             f"{there.path} holds {len(foreign)} runs that study {options.study!r} doesn't have: --adopt "

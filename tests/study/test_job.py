@@ -108,6 +108,17 @@ def test_the_whole_way_from_nothing_to_the_report(folder):
     assert json.loads((results / "fits.json").read_text()).keys() == {"transformer", "gatr", "deep_sets"}
 
 
+def test_published_runs_of_an_earlier_results_version_are_not_replaced(tmp_path):
+    published = tmp_path / "results/quick/records.jsonl"
+    published.parent.mkdir(parents=True)
+    published.write_text("".join((ROOT / "results/cpu/records.jsonl").read_text().splitlines(keepends=True)[:2]))
+    before = published.read_bytes()
+    refused = run_here(tmp_path, "grid", *STUDY)
+    assert refused.returncode == 2
+    assert "holds 2 runs of results version 4, which this code can't continue and would replace" in refused.stderr
+    assert published.read_bytes() == before
+
+
 def test_another_machine_adopts_what_is_published_and_finds_nothing_to_do(folder, tmp_path):
     copy_study(folder, tmp_path)
     results = tmp_path / "results/quick"
