@@ -297,8 +297,8 @@ def _adoptable(options: JobOptions[Preset]) -> PublishedRecords | None:
     replaced = [record.spec.version for run_id, record in there.outdated.items() if run_id not in ledger]
     if replaced and not options.dry_run:
         raise InputError(
-            f"{there.path} holds {len(replaced)} runs of results version {max(replaced)}, which this code can't continue "
-            "and would replace: name another folder with --results, or another study with --study"
+            f"{there.path} holds {len(replaced)} runs of results version {max(replaced)}, which this code can't "
+            "continue and would replace: name another folder with --results, or another study with --study"
         )
     known = published.records.keys() if published is not None else set()
     foreign = there.missing(ledger).keys() - known
