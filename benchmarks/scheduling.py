@@ -79,7 +79,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     words += ["--min-steps", "10", "--workers", str(args.workers), "--study", "scheduling"]
     words += ["--storage", str(folder / "studies"), "--results", str(folder / "results")]
     words += ["--data", str(args.data or folder / "data"), "--tracking-uri", f"sqlite:///{folder}/mlruns.db"]
-    options = parse_options("", COMPUTE_GRIDS, job="", argv=words)
+    options = parse_options("", COMPUTE_GRIDS, command="grid", job="", argv=words)
     specs = compute_grid(options.preset)
     estimate = Estimator()
     backend._trial = recorded(spans_folder)

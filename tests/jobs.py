@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import io
 import os
 import shutil
@@ -17,7 +16,7 @@ from unittest import mock
 import pytest
 
 from eqscale import arms, plugins, tasks
-from eqscale.cli import run_or_exit
+from eqscale.cli import main
 from eqscale.laws.forms import FORMS
 from eqscale.study import backend
 from eqscale.study.backend import ray_session
@@ -26,6 +25,7 @@ from eqscale.training import optim
 
 ROOT = Path(__file__).parents[1]
 TINY = {
+    "preset": "quick",
     "budgets": "3e8 6e8 1.2e9",
     "sizes-per-budget": "3",
     "min-steps": "5",
@@ -49,7 +49,7 @@ class Ended:
 def run_apart(folder: Path, job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A job as a user starts it in a folder."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tune_jobs" / f"{job}.py"), *arguments]
+    command = [sys.executable, "-m", "eqscale", "run", job, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -96,13 +96,12 @@ def run_here(folder: Path, job: str, *arguments: str, ray: SharedRay | None = No
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(folder)
-        patch.setattr(sys, "argv", [f"{job}.py", *arguments])
         patch.setattr(backend, "ray_session", _no_ray if ray is None else ray.session)
         with forgotten_plugins():
             for path in list(plugins._loaded):
                 if not path.startswith(str(ROOT)):  # workers would load it, too, and another test may have deleted it
                     del plugins._loaded[path]
-            code = run_or_exit(importlib.import_module(f"tune_jobs.{job}").main)
+            code = main(["run", job, *arguments])
     return Ended(code, out.getvalue(), err.getvalue())
 
 

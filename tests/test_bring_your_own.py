@@ -39,7 +39,7 @@ def study(tmp_path_factory, shared_ray, empty_database):
     arguments += ["--optimizer-file", "sgd.py", "--optimizer", "sgd", "--train-systems", "150", "--test-systems", "20"]
     arguments += ["--budgets", "3e7", "1e8", "3e8", "--sizes-per-budget", "3", "--min-steps", "2", "--batch-size", "16"]
     with undrawn_figures():
-        ended = run_here(folder, "compute_grid", *arguments, ray=shared_ray)
+        ended = run_here(folder, "grid", *arguments, ray=shared_ray)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     return folder / "results" / "own"
 

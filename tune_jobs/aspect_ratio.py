@@ -1,37 +1,8 @@
-"""Aspect ratio: does it matter whether an arm is wide or deep, and is its ladder close to the best?
-
-For rungs of every arm's ladder, trains other depths, with the widths that cost as much per token, at equal compute
-with Ray Tune. Logs every run to MLflow and writes the run table, a table of shapes, a figure and a report.
-
-    python tune_jobs/aspect_ratio.py                    # preset quick: some minutes on two cores
-    python tune_jobs/aspect_ratio.py --dry-run          # print the plan only
-    python tune_jobs/aspect_ratio.py --preset cpu       # one seed, four budgets: an hour
-
-A run with a record in the study's ledger is not trained again.
-"""
-
-from __future__ import annotations
+"""``eqscale run shapes``, for a clone: ``python tune_jobs/aspect_ratio.py --help`` lists its options."""
 
 import sys
 
-from eqscale.cli import run_or_exit
-from eqscale.report.shapes import write_shape_report
-from eqscale.study.grid import aspect_ratio_grid, shape_groups
-from eqscale.study.job import run_study
-from eqscale.study.options import parse_options
-from eqscale.study.presets import ASPECT_RATIOS
-
-
-def main() -> int:
-    """Plan, train what is missing, report."""
-    options = parse_options(__doc__, ASPECT_RATIOS, job="aspect_ratio")
-    groups = shape_groups(options.preset)
-    return run_study(
-        aspect_ratio_grid(options.preset),
-        options,
-        publish=lambda runs: write_shape_report(runs, groups, options.results),
-    )
-
+from eqscale.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_or_exit(main))
+    sys.exit(main(["run", "shapes", *sys.argv[1:]]))

@@ -1,36 +1,8 @@
-"""Validation: does a prediction hold above the budgets that the laws were fitted to?
-
-Reads the prediction that `eqscale predict` wrote for the budget (it must be committed) and trains each arm at sizes
-around its predicted optimum with Ray Tune. Logs every run to MLflow, and writes the run table and the report of the
-study, which shows prediction and outcome side by side.
-
-    eqscale predict results/cpu --compute 3e13 && git commit -m "A prediction" results/cpu/prediction.json
-    python tune_jobs/validation.py --preset cpu --dry-run    # print the plan only
-    python tune_jobs/validation.py --preset cpu              # 5 hours; stop with Ctrl-C, the same command continues
-
-A run with a record in the study's ledger is not trained again.
-"""
-
-from __future__ import annotations
+"""``eqscale run validate``, for a clone: ``python tune_jobs/validation.py --help`` lists its options."""
 
 import sys
 
-from eqscale.cli import run_or_exit
-from eqscale.report.prediction import predicted_optima
-from eqscale.report.study import write_report
-from eqscale.study.grid import validation_grid
-from eqscale.study.job import run_study
-from eqscale.study.options import parse_options
-from eqscale.study.presets import VALIDATIONS
-
-
-def main() -> int:
-    """Plan, train what is missing, report."""
-    options = parse_options(__doc__, VALIDATIONS, job="validation")
-    preset = options.preset
-    optima = predicted_optima(options.results.parent / "prediction.json", preset.budget, preset.arms)
-    return run_study(validation_grid(preset, optima), options, publish=lambda _: write_report(options.results))
-
+from eqscale.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_or_exit(main))
+    sys.exit(main(["run", "validate", *sys.argv[1:]]))

@@ -12,7 +12,7 @@ from eqscale.study.presets import COMPUTE_GRIDS
 
 
 def main() -> int:
-    options = parse_options(__doc__, COMPUTE_GRIDS, job="")
+    options = parse_options("", COMPUTE_GRIDS, command="grid", job="", argv=sys.argv[1:])
     return run_study(compute_grid(options.preset), options, publish=lambda table: None)
 
 

@@ -121,7 +121,7 @@ class Study:
             places["--workers"] = 2
         values = [word for key, value in grid.items() for word in (f"--{key}", *value.split())]
         self.arguments = [*(str(word) for pair in places.items() for word in pair), *values, *options]
-        self.options: JobOptions = parse_options("", COMPUTE_GRIDS, job="", argv=self.arguments)
+        self.options: JobOptions = parse_options("", COMPUTE_GRIDS, command="grid", job="", argv=self.arguments)
         self.specs: list[RunSpec] = compute_grid(self.options.preset)
         self.ledger = self.options.storage.ledger
         self.fault = fault or {}

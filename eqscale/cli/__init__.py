@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
 import sys
 from collections.abc import Sequence
 
 from eqscale import __version__
+from eqscale.arguments import ArgumentParser
 from eqscale.errors import InputError
 
 # Each module offers register(subparsers); heavy imports stay inside the functions it sets as `run`.
-_GROUPS = ("compare", "evaluate", "laws", "measure", "plan", "predict", "report", "scenes", "study", "time", "ui")
+_GROUPS = (
+    "adopt",
+    "compare",
+    "evaluate",
+    "laws",
+    "measure",
+    "plan",
+    "predict",
+    "report",
+    "run",
+    "scenes",
+    "study",
+    "time",
+    "train",
+    "ui",
+)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """Build the parser of ``eqscale`` with all its verbs."""
-    parser = argparse.ArgumentParser(
-        prog="eqscale", description="Scaling studies of equivariant and plain architectures."
-    )
+    parser = ArgumentParser(prog="eqscale", description="Scaling studies of equivariant and plain architectures.")
     parser.add_argument("--version", action="version", version=f"eqscale {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for group in _GROUPS:
@@ -53,9 +66,13 @@ def run_or_exit(run, *args) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
+    return run_or_exit(_run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     args.rest = rest
     if rest and not getattr(args, "takes_rest", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return run_or_exit(args.run, args)
+    return args.run(args)

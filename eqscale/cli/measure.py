@@ -8,6 +8,7 @@ from pathlib import Path
 from eqscale.cli.plugins import load_plugins
 from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
+from eqscale.study.places import RESULTS_HELP, STUDIES, find_results
 
 _HELP = """\
 Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights: its rollouts; if it
@@ -29,9 +30,9 @@ def register(verbs: argparse._SubParsersAction) -> None:
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="results folder, e.g. results/cpu")
+    parser.add_argument("folder", metavar="DIR", help=RESULTS_HELP)
     parser.add_argument("--study", help="name of the study (default: that of the folder)")
-    parser.add_argument("--storage", type=Path, default=Path("studies"), help="folder of studies (default: studies)")
+    parser.add_argument("--storage", type=Path, default=Path(STUDIES), help="folder of studies (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="arms to measure (default: all)")
     help_text = "numbers of group elements to average predictions over (default: 2 4 8 16)"
@@ -47,21 +48,23 @@ def _run(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.measure import best_models
     from eqscale.report.parts import read_study
+    from eqscale.report.wording import read_json
 
     load_plugins(args)
     if min(args.average) < 2:
         raise InputError(f"--average {min(args.average)}: at least 2 (1 is always measured)")
-    study = read_study(args.folder)
+    folder = find_results(args.folder, str(args.storage))
+    study = read_study(folder)
     known = list(dict.fromkeys(study.runs["arm"].astype(str)))
     for arm in args.arms or []:
         if arm not in known:
-            raise InputError(f"--arms {arm}: no run of it in {str(args.folder)!r}; it has {', '.join(known)}")
-    name = args.study or args.folder.absolute().name
+            raise InputError(f"--arms {arm}: no run of it in {str(folder)!r}; it has {', '.join(known)}")
+    name = args.study or (read_json(folder / "study.json") or {}).get("study", folder.absolute().name)
     models = best_models.choose(study, args.storage, name, sorted(set(args.average)), args.arms or known)
     console = make_console()
     for k, model in enumerate(models):
-        animation = best_models.measurements_path(model, args.folder, ".gif")
-        if best_models.is_measured(model, args.folder):
+        animation = best_models.measurements_path(model, folder, ".gif")
+        if best_models.is_measured(model, folder):
             console.print(f"{model.name}: measured already", highlight=False)
         else:
             measured = []
@@ -69,8 +72,8 @@ def _run(args: argparse.Namespace) -> int:
                 nmse = f"{assessment.errors['nmse']:.4f} ± {assessment.errors['nmse_se']:.4f}"
                 console.print(f"{model.name}, {what}: NMSE {nmse}", highlight=False)
                 measured.append((what, assessment))
-            console.print(f"written: {best_models.write_measurements(model, measured, args.folder)}")
+            console.print(f"written: {best_models.write_measurements(model, measured, folder)}")
             animation.unlink(missing_ok=True)  # of another run
         if (k == 0 or model.arm == study.roles.baseline) and not animation.is_file():
-            console.print(f"written: {best_models.write_animation(model, args.data, args.system, args.folder)}")
+            console.print(f"written: {best_models.write_animation(model, args.data, args.system, folder)}")
     return 0

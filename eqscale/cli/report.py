@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from eqscale.study.places import RESULTS_HELP, find_results
 
 _HELP = """\
 Rebuild everything that is published about a study from its run tables: fits, figures, report.md and
@@ -31,13 +32,13 @@ def register(verbs: argparse._SubParsersAction) -> None:
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="results folder, e.g. results/quick")
+    parser.add_argument("folder", metavar="DIR", help=RESULTS_HELP)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     from eqscale.report.study import write_report
 
-    folder = write_report(args.folder)
+    folder = write_report(find_results(args.folder))
     print(f"written: {folder / 'report.md'} and {folder / 'report.html'}")
     return 0

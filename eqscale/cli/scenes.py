@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from eqscale.arguments import ArgumentParser
 from eqscale.cli.plugins import load_plugins
 from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
@@ -22,11 +23,11 @@ def register(subparsers) -> None:
     parser.set_defaults(run=run, takes_rest=True)
 
 
-def _parser(args: argparse.Namespace) -> argparse.ArgumentParser:
+def _parser(args: argparse.Namespace) -> ArgumentParser:
     from eqscale.tasks import get_task
 
     task = get_task(args.task)
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="eqscale scenes",
         description=_HELP,
         epilog="Examples: eqscale scenes --family M --seed 3 --out scene.gif; "

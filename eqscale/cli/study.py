@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from eqscale.cli.plugins import load_plugins
 from eqscale.plugins import add_plugin_options
+from eqscale.study.places import STUDIES, remembered_results, studies_in
+from eqscale.tracking import TRACKING_HELP, tracking_uri
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,9 +57,9 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", metavar="STUDY", help="name of the study, e.g. quick")
-    parser.add_argument("--storage", default="studies", help="folder or URI of studies (default: studies)")
-    parser.add_argument("--results", type=Path, help="folder of the run table (default: the study's under results)")
-    parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
+    parser.add_argument("--storage", default=STUDIES, help="folder or URI of studies (default: %(default)s)")
+    parser.add_argument("--results", type=Path, help="folder of the run table (default: the study's)")
+    parser.add_argument("--tracking-uri", help=TRACKING_HELP)
     parser.add_argument("--mend", action="store_true", help="rewrite run table, records and MLflow where they differ")
     add_plugin_options(parser)
     parser.set_defaults(run=_check)
@@ -97,22 +99,20 @@ def _check(args: argparse.Namespace) -> int:
 
 def _find(args: argparse.Namespace) -> Study:
     from eqscale.errors import InputError
-    from eqscale.storage import open_place, subfolders
+    from eqscale.storage import open_place
     from eqscale.study.check import Study
-    from eqscale.study.tracking import default_tracking_uri
     from eqscale.study.trials import Storage
 
     place = open_place(args.storage)
     storage = Storage(place / args.study, Path())
     if not storage.ledger.folder.exists():
-        there = [name for name in subfolders(place) if (place / name / "ledger").exists()]
-        known = f"; there are: {', '.join(there)}" if there else ""
+        known = f"; there are: {', '.join(there)}" if (there := studies_in(place)) else ""
         raise InputError(f"there is no study {args.study!r} in {args.storage!r}{known}")
     return Study(
         name=args.study,
         storage=storage,
-        results=args.results or _results(args.study),
-        tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
+        results=args.results or remembered_results(storage.study) or Path("results") / args.study,
+        tracking_uri=tracking_uri(args.tracking_uri),
         experiment=f"eqscale-{args.study}",
     )
 
@@ -126,13 +126,6 @@ def _finding_table(findings: list[Finding]) -> Table:
         mark = "[dim]note[/dim]" if finding.note else "[red]differs[/red]"
         table.add_row(mark, finding.where, finding.kind, finding.what, finding.detail)
     return table
-
-
-def _results(study: str) -> Path:
-    """results/STUDY, or results/NAME/JOB where the study is called NAME-JOB."""
-    folders = [Path("results") / study]
-    folders += [Path("results") / study[:k] / study[k + 1 :] for k, c in enumerate(study) if c == "-"]
-    return next((folder for folder in folders if (folder / "study.json").is_file()), folders[0])
 
 
 def _driver_at_work(folder: AnyPath) -> str:
@@ -157,7 +150,7 @@ def _register_simulate(verbs: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     count: dict[str, Any] = {"type": int, "metavar": "N"}
     number: dict[str, Any] = {"type": float, "metavar": "X"}
-    add("--preset", default="paper", help="preset of tune_jobs/compute_grid.py (default: paper)")
+    add("--preset", default="paper", help="preset of eqscale run grid (default: paper)")
     gpus = [1, 8, 16, 32, 64, 128, 256]
     help_text = "numbers of GPUs (or of workers, whatever the throughput is of); default: 1 8 16 32 64 128 256"
     add("--gpus", nargs="+", default=gpus, help=help_text, **count)

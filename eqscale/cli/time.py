@@ -9,6 +9,7 @@ from pathlib import Path
 from eqscale.cli.plugins import load_plugins
 from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options
+from eqscale.study.places import RESULTS_HELP, find_results
 
 _HELP = """\
 Time a training step of every shape (arm, size, batch size) of a study, and write the times to step_times.csv in the
@@ -30,7 +31,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="results folder, e.g. results/cpu")
+    parser.add_argument("folder", metavar="DIR", help=RESULTS_HELP)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     help_text = "how long to time a shape in each round, at least 20 steps (default: 1.5)"
     parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help=help_text)
@@ -52,21 +53,22 @@ def _run(args: argparse.Namespace) -> int:
     load_plugins(args)
     if not 0 < args.seconds < math.inf:
         raise InputError(f"--seconds must be positive and finite, not {args.seconds:g}")
-    runs = read_study(args.folder).runs
+    folder = find_results(args.folder)
+    runs = read_study(folder).runs
     wanted = set(runs.loc[runs["status"] == "finished"].get("run_id", ()))
     specs = []
     for part in PARTS:
-        published = read_records(part_folder(args.folder, part))
+        published = read_records(part_folder(folder, part))
         published.require_sound()
         specs += [record.spec for run_id, record in published.records.items() if run_id in wanted]
     if not specs:
-        raise InputError(f"{str(args.folder)!r} holds no records.jsonl with runs of the current results version")
+        raise InputError(f"{str(folder)!r} holds no records.jsonl with runs of the current results version")
     shapes = open_shapes(specs, args.data)
     torch.set_num_threads(1)  # as trials do
     with Progress(console=make_console()) as progress:
         task = progress.add_task(f"timing {len(shapes)} shapes", total=ROUNDS * len(shapes))
         table = time_shapes(shapes, args.seconds, lambda: progress.advance(task))
-    path = args.folder / FILE
+    path = folder / FILE
     write_atomically(path, table.to_csv(index=False).encode())
     print(f"written: {path} ({len(table)} shapes, median spread over rounds {table['spread'].median():.1%})")
     return 0

@@ -5,27 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
+
+from eqscale.tracking import TRACKING_HELP, existing, tracking_uri
 
 
 def register(verbs: argparse._SubParsersAction) -> None:
     """Add the verb ``ui``."""
     parser = verbs.add_parser("ui", help="open the runs of all studies in the MLflow UI")
-    parser.add_argument("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
+    parser.add_argument("--tracking-uri", help=TRACKING_HELP)
     parser.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    uri = existing(tracking_uri(args.tracking_uri))
+
     from mlflow.tracking import MlflowClient
 
-    from eqscale.errors import InputError
-    from eqscale.study.tracking import default_tracking_uri, experiment_link, unreachable
+    from eqscale.study.tracking import experiment_link, unreachable
 
-    uri = args.tracking_uri or default_tracking_uri(Path.cwd())
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise InputError(f"there is no database at {uri!r}: run a study first, or name one with --tracking-uri")
     try:
         experiments = MlflowClient(tracking_uri=uri).search_experiments()
     except Exception as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from eqscale.errors import InputError
+from eqscale.tracking import existing, tracking_uri
 
 
 def search_runs(client: Any, experiment_id: str, condition: str = "") -> Iterator[Any]:
@@ -22,25 +22,6 @@ def search_runs(client: Any, experiment_id: str, condition: str = "") -> Iterato
             return
 
 
-_SQLITE = "sqlite:///"
-
-
-def tracking_uris() -> list[str]:
-    """Where experiments are looked for: ``MLFLOW_TRACKING_URI``, else the databases that are in the working folder.
-
-    A study writes ``mlruns.db``, MLflow by itself ``mlflow.db``. A file that isn't there is left out: MLflow would
-    create it.
-    """
-    import mlflow
-
-    given = mlflow.get_tracking_uri()
-    named = mlflow.environment_variables.MLFLOW_TRACKING_URI.is_set()
-    candidates = [given] if named else [f"{_SQLITE}{Path.cwd() / 'mlruns.db'}", given]
-    return [
-        u for u in dict.fromkeys(candidates) if not u.startswith(_SQLITE) or Path(u.removeprefix(_SQLITE)).is_file()
-    ]
-
-
 def read_experiment(name: str) -> pd.DataFrame:
     """All runs of an experiment as a table: params, metrics (last values) and tags become columns.
 
@@ -49,7 +30,7 @@ def read_experiment(name: str) -> pd.DataFrame:
     of the UI, such as ``run/N``, is also found under its name without the section, unless that is taken.
 
     Args:
-        name: experiment name or id, at one of ``tracking_uris``.
+        name: experiment name or id, at ``tracking_uri()``.
 
     Raises:
         InputError: MLflow isn't installed, no such experiment, no runs, or the address does not answer.
@@ -62,24 +43,18 @@ def read_experiment(name: str) -> pd.DataFrame:
     except ImportError as error:
         raise InputError(f"mlflow:{name}: reading an experiment needs the package mlflow") from error
 
-    known = []
-    for uri in (uris := tracking_uris()):
-        client = mlflow.MlflowClient(tracking_uri=uri)
-        try:
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None and name.isdigit():
-                experiment = _by_id(client, name)
-            if experiment is not None:
-                return _read_runs(client, experiment.experiment_id, f"experiment {name!r} at {uri}")
-            known.append(f"{uri} has {', '.join(e.name for e in client.search_experiments(max_results=20))}")
-        except MlflowException as error:
-            raise InputError(f"mlflow: {uri}: {str(error).splitlines()[0]}") from error
-    if not uris:
-        raise InputError(
-            f"mlflow: no experiment {name!r}: no database of MLflow at {mlflow.get_tracking_uri()}; "
-            "set MLFLOW_TRACKING_URI to http://HOST:PORT or sqlite:///FILE"
-        )
-    raise InputError(f"mlflow: no experiment {name!r}; {'; '.join(known)}")
+    uri = existing(tracking_uri())
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    try:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None and name.isdigit():
+            experiment = _by_id(client, name)
+        if experiment is not None:
+            return _read_runs(client, experiment.experiment_id, f"experiment {name!r} at {uri}")
+        known = ", ".join(e.name for e in client.search_experiments(max_results=20))
+    except MlflowException as error:
+        raise InputError(f"mlflow: {uri}: {str(error).splitlines()[0]}") from error
+    raise InputError(f"mlflow: no experiment {name!r} at {uri}, which has {known}")
 
 
 def _by_id(client: Any, experiment_id: str) -> Any:

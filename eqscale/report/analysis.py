@@ -71,7 +71,7 @@ def analyse(study: Study) -> Analysis:
     """Fit every arm of the compute grid and compare them on every axis.
 
     Raises:
-        InputError: no arm of the compute grid has enough finished runs; the message says how many each has.
+        NoLaw: no arm of the compute grid has enough finished runs; the message says how many each has.
     """
     grid = study.part("compute")
     if grid.empty and (study.runs["part"] != "compute").all():
@@ -93,11 +93,15 @@ def analyse(study: Study) -> Analysis:
     )
 
 
+class NoLaw(InputError):
+    """No arm has enough finished runs for a law."""
+
+
 def fit_every_arm(finished: pd.DataFrame) -> tuple[dict[str, ArmFit], dict[str, str]]:
     """Fit every arm that has enough runs, with costs in executed FLOPs; also why the others have no law.
 
     Raises:
-        InputError: no arm can be fitted.
+        NoLaw: no arm can be fitted.
     """
     fitted: dict[str, ArmFit] = {}
     unfitted: dict[str, str] = {}
@@ -109,7 +113,7 @@ def fit_every_arm(finished: pd.DataFrame) -> tuple[dict[str, ArmFit], dict[str, 
         except InputError as error:
             unfitted[str(name)] = str(error)
     if not fitted:
-        raise InputError(f"no arm can be fitted: {'; '.join(unfitted.values()) or 'the table has no finished run'}")
+        raise NoLaw(f"no arm can be fitted: {'; '.join(unfitted.values()) or 'the table has no finished run'}")
     return fitted, unfitted
 
 

@@ -9,6 +9,8 @@ import functools
 import gc
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours says that it stops
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # signs of life carry no metric
 
 import ray
@@ -31,6 +34,7 @@ from ray.tune.execution import tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from eqscale.cores import allowed_cores
 from eqscale.errors import InputError
 from eqscale.storage import RemotePath, absolute, open_place, remove_folder
 from eqscale.study import gang, shared_data
@@ -73,7 +77,7 @@ def ray_session(address: str | None, cpus: int | None = None) -> Iterator[Device
     Raises InputError if the address doesn't answer or refuses this driver.
     """
     if address is None:
-        options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
+        options: dict[str, Any] = {"num_cpus": cpus or allowed_cores(), "include_dashboard": False}
     else:
         from eqscale.study.preflight import check_ray_address  # here: trials import this module, and pay for all of it
 
@@ -344,6 +348,29 @@ def reservation(devices: float, gpu: bool) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{}] + [each] * int(devices), strategy="STRICT_PACK")
 
 
+@contextlib.contextmanager
+def _interruptible(say: Callable[[], None]) -> Iterator[None]:
+    """While it is open, Ctrl-C is acknowledged at once and stops Tune in order; a second one interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: Any) -> None:
+        say()
+        if not callable(signal.getsignal(signal.SIGUSR1)):  # Tune isn't ready for it yet
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGUSR1)  # which Tune takes as a request to stop
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
 def run_trials(
     trials: Sequence[Allotment] | TrialSource,
     data: DataSpec,
@@ -395,7 +422,7 @@ def run_trials(
     if planned:
         params["spec"] = tune.grid_search([allotment.spec.to_dict() for allotment in planned])
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(_trial, resources),
         param_space=params,
         tune_config=tune.TuneConfig(
@@ -413,4 +440,6 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
-    ).fit()
+    )
+    with _interruptible(events.stopping):
+        tuner.fit()

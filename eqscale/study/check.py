@@ -21,6 +21,7 @@ from eqscale.study.records import read_records, write_records
 from eqscale.study.table import is_outdated, record_row, row_aside, sorted_table, table_columns, write_table
 from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters, unreachable
 from eqscale.study.trials import Storage
+from eqscale.tracking import existing
 from eqscale.training.spec import RunRecord
 
 _SAME = 1e-9  # relative difference of numbers that count as equal: text and databases round
@@ -203,7 +204,7 @@ def _check_records(study: Study, ledger: _Ledger) -> Iterator[Finding]:
             yield Finding("records", "different", record.spec.name, "other values than the ledger")
     for run_id in published.records.keys() - expected.keys() - ledger.unreadable.keys():
         name = published.records[run_id].spec.name
-        yield Finding("records", "not adopted", name, "not in the ledger; the next start adopts it")
+        yield Finding("records", "not adopted", name, "not in the ledger; --mend adopts it")
     if {run_id: note["error"] for run_id, note in published.failures.items()} != ledger.failed:
         yield Finding("records", "different", study.name, "other failed runs than the ledger")
 
@@ -227,11 +228,9 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _client(study: Study) -> tuple[MlflowClient, Any]:
-    path = study.tracking_uri.removeprefix("sqlite:///")
-    if path != study.tracking_uri and not Path(path).exists():
-        raise InputError(f"there is no MLflow database at {study.tracking_uri!r}: name one with --tracking-uri")
+    uri = existing(study.tracking_uri)
     try:
-        client = MlflowClient(tracking_uri=study.tracking_uri)
+        client = MlflowClient(tracking_uri=uri)
         return client, client.get_experiment_by_name(study.experiment)
     except Exception as error:
         raise unreachable(study.tracking_uri, error) from error

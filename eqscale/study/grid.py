@@ -23,7 +23,8 @@ from eqscale.training.spec import RunSpec
 
 _SAMPLED_SYSTEMS = 4096
 _SAME_COST = 0.12  # relative: near the optimum, losses differ by the square of this
-MIN_POINTS = 7  # five coefficients and two more
+MIN_POINTS = 7
+"""Fewest points (parameters, tokens) that determine a law: five coefficients and two more."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -178,30 +179,17 @@ def _seeds(preset: ComputeGrid | DataGrid | Controls, at: float) -> tuple[int, .
     return preset.seeds if at <= preset.replicate_up_to else preset.seeds[:1]
 
 
-def _budget_grid(preset: ComputeGrid | Controls) -> list[RunSpec]:
-    """Budgets x arms x sizes, extra ones included, x seeds."""
+def compute_grid(preset: ComputeGrid | Controls) -> list[RunSpec]:
+    """Budgets x arms x sizes, extra ones included, x seeds, each run spending its budget exactly.
+
+    Raises InputError for an unknown arm or extra size, or a budget that is too small.
+    """
     specs = []
     for budget, name in itertools.product(preset.budgets, preset.arms):
         arm = get_arm(name)
         sizes = choose_sizes(arm, budget, preset.sizes_per_budget, preset)
         for size in sizes + _extra_sizes(preset, arm, budget, sizes):
             specs += [design_run(arm, size, budget, preset, seed) for seed in _seeds(preset, budget)]
-    return specs
-
-
-def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
-    """All runs of the compute grid: budgets x arms x sizes x seeds, each spending its budget exactly.
-
-    Raises InputError for an unknown arm or extra size, a budget that is too small, or too few runs to fit a law.
-    """
-    specs = _budget_grid(preset)
-    for name in preset.arms:
-        points = len({(spec.size, spec.steps) for spec in specs if spec.arm == name})
-        if points < MIN_POINTS:
-            raise InputError(
-                f"{points} budgets x sizes are too few to fit a law to {name}; at least {MIN_POINTS} are needed: "
-                "add --budgets or raise --sizes-per-budget"
-            )
     return specs
 
 
@@ -289,7 +277,7 @@ def controls_grid(preset: Controls) -> list[RunSpec]:
 
     Raises InputError for an unknown arm or extra size, or a budget that is too small.
     """
-    specs = _budget_grid(preset)
+    specs = compute_grid(preset)
     variant = get_task(preset.task).variant
     for budget, name in itertools.product(preset.variant_budgets, preset.variant_arms if variant else ()):
         arm = get_arm(name)

@@ -5,36 +5,41 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eqscale.console import make_console
+from eqscale.console import doing, make_console
+from eqscale.cores import allowed_cores
 from eqscale.errors import InputError
 from eqscale.storage import check_writable, write_atomically
 from eqscale.study import shared_data
-from eqscale.study.estimate import Estimator, device_guess
+from eqscale.study.alone import Planned, write_plan
+from eqscale.study.estimate import SYSTEM_SECONDS, Estimator, device_guess
 from eqscale.study.grid import data_spec
 from eqscale.study.lease import only_driver
 from eqscale.study.options import JobOptions
+from eqscale.study.places import remember_results
 from eqscale.study.preflight import check_devices
 from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table
-from eqscale.study.records import read_records, write_records
+from eqscale.study.records import PublishedRecords, read_records, write_records
 from eqscale.study.schedule import Cluster, longest_first, plan, run_list
 from eqscale.study.table import is_outdated, run_table, write_table
-from eqscale.study.tracking import Tracker, experiment_link
 from eqscale.study.trials import Devices, StudyEvents, TrialSource
 from eqscale.study.watch import silence_limit
 from eqscale.tasks import get_task
 from eqscale.tasks.dataset import DataSpec, left_out, prepare
 from eqscale.training.spec import CurvePoint, RunSpec
+
+if TYPE_CHECKING:
+    from eqscale.study.tracking import Tracker  # MLflow takes seconds to import, which a wrong option needn't wait for
 
 PUBLISH_SECONDS = 120.0
 """While trials run, table and records of the results folder are at most about this much behind the ledger."""
@@ -96,7 +101,8 @@ class OpenStudy:
         known, source = (trials, None) if isinstance(trials, Sequence) else ((), trials)
         # Ray first: an address that doesn't answer, or a lack of GPUs, must show before data are made.
         if self._ray is None:  # once for all rounds of a search: to start it takes seconds
-            self._ray = self._resources.enter_context(ray_session(options.address, options.workers))
+            with doing(self.console, "starting Ray"):
+                self._ray = self._resources.enter_context(ray_session(options.address, options.workers))
         devices = self._ray
         estimate.assume(device_guess(gpu_names()))
         check_devices(known, estimate, devices.cpus, devices.gpus, options.largest_budgets)
@@ -162,7 +168,7 @@ class OpenStudy:
             self.tracker.run_failed(spec, error)
             publication.due = True
 
-        return StudyEvents(started, point, ended, display.retried, failed, pruned)
+        return StudyEvents(started, point, ended, display.retried, failed, pruned, display.stopping)
 
     def seconds_left(self) -> float | None:
         """Time that ``--max-hours`` leaves, at least one second; None without a limit."""
@@ -243,20 +249,31 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study), contextlib.ExitStack() as resources:
-        published = read_records(options.results).require_sound()
-        if adopted := published.adopt(options.storage.ledger):
-            console.print(f"adopted {adopted} records from {published.path}", markup=False)
+        if (published := _adoptable(options)) is not None:
+            adopted = published.adopt(options.storage.ledger)
+            console.print(
+                f"adopted {adopted} records from {published.path}; to train these runs anew, start a study of another "
+                "name without --adopt",
+                markup=False,
+            )
         options.storage.sweep()
+        remember_results(options.storage.study, options.results)
         tags = {
             "study": options.study,
             "preset": options.preset_name,
             "git_commit": _git_commit(),
             "data": data_spec(options.preset).digest,
         }
-        tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
+        with doing(console, "opening MLflow"):
+            from eqscale.study.tracking import Tracker, experiment_link
+
+            tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
         study = OpenStudy(options, tracker, console, resources)
         try:
             yield study
+        except KeyboardInterrupt:
+            console.print("stopping: the same command continues")
+            raise
         finally:
             tracker.close("FINISHED" if study.complete else "KILLED")
         if tracker.outages:
@@ -264,7 +281,38 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
         if tracker.errors:
             console.print(f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them")
         console.print(f"results: {options.results}")
-        console.print(f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}")
+        console.print(
+            f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}", soft_wrap=True
+        )
+
+
+def _adoptable(options: JobOptions[Preset]) -> PublishedRecords | None:
+    """What ``--adopt`` names, None without it.
+
+    Raises:
+        InputError: it holds no record, or the results folder has records of another study, which would be overwritten.
+    """
+    published = None
+    if options.adopt is not None:
+        published = read_records(options.adopt).require_sound()
+        if not published.records:
+            raise InputError(f"--adopt {options.adopt}: no record of the present results version in {published.path}")
+    there = read_records(options.results).require_sound()
+    ledger = options.storage.ledger
+    replaced = [record.spec.version for run_id, record in there.outdated.items() if run_id not in ledger]
+    if replaced and not options.dry_run:
+        raise InputError(
+            f"{there.path} holds {len(replaced)} runs of results version {max(replaced)}, which this code can't "
+            "continue and would replace: name another folder with --results, or another study with --study"
+        )
+    known = published.records.keys() if published is not None else set()
+    foreign = there.missing(ledger).keys() - known
+    if foreign and not options.dry_run:
+        raise InputError(
+            f"{there.path} holds {len(foreign)} runs that study {options.study!r} doesn't have: --adopt "
+            f"{options.results} takes them over, --study NAME trains anew under another name"
+        )
+    return published
 
 
 def run_study(
@@ -286,6 +334,9 @@ def run_study(
     """
     console = console or make_console()
     todo = _todo(specs, options, console)
+    if options.export is not None:
+        write_plan(options.export, [Planned(spec, data_spec(options.preset)) for spec in todo])
+        console.print(f"{options.export}: {len(todo)} runs for eqscale train", markup=False)
     if options.dry_run:
         return 0
     with open_study(options, console) as study:
@@ -309,17 +360,30 @@ def run_study(
 def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Console) -> list[RunSpec]:
     """The runs without a record, longest first; prints the plan."""
     ledger = options.storage.ledger
-    elsewhere = read_records(options.results).require_sound().missing(ledger)  # adopted once the study is open
+    published = _adoptable(options)
+    elsewhere = published.missing(ledger) if published is not None else {}  # adopted once the study is open
     done = {spec.run_id for spec in specs if spec.run_id in ledger or spec.run_id in elsewhere}
     estimate = Estimator(ended=(elsewhere.get(run_id) or ledger.read(run_id) for run_id in done))
     todo = longest_first([spec for spec in specs if spec.run_id not in done], estimate)
     console.print(plan_table(specs, options.preset, estimate, done))
+    console.print(f"the whole plan: {_cost(specs, estimate)}")
+    console.print(f"done: {_cost([spec for spec in specs if spec.run_id in done], estimate)}")
     if not todo:
         console.print(f"all {len(specs)} runs are done: nothing to train")
         return []
-    workers = options.workers or os.cpu_count() or 1
+    workers = options.workers or allowed_cores()
     cluster = Cluster(workers, workers)
     planned = plan(todo, estimate, cluster, largest=options.devices_per_trial or 1)
     wall = max(placement.end for placement in run_list(planned, estimate, cluster))
-    console.print(f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall)} on {workers} workers")
+    data = data_spec(options.preset)
+    making = SYSTEM_SECONDS * shared_data.missing_systems(data, options.storage.data) / workers
+    first = f", {human_time(making)} of it for {get_task(data.task).words.unit.many}" if making >= 1 else ""
+    on = f"{workers} worker{'s' if workers > 1 else ''}"
+    console.print(f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall + making)} on {on}{first}")
     return todo
+
+
+def _cost(specs: Sequence[RunSpec], estimate: Estimator) -> str:
+    """Runs, FLOPs and time on one worker."""
+    flops, seconds = sum(spec.budget for spec in specs), sum(map(estimate, specs))
+    return f"{len(specs)} runs, {flops:.3g} FLOPs, about {human_time(seconds)} of one worker"

@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from eqscale.arguments import ArgumentParser
 from eqscale.arms import arm_names, get_arm
 from eqscale.errors import InputError
 from eqscale.plugins import add_plugin_options, given_files
 from eqscale.storage import RemotePath, open_place
+from eqscale.study.places import STUDIES, remembered_results
 from eqscale.study.presets import Preset, overridden
-from eqscale.study.tracking import default_tracking_uri
 from eqscale.study.trials import Storage
 from eqscale.study.watch import SILENT_SECONDS
 from eqscale.tasks import Task, get_task
+from eqscale.tracking import TRACKING_HELP, tracking_uri
 from eqscale.training.optim import get_optimizer, optimizer_names
 from eqscale.training.plugins import load_plugins
 
@@ -40,6 +42,8 @@ class JobOptions(Generic[P]):
     """Name of the study: its folder under the storage and its MLflow experiment."""
     storage: Storage
     results: Path
+    adopt: Path | None
+    """Results folder whose published records the study takes over."""
     tracking_uri: str
     address: str | None
     workers: int | None
@@ -50,6 +54,8 @@ class JobOptions(Generic[P]):
     """Least silence after which a trial counts as hanging."""
     checkpoint_seconds: float
     dry_run: bool
+    export: Path | None
+    """File that receives the runs to go; then it is a dry run."""
     own: dict[str, Any]
     """Values of the job's own options."""
 
@@ -57,8 +63,9 @@ class JobOptions(Generic[P]):
 def parse_options(
     description: str,
     presets: Mapping[str, P],
+    command: str,
     job: str,
-    argv: Sequence[str] | None = None,
+    argv: Sequence[str],
     job_options: argparse.ArgumentParser | None = None,
 ) -> JobOptions[P]:
     """Parse the command line that all tune jobs share.
@@ -66,9 +73,10 @@ def parse_options(
     Args:
         description: text of ``--help``.
         presets: the job's presets; the first is the default, and each of their values has an option.
+        command: name of the job in ``eqscale run``.
         job: suffix of the study's name, so that several jobs of one study lie side by side; the results get a
             subfolder of this name.
-        argv: the words, from ``sys.argv`` if None.
+        argv: the words after that name.
         job_options: options that only this job has, none required.
 
     Raises:
@@ -79,7 +87,7 @@ def parse_options(
         raise InputError(f"unknown preset {first.preset!r}; choose from {', '.join(presets)}")
     load_plugins(given_files(first))
     task = get_task(first.task or presets[first.preset].task)
-    args = _parser(description, presets, job, task, job_options).parse_args(argv)
+    args = _parser(description, presets, command, job, task, job_options).parse_args(argv)
     preset = overridden(presets[args.preset], _given(args, presets[args.preset], task))
     _check_preset(preset)
     _check_engine(args)
@@ -89,6 +97,7 @@ def parse_options(
         raise InputError(f"--study {name!r}: use letters, digits, '.', '_' and '-' only")
     study = f"{name}-{job}" if job else name
     studies = open_place(args.storage)
+    default_results = remembered_results(studies / study) or Path("results") / name / job
     default_data = str(studies / "data") if isinstance(studies, RemotePath) else "data"
     return JobOptions(
         preset_name=args.preset,
@@ -96,22 +105,24 @@ def parse_options(
         largest_budgets={name: _largest_budget(other) for name, other in presets.items()},
         study=study,
         storage=Storage(studies / study, open_place(args.data or default_data)),
-        results=args.results or Path("results") / name / job,
-        tracking_uri=args.tracking_uri or default_tracking_uri(Path.cwd()),
+        results=args.results or default_results,
+        adopt=args.adopt,
+        tracking_uri=tracking_uri(args.tracking_uri),
         address=args.address,
         workers=args.workers,
         devices_per_trial=args.devices_per_trial,
         max_seconds=args.max_hours * 3600 if args.max_hours else None,
         silent_seconds=args.hang_minutes * 60,
         checkpoint_seconds=args.checkpoint_seconds,
-        dry_run=args.dry_run,
+        dry_run=args.dry_run or args.export is not None,
+        export=args.export,
         own={name: getattr(args, name) for name in vars(job_options.parse_args([]))} if job_options else {},
     )
 
 
-def _first_parser(presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
+def _first_parser(presets: Mapping[str, Preset]) -> ArgumentParser:
     """Preset, files and task: the other options depend on them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     default = next(iter(presets))
     help_text = f"what to run: {', '.join(presets)} (default: {default})"
     parser.add_argument("--preset", default=default, help=help_text)
@@ -121,17 +132,25 @@ def _first_parser(presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
 
 
 def _parser(
-    description: str, presets: Mapping[str, Preset], job: str, task: Task, own: argparse.ArgumentParser | None
-) -> argparse.ArgumentParser:
+    description: str,
+    presets: Mapping[str, Preset],
+    command: str,
+    job: str,
+    task: Task,
+    own: argparse.ArgumentParser | None,
+) -> ArgumentParser:
     lines = ["arms:", *(f"  {name:<22} {get_arm(name).description}" for name in arm_names()), "", "optimisers:"]
     lines += [f"  {name:<22} {get_optimizer(name).description}" for name in optimizer_names()]
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
+        prog=f"eqscale run {command}",
         description=description,
         epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[_first_parser(presets), *([own] if own else [])],
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before anything is spent")
+    help_text = "write the runs that are still to be trained to a plan for eqscale train, and stop"
+    parser.add_argument("--export", type=Path, metavar="FILE", help=help_text)
     _add_places(parser, job)
     _add_engine(parser)
     group = parser.add_argument_group("preset values", "each overrides the preset's value")
@@ -168,11 +187,14 @@ def _add_places(parser: argparse.ArgumentParser, job: str) -> None:
         help="name of the study (default: the preset's, after that of another task); the same name continues it",
     )
     help_text = "folder of studies that every node sees, or a URI: s3://bucket/path, gs://… (default: studies)"
-    add("--storage", default="studies", help=help_text)
+    add("--storage", default=STUDIES, help=help_text)
     add("--data", help="folder or URI of data sets (default: data, or under --storage if that is a URI)")
-    help_text = f"folder of table, figures and report (default: {Path('results') / 'STUDY' / job})"
+    default = Path("results") / "STUDY" / job
+    help_text = f"folder of table, figures and report (default: the study's so far, or else {default})"
     add("--results", type=Path, help=help_text)
-    add("--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns.db)")
+    help_text = "take over the published runs of a results folder, e.g. results/cpu: they are not trained again"
+    add("--adopt", type=Path, metavar="FOLDER", help=help_text)
+    add("--tracking-uri", help=TRACKING_HELP)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:

@@ -177,17 +177,14 @@ _FORCES_QUICK = _QUICK | {"task": "forces", "train_systems": 3000, "test_systems
 _FORCES_CPU = _CPU | {"task": "forces", "arms": _PAPER["arms"]}
 
 COMPUTE_GRIDS: dict[str, ComputeGrid] = {
+    "first": ComputeGrid(budgets=(1e10, 3e10, 1e11), sizes_per_budget=3, **(_QUICK | {"train_systems": 2000})),
     "quick": ComputeGrid(budgets=(1e10, 3e10, 1e11, 2e11), sizes_per_budget=4, **_QUICK),
     "cpu": ComputeGrid(
         budgets=(1e11, 3e11, 1e12, 3e12, 1e13),
         sizes_per_budget=6,
         replicate_up_to=1e12,
         # where the best size was the largest, in seconds
-        extra_sizes=(
-            "gatr:3e11:12x4",
-            "gatr:3e12:16x7",
-            "gatr:1e13:20x7",
-        ),
+        extra_sizes=("gatr:3e11:12x4", "gatr:3e12:16x7", "gatr:1e13:20x7"),
         **(_CPU | _THREE_SEEDS),
     ),
     "forces-quick": ComputeGrid(budgets=(5e9, 1.5e10, 4e10), sizes_per_budget=3, **_FORCES_QUICK),

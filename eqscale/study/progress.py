@@ -74,7 +74,7 @@ class StudyProgress:
         self._devices = {a.spec.run_id: int(a.devices) for a in planned if a.devices > 1}
         self._used: dict[str, float] = {}  # device-seconds behind the running trials
         self._left: dict[str, float] = {}
-        self._spent = self._wall = 0.0
+        self._spent = self._wall = self._share = 0.0
         self._workers, self._console = max(1, workers), console
         self._done = self._failed = 0
         self._total = len(planned) + unknown
@@ -107,10 +107,9 @@ class StudyProgress:
         self._wall = wall_seconds(known, self._workers)
         failed = f", [red]{self._failed} failed[/red]" if self._failed else ""
         text = f"{self._done} of {self._total} runs done, {len(self._running)} running{failed}, "
+        self._share = max(self._share, spent / max(spent + sum(known), 1e-9))  # a better estimate takes nothing back
         self._overall.update(
-            self._all,
-            description=text + f"about {human_time(self._wall)} left",
-            completed=spent / max(spent + sum(known), 1e-9),
+            self._all, description=text + f"about {human_time(self._wall)} left", completed=self._share
         )
 
     def _seconds(self, spec: RunSpec) -> float:
@@ -165,6 +164,12 @@ class StudyProgress:
         self._drop(spec)
         self._failed += 1
         self._line(f"{spec.name:<36} [red]failed[/red]: {escape(error)}")
+
+    def stopping(self) -> None:
+        """The study is to stop, which takes seconds."""
+        self._console.print(
+            "stopping: what has been trained stays, and the same command continues; Ctrl-C again: at once"
+        )
 
     def _drop(self, spec: RunSpec) -> None:
         for seconds in (self._waiting, self._left, self._used):

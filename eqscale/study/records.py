@@ -24,11 +24,13 @@ class PublishedRecords:
 
     path: Path
     records: dict[str, RunRecord]
-    """By identity; of the present results version, others are skipped."""
+    """By identity; of the present results version."""
     failures: dict[str, dict[str, str]]
     """By identity: name, run_id and error of the runs whose latest attempt failed."""
     damaged: dict[int, str]
     """Line number -> what is wrong with it."""
+    outdated: dict[str, RunRecord]
+    """By identity; of earlier results versions, which no study takes over."""
 
     def require_sound(self) -> PublishedRecords:
         """These records; raises InputError, which names the lines, if any is damaged."""
@@ -56,11 +58,12 @@ class PublishedRecords:
 
 
 def read_records(results: Path) -> PublishedRecords:
-    """Read the published records of a results folder; none if it has no ``records.jsonl``.
+    """Read the published records of a results folder, or those of a file; none if there is no such file.
 
     Raises InputError if a run's arm is unknown.
     """
-    published = PublishedRecords(records_path(results), {}, {}, {})
+    path = results if results.suffix == ".jsonl" or results.is_file() else records_path(results)
+    published = PublishedRecords(path, {}, {}, {}, {})
     if not published.path.is_file():
         return published
     for number, line in enumerate(published.path.read_bytes().splitlines(), start=1):
@@ -76,6 +79,7 @@ def read_records(results: Path) -> PublishedRecords:
         except InputError as error:
             raise InputError(f"{published.path}: line {number}{error}") from error
         if record.outdated:
+            published.outdated[record.run_id] = record
             continue
         if record.to_json() != published.records.setdefault(record.run_id, record).to_json():
             published.damaged[number] = f"holds another record of run {record.spec.name} than a line before it"

@@ -76,6 +76,12 @@ def publish(spec: DataSpec, root: AnyPath) -> None:
     write_atomically(there / _MANIFEST, json.dumps(wanted, indent=1).encode())
 
 
+def missing_systems(spec: DataSpec, root: AnyPath) -> int:
+    """How many systems of a data set have yet to be made, by its manifest."""
+    manifest = _read_manifest(root / spec.folder(Path()).name)
+    return sum(max(0, count - SHARD * len(manifest.get(split, ()))) for split, count in spec.systems.items())
+
+
 def _read_manifest(folder: AnyPath) -> dict[str, Any]:
     try:
         return json.loads((folder / _MANIFEST).read_bytes())

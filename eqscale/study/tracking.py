@@ -24,18 +24,13 @@ from mlflow.tracking import MlflowClient
 from eqscale.errors import InputError
 from eqscale.laws.tracking import search_runs
 from eqscale.study.table import record_row, spec_columns, test_columns
+from eqscale.tracking import database
 from eqscale.training.spec import LOSS_NAMES, CurvePoint, RunRecord, RunSpec
 
 _LONGEST_WAIT_SECONDS = 15.0
 _TRIES = 3
-_SQLITE = "sqlite:///"
 STUDY_TAG = "eqscale.study"
 RUN_TAG = "eqscale.run_id"
-
-
-def default_tracking_uri(folder: Path) -> str:
-    """SQLite database ``mlruns.db`` in ``folder``."""
-    return f"{_SQLITE}{(folder / 'mlruns.db').resolve()}"
 
 
 def experiment_link(uri: str, experiment_id: str, port: int = 5000) -> str:
@@ -87,7 +82,7 @@ class Tracker:
         Raises InputError if the address doesn't answer or can't be written.
         """
         self.uri, self._tags = uri, dict(study_tags)
-        self._database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+        self._database = database(uri)
         try:
             if self._database is not None:
                 _check_database(self._database)

@@ -54,6 +54,8 @@ class StudyEvents:
     retried: Callable[[RunSpec, str], None]
     failed: Callable[[RunSpec, str], None]
     pruned: Callable[[RunSpec], None]
+    stopping: Callable[[], None]
+    """The user has asked it to stop (Ctrl-C)."""
 
 
 class TrialSource(Protocol):

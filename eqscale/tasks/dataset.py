@@ -18,7 +18,6 @@ import io
 import itertools
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from eqscale.cores import allowed_cores
 from eqscale.errors import InputError
 from eqscale.plugins import loaded_files
 from eqscale.storage import write_atomically
@@ -107,7 +107,7 @@ def prepare(
     """Make the dataset complete under ``root`` and return its folder.
 
     Verifies every shard against its SHA-256, rebuilds those that are missing, truncated or damaged, and generates the
-    rest with ``workers`` processes (default: all cores), or as Ray tasks with ``backend="ray"`` once Ray is
+    rest with ``workers`` processes (default: all allowed cores), or as Ray tasks with ``backend="ray"`` once Ray is
     initialised; both are bitwise equal to a serial run. A kill loses at most the shard being filled. Calls
     ``progress(done, total)`` in systems. Raises InputError if the folder cannot be written, the disk is full, the
     folder holds other data, or, before anything is written, if the task's systems don't fit its declaration.
@@ -248,7 +248,7 @@ def _run(spec: DataSpec, tasks: list[Chunk], workers: int | None, backend: str) 
         yield from _run_ray(spec, tasks)
         return
     make = functools.partial(generate, spec, loaded_files("task"))
-    workers = min(workers or os.cpu_count() or 1, len(tasks))
+    workers = min(workers or allowed_cores(), len(tasks))
     if workers <= 1:
         yield from itertools.starmap(make, tasks)
         return

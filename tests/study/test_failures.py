@@ -35,7 +35,7 @@ def test_failing_trials_do_not_stop_the_study(tmp_path, shared_ray, empty_databa
     shutil.copy(empty_database, tmp_path / "mlruns.db")
     arms = ("--arm-file", "broken.py", "--arms", "broken", "transformer")
     with undrawn_figures():
-        result = run_here(tmp_path, "compute_grid", *TINY_ARGUMENTS, *arms, ray=shared_ray)
+        result = run_here(tmp_path, "grid", *TINY_ARGUMENTS, *arms, ray=shared_ray)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "RuntimeError: the largest size is broken" in result.stdout
     rows = pd.read_csv(tmp_path / "results/quick/runs.csv").groupby("arm")["status"].value_counts()

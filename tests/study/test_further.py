@@ -1,26 +1,25 @@
 """Closed loop: runs chosen from a study's records become part of it. Training itself is replaced by a law."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import re
-import sys
 from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
 
 from eqscale.arms import get_arm
-from eqscale.cli import run_or_exit
+from eqscale.cli import main
 from eqscale.errors import InputError
-from eqscale.study import job
+from eqscale.jobs import grid as grid_job
+from eqscale.study import job, tracking
 from eqscale.study.further import add_further, read_further
 from eqscale.study.grid import compute_grid, expected_tokens, further_grid
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.tasks import get_task
 from eqscale.training.spec import CODE
-from tests.study.test_job import ROOT, TINY_ARGUMENTS
+from tests.jobs import TINY_ARGUMENTS
 from tests.study.test_ledger import make_record
 
 
@@ -40,10 +39,6 @@ class Grid:
 
     def __init__(self, folder):
         self.results, self.trained, self.most = folder / "results" / "quick", [], None
-        spec = importlib.util.spec_from_file_location("compute_grid_job", ROOT / "tune_jobs" / "compute_grid.py")
-        self.job = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.job)
-        self.job.write_report = lambda results: None
 
     def train(self, study, trials, stage="training", publish=lambda: None):
         for spec in trials[: self.most]:
@@ -52,8 +47,7 @@ class Grid:
 
     def __call__(self, *arguments):
         self.trained.clear()
-        sys.argv = ["compute_grid.py", *TINY_ARGUMENTS, *arguments]
-        return run_or_exit(self.job.main)
+        return main(["run", "grid", *TINY_ARGUMENTS, *arguments])
 
     @property
     def table(self):
@@ -65,11 +59,11 @@ def grid(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", [])
+        patch.setattr(grid_job, "write_report", lambda results: None)
         grid = Grid(folder)
         patch.setattr(job.OpenStudy, "train", lambda study, *rest, **named: grid.train(study, *rest, **named))
-        patch.setattr(job, "Tracker", MagicMock(return_value=MagicMock(outages=0, errors=[])))
-        patch.setattr(job, "experiment_link", lambda *of: "nowhere")
+        patch.setattr(tracking, "Tracker", MagicMock(return_value=MagicMock(outages=0, errors=[])))
+        patch.setattr(tracking, "experiment_link", lambda *of: "nowhere")
         yield grid
 
 

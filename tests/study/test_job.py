@@ -19,7 +19,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
     monkeypatch.chdir(tmp_path)
 
     def run():
-        options = parse_options("", COMPUTE_GRIDS, "", arguments)
+        options = parse_options("", COMPUTE_GRIDS, "grid", "", arguments)
         run_study(compute_grid(options.preset), options, publish=lambda table: None)
 
     with pytest.raises(InputError) as caught:
@@ -32,7 +32,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "huge"], "unknown preset 'huge'; choose from quick, cpu, paper"),
+        (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick, cpu, paper"),
         (["--arms", "cnn"], "unknown arm 'cnn'; choose from transformer, transformer_aug"),
         (["--budgets", "-1"], "--budgets must be positive, not -1"),
         (["--budgets", "1e3"], "too small for a single step of the smallest transformer"),
@@ -63,15 +63,15 @@ def test_bad_input_is_one_line_before_any_compute(tmp_path, monkeypatch, argumen
 
 
 def test_bad_input_exits_with_code_two(tmp_path):
-    result = run_apart(tmp_path, "compute_grid", "--preset", "huge")
+    result = run_apart(tmp_path, "grid", "--preset", "huge")
     assert result.returncode == 2
-    assert result.stderr == "error: unknown preset 'huge'; choose from quick, cpu, paper\n"
+    assert result.stderr == "error: unknown preset 'huge'; choose from first, quick, cpu, paper\n"
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
-    result = run_here(tmp_path, "compute_grid", "--dry-run")
+    result = run_here(tmp_path, "grid", "--dry-run")
     assert result.returncode == 0
-    assert "32 runs" in result.stdout
+    assert "18 runs" in result.stdout
     assert "params" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -84,7 +84,7 @@ STUDY = (*TINY_ARGUMENTS, *OWN_ARM, "--arms", "transformer", "gatr", "deep_sets"
 def folder(tmp_path_factory):
     """Where a user has started the study, in an empty folder, and it has ended."""
     folder = tmp_path_factory.mktemp("job")
-    ended = run_apart(folder, "compute_grid", *STUDY)
+    ended = run_apart(folder, "grid", *STUDY)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder
 
@@ -108,13 +108,30 @@ def test_the_whole_way_from_nothing_to_the_report(folder):
     assert json.loads((results / "fits.json").read_text()).keys() == {"transformer", "gatr", "deep_sets"}
 
 
+def test_published_runs_of_an_earlier_results_version_are_not_replaced(tmp_path):
+    published = tmp_path / "results/quick/records.jsonl"
+    published.parent.mkdir(parents=True)
+    published.write_text("".join((ROOT / "results/cpu/records.jsonl").read_text().splitlines(keepends=True)[:2]))
+    before = published.read_bytes()
+    refused = run_here(tmp_path, "grid", *STUDY)
+    assert refused.returncode == 2
+    assert "holds 2 runs of results version 4, which this code can't continue and would replace" in refused.stderr
+    assert published.read_bytes() == before
+
+
 def test_another_machine_adopts_what_is_published_and_finds_nothing_to_do(folder, tmp_path):
     copy_study(folder, tmp_path)
     results = tmp_path / "results/quick"
     published, table = (results / "records.jsonl").read_bytes(), (results / "runs.csv").read_text()
     shutil.rmtree(tmp_path / "studies/quick/ledger")
     with undrawn_figures():
-        second = run_here(tmp_path, "compute_grid", *STUDY)
+        refused = run_here(tmp_path, "grid", *STUDY)
+        second = run_here(tmp_path, "grid", *STUDY, "--adopt", "results/quick")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: results/quick/records.jsonl holds 27 runs that study 'quick' doesn't have: --adopt results/quick takes "
+        "them over, --study NAME trains anew under another name\n"
+    )
     assert second.returncode == 0, second.stdout + second.stderr
     assert "adopted 27 records from results/quick/records.jsonl" in second.stdout
     assert "all 27 runs are done: nothing to train" in second.stdout

@@ -85,7 +85,7 @@ def test_a_damaged_line_is_named_and_the_job_refused(ledger, tmp_path, monkeypat
         line = dataclasses.replace(record, seconds=7.0).to_json(indent=None).encode()
     with records_path(results).open("ab") as file:
         file.write(line + b"\n")
-    options = parse_options("", COMPUTE_GRIDS, "", [])
+    options = parse_options("", COMPUTE_GRIDS, "grid", "", ["--preset", "quick"])
     with pytest.raises(InputError) as caught:
         run_study([make_spec(0)], options, publish=lambda table: None)
     assert f"{records_path(options.results)}: line 5 {reason}" in str(caught.value)

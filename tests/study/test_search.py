@@ -251,7 +251,7 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path, shared_ray, empty_
         "--trials", "8", "--rates", "4e-3", "3e-2", "--min-steps", "5", "--train-systems", "24", "--test-systems", "8",
         "--batch-sizes", "4", "16",
     ]  # fmt: skip
-    first = run_here(tmp_path, "learning_rate_search", *arguments, ray=shared_ray)
+    first = run_here(tmp_path, "search", *arguments, ray=shared_ray)
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / "results/quick/learning_rate"
     trials = pd.read_csv(folder / "trials.csv")
@@ -264,7 +264,7 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path, shared_ray, empty_
     report = (folder / "report.md").read_text()
     checks = pd.read_csv(folder / "check_runs.csv")
     assert len(checks) >= 3
-    second = run_here(tmp_path, "learning_rate_search", *arguments)  # nothing is trained again
+    second = run_here(tmp_path, "search", *arguments)  # nothing is trained again
     assert second.returncode == 0, second.stdout + second.stderr
     assert (folder / "report.md").read_text() == report
 
@@ -286,7 +286,7 @@ def test_the_rounds_of_a_search_share_one_ray(tmp_path, monkeypatch, empty_datab
         monkeypatch.setattr(backend, name, fake)
     monkeypatch.setattr(job, "prepare_data", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
-    options = parse_options("", SEARCHES, "learning_rate", ["--arms", "transformer"])
+    options = parse_options("", SEARCHES, "search", "learning_rate", ["--arms", "transformer"])
     specs = [dataclasses.replace(make_spec(seed), test_systems=8) for seed in range(2)]
     with job.open_study(options, make_console()) as study:
         assert starts == []

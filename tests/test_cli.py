@@ -1,0 +1,77 @@
+import subprocess
+import sys
+
+import pytest
+
+from eqscale.cli import main
+from tests.jobs import ROOT, run_here
+
+WRONG = """
+import sys
+sys.modules |= dict.fromkeys(["ray", "mlflow", "matplotlib", "scipy.stats", "mujoco"])  # to import them is an error
+from eqscale.cli import main
+sys.exit(main(["run", "grid", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick, cpu, paper"),
+        (["--budgest", "1e10"], "unrecognized arguments: --budgest 1e10"),
+    ],
+)
+def test_a_wrong_word_is_one_line_before_anything_large_is_imported(words, message):
+    command = [sys.executable, "-c", WRONG, *words]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"error: {message}")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["fot"],
+        ["run"],
+        ["run", "gird"],
+        ["run", "grid", "--next", "nan"],
+        ["run", "grid", "--workers", "two"],
+        ["fit"],
+        ["ui", "--port", "x"],
+        ["scenes", "--seed", "x"],
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_one_line(words, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["-m", "eqscale"], ["tune_jobs/validation.py", "--preset", "x"]])
+def test_the_command_and_the_scripts_of_a_clone_are_one(command):
+    ended = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+
+
+def test_reading_from_mlflow_creates_no_database_and_obeys_its_variable(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["ui"]) == 2
+    assert main(["fit", "mlflow:eqscale-first", "--by", "arm"]) == 2
+    assert capsys.readouterr().err.count(f"there is no MLflow database '{tmp_path / 'mlruns.db'}'") == 2
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    assert main(["ui"]) == 2
+    assert main(["fit", "mlflow:eqscale-first", "--by", "arm"]) == 2
+    assert capsys.readouterr().err.count(f"there is no MLflow database '{tmp_path / 'other.db'}'") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_tells_what_the_whole_plan_costs_and_whether_a_law_can_follow(tmp_path):
+    result = run_here(tmp_path, "grid", "--dry-run", "--budgets", "1e10", "--arms", "gatr")
+    assert result.returncode == 0, result.stderr
+    assert "gatr: no law can be fitted to 3 points, which takes 7" in result.stdout
+    assert "the whole plan: 3 runs, 3e+10 FLOPs, about " in result.stdout
+    assert "done: 0 runs, 0 FLOPs, about 0 s of one worker" in result.stdout
