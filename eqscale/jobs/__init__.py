@@ -43,6 +43,7 @@ JOBS = {
     "controls": Job("does the symmetry make the difference?", "CONTROLS", "controls"),
     "split": Job("what is the lead of the equivariant arm made of?", "SPLITS", "split"),
     "validate": Job("does a prediction hold above the budgets of the grid?", "VALIDATIONS", "validation"),
+    "optimizers": Job("does the answer depend on the optimiser?", "OPTIMIZERS", "optimizers"),
     "search": Job("which learning rate, batch size and other settings suit an arm?", "SEARCHES", "learning_rate"),
     "shapes": Job("does it matter whether an arm is wide or deep?", "ASPECT_RATIOS", "aspect_ratio"),
 }

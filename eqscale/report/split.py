@@ -6,7 +6,6 @@ in logarithms. Each arm counts with its best size at a budget.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -14,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
 from eqscale.errors import InputError
 from eqscale.laws.plots import PALETTE, WIDTH, save, style
 from eqscale.laws.render import number
 from eqscale.report.exhibits import UNSEEN, paragraphs, table_of
+from eqscale.report.means import best_of_sizes
 
 PLAIN, FRAMES, SLIM, GATR = "transformer", "transformer_frames", "gatr_slim", "gatr"
 SHARE = "equivariance_loss_share"
@@ -32,26 +31,6 @@ PARTS = {
     LEAD: f"`{PLAIN}` over `{GATR}`: the sum of the parts",
 }
 """Parts of the lead, in the order of the path, and what each is measured by."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Mean:
-    """A mean with the square of its standard error and the degrees of freedom of that."""
-
-    value: float
-    variance: float
-    df: float
-
-    def __sub__(self, other: _Mean) -> _Mean:
-        """Difference of independent means; degrees of freedom by Welch and Satterthwaite."""
-        total = self.variance + other.variance
-        parts = [m.variance**2 / m.df for m in (self, other) if m.df]
-        return _Mean(self.value - other.value, total, total**2 / sum(parts) if sum(parts) else 0.0)
-
-    def limits(self) -> tuple[float, float]:
-        """The 95 % interval; NaN without seeds to tell the noise."""
-        half = float(stats.t.ppf(0.975, self.df)) * math.sqrt(self.variance) if self.df else math.nan
-        return self.value - half, self.value + half
 
 
 def split_lead(runs: pd.DataFrame) -> pd.DataFrame:
@@ -74,14 +53,15 @@ def split_lead(runs: pd.DataFrame) -> pd.DataFrame:
     if missing := {"arm", "control_of", "budget", "N", "loss", "status", SHARE} - set(runs):
         raise InputError(f"the run table lacks the column {min(missing)!r}, which splitting the lead needs")
     finished = runs[runs["status"] == "finished"]
-    losses = {str(arm): _best(own.assign(value=np.log(own["loss"].astype(float)))) for arm, own in _by_arm(finished)}
+    finished = finished.assign(value=np.log(finished["loss"].astype(float)))
+    losses = {str(arm): best_of_sizes(own) for arm, own in finished.groupby("arm", sort=False)}
     path = (PLAIN, FRAMES, SLIM, GATR)
     budgets = sorted(set.intersection(*(set(losses.get(arm, {})) for arm in path)))
     if not budgets:
         raise InputError(f"no budget has finished runs of all of {', '.join(path)}: the lead can't be split")
     plain = finished[finished["arm"] == PLAIN]
     # Of the size that is best by loss.
-    shares = _best(plain.assign(value=-np.log1p(-plain[SHARE].astype(float))), by="loss")
+    shares = best_of_sizes(plain.assign(value=-np.log1p(-plain[SHARE].astype(float))), by="loss")
     controls = finished[["arm", "control_of"]].dropna().drop_duplicates()
     rows = []
     for budget in budgets:
@@ -97,22 +77,6 @@ def split_lead(runs: pd.DataFrame) -> pd.DataFrame:
             ratio, low, high = np.exp([mean.value, low, high]).tolist()
             rows.append({"budget": budget, "part": part, "ratio": ratio, "low": low, "high": high, "share": share})
     return pd.DataFrame(rows)
-
-
-def _by_arm(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(str(arm), own) for arm, own in runs.groupby("arm", sort=False)]
-
-
-def _best(runs: pd.DataFrame, by: str = "value") -> dict[float, _Mean]:
-    """Budget -> mean of ``value`` over the seeds of the size whose mean of ``by`` is lowest; one arm's runs."""
-    points = runs.groupby(["budget", "N"])
-    df = int((points.size() - 1).sum())
-    scatter = float(((runs["value"] - points["value"].transform("mean")) ** 2).sum())
-    found = {}
-    for budget, means in points[by].mean().groupby("budget"):
-        own = points.get_group(means.idxmin())["value"]
-        found[float(budget)] = _Mean(float(own.mean()), scatter / df / len(own) if df else 0.0, df)
-    return found
 
 
 def write_split(runs: pd.DataFrame, folder: Path) -> None:

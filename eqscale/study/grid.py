@@ -14,7 +14,16 @@ import numpy as np
 
 from eqscale.arms import Arm, Recipe, Size, TokenCounts, get_arm
 from eqscale.errors import InputError
-from eqscale.study.presets import AspectRatio, ComputeGrid, Controls, DataGrid, Preset, Validation, extra_size
+from eqscale.study.presets import (
+    AspectRatio,
+    ComputeGrid,
+    Controls,
+    DataGrid,
+    OptimizerControl,
+    Preset,
+    Validation,
+    extra_size,
+)
 from eqscale.tasks import Task, get_task
 from eqscale.tasks.dataset import DataSpec
 from eqscale.training.optim import get_optimizer, step_flops
@@ -283,6 +292,21 @@ def controls_grid(preset: Controls) -> list[RunSpec]:
         arm = get_arm(name)
         size = choose_sizes(arm, budget, preset.grid_sizes, preset)[(preset.grid_sizes - 1) // 2]
         specs += [design_run(arm, size, budget, preset, seed, variant=variant) for seed in _seeds(preset, budget)]
+    return specs
+
+
+def optimizer_grid(preset: OptimizerControl) -> list[RunSpec]:
+    """Optimisers x budgets x arms x sizes x seeds.
+
+    Raises InputError for an unknown arm or optimiser, fewer than two optimisers, or a budget that is too small.
+    """
+    if len(preset.optimizers) < 2:
+        raise InputError(f"--optimizers {' '.join(preset.optimizers)}: name at least two, which are compared")
+    specs = []
+    for optimizer, budget, name in itertools.product(preset.optimizers, preset.budgets, preset.arms):
+        arm, own = get_arm(name), dataclasses.replace(preset, optimizer=get_optimizer(optimizer).name)
+        for size in choose_sizes(arm, budget, preset.sizes_per_budget, own):
+            specs += [design_run(arm, size, budget, own, seed) for seed in preset.seeds]
     return specs
 
 

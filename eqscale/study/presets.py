@@ -106,6 +106,15 @@ class Validation(Preset):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerControl(Preset):
+    """Arms with several optimisers."""
+
+    optimizers: tuple[str, ...] = _option("optimisers that every arm is trained with", ("adamw", "muon"))
+    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs")
+    sizes_per_budget: int = _option("model sizes trained at each budget")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LearningRateSearch(Preset):
     """Proxy runs from which each arm's recipe with an optimiser is fitted, and larger ones that check it."""
 
@@ -269,6 +278,12 @@ SPLITS: dict[str, ComputeGrid] = {
     "quick": ComputeGrid(budgets=(1e10, 3e10), **(_QUICK | _SPLIT)),
     "cpu": ComputeGrid(budgets=(1e11, 1e12, 3e12), replicate_up_to=3e12, **(_CPU | _THREE_SEEDS | _SPLIT)),
     "paper": ComputeGrid(budgets=(1e16, 1e17), **(_PAPER | _SPLIT)),
+}
+
+OPTIMIZERS: dict[str, OptimizerControl] = {
+    "quick": OptimizerControl(budgets=(1e10, 3e10), sizes_per_budget=2, **_QUICK),
+    "cpu": OptimizerControl(budgets=(1e11, 3e11, 1e12), sizes_per_budget=3, **(_CPU | _THREE_SEEDS)),
+    "paper": OptimizerControl(budgets=(1e16, 1e17), sizes_per_budget=3, **_PAPER),
 }
 
 VALIDATIONS: dict[str, Validation] = {

@@ -1,0 +1,44 @@
+"""Means over seeds at the best of several sizes, and their differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pandas as pd
+from scipy import stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean with the square of its standard error and the degrees of freedom of that."""
+
+    value: float
+    variance: float
+    df: float
+
+    def __sub__(self, other: Mean) -> Mean:
+        """Difference of independent means; degrees of freedom by Welch and Satterthwaite."""
+        total = self.variance + other.variance
+        parts = [m.variance**2 / m.df for m in (self, other) if m.df]
+        return Mean(self.value - other.value, total, total**2 / sum(parts) if sum(parts) else 0.0)
+
+    def limits(self) -> tuple[float, float]:
+        """The 95 % interval; NaN without seeds to tell the noise."""
+        half = float(stats.t.ppf(0.975, self.df)) * math.sqrt(self.variance) if self.df else math.nan
+        return self.value - half, self.value + half
+
+
+def best_of_sizes(runs: pd.DataFrame, by: str = "value") -> dict[float, Mean]:
+    """Budget -> mean of ``value`` over the seeds of the size whose mean of ``by`` is lowest; one arm's runs.
+
+    The noise between seeds is pooled over all budgets and sizes.
+    """
+    points = runs.groupby(["budget", "N"])
+    df = int((points.size() - 1).sum())
+    scatter = float(((runs["value"] - points["value"].transform("mean")) ** 2).sum())
+    found = {}
+    for budget, means in points[by].mean().groupby("budget"):
+        own = points.get_group(means.idxmin())["value"]
+        found[float(budget)] = Mean(float(own.mean()), scatter / df / len(own) if df else 0.0, df)
+    return found
