@@ -13,6 +13,7 @@ from eqscale.errors import InputError
 
 # Each module offers register(subparsers); heavy imports stay inside the functions it sets as `run`.
 _GROUPS = (
+    "check_own",
     "compare",
     "evaluate",
     "laws",
