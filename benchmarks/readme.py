@@ -27,7 +27,7 @@ SERVER_SECONDS = 120.0
 
 def commands(page: Path) -> Iterator[str]:
     """The commands in the bash blocks of a page, without comments; those of the tests are left out."""
-    for before, block in re.findall(r"(.*)\n```bash\n(.*?)```", page.read_text(), re.DOTALL | re.MULTILINE):
+    for before, block in re.findall(r"([^\n]*)\n```bash\n(.*?)```", page.read_text(), re.DOTALL):
         if before.endswith("<!-- test-command -->"):
             continue
         for line in block.replace("\\\n", " ").splitlines():
