@@ -37,7 +37,9 @@ def commands(page: Path) -> Iterator[str]:
 
 def serve(command: str, folder: Path, environment: dict[str, str]) -> int:
     """Start a server; 0 once it answers."""
-    process = subprocess.Popen(command.split(), cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command.split(), cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + SERVER_SECONDS
     try:
         while time.monotonic() < end and process.poll() is None:
