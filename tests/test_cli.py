@@ -1,3 +1,5 @@
+import shutil
+import socket
 import subprocess
 import sys
 
@@ -75,3 +77,17 @@ def test_a_dry_run_tells_what_the_whole_plan_costs_and_whether_a_law_can_follow(
     assert "gatr: no law can be fitted to 3 points, which takes 7" in result.stdout
     assert "the whole plan: 3 runs, 3e+10 FLOPs, about " in result.stdout
     assert "done: 0 runs, 0 FLOPs, about 0 s of one worker" in result.stdout
+
+
+def test_a_taken_port_is_said_before_links_to_somebody_elses_server(tmp_path, monkeypatch, capsys, empty_database):
+    shutil.copy(empty_database, tmp_path / "mlruns.db")
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(["ui", "--port", port]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: --host 127.0.0.1 --port {port}: Address already in use")
+    assert printed.err.count("\n") == 1
+    assert main(["ui", "--port", "99999"]) == 2
+    assert "name another with --port" in capsys.readouterr().err

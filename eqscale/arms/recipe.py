@@ -1,4 +1,4 @@
-"""How an arm's runs are trained, by what ``tune_jobs/learning_rate_search.py`` found."""
+"""How an arm's runs are trained, by what ``eqscale run search`` found."""
 
 from __future__ import annotations
 

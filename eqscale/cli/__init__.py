@@ -14,6 +14,7 @@ from eqscale.errors import InputError
 # Each module offers register(subparsers); heavy imports stay inside the functions it sets as `run`.
 _GROUPS = (
     "adopt",
+    "check_own",
     "compare",
     "evaluate",
     "laws",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 
+from eqscale.errors import InputError
 from eqscale.tracking import TRACKING_HELP, existing, tracking_uri
 
 
@@ -21,6 +23,8 @@ def register(verbs: argparse._SubParsersAction) -> None:
 def _run(args: argparse.Namespace) -> int:
     uri = existing(tracking_uri(args.tracking_uri))
 
+    if not uri.startswith("http"):
+        _check_port(args.host, args.port)
     from mlflow.tracking import MlflowClient
 
     from eqscale.study.tracking import experiment_link, unreachable
@@ -40,3 +44,13 @@ def _run(args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     os.execve(sys.executable, [*command, "--host", args.host, "--port", str(args.port)], environment)
     return 0
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that the server couldn't listen on: the links would open somebody else's server."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--host {host} --port {port}: {reason}; name another with --port") from error

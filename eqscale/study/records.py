@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 from eqscale.errors import InputError
@@ -68,7 +69,10 @@ def read_records(results: Path) -> PublishedRecords:
         return published
     for number, line in enumerate(published.path.read_bytes().splitlines(), start=1):
         if (failure := _failure(line)) is not None:
-            published.failures[failure["run_id"]] = failure
+            if re.fullmatch("[0-9a-f]{16}", failure["run_id"]):
+                published.failures[failure["run_id"]] = failure
+            else:  # it becomes the name of a file
+                published.damaged[number] = f"has run_id {failure['run_id']!r}, not 16 hexadecimal digits"
             continue
         try:
             record = parse_record(line, "")
@@ -90,7 +94,7 @@ def _failure(line: bytes) -> dict[str, str] | None:
     with contextlib.suppress(ValueError):
         content = json.loads(line)
         if isinstance(content, dict) and content.keys() == {"name", "run_id", "error"}:
-            return content
+            return {name: str(value) for name, value in content.items()}
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import sqlite3
@@ -26,6 +27,8 @@ from eqscale.laws.tracking import search_runs
 from eqscale.study.table import record_row, spec_columns, test_columns
 from eqscale.tracking import database
 from eqscale.training.spec import LOSS_NAMES, CurvePoint, RunRecord, RunSpec
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every new database
 
 _LONGEST_WAIT_SECONDS = 15.0
 _TRIES = 3

@@ -146,7 +146,7 @@ def test_the_views_agree_and_the_best_models_are_measured_and_timed(folder, tmp_
     results = tmp_path / "results/quick"
     uri = f"sqlite:///{folder / 'mlruns.db'}"  # its artifacts are named by their place
     assert main(["check", "quick", *OWN_ARM, "--tracking-uri", uri]) == 0
-    measure = ["measure", "results/quick", "--arms", "transformer", "gatr", "--average", "2", "--rollout", "0.5"]
+    measure = ["measure", "quick", "--arms", "transformer", "gatr", "--average", "2", "--rollout", "0.5"]
     assert main(measure) == 0
     measured = {
         arm: json.loads((results / f"evaluation/{arm}.json").read_text())["results"] for arm in ("transformer", "gatr")
@@ -158,13 +158,13 @@ def test_the_views_agree_and_the_best_models_are_measured_and_timed(folder, tmp_
     capsys.readouterr()
     assert main(measure) == 0
     assert capsys.readouterr().out.count("measured already") == 2
-    assert main(["time", "results/quick", "--seconds", "0.01", *OWN_ARM]) == 0
+    assert main(["time", "quick", "--seconds", "0.01", *OWN_ARM]) == 0
     times = pd.read_csv(results / "step_times.csv")
     shape = ["arm", "width", "depth", "heads", "batch_size"]
     assert set(times[shape].itertuples(index=False)) == set(trained[shape].itertuples(index=False))
     assert (times["step_seconds"] > 0).all()
     with undrawn_figures():
-        assert main(["report", "results/quick"]) == 0
+        assert main(["report", "quick"]) == 0
     report = (results / "report.md").read_text()
     assert "(evaluation/transformer.gif)" in report
     assert "taken in one sitting" in report

@@ -127,3 +127,13 @@ def test_results_are_published_while_runs_end_but_not_all_the_time(monkeypatch):
     assert written[0] >= 1300.0  # the disk was full before
     assert all(later - earlier >= 600.0 for earlier, later in itertools.pairwise(written))
     assert 2 <= len(written) <= 4
+
+
+@pytest.mark.parametrize("run_id", ["../../../../victim", "", "0" * 15, "G" * 16, 3])
+def test_a_note_whose_identity_is_no_identity_writes_no_file(tmp_path, run_id):
+    note = {"name": "x", "run_id": run_id, "error": "y"}
+    records_path(tmp_path).write_text(json.dumps(note) + "\n")
+    published = read_records(tmp_path)
+    assert published.failures == {}
+    with pytest.raises(InputError, match=r"records.jsonl: line 1 has run_id .* not 16 hexadecimal digits"):
+        published.require_sound()
