@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from eqscale.tasks.fields import Batch, Field, Kind, Schema
 from eqscale.tasks.forces.families import ELEMENTS, Family
@@ -15,17 +16,21 @@ from eqscale.tasks.samples import Samples
 
 SCHEMA = Schema(
     fields=(
-        Field("position", Kind.POINT, unit="Å", relative_to="center"),
+        Field("position", Kind.POINT, unit="Å", relative_to="neighbours"),
+        Field("neighbours", Kind.POINT, unit="Å", relative_to="center"),
         Field("element", Kind.INVARIANT, channels=len(ELEMENTS)),
         Field("center", Kind.POINT, "sample", unit="Å"),
         Field("electrons", Kind.INVARIANT, "sample", channels=2),
     ),
     target=Field("force", Kind.DIRECTION, at="position"),
-    length=2.0,
+    length=1.0,
 )
-"""Atoms with their element (one-hot, in the order of ``ELEMENTS``), the mean position of all, and the molecule's charge
-and number of unpaired electrons. The target is the force in units of the root mean square of the training split;
-atoms have equal weight within a molecule."""
+"""Atoms with the middle of their neighbours (``neighbour_means``) and their element (one-hot, in the order of
+``ELEMENTS``); of the molecule the mean position of all, charge and number of unpaired electrons. The target is the
+force in units of the root mean square of the first training systems; atoms have equal weight within a molecule."""
+
+NEIGHBOUR_WIDTH = 0.5
+"""Å."""
 
 _ONE_HOT = np.eye(len(ELEMENTS) + 1, len(ELEMENTS), dtype=np.float32)
 _PADDING = len(ELEMENTS)  # its row of _ONE_HOT is zero
@@ -44,11 +49,24 @@ def record_type(family: Family) -> np.dtype:
             ("electrons", "<f4", (2,)),  # charge, unpaired
             ("element", "u1", (T,)),  # place in ELEMENTS
             ("position", "<f4", (FRAMES, T, 3)),  # Å
+            ("neighbours", "<f4", (FRAMES, T, 3)),  # Å
             ("force", "<f4", (FRAMES, T, 3)),  # eV/Å
             ("scf_failures", "<u2"),
             ("large_forces", "<u2"),
         ]
     )
+
+
+def neighbour_means(positions: np.ndarray) -> np.ndarray:
+    """Each atom's reference: the mean of the others' positions (..., T, 3), Å, weighted by exp(-r^2 / 2 width^2).
+
+    Most of a force depends on bond lengths to a hundredth. Seen from the middle of the molecule that is a small
+    difference of large coordinates; seen from here, it isn't.
+    """
+    x = positions.astype(float)
+    square = np.square(x[..., :, None, :] - x[..., None, :, :]).sum(-1)
+    square[..., np.arange(x.shape[-2]), np.arange(x.shape[-2])] = np.inf
+    return softmax(-square / (2 * NEIGHBOUR_WIDTH**2), axis=-1) @ x
 
 
 def pack(family: Family, systems: Sequence[System]) -> np.ndarray:
@@ -63,6 +81,7 @@ def pack(family: Family, systems: Sequence[System]) -> np.ndarray:
         record["electrons"] = molecule.charge, molecule.unpaired
         record["element"][:n] = [_PLACE[number] for number in molecule.numbers]
         record["position"][:, :n], record["force"][:, :n] = system.positions, system.forces
+        record["neighbours"][:, :n] = neighbour_means(system.positions)
         record["scf_failures"], record["large_forces"] = system.scf_failures, system.large_forces
     return records
 
@@ -96,7 +115,9 @@ class Geometries(Samples):
         self.n_systems = len(self.tokens)
         self._electrons, self._element = columns["electrons"], columns["element"]
         T = columns["element"].shape[1]
-        self._position, self._force = (columns[name].reshape(-1, T, 3) for name in ("position", "force"))
+        self._position, self._neighbours, self._force = (
+            columns[name].reshape(-1, T, 3) for name in ("position", "neighbours", "force")
+        )
         self._weight = (np.arange(T) < self.tokens[:, None]) / self.tokens[:, None].astype(np.float32)
 
     def batches(
@@ -115,6 +136,7 @@ class Geometries(Samples):
             return torch.from_numpy(array).to(device, dtype)
 
         position, target = tensor(self._position.take(every, axis=0)), tensor(force)
+        neighbours = tensor(self._neighbours.take(every, axis=0))
         weight, element = tensor(self._weight.take(system, axis=0)), self._element.take(system, axis=0)
         electrons, center = tensor(self._electrons[system]), tensor(np.zeros((len(every), 3), np.float32))
         of_system = torch.from_numpy(system).to(device)
@@ -127,6 +149,7 @@ class Geometries(Samples):
                 schema=SCHEMA,
                 values={
                     "position": position[rows, :T].contiguous(),
+                    "neighbours": neighbours[rows, :T].contiguous(),
                     "element": tensor(_ONE_HOT.take(element[rows, :T], axis=0)),
                     "center": center[rows],
                     "electrons": electrons[rows],

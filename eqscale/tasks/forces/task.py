@@ -23,7 +23,7 @@ from eqscale.tasks.forces.families import ELEMENTS, NAMES, find_family
 from eqscale.tasks.forces.frame import principal_axes
 from eqscale.tasks.forces.geometries import FRAMES, LARGEST_FORCE, SOURCES, make_system
 from eqscale.tasks.forces.metrics import METRICS, evaluate
-from eqscale.tasks.forces.samples import SCHEMA, Geometries, force_rms, pack
+from eqscale.tasks.forces.samples import NEIGHBOUR_WIDTH, SCHEMA, Geometries, force_rms, pack
 from eqscale.tasks.forces.xtb import ACCURACY, METHOD, ScfError, Surface, one_thread
 from eqscale.tasks.metrics import Predictor
 from eqscale.tasks.samples import Samples
@@ -99,6 +99,7 @@ class ForcesTask(Task):
             "family": family.name,
             "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest(),
             "geometries": geometries.definition(),
+            "neighbour_width": NEIGHBOUR_WIDTH,
             "seed": seed,
         }
 

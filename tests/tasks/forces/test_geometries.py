@@ -26,13 +26,19 @@ def test_systems_depend_on_their_index_alone(molecules):
     assert generate(spec, [], "test", 0, 1)["position"].tobytes() != together[:1]["position"].tobytes()
 
 
-def test_systems_have_the_same_bits_whatever_the_threads_of_the_process():
-    spec = DataSpec("forces")
-    from threadpoolctl import threadpool_limits
+def test_systems_are_made_on_one_thread_whatever_the_process_has(task, molecules, monkeypatch):
+    from threadpoolctl import threadpool_info, threadpool_limits
 
-    alone = generate(spec, [], "train", 0, 2)
+    seen = []
+
+    def spy(*args):
+        seen.append(max(library["num_threads"] for library in threadpool_info() if library["user_api"] == "openmp"))
+        return make_system(*args)
+
+    monkeypatch.setattr("eqscale.tasks.forces.task.make_system", spy)
     with threadpool_limits(2):
-        assert generate(spec, [], "train", 0, 2).tobytes() == alone.tobytes()
+        task.records(task.check_options({"family": molecules}), 0, "train", 0, 1)
+    assert seen == [1]
 
 
 def test_labels_are_the_forces_of_the_stored_positions_and_minus_the_gradient_of_the_energy(task, data):

@@ -12,6 +12,7 @@ from eqscale.errors import InputError
 from eqscale.tasks.fields import Batch
 from eqscale.tasks.forces.families import ELEMENTS
 from eqscale.tasks.forces.frame import principal_axes
+from eqscale.tasks.forces.samples import neighbour_means
 from eqscale.tasks.symmetry import random_orthogonal, transform, translate
 from eqscale.training.loop import train
 from eqscale.training.spec import RunRecord, RunSpec
@@ -47,6 +48,21 @@ def test_a_sample_says_what_the_molecule_is(data):
     assert not batch["element"][~batch.mask].any()
     assert not batch.target[~batch.mask].any()
     assert batch["position"].sum(1).abs().max() < 1e-5
+
+
+def test_the_middle_of_the_neighbours_is_a_weighted_mean_of_the_others_and_moves_with_them(data):
+    _, samples, _ = data
+    positions = np.array([[0.0, 0, 0], [1, 0, 0], [0, 2, 0]])
+    near, far = np.exp(-1 / 0.5), np.exp(-4 / 0.5)
+    assert np.allclose(neighbour_means(positions)[0], [near / (near + far), 2 * far / (near + far), 0])
+    assert np.allclose(neighbour_means(positions[:2] * 100), positions[1::-1] * 100)
+    batch = everything(samples).map(lambda t: t[:40])
+    generator = torch.Generator().manual_seed(0)
+    moved = transform(batch, random_orthogonal(len(batch), generator, torch.float64))
+    moved = translate(moved, torch.randn(len(batch), 3, generator=generator, dtype=torch.float64))
+    for row, mask in enumerate(moved.mask):
+        again = neighbour_means(moved["position"][row][mask].numpy())
+        np.testing.assert_allclose(moved["neighbours"][row][mask], again, atol=1e-6)
 
 
 def test_forces_of_a_sample_sum_to_zero(data):
