@@ -3,7 +3,7 @@
     python benchmarks/forces.py [--data data] [PART ...]
 
 Parts: symmetry, unsound, cost, correlation, statistics, baselines, loading; default: all. Prints Markdown tables; about
-15 minutes on one core, most of it for the water clusters and for 2,400 systems of g2, which stay in the data folder.
+5 minutes on one core, most of it for the water clusters and for 2,400 systems of g2, which stay in the data folder.
 Times are CPU seconds of this process.
 """
 
