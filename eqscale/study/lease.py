@@ -49,9 +49,14 @@ def _lock(study: Path) -> Iterator[None]:
     with (study / "driver.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise _refusal(study, file.read().strip()) from error
+        except OSError as error:
+            raise InputError(
+                f"study {study.name!r}: its filesystem can't lock files ({error.strerror}): "
+                f"choose another with --storage, or mount it with locks"
+            ) from error
         file.truncate(0)
         file.write(_me())
         file.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping
 
 from eqscale.arms import UnknownArm
@@ -89,8 +90,34 @@ class Ledger:
         return {note["run_id"]: note["error"] for note in self.failure_notes()}
 
     def failure_notes(self) -> list[dict[str, str]]:
-        """Name, run_id and error of the runs whose latest attempt failed, in the order of their identities."""
-        return [json.loads(path.read_bytes()) for path in matching(self._failures, "*.json")]
+        """Name, run_id and error of the runs whose latest attempt failed, in the order of their identities.
+
+        Where a note is damaged, its error says so: the run counts as failed, and the next start tries it again.
+        """
+        notes = []
+        for path in matching(self._failures, "*.json"):
+            note = parse_note(path.read_bytes())
+            if note is not None and note["run_id"] == path.stem:
+                notes.append(note)
+            elif _is_run_id(path.stem):
+                notes.append({"name": path.stem, "run_id": path.stem, "error": "the note of its failure is damaged"})
+        return notes
+
+
+def _is_run_id(text: str) -> bool:
+    """Whether a text has the form of ``RunSpec.run_id``: identities become file names."""
+    return re.fullmatch("[0-9a-f]{16}", text) is not None
+
+
+def parse_note(text: bytes) -> dict[str, str] | None:
+    """The failure note that a text holds: name, run_id and error; None if it holds anything else."""
+    try:
+        note = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(note, dict) or note.keys() != {"name", "run_id", "error"}:
+        return None
+    return note if all(isinstance(value, str) for value in note.values()) and _is_run_id(note["run_id"]) else None
 
 
 _ANOTHER = "is damaged (its content has another identity)"

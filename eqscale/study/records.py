@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 from eqscale.errors import InputError
 from eqscale.storage import write_atomically
-from eqscale.study.ledger import Ledger, UnreadableRecord, parse_record
+from eqscale.study.ledger import Ledger, UnreadableRecord, parse_note, parse_record
 from eqscale.training.spec import RunRecord
 
 
@@ -64,7 +63,7 @@ def read_records(results: Path) -> PublishedRecords:
     if not published.path.is_file():
         return published
     for number, line in enumerate(published.path.read_bytes().splitlines(), start=1):
-        if (failure := _failure(line)) is not None:
+        if (failure := parse_note(line)) is not None:
             published.failures[failure["run_id"]] = failure
             continue
         try:
@@ -80,14 +79,6 @@ def read_records(results: Path) -> PublishedRecords:
         if record.to_json() != published.records.setdefault(record.run_id, record).to_json():
             published.damaged[number] = f"holds another record of run {record.spec.name} than a line before it"
     return published
-
-
-def _failure(line: bytes) -> dict[str, str] | None:
-    with contextlib.suppress(ValueError):
-        content = json.loads(line)
-        if isinstance(content, dict) and content.keys() == {"name", "run_id", "error"}:
-            return content
-    return None
 
 
 def write_records(ledger: Ledger, results: Path) -> None:

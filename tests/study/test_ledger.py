@@ -1,5 +1,7 @@
 import dataclasses
 
+import pytest
+
 from eqscale.arms import Size
 from eqscale.study.ledger import Ledger
 from eqscale.study.table import run_table, table_columns, write_table
@@ -34,6 +36,14 @@ def test_a_success_forgets_the_failure(tmp_path):
     assert ledger.failures() == {spec.run_id: "out of memory"}
     ledger.write(make_record(spec))
     assert ledger.failures() == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[1]", b'{"name": "a", "run_id": 3, "error": "b"}'])
+def test_a_damaged_failure_note_still_counts_as_a_failure(tmp_path, content):
+    ledger, spec = Ledger(tmp_path), make_spec()
+    ledger.write_failure(spec, "out of memory")
+    (tmp_path / "failed" / f"{spec.run_id}.json").write_bytes(content)
+    assert ledger.failures() == {spec.run_id: "the note of its failure is damaged"}
 
 
 def test_the_table_has_one_documented_row_per_run(tmp_path):
