@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -136,6 +137,7 @@ def parse_record(text: bytes, where: str) -> RunRecord:
     """
     try:
         record = RunRecord.from_json(text.decode())
+        _check_types(record)
     except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
         code = _code_of(text)
         if code not in (None, CODE):
@@ -148,6 +150,24 @@ def parse_record(text: bytes, where: str) -> RunRecord:
     if record.outdated and record.code == CODE:
         raise UnreadableRecord(f"{where} {_ANOTHER}")
     return record
+
+
+_TYPES = {"str": str, "int": int, "float": (int, float)}
+
+
+def _check_types(record: RunRecord) -> None:
+    """Raise TypeError or ValueError for a value that no run can have: it would be published as it is."""
+    for part in (record, *record.curve):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            wanted = _TYPES.get(str(field.type))
+            if wanted is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
+                raise TypeError(f"{field.name} is {value!r}")
+    for name, value in record.test.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} is {value!r}")
+    if record.status not in ("finished", "diverged"):
+        raise ValueError(f"status is {record.status!r}")
 
 
 def _code_of(text: bytes) -> str | None:
