@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from eqscale.arms import UnknownArm
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath, matching, write_atomically
-from eqscale.training.spec import CODE, RunRecord, RunSpec
+from eqscale.training.spec import CODE, CurvePoint, RunRecord, RunSpec
 
 
 class UnreadableRecord(InputError):
@@ -152,12 +152,13 @@ def parse_record(text: bytes, where: str) -> RunRecord:
     return record
 
 
-_TYPES = {"str": str, "int": int, "float": (int, float)}
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
 
 
 def _check_types(record: RunRecord) -> None:
     """Raise TypeError or ValueError for a value that no run can have: it would be published as it is."""
-    for part in (record, *record.curve):
+    parts: list[RunRecord | CurvePoint] = [record, *record.curve]
+    for part in parts:
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             wanted = _TYPES.get(str(field.type))
