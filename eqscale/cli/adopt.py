@@ -7,8 +7,8 @@ from pathlib import Path
 
 from eqscale.cli.plugins import load_plugins
 from eqscale.errors import InputError
+from eqscale.places import STUDIES
 from eqscale.plugins import add_plugin_options
-from eqscale.study.places import STUDIES
 
 
 def register(verbs: argparse._SubParsersAction) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from eqscale.cli.plugins import load_plugins
 from eqscale.errors import InputError
+from eqscale.places import RESULTS_HELP, STUDIES, find_results
 from eqscale.plugins import add_plugin_options
-from eqscale.study.places import RESULTS_HELP, STUDIES, find_results
 
 _HELP = """\
 Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights: its rollouts; if it

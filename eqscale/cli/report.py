@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from eqscale.study.places import RESULTS_HELP, find_results
+from eqscale.places import RESULTS_HELP, find_results
 
 _HELP = """\
 Rebuild everything that is published about a study from its run tables: fits, figures, report.md and

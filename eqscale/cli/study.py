@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eqscale.cli.plugins import load_plugins
+from eqscale.places import STUDIES, remembered_results, studies_in
 from eqscale.plugins import add_plugin_options
-from eqscale.study.places import STUDIES, remembered_results, studies_in
 from eqscale.tracking import TRACKING_HELP, tracking_uri
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from eqscale.storage import AnyPath
     from eqscale.study.check import Finding, Study
     from eqscale.study.estimate import Estimator
     from eqscale.study.simulate import Forecast
@@ -68,7 +67,7 @@ def _register_check(verbs: argparse._SubParsersAction) -> None:
 def _check(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.study.check import check, mend
-    from eqscale.study.lease import only_driver
+    from eqscale.study.lease import driver_at_work, only_driver
 
     load_plugins(args)
     study = _find(args)
@@ -82,7 +81,7 @@ def _check(args: argparse.Namespace) -> int:
         mended = len(before - set(findings))
         console.print(f"mended: {mended} of {len(before)}" if before else "nothing to mend")
     else:
-        running = _driver_at_work(study.storage.study)
+        running = driver_at_work(study.storage.study)
         if running:
             console.print(f"[yellow]{running}[/yellow]: unfinished trials aren't counted", highlight=False)
         findings = check(study, running=bool(running))
@@ -126,18 +125,6 @@ def _finding_table(findings: list[Finding]) -> Table:
         mark = "[dim]note[/dim]" if finding.note else "[red]differs[/red]"
         table.add_row(mark, finding.where, finding.kind, finding.what, finding.detail)
     return table
-
-
-def _driver_at_work(folder: AnyPath) -> str:
-    """What the study's lock says of a living driver; empty if there is none."""
-    from eqscale.errors import InputError
-    from eqscale.study.lease import only_driver
-
-    try:
-        with only_driver(folder):
-            return ""
-    except InputError as error:
-        return str(error)
 
 
 def _register_simulate(verbs: argparse._SubParsersAction) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from eqscale.cli.plugins import load_plugins
 from eqscale.errors import InputError
+from eqscale.places import RESULTS_HELP, find_results
 from eqscale.plugins import add_plugin_options
-from eqscale.study.places import RESULTS_HELP, find_results
 
 _HELP = """\
 Time a training step of every shape (arm, size, batch size) of a study, and write the times to step_times.csv in the

@@ -362,13 +362,17 @@ def _steps_kept(frame: pd.DataFrame, history: History, loss: np.ndarray, source:
     return keep
 
 
+_BOOKKEEPING = {"", "unnamed: 0", "index", "timestamp", "created_at", "host", "hostname", "uuid"}
+"""Columns, in lower case, that number or label rows and say nothing of a run."""
+
+
 def _without_duplicates(runs: pd.DataFrame, rows: np.ndarray, source: str, drop: bool, by_id: bool) -> pd.DataFrame:
     """Drop or refuse rows with a run id that came before or, without ids, rows that agree in everything.
 
     Seeds with equal N and D but another loss are replicates, not duplicates.
     """
     by_id &= "run_id" in runs.columns
-    same = runs[["run_id"]] if by_id else runs
+    same = runs[["run_id"]] if by_id else runs.drop(columns=[name for name in runs if name.lower() in _BOOKKEEPING])
     try:
         key = pd.util.hash_pandas_object(same, index=False)
     except TypeError:  # cells of a JSON table may be lists

@@ -112,6 +112,8 @@ def _read_curves(path: Path) -> dict[str, np.ndarray]:
     for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
         try:
             record = json.loads(line)
+            if "spec" not in record and "error" in record:  # the note of a run that failed
+                continue
             points = [(point["step"] / record["spec"]["steps"], point["test_nmse"]) for point in record["curve"]]
             finished = record["status"] == "finished"
         except (ValueError, KeyError, TypeError) as error:

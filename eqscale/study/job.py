@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eqscale.console import doing, make_console
 from eqscale.cores import allowed_cores
 from eqscale.errors import InputError
+from eqscale.places import remember_results
 from eqscale.storage import check_writable, write_atomically
 from eqscale.study import shared_data
 from eqscale.study.alone import Planned, write_plan
@@ -25,7 +26,6 @@ from eqscale.study.estimate import SYSTEM_SECONDS, Estimator, device_guess
 from eqscale.study.grid import data_spec
 from eqscale.study.lease import only_driver
 from eqscale.study.options import JobOptions
-from eqscale.study.places import remember_results
 from eqscale.study.preflight import check_devices
 from eqscale.study.presets import Preset
 from eqscale.study.progress import StudyProgress, human_time, plan_table

@@ -36,6 +36,26 @@ def only_driver(study: AnyPath, wait: Callable[[float], Any] = time.sleep) -> co
     return _lease(study, wait) if isinstance(study, RemotePath) else _lock(study)
 
 
+def driver_at_work(study: AnyPath, wait: Callable[[float], Any] = time.sleep) -> str:
+    """What refuses a second driver now; empty if nothing does. Nothing is written: the study may be read-only."""
+    if isinstance(study, RemotePath):
+        found = _read_lease(study)
+        if found is None:
+            return ""
+        wait(_PATIENCE_SECONDS)
+        now = _read_lease(study)
+        return str(_refusal(study, now["driver"])) if now is not None and now != found else ""
+    try:
+        with (study / "driver.lock").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return str(_refusal(study, file.read().decode(errors="replace").strip()))
+    except OSError:  # no lock was ever taken here, or none can be
+        return ""
+    return ""
+
+
 def _me() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -46,39 +66,49 @@ def _refusal(study: AnyPath, holder: str) -> InputError:
 
 @contextlib.contextmanager
 def _lock(study: Path) -> Iterator[None]:
-    with (study / "driver.lock").open("a+") as file:
+    try:
+        opened = (study / "driver.lock").open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{study / 'driver.lock'}: can't be opened for writing: {error.strerror}") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise _refusal(study, file.read().strip()) from error
+        except OSError as error:
+            raise InputError(
+                f"study {study.name!r}: its filesystem can't lock files ({error.strerror}): "
+                f"choose another with --storage, or mount it with locks"
+            ) from error
         file.truncate(0)
         file.write(_me())
         file.flush()
         yield
 
 
+def _read_lease(study: RemotePath) -> dict[str, Any] | None:
+    try:
+        return json.loads((study / "driver.json").read_bytes())
+    except FileNotFoundError:
+        return None
+
+
 @contextlib.contextmanager
 def _lease(study: RemotePath, wait: Callable[[float], Any]) -> Iterator[None]:
     path, key = study / "driver.json", secrets.token_hex(8)
 
-    def read() -> dict[str, Any] | None:
-        try:
-            return json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-
     def write(beat: int) -> None:
         write_atomically(path, json.dumps({"driver": _me(), "key": key, "beat": beat}).encode())
 
-    if (found := read()) is not None:
+    if (found := _read_lease(study)) is not None:
         wait(_PATIENCE_SECONDS)
-        now = read()
+        now = _read_lease(study)
         if now is not None and now != found:
             raise _refusal(study, now["driver"])
     write(0)
     wait(1.0)  # two drivers that start together: the later write stands, and both look
-    now = read()
+    now = _read_lease(study)
     if now is None or now["key"] != key:
         raise _refusal(study, now["driver"] if now else "another driver")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import re
 from collections.abc import Mapping
 
 from eqscale.arms import UnknownArm
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath, matching, write_atomically
-from eqscale.training.spec import CODE, RunRecord, RunSpec
+from eqscale.training.spec import CODE, CurvePoint, RunRecord, RunSpec
 
 
 class UnreadableRecord(InputError):
@@ -89,8 +91,34 @@ class Ledger:
         return {note["run_id"]: note["error"] for note in self.failure_notes()}
 
     def failure_notes(self) -> list[dict[str, str]]:
-        """Name, run_id and error of the runs whose latest attempt failed, in the order of their identities."""
-        return [json.loads(path.read_bytes()) for path in matching(self._failures, "*.json")]
+        """Name, run_id and error of the runs whose latest attempt failed, in the order of their identities.
+
+        Where a note is damaged, its error says so: the run counts as failed, and the next start tries it again.
+        """
+        notes = []
+        for path in matching(self._failures, "*.json"):
+            note = parse_note(path.read_bytes())
+            if note is not None and note["run_id"] == path.stem:
+                notes.append(note)
+            elif _is_run_id(path.stem):
+                notes.append({"name": path.stem, "run_id": path.stem, "error": "the note of its failure is damaged"})
+        return notes
+
+
+def _is_run_id(text: str) -> bool:
+    """Whether a text has the form of ``RunSpec.run_id``: identities become file names."""
+    return re.fullmatch("[0-9a-f]{16}", text) is not None
+
+
+def parse_note(text: bytes) -> dict[str, str] | None:
+    """The failure note that a text holds: name, run_id and error; None if it holds anything else."""
+    try:
+        note = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(note, dict) or note.keys() != {"name", "run_id", "error"}:
+        return None
+    return note if all(isinstance(value, str) for value in note.values()) and _is_run_id(note["run_id"]) else None
 
 
 _ANOTHER = "is damaged (its content has another identity)"
@@ -109,6 +137,7 @@ def parse_record(text: bytes, where: str) -> RunRecord:
     """
     try:
         record = RunRecord.from_json(text.decode())
+        _check_types(record)
     except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
         code = _code_of(text)
         if code not in (None, CODE):
@@ -121,6 +150,25 @@ def parse_record(text: bytes, where: str) -> RunRecord:
     if record.outdated and record.code == CODE:
         raise UnreadableRecord(f"{where} {_ANOTHER}")
     return record
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+
+
+def _check_types(record: RunRecord) -> None:
+    """Raise TypeError or ValueError for a value that no run can have: it would be published as it is."""
+    parts: list[RunRecord | CurvePoint] = [record, *record.curve]
+    for part in parts:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            wanted = _TYPES.get(str(field.type))
+            if wanted is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
+                raise TypeError(f"{field.name} is {value!r}")
+    for name, value in record.test.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} is {value!r}")
+    if record.status not in ("finished", "diverged"):
+        raise ValueError(f"status is {record.status!r}")
 
 
 def _code_of(text: bytes) -> str | None:

@@ -14,9 +14,9 @@ from typing import Any, Generic, TypeVar
 from eqscale.arguments import ArgumentParser
 from eqscale.arms import arm_names, get_arm
 from eqscale.errors import InputError
+from eqscale.places import STUDIES, remembered_results
 from eqscale.plugins import add_plugin_options, given_files
 from eqscale.storage import RemotePath, open_place
-from eqscale.study.places import STUDIES, remembered_results
 from eqscale.study.presets import Preset, overridden
 from eqscale.study.trials import Storage
 from eqscale.study.watch import SILENT_SECONDS

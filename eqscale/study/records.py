@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 from eqscale.errors import InputError
 from eqscale.storage import write_atomically
-from eqscale.study.ledger import Ledger, UnreadableRecord, parse_record
+from eqscale.study.ledger import Ledger, UnreadableRecord, parse_note, parse_record
 from eqscale.training.spec import RunRecord
 
 
@@ -68,11 +66,8 @@ def read_records(results: Path) -> PublishedRecords:
     if not published.path.is_file():
         return published
     for number, line in enumerate(published.path.read_bytes().splitlines(), start=1):
-        if (failure := _failure(line)) is not None:
-            if re.fullmatch("[0-9a-f]{16}", failure["run_id"]):
-                published.failures[failure["run_id"]] = failure
-            else:  # it becomes the name of a file
-                published.damaged[number] = f"has run_id {failure['run_id']!r}, not 16 hexadecimal digits"
+        if (failure := parse_note(line)) is not None:
+            published.failures[failure["run_id"]] = failure
             continue
         try:
             record = parse_record(line, "")
@@ -88,14 +83,6 @@ def read_records(results: Path) -> PublishedRecords:
         if record.to_json() != published.records.setdefault(record.run_id, record).to_json():
             published.damaged[number] = f"holds another record of run {record.spec.name} than a line before it"
     return published
-
-
-def _failure(line: bytes) -> dict[str, str] | None:
-    with contextlib.suppress(ValueError):
-        content = json.loads(line)
-        if isinstance(content, dict) and content.keys() == {"name", "run_id", "error"}:
-            return {name: str(value) for name, value in content.items()}
-    return None
 
 
 def write_records(ledger: Ledger, results: Path) -> None:

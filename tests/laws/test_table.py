@@ -82,6 +82,13 @@ def test_filter_keeps_the_rows_asked_for_and_names_rows_of_the_file(runs):
         check_runs(runs.assign(status=["unplanned", "finished", "finished"]))
 
 
+def test_a_run_listed_twice_is_refused_whatever_numbers_the_rows(runs):
+    twice = pd.concat([runs, runs], ignore_index=True)
+    for name in ("Unnamed: 0", "Timestamp", "uuid"):
+        with pytest.raises(InputError, match="repeats row 1"):
+            check_runs(twice.assign(**{name: range(len(twice))}))
+
+
 def test_duplicates_are_refused_and_replicates_are_not(runs):
     twice = pd.concat([runs, runs.iloc[[1]]], ignore_index=True)
     with pytest.raises(InputError, match="row 4 repeats row 2"):

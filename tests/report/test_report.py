@@ -373,6 +373,8 @@ def test_an_empty_table_is_one_line(tmp_path, capsys):
 
 def test_a_folder_without_a_run_table_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path / "absent")]) == 2
+    assert "absent' is neither a results folder nor a study in 'studies'" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2
     assert "holds no runs.csv, nor does its folder data_grid" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ from eqscale.study.backend import _interruptible
 def handlers():
     """What handles the signals before and after."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background of a script ignores it
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

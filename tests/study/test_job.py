@@ -32,7 +32,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick, cpu, paper"),
+        (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick, cpu, forces-quick, forces-cpu, paper"),
         (["--arms", "cnn"], "unknown arm 'cnn'; choose from transformer, transformer_aug"),
         (["--budgets", "-1"], "--budgets must be positive, not -1"),
         (["--budgets", "1e3"], "too small for a single step of the smallest transformer"),
@@ -65,7 +65,10 @@ def test_bad_input_is_one_line_before_any_compute(tmp_path, monkeypatch, argumen
 def test_bad_input_exits_with_code_two(tmp_path):
     result = run_apart(tmp_path, "grid", "--preset", "huge")
     assert result.returncode == 2
-    assert result.stderr == "error: unknown preset 'huge'; choose from first, quick, cpu, paper\n"
+    assert (
+        result.stderr
+        == "error: unknown preset 'huge'; choose from first, quick, cpu, forces-quick, forces-cpu, paper\n"
+    )
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):

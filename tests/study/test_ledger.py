@@ -1,10 +1,12 @@
 import dataclasses
 
+import pytest
+
 from eqscale.arms import Size
-from eqscale.study.ledger import Ledger
+from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.table import run_table, table_columns, write_table
 from eqscale.study.trials import Storage
-from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
+from eqscale.training.spec import CODE, CurvePoint, RunRecord, RunSpec
 
 
 def make_spec(seed=0):
@@ -34,6 +36,31 @@ def test_a_success_forgets_the_failure(tmp_path):
     assert ledger.failures() == {spec.run_id: "out of memory"}
     ledger.write(make_record(spec))
     assert ledger.failures() == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[1]", b'{"name": "a", "run_id": 3, "error": "b"}'])
+def test_a_damaged_failure_note_still_counts_as_a_failure(tmp_path, content):
+    ledger, spec = Ledger(tmp_path), make_spec()
+    ledger.write_failure(spec, "out of memory")
+    (tmp_path / "failed" / f"{spec.run_id}.json").write_bytes(content)
+    assert ledger.failures() == {spec.run_id: "the note of its failure is damaged"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"status": "great"}, "status is 'great'"),
+        ({"status": 3}, "status is 3"),
+        ({"parameters": "1000"}, "parameters is '1000'"),
+        ({"test": {"nmse": "0.5"}}, "nmse is '0.5'"),
+    ],
+)
+def test_a_record_with_a_value_that_no_run_can_have_is_damaged(tmp_path, change, reason):
+    ledger = Ledger(tmp_path)
+    record = dataclasses.replace(make_record(make_spec()), code=CODE, **change)
+    ledger.write(record)
+    with pytest.raises(UnreadableRecord, match=reason):
+        ledger.read(record.run_id)
 
 
 def test_the_table_has_one_documented_row_per_run(tmp_path):

@@ -51,6 +51,14 @@ def test_what_the_ledger_has_is_left_alone(ledger, tmp_path):
     assert elsewhere.failures() == {}
 
 
+@pytest.mark.parametrize("run_id", ["../../victim", "/tmp/victim", "0" * 15, "0" * 16 + "\n", 7])
+def test_a_failure_note_whose_identity_is_none_is_damaged_and_never_becomes_a_path(tmp_path, run_id):
+    records_path(tmp_path).write_text(json.dumps({"name": "a", "run_id": run_id, "error": "b"}) + "\n")
+    published = read_records(tmp_path)
+    assert list(published.damaged) == [1]
+    assert not published.failures
+
+
 def test_records_of_an_earlier_results_version_are_not_adopted(ledger, tmp_path):
     old = dataclasses.replace(make_record(make_spec(8)), run_id="00c0ffee00c0ffee", code="eqscale 0.0.1")
     ledger.write(old)
@@ -135,5 +143,5 @@ def test_a_note_whose_identity_is_no_identity_writes_no_file(tmp_path, run_id):
     records_path(tmp_path).write_text(json.dumps(note) + "\n")
     published = read_records(tmp_path)
     assert published.failures == {}
-    with pytest.raises(InputError, match=r"records.jsonl: line 1 has run_id .* not 16 hexadecimal digits"):
+    with pytest.raises(InputError, match=r"records.jsonl: line 1 is damaged"):
         published.require_sound()

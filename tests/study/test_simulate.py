@@ -95,7 +95,7 @@ def test_the_command_prints_a_row_for_each_number_of_gpus_and_draws(tmp_path, ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preset", "huge"], "unknown preset 'huge'; choose from quick"),
+        (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick"),
         (["--gpu", "Z80"], "unknown GPU 'Z80'; choose from T4"),
         (["--gpus", "0"], "--gpus must be at least 1, not 0"),
         (["--gpus-per-node", "0"], "--gpus-per-node must be at least 1, not 0"),

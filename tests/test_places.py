@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from eqscale.errors import InputError
-from eqscale.study.places import find_results, remember_results, remembered_results
+from eqscale.places import find_results, remember_results, remembered_results
 
 
 @pytest.fixture
