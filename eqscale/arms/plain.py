@@ -49,8 +49,8 @@ class PlainModel(nn.Module):
     def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
         """The batch's weighted squared error times ``scale``, its gradient added to that of the parameters.
 
-        None, with nothing done, where that isn't one kernel call, as in a learnt frame, a subclass, or with hooks. The error is that
-        in the frame of the network.
+        None, with nothing done, where that isn't one kernel call, as in a learnt frame, a subclass, or with hooks. The
+        error is that in the frame of the network.
         """
         learnt = isinstance(self.frame, nn.Module) and any(True for _ in self.frame.parameters())
         hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (self, self.net))

@@ -9,6 +9,7 @@ import torch
 from eqscale.arms import arm_names, get_arm
 from eqscale.cli import main
 from eqscale.errors import InputError
+from eqscale.roles import Role
 from eqscale.tasks.fields import Batch
 from eqscale.tasks.forces.families import ELEMENTS
 from eqscale.tasks.forces.frame import principal_axes
