@@ -64,8 +64,5 @@ def _sentences(finished: pd.DataFrame, best: pd.DataFrame) -> tuple[str, ...]:
     if len(noise):
         chance = f"Between seeds, losses scatter by {noise['sd'].median():.1%}."
     else:
-        chance = (
-            f"Each run has one seed, and other seeds change a loss by about {CHANCE:.0%}: take smaller differences "
-            "for chance."
-        )
+        chance = "Each run has one seed, and other seeds change a loss by 2 to 7 %: take such differences for chance."
     return f"{by}.", chance
