@@ -30,7 +30,7 @@ import torch
 from ray import tune
 from ray.air.execution._internal import actor_manager
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
-from ray.tune.execution import tune_controller
+from ray.tune.execution import experiment_state, tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -56,6 +56,17 @@ from eqscale.training.spec import CurvePoint, RunRecord, RunSpec
 # it would end the whole study.
 for _module in (actor_manager, tune_controller):
     _module.RayActorError = (RayActorError, OutOfMemoryError)  # type: ignore[attr-defined]
+
+_save_state = experiment_state._ExperimentCheckpointManager.sync_up_experiment_state
+
+
+def _save_state_if_possible(*args: Any, **options: Any) -> None:
+    """Tune's own state is never read: a full disk under it mustn't end the study."""
+    with contextlib.suppress(OSError):
+        _save_state(*args, **options)
+
+
+experiment_state._ExperimentCheckpointManager.sync_up_experiment_state = _save_state_if_possible  # type: ignore[method-assign]
 
 
 def _devices() -> Devices:
@@ -188,6 +199,9 @@ class _Events(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        self._events.still_ours()
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         spec = _spec_of(trial)

@@ -24,7 +24,7 @@ from eqscale.study import shared_data
 from eqscale.study.alone import Planned, write_plan
 from eqscale.study.estimate import SYSTEM_SECONDS, Estimator, device_guess
 from eqscale.study.grid import data_spec
-from eqscale.study.lease import only_driver
+from eqscale.study.lease import StillOurs, only_driver
 from eqscale.study.options import JobOptions
 from eqscale.study.preflight import check_devices
 from eqscale.study.presets import Preset
@@ -70,9 +70,15 @@ class OpenStudy:
     """An open study: this driver alone trains its trials, keeps its ledger and writes its MLflow runs."""
 
     def __init__(
-        self, options: JobOptions[Preset], tracker: Tracker, console: Console, resources: contextlib.ExitStack
+        self,
+        options: JobOptions[Preset],
+        tracker: Tracker,
+        console: Console,
+        resources: contextlib.ExitStack,
+        still_ours: StillOurs,
     ) -> None:
         self.options, self.tracker, self.console, self._resources = options, tracker, console, resources
+        self._still_ours = still_ours
         self._ray: Devices | None = None
         self.ledger = options.storage.ledger
         self.complete = False
@@ -168,7 +174,7 @@ class OpenStudy:
             self.tracker.run_failed(spec, error)
             publication.due = True
 
-        return StudyEvents(started, point, ended, display.retried, failed, pruned, display.stopping)
+        return StudyEvents(started, point, ended, display.retried, failed, pruned, display.stopping, self._still_ours)
 
     def seconds_left(self) -> float | None:
         """Time that ``--max-hours`` leaves, at least one second; None without a limit."""
@@ -205,6 +211,7 @@ class OpenStudy:
 
     def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
         """Write run table, records and ``study.json`` as the ledger has them now; returns the table."""
+        self._still_ours()
         table = run_table(specs, self.ledger, aside=True)
         write_table(table, self.options.results)
         write_records(self.ledger, self.options.results)
@@ -213,6 +220,7 @@ class OpenStudy:
 
     def track(self, specs: Iterable[RunSpec]) -> None:
         """Bring MLflow up to date with the ledger, mark what is outdated, and attach the results."""
+        self._still_ours()
         data = {data_spec(self.options.preset).digest}
         self.tracker.mark_outdated(r.run_id for r in self.ledger.records() if is_outdated(r, data))
         self.tracker.sync(self.ledger.read(spec.run_id) for spec in specs if spec.run_id in self.ledger)
@@ -248,7 +256,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
     check_writable(options.results, "results folder")
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
-    with only_driver(options.storage.study), contextlib.ExitStack() as resources:
+    with only_driver(options.storage.study) as still_ours, contextlib.ExitStack() as resources:
         if (published := _adoptable(options)) is not None:
             adopted = published.adopt(options.storage.ledger)
             console.print(
@@ -268,7 +276,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
             from eqscale.study.tracking import Tracker, experiment_link
 
             tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
-        study = OpenStudy(options, tracker, console, resources)
+        study = OpenStudy(options, tracker, console, resources, still_ours)
         try:
             yield study
         except KeyboardInterrupt:

@@ -56,6 +56,8 @@ class StudyEvents:
     pruned: Callable[[RunSpec], None]
     stopping: Callable[[], None]
     """The user has asked it to stop (Ctrl-C)."""
+    still_ours: Callable[[], None]
+    """Called before the others; what it raises ends the trials."""
 
 
 class TrialSource(Protocol):

@@ -68,6 +68,7 @@ def test_a_trial_on_two_devices_survives_the_death_of_a_process_beside_trials_on
             field.name: lambda *arguments, name=field.name: said.append((name, *arguments))
             for field in dataclasses.fields(StudyEvents)
         }
+        | {"still_ours": lambda: None}
     )
     with ray_session(None, cpus=3):
         run_trials(

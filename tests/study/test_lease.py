@@ -1,10 +1,13 @@
 import errno
 import fcntl
 import os
+import types
 
 import pytest
 
 from eqscale.errors import InputError
+from eqscale.storage import open_place, write_atomically
+from eqscale.study import lease
 from eqscale.study.lease import driver_at_work, only_driver
 
 
@@ -48,3 +51,58 @@ def test_a_lock_that_is_not_text_is_no_traceback(tmp_path):
         assert "already being run by" in driver_at_work(tmp_path)
         with pytest.raises(InputError, match="already being run by"), only_driver(tmp_path):
             pass
+
+
+def test_a_driver_whose_lock_was_deleted_ends_before_it_acts(tmp_path):
+    with only_driver(tmp_path) as still_ours:
+        still_ours()
+        (tmp_path / "driver.lock").unlink()
+        with pytest.raises(InputError, match=r"driver\.lock was deleted"):
+            still_ours()
+        (tmp_path / "driver.lock").write_text("another's")
+        with pytest.raises(InputError, match=r"driver\.lock was deleted or replaced"):
+            still_ours()
+
+
+def test_a_driver_that_stood_still_finds_that_another_has_taken_over_and_leaves_its_lease_alone(monkeypatch):
+    study = open_place("memory://stood-still/study")
+    others = b'{"driver": "process 9 on elsewhere", "key": "other", "beat": 0}'
+    now = 0.0
+    monkeypatch.setattr(lease.time, "monotonic", lambda: now)
+    with only_driver(study, lambda seconds: None) as still_ours:
+        still_ours()
+        write_atomically(study / "driver.json", others)
+        now = 52.0
+        with pytest.raises(InputError, match="taken over by process 9 on elsewhere"):
+            still_ours()
+    assert (study / "driver.json").read_bytes() == others
+
+
+def test_a_heartbeat_never_overwrites_the_lease_of_another(monkeypatch):
+    study = open_place("memory://heartbeat/study")
+    others = b'{"driver": "process 9 on elsewhere", "key": "other", "beat": 0}'
+
+    class Thread:
+        def __init__(self, target, **_):
+            self.start, self.join = target, lambda: None
+
+    class Event:
+        def wait(self, seconds):
+            write_atomically(study / "driver.json", others)
+            return False
+
+        def set(self):
+            pass
+
+    monkeypatch.setattr(lease, "threading", types.SimpleNamespace(Thread=Thread, Event=Event))
+    refused = pytest.raises(InputError, match="taken over by process 9")
+    with only_driver(study, lambda seconds: None) as still_ours, refused:
+        still_ours()
+    assert (study / "driver.json").read_bytes() == others
+
+
+def test_a_damaged_lease_is_taken_over():
+    study = open_place("memory://damaged-lease/study")
+    write_atomically(study / "driver.json", b"\xff{")
+    with only_driver(study, lambda seconds: None) as still_ours:
+        still_ours()

@@ -1,13 +1,17 @@
 """What the driver does with the events of Tune, without Ray's processes."""
 
 import dataclasses
+import errno
+import os
 from types import SimpleNamespace
 
 import pytest
 import ray
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError
+from ray.tune.execution import experiment_state
 
+from eqscale.errors import InputError
 from eqscale.study import backend
 from eqscale.study.backend import _Events
 from eqscale.study.trials import Storage, StudyEvents
@@ -46,6 +50,7 @@ def study(tmp_path):
             field.name: lambda *arguments, name=field.name: said.append((name, *arguments[1:]))
             for field in dataclasses.fields(StudyEvents)
         }
+        | {"still_ours": lambda: None}
     )
     storage = Storage(tmp_path / "study", tmp_path / "data")
     watch = Watch(lambda spec: 60.0, lambda: clock.now)
@@ -154,3 +159,21 @@ def test_a_trial_that_a_source_chooses_keeps_its_view_options():
     spec = dataclasses.replace(make_spec(), view=(("horizon", 8), ("frame", "upright")))
     searcher = backend._Searcher(SimpleNamespace(ask=lambda: spec))
     assert RunSpec.from_dict(searcher.suggest("trial")["spec"]) == spec
+
+
+def test_tune_goes_on_where_its_own_state_cannot_be_saved():
+    def full_disk():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    storage = SimpleNamespace(experiment_driver_staging_path="/nowhere")
+    manager = experiment_state._ExperimentCheckpointManager(storage=storage, checkpoint_period=0.0)
+    manager.sync_up_experiment_state(save_fn=full_disk, force=True)
+
+
+def test_a_driver_that_lost_its_study_ends_before_it_handles_what_its_trials_say(study):
+    def lost():
+        raise InputError("taken over")
+
+    study.callback._events = dataclasses.replace(study.callback._events, still_ours=lost)
+    with pytest.raises(InputError, match="taken over"):
+        study.callback.on_step_begin(0, [])
