@@ -268,17 +268,28 @@ class RunRecord:
         return self.run_id != dataclasses.replace(self.spec, version=RESULTS_VERSION).run_id
 
     def to_json(self, indent: int | None = 1) -> str:
-        """Serialise, losslessly, under the task's stored names; on one line with ``indent`` None."""
+        """Serialise, losslessly, under the task's stored names, with a digest; on one line with ``indent`` None."""
         names = get_task(self.spec.task).stored_names
         fields = dataclasses.asdict(self) | {"spec": self.spec.to_dict()}
-        return json.dumps({names.get(name, name): value for name, value in fields.items()}, indent=indent)
+        content = {names.get(name, name): value for name, value in fields.items()}
+        return json.dumps(content | {"digest": _digest(content)}, indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
-        """Inverse of ``to_json``."""
+        """Inverse of ``to_json``; records of earlier versions have no digest.
+
+        Raises ValueError, KeyError or TypeError if the text is something else, or was changed since it was written.
+        """
         content = json.loads(text)
+        if content.pop("digest", None) not in (None, _digest(content)):
+            raise ValueError("its content was changed since it was written")
         version = content["code"].rpartition(_VERSION)[2]
         spec = RunSpec.from_dict(content["spec"], int(version) if version.isdigit() else RESULTS_VERSION)
         fields = _own_names(content, get_task(spec.task).stored_names) | {"spec": spec}
         fields["curve"] = [CurvePoint(**point) for point in fields["curve"]]
         return cls(**fields)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the values, whatever their order and layout, hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -61,6 +62,22 @@ def test_a_record_with_a_value_that_no_run_can_have_is_damaged(tmp_path, change,
     ledger.write(record)
     with pytest.raises(UnreadableRecord, match=reason):
         ledger.read(record.run_id)
+
+
+def test_a_loss_that_was_changed_by_hand_is_damage_and_a_record_of_an_earlier_version_without_a_digest_is_not(tmp_path):
+    ledger = Ledger(tmp_path)
+    record = dataclasses.replace(make_record(make_spec()), code=CODE)
+    ledger.write(record)
+    path = tmp_path / f"{record.run_id}.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content))  # other layout, same content
+    assert ledger.read(record.run_id) == record
+    path.write_text(json.dumps(content | {"test": content["test"] | {"nmse": 0.001}}))
+    with pytest.raises(UnreadableRecord, match="its content was changed since it was written.*--mend sets it aside"):
+        ledger.read(record.run_id)
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    assert ledger.read(record.run_id) == record
 
 
 def test_the_table_has_one_documented_row_per_run(tmp_path):
