@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,12 +17,15 @@ from mlflow.tracking import MlflowClient
 from eqscale.errors import InputError
 from eqscale.laws.tracking import search_runs
 from eqscale.storage import matching, subfolders
+from eqscale.study.description import description_path, read_description
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.records import read_records, write_records
 from eqscale.study.table import is_outdated, record_row, row_aside, sorted_table, table_columns, write_table
 from eqscale.study.tracking import RUN_TAG, STUDY_TAG, Tracker, final_metrics, run_parameters, unreachable
 from eqscale.study.trials import Storage
-from eqscale.tracking import existing
+from eqscale.tasks import DEFAULT
+from eqscale.tracking import database, existing
+from eqscale.training.checkpoint import is_whole
 from eqscale.training.spec import RunRecord
 
 _SAME = 1e-9  # relative difference of numbers that count as equal: text and databases round
@@ -79,6 +83,7 @@ def check(study: Study, running: bool = False) -> list[Finding]:
     ledger = _read(study.storage.ledger, described)
     return [
         *_check_ledger(ledger, described),
+        *_check_description(study),
         *_check_table(study, ledger, described),
         *_check_records(study, ledger),
         *_check_mlflow(study, ledger, running),
@@ -105,6 +110,8 @@ def mend(study: Study) -> None:
         _rewrite_table(study, ledger, described)
     if any(not finding.note for finding in _check_records(study, ledger)):
         write_records(study.storage.ledger, study.results)
+    if (damage := _database_damage(study)) is not None:
+        raise InputError(f"MLflow database {str(database(study.tracking_uri))!r} is damaged: {damage}")
     client, experiment = _client(study)
     if experiment is not None:
         for run in _unfit(_completed(client, experiment.experiment_id), ledger):
@@ -120,8 +127,7 @@ def _describe(study: Study) -> dict[str, Any]:
     """What the last start wrote about itself: preset, and the identities of the planned runs."""
     if not study.storage.ledger.folder.exists():
         raise InputError(f"there is no study at {str(study.storage.study)!r}: no folder {'ledger'!r} in it")
-    path = study.results / "study.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_description(study.results) or {}
 
 
 def _read(ledger: Ledger, described: Mapping[str, Any]) -> _Ledger:
@@ -150,8 +156,18 @@ def _check_ledger(ledger: _Ledger, described: Mapping[str, Any]) -> Iterator[Fin
         yield _note("ledger", "failed", run_id, error_text)
 
 
+def _check_description(study: Study) -> Iterator[Finding]:
+    if read_description(study.results) is None:
+        path = description_path(study.results)
+        yield _note("results", "damaged", path.name, "not readable; the next start writes it anew, with the plan")
+
+
 def _read_table(study: Study) -> pd.DataFrame:
-    return pd.read_csv(study.results / "runs.csv", float_precision="round_trip")
+    """The run table; raises ValueError if the file holds something else."""
+    table = pd.read_csv(study.results / "runs.csv", float_precision="round_trip")
+    if missing := {"run_id", "name", "status"} - set(table):
+        raise ValueError(f"no column {min(missing)!r}")
+    return table
 
 
 def _expected_rows(ledger: _Ledger, described: Mapping[str, Any]) -> dict[str, dict[str, object]]:
@@ -165,7 +181,12 @@ def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) ->
         yield _note("run table", "absent", study.name, f"no runs.csv in {str(study.results)!r}")
         return
     found: dict[str, list[Any]] = defaultdict(list)
-    for row in _read_table(study).to_dict("records"):
+    try:
+        rows = _read_table(study).to_dict("records")
+    except ValueError as error:
+        yield Finding("run table", "damaged", "runs.csv", " ".join(str(error).split()))
+        return
+    for row in rows:
         found[row["run_id"]].append(row)
     expected = _expected_rows(ledger, described)
     for run_id, row in expected.items():
@@ -182,11 +203,14 @@ def _check_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) ->
 
 
 def _rewrite_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) -> None:
-    table = _read_table(study)
     expected = _expected_rows(ledger, described)
-    others = table[~table["run_id"].isin(expected.keys()) & table["status"].isin(["failed", "pruned"])]
-    rows = [*expected.values(), *others.to_dict("records")]
-    write_table(sorted_table(pd.DataFrame(rows, columns=list(table_columns(rows[0]["task"])))), study.results)
+    rows: list[Mapping[Any, Any]] = list(expected.values())
+    with contextlib.suppress(ValueError):  # from a damaged table nothing is kept: the next start adds what it lacks
+        table = _read_table(study)
+        others = table[~table["run_id"].isin(expected.keys()) & table["status"].isin(["failed", "pruned"])]
+        rows += others.to_dict("records")
+    columns = list(table_columns(rows[0]["task"] if rows else DEFAULT))
+    write_table(sorted_table(pd.DataFrame(rows, columns=columns)), study.results)
 
 
 def _check_records(study: Study, ledger: _Ledger) -> Iterator[Finding]:
@@ -236,6 +260,18 @@ def _client(study: Study) -> tuple[MlflowClient, Any]:
         raise unreachable(study.tracking_uri, error) from error
 
 
+def _database_damage(study: Study) -> str | None:
+    """What SQLite finds wrong with the file of the MLflow database; None of a sound one, or of a server."""
+    if (path := database(existing(study.tracking_uri))) is None:
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    return None if found == "ok" else f"{found}: move the file away, and --mend writes its runs anew"
+
+
 def _completed(client: MlflowClient, experiment_id: str) -> dict[str, list[Any]]:
     runs: dict[str, list[Any]] = defaultdict(list)
     for run in search_runs(client, experiment_id, f"attributes.status = 'FINISHED' and tags.`{RUN_TAG}` != ''"):
@@ -267,6 +303,9 @@ def _unfit(completed: Mapping[str, list[Any]], ledger: _Ledger) -> list[Any]:
 
 
 def _check_mlflow(study: Study, ledger: _Ledger, running: bool) -> Iterator[Finding]:
+    if (damage := _database_damage(study)) is not None:
+        yield Finding("MLflow", "damaged", str(database(study.tracking_uri)), damage)
+        return
     client, experiment = _client(study)
     if experiment is None:
         for record in ledger.current.values():
@@ -306,6 +345,10 @@ def _check_storage(study: Study, ledger: _Ledger, running: bool) -> Iterator[Fin
             yield _note("storage", "unfinished", run_id, detail)
         for run_id in sorted(weights - ended):
             yield _note("storage", "orphaned", run_id, "weights without a record")
+    for run_id in sorted(ended & weights):
+        if not is_whole(study.storage.weights(run_id)):
+            name = ledger.readable[run_id].spec.name
+            yield Finding("storage", "damaged", name, "its weights don't fit their digest: nothing can use them")
     for run_id in sorted(ended - weights):
         if ledger.readable[run_id].status == "finished":
             yield _note("storage", "missing", ledger.readable[run_id].spec.name, "no final weights")

@@ -22,6 +22,7 @@ from eqscale.places import remember_results
 from eqscale.storage import check_writable, write_atomically
 from eqscale.study import shared_data
 from eqscale.study.alone import Planned, write_plan
+from eqscale.study.description import description_path, read_description
 from eqscale.study.estimate import SYSTEM_SECONDS, Estimator, device_guess
 from eqscale.study.grid import data_spec
 from eqscale.study.lease import StillOurs, only_driver
@@ -194,8 +195,8 @@ class OpenStudy:
 
     def describe(self, specs: Iterable[RunSpec]) -> None:
         """Write ``study.json``: what was asked for, and the wall time of each stage when it last ran; ``task.json``."""
-        options, path = self.options, self.options.results / "study.json"
-        earlier = json.loads(path.read_text())["stage_seconds"] if path.is_file() else {}
+        options, path = self.options, description_path(self.options.results)
+        earlier = (read_description(options.results) or {}).get("stage_seconds", {})
         measured = {name: round(seconds, 1) for name, seconds in self.stage_seconds.items()}
         content = {
             "study": options.study,

@@ -52,13 +52,30 @@ def save(directory: AnyPath, step: int, state: dict[str, Any]) -> None:
         old.unlink()
 
 
-def load_file(path: AnyPath) -> dict[str, Any] | None:
-    """State stored in one checkpoint file, or None if the file is damaged."""
+def _payload(path: AnyPath) -> bytes | None:
+    """The pickled tensors of a checkpoint file, None if they don't fit their digest."""
     content = path.read_bytes()
     digest, payload = content[:32], content[32:]
-    if hashlib.sha256(payload).digest() != digest:
+    return payload if hashlib.sha256(payload).digest() == digest else None
+
+
+def is_whole(path: AnyPath) -> bool:
+    """Whether the content of a checkpoint file fits its digest."""
+    return _payload(path) is not None
+
+
+def load_file(path: AnyPath) -> dict[str, Any] | None:
+    """State stored in one checkpoint file, or None if the file is damaged or holds anything but tensors and plain data.
+
+    No code of the file is run.
+    """
+    if (payload := _payload(path)) is None:
         return None
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception:  # a crafted file raises whatever it was made to raise
+        return None
+    return state if isinstance(state, dict) else None
 
 
 def load(directory: AnyPath, step: int) -> dict[str, Any]:

@@ -135,10 +135,12 @@ def load_trained(path: Path) -> tuple[RunSpec, nn.Module]:
         spec = RunSpec.from_dict(state["spec"])
     except InputError as error:
         raise InputError(f"checkpoint {str(path)!r}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"checkpoint {str(path)!r} is not one of a finished run") from error
     model = build_model(spec)
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"checkpoint {str(path)!r} is of another version of the arm {spec.arm!r}") from error
     return spec, model.eval()
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,10 +10,12 @@ from mlflow.tracking import MlflowClient
 from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.study.check import Study, check, mend
+from eqscale.study.description import read_description
 from eqscale.study.records import records_path, write_records
 from eqscale.study.table import run_table, write_table
 from eqscale.study.tracking import RUN_TAG, Tracker
 from eqscale.study.trials import Storage
+from eqscale.training.checkpoint import save_file
 from tests.study.test_ledger import make_record, make_spec
 
 
@@ -30,7 +33,7 @@ def study(tmp_path, uri):
     for spec in specs:
         study.storage.ledger.write(make_record(spec, "diverged" if spec.seed == 2 else "finished"))
         study.storage.weights(spec.run_id).parent.mkdir(exist_ok=True)
-        study.storage.weights(spec.run_id).touch()
+        save_file(study.storage.weights(spec.run_id), {})
     publish(study, specs)
     return study
 
@@ -177,6 +180,39 @@ def test_a_damaged_record_is_set_aside_and_missed_by_the_next_start(study, conte
     assert found(study) == set()
     assert spec.run_id not in ledger
     assert (ledger.folder / "damaged" / path.name).exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b"[1]", b'{"runs": 3}', b'{"stage_seconds": {"data": "x"}}'])
+def test_a_damaged_study_json_is_named_and_hides_nothing(study, content):
+    (study.results / "study.json").write_bytes(content)
+    assert ("results", "damaged") in found(study, notes=True)
+    assert found(study) == set()
+    assert read_description(study.results) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\x00", b"a,b\n1,2\n", b'"'])
+def test_a_damaged_run_table_is_named_and_written_anew(study, content):
+    (study.results / "runs.csv").write_bytes(content)
+    assert found(study) == {("run table", "damaged")}
+    mend(study)
+    assert found(study) == set()
+
+
+def test_damaged_weights_are_no_agreement(study):
+    path = study.storage.weights(make_spec(0).run_id)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert found(study) == {("storage", "damaged")}
+
+
+def test_a_damaged_mlflow_database_is_no_agreement_and_no_traceback(study, tmp_path):
+    file = Path(shutil.copy(study.tracking_uri.removeprefix("sqlite:///"), tmp_path / "flipped.db"))
+    content = bytearray(file.read_bytes())
+    content[8192:12288] = b"\xff" * 4096
+    file.write_bytes(content)
+    study = dataclasses.replace(study, tracking_uri=f"sqlite:///{file}")
+    assert found(study) == {("MLflow", "damaged")}
+    with pytest.raises(InputError, match="is damaged"):
+        mend(study)
 
 
 def test_what_is_published_and_not_in_the_ledger_is_adopted(study):

@@ -73,7 +73,7 @@ def test_a_loss_that_was_changed_by_hand_is_damage_and_a_record_of_an_earlier_ve
     path.write_text(json.dumps(content))  # other layout, same content
     assert ledger.read(record.run_id) == record
     path.write_text(json.dumps(content | {"test": content["test"] | {"nmse": 0.001}}))
-    with pytest.raises(UnreadableRecord, match="its content was changed since it was written.*--mend sets it aside"):
+    with pytest.raises(UnreadableRecord, match=r"its content was changed since it was written.*--mend sets it aside"):
         ledger.read(record.run_id)
     del content["digest"]
     path.write_text(json.dumps(content))

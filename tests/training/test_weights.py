@@ -80,3 +80,29 @@ def test_a_damaged_or_absent_checkpoint_is_refused(weights, tmp_path):
         load_trained(weights)
     with pytest.raises(InputError, match="there is no checkpoint"):
         load_trained(tmp_path / "absent.pt")
+
+
+class Crafted:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"spec": Crafted()},
+        ["spec"],
+        {"spec": 3, "results_version": RESULTS_VERSION},
+        {"spec": {"arm": 3}, "results_version": RESULTS_VERSION},
+        {"spec": EARLIER | {"data": "d"}, "results_version": RESULTS_VERSION},
+        {"spec": EARLIER | {"data": "d"}, "results_version": RESULTS_VERSION, "model": [1]},
+    ],
+)
+def test_a_crafted_checkpoint_with_a_valid_digest_runs_nothing_and_is_one_line(tmp_path, capsys, state):
+    checkpoint.save_file(tmp_path / "run.pt", state)
+    with pytest.raises(InputError, match=r"checkpoint '.*run\.pt' is") as caught:
+        load_trained(tmp_path / "run.pt")
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
