@@ -163,6 +163,25 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # a full disk doesn't say which file had no room
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_atomically`` for text, as UTF-8."""
+    write_atomically(path, text.encode())
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file name for writers that need one; the file becomes ``path`` when the context ends without an error."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

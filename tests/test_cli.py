@@ -1,3 +1,6 @@
+import errno
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -5,7 +8,7 @@ import sys
 
 import pytest
 
-from eqscale.cli import main
+from eqscale.cli import main, run_or_exit
 from tests.jobs import ROOT, run_here
 
 WRONG = """
@@ -91,3 +94,31 @@ def test_a_taken_port_is_said_before_links_to_somebody_elses_server(tmp_path, mo
     assert printed.err.count("\n") == 1
     assert main(["ui", "--port", "99999"]) == 2
     assert "name another with --port" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(capsys):
+    def write():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results/report.md")
+
+    assert run_or_exit(write) == 1
+    assert capsys.readouterr().err == (
+        "error: results/report.md can't be written: No space left on device; free some space, and start it again\n"
+    )
+
+
+def test_the_users_matplotlib_settings_change_no_command(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    code = (
+        "from eqscale.cli import main\nmain(['fit', 'nothing.csv'])\nimport matplotlib\n"
+        "print(matplotlib.get_backend(), matplotlib.rcParams['text.usetex'])"
+    )
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.none", "MATPLOTLIBRC": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.stdout.split() == ["agg", "False"], ended.stderr
+
+
+def test_text_files_have_their_encoding_named():
+    unnamed = re.compile(r"\.read_text\(\)|\.write_text\((?!.*encoding)")
+    own = [path for path in (ROOT / "eqscale").rglob("*.py") if path.name != "cores.py"]
+    lines = [(path.name, line.strip()) for path in own for line in path.read_text("utf-8").splitlines()]
+    assert [line for line in lines if unnamed.search(line[1]) and "/proc/cpuinfo" not in line[1]] == []

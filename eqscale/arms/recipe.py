@@ -54,4 +54,4 @@ class Recipe:
 
 def fitted_recipes(arm: str) -> tuple[Recipe, ...]:
     """The recipes that the search found for a built-in arm, one for each optimiser; its runs train by the first."""
-    return tuple(Recipe(**values) for values in json.loads(_FILE.read_text())[arm])
+    return tuple(Recipe(**values) for values in json.loads(_FILE.read_text(encoding="utf-8"))[arm])

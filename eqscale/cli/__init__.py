@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -44,6 +46,8 @@ def build_parser() -> ArgumentParser:
 def run_or_exit(run, *args) -> int:
     """Call ``run(*args)``; InputError or a missing package is one line on stderr and exit code 2, Ctrl-C is 130.
 
+    So is a full disk, with exit code 1.
+
     Packages are missing where only those of the law commands were installed. What a terminal's encoding lacks is
     printed as ?.
     """
@@ -55,6 +59,14 @@ def run_or_exit(run, *args) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "a file"
+        print(
+            f"error: {where} can't be written: {error.strerror}; free some space, and start it again", file=sys.stderr
+        )
+        return 1
     except ModuleNotFoundError as error:
         if (error.name or "eqscale").partition(".")[0] == "eqscale":
             raise
@@ -67,6 +79,8 @@ def run_or_exit(run, *args) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
+    # Figures go to files, whatever backend and style the user has for their own; workers inherit it.
+    os.environ |= {"MPLBACKEND": "Agg", "MATPLOTLIBRC": os.devnull}
     return run_or_exit(_run, argv)
 
 

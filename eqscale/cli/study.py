@@ -262,6 +262,7 @@ def _draw(forecasts: list[Forecast], path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     from eqscale.errors import InputError
+    from eqscale.storage import written_whole
 
     gpus = [result.cluster.devices for result in forecasts]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -278,7 +279,8 @@ def _draw(forecasts: list[Forecast], path: Path, title: str) -> None:
         axes.legend(frameon=False)
     figure.suptitle(title, fontsize=9)
     try:
-        figure.savefig(path, dpi=150)
+        with written_whole(path) as file:
+            figure.savefig(file, dpi=150)
     except (OSError, ValueError) as error:
         raise InputError(f"--plot {str(path)!r} can't be written: {error}") from error
     finally:

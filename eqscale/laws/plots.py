@@ -8,9 +8,10 @@ colour and marker by position; pass ``colours`` to fix them across figures. In t
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from eqscale.laws.compare import common_range
 from eqscale.laws.contrast import loss_gaps
 from eqscale.laws.frontier import frontier
 from eqscale.laws.minima import Minima, loss_ratio
+from eqscale.storage import write_atomically, write_text
 
 Array = np.ndarray
 
@@ -58,9 +60,13 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """The project's look, within a ``with`` block only."""
-    return matplotlib.rc_context(_STYLE)
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The project's look, on matplotlib's defaults whatever the user's settings, within a ``with`` block only."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -75,8 +81,12 @@ def save(figure: Figure, path: Path) -> list[Path]:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         # 256 colours take a third of the bytes
-        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256).save(out[0], optimize=True)
-        FigureCanvasSVG(figure).print_svg(out[1], metadata={"Date": None, "Creator": None})
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256)
+        png, svg = io.BytesIO(), io.StringIO()
+        image.save(png, format="png", optimize=True)
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    write_atomically(out[0], png.getvalue())
+    write_text(out[1], svg.getvalue())
     return out
 
 

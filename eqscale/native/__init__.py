@@ -54,7 +54,7 @@ def _straight_line(name: str) -> str:
 def _sources() -> dict[str, str]:
     """Name -> content of every file that is compiled: the kernels, their shared header, the generated products."""
     return {"products.h": "".join(map(_straight_line, BY_OUTPUT))} | {
-        name: (_HERE / name).read_text() for name in ("simd.h", *_KERNEL_FILES)
+        name: (_HERE / name).read_text(encoding="utf-8") for name in ("simd.h", *_KERNEL_FILES)
     }
 
 
@@ -105,7 +105,7 @@ def _build() -> pathlib.Path:
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             for name, content in sources.items():
-                pathlib.Path(folder, name).write_text(content)
+                pathlib.Path(folder, name).write_text(content, encoding="utf-8")
             built = pathlib.Path(folder, "built.so")
             command = [compiler, *_FLAGS, *_KERNEL_FILES, "-o", built.name]
             # Without OpenMP (Apple's clang) the kernels run on one thread.

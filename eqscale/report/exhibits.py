@@ -99,6 +99,17 @@ def paragraphs(parts: Iterable[str]) -> str:
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
+_FOREIGN_TAG = re.compile(
+    r"<(?=[a-zA-Z/!?])(?!/?details>|/?summary>|/a>|/div>)"
+    r'(?!a id="[\w-]+"></a>|div class="figure" data-figure="[\w-]+"></div>)'
+)
+
+
+def only_own_tags(text: str) -> str:
+    """A document whose only HTML is the report's own; names and reasons come from tables of other people."""
+    return _FOREIGN_TAG.sub("&lt;", text)
+
+
 def figure_block(key: str, title: str, images: str, caption: str) -> str:
     """Anchor, title, images and caption of a figure."""
     return f"{anchor(key, 'figure')}\n\n### {numbered(key, 'figure')}. {title}\n\n{images}\n\n*{caption}*"

@@ -13,6 +13,7 @@ from eqscale.laws.render import number
 from eqscale.report.exhibits import paragraphs, table_of
 from eqscale.report.means import Mean, best_of_sizes
 from eqscale.roles import Role
+from eqscale.storage import write_text
 
 
 def compare_optimizers(runs: pd.DataFrame) -> pd.DataFrame:
@@ -69,7 +70,7 @@ def write_optimizers(runs: pd.DataFrame, folder: Path) -> None:
     """
     table = compare_optimizers(runs)
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "optimizers.csv", index=False)
+    write_text(folder / "optimizers.csv", table.to_csv(index=False))
     first = runs.loc[runs["status"] == "finished", "optimizer"].iloc[0]
     columns = {"loss": "loss", "ratio": f"over that with {first}"}
     columns |= {name: f"over `{name[5:]}`" for name in table if name.startswith("over ") and name.count(" ") == 1}
@@ -85,7 +86,7 @@ def write_optimizers(runs: pd.DataFrame, folder: Path) -> None:
         "the same optimiser: an answer that doesn't depend on it has equal ratios there.",
         table_of(rows),
     ]
-    (folder / "report.md").write_text(paragraphs(parts), encoding="utf-8")
+    write_text(folder / "report.md", paragraphs(parts))
 
 
 def _cell(row: pd.Series, name: str) -> str:

@@ -7,6 +7,7 @@ and the script in ``page.html`` looks these rows up in the table of every run.
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from markdown_it import MarkdownIt
 from eqscale.laws.axes import AXES
 from eqscale.report.exhibits import FigureGroup, number_exhibits
 from eqscale.report.render import Content
-from eqscale.storage import write_atomically
+from eqscale.storage import write_text
 
 
 def write_page(text: str, content: Content, folder: Path) -> None:
@@ -29,14 +30,22 @@ def write_page(text: str, content: Content, folder: Path) -> None:
         body = body.replace(f'src="evaluation/{path.name}"', f'src="data:image/gif;base64,{data}"')
     pages = Environment(loader=PackageLoader("eqscale.report", "."), keep_trailing_newline=True)
     title = re.search(r"<h1>(.*?)</h1>", body)
-    text = pages.get_template("page.html").render(title=title[1] if title else "Report", body=body, axes=AXES.values())
-    write_atomically(folder / "report.html", text.encode())
+    page = pages.get_template("page.html")
+    script = re.search(r"<script>(.*?)</script>", page.render(), re.DOTALL)
+    assert script is not None
+    text = page.render(
+        title=title[1] if title else "Report",
+        body=body,
+        axes=AXES.values(),
+        script=base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode(),
+    )
+    write_text(folder / "report.html", text)
 
 
 def _embedded(group: FigureGroup, folder: Path) -> str:
     panels = []
     for file, axis in group.panels:
-        svg = inline_svg((folder / f"{file}.svg").read_text(), file)
+        svg = inline_svg((folder / f"{file}.svg").read_text(encoding="utf-8"), file)
         panels.append(f'<div class="panel" data-axis="{axis}">{svg}</div>')
     return f'<div class="figure">{"".join(panels)}</div>'
 

@@ -109,7 +109,7 @@ def read_study(folder: Path) -> Study:
 
 def _read_curves(path: Path) -> dict[str, np.ndarray]:
     curves: dict[str, np.ndarray] = {}
-    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         try:
             record = json.loads(line)
             if "spec" not in record and "error" in record:  # the note of a run that failed

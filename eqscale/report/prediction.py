@@ -198,7 +198,7 @@ def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str
         if status.stdout or status.returncode:
             raise InputError(f"prediction {str(path)!r} is not committed as it is: commit it before these runs")
     try:
-        prediction = json.loads(path.read_text())
+        prediction = json.loads(path.read_bytes())
         axis, compute = prediction["axis"], float(prediction["compute"])
         found = {name: _between(record) for name, record in prediction["arms"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -15,7 +15,7 @@ from eqscale.report.caveats import caveats
 from eqscale.report.conclusions import EXHIBITS, STATEMENTS, Conclusion
 from eqscale.report.controls import control_table
 from eqscale.report.data_grid import DataGrid
-from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, figure_block, link, paragraphs
+from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, figure_block, link, only_own_tags, paragraphs
 from eqscale.report.parts import Study
 
 
@@ -49,7 +49,7 @@ def render(content: Content) -> str:
         f"<details><summary>Every run: {len(content.study.runs)}</summary>\n\n"
         f"{tables.run_table(content.study, content.analysis).markdown()}\n</details>",
     ]
-    return paragraphs(parts)
+    return only_own_tags(paragraphs(parts))
 
 
 def _conclusions(content: Content, evidence: str) -> str:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from eqscale.laws.plots import MARKERS, WIDTH, save, style
 from eqscale.laws.render import number
 from eqscale.report.exhibits import paragraphs, table_of
+from eqscale.storage import write_text
 
 if TYPE_CHECKING:
     from eqscale.study.search import RecipeFit
@@ -44,16 +45,16 @@ def write_search_report(
         rounds: most recipes of an arm and optimiser that were checked.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trials.to_csv(folder / "trials.csv", index=False)
-    runs.to_csv(folder / "check_runs.csv", index=False)
-    checks.to_csv(folder / "checks.csv", index=False)
+    write_text(folder / "trials.csv", trials.to_csv(index=False))
+    write_text(folder / "check_runs.csv", runs.to_csv(index=False))
+    write_text(folder / "checks.csv", checks.to_csv(index=False))
     recipes = {
         arm: [dataclasses.asdict(fits[arm, optimizer].recipe) for optimizer in _ranked(checks, arm)]
         for arm in dict.fromkeys(arm for arm, _ in fits)
     }
-    (folder / "recipes.json").write_text(json.dumps(recipes, indent=1) + "\n")
+    write_text(folder / "recipes.json", json.dumps(recipes, indent=1) + "\n")
     save(_figure(trials, runs, fits), folder / "search")
-    (folder / "report.md").write_text(_report(trials, checks, fits, goal, rounds))
+    write_text(folder / "report.md", _report(trials, checks, fits, goal, rounds))
 
 
 def _ranked(checks: pd.DataFrame, arm: str) -> list[str]:

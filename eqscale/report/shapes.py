@@ -16,6 +16,7 @@ from eqscale.errors import InputError
 from eqscale.laws.plots import PALETTE, panel_grid, save, style
 from eqscale.laws.render import number
 from eqscale.report.exhibits import paragraphs, table_of
+from eqscale.storage import write_text
 
 if TYPE_CHECKING:
     from eqscale.study.grid import ShapeGroup
@@ -32,9 +33,9 @@ def write_shape_report(runs: pd.DataFrame, groups: Sequence[ShapeGroup], folder:
     """
     shapes = compare_shapes(runs, groups)
     folder.mkdir(parents=True, exist_ok=True)
-    shapes.to_csv(folder / "shapes.csv", index=False)
+    write_text(folder / "shapes.csv", shapes.to_csv(index=False))
     save(_figure(runs, shapes), folder / "aspect_ratio")
-    (folder / "report.md").write_text(_report(shapes))
+    write_text(folder / "report.md", _report(shapes))
 
 
 def compare_shapes(runs: pd.DataFrame, groups: Sequence[ShapeGroup]) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from eqscale.laws.plots import PALETTE, WIDTH, save, style
 from eqscale.laws.render import number
 from eqscale.report.exhibits import UNSEEN, paragraphs, table_of
 from eqscale.report.means import best_of_sizes
+from eqscale.storage import write_text
 
 PLAIN, FRAMES, SLIM, GATR = "transformer", "transformer_frames", "gatr_slim", "gatr"
 SHARE = "equivariance_loss_share"
@@ -87,9 +88,9 @@ def write_split(runs: pd.DataFrame, folder: Path) -> None:
     """
     split = split_lead(runs)
     folder.mkdir(parents=True, exist_ok=True)
-    split.to_csv(folder / "split.csv", index=False)
+    write_text(folder / "split.csv", split.to_csv(index=False))
     save(_figure(split), folder / "split")
-    (folder / "report.md").write_text(_report(split))
+    write_text(folder / "report.md", _report(split))
 
 
 def _figure(split: pd.DataFrame) -> Figure:

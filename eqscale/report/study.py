@@ -15,7 +15,7 @@ from eqscale.report.page import write_page
 from eqscale.report.parts import UNIQUE, read_study, study_folder
 from eqscale.report.render import Content, render
 from eqscale.report.tables import allocation_frame, coefficients_frame
-from eqscale.storage import write_atomically
+from eqscale.storage import write_text
 
 
 def write_report(folder: Path) -> Path:
@@ -41,10 +41,10 @@ def write_report(folder: Path) -> Path:
         laws = analysis.arms["executed"].items()
         fits = {name: fit_record(arm.fit, analysis.intervals[name], arm.boot) for name, arm in laws}
         write_json(folder / "fits.json", fits)
-        coefficients_frame(analysis).to_csv(folder / "coefficients.csv", index=False)
-        allocation_frame(analysis).to_csv(folder / "allocation.csv", index=False)
+        write_text(folder / "coefficients.csv", coefficients_frame(analysis).to_csv(index=False))
+        write_text(folder / "allocation.csv", allocation_frame(analysis).to_csv(index=False))
         noise = analysis.noise.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
-        noise.to_csv(folder / "seed_noise.csv", index=False)
+        write_text(folder / "seed_noise.csv", noise.to_csv(index=False))
     record = [
         {"conclusion": c.number, "arm": c.arm, "baseline": study.roles.baseline, "axis": c.axis,
          "verdict": c.verdict, "checks": c.checks}
@@ -56,7 +56,7 @@ def write_report(folder: Path) -> Path:
     write_page(text, content, folder)
     for group in figures:
         text = text.replace(group.images, _images(group))
-    write_atomically(folder / "report.md", number_exhibits(text).encode())
+    write_text(folder / "report.md", number_exhibits(text))
     return folder
 
 

@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):

@@ -272,7 +272,7 @@ def _last_error(trial: Any) -> str:
     """What Tune has noted about the latest failure of a trial."""
     error_file = getattr(trial, "error_file", None)
     if error_file and Path(error_file).exists():
-        return Path(error_file).read_text().rpartition("Failure #")[2]
+        return Path(error_file).read_text(encoding="utf-8").rpartition("Failure #")[2]
     return str(getattr(trial, "error_msg", "") or "")
 
 

@@ -32,7 +32,7 @@ def read_further(results: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [{name: kind(entry[name]) for name, kind in _TYPES.items()} for entry in json.loads(path.read_text())]
+        return [{name: kind(entry[name]) for name, kind in _TYPES.items()} for entry in json.loads(path.read_bytes())]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): restore it") from error
 

@@ -175,7 +175,7 @@ def _complete(
 
 def left_out(folder: Path) -> dict[str, int]:
     """Reason -> attempts at systems of a prepared data set that were left out by it; see ``Task.left_out``."""
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     total: collections.Counter[str] = collections.Counter()
     for entry in manifest["train"] + manifest["test"]:
         total.update(entry.get("left_out", {}))
@@ -191,7 +191,7 @@ def _read_manifest(folder: Path, spec: DataSpec) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_bytes())
         there = manifest["definition"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a dataset manifest: delete the folder {folder} to make it again") from error
@@ -325,7 +325,7 @@ def open_stored(task: str, digest: str, root: Path, split: str, *, systems: int,
     found = {}
     for path in sorted(Path(root).glob(f"*/{_MANIFEST}")):
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_bytes())
             found[manifest.get("digest")] = path.parent, manifest
     if digest not in found:
         held = ", ".join(folder.name for folder, _ in found.values()) or "no data set at all"

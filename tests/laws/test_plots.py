@@ -1,3 +1,7 @@
+import errno
+import os
+
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,3 +67,22 @@ def test_arm_without_enough_runs_is_named(isoflop):
         fit_arms(both)
     with pytest.raises(InputError, match="no column 'seconds'"):
         fit_arms(both, cost="seconds")
+
+
+def test_a_full_disk_leaves_the_figure_of_before(arms, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("figure.png", "figure.svg"):
+        (tmp_path / name).write_text("before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*figure\.png"):
+        plots.save(plots.optimal_size(arms), tmp_path / "figure.png")
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["before", "before"]
+
+
+def test_a_users_own_style_changes_no_figure(arms, tmp_path):
+    plots.save(plots.optimal_size(arms), tmp_path / "plain")
+    with matplotlib.rc_context({"text.usetex": True, "lines.linewidth": 9, "savefig.facecolor": "red"}):
+        plots.save(plots.optimal_size(arms), tmp_path / "styled")
+    assert (tmp_path / "plain.svg").read_bytes() == (tmp_path / "styled.svg").read_bytes()

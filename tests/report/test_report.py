@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.report.analysis import analyse
 from eqscale.report.caveats import caveats
+from eqscale.report.exhibits import only_own_tags
 from eqscale.report.figures import best_curves
 from eqscale.report.parts import read_study
 from eqscale.report.prediction import predicted_optima
@@ -396,3 +398,28 @@ def test_curves_of_the_best_runs_are_drawn_where_records_hold_them(tmp_path):
     (tmp_path / "records.jsonl").write_text(json.dumps(lines[0]) + '\n{"run_id": ')
     with pytest.raises(InputError, match=r"records\.jsonl:2: not the record of a run"):
         read_study(tmp_path)
+
+
+def test_html_in_other_peoples_tables_is_text_and_the_page_runs_no_script_but_its_own(like_the_paper):
+    page, text = ((like_the_paper / name).read_text() for name in ("report.html", "report.md"))
+    for document in (page, text):
+        assert "&lt;script>alert(1)" in document.replace("&gt;", ">")
+        assert "<script>alert(1)" not in document
+    assert page.count("<script") == 1
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert policy.startswith("default-src 'none'")
+    assert f"script-src 'sha256-{digest}';" in policy
+
+
+@pytest.mark.parametrize("kept", ['<a id="table-runs"></a>', "<details><summary>1</summary>", "p < 0.05", "1<2"])
+def test_the_reports_own_html_is_kept(kept):
+    assert only_own_tags(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "foreign", ["<img src=x onerror=y>", "<!-- x", "</script>", '<a id="x" onclick="y"></a>', "<a href=x>"]
+)
+def test_any_other_tag_is_escaped(foreign):
+    assert only_own_tags(foreign) == "&lt;" + foreign[1:]

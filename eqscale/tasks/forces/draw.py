@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from eqscale.errors import InputError
-from eqscale.storage import write_atomically
+from eqscale.storage import write_text, written_whole
 
 _ARROW = 0.9
 """Length of the largest force's arrow, Å."""
@@ -132,7 +132,8 @@ def _png(picture: Picture, path: Path) -> None:
 
     figure, _ = _figure(picture, 25)
     try:
-        figure.savefig(path, dpi=120)
+        with written_whole(path) as file:
+            figure.savefig(file, dpi=120)
     finally:
         plt.close(figure)
 
@@ -144,7 +145,8 @@ def _gif(picture: Picture, path: Path) -> None:
     figure, show = _figure(picture, 0)
     try:
         turns = FuncAnimation(figure, show, frames=np.arange(_TURNS) * 360 / _TURNS)
-        turns.save(str(path), writer=PillowWriter(fps=12), dpi=70)
+        with written_whole(path) as file:
+            turns.save(str(file), writer=PillowWriter(fps=12), dpi=70)
     finally:
         plt.close(figure)
 
@@ -169,4 +171,4 @@ def _page(picture: Picture, path: Path) -> None:
     template = resources.files("eqscale.tasks.forces").joinpath("molecule.html").read_text(encoding="utf-8")
     data = json.dumps(content).replace("<", "\\u003c")
     page = template.replace("{{title}}", html.escape(picture.title)).replace("{{data}}", data)
-    write_atomically(path, page.encode())
+    write_text(path, page)

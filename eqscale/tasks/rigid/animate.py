@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from eqscale.errors import InputError
+from eqscale.storage import written_whole
 from eqscale.tasks.rigid.engine import FRAME_RATE, simulate
 from eqscale.tasks.rigid.metrics import Predictor
 from eqscale.tasks.rigid.motion import Objects, ballistic
@@ -124,7 +125,8 @@ def draw(panels: list[Panel], path: Path) -> Path:
     frames = len(panels[0].tracks[0])
     animation = FuncAnimation(figure, show, frames=frames, interval=1000 / FRAME_RATE)
     try:
-        animation.save(str(path), writer=PillowWriter(fps=FRAME_RATE), dpi=80)
+        with written_whole(Path(path)) as file:
+            animation.save(str(file), writer=PillowWriter(fps=FRAME_RATE), dpi=80)
     except OSError as error:
         raise InputError(f"cannot write the animation {path}: {error.strerror or error}") from error
     finally:
