@@ -83,31 +83,55 @@ def _devices() -> Devices:
 
 @contextlib.contextmanager
 def ray_session(address: str | None, cpus: int | None = None) -> Iterator[Devices]:
-    """Connect to a Ray cluster, or start one on this machine; yields the devices it has.
+    """Connect to a Ray cluster, or start a private one that only this machine reaches; yields the devices it has.
 
-    Raises InputError if the address doesn't answer or refuses this driver.
+    A Ray that ``RAY_ADDRESS`` or a file of another Ray names isn't joined: only ``address`` says so.
+
+    Raises InputError if the address doesn't answer or refuses this driver, or if Ray can't start here.
     """
+    options: dict[str, Any]
     if address is None:
-        options: dict[str, Any] = {"num_cpus": cpus or allowed_cores(), "include_dashboard": False}
+        options = {"address": "local", "num_cpus": cpus or allowed_cores(), "include_dashboard": False}
+        options["_node_ip_address"] = "127.0.0.1"  # Ray listens where its nodes have their address
     else:
         from eqscale.study.preflight import check_ray_address  # here: trials import this module, and pay for all of it
 
         check_ray_address(address)
         options = {"address": address}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        _start_ray(options)
     except AuthenticationError as error:
         raise InputError(
             f"the Ray cluster at {address!r} refuses this driver's token: set RAY_AUTH_MODE=token here and on "
             "every node, with the same ~/.ray/auth_token"
         ) from error
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"Ray address {address!r} doesn't answer: {reason}") from error
+    except Exception as error:  # Ray raises bare ones, too
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if address is not None:
+            raise InputError(f"Ray address {address!r} doesn't answer: {reason}") from error
+        raise InputError(
+            f"Ray can't start on this machine: {reason}; it needs a home folder and a short temporary one that can be "
+            "written (HOME, TMPDIR), and some seconds of processor time"
+        ) from error
     try:
         yield _devices()
     finally:
         ray.shutdown()
+
+
+def _start_ray(options: dict[str, Any]) -> None:
+    """``ray.init``; a start that times out, as on a loaded machine, is tried once more."""
+    for last in (False, True):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            break
+        except Exception as error:
+            if last or "timed out" not in str(error):
+                raise
+            ray.shutdown()
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
+    with contextlib.suppress(OSError, RuntimeError):  # none there, or another user's
+        token.expanduser().chmod(0o600)  # Ray makes it readable for everybody
 
 
 def gpu_names() -> list[str]:

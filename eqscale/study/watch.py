@@ -10,6 +10,8 @@ from eqscale.training.spec import RunSpec
 SILENT_SECONDS = 600.0
 """Covers what a trial does without a sign: reading its data, compiling its network on a GPU."""
 
+_GAP_SECONDS = 15.0  # a driver that looks every second, and hasn't for so long, stood still itself: all did, perhaps
+
 
 def silence_limit(estimated_seconds: float, at_least: float = SILENT_SECONDS) -> float:
     """Seconds without a sign of life after which a trial hangs: a tenth of its estimated time, or more.
@@ -29,6 +31,7 @@ class Watch:
         self._limits: dict[str, float] = {}  # of the running trials
         self._signs: dict[str, float] = {}
         self._furthest: dict[str, int] = {}
+        self._looked = clock()
 
     def started(self, spec: RunSpec) -> None:
         """A trial begins, or begins again."""
@@ -47,8 +50,14 @@ class Watch:
         self._limits.pop(run_id, None)
 
     def hanging(self) -> dict[str, float]:
-        """Identity -> seconds of silence of the trials that have just passed their limit."""
+        """Identity -> seconds of silence of the trials that have just passed their limit; to be called every second.
+
+        Time in which nobody looked, as on a laptop that was suspended, isn't the trials' silence.
+        """
         now = self._clock()
+        if (gap := now - self._looked) > _GAP_SECONDS:
+            self._signs = {run_id: min(now, sign + gap) for run_id, sign in self._signs.items()}
+        self._looked = now
         silent = {run_id: now - self._signs[run_id] for run_id in self._limits}
         found = {run_id: seconds for run_id, seconds in silent.items() if seconds > self._limits[run_id]}
         self._signs |= dict.fromkeys(found, now)  # should the kill fail, the next one comes a limit later

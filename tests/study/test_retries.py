@@ -13,7 +13,7 @@ from ray.tune.execution import experiment_state
 
 from eqscale.errors import InputError
 from eqscale.study import backend
-from eqscale.study.backend import _Events
+from eqscale.study.backend import _Events, ray_session
 from eqscale.study.trials import Storage, StudyEvents
 from eqscale.study.watch import Watch
 from eqscale.training.memory import NEXT_ATTEMPT, read_micro_batch, write_micro_batch
@@ -101,8 +101,8 @@ def test_a_silent_trial_is_killed_and_the_reason_kept(study, monkeypatch):
     monkeypatch.setattr(ray, "kill", killed.append)
     monkeypatch.setattr(backend, "_LOOK_SECONDS", 0.0)
     run(study, 10)
-    study.clock.now = 59.0
-    study.callback.on_step_end(0, [])
+    for study.clock.now in range(10, 60, 10):
+        study.callback.on_step_end(0, [])
     assert killed == []
     study.clock.now = 61.0
     study.callback.on_step_end(0, [])
@@ -177,3 +177,51 @@ def test_a_driver_that_lost_its_study_ends_before_it_handles_what_its_trials_say
     study.callback._events = dataclasses.replace(study.callback._events, still_ours=lost)
     with pytest.raises(InputError, match="taken over"):
         study.callback.on_step_begin(0, [])
+
+
+@pytest.fixture
+def starts(monkeypatch, tmp_path):
+    """Options of every start of Ray; what a test puts into ``fail`` is raised instead, in that order."""
+    said = SimpleNamespace(options=[], fail=[])
+
+    def init(**options):
+        said.options.append(options)
+        if said.fail and (error := said.fail.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(backend, "_devices", lambda: "devices")
+    return said
+
+
+def test_without_an_address_ray_is_private_whatever_the_environment_says(starts, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    token = tmp_path / ".ray/auth_token"
+    token.parent.mkdir()
+    token.touch(0o644)
+    with ray_session(None, cpus=2) as devices:
+        assert devices == "devices"
+    (options,) = starts.options
+    assert (options["address"], options["num_cpus"], options["_node_ip_address"]) == ("local", 2, "127.0.0.1")
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_start_of_ray_that_times_out_is_tried_once_more(starts):
+    late = Exception("The current node timed out during startup. This could happen because ...\nmore")
+    starts.fail = [late]
+    with ray_session(None, cpus=1):
+        assert len(starts.options) == 2
+    starts.fail = [late, late]
+    with pytest.raises(InputError, match="^Ray can't start on this machine: The current node timed out") as caught:
+        ray_session(None, cpus=1).__enter__()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [OSError("AF_UNIX path length cannot exceed 107 bytes: '/x'"), Exception("")])
+def test_what_ray_lacks_on_a_machine_is_one_line(starts, error):
+    starts.fail = [error]
+    with pytest.raises(InputError, match="can't start on this machine: .*HOME, TMPDIR"):
+        ray_session(None, cpus=1).__enter__()
+    assert len(starts.options) == 1

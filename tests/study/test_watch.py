@@ -58,3 +58,15 @@ def test_ground_is_gained_only_beyond_the_furthest_attempt():
     assert not watch.sign(run_id, 4)
     assert not watch.sign(run_id, 10)
     assert watch.sign(run_id, 11)
+
+
+def test_a_gap_in_the_watchers_own_clock_is_not_the_trials_silence():
+    watch, clock, run_id = watched()
+    clock.now += 5
+    assert watch.hanging() == {}
+    clock.now += 50  # a suspended laptop
+    assert watch.hanging() == {}
+    clock.now += 4
+    assert watch.hanging() == {}
+    clock.now += 2
+    assert watch.hanging() == {run_id: 11.0}
