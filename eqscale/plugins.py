@@ -56,14 +56,27 @@ def load_files(files: Sequence[str], what: str, names: Callable[[], Collection[s
         before = set(names())
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # so that what it defines can be pickled
+        _forget_neighbours_of_others(Path(path).parent)
+        sys.path.insert(0, str(Path(path).parent))  # a file may import its neighbours
         try:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
             raise InputError(f"{what} file {file!r} can't be imported: {' '.join(str(error).split())}") from error
+        finally:
+            sys.path.remove(str(Path(path).parent))
         if not set(names()) - before:
             raise InputError(f"{what} file {file!r} registers no {what}: end it with register(…)")
         _loaded[path] = what
+
+
+def _forget_neighbours_of_others(folder: Path) -> None:
+    """What a file of another folder imported mustn't stand for a neighbour of the same name."""
+    others = {Path(path).parent for path in _loaded} - {folder}
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "/")
+        if file.parent in others and (folder / file.name).is_file():
+            del sys.modules[name]
 
 
 def loaded_files(what: str) -> list[str]:

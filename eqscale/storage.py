@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from eqscale.errors import InputError
 
@@ -116,6 +116,11 @@ def open_place(text: str | Path) -> AnyPath:
     parts = urlsplit(text)
     if parts.scheme == "file":
         return Path(unquote(parts.path))
+    if secrets := _secrets(parts):
+        raise InputError(
+            f"storage {parts.scheme}://…{parts.path}: no {secrets} in a URI, which is stored and printed: credentials "
+            "come from the environment or a profile (AWS_ACCESS_KEY_ID, ~/.aws, …)"
+        )
     from pyarrow import ArrowException, fs
 
     text = text.rstrip("/")
@@ -131,6 +136,13 @@ def open_place(text: str | Path) -> AnyPath:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"storage {text!r} can't be opened: {reason}") from error
     return RemotePath(filesystem, path, text)
+
+
+def _secrets(parts: SplitResult) -> str:
+    """What of a URI must not be seen by others: a password, or a parameter that holds one; empty if nothing."""
+    hidden = ("secret", "token", "password", "access_key")
+    named = [name for name, _ in parse_qsl(parts.query) if any(word in name.lower() for word in hidden)]
+    return "password or secret key" if parts.password is not None else "".join(f"parameter {n!r}" for n in named[:1])
 
 
 def matching(folder: AnyPath, pattern: str) -> list[AnyPath]:

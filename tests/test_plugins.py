@@ -1,4 +1,5 @@
 import pickle
+import sys
 
 import pytest
 
@@ -90,3 +91,13 @@ def test_what_a_file_defines_can_be_pickled(tmp_path):
 def test_unknown_tasks_are_answered_with_the_known_ones():
     with pytest.raises(UnknownTask, match=r"unknown task 'chess'; choose from rigid.*--task-file"):
         get_task("chess")
+
+
+def test_files_of_one_name_in_two_folders_are_two_and_each_imports_its_own_neighbour(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name, f"NAME = 'task-{name}'", "neighbour.py")
+        source = "from neighbour import NAME\n" + SOURCE.replace("{name!r}", "NAME")
+        load_task_files([write(tmp_path / name, source)])
+    assert {"task-one", "task-two"} <= set(task_names())
+    sys.modules.pop("neighbour")
+    assert str(tmp_path / "two") not in sys.path

@@ -169,3 +169,13 @@ def test_of_two_drivers_that_start_together_one_goes_on():
     refused = pytest.raises(InputError, match="already being run by process 8")
     with refused, only_driver(study, the_other_writes_too):
         pass
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://KEY:hidden@bucket/a", "abfs://x/y?client_secret=hidden", "sftp://me:hidden@host/a"]
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
+    with pytest.raises(InputError, match="come from the environment") as caught:
+        open_place(uri)
+    assert "hidden" not in str(caught.value)
+    assert "KEY" not in str(caught.value)

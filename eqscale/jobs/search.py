@@ -105,6 +105,8 @@ def main(options: JobOptions[LearningRateSearch]) -> int:
     with open_study(options, console) as study:
         ledger = study.ledger
         search = Search(preset, folder / "optuna.journal")
+        if search.dropped:
+            console.print(f"the search's journal ended in {search.dropped} bytes that can't be read: they are dropped")
         study.train(search, "search")
         if len(search):
             console.print(f"[yellow]stopped with {len(search)} trials to go[/yellow]: the same command continues")

@@ -15,6 +15,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -58,12 +59,13 @@ def _sources() -> dict[str, str]:
     }
 
 
-def _compiler() -> str:
+def _compiler() -> list[str]:
+    """The command of a compiler; ``CXX`` may have words before and after its name, as in ``ccache g++``."""
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    found = next((path for name in candidates if (path := shutil.which(name))), None)
-    if found is None:
-        raise OSError(f"no C++ compiler: looked for {', '.join(candidates)}")
-    return found
+    for words in map(shlex.split, candidates):
+        if words and (path := shutil.which(words[0])):
+            return [path, *words[1:]]
+    raise OSError(f"no C++ compiler: looked for {', '.join(candidates)}")
 
 
 def _cache_folder() -> pathlib.Path:
@@ -96,7 +98,7 @@ def _build() -> pathlib.Path:
         OSError, SubprocessError: no compiler, it fails, or the cache folder can't be written or trusted.
     """
     compiler, sources = _compiler(), _sources()
-    identity = [*sources.values(), compiler, *_FLAGS, platform.machine(), _cpu_identity()]
+    identity = [*sources.values(), *compiler, *_FLAGS, platform.machine(), _cpu_identity()]
     key = hashlib.sha256("\0".join(identity).encode())
     library = _cache_folder() / f"{key.hexdigest()[:16]}.so"
     library.parent.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +109,7 @@ def _build() -> pathlib.Path:
             for name, content in sources.items():
                 pathlib.Path(folder, name).write_text(content, encoding="utf-8")
             built = pathlib.Path(folder, "built.so")
-            command = [compiler, *_FLAGS, *_KERNEL_FILES, "-o", built.name]
+            command = [*compiler, *_FLAGS, *_KERNEL_FILES, "-o", built.name]
             # Without OpenMP (Apple's clang) the kernels run on one thread.
             with_openmp = subprocess.run([*command, "-fopenmp"], cwd=folder, capture_output=True)
             if with_openmp.returncode:
@@ -138,6 +140,11 @@ def _library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
         reason = next((line for line in said if "error" in line), said[0]) or str(error)
         print(f"eqscale: networks run without the C++ kernels, several times slower: {reason}", file=sys.stderr)
         return None
+
+
+def load() -> bool:
+    """Whether the kernels are there, built if need be; for a driver, so that the line on stderr is seen."""
+    return _library() is not None
 
 
 _switched_off = False

@@ -102,6 +102,7 @@ class OpenStudy:
         """
         if not len(trials):
             return
+        from eqscale import native
         from eqscale.study.backend import gpu_names, ray_session, run_trials, smallest_share
 
         options, estimate = self.options, Estimator(ended=self.ledger.records())
@@ -111,6 +112,8 @@ class OpenStudy:
             with doing(self.console, "starting Ray"):
                 self._ray = self._resources.enter_context(ray_session(options.address, options.workers))
         devices = self._ray
+        if not devices.gpus and options.address is None:
+            native.load()  # here, and not in the workers only, whose output nobody reads
         estimate.assume(device_guess(gpu_names()))
         check_devices(known, estimate, devices.cpus, devices.gpus, options.largest_budgets)
         data = data_spec(options.preset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import warnings
 import zlib
@@ -14,13 +15,14 @@ import numpy as np
 import optuna
 import pandas as pd
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import BaseTrial, TrialState
 from scipy.optimize import least_squares
 
 from eqscale.arms import Recipe, Size, get_arm
 from eqscale.arms.recipe import BATCH, BUDGET, PARAMETERS, STEPS
 from eqscale.errors import InputError
+from eqscale.storage import write_atomically
 from eqscale.study.grid import choose_sizes, design_run
 from eqscale.study.presets import LearningRateSearch
 from eqscale.training.loop import CURVE_POINTS
@@ -88,6 +90,27 @@ def search_cells(preset: LearningRateSearch) -> list[Cell]:
     ]
 
 
+def _drop_bad_tail(journal: Path) -> int:
+    """Cut a journal where a line can't be read, as a full disk or a crash leaves it; what is cut is kept beside it.
+
+    Optuna would write on after half a line, and then refuse the whole file.
+    """
+    content = journal.read_bytes() if journal.is_file() else b""
+    end = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            good = line.endswith(b"\n") and isinstance(json.loads(line), dict)
+        except ValueError:
+            good = False
+        if not good:
+            break
+        end += len(line)
+    if end < len(content):
+        write_atomically(journal.with_name(f"{journal.name}.dropped"), content[end:])
+        write_atomically(journal, content[:end])
+    return len(content) - end
+
+
 def with_optimizer(preset: LearningRateSearch, optimizer: str) -> LearningRateSearch:
     """The search with one of its optimisers."""
     return dataclasses.replace(preset, optimizer=optimizer)
@@ -105,7 +128,10 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         journal.parent.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(journal)))
+        self.dropped = _drop_bad_tail(journal)
+        """Bytes at the journal's end that couldn't be read: what they say is asked and trained again."""
+        # Optuna's usual lock is a symbolic link, which some filesystems lack.
+        storage = JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
         self.studies = {cell: self._open(cell, storage) for cell in self.cells}
         self._running: dict[str, tuple[Cell, optuna.Trial]] = {}
 

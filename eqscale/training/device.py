@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from eqscale import native
 from eqscale.errors import InputError
 
 _MOST_GRAPHS = 64  # of a run: each takes a fraction of a second to record, and memory
@@ -60,6 +61,7 @@ def hardware(device: torch.device, bfloat16: bool, graphs: bool) -> str:
         found = re.search(r"^model name.*?:\s*(.*?)\s*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         name = found[1] if found else name
     threads = torch.get_num_threads()
+    suffix += "" if native.load() else ", without C++ kernels"
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}{suffix}"
 
 

@@ -112,3 +112,9 @@ def test_kernels_can_be_switched_off(fresh, monkeypatch, capsys):
     monkeypatch.setenv("EQSCALE_NATIVE", "0")
     assert not native.available(torch.zeros(1))
     assert capsys.readouterr().err == ""
+
+
+@needs_compiler
+def test_a_compiler_may_be_several_words(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", f"env -u NOTHING {copying(tmp_path)}")
+    assert native.load()

@@ -214,7 +214,7 @@ def test_a_start_of_ray_that_times_out_is_tried_once_more(starts):
     with ray_session(None, cpus=1):
         assert len(starts.options) == 2
     starts.fail = [late, late]
-    with pytest.raises(InputError, match="^Ray can't start on this machine: The current node timed out") as caught:
+    with pytest.raises(InputError, match=r"^Ray can't start on this machine: The current node timed out") as caught:
         ray_session(None, cpus=1).__enter__()
     assert "\n" not in str(caught.value)
 
@@ -222,6 +222,6 @@ def test_a_start_of_ray_that_times_out_is_tried_once_more(starts):
 @pytest.mark.parametrize("error", [OSError("AF_UNIX path length cannot exceed 107 bytes: '/x'"), Exception("")])
 def test_what_ray_lacks_on_a_machine_is_one_line(starts, error):
     starts.fail = [error]
-    with pytest.raises(InputError, match="can't start on this machine: .*HOME, TMPDIR"):
+    with pytest.raises(InputError, match=r"can't start on this machine: .*HOME, TMPDIR"):
         ray_session(None, cpus=1).__enter__()
     assert len(starts.options) == 1

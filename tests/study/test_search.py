@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -295,3 +296,28 @@ def test_the_rounds_of_a_search_share_one_ray(tmp_path, monkeypatch, empty_datab
         assert starts == ["started"]
     assert starts == ["started", "ended"]
     assert len(trained) == 2
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-20], lambda text: text + bytes(30), lambda text: text + b'{"op']
+)
+def test_a_journal_that_ends_in_half_a_line_loses_that_line_only(tmp_path, damage):
+    journal = tmp_path / "journal"
+    first = Search(PRESET, journal)
+    assert first.dropped == 0
+    first.ask()
+    whole = journal.read_bytes()
+    journal.write_bytes(damage(whole))
+    second = Search(PRESET, journal)
+    assert second.dropped > 0
+    assert whole.startswith(journal.read_bytes()[: whole.rfind(b"\n", 0, -20) + 1])
+    second.ask()
+    assert Search(PRESET, journal).dropped == 0
+
+
+def test_a_search_needs_no_symbolic_links(tmp_path, monkeypatch):
+    def symlink(*_):
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", symlink)
+    assert Search(PRESET, tmp_path / "journal").ask() is not None

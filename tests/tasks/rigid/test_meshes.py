@@ -157,3 +157,27 @@ def test_a_region_too_small_is_named():
     crowded: Family = dataclasses.replace(FAMILIES["S"], objects=(30, 30))
     with pytest.raises(InputError, match="do not fit"):
         generate(data_spec(crowded), [], "train", 0, 1)
+
+
+@pytest.mark.parametrize("subdivisions", [1, 2, 3])
+def test_a_subdivided_and_turned_box_has_eight_corners(tmp_path, subdivisions):
+    box = trimesh.creation.box((2, 1, 1))
+    for _ in range(subdivisions):
+        box = box.subdivide()
+    box.apply_transform(trimesh.transformations.rotation_matrix(1.0, (1, 2, 3)))
+    box.export(tmp_path / "box.obj", digits=16)
+    assert len(hull_of_mesh(tmp_path / "box.obj").vertices) == 8
+
+
+def test_faces_without_area_noise_and_a_byte_order_mark_change_no_hull(tmp_path):
+    corners = trimesh.creation.box((2, 1, 1)).triangles.reshape(-1, 3)
+    noise = 1e-7 * np.random.default_rng(0).uniform(-1, 1, corners.shape)
+    lines = [f"v {x:.9f} {y:.9f} {z:.9f}" for x, y, z in corners + noise]
+    lines += [f"f {k} {k + 1} {k + 2}" for k in range(1, len(corners), 3)] + ["f 1 1 2"]
+    (tmp_path / "box.obj").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    assert len(hull_of_mesh(tmp_path / "box.obj").vertices) == 8
+
+
+def test_the_case_of_a_suffix_leaves_no_mesh_out(folder):
+    (folder / "brick.obj").rename(folder / "BRICK.OBJ")
+    assert [hull.name for hull in family_of_meshes(folder, FAMILIES["S"]).hulls] == ["BRICK", "torus"]
