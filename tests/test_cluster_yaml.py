@@ -1,5 +1,7 @@
 """The cluster files have the form that this Ray expects (only starting nodes can prove node configs and commands)."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,27 @@ def test_workers_come_and_go_and_leave_the_head_alone():
         assert kind["min_workers"] == 0
         assert kind["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
     assert kinds["gpu"]["resources"]["GPU"] >= 1
+
+
+def test_the_cluster_is_open_to_nobody_else():
+    config = load("cluster.yaml")
+    for kind in config["available_node_types"].values():
+        assert kind["node_config"]["SecurityGroupIds"]  # else Ray makes one that opens SSH to the world
+    (export,) = [command for command in config["head_setup_commands"] if "/etc/exports" in command]
+    assert "/shared *" not in export
+    assert ",root_squash)" in export
+    for name in FILES:
+        assert "chmod 600 ~/.ray/auth_token" in load(name)["setup_commands"]
+
+
+def test_nfs_is_exported_to_the_subnet_of_the_head(tmp_path):
+    (export,) = [command for command in load("cluster.yaml")["head_setup_commands"] if "/etc/exports" in command]
+    routes = (
+        "172.17.0.0/16 dev docker0 proto kernel src 172.17.0.1\n172.31.16.0/20 dev ens5 proto kernel src 172.31.20.1"
+    )
+    (tmp_path / "ip").write_text(f"#!/bin/sh\necho '{routes}'\n")
+    (tmp_path / "ip").chmod(0o755)
+    command = export.partition("| sudo tee")[0]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ended = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    assert ended.stdout == "/shared 172.31.16.0/20(rw,sync,no_subtree_check,root_squash)\n"
