@@ -119,7 +119,7 @@ def open_place(text: str | Path) -> AnyPath:
     if secrets := _secrets(parts):
         raise InputError(
             f"storage {parts.scheme}://…{parts.path}: no {secrets} in a URI, which is stored and printed: credentials "
-            "come from the environment or a profile (AWS_ACCESS_KEY_ID, ~/.aws, …)"
+            "come from the environment or a profile, such as ~/.aws/credentials"
         )
     from pyarrow import ArrowException, fs
 

@@ -110,7 +110,7 @@ def test_the_users_matplotlib_settings_change_no_command(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     code = (
         "from eqscale.cli import main\nmain(['fit', 'nothing.csv'])\nimport matplotlib\n"
-        "print(matplotlib.get_backend(), matplotlib.rcParams['text.usetex'])"
+        "print(matplotlib.get_backend().lower(), matplotlib.rcParams['text.usetex'])"
     )
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.none", "MATPLOTLIBRC": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)

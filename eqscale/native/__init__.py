@@ -15,7 +15,6 @@ import hashlib
 import os
 import pathlib
 import platform
-import shlex
 import shutil
 import stat
 import subprocess
@@ -60,9 +59,10 @@ def _sources() -> dict[str, str]:
 
 
 def _compiler() -> list[str]:
-    """The command of a compiler; ``CXX`` may have words before and after its name, as in ``ccache g++``."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    for words in map(shlex.split, candidates):
+    """The command of a compiler; ``CXX`` is a path, or words as in ``ccache g++``; raises OSError if there is none."""
+    given = os.environ.get("CXX")
+    candidates = [given] if given else ["g++", "clang++", "c++"]
+    for words in [[name] for name in candidates] + ([given.split()] if given else []):
         if words and (path := shutil.which(words[0])):
             return [path, *words[1:]]
     raise OSError(f"no C++ compiler: looked for {', '.join(candidates)}")

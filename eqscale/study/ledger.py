@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from eqscale.arms import UnknownArm
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath, matching, write_atomically
-from eqscale.training.spec import CODE, CurvePoint, RunRecord, RunSpec
+from eqscale.training.spec import CODE, ChangedRecord, CurvePoint, RunRecord, RunSpec
 
 
 class UnreadableRecord(InputError):
@@ -138,6 +138,8 @@ def parse_record(text: bytes, where: str) -> RunRecord:
     try:
         record = RunRecord.from_json(text.decode())
         _check_types(record)
+    except ChangedRecord as error:
+        raise UnreadableRecord(f"{where} is damaged ({error})") from error
     except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
         code = _code_of(text)
         if code not in (None, CODE):

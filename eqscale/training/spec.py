@@ -211,6 +211,10 @@ class CurvePoint:
     """Training seconds so far, as in the record."""
 
 
+class ChangedRecord(ValueError):
+    """A record that was changed since it was written."""
+
+
 @dataclasses.dataclass
 class RunRecord:
     """Outcome of one run: what the ledger stores."""
@@ -278,11 +282,11 @@ class RunRecord:
     def from_json(cls, text: str) -> RunRecord:
         """Inverse of ``to_json``; records of earlier versions have no digest.
 
-        Raises ValueError, KeyError or TypeError if the text is something else, or was changed since it was written.
+        Raises ChangedRecord if it doesn't fit its digest; ValueError, KeyError or TypeError if it is something else.
         """
         content = json.loads(text)
         if content.pop("digest", None) not in (None, _digest(content)):
-            raise ValueError("its content was changed since it was written")
+            raise ChangedRecord("its content was changed since it was written")
         version = content["code"].rpartition(_VERSION)[2]
         spec = RunSpec.from_dict(content["spec"], int(version) if version.isdigit() else RESULTS_VERSION)
         fields = _own_names(content, get_task(spec.task).stored_names) | {"spec": spec}

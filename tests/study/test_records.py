@@ -64,7 +64,7 @@ def test_records_of_an_earlier_results_version_are_not_adopted(ledger, tmp_path)
     ledger.write(old)
     write_records(ledger, tmp_path)
     assert "00c0ffee00c0ffee" not in records_path(tmp_path).read_text()
-    strange = json.loads(old.to_json()) | {"weight": 1}
+    strange = json.loads(old.to_json()) | {"weight": 1, "digest": None}
     with records_path(tmp_path).open("a") as file:
         file.write(old.to_json(indent=None) + "\n" + json.dumps(strange) + "\n")
     published = read_records(tmp_path)
