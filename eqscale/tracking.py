@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from eqscale.errors import InputError
 
@@ -14,12 +15,12 @@ TRACKING_HELP = f"MLflow tracking URI (default: ${_VARIABLE}, or else mlruns.db 
 
 def tracking_uri(given: str | None = None) -> str:
     """The tracking URI of every command: the one given, else ``MLFLOW_TRACKING_URI``, else ``./mlruns.db``."""
-    return given or os.environ.get(_VARIABLE) or f"{_SQLITE}{Path.cwd() / 'mlruns.db'}"
+    return given or os.environ.get(_VARIABLE) or f"{_SQLITE}{quote(str(Path.cwd() / 'mlruns.db'))}"
 
 
 def database(uri: str) -> Path | None:
     """The file of a tracking URI that names an SQLite database, None of any other."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    return Path(unquote(uri.removeprefix(_SQLITE))) if uri.startswith(_SQLITE) else None
 
 
 def existing(uri: str) -> str:

@@ -255,7 +255,8 @@ def _client(study: Study) -> tuple[MlflowClient, Any]:
     uri = existing(study.tracking_uri)
     try:
         client = MlflowClient(tracking_uri=uri)
-        return client, client.get_experiment_by_name(study.experiment)
+        found = client.get_experiment_by_name(study.experiment)
+        return client, found if found is not None and found.lifecycle_stage == "active" else None
     except Exception as error:
         raise unreachable(study.tracking_uri, error) from error
 

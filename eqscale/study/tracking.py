@@ -52,6 +52,10 @@ def experiment_link(uri: str, experiment_id: str, port: int = 5000) -> str:
     return f"{base}/#/experiments/{experiment_id}/runs?{urlencode(view, quote_via=quote)}"
 
 
+_ARTIFACTS = "mlartifacts"
+"""Folder of artifacts beside an SQLite database."""
+
+
 def unreachable(uri: str, error: BaseException) -> InputError:
     """One line about a tracking URI that can't be used, from what MLflow raised."""
     while (cause := error.__cause__ or error.__context__) is not None:
@@ -109,10 +113,30 @@ class Tracker:
         self._thread.start()
 
     def _open_experiment(self, name: str) -> str:
-        if (found := self._client.get_experiment_by_name(name)) is not None:
-            return found.experiment_id
-        location = (self._database.resolve().parent / "mlartifacts").as_uri() if self._database else None
-        return self._client.create_experiment(name, artifact_location=location)
+        """The study's experiment: made, or restored if it was deleted; its artifacts lie beside an SQLite file."""
+        location = (self._database.resolve().parent / _ARTIFACTS).as_uri() if self._database else None
+        if (found := self._client.get_experiment_by_name(name)) is None:
+            return self._client.create_experiment(name, artifact_location=location)
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        if location is not None and found.artifact_location not in (None, location):
+            self._move_artifacts(found, location)
+        return found.experiment_id
+
+    def _move_artifacts(self, experiment: Any, location: str) -> None:
+        """Let artifacts lie beside a database that was moved or copied; MLflow itself can't change where they are."""
+        before = experiment.artifact_location
+        if not before.startswith("file:") or not before.endswith(f"/{_ARTIFACTS}"):  # not where a study has put them
+            return
+        assert self._database is not None
+        with contextlib.closing(sqlite3.connect(self._database, timeout=20.0)) as connection, connection:
+            own = (experiment.experiment_id,)
+            connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (location, *own))
+            connection.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (location, len(before) + 1, *own, len(before), before),
+            )
 
     def _search(self, condition: str) -> list[Any]:
         return list(search_runs(self._client, self.experiment_id, condition))

@@ -8,6 +8,7 @@ from eqscale.errors import InputError
 from eqscale.laws.tracking import read_experiment
 from eqscale.study.table import record_row
 from eqscale.study.tracking import Tracker
+from eqscale.tracking import tracking_uri
 from eqscale.training.spec import CurvePoint
 from tests.study.test_ledger import make_record, make_spec
 
@@ -145,3 +146,34 @@ def test_a_server_that_stays_away_does_not_hold_up_the_end(uri, monkeypatch):
     assert not tracker._thread.is_alive()
     assert tracker.errors == ["the server doesn't answer"] * 2
     assert tracker.outages == 1
+
+
+def test_an_experiment_that_was_deleted_is_restored_with_its_runs(uri):
+    first = Tracker(uri, "deleted", TAGS)
+    first.sync([make_record(make_spec())])
+    first.close()
+    client = MlflowClient(tracking_uri=uri)
+    client.delete_experiment(first.experiment_id)
+    again = Tracker(uri, "deleted", TAGS)
+    again.sync([make_record(make_spec())])
+    again.close()
+    assert (again.experiment_id, again.errors) == (first.experiment_id, [])
+    assert len(runs(uri, "deleted")[0]) == 1
+
+
+def test_a_copied_project_writes_its_artifacts_beside_its_own_database(tmp_path, empty_database, monkeypatch):
+    for name in ("original", "a%20copy #2"):
+        (tmp_path / name).mkdir()
+    shutil.copy(empty_database, tmp_path / "original/mlruns.db")
+    monkeypatch.chdir(tmp_path / "original")
+    Tracker(tracking_uri(), "copied", TAGS).close()
+    shutil.copy("mlruns.db", tmp_path / "a%20copy #2/mlruns.db")
+    monkeypatch.chdir(tmp_path / "a%20copy #2")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/report.md").write_text("of the copy")
+    copy = Tracker(tracking_uri(), "copied", TAGS)
+    copy.artifacts(tmp_path / "results")
+    copy.close()
+    assert copy.errors == []
+    assert not (tmp_path / "original/mlartifacts").exists()
+    assert [p.read_text() for p in (tmp_path / "a%20copy #2/mlartifacts").rglob("report.md")] == ["of the copy"]
