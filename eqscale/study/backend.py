@@ -28,6 +28,7 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # signs of li
 import ray
 import torch
 from ray import tune
+from ray._private import services
 from ray.air.execution._internal import actor_manager
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.tune.execution import experiment_state, tune_controller
@@ -92,7 +93,7 @@ def ray_session(address: str | None, cpus: int | None = None) -> Iterator[Device
     options: dict[str, Any]
     if address is None:
         options = {"address": "local", "num_cpus": cpus or allowed_cores(), "include_dashboard": False}
-        options["_node_ip_address"] = "127.0.0.1"  # Ray listens where its nodes have their address
+        options["_node_ip_address"] = "127.0.0.1"
     else:
         from eqscale.study.preflight import check_ray_address  # here: trials import this module, and pay for all of it
 
@@ -119,11 +120,23 @@ def ray_session(address: str | None, cpus: int | None = None) -> Iterator[Device
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def _loopback_kept() -> Iterator[None]:
+    """Within it, a node at 127.0.0.1 stays there and listens there; Ray would give it the machine's address."""
+    resolve = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = resolve
+
+
 def _start_ray(options: dict[str, Any]) -> None:
     """``ray.init``; a start that times out, as on a loaded machine, is tried once more."""
     for last in (False, True):
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _loopback_kept() if options["address"] == "local" else contextlib.nullcontext():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
             break
         except Exception as error:
             if last or "timed out" not in str(error):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from eqscale.arms import Size, get_arm, load_arm_files
 from eqscale.study.backend import ray_session, run_trials
@@ -71,6 +72,8 @@ def test_a_trial_on_two_devices_survives_the_death_of_a_process_beside_trials_on
         | {"still_ours": lambda: None}
     )
     with ray_session(None, cpus=3):
+        # a node listens where it has its address: nobody else reaches it
+        assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
         run_trials(
             [Allotment(wide, 2), *(Allotment(spec, 1) for spec in narrow)],
             DATA, storage, events,
