@@ -362,7 +362,8 @@ def _steps_kept(frame: pd.DataFrame, history: History, loss: np.ndarray, source:
     return keep
 
 
-_BOOKKEEPING = {"", "unnamed: 0", "index", "timestamp", "created_at", "host", "hostname", "uuid"}
+_BOOKKEEPING = {"", "unnamed: 0", "index", "level_0", "timestamp", "date", "datetime", "created_at", "started",
+                "host", "hostname", "node", "machine", "uuid", "uid"}  # fmt: skip
 """Columns, in lower case, that number or label rows and say nothing of a run."""
 
 

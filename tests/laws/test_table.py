@@ -84,7 +84,7 @@ def test_filter_keeps_the_rows_asked_for_and_names_rows_of_the_file(runs):
 
 def test_a_run_listed_twice_is_refused_whatever_numbers_the_rows(runs):
     twice = pd.concat([runs, runs], ignore_index=True)
-    for name in ("Unnamed: 0", "Timestamp", "uuid"):
+    for name in ("Unnamed: 0", "Timestamp", "uuid", "level_0", "started", "Node"):
         with pytest.raises(InputError, match="repeats row 1"):
             check_runs(twice.assign(**{name: range(len(twice))}))
 
