@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -120,7 +121,7 @@ class Search:
     """A source of trials: one Optuna study per cell (TPE, median pruner), kept in a journal that survives kills.
 
     Trials that were running when a driver died are asked for again, with the same values, so that they go on
-    from their checkpoints.
+    from their checkpoints; not those outside ranges that were changed since.
     """
 
     def __init__(self, preset: LearningRateSearch, journal: Path) -> None:
@@ -152,9 +153,23 @@ class Search:
             seed=zlib.crc32(f"{cell.name} {self.preset.seeds[0]} {len(study.trials)}".encode()),
         )
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+            if all(low <= trial.params.get(name, low) <= high for name, (low, high) in self._ranges.items()):
+                study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
             study.tell(trial.number, state=TrialState.FAIL)
         return study
+
+    @property
+    def _ranges(self) -> dict[str, tuple[Any, Any]]:
+        """Lowest and highest value of everything that is searched."""
+        preset, (low, high) = self.preset, self.preset.momenta
+        smallest, largest = preset.batch_sizes
+        return {
+            "learning_rate": (preset.rates[0], preset.rates[1]),
+            "log2_batch_size": (smallest.bit_length() - 1, largest.bit_length() - 1),
+            "warmup": (preset.warmups[0], preset.warmups[1]),
+            "one_minus_momentum": (1 - high, 1 - low),
+            "weight_decay": (preset.decays[0], preset.decays[1]),
+        }
 
     def _asked(self, cell: Cell) -> int:
         return len(self.studies[cell].get_trials(deepcopy=False, states=(*_ENDED, TrialState.RUNNING)))
@@ -173,12 +188,12 @@ class Search:
         preset = self.preset
         if "seed" not in trial.user_attrs:  # one that goes on after a kill has its own
             trial.set_user_attr("seed", preset.seeds[0] + trial.number)
-        trial.suggest_float("learning_rate", *preset.rates, log=True)
-        trial.suggest_int("log2_batch_size", *(size.bit_length() - 1 for size in preset.batch_sizes))
-        trial.suggest_float("warmup", *preset.warmups)
-        low, high = preset.momenta
-        trial.suggest_float("one_minus_momentum", 1 - high, 1 - low, log=True)
-        trial.suggest_float("weight_decay", *preset.decays, log=True)
+        ranges = self._ranges
+        trial.suggest_float("learning_rate", *ranges["learning_rate"], log=True)
+        trial.suggest_int("log2_batch_size", *ranges["log2_batch_size"])
+        trial.suggest_float("warmup", *ranges["warmup"])
+        trial.suggest_float("one_minus_momentum", *ranges["one_minus_momentum"], log=True)
+        trial.suggest_float("weight_decay", *ranges["weight_decay"], log=True)
         spec = self.spec(cell, trial)
         self._running[spec.run_id] = (cell, trial)
         return spec

@@ -321,3 +321,14 @@ def test_a_search_needs_no_symbolic_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "symlink", symlink)
     assert Search(PRESET, tmp_path / "journal").ask() is not None
+
+
+def test_a_trial_outside_a_range_that_was_moved_is_not_asked_again(tmp_path):
+    before = Search(PRESET, tmp_path / "journal").ask()
+    moved = dataclasses.replace(
+        PRESET, rates=(before.learning_rate * 2, max(PRESET.rates[1], before.learning_rate * 4))
+    )
+    after = Search(moved, tmp_path / "journal").ask()
+    assert after.learning_rate >= moved.rates[0] * 0.999
+    again = Search(PRESET, tmp_path / "another")
+    assert again.ask() == Search(PRESET, tmp_path / "another").ask()
