@@ -34,7 +34,9 @@ def read_file(path: Path) -> pd.DataFrame:
     suffix = (suffixes[:-1] if packed else suffixes)[-1:] or [".csv"]
     try:
         if suffix[0] in (".parquet", ".pq"):
-            return pd.read_parquet(path)
+            table = pd.read_parquet(path)
+            named = [name for name in table.index.names if name is not None and name not in table]
+            return table.reset_index(level=named) if named else table
         if suffix[0] in (".xlsx", ".xlsm", ".xls"):
             return pd.read_excel(path)
         encoding = _encoding(path, packed)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import sqlite3
 import textwrap
 import threading
@@ -13,7 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 # Fail fast when an address is wrong; the ledger holds everything, so nothing is lost by giving up.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -61,10 +63,14 @@ def unreachable(uri: str, error: BaseException) -> InputError:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause  # MLflow's own message wraps those of three libraries; the innermost says what is wrong
     reason = textwrap.shorten(str(error), 200, placeholder=" …")
-    return InputError(
-        f"MLflow tracking URI {uri!r} doesn't answer or can't be written: {reason}; give http://HOST:PORT of a "
-        "server, or sqlite:///FILE on this machine"
+    parts = urlsplit(uri)
+    proxy = getproxies().get(parts.scheme) if parts.hostname and not proxy_bypass(parts.hostname) else None
+    through = f" (through the proxy {proxy}, see {parts.scheme}_proxy and no_proxy)" if proxy else ""
+    message = (
+        f"MLflow tracking URI {uri!r} doesn't answer or can't be written{through}: {reason}; give http://HOST:PORT of "
+        "a server, or sqlite:///FILE on this machine"
     )
+    return InputError(re.sub(r"//[^/@\s]+@", "//…@", message))  # without user and password
 
 
 def _check_database(path: Path) -> None:

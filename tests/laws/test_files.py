@@ -95,3 +95,9 @@ def test_excel(tmp_path):
     pytest.importorskip("openpyxl")
     RUNS.to_excel(tmp_path / "runs.xlsx", index=False)
     pd.testing.assert_frame_equal(read_file(tmp_path / "runs.xlsx"), RUNS, check_dtype=False)
+
+
+def test_a_parquet_file_may_have_columns_in_its_index(tmp_path):
+    pytest.importorskip("pyarrow")
+    RUNS.set_index(RUNS.columns[0]).to_parquet(tmp_path / "runs.parquet")
+    assert set(read_file(tmp_path / "runs.parquet")) == set(RUNS)

@@ -7,7 +7,7 @@ from mlflow.tracking import MlflowClient
 from eqscale.errors import InputError
 from eqscale.laws.tracking import read_experiment
 from eqscale.study.table import record_row
-from eqscale.study.tracking import Tracker
+from eqscale.study.tracking import Tracker, unreachable
 from eqscale.tracking import tracking_uri
 from eqscale.training.spec import CurvePoint
 from tests.study.test_ledger import make_record, make_spec
@@ -177,3 +177,12 @@ def test_a_copied_project_writes_its_artifacts_beside_its_own_database(tmp_path,
     assert copy.errors == []
     assert not (tmp_path / "original/mlartifacts").exists()
     assert [p.read_text() for p in (tmp_path / "a%20copy #2/mlartifacts").rglob("report.md")] == ["of the copy"]
+
+
+def test_a_server_that_does_not_answer_is_named_with_its_proxy_and_without_its_password(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://me:hidden@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    text = str(unreachable("http://me:hidden@mlflow.example:5000", ConnectionError("refused")))
+    assert "'http://…@mlflow.example:5000' doesn't answer" in text
+    assert "through the proxy http://…@127.0.0.1:9" in text
+    assert "hidden" not in text
