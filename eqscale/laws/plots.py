@@ -378,7 +378,11 @@ def _optimum(
                 best = here[np.argmin(arm.loss[here])]
                 x, y = arm.C[best], getattr(arm, what)[best]
                 _dots(axes, arm, x, y, best, s=22, color=colour, marker=marker, zorder=3)
+        measured = np.concatenate([getattr(arm, what) for arm in arms.values()])
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+        # optima of a law that says nothing lie anywhere
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, measured.min() / 100), min(high, 100 * measured.max()))
         _legend(axes, looks, [Line2D([], [], color="0.4", linestyle="", marker="o", markersize=4,
                                      label="best run of a budget")])  # fmt: skip
         return finish(figure)
