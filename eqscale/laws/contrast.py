@@ -63,7 +63,8 @@ def contrasts(terms: Sequence[tuple[ArmFit, Quantity]]) -> list[Estimate]:
     for arm, quantity in terms:
         if arm.boot is None:
             raise InputError(f"{arm.name}: an interval needs a bootstrap")
-        value += np.ravel(quantity(arm.fit.coefficients))
+        with np.errstate(invalid="ignore"):  # infinite optima of laws that say nothing
+            value += np.ravel(quantity(arm.fit.coefficients))
         variance += arm.fit.standard_error(quantity) ** 2
         draws.append(np.reshape(arm.boot.values(quantity), (arm.boot.resamples, -1)))
     half = max(arm.fit.t_value(0.95) for arm, _ in terms) * np.sqrt(variance)

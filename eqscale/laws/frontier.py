@@ -47,7 +47,8 @@ class Frontier:
     @property
     def per_token(self) -> Array:
         """Cost of one training token at the optimal size: model size in the units that are paid."""
-        return self.C / self.D
+        with np.errstate(divide="ignore"):  # a law that says nothing has optima anywhere
+            return self.C / self.D
 
 
 def law_value(c: Coefficients, log_n: Array, log_d: Array) -> Array:

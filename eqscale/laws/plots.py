@@ -24,7 +24,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
 from eqscale.laws.arms import ArmFit
@@ -117,16 +117,21 @@ def _log_ticks(axis) -> None:
     plain.set_powerlimits((-3, 4))
     narrow = MaxNLocator(4) if decades < 0.4 else LogLocator(subs=(1, 1.5, 2, 3, 4, 6))
     axis.set_major_locator(narrow if decades < 1.2 else LogLocator(numticks=7))
-    axis.set_major_formatter(plain if decades < 1.2 else LogFormatterSciNotation())
+    axis.set_major_formatter(plain if decades < 1.2 else FuncFormatter(lambda value, _: _power_of_ten(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def _power_of_ten(value: float) -> str:
-    mantissa, exponent = f"{value:.2g}".partition("e")[::2] if value >= 1e4 else (f"{value:.3g}", "")
-    if not exponent:
-        return mantissa
-    factor = "" if float(mantissa) == 1 else rf"{mantissa} \times "
-    return rf"${factor}10^{{{int(exponent)}}}$"
+    if 1e-3 <= value < 1e4:
+        return f"{value:.4g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    mantissa = f"{float(mantissa):g}"
+    factor = "" if float(mantissa) == 1 else f"{mantissa} × "
+    # not math text, which takes a tenth of a report's time to parse
+    return factor + "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
 
 
 def finish(figure: Figure) -> Figure:
@@ -383,7 +388,11 @@ def _optimum(
                 best = here[np.argmin(arm.loss[here])]
                 x, y = arm.C[best], getattr(arm, what)[best]
                 _dots(axes, arm, x, y, best, s=22, color=colour, marker=marker, zorder=3)
+        measured = np.concatenate([getattr(arm, what) for arm in arms.values()])
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+        # optima of a law that says nothing lie anywhere
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, measured.min() / 100), min(high, 100 * measured.max()))
         _legend(axes, looks, [Line2D([], [], color="0.4", linestyle="", marker="o", markersize=4,
                                      label="best run of a budget")])  # fmt: skip
         return finish(figure)

@@ -26,7 +26,7 @@ from eqscale import native
 from eqscale.errors import InputError
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
-from eqscale.models.transformer import _Memory
+from eqscale.models.memory import Memory
 
 NORM_EPS = 0.01
 """Smallest mean square of the vectors, as in GATr's norm (arXiv 2311.04744)."""
@@ -234,7 +234,7 @@ class _OnKernels(torch.autograd.Function):
         ctx: Any, config: SlimConfig, x: Tensor, mask: Tensor | None, keep: bool, *parameters: Tensor | None
     ) -> Tensor:
         ctx.shape, ctx.pointers = _shape(config, *x.shape[:2], x.dtype), _pointers(parameters)
-        ctx.kept = _Memory(ctx.shape.kept, x) if keep else None
+        ctx.kept = Memory(ctx.shape.kept, x) if keep else None
         ctx.save_for_backward(x, mask, *parameters)
         y = x.new_zeros(*x.shape[:2], config.outputs.numbers)
         native.call("slim", x, y, ctx.kept.tensor if keep else None, mask, ctx.shape, ctx.pointers)

@@ -10,7 +10,7 @@ import ctypes
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from eqscale import native
 from eqscale.errors import InputError
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
+from eqscale.models.memory import Memory
 
 KERNEL_WIDTH = 256
 """Widest network that runs on kernels. Beyond it weights leave the cache from tile to tile, and ATen's large matrix
@@ -133,23 +134,6 @@ class Block(nn.Module):
         return x_BTD + self.mlp_out(F.gelu(u, approximate="tanh"))
 
 
-class _Memory:
-    """What a forward pass keeps for its backward pass; the next one gets it once the graph is gone.
-
-    Fresh pages from the operating system cost more than the arithmetic of a small network.
-    """
-
-    _free: ClassVar[list[Tensor]] = []
-
-    def __init__(self, numbers: int, like: Tensor) -> None:
-        tensor = self._free.pop() if self._free else like.new_empty(0)
-        fits = tensor.dtype == like.dtype and numbers <= tensor.numel() <= 4 * numbers
-        self.tensor = tensor if fits else like.new_empty(numbers)
-
-    def __del__(self) -> None:
-        self._free[:] = [self.tensor]
-
-
 @functools.lru_cache(maxsize=256)
 def _shape(c: TransformerConfig, batch: int, tokens: int, dtype: torch.dtype) -> native.transformer.Shape:
     """Shape of a batch, and what the kernels need for it."""
@@ -169,7 +153,7 @@ class _OnKernels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, config: TransformerConfig, x: Tensor, mask: Tensor | None, *parameters: Tensor) -> Tensor:
         ctx.shape, ctx.pointers = _shape(config, *x.shape[:2], x.dtype), _pointers(parameters)
-        ctx.kept = _Memory(ctx.shape.kept, x)
+        ctx.kept = Memory(ctx.shape.kept, x)
         ctx.save_for_backward(x, mask, *parameters)
         y = x.new_zeros(*x.shape[:2], config.out_features)
         native.call("transformer", x, y, ctx.kept.tensor, mask, ctx.shape, ctx.pointers)

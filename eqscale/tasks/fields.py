@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -102,6 +102,22 @@ class Schema:
     def of(self, kind: Kind, per: str | None = None) -> list[Field]:
         """The fields of a kind, in the order of their declaration."""
         return [f for f in self.fields if f.kind is kind and per in (None, f.per)]
+
+
+class Later(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is asked for."""
+
+    def __init__(self, **makers: Callable[[], Tensor]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -373,10 +373,10 @@ class _Trainer:
             group["lr"] = learning_rate_at(progress.step, spec) * group.get(RATE_SCALE, 1.0)
         self.optimizer.step()
         self.pending.append(loss.detach())
-        tokens = self.order.tokens[self.order.batch(progress.step) // self.order.samples_per_system]
-        B, T = spec.batch_size, int(tokens.max())  # padded as on one device
-        progress.tokens += int(tokens.sum())
-        progress.pairs += int((tokens**2).sum())
+        tokens, pairs, T = self.order.counts(progress.step)
+        B = spec.batch_size  # padded as on one device
+        progress.tokens += tokens
+        progress.pairs += pairs
         progress.padded_tokens += B * T
         progress.padded_pairs += B * T * T
         progress.step += 1

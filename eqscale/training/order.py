@@ -31,6 +31,7 @@ class DataOrder:
         if not self.batches_per_epoch:
             raise InputError(f"batch size {batch_size} exceeds the {self.samples} training samples there are")
         self._epoch = functools.lru_cache(maxsize=2)(self._shuffle)
+        self._counts = functools.lru_cache(maxsize=2)(self._count)
 
     def _shuffle(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng([self.seed, epoch])
@@ -44,6 +45,16 @@ class DataOrder:
             batches = order[start:stop][by_tokens].reshape(-1, self.batch_size)
             order[start:stop] = rng.permutation(batches, axis=0).ravel()
         return order.reshape(-1, self.batch_size)
+
+    def _count(self, epoch: int) -> NDArray[np.int64]:
+        tokens = self.tokens[self._epoch(epoch) // self.samples_per_system]
+        return np.stack([tokens.sum(1), np.square(tokens).sum(1), tokens.max(1)], 1)
+
+    def counts(self, step: int) -> tuple[int, int, int]:
+        """Tokens of the batch drawn at ``step``, pairs of tokens of one sample, and tokens of its longest sample."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        tokens, pairs, longest = self._counts(epoch)[index].tolist()
+        return tokens, pairs, longest
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """Indices of the samples of the batch drawn at ``step`` (counted from 0), (batch_size,)."""

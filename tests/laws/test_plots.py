@@ -86,3 +86,17 @@ def test_a_users_own_style_changes_no_figure(arms, tmp_path):
     with matplotlib.rc_context({"text.usetex": True, "lines.linewidth": 9, "savefig.facecolor": "red"}):
         plots.save(plots.optimal_size(arms), tmp_path / "styled")
     assert (tmp_path / "plain.svg").read_bytes() == (tmp_path / "styled.svg").read_bytes()
+
+
+def test_optima_of_a_law_that_says_nothing_leave_the_runs_in_sight():
+    """Losses that fall with neither size nor tokens: the law's optima span 130 decades."""
+    rng = np.random.default_rng(1)
+    C = np.repeat(10.0 ** np.linspace(8, 10, 4), 6)
+    N = 1e3 * np.tile(np.geomspace(1 / 4, 4, 6), 4)
+    frame = pd.DataFrame({"arm": "flat", "N": N, "D": C / (6 * N), "C": C})
+    frame["loss"] = 1 + 1e-2 * rng.standard_normal(len(C))
+    arms = fit_arms(frame, resamples=40)
+    for draw in (plots.optimal_size, plots.optimal_tokens, plots.optimal_cost_per_token):
+        (axes,) = draw(arms).axes
+        low, high = axes.get_ylim()
+        assert 0 < low < high < 1e9 * low

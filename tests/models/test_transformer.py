@@ -126,7 +126,7 @@ def test_gradients_of_the_inputs_are_optional_and_change_no_others():
 def test_inference_gives_the_same_bits_and_keeps_nothing(monkeypatch):
     net, (x, mask) = network(config()), batch()
     want = net(x, mask)
-    monkeypatch.setattr(transformer, "_Memory", None)
+    monkeypatch.setattr(transformer, "Memory", None)
     with torch.no_grad():
         assert torch.equal(net(x, mask), want)
     with torch.inference_mode():
