@@ -47,12 +47,10 @@ def test_a_wrong_network_is_red(gpu, tmp_path, monkeypatch):
         model.register_forward_hook(lambda module, inputs, out: out * torch.tensor([1.1, 1.0, 1.0]))
         return model
 
-    monkeypatch.setattr(gpu, "arm_names", lambda: ("gatr",))
+    setting = gpu.Setting(torch.device("cpu"), True, tmp_path, (1e3,))
+    assert gpu.symmetry(setting, "gatr")["verdict"] == "green"
     monkeypatch.setattr(gpu, "build_model", broken)
-    words = ["--device", "cpu", "--tiny", "--part", "correctness", "--data", str(tmp_path / "data")]
-    assert gpu.main([*words, "--json", str(tmp_path / "gpu.json")]) == 1
-    rows = json.loads((tmp_path / "gpu.json").read_text())
-    assert rows["correctness: gatr, symmetry"]["verdict"] == "RED"
+    assert gpu.symmetry(setting, "gatr")["verdict"] == "RED"
 
 
 def test_without_a_cuda_device_it_says_so(gpu, capsys):

@@ -41,7 +41,7 @@ def test_a_batch_that_fits_is_not_touched(windows):
 
 def tensors(batch):
     own = {name: getattr(batch, name) for name in ("mask", "target", "weight", "system")}
-    return own | batch.values | batch.labels
+    return {**own, **batch.values, **batch.labels}
 
 
 def out_of_memory_above(monkeypatch, windows_at_once):
