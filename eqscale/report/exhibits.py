@@ -100,7 +100,7 @@ def paragraphs(parts: Iterable[str]) -> str:
 
 
 _FOREIGN_TAG = re.compile(
-    r"<(?=[a-zA-Z/!?])(?!/?details>|/?summary>|/a>|/div>)"
+    r"<(?=[a-zA-Z/!?])(?!br>|/?details>|/?summary>|/a>|/div>)"
     r'(?!a id="[\w-]+"></a>|div class="figure" data-figure="[\w-]+"></div>)'
 )
 
