@@ -181,8 +181,9 @@ def _only_writer(records: Path) -> Iterator[None]:
         raise InputError(f"another process writes {records}: give each its own --records") from error
     except OSError as error:
         raise InputError(f"cannot write {records}: {error.strerror or error}") from error
-    with lock:
+    try:
         yield
+    finally:
         lock.release()
 
 

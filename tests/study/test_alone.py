@@ -171,3 +171,11 @@ def test_training_alone_imports_neither_ray_nor_mlflow_nor_pandas():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
+
+
+def test_a_start_that_fails_gives_the_file_back(planned, data, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("no record\n")
+    for _ in range(2):
+        with pytest.raises(InputError, match="line 1 is damaged"):
+            train_alone(planned[:1], out, data, None, print)
