@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 
 from eqscale.errors import InputError
@@ -16,6 +17,12 @@ STUDIES = "studies"
 RESULTS_HELP = "results folder, or the name of its study"
 
 _FILE = "places.json"
+
+
+def check_name(study: str) -> None:
+    """Raise InputError unless a study's name can be that of a folder."""
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", study):
+        raise InputError(f"--study {study!r}: use letters, digits, '.', '_' and '-' only")
 
 
 def remember_results(study: AnyPath, results: Path) -> None:

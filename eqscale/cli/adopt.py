@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eqscale.cli.plugins import load_plugins
 from eqscale.errors import InputError
-from eqscale.places import STUDIES
+from eqscale.places import STUDIES, check_name
 from eqscale.plugins import add_plugin_options
 
 
@@ -29,6 +29,7 @@ def register(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    check_name(args.study)
     load_plugins(args)
     from eqscale.storage import check_writable, open_place
     from eqscale.study.lease import only_driver
@@ -39,6 +40,8 @@ def _run(args: argparse.Namespace) -> int:
     for path, source in zip(args.records, sources, strict=True):
         if not source.path.is_file():
             raise InputError(f"there are no records at {path}")
+        if not source.records and not source.failures:
+            raise InputError(f"{source.path} holds no record of the present results version")
     study = open_place(args.storage) / args.study
     check_writable(study, "study folder")
     ledger = Ledger(study / "ledger")

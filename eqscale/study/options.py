@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from eqscale.arguments import ArgumentParser
 from eqscale.arms import arm_names, get_arm
 from eqscale.errors import InputError
-from eqscale.places import STUDIES, remembered_results
+from eqscale.places import STUDIES, check_name, remembered_results
 from eqscale.plugins import add_plugin_options, given_files
 from eqscale.storage import RemotePath, open_place
 from eqscale.study.presets import Preset, overridden
@@ -93,8 +92,7 @@ def parse_options(
     _check_engine(args)
     own = task.name == presets[args.preset].task
     name = args.study or (args.preset if own else f"{task.name}-{args.preset}")
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise InputError(f"--study {name!r}: use letters, digits, '.', '_' and '-' only")
+    check_name(name)
     study = f"{name}-{job}" if job else name
     studies = open_place(args.storage)
     default_results = remembered_results(studies / study) or Path("results") / name / job

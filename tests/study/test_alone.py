@@ -148,6 +148,7 @@ def test_one_run_needs_no_plan(data, tmp_path, monkeypatch, capsys):
     one = ["train", "--arm", "gatr", "--size", "2x1", "--budget", "1e8", "--data", str(data)]
     assert main([*one, "--records", "one.jsonl"]) == 0
     assert "finished: loss" in capsys.readouterr().out
+    (tmp_path / "empty.jsonl").touch()
     for words, message in {
         ("train",): "name a plan, or one run",
         ("train", "--arm", "gatr"): "name a plan, or one run",
@@ -157,9 +158,12 @@ def test_one_run_needs_no_plan(data, tmp_path, monkeypatch, capsys):
         (*one[:5], "--budget", "nan"): "--budget must be positive",
         (*one, "--optimizer", "sgdd"): "sgdd",
         ("adopt", "none.jsonl", "--study", "x"): "no records at none.jsonl",
+        ("adopt", "empty.jsonl", "--study", "x"): "empty.jsonl holds no record",
+        ("adopt", "one.jsonl", "--study", "../x"): "use letters, digits",
     }.items():
         assert main(list(words)) == 2
         assert message in capsys.readouterr().err, words
+    assert not (tmp_path / "studies").exists()
 
 
 def test_training_alone_imports_neither_ray_nor_mlflow_nor_pandas():
