@@ -14,19 +14,17 @@ import ctypes
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._utils import _unflatten_dense_tensors
 
 from eqscale import native
 from eqscale.errors import InputError
+from eqscale.models import kernels
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
-from eqscale.models.memory import Memory
 
 NORM_EPS = 0.01
 """Smallest mean square of the vectors, as in GATr's norm (arXiv 2311.04744)."""
@@ -222,35 +220,6 @@ def _shape(c: SlimConfig, batch: int, tokens: int, dtype: torch.dtype) -> native
     return shape
 
 
-def _pointers(parameters: Sequence[Tensor | None]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(parameters))(*[None if p is None else p.data_ptr() for p in parameters])
-
-
-class _OnKernels(torch.autograd.Function):
-    """The whole network as one operation; ``parameters`` have None where a map lacks a type."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, config: SlimConfig, x: Tensor, mask: Tensor | None, keep: bool, *parameters: Tensor | None
-    ) -> Tensor:
-        ctx.shape, ctx.pointers = _shape(config, *x.shape[:2], x.dtype), _pointers(parameters)
-        ctx.kept = Memory(ctx.shape.kept, x) if keep else None
-        ctx.save_for_backward(x, mask, *parameters)
-        y = x.new_zeros(*x.shape[:2], config.outputs.numbers)
-        native.call("slim", x, y, ctx.kept.tensor if keep else None, mask, ctx.shape, ctx.pointers)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, *parameters = ctx.saved_tensors
-        gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        flat, gy = x.new_zeros(ctx.shape.parameters), gy.contiguous()
-        native.call("slim_gradient", x, gy, gx, flat, ctx.kept.tensor, mask, ctx.shape, ctx.pointers)
-        pieces = iter(_unflatten_dense_tensors(flat, [p for p in parameters if p is not None]))
-        return None, gx, None, None, *(None if p is None else next(pieces) for p in parameters)
-
-
 class Slim(nn.Module):
     """Invariants and vectors of tokens -> invariants and vectors; exactly equivariant under O(3) and permutations."""
 
@@ -289,31 +258,25 @@ class Slim(nn.Module):
         if mask is not None:
             check_mask(mask, (B, T), own.device)
         if native.available(true) and not torch.is_autocast_enabled("cpu"):
-            y = self._on_kernels(torch.cat([scalars, true.flatten(2), pseudo.flatten(2)], -1), mask)
+            x = torch.cat([scalars, true.flatten(2), pseudo.flatten(2)], -1)
+            parameters = [p for linear in self._linears for p in linear.pieces()]
+            y = kernels.run("slim", _shape(c, B, T, x.dtype), c.outputs.numbers, x, mask, parameters)
             invariants, *vectors = y.split((c.outputs.scalars, 3 * c.outputs.true, 3 * c.outputs.pseudo), -1)
             return invariants, *(part.reshape(B, T, part.shape[-1] // 3, 3) for part in vectors)
         bias = None
         if mask is not None:
             bias = torch.zeros_like(mask, dtype=true.dtype).masked_fill_(~mask, -math.inf)[:, None]
-        x = Features(scalars.flatten(0, 1).t(), _planar(true), _planar(pseudo))
-        x = self.embed(x)
+        features = self.embed(Features(scalars.flatten(0, 1).t(), _planar(true), _planar(pseudo)))
         for block in self.blocks:
-            x = block(x, (B, T), bias)
-        x = self.read_out(norm(x))
-        directions = (part.view(len(part), 3, B, T).permute(2, 3, 0, 1) for part in x[1:])
-        return x.scalars.t().reshape(B, T, c.outputs.scalars), *directions
+            features = block(features, (B, T), bias)
+        features = self.read_out(norm(features))
+        directions = (part.view(len(part), 3, B, T).permute(2, 3, 0, 1) for part in features[1:])
+        return features.scalars.t().reshape(B, T, c.outputs.scalars), *directions
 
     @staticmethod
     def packs(device: torch.device) -> bool:
         """Whether padding is dropped on this device rather than computed: true of the CPU kernels."""
         return native.available(torch.empty(0, device=device))
-
-    def _on_kernels(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        mask = None if mask is None else mask.contiguous()
-        own = [p for linear in self._linears for p in linear.pieces()]
-        parameters = [None if p is None else p.contiguous() for p in own]
-        needed = (z is not None and z.requires_grad for z in (x, *parameters))
-        return _OnKernels.apply(self.config, x, mask, torch.is_grad_enabled() and any(needed), *parameters)
 
 
 def _planar(vectors: Tensor) -> Tensor:

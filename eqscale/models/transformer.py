@@ -6,22 +6,19 @@ of 256; anywhere else, under autocast and in traced code it runs on ATen operati
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._utils import _unflatten_dense_tensors
 
 from eqscale import native
 from eqscale.errors import InputError
+from eqscale.models import kernels
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
-from eqscale.models.memory import Memory
 
 KERNEL_WIDTH = 256
 """Widest network that runs on kernels. Beyond it weights leave the cache from tile to tile, and ATen's large matrix
@@ -143,33 +140,6 @@ def _shape(c: TransformerConfig, batch: int, tokens: int, dtype: torch.dtype) ->
     return shape
 
 
-def _pointers(parameters: Sequence[Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(parameters))(*[p.data_ptr() for p in parameters])
-
-
-class _OnKernels(torch.autograd.Function):
-    """The whole network as one operation."""
-
-    @staticmethod
-    def forward(ctx: Any, config: TransformerConfig, x: Tensor, mask: Tensor | None, *parameters: Tensor) -> Tensor:
-        ctx.shape, ctx.pointers = _shape(config, *x.shape[:2], x.dtype), _pointers(parameters)
-        ctx.kept = Memory(ctx.shape.kept, x)
-        ctx.save_for_backward(x, mask, *parameters)
-        y = x.new_zeros(*x.shape[:2], config.out_features)
-        native.call("transformer", x, y, ctx.kept.tensor, mask, ctx.shape, ctx.pointers)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, *parameters = ctx.saved_tensors
-        gx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        gradients = _unflatten_dense_tensors(x.new_zeros(sum(p.numel() for p in parameters)), parameters)
-        to, memory = _pointers(gradients), ctx.kept.tensor
-        native.call("transformer_gradient", x, gy.contiguous(), gx, to, memory, mask, ctx.shape, ctx.pointers)
-        return None, gx, None, *gradients
-
-
 class Transformer(nn.Module):
     """Maps token features (B, T, in_features) to predictions (B, T, out_features).
 
@@ -213,12 +183,14 @@ class Transformer(nn.Module):
         Raises:
             InputError: a shape, dtype or device that does not fit, or a sample without tokens.
         """
-        config, own = self.config, self.embed.weight
-        check_tokens("features", features_BTF, (config.in_features,), own)
+        config, weight = self.config, self.embed.weight
+        check_tokens("features", features_BTF, (config.in_features,), weight)
         if mask_BT is not None:
-            check_mask(mask_BT, tuple(features_BTF.shape[:2]), own.device)
+            check_mask(mask_BT, tuple(features_BTF.shape[:2]), weight.device)
         if self.runs_on_kernels(features_BTF):
-            return self._on_kernels(features_BTF.contiguous(), mask_BT)
+            shape = _shape(config, *features_BTF.shape[:2], features_BTF.dtype)
+            parameters = [own[name] for own, name in self._places]
+            return kernels.run("transformer", shape, config.out_features, features_BTF, mask_BT, parameters)
         bias = None
         if mask_BT is not None:
             bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[:, None]
@@ -267,20 +239,10 @@ class Transformer(nn.Module):
         native.call(
             "transformer_loss",
             *(x.contiguous() for x in (features_BTF, target_BTO, weight_BT)),
-            *(scale, loss, _pointers([parameter.grad for parameter in parameters]), mask_BT.contiguous()),
-            *(_shape(self.config, *features_BTF.shape[:2], loss.dtype), _pointers(parameters)),
+            *(scale, loss, kernels.pointers([parameter.grad for parameter in parameters]), mask_BT.contiguous()),
+            *(_shape(self.config, *features_BTF.shape[:2], loss.dtype), kernels.pointers(parameters)),
         )
         return loss
-
-    def _on_kernels(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        mask = None if mask is None else mask.contiguous()
-        parameters = [own[name].contiguous() for own, name in self._places]
-        if torch.is_grad_enabled() and any(z.requires_grad for z in (x, *parameters)):
-            return _OnKernels.apply(self.config, x, mask, *parameters)
-        y = x.new_zeros(*x.shape[:2], self.config.out_features)
-        shape = _shape(self.config, *x.shape[:2], x.dtype)
-        native.call("transformer", x, y, None, mask, shape, _pointers(parameters))
-        return y
 
 
 def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:

@@ -52,9 +52,9 @@ def _straight_line(name: str) -> str:
 
 
 def _sources() -> dict[str, str]:
-    """Name -> content of every file that is compiled: the kernels, their shared header, the generated products."""
+    """Name -> content of every file that is compiled: the kernels, their shared headers, the generated products."""
     return {"products.h": "".join(map(_straight_line, BY_OUTPUT))} | {
-        name: (_HERE / name).read_text(encoding="utf-8") for name in ("simd.h", *_KERNEL_FILES)
+        name: (_HERE / name).read_text(encoding="utf-8") for name in ("simd.h", "tiles.h", *_KERNEL_FILES)
     }
 
 

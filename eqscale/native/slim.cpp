@@ -1,25 +1,17 @@
-// Slim GATr on a CPU: the whole network, forward and backward, over tiles of a few whole samples that stay in the cache.
+// Slim GATr on a CPU: the whole network, forward and backward, over tiles that stay in the cache.
 //
-// An activation of a tile is planar: a row a number, tokens contiguous; first the scalars, then x, y and z of every true
-// vector, then of every pseudovector. So a map of vectors is a product with three times the lanes. Padding is dropped;
-// each sample is filled up to whole vectors only, which have zero gradients.
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#include "simd.h"
+// The rows of an activation are first the scalars, then x, y and z of every true vector, then of every pseudovector. So
+// a map of vectors is a product with three times the lanes.
+#include "tiles.h"
 
 namespace {
 
 struct Shape {  // see eqscale.native.slim
     int64_t batch, tokens, in[3], out[3], scalars, vectors, blocks, heads, head[3];
-    int64_t kept, parameters;  // filled in by slim_plan(): numbers kept for the backward pass, and parameters
+    int64_t kept;  // filled in by slim_plan(): numbers kept for the backward pass
 };
 
-const int TILE = 64;  // lanes of a tile of short samples
 const double SCALAR_EPS = 1e-5, NORM_EPS = 0.01;
-
-template <class T> constexpr int whole(int n) { return (n + width<T>() - 1) / width<T>() * width<T>(); }
 
 struct Channels {
     int scalars, true_, pseudo;
@@ -27,53 +19,10 @@ struct Channels {
     int rows() const { return scalars + 3 * vectors(); }
 };
 
-// One matrix, and a bias for scalars. `at`: where the sums of its gradients lie, (wide, narrow up to whole vectors) and
-// (out, one vector).
-template <class T> struct Map {
-    int in, out;
-    const T *w, *b;
-    size_t at;
-
-    int narrow() const { return std::min(in, out); }
-    int wide() const { return std::max(in, out); }
-    int stride() const { return whole<T>(narrow()); }
-    int64_t parameters() const { return (int64_t)in * out + (b ? out : 0); }
-    size_t sums() const { return (size_t)wide() * stride() + (size_t)(b ? out : 0) * width<T>(); }
-
-    void forward(const T* x, T* y, int lanes, bool add) const {
-        gemm(w, in, 1, x, lanes, y, lanes, out, in, lanes, b, add);
-    }
-    void backward(const T* x, const T* g, T* gx, int lanes, T* sums, T* turned) const {
-        if (gx) gemm(w, 1, in, g, lanes, gx, lanes, in, out, lanes);
-        if (in && out) {
-            transpose(in > out ? g : x, lanes, narrow(), lanes, turned, stride());
-            gemm(in > out ? x : g, lanes, 1, turned, stride(), sums + at, stride(), wide(), lanes, stride(),
-                 (T*)nullptr, true);
-        }
-        T* total = sums + at + wide() * stride();
-        for (int o = 0; b && o < out; ++o, total += width<T>()) {
-            auto sum = load(total);
-            for (int l = 0; l < lanes; l += width<T>()) sum += load(g + o * lanes + l);
-            store(total, sum);
-        }
-    }
-    // Weights, then biases, summed over the threads, to where the first and the last array begin.
-    void finish(const T* sums, int threads, size_t size, T* weights, T* biases) const {
-        for (int t = 0; t < threads; ++t, sums += size) {
-            const T* x = sums + at;
-            for (int o = 0; o < out; ++o)
-                for (int i = 0; i < in; ++i)
-                    weights[o * in + i] += x[in > out ? i * stride() + o : o * stride() + i];
-            x += wide() * stride();
-            for (int o = 0; b && o < out; ++o)
-                for (int i = 0; i < width<T>(); ++i) biases[o] += x[o * width<T>() + i];
-        }
-    }
-};
-
-template <class T> struct Linear {
+// A map of each type. Parameters: weights of scalars, true vectors and pseudovectors, and the scalars' bias.
+template <class T> struct TypedLinear {
     Channels in, out;
-    Map<T> maps[3];
+    Linear<T> maps[3];
 
     void forward(const T* x, T* y, int n, bool add = false) const {
         maps[0].forward(x, y, n, add);
@@ -82,35 +31,32 @@ template <class T> struct Linear {
         maps[2].forward(x + 3 * in.true_ * n, y + 3 * out.true_ * n, 3 * n, add);
     }
     void backward(const T* x, const T* g, T* gx, int n, T* sums, T* turned) const {
-        maps[0].backward(x, g, gx, n, sums, turned);
-        x += in.scalars * n, g += out.scalars * n;
-        if (gx) gx += in.scalars * n;
-        maps[1].backward(x, g, gx, 3 * n, sums, turned);
-        maps[2].backward(x + 3 * in.true_ * n, g + 3 * out.true_ * n, gx ? gx + 3 * in.true_ * n : gx, 3 * n, sums,
-                         turned);
-    }
-    int64_t parameters() const { return maps[0].parameters() + maps[1].parameters() + maps[2].parameters(); }
-    T* finish(const T* sums, int threads, size_t size, T* gradient) const {  // weights of the three types, biases
-        T* biases = gradient + parameters() - (maps[0].b ? out.scalars : 0);
-        for (const Map<T>& map : maps) {
-            map.finish(sums, threads, size, gradient, biases);
-            gradient += (int64_t)map.in * map.out;
+        const int ins[] = {in.scalars, 3 * in.true_, 3 * in.pseudo}, outs[] = {out.scalars, 3 * out.true_, 0};
+        for (int i = 0; i < 3; ++i) {
+            const int lanes = i ? 3 * n : n;
+            if (gx) maps[i].input_gradient(g, gx, lanes);
+            maps[i].weight_gradient(x, g, lanes, sums, turned);
+            x += ins[i] * n, g += outs[i] * n;
+            if (gx) gx += ins[i] * n;
         }
-        return gradient + (maps[0].b ? out.scalars : 0);
+    }
+    void finish(const Sums<T>& sums, T* const*& gradients) const {
+        for (int i = 0; i < 3; ++i) maps[i].finish(sums, gradients[i], gradients[3]);
+        gradients += 4;
     }
 };
 
 template <class T> struct Block {
-    Linear<T> to_qkv, from_heads, to_factors, from_products;
+    TypedLinear<T> to_qkv, from_heads, to_factors, from_products;
 };
 
 template <class T> struct Network {
     const T* const* next;
     size_t size = 0;  // of all sums of gradients
     int widest = 0;   // rows of the widest activation
-    int narrowest = 0;  // the larger of the narrow sides of all maps
+    int turned = 0;   // rows of the widest transposed side of a map
     Channels stream, head, heads, factors, products;
-    Linear<T> embed, read_out;
+    TypedLinear<T> embed, read_out;
     std::vector<Block<T>> blocks;
 
     Network(const Shape& s, const T* const* parameters) : next(parameters) {
@@ -127,12 +73,12 @@ template <class T> struct Network {
         read_out = linear(stream, {(int)s.out[0], (int)s.out[1], (int)s.out[2]});
     }
     Channels of_heads(int n) const { return {n * head.scalars, n * head.true_, n * head.pseudo}; }
-    Linear<T> linear(Channels in, Channels out) {
-        Linear<T> x{in, out, {}};
+    TypedLinear<T> linear(Channels in, Channels out) {
+        TypedLinear<T> x{in, out, {}};
         const int ins[] = {in.scalars, in.true_, in.pseudo}, outs[] = {out.scalars, out.true_, out.pseudo};
         for (int i = 0; i < 3; ++i) {
             x.maps[i] = {ins[i], outs[i], next[i], i ? nullptr : next[3], size};
-            size += x.maps[i].sums(), narrowest = std::max(narrowest, x.maps[i].stride());
+            size += x.maps[i].sums(), turned = std::max(turned, x.maps[i].stride());
         }
         next += 4, widest = std::max({widest, in.rows(), out.rows()});
         return x;
@@ -141,48 +87,6 @@ template <class T> struct Network {
         body(embed);
         for (const Block<T>& b : blocks) body(b.to_qkv), body(b.from_heads), body(b.to_factors), body(b.from_products);
         body(read_out);
-    }
-};
-
-// Some whole samples: where they lie among the lanes, and which of their tokens are real.
-template <class T> struct Tile {
-    struct Sample {
-        int first, lanes;
-        std::vector<int> tokens;
-    };
-    int64_t first_sample;
-    int lanes = 0;
-    std::vector<Sample> samples;
-
-    void set(const Shape& s, const bool* mask, int64_t first, int64_t last) {
-        first_sample = first, lanes = 0;
-        samples.resize(last - first);
-        for (int64_t b = first; b < last; ++b) {
-            Sample& sample = samples[b - first];
-            sample.tokens.clear();
-            for (int t = 0; t < s.tokens; ++t)
-                if (!mask || mask[b * s.tokens + t]) sample.tokens.push_back(t);
-            sample.first = lanes, sample.lanes = whole<T>((int)sample.tokens.size());
-            lanes += sample.lanes;
-        }
-    }
-    template <class F> void each_token(const Shape& s, F body) const {
-        for (size_t i = 0; i < samples.size(); ++i)
-            for (size_t t = 0; t < samples[i].tokens.size(); ++t)
-                body((first_sample + i) * s.tokens + samples[i].tokens[t], samples[i].first + (int)t);
-    }
-    // x (B, T, n) into y (n, lanes), zero where there is no token
-    void gather(const Shape& s, const T* x, int n, T* y) const {
-        std::fill(y, y + (size_t)n * lanes, (T)0);
-        each_token(s, [&](int64_t token, int lane) {
-            for (int k = 0; k < n; ++k) y[k * lanes + lane] = x[token * n + k];
-        });
-    }
-    // x (n, lanes) into y (B, T, n), whose padded tokens are left alone
-    void scatter(const Shape& s, const T* x, int n, T* y) const {
-        each_token(s, [&](int64_t token, int lane) {
-            for (int k = 0; k < n; ++k) y[token * n + k] = x[k * lanes + lane];
-        });
     }
 };
 
@@ -238,7 +142,7 @@ template <class T> struct Kept {
 
     static int64_t rows(const Network<T>& net, const Shape& s) {  // a lane, for samples of all tokens
         const Channels qkv = net.of_heads((int)s.heads + 2);
-        return 2 * (net.stream.rows() + 3) + qkv.rows() + s.heads * whole<T>((int)s.tokens) + net.heads.rows() +
+        return 2 * (net.stream.rows() + 3) + qkv.rows() + s.heads * vectors<T>((int)s.tokens) + net.heads.rows() +
                net.factors.rows() + 2 * s.vectors + net.products.rows();
     }
     Kept(const Network<T>& net, const Shape& s, const Tile<T>& tile, T*& memory) {
@@ -254,9 +158,9 @@ template <class T> struct Kept {
 };
 
 // Rows of one of several heads between an activation, whose types come one after the other for all heads, and one of its
-// own; first: the sample's first lane. Into `to` where `pack`, else back (adding up, if wanted).
+// own; first: the sample's first lane. Into `own` where `pack`, else back.
 template <class T>
-void head_rows(Channels head, int of, int heads, T* x, int n, int first, T* own, int lanes, bool pack, bool add = false) {
+void head_rows(Channels head, int of, int heads, T* x, int n, int first, T* own, int lanes, bool pack) {
     const int counts[] = {head.scalars, 3 * head.true_, 3 * head.pseudo};
     T* base = x + first;
     for (int count : counts) {
@@ -266,27 +170,24 @@ void head_rows(Channels head, int of, int heads, T* x, int n, int first, T* own,
                 if (pack)
                     store(own + l, load(from + l));
                 else
-                    store(from + l, add ? load(from + l) + load(own + l) : load(own + l));
+                    store(from + l, load(own + l));
         base += (int64_t)heads * count * n;
     }
 }
 
-// Softmax attention with lanes for queries. p, if wanted, keeps the probabilities with lanes for keys.
 template <class T>
 void attend(const Network<T>& net, const Shape& s, const Tile<T>& tile, T* qkv, T* out, T* p, T* work, bool keep) {
     const int n = tile.lanes, H = (int)s.heads, F = net.head.rows();
+    tile.clear_end(out, net.heads.rows());
     for (const auto& x : tile.samples) {
-        const int lanes = x.lanes, len = (int)x.tokens.size();
-        T *k = work, *v = k + F * lanes, *q = v + F * lanes, *scores = q + F * lanes;
+        const int lanes = x.lanes;
+        T *k = work, *v = k + F * lanes, *q = v + F * lanes, *y = q + F * lanes, *scores = y + F * lanes;
         head_rows(net.head, H, H + 2, qkv, n, x.first, k, lanes, true);
         head_rows(net.head, H + 1, H + 2, qkv, n, x.first, v, lanes, true);
         for (int h = 0; h < H; ++h, p += lanes * lanes) {
             head_rows(net.head, h, H + 2, qkv, n, x.first, q, lanes, true);
-            gemm(k, 1, lanes, q, lanes, scores, lanes, len, F, lanes);
-            softmax(scores, len, lanes, lanes, 1 / std::sqrt((T)F));
-            gemm(v, lanes, 1, scores, lanes, q, lanes, F, len, lanes);
-            head_rows(net.head, h, H, out, n, x.first, q, lanes, false);
-            if (keep) transpose(scores, lanes, len, lanes, p, lanes);
+            attend_head(q, k, v, F, (int)x.tokens.size(), lanes, lanes, scores, y, keep ? p : nullptr);
+            head_rows(net.head, h, H, out, n, x.first, y, lanes, false);
         }
     }
 }
@@ -295,36 +196,21 @@ void attend(const Network<T>& net, const Shape& s, const Tile<T>& tile, T* qkv, 
 template <class T>
 void attend_gradient(const Network<T>& net, const Shape& s, const Tile<T>& tile, T* qkv, T* out, const T* p, T* gout,
                      T* gqkv, T* work) {
-    typedef typename Simd<T>::V V;
     const int n = tile.lanes, H = (int)s.heads, F = net.head.rows();
-    const T scale = 1 / std::sqrt((T)F);
+    tile.clear_end(gqkv, net.of_heads(H + 2).rows());
     for (const auto& x : tile.samples) {
-        const int lanes = x.lanes, len = (int)x.tokens.size();
+        const int lanes = x.lanes;
         T* next = work;
-        const auto take = [&](int rows) { return std::exchange(next, next + rows * lanes); };
-        T *k = take(F), *v = take(F), *gk = take(F), *gv = take(F), *q = take(F), *y = take(F), *g = take(F);
-        T *dots = take(1), *gscores = take(lanes), *turned = take(lanes);
+        const auto take = [&]() { return std::exchange(next, next + F * lanes); };
+        T *k = take(), *v = take(), *gk = take(), *gv = take(), *q = take(), *gq = take(), *y = take(), *g = take();
         head_rows(net.head, H, H + 2, qkv, n, x.first, k, lanes, true);
         head_rows(net.head, H + 1, H + 2, qkv, n, x.first, v, lanes, true);
-        std::fill(gk, gk + 2 * F * lanes, (T)0);
         for (int h = 0; h < H; ++h, p += lanes * lanes) {
             head_rows(net.head, h, H + 2, qkv, n, x.first, q, lanes, true);
             head_rows(net.head, h, H, out, n, x.first, y, lanes, true);
             head_rows(net.head, h, H, gout, n, x.first, g, lanes, true);
-            for (int l = 0; l < lanes; l += width<T>()) {
-                V dot = V{};
-                for (int f = 0; f < F; ++f) dot += load(g + f * lanes + l) * load(y + f * lanes + l);
-                store(dots + l, dot);
-            }
-            gemm(g, 1, lanes, v, lanes, gscores, lanes, len, F, lanes);
-            for (int i = 0; i < len; ++i)
-                for (int l = i * lanes; l < (i + 1) * lanes; l += width<T>())
-                    store(gscores + l, load(p + l) * (load(gscores + l) - dots[i]) * scale);
-            gemm(g, lanes, 1, p, lanes, gv, lanes, F, len, lanes, (T*)nullptr, true);
-            gemm(q, lanes, 1, gscores, lanes, gk, lanes, F, len, lanes, (T*)nullptr, true);
-            transpose(gscores, lanes, len, lanes, turned, lanes);
-            gemm(k, lanes, 1, turned, lanes, q, lanes, F, len, lanes);
-            head_rows(net.head, h, H + 2, gqkv, n, x.first, q, lanes, false);
+            attend_head_gradient(q, k, v, y, p, g, F, (int)x.tokens.size(), lanes, lanes, gq, gk, gv, h > 0, next);
+            head_rows(net.head, h, H + 2, gqkv, n, x.first, gq, lanes, false);
         }
         head_rows(net.head, H, H + 2, gqkv, n, x.first, gk, lanes, false);
         head_rows(net.head, H + 1, H + 2, gqkv, n, x.first, gv, lanes, false);
@@ -421,54 +307,18 @@ void multiply_gradient(int S, int C, T* factors, const T* gates, T* gproducts, T
 }
 
 template <class T> int64_t kept_of_sample(const Network<T>& net, const Shape& s) {
-    return whole<T>((int)s.tokens) * (s.blocks * Kept<T>::rows(net, s) + net.stream.rows() + 3);
+    return vectors<T>((int)s.tokens) * (s.blocks * Kept<T>::rows(net, s) + net.stream.rows() + 3);
 }
-
-int thread_number() {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-// Memory of one thread and purpose, which is kept for the next call; aligned to lines of the cache.
-template <class T, int PURPOSE> T* scratch(size_t n) {
-    static thread_local std::vector<T> memory;
-    if (memory.size() < n + 64) memory.resize(n + 64);
-    return (T*)(((uintptr_t)memory.data() + 63) / 64 * 64);
-}
-
-template <class T> size_t tile_lanes(const Shape& s) { return std::max<size_t>(TILE, whole<T>((int)s.tokens)); }
 
 // Numbers of attention's work on a sample.
-template <class T> size_t attention_work(const Network<T>& net, const Shape& s) {
-    const size_t lanes = whole<T>((int)s.tokens);
-    return lanes * (7 * net.head.rows() + 1 + 2 * lanes);
-}
-
-// body(tile, memory of what is kept) for all tiles; backwards for what was kept last, which still is in the cache.
-template <class T, class F>
-void for_tiles(const Shape& s, const bool* mask, T* kept, int64_t kept_of_one, bool backwards, int threads, F body) {
-    const int64_t together = std::max<int64_t>(1, TILE / whole<T>((int)s.tokens));
-    const int64_t tiles = (s.batch + together - 1) / together;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        Tile<T> tile;
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < tiles; ++k) {
-            const int64_t i = backwards ? tiles - 1 - k : k;
-            tile.set(s, mask, i * together, std::min(s.batch, (i + 1) * together));
-            body(tile, kept ? kept + i * together * kept_of_one : kept);
-        }
-    }
+template <class T> size_t work_of_attention(const Network<T>& net, const Shape& s) {
+    const size_t lanes = vectors<T>((int)s.tokens);
+    return 8 * net.head.rows() * lanes + attention_work(lanes);
 }
 
 template <class T> void slim_plan(const T*, Shape* s, int) {
     const std::vector<const T*> somewhere(4 * (2 + 4 * s->blocks), (const T*)s);
-    const Network<T> net(*s, somewhere.data());
-    s->kept = s->batch * kept_of_sample<T>(net, *s), s->parameters = 0;
-    net.for_each([&](const Linear<T>& map) { s->parameters += map.parameters(); });
+    s->kept = s->batch * kept_of_sample<T>(Network<T>(*s, somewhere.data()), *s);
 }
 
 // x (B, T, in) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
@@ -478,12 +328,12 @@ void slim(const T* x, T* y, T* kept, const bool* mask, const Shape* shape, const
     const Network<T> net(s, parameters);
     const int S = (int)s.scalars, C = (int)s.vectors;
     const size_t rows = net.stream.rows() + net.widest;
-    for_tiles(s, mask, kept, kept_of_sample<T>(net, s), false, threads, [&](const Tile<T>& tile, T* memory) {
+    const auto of_tile = [&](const Tile<T>& tile, T* memory) {
         const int n = tile.lanes;
         const size_t reused = kept ? 0 : Kept<T>::rows(net, s) + net.stream.rows() + 3;
-        T* stream = scratch<T, 0>((rows + reused) * tile_lanes<T>(s) + attention_work<T>(net, s));
-        T *ends = stream + net.stream.rows() * n, *work = ends + net.widest * n, *own = work + attention_work<T>(net, s);
-        tile.gather(s, x, net.embed.in.rows(), ends);
+        T* stream = scratch<T, 0>((rows + reused) * tile_lanes<T>(s.tokens) + work_of_attention<T>(net, s));
+        T *ends = stream + net.stream.rows() * n, *work = ends + net.widest * n, *own = work + work_of_attention<T>(net, s);
+        tile.gather(x, net.embed.in.rows(), ends);
         net.embed.forward(ends, stream, n);
         for (const Block<T>& b : net.blocks) {
             T*& next = kept ? memory : (memory = own);
@@ -500,31 +350,30 @@ void slim(const T* x, T* y, T* kept, const bool* mask, const Shape* shape, const
         T* last = kept ? memory : own;
         norm(net.stream, stream, last, last + net.stream.rows() * n, n);
         net.read_out.forward(last, ends, n);
-        tile.scatter(s, ends, net.read_out.out.rows(), y);
-    });
+        tile.scatter(ends, net.read_out.out.rows(), y);
+    };
+    for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(net, s), false, threads, of_tile);
 }
 
-// gy (B, T, out) to gx (B, T, in; zeros on entry, or null) and the gradients of all parameters, one after the other;
-// zeros on entry.
+// gy (B, T, out) to gx (B, T, in; zeros on entry, or null) and the gradients of all parameters, added to what is there.
 template <class T>
-void slim_gradient(const T* x, const T* gy, T* gx, T* gradients, T* kept, const bool* mask, const Shape* shape,
+void slim_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T* kept, const bool* mask, const Shape* shape,
                    const T* const* parameters, int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
     const int S = (int)s.scalars, C = (int)s.vectors;
-    T* const sums_of_threads = scratch<T, 1>(net.size * threads);
-    std::fill_n(sums_of_threads, net.size * threads, (T)0);
-    const size_t rows = 2 * net.stream.rows() + 2 * net.widest + 3 * net.narrowest;
-    for_tiles(s, mask, kept, kept_of_sample<T>(net, s), true, threads, [&](const Tile<T>& tile, T* memory) {
+    const Sums<T> all_sums(net.size, threads);
+    const size_t rows = 2 * net.stream.rows() + 2 * net.widest + 3 * net.turned;
+    const auto of_tile = [&](const Tile<T>& tile, T* memory) {
         const int n = tile.lanes, R = net.stream.rows();
-        T* sums = sums_of_threads + thread_number() * net.size;
-        T *g = scratch<T, 0>(rows * tile_lanes<T>(s) + attention_work<T>(net, s)), *gnormed = g + R * n;
+        T* sums = all_sums.own();
+        T *g = scratch<T, 0>(rows * tile_lanes<T>(s.tokens) + work_of_attention<T>(net, s)), *gnormed = g + R * n;
         T *wide = gnormed + R * n, *other = wide + net.widest * n, *turned = other + net.widest * n;
-        T* work = turned + 3 * net.narrowest * n;
+        T* work = turned + 3 * net.turned * n;
         std::vector<Kept<T>> blocks;
         for (int64_t i = 0; i < s.blocks; ++i) blocks.emplace_back(net, s, tile, memory);
 
-        tile.gather(s, gy, net.read_out.out.rows(), wide);
+        tile.gather(gy, net.read_out.out.rows(), wide);
         net.read_out.backward(memory, wide, gnormed, n, sums, turned);
         norm_gradient(net.stream, memory, memory + R * n, gnormed, g, n, false);
         for (int i = (int)s.blocks - 1; i >= 0; --i) {
@@ -539,13 +388,12 @@ void slim_gradient(const T* x, const T* gy, T* gx, T* gradients, T* kept, const 
             b.to_qkv.backward(k.attention_normed, other, gnormed, n, sums, turned);
             norm_gradient(net.stream, k.attention_normed, k.attention_factors, gnormed, g, n, true);
         }
-        tile.gather(s, x, net.embed.in.rows(), wide);
+        tile.gather(x, net.embed.in.rows(), wide);
         net.embed.backward(wide, g, gx ? other : gx, n, sums, turned);
-        if (gx) tile.scatter(s, other, net.embed.in.rows(), gx);
-    });
-    net.for_each([&](const Linear<T>& map) {
-        gradients = map.finish(sums_of_threads, threads, net.size, gradients);
-    });
+        if (gx) tile.scatter(other, net.embed.in.rows(), gx);
+    };
+    for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(net, s), true, threads, of_tile);
+    net.for_each([&](const TypedLinear<T>& map) { map.finish(all_sums, gradients); });
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eqscale import native
 from eqscale.errors import InputError
-from eqscale.models import transformer
+from eqscale.models import kernels
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
 
 needs_kernels = pytest.mark.skipif(not native.available(torch.zeros(1)), reason="no C++ compiler here")
@@ -126,7 +126,7 @@ def test_gradients_of_the_inputs_are_optional_and_change_no_others():
 def test_inference_gives_the_same_bits_and_keeps_nothing(monkeypatch):
     net, (x, mask) = network(config()), batch()
     want = net(x, mask)
-    monkeypatch.setattr(transformer, "Memory", None)
+    monkeypatch.setattr(kernels, "_Memory", None)
     with torch.no_grad():
         assert torch.equal(net(x, mask), want)
     with torch.inference_mode():
