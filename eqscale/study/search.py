@@ -120,7 +120,7 @@ def with_optimizer(preset: LearningRateSearch, optimizer: str) -> LearningRateSe
 class Search:
     """A source of trials: one Optuna study per cell (TPE, median pruner), kept in a journal that survives kills.
 
-    Trials that were running when a driver died are asked for again, with the same values, so that they go on
+    One trial of each cell is by the arm's recipe so far. Trials that were running when a driver died are asked for again, with the same values, so that they go on
     from their checkpoints; not those outside ranges that were changed since.
     """
 
@@ -156,7 +156,21 @@ class Search:
             if all(low <= trial.params.get(name, low) <= high for name, (low, high) in self._ranges.items()):
                 study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
             study.tell(trial.number, state=TrialState.FAIL)
+        # from where the sampler can look for something better
+        study.enqueue_trial(self._usual(cell), skip_if_exists=True)
         return study
+
+    def _usual(self, cell: Cell) -> dict[str, float]:
+        """Values of a trial by the arm's recipe so far, within the ranges."""
+        run = design_run(get_arm(cell.arm), cell.size, cell.budget, with_optimizer(self.preset, cell.optimizer), 0)
+        values = {
+            "learning_rate": run.learning_rate,
+            "log2_batch_size": int(math.log2(run.batch_size)),
+            "warmup": run.warmup,
+            "one_minus_momentum": 1 - run.momentum,
+            "weight_decay": run.weight_decay,
+        }
+        return {name: min(max(values[name], low), high) for name, (low, high) in self._ranges.items()}
 
     @property
     def _ranges(self) -> dict[str, tuple[Any, Any]]:

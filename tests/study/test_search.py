@@ -18,6 +18,7 @@ from eqscale.study.options import parse_options
 from eqscale.study.presets import SEARCHES
 from eqscale.study.search import Search, check_specs, check_table, fit_recipe, found_wanting, search_cells
 from eqscale.study.trials import Devices
+from eqscale.tasks import get_task
 from eqscale.training.spec import CurvePoint, RunRecord
 from tests.jobs import ROOT, run_here
 from tests.study.test_ledger import make_spec
@@ -93,6 +94,27 @@ def test_a_search_asks_each_cell_for_its_trials_and_learns_from_them(tmp_path):
         assert len({spec.seed for spec in tried if (spec.size, spec.budget) == (cell.size, cell.budget)}) == 20
     off = np.abs(np.log([spec.learning_rate / 1e-2 for spec in tried]))
     assert np.median(off[-40:]) < 0.7 * np.median(off[:20])  # the sampler closes in on the optimum
+
+
+def test_every_cell_has_one_trial_by_the_recipe_so_far_however_often_it_is_continued(tmp_path):
+    usual = get_arm("transformer").recipe
+    preset = dataclasses.replace(PRESET, rates=(1e-3, 1e-2))
+    by_recipe = []
+    for _ in range(3):
+        search = Search(preset, tmp_path / "journal")
+        for _ in range(10):
+            if spec := search.ask():
+                search.tell(spec, record(spec, 0.5))
+                by_recipe += [spec] * (spec.weight_decay == usual.weight_decay)
+    assert len(search) == 0
+    assert {(spec.size, spec.budget) for spec in by_recipe} == {(cell.size, cell.budget) for cell in search.cells}
+    assert len(by_recipe) == 4
+    for spec in by_recipe:
+        rate = usual.learning_rate(
+            get_arm("transformer").parameters(spec.size, get_task("rigid")), spec.steps, spec.batch_size
+        )
+        assert (spec.warmup, spec.momentum) == (usual.warmup, usual.momentum)
+        assert (spec.batch_size, spec.learning_rate) == (usual.batch_size(spec.budget), min(rate, 1e-2))
 
 
 def test_bad_trials_are_pruned_in_their_last_quarter(tmp_path):
