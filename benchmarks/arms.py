@@ -345,8 +345,8 @@ GROUPS = {
         (3e10,),
     ),
     "gatr-symmetry": Group(
-        "GATr: parity-typed (exact E(3)) against published, and the same backbone without symmetry",
-        lambda: [get_arm("gatr"), get_arm("gatr_published"), get_arm("gatr_off")],
+        "GATr: parity-typed (exact E(3)) against published",
+        lambda: [get_arm("gatr"), get_arm("gatr_published")],
         (Size(4, 1, 2), Size(4, 2, 2)),
         (1e11,),
     ),

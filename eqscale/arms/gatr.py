@@ -1,4 +1,4 @@
-"""The arm that builds the symmetry in, GATr, and its controls on the same backbone."""
+"""The arm that builds the symmetry in, GATr, and GATr as published."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.roles import Role
 from eqscale.tasks import Batch, Kind, Schema, Task
 
-LENGTHS = {"parity": 0.1, "published": 0.1, "off": 1.0}
-"""Unit of length of the multivectors over the task's. Larger networks train far better with a tenth (docs/arms.md);
-unconstrained maps don't know which components are lengths, and start with huge outputs."""
+LENGTH = 0.1
+"""Unit of length of the multivectors over the task's: larger networks train far better with a tenth (docs/arms.md)."""
 
 
 class GATrModel(nn.Module):
@@ -36,7 +35,7 @@ class GATrModel(nn.Module):
         """A model; ``scalars`` are the numbers (B, T, scalars_in) that its scalar channels hold."""
         super().__init__()
         self.net = GATr(config)
-        self.unit = LENGTHS[config.symmetry] * schema.length
+        self.unit = LENGTH * schema.length
         self.embed = published_multivectors if config.symmetry == "published" else multivectors
         self.scalars = scalars
         self.at = schema.target.at
@@ -99,28 +98,21 @@ _LADDER = tuple(
 )  # fmt: skip
 
 
-def _arm(name: str, description: str, symmetry: str, recipe: str | None = None, control_of: str | None = None) -> Arm:
-    recipes = fitted_recipes(recipe or name)
+def _arm(name: str, description: str, symmetry: str) -> Arm:
+    recipes = fitted_recipes("gatr")
     return Arm(
         name,
         description,
-        Role.CONTROL if control_of else Role.BUILD_IN,
+        Role.BUILD_IN,
         functools.partial(_build, symmetry=symmetry),
         functools.partial(_flops, symmetry=symmetry),
         _LADDER,
         recipes[0],
         optimal_cost=0.6,
         packed=lambda size, device: GATr.packs(device),
-        control_of=control_of,
         alternatives=recipes[1:],
     )
 
 
 BUILT_IN = _arm("gatr", "build it in: geometric algebra transformer, exactly E(3)-equivariant", "parity")
-ARMS = (
-    BUILT_IN,
-    _arm("gatr_published", "GATr as published: untyped channels, exact for rotations only", "published", recipe="gatr"),
-    _arm(
-        "gatr_off", "the control: GATr's backbone with unconstrained maps, no symmetry left", "off", control_of="gatr"
-    ),
-)
+ARMS = (BUILT_IN, _arm("gatr_published", "GATr as published: untyped channels, exact for rotations only", "published"))

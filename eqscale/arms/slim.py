@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from eqscale.arms.base import Arm, Size
-from eqscale.arms.gatr import LENGTHS
+from eqscale.arms.gatr import LENGTH
 from eqscale.arms.inputs import pooled
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
@@ -21,7 +21,7 @@ class SlimModel(nn.Module):
     def __init__(self, config: SlimConfig, schema: Schema) -> None:
         super().__init__()
         self.net = Slim(config)
-        self.unit = LENGTHS["parity"] * schema.length
+        self.unit = LENGTH * schema.length
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""

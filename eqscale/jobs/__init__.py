@@ -40,7 +40,7 @@ JOBS = {
         add_options=_next_runs,
     ),
     "data": Job("at fixed compute, what is more unique data worth to each arm?", "DATA_GRIDS", "data_grid"),
-    "controls": Job("does the symmetry make the difference?", "CONTROLS", "controls"),
+    "controls": Job("does an equivariant arm ignore the frame?", "CONTROLS", "controls"),
     "split": Job("what is the lead of the equivariant arm made of?", "SPLITS", "split"),
     "validate": Job("does a prediction hold above the budgets of the grid?", "VALIDATIONS", "validation"),
     "optimizers": Job("does the answer depend on the optimiser?", "OPTIMIZERS", "optimizers"),

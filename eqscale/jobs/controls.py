@@ -1,8 +1,8 @@
-"""Controls: does the symmetry make the difference, and does an equivariant arm ignore the frame?
+"""Control: does an equivariant arm ignore the frame?
 
-Trains GATr's backbone without the symmetry (gatr_off) at budgets of the compute grid, and gatr on the task's variant at
-two points of the grid, with Ray Tune. For the rigid task the variant is upright frames, where gatr must reach the same
-loss as in random frames. Logs every run to MLflow, and writes the run table and the report of the study.
+Trains gatr on the task's variant at two points of the compute grid with Ray Tune. For the rigid task the variant is
+upright frames, where gatr must reach the same loss as in random frames. Logs every run to MLflow, and writes the run
+table and the report of the study. `eqscale run split` has the controls that break a symmetry.
 
     eqscale run controls                    # preset quick: some minutes on two cores
     eqscale run controls --dry-run          # print the plan only

@@ -540,7 +540,7 @@ struct Network {
     int64_t channels_in, scalars_in, outputs;
     int64_t blocks, first_block, block_weights, weights;  // first_block: first weight of the blocks
     const int32_t *index, *gain_index;  // in the bank: of (weights), or -1: no weight; of (blocks, heads * distances)
-    int64_t keeps_maps, block_rows, kept_rows;  // see Kept; kept_rows: of the inputs, all blocks, and the final norm
+    int64_t block_rows, kept_rows;  // see Kept; kept_rows: of the inputs, all blocks, and the final norm
 };
 
 struct Batch {  // samples [i * per_tile, ...) make up tile i
@@ -560,15 +560,14 @@ struct Tokens {
     }
 };
 
-// Activations of a block of a tile that the backward pass reads, block_rows in all. Outputs of linear maps are null
-// where computing them again costs less than to write and read them.
+// Activations of a block of a tile that the backward pass reads, block_rows in all. Computing the outputs of linear maps
+// again costs less than to write and read them.
 template <class T> struct Kept {
-    T *normed, *scale, *attended, *normed2, *scale2, *qkv = nullptr, *factors = nullptr, *hidden = nullptr;
+    T *normed, *scale, *attended, *normed2, *scale2;
 
     Kept(const Network& n, T* at, int64_t ld) {
         normed = at, scale = normed + n.normed * ld, attended = scale + 2 * ld;
         normed2 = attended + n.attended * ld, scale2 = normed2 + n.normed * ld;
-        if (n.keeps_maps) qkv = scale2 + 2 * ld, factors = qkv + n.qkv * ld, hidden = factors + n.factors * ld;
     }
 };
 
@@ -619,13 +618,13 @@ template <class F> static void for_tiles(const Batch& b, int threads, F body) {
         body(thread, tiles * thread / threads, tiles * (thread + 1) / threads);
 }
 
-// The MLP of a block up to its last map; the other maps' outputs may be known.
+// The MLP of a block up to its last map.
 template <class T>
-static void mlp(const Network& n, const T* w, const T* normed, const T* reference, bool known, T* factors,
-                T* multiplied, T* hidden, T* gated, int ld, int lanes) {
-    if (!known) apply(n.to_factors, w, normed, factors, ld, lanes, false);
+static void mlp(const Network& n, const T* w, const T* normed, const T* reference, T* factors, T* multiplied,
+                T* hidden, T* gated, int ld, int lanes) {
+    apply(n.to_factors, w, normed, factors, ld, lanes, false);
     products(n.bilinear, factors, normed, reference, multiplied, ld, lanes);
-    if (!known) apply(n.from_products, w, multiplied, hidden, ld, lanes, false);
+    apply(n.from_products, w, multiplied, hidden, ld, lanes, false);
     gate(n.gate, hidden, gated, ld, lanes);
 }
 
@@ -664,20 +663,18 @@ static void gatr(const T* multivectors, const T* scalars, const T* bank, const T
             for (int64_t block = 0; block < n.blocks; ++block) {
                 const Kept<T> k(n, at, ld);
                 const T* w = weights.maps + n.first_block + block * weights.block_weights;
-                T *qkv = k.qkv ? k.qkv : first, *factors = k.factors ? k.factors : first;
-                T* hidden = k.hidden ? k.hidden : second;
                 norm(n.norm, x, k.normed, k.scale, ld, lanes);
-                apply(n.to_qkv, w, k.normed, qkv, ld, lanes, false);
+                apply(n.to_qkv, w, k.normed, first, ld, lanes, false);
                 for (int r = 0; r < n.attended; ++r)
                     std::fill(k.attended + r * ld + tile.count, k.attended + r * ld + lanes, (T)0);
                 std::fill_n(k.attended + n.attention.ones_row * ld, lanes, (T)1);
                 tile.for_samples([&](int64_t start, int len) {
-                    attention(n.attention, qkv + start, k.attended + start, ld, len,
+                    attention(n.attention, first + start, k.attended + start, ld, len,
                               weights.gains + block * weights.block_gains, buffers);
                 });
                 apply(n.from_heads, w, k.attended, x, ld, lanes, true);
                 norm(n.norm, x, k.normed2, k.scale2, ld, lanes);
-                mlp(n, w, k.normed2, reference ? ref : nullptr, false, factors, multiplied, hidden, gated, ld, lanes);
+                mlp(n, w, k.normed2, reference ? ref : nullptr, first, multiplied, second, gated, ld, lanes);
                 apply(n.to_stream, w, gated, x, ld, lanes, true);
                 if (kept) at += n.block_rows * ld;
             }
@@ -731,24 +728,22 @@ static void gatr_gradient(const T* g, const T* bank, const T* reference, const T
                 const int64_t first = n.first_block + block * weights.block_weights;
                 const T* w = weights.maps + first;
                 T* gws = gw + first;
-                T *factors = k.factors ? k.factors : again, *hidden = k.hidden ? k.hidden : gwide;
-                mlp(n, w, k.normed2, used, n.keeps_maps, factors, multiplied, hidden, gated, ld, lanes);
+                mlp(n, w, k.normed2, used, again, multiplied, gwide, gated, ld, lanes);
                 zero(gmiddle, n.gated);
                 apply_gradient(n.to_stream, w, gated, gx, gmiddle, gws, ld, lanes, buffers.turned);
-                gate_gradient(n.gate, hidden, gmiddle, gwide, ld, lanes);
+                gate_gradient(n.gate, gwide, gmiddle, gwide, ld, lanes);
                 zero(gmiddle, n.products), zero(gnormed, n.normed);
                 apply_gradient(n.from_products, w, multiplied, gwide, gmiddle, gws, ld, lanes, buffers.turned);
-                products_gradient(n.bilinear, factors, used, gmiddle, gwide, gnormed, ld, lanes);
+                products_gradient(n.bilinear, again, used, gmiddle, gwide, gnormed, ld, lanes);
                 apply_gradient(n.to_factors, w, k.normed2, gwide, gnormed, gws, ld, lanes, buffers.turned);
                 norm_gradient(n.norm, k.normed2, k.scale2, gnormed, gx, ld, lanes);
 
                 zero(gmiddle, n.attended), zero(gwide, n.qkv), zero(gnormed, n.normed);
                 apply_gradient(n.from_heads, w, k.attended, gx, gmiddle, gws, ld, lanes, buffers.turned);
-                T* qkv = k.qkv ? k.qkv : again;
-                if (!k.qkv) apply(n.to_qkv, w, k.normed, qkv, ld, lanes, false);
+                apply(n.to_qkv, w, k.normed, again, ld, lanes, false);
                 const int64_t gain = block * weights.block_gains;
                 tile.for_samples([&](int64_t start, int len) {
-                    attention_gradient(n.attention, qkv + start, gmiddle + start, gwide + start, ggains + gain, ld,
+                    attention_gradient(n.attention, again + start, gmiddle + start, gwide + start, ggains + gain, ld,
                                        len, weights.gains + gain, buffers);
                 });
                 apply_gradient(n.to_qkv, w, k.normed, gwide, gnormed, gws, ld, lanes, buffers.turned);

@@ -69,7 +69,7 @@ class Network(_Struct):
         *_tables("columns", "out_rows"),
         *_numbers("channels_in", "scalars_in", "outputs", "blocks", "first_block", "block_weights", "weights"),
         *_tables("index", "gain_index"),
-        *_numbers("keeps_maps", "block_rows", "kept_rows"),
+        *_numbers("block_rows", "kept_rows"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Controls: arms without their symmetry, and the same arm on another variant of the task."""
+"""Controls: arms whose symmetry is broken, and the same arm on another variant of the task."""
 
 from __future__ import annotations
 
@@ -47,18 +47,6 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
     """What the controls show, one sentence each."""
     controls, grid = study.part("controls"), study.part("compute")
     lines = []
-    for arm, other in sorted(study.roles.control_of.items()):
-        means = controls[controls["arm"] == arm].groupby(["budget", "N"])["loss"].mean()
-        best = grid[grid["arm"] == other].groupby(["budget", "N"])["loss"].mean().groupby("budget").min()
-        ratio = (means.groupby("budget").min() / best).dropna()
-        smallest = all(len(at) > 1 and at.idxmin()[1] == at.index[0][1] for _, at in means.groupby("budget"))
-        if len(ratio):
-            said = ", ".join(f"{value:.2f} at {budget:.2g}" for budget, value in ratio.items())
-            lines.append(
-                f"With the symmetry switched off in the same backbone, the loss of the best `{arm}` over that of the "
-                f"best `{other}` is {said} executed FLOPs ({link('controls')})"
-                + ("; its smallest size is its best at every budget." if smallest else ".")
-            )
     if variant := study.wording.variant:
         same = [
             f"`{point[0]}` in {point[1]} {variant.many} at {point[2]:.2g}: {_compared(runs, twin, noise)}"

@@ -166,7 +166,7 @@ def design_run(
     )
 
 
-def _extra_sizes(preset: ComputeGrid | Controls, arm: Arm, budget: float, planned: Sequence[Size]) -> list[Size]:
+def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence[Size]) -> list[Size]:
     """Sizes of ``extra_sizes`` for an arm and budget that aren't planned anyway."""
     found = []
     rungs = {str(size): size for size in arm.sizes(budget)}
@@ -188,7 +188,7 @@ def _seeds(preset: ComputeGrid | DataGrid | Controls, at: float) -> tuple[int, .
     return preset.seeds if at <= preset.replicate_up_to else preset.seeds[:1]
 
 
-def compute_grid(preset: ComputeGrid | Controls) -> list[RunSpec]:
+def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     """Budgets x arms x sizes, extra ones included, x seeds, each run spending its budget exactly.
 
     Raises InputError for an unknown arm or extra size, or a budget that is too small.
@@ -279,16 +279,17 @@ def aspect_ratio_grid(preset: AspectRatio) -> list[RunSpec]:
 
 
 def controls_grid(preset: Controls) -> list[RunSpec]:
-    """The control runs: ``arms`` x budgets x sizes x seeds, and one size of ``variant_arms`` on the task's variant.
+    """Arms x budgets x seeds on the task's variant, at one size of the compute grid.
 
-    Its size is the middle one (of an even number, the lower) of those that the compute grid trains at the budget, so
+    The size is the middle one (of an even number, the lower) of those that the compute grid trains at the budget, so
     that each of these runs has twins on the unchanged task.
 
-    Raises InputError for an unknown arm or extra size, or a budget that is too small.
+    Raises InputError for an unknown arm, a budget that is too small, or a task without a variant.
     """
-    specs = compute_grid(preset)
-    variant = get_task(preset.task).variant
-    for budget, name in itertools.product(preset.variant_budgets, preset.variant_arms if variant else ()):
+    if not (variant := get_task(preset.task).variant):
+        raise InputError(f"--task {preset.task} has no variant that an equivariant arm should ignore")
+    specs = []
+    for budget, name in itertools.product(preset.budgets, preset.arms):
         arm = get_arm(name)
         size = choose_sizes(arm, budget, preset.grid_sizes, preset)[(preset.grid_sizes - 1) // 2]
         specs += [design_run(arm, size, budget, preset, seed, variant=variant) for seed in _seeds(preset, budget)]

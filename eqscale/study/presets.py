@@ -38,13 +38,6 @@ class Preset:
     min_steps: int = _option("models that would train for fewer steps than this at a budget are left out")
 
 
-_EXTRA_SIZES: Any = _option(
-    "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of the others "
-    "(of the compute grid: optima at an edge, in its report)",
-    (),
-)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputeGrid(Preset):
     """Budgets x arms x sizes x seeds."""
@@ -52,7 +45,11 @@ class ComputeGrid(Preset):
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, e.g. 1e10 3e10 1e11")
     sizes_per_budget: int = _option("model sizes trained at each budget (isoFLOP points)")
     replicate_up_to: float = _option("larger budgets are trained with the first seed only", 0)
-    extra_sizes: tuple[str, ...] = _EXTRA_SIZES
+    extra_sizes: tuple[str, ...] = _option(
+        "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of the others "
+        "(of the compute grid: optima at an edge, in its report)",
+        (),
+    )
 
 
 def extra_size(text: str) -> tuple[str, float, str]:
@@ -85,13 +82,9 @@ class AspectRatio(Preset):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Controls(Preset):
-    """Controls, and arms of the compute grid on a variant of the task."""
+    """Arms of the compute grid on the task's variant."""
 
-    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid")
-    sizes_per_budget: int = _option("model sizes trained at each budget")
-    extra_sizes: tuple[str, ...] = _EXTRA_SIZES
-    variant_arms: tuple[str, ...] = _option("arms of the compute grid that are also trained on the task's variant")
-    variant_budgets: tuple[float, ...] = _option("budgets of those, one size each")
+    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid; one size each")
     grid_sizes: int = _option("sizes per budget of the compute grid, a middle one of which is trained on the variant")
     replicate_up_to: float = _option("larger budgets are trained with the first seed only", 0)
 
@@ -143,7 +136,7 @@ def overridden(preset: P, values: Mapping[str, Any]) -> P:
         samples = min(preset.test_samples_per_system, get_task(values["task"]).samples_per_system)
         lost = {"task_options": (), "test_samples_per_system": samples}
     changed = dataclasses.replace(preset, **(lost | dict(values)))
-    if not isinstance(changed, ComputeGrid | Controls) or "extra_sizes" in values:
+    if not isinstance(changed, ComputeGrid) or "extra_sizes" in values:
         return changed
     entries = [(text, extra_size(text)) for text in changed.extra_sizes]
     kept = (text for text, (arm, at, _) in entries if arm in changed.arms and at in changed.budgets)
@@ -238,32 +231,12 @@ ASPECT_RATIOS: dict[str, AspectRatio] = {
     "paper": AspectRatio(budgets=(1e17,), costs=(1.0, 3.0), depths=(2, 4, 8, 16), **(_PAPER | {"seeds": (0, 1)})),
 }
 
-_CONTROLS: dict[str, Any] = {"arms": ("gatr_off",), "variant_arms": ("gatr",)}
+_CONTROLS: dict[str, Any] = {"arms": ("gatr",)}
 
 CONTROLS: dict[str, Controls] = {
-    "quick": Controls(
-        budgets=(1e10, 3e10, 1e11),
-        sizes_per_budget=2,
-        variant_budgets=(1e10, 3e10),
-        grid_sizes=4,
-        **(_QUICK | _CONTROLS),
-    ),
-    "cpu": Controls(
-        budgets=(1e11, 1e12, 3e12),
-        sizes_per_budget=3,
-        extra_sizes=("gatr_off:3e12:2x1",),  # the smallest is its best at every budget, and there is none below
-        variant_budgets=(1e11, 1e12),
-        grid_sizes=6,
-        replicate_up_to=1e12,
-        **(_CPU | _THREE_SEEDS | _CONTROLS),
-    ),
-    "paper": Controls(
-        budgets=(1e16, 1e17, 1e18),
-        sizes_per_budget=3,
-        variant_budgets=(1e16, 1e17),
-        grid_sizes=6,
-        **(_PAPER | _CONTROLS),
-    ),
+    "quick": Controls(budgets=(1e10, 3e10), grid_sizes=4, **(_QUICK | _CONTROLS)),
+    "cpu": Controls(budgets=(1e11, 1e12), grid_sizes=6, replicate_up_to=1e12, **(_CPU | _THREE_SEEDS | _CONTROLS)),
+    "paper": Controls(budgets=(1e16, 1e17), grid_sizes=6, **(_PAPER | _CONTROLS)),
 }
 
 _SPLIT: dict[str, Any] = {
@@ -294,7 +267,7 @@ VALIDATIONS: dict[str, Validation] = {
 }
 
 # gatr_published, an option for comparison, trains by gatr's recipe.
-_SEARCHED: dict[str, Any] = {"arms": ("transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off")}
+_SEARCHED: dict[str, Any] = {"arms": _PAPER["arms"]}
 _SMALL: dict[str, Any] = {"test_systems": 1000, "test_samples_per_system": 2, "cost_range": 10.0, "min_steps": 20}
 _RANGES: dict[str, Any] = {"rates": (1e-3, 1e-1), "warmups": (0.05, 0.6), "momenta": (0.8, 0.98), "decays": (1e-3, 0.3)}
 _SEARCH: dict[str, Any] = _RANGES | {"sizes_per_budget": 2, "trials": 16}

@@ -120,8 +120,9 @@ def with_optimizer(preset: LearningRateSearch, optimizer: str) -> LearningRateSe
 class Search:
     """A source of trials: one Optuna study per cell (TPE, median pruner), kept in a journal that survives kills.
 
-    One trial of each cell is by the arm's recipe so far. Trials that were running when a driver died are asked for again, with the same values, so that they go on
-    from their checkpoints; not those outside ranges that were changed since.
+    One trial of each cell is by the arm's recipe so far. Trials that were running when a driver died are asked for
+    again, with the same values, so that they go on from their checkpoints; not those outside ranges that were changed
+    since.
     """
 
     def __init__(self, preset: LearningRateSearch, journal: Path) -> None:

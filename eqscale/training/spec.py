@@ -77,7 +77,9 @@ class RunSpec:
     """Results version of the code that it is for; only the present one can be trained."""
 
     def __post_init__(self) -> None:
-        arm, task = get_arm(self.arm), get_task(self.task)
+        # Runs of earlier results versions are only read, and their arm may be gone.
+        arm = get_arm(self.arm) if self.version == RESULTS_VERSION else None
+        task = get_task(self.task)
         system, systems, samples = task.words.unit.one, task.words.unit.many, task.words.sample.many
         object.__setattr__(self, "view", _view(task, self.view))
         get_optimizer(self.optimizer)
@@ -106,7 +108,8 @@ class RunSpec:
             f"{self.test_samples_per_system} test {samples} per {system}; a {system} has {task.samples_per_system}",
         )
         try:
-            arm.flops(self.size, task)
+            if arm:
+                arm.flops(self.size, task)
         except InputError as error:
             raise InputError(f"run of arm {self.arm}, size {self.size}: {error}") from error
 
@@ -269,7 +272,7 @@ class RunRecord:
     @property
     def outdated(self) -> bool:
         """True for a record of an earlier results version: the same run would have another identity now."""
-        return self.run_id != dataclasses.replace(self.spec, version=RESULTS_VERSION).run_id
+        return self.spec.version != RESULTS_VERSION or self.run_id != self.spec.run_id
 
     def to_json(self, indent: int | None = 1) -> str:
         """Serialise, losslessly, under the task's stored names, with a digest; on one line with ``indent`` None."""

@@ -96,10 +96,10 @@ def test_what_padding_holds_changes_nothing(name, batch):
 
 
 def test_every_arm_says_how_it_meets_the_symmetry():
-    roles = {name: str(get_arm(name).role) for name in (*ARMS, "gatr_off")}
+    roles = {name: str(get_arm(name).role) for name in (*ARMS, "gatr_turned")}
     assert (roles["transformer"], roles["transformer_aug"]) == ("learn", "augment")
     assert (roles["transformer_aligned"], roles["gatr"]) == ("align", "build_in")
-    assert (roles["gatr_off"], get_arm("gatr_off").control_of) == ("control", "gatr")
+    assert (roles["gatr_turned"], get_arm("gatr_turned").control_of) == ("control", "gatr")
     with pytest.raises(InputError, match=r"arm 'gatr': role 'lead'; choose from learn, augment, align, build_in"):
         dataclasses.replace(get_arm("gatr"), role="lead")
     for wrong in ({"role": "control"}, {"control_of": "transformer"}):

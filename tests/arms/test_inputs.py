@@ -107,10 +107,9 @@ def test_arms_that_build_the_symmetry_in_are_exact_for_every_kind_of_field_and_t
     assert relative_gap(build(arm, task), batch, motions()[motion]) < 1e-10
 
 
-@pytest.mark.parametrize("arm", ["transformer", "gatr_off"])
-def test_arms_without_the_symmetry_are_not_equivariant(arm):
+def test_an_arm_without_the_symmetry_is_not_equivariant():
     task = Toy(TARGETS["direction at its token"])
-    assert relative_gap(build(arm, task), draw(task), motions()["rotation or reflection"]) > 0.1
+    assert relative_gap(build("transformer", task), draw(task), motions()["rotation or reflection"]) > 0.1
 
 
 def test_gatr_as_published_is_exact_for_rotations_about_the_origin():
@@ -199,7 +198,7 @@ def test_a_sample_is_predicted_as_if_it_were_alone(arm, task):
 
 
 def test_flops_and_parameters_are_counted_for_every_target(task):
-    for arm in ("transformer", "gatr_off", "gatr_published", *EXACT):
+    for arm in ("transformer", "gatr_published", *EXACT):
         size = get_arm(arm).ladder[4]
         assert get_arm(arm).parameters(size, task) == sum(p.numel() for p in build(arm, task).parameters())
         assert get_arm(arm).flops(size, task).executed.total(T, T * T) > 0

@@ -27,16 +27,6 @@ def basis_maps() -> Tensor:
 def linear(layer: Linear, mv: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     source, target = layer.map.source, layer.map.target
     bias = layer.bias
-    if not layer.map.symmetric:
-        # The dense matrix is stored in planar rows: bring both sides into that order.
-        rows_in = [r for c in range(source.channels) for r in source.multivector(c)]
-        rows_in += [source.scalar(i) for i in range(source.scalars)]
-        rows_in = [r if r < source.ones_row else r - 1 for r in rows_in]
-        rows_out = [r for c in range(target.channels) for r in target.multivector(c)]
-        rows_out += [target.scalar(i) for i in range(target.scalars)]
-        x = torch.cat([mv.flatten(-2), s], -1)
-        y = x @ layer.dense[rows_out][:, rows_in].T + bias[rows_out]
-        return y[..., : 16 * target.channels].unflatten(-1, (target.channels, 16)), y[..., 16 * target.channels :]
     out = mv.new_zeros(*mv.shape[:-2], target.channels, 16)
     if target.true and source.true:
         out[..., : target.true, :] = torch.einsum(

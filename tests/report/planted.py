@@ -20,7 +20,7 @@ ROLES = {
     "transformer": "learn",
     "transformer_aug": "augment",
     "gatr": "build_in",
-    "gatr_off": "control",
+    "gatr_turned": "control",
     "egnn": "build_in",
 }
 """egnn: another arm that builds the symmetry in, planted where a test needs a second."""
@@ -70,7 +70,7 @@ def row(arm, spec, budget, N, seed, value, **extra):
         budget=budget, seed=seed, status="finished", N=round(N), D=D, loss=value, loss_se=0.01,
         flops_executed=budget, flops_nominal=nominal * budget, seconds=budget / speed, width=8, depth=1,
         steps=round(D / 5000), batch_size=32, epochs=0.5, hardware="cpu, 1 thread", code="test", task="rigid",
-        data="digest", frame="random", role=ROLES[arm], control_of="gatr" if arm == "gatr_off" else None,
+        data="digest", frame="random", role=ROLES[arm], control_of="gatr" if arm == "gatr_turned" else None,
         unique_scenes=10**6, unique_tokens=D,
     ) | extra  # fmt: skip
 
@@ -119,7 +119,7 @@ def controls(arms):
     at = grid[(grid["arm"] == "gatr") & (grid["budget"] == 1e11)]
     point = at[at["N"] == at.groupby("N")["loss"].mean().idxmin()]
     upright = point.iloc[:1].assign(frame="upright", run_id="upright", name="gatr-upright")
-    off = row("gatr_off", spec, 1e11, 5000, 0, 1.3 * float(point["loss"].mean()))
+    off = row("gatr_turned", spec, 1e11, 5000, 0, 1.3 * float(point["loss"].mean()))
     return pd.concat([upright, pd.DataFrame([off])])
 
 

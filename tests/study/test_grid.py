@@ -120,14 +120,17 @@ def test_sizes_are_spread_around_the_guessed_optimum():
 @pytest.mark.parametrize("name", CONTROLS)
 def test_upright_controls_have_twins_in_the_compute_grid(name):
     specs = controls_grid(CONTROLS[name])
-    off = {(spec.budget, spec.size) for spec in specs if spec.arm == "gatr_off"}
-    assert len({budget for budget, _ in off}) == 3
-    upright = [spec for spec in specs if spec.options["frame"] == "upright"]
-    assert len({spec.budget for spec in upright}) == 2
+    assert len({spec.budget for spec in specs}) == 2
+    assert {spec.options["frame"] for spec in specs} == {"upright"}
     grid = {spec.run_id for spec in compute_grid(COMPUTE_GRIDS[name])}
-    for spec in upright:
+    for spec in specs:
         assert dataclasses.replace(spec, view=()).run_id in grid
         assert spec.run_id not in grid
+
+
+def test_a_task_without_a_variant_has_no_control():
+    with pytest.raises(InputError, match="--task forces has no variant"):
+        controls_grid(dataclasses.replace(CONTROLS["quick"], task="forces", task_options=()))
 
 
 @pytest.mark.parametrize("name", VALIDATIONS)
@@ -156,10 +159,6 @@ def test_sizes_are_added_where_they_are_asked_for():
     extra = (f"transformer:1e11:{new}", f"transformer:1e11:{min(known, key=str)}")
     added = [s for s in compute_grid(dataclasses.replace(QUICK, extra_sizes=extra)) if s not in before]
     assert [(spec.arm, spec.budget, spec.size) for spec in added] == [("transformer", 1e11, new)]
-    controls = CONTROLS["cpu"]
-    before = controls_grid(dataclasses.replace(controls, extra_sizes=()))
-    added = [spec for spec in controls_grid(controls) if spec not in before]
-    assert [f"{s.arm}:{s.budget:.0e}:{s.size}".replace("+", "") for s in added] == list(controls.extra_sizes)
 
 
 def test_extra_sizes_of_a_preset_go_with_their_arms_and_budgets():

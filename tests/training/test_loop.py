@@ -65,8 +65,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("arm", "killed_at"),
-    [("transformer", 1), ("transformer_aug", 2), ("transformer_aligned", 13), ("gatr", 29), ("gatr_off", 18)],
+    ("arm", "killed_at"), [("transformer", 1), ("transformer_aug", 2), ("transformer_aligned", 13), ("gatr", 29)]
 )
 def test_a_killed_run_resumes_to_the_same_bits(windows, tmp_path, monkeypatch, arm, killed_at):
     spec = make_spec(arm=arm, size=Size(4, 1, 2))
@@ -180,7 +179,7 @@ def test_a_nan_ends_the_run_as_diverged(windows, tmp_path, monkeypatch):
     assert not (tmp_path / "w.pt").exists()
 
 
-@pytest.mark.parametrize("arm", ["transformer", "transformer_aug", "transformer_aligned", "gatr", "gatr_off"])
+@pytest.mark.parametrize("arm", ["transformer", "transformer_aug", "transformer_aligned", "gatr"])
 def test_executed_flops_are_those_of_the_steps_taken(windows, tmp_path, monkeypatch, arm):
     """torch's counter over the steps of a run. It sees matrix products only, so kernels are switched off and GATr's
     geometric products and joins, elementwise then, are added. Without kernels padding costs something: batches have

@@ -106,7 +106,7 @@ def group_of(parameter, optimizer):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("arm", ["transformer", "gatr", "gatr_published", "gatr_off"])
+@pytest.mark.parametrize("arm", ["transformer", "gatr", "gatr_published", "gatr_slim"])
 def test_only_matrices_decay(arm, name):
     model = build_model(make_spec(arm=arm, size=Size(8, 2, 2)))
     optimizer = get_optimizer(name).build(model, 3e-3, 0.01, 0.9)

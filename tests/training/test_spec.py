@@ -12,7 +12,7 @@ from eqscale.tasks.rigid.task import data_spec
 from eqscale.training import optim
 from eqscale.training.loop import train
 from eqscale.training.optim import Optimizer
-from eqscale.training.spec import ADDED, RunRecord, RunSpec
+from eqscale.training.spec import ADDED, RESULTS_VERSION, RunRecord, RunSpec
 from eqscale.wording import Wording
 from tests.training.test_loop import make_spec
 
@@ -212,3 +212,11 @@ def test_a_spec_that_cannot_work_is_refused_in_one_line(change, message):
     with pytest.raises(InputError, match=message) as error:
         dataclasses.replace(make_spec(), **change)
     assert "\n" not in str(error.value)
+
+
+def test_a_published_run_outlives_its_arm():
+    line = next(line for line in records() if '"gatr_off"' in line)
+    record = RunRecord.from_json(line)
+    assert (record.spec.arm, record.spec.version) == ("gatr_off", 4)
+    with pytest.raises(InputError, match="unknown arm 'gatr_off'"):
+        dataclasses.replace(record.spec, version=RESULTS_VERSION)

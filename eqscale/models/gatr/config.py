@@ -10,7 +10,7 @@ from eqscale.models.gatr.bilinear import Bilinear
 from eqscale.models.gatr.layout import Layout
 from eqscale.models.gatr.linear import LinearMap
 
-SYMMETRIES = ("parity", "published", "off")
+SYMMETRIES = ("parity", "published")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,7 @@ class GATrConfig:
     """Query heads; keys and values are shared (multi-query)."""
     symmetry: str = "parity"
     """"parity": typed channels, exact under E(3). "published": the untyped formulation of the papers (all
-    channels true, joins times e123 of the mean input multivector of a sample). "off": unconstrained 16 x 16 maps,
-    unchanged products (control)."""
+    channels true, joins times e123 of the mean input multivector of a sample)."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -86,7 +85,7 @@ class BlockMaps:
     @classmethod
     def of(cls, config: GATrConfig) -> BlockMaps:
         """Structure of every block of a network."""
-        c, symmetric = config, config.symmetry != "off"
+        c = config
         stream = Layout(c.true, c.pseudo, c.scalars)
         normed = dataclasses.replace(stream, ones=True)
         hidden = Layout(2 * c.true, 2 * c.pseudo, 2 * c.scalars)
@@ -102,11 +101,11 @@ class BlockMaps:
             stream,
             attention,
             products,
-            to_qkv=LinearMap(normed, attention.source, symmetric),
-            from_heads=LinearMap(attention.out, stream, symmetric),
-            to_factors=LinearMap(normed, products.inputs, symmetric),
-            from_products=LinearMap(products.outputs, hidden, symmetric),
-            to_stream=LinearMap(dataclasses.replace(hidden, ones=True), stream, symmetric),
+            to_qkv=LinearMap(normed, attention.source),
+            from_heads=LinearMap(attention.out, stream),
+            to_factors=LinearMap(normed, products.inputs),
+            from_products=LinearMap(products.outputs, hidden),
+            to_stream=LinearMap(dataclasses.replace(hidden, ones=True), stream),
         )
 
     @property
@@ -117,9 +116,9 @@ class BlockMaps:
 
 def border_maps(config: GATrConfig) -> tuple[LinearMap, LinearMap]:
     """Linear maps from the inputs to the stream and from the stream to the outputs."""
-    c, symmetric = config, config.symmetry != "off"
+    c = config
     source = Layout(c.true_in, c.pseudo_in, c.scalars_in, ones=True)
     stream = Layout(c.true, c.pseudo, c.scalars)
     target = Layout(c.true_out, c.pseudo_out, c.scalars_out)
     normed = dataclasses.replace(stream, ones=True)
-    return LinearMap(source, stream, symmetric), LinearMap(normed, target, symmetric)
+    return LinearMap(source, stream), LinearMap(normed, target)

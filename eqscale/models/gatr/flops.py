@@ -41,8 +41,6 @@ def gatr_training_flops(config: GATrConfig) -> TrainingFlops:
 
 def _nominal_weights(linear: LinearMap) -> int:
     s, t = linear.source, linear.target
-    if not linear.symmetric:
-        return math.prod(linear.parameter_shapes["dense"])
     shapes = linear.parameter_shapes
     pairs = t.true * s.true + t.pseudo * s.pseudo
     return 256 * pairs + math.prod(shapes["from_scalars"]) + math.prod(shapes["to_scalars"])

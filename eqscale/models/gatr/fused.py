@@ -131,11 +131,7 @@ def _tables(config: GATrConfig) -> _Tables:
     gate_rows = [
         (*hidden.multivector(c), *gated.multivector(c), hidden.invariant(c)) for c in range(hidden.channels)
     ]  # fmt: skip
-    # Dense maps take longer to compute again than their outputs take to write and read.
-    keeps_maps = config.symmetry == "off"
     block_rows = 2 * (normed.rows + 2) + attention.out.rows
-    if keeps_maps:
-        block_rows += attention.source.rows + products.inputs.rows + hidden.rows
     network = interface.Network(
         **borders,
         **inner,
@@ -177,7 +173,6 @@ def _tables(config: GATrConfig) -> _Tables:
         weights=weights(),
         index=at(torch.cat(index)),
         gain_index=at(gains),
-        keeps_maps=keeps_maps,
         block_rows=block_rows,
         kept_rows=embed.source.rows + config.blocks * block_rows + normed.rows + 2,
     )

@@ -46,14 +46,11 @@ class LinearMap:
 
     source: Layout
     target: Layout
-    symmetric: bool = True
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The dense products; one for everything if not ``symmetric``."""
+        """The dense products."""
         s, t = self.source, self.target
-        if not self.symmetric:
-            return (Block(0, 0, 1, t.rows, s.rows),)
         head = Block(0, 0, 1, t.head, s.head)
         planes_true = Block(t.head, s.head, 7, 2 * t.true, 2 * s.true)
         planes_pseudo = Block(t.head + 14 * t.true, s.head + 14 * s.true, 7, 2 * t.pseudo, 2 * s.pseudo)
@@ -65,8 +62,6 @@ class LinearMap:
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameters: multivector maps per parity, scalars into and out of the rest, bias."""
         s, t = self.source, self.target
-        if not self.symmetric:
-            return {"dense": (t.rows, s.rows - 1), "bias": (t.rows,)}
         return {
             "true": (t.true, s.true, MAPS),
             "pseudo": (t.pseudo, s.pseudo, MAPS),
@@ -86,29 +81,25 @@ class LinearMap:
             number[name] = torch.arange(first, first + math.prod(shape)).reshape(shape)
             first += math.prod(shape)
         full = torch.zeros(t.rows, s.rows, dtype=torch.int64)
-        bias_rows = list(range(t.rows))
-        if not self.symmetric:
-            full[:, [i for i in range(s.rows) if i != s.ones_row]] = number["dense"]
-        else:
-            for true in (True, False):
-                outs = [c for c in range(t.channels) if t.is_true(c) == true]
-                ins = [c for c in range(s.channels) if s.is_true(c) == true]
-                maps = number["true" if true else "pseudo"]
-                if not outs or not ins:
-                    continue
-                out_rows = torch.tensor([t.multivector(c) for c in outs])
-                in_rows = torch.tensor([s.multivector(c) for c in ins])
-                for component in range(16):
-                    full[out_rows[:, None, component], in_rows[None, :, component]] = maps[..., GRADES[component]]
-                for a, b in zip(EUCLIDEAN, IDEAL, strict=True):
-                    full[out_rows[:, None, b], in_rows[None, :, a]] = maps[..., 5 + GRADES[a]]
-            scalars_in = [s.scalar(i) for i in range(s.scalars)]
-            scalars_out = [t.scalar(i) for i in range(t.scalars)]
-            bias_rows = [t.invariant(c) for c in range(t.channels)] + scalars_out
-            full[torch.tensor(bias_rows)[:, None], torch.tensor(scalars_in, dtype=torch.int64)] = number["from_scalars"]
-            read = [s.invariant(c) for c in range(s.channels)]
-            read += [s.multivector(c)[INDEX["e123"]] for c in range(s.true, s.channels)]
-            full[torch.tensor(scalars_out, dtype=torch.int64)[:, None], torch.tensor(read)] = number["to_scalars"]
+        for true in (True, False):
+            outs = [c for c in range(t.channels) if t.is_true(c) == true]
+            ins = [c for c in range(s.channels) if s.is_true(c) == true]
+            maps = number["true" if true else "pseudo"]
+            if not outs or not ins:
+                continue
+            out_rows = torch.tensor([t.multivector(c) for c in outs])
+            in_rows = torch.tensor([s.multivector(c) for c in ins])
+            for component in range(16):
+                full[out_rows[:, None, component], in_rows[None, :, component]] = maps[..., GRADES[component]]
+            for a, b in zip(EUCLIDEAN, IDEAL, strict=True):
+                full[out_rows[:, None, b], in_rows[None, :, a]] = maps[..., 5 + GRADES[a]]
+        scalars_in = [s.scalar(i) for i in range(s.scalars)]
+        scalars_out = [t.scalar(i) for i in range(t.scalars)]
+        bias_rows = [t.invariant(c) for c in range(t.channels)] + scalars_out
+        full[torch.tensor(bias_rows)[:, None], torch.tensor(scalars_in, dtype=torch.int64)] = number["from_scalars"]
+        read = [s.invariant(c) for c in range(s.channels)]
+        read += [s.multivector(c)[INDEX["e123"]] for c in range(s.true, s.channels)]
+        full[torch.tensor(scalars_out, dtype=torch.int64)[:, None], torch.tensor(read)] = number["to_scalars"]
         full[torch.tensor(bias_rows), s.ones_row] = number["bias"]
         return full
 
@@ -147,8 +138,6 @@ class Linear(nn.Module):
             parameter.uniform_(-gain, gain)
             if name in ("true", "pseudo"):
                 parameter.mul_(gains / math.sqrt(parameter.shape[1]))
-            elif name == "dense":
-                parameter.div_(math.sqrt(parameter.shape[1]))
             elif name == "to_scalars":
                 parameter.div_(to_scalars)
             else:  # from_scalars and bias: first the rows of multivectors, then those of scalars
@@ -159,7 +148,7 @@ class Linear(nn.Module):
     def shift_invariants(self, channels: Iterable[int]) -> None:
         """Add 1 to the biases of the invariant components of some target channels."""
         for channel in channels:
-            self.bias[channel if self.map.symmetric else self.map.target.invariant(channel)] += 1.0
+            self.bias[channel] += 1.0
 
     def extra_repr(self) -> str:
         """Channels, for printing the module."""
