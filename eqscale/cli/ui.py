@@ -83,8 +83,8 @@ def _free_port(host: str, port: int) -> int:
     Raises InputError if it can't: the links would open somebody else's server.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.create_server(address[:2], family=family) as server:
+        family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.create_server((address[0], port), family=family) as server:
             return server.getsockname()[1]
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
