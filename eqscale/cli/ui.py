@@ -17,6 +17,9 @@ To compare single runs by hand, write into the page's search field
     tags.budget = '1e+10' and tags.outcome = 'finished'         those of one budget
 then look at their curves in the chart view, or tick some and press Compare. For tables and laws of them:
     eqscale fit mlflow:eqscale-NAME --by arm --where outcome=finished
+
+From another machine: ssh -L 5000:localhost:5000 HOST, or --host 0.0.0.0 in a network that you trust: MLflow asks
+nobody for a password. A browser that doesn't know the name in the link opens it at 127.0.0.1 as well.
 """
 
 LOCAL_NAME = "eqscale.localhost"

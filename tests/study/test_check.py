@@ -12,7 +12,7 @@ from eqscale.errors import InputError
 from eqscale.study.check import Study, check, mend
 from eqscale.study.description import read_description
 from eqscale.study.overview import drawn
-from eqscale.study.records import records_path, write_records
+from eqscale.study.records import PublishedRecords, records_path, write_records
 from eqscale.study.table import run_table, write_table
 from eqscale.study.tracking import RUN_TAG, Tracker
 from eqscale.study.trials import Storage
@@ -312,3 +312,25 @@ def test_the_command_says_it_with_its_exit_code(study, capsys):
     assert f"there is no study 'absent' in {str(study.storage.study.parent)!r}; there are: {study.name}" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("verb", ["mend", "adopt"])
+def test_what_writes_to_a_study_ends_where_its_lock_is_gone(study, verb, monkeypatch, capsys):
+    lose_a_table_row(study)
+    ledger, table = study.storage.ledger, (study.results / "runs.csv").read_bytes()
+    lost = next(ledger.folder.glob("*.json"))
+    lost.unlink()
+    missing = PublishedRecords.missing
+
+    def while_another_starts(published, ledger):
+        (study.storage.study / "driver.lock").unlink()
+        return missing(published, ledger)
+
+    monkeypatch.setattr(PublishedRecords, "missing", while_another_starts)
+    place = ["--storage", str(study.storage.study.parent)]
+    mending = ["check", study.name, *place, "--mend", "--results", str(study.results), "--tracking-uri"]
+    adopting = ["adopt", str(study.results), *place, "--study", study.name]
+    assert main([*mending, study.tracking_uri] if verb == "mend" else adopting) == 2
+    assert "its driver.lock was deleted or replaced; it ends" in capsys.readouterr().err
+    assert not lost.exists()
+    assert (study.results / "runs.csv").read_bytes() == table

@@ -40,6 +40,21 @@ def test_an_empty_ledger_adopts_all_that_was_published(ledger, tmp_path):
     assert records_path(tmp_path).read_bytes() == text
 
 
+def test_nothing_is_adopted_by_a_process_that_has_lost_the_study(ledger, tmp_path):
+    write_records(ledger, tmp_path)
+    elsewhere, calls = Ledger(tmp_path / "elsewhere"), []
+
+    def lost():
+        calls.append(len(elsewhere.records()))
+        if len(calls) == 2:
+            raise InputError("taken over")
+
+    with pytest.raises(InputError, match="taken over"):
+        read_records(tmp_path).adopt(elsewhere, lost)
+    assert calls == [0, 1]
+    assert len(elsewhere.records()) == 1
+
+
 def test_what_the_ledger_has_is_left_alone(ledger, tmp_path):
     write_records(ledger, tmp_path)
     ours = dataclasses.replace(make_record(make_spec(0)), seconds=99.0)
