@@ -7,8 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
+from mlflow.tracking import MlflowClient
 
 from eqscale.cli import main, run_or_exit
+from eqscale.study.overview import VIEW_TAG
+from eqscale.tracking import tracking_uri
 from tests.jobs import ROOT, run_here
 
 WRONG = """
@@ -94,6 +98,57 @@ def test_a_taken_port_is_said_before_links_to_somebody_elses_server(tmp_path, mo
     assert printed.err.count("\n") == 1
     assert main(["ui", "--port", "99999"]) == 2
     assert "name another with --port" in capsys.readouterr().err
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch, capsys, empty_database):
+    """``eqscale ui`` without its server: what it prints, and how it would start it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, "mlruns.db")
+    client = MlflowClient(tracking_uri=tracking_uri())
+    client.set_experiment_tag(client.create_experiment("eqscale-mine"), VIEW_TAG, "{}")
+    client.create_experiment("eqscale-earlier")
+    client.create_experiment("of somebody else")
+    commands = []
+    monkeypatch.setattr(os, "execve", lambda program, command, environment: commands.append(command))
+
+    def ui(*words):
+        assert main(["ui", "--port", "0", *words]) == 0
+        options = commands.pop()
+        return capsys.readouterr().out, {name: options[options.index(name) + 1] for name in options if "--" in name}
+
+    return ui
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "others"),
+    [
+        ([], "eqscale.localhost", ["localhost", "127.0.0.1"]),
+        (["--host", "0.0.0.0"], socket.gethostname(), ["eqscale.localhost", "127.0.0.1"]),
+        (["--host", "0.0.0.0", "--name", "gpu.example.org"], "gpu.example.org", [socket.gethostname()]),
+        (["--host", "127.0.0.2"], "127.0.0.2", []),
+    ],
+)
+def test_the_ui_is_open_at_the_address_that_it_prints_and_under_the_names_of_the_machine(served, words, name, others):
+    printed, options = served(*words)
+    port = options["--port"]
+    assert int(port) > 0
+    assert f"mine: http://{name}:{port}/#/experiments/1/runs?workflowType=machine_learning&" in printed
+    assert "earlier: not drawn yet" in printed
+    assert "somebody" not in printed
+    hosts, origins = options["--allowed-hosts"].split(","), options["--cors-allowed-origins"].split(",")
+    for known in (name, *others):
+        assert is_allowed_host_header(hosts, f"{known}:{port}")
+        assert not should_block_cors_request(f"http://{known}:{port}", "POST", origins)
+    assert not is_allowed_host_header(hosts, f"evil.example:{port}")
+    assert should_block_cors_request("http://evil.example", "POST", origins)
+
+
+def test_a_name_that_is_no_host_is_one_line(served, capsys):
+    assert main(["ui", "--host", "no such host"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --host no such host --port 5000: ")
+    assert error.endswith("name another with --host\n")
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(capsys):

@@ -45,9 +45,9 @@ def _run(args: argparse.Namespace) -> int:
     study = open_place(args.storage) / args.study
     check_writable(study, "study folder")
     ledger = Ledger(study / "ledger")
-    with only_driver(study):
+    with only_driver(study) as still_ours:
         for source in sources:
-            adopted = source.adopt(ledger)
+            adopted = source.adopt(ledger, still_ours)
             known = len(source.records) - adopted
             counts = {"it had already": known, "failed": len(source.failures)}
             notes = ", ".join(f"{count} {what}" for what, count in counts.items() if count)

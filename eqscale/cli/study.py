@@ -73,10 +73,10 @@ def _check(args: argparse.Namespace) -> int:
     study = _find(args)
     console = make_console()
     if args.mend:
-        with only_driver(study.storage.study):
+        with only_driver(study.storage.study) as still_ours:
             before = {finding for finding in check(study) if not finding.note}
             if before:
-                mend(study)
+                mend(study, still_ours)
             findings = check(study)
         mended = len(before - set(findings))
         console.print(f"mended: {mended} of {len(before)}" if before else "nothing to mend")

@@ -15,6 +15,7 @@ results to eqscale/arms/recipes.json.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -104,14 +105,16 @@ def main(options: JobOptions[LearningRateSearch]) -> int:
         return 0
     with open_study(options, console) as study:
         ledger = study.ledger
-        search = Search(preset, folder / "optuna.journal")
+        journal = folder / "optuna.journal"
+        search = Search(preset, journal)
         if search.dropped:
             console.print(f"the search's journal ended in {search.dropped} bytes that can't be read: they are dropped")
         study.train(search, "search")
+        specs = search.ended_specs()
+        study.tracker.draw(run_table(specs, ledger))
         if len(search):
             console.print(f"[yellow]stopped with {len(search)} trials to go[/yellow]: the same command continues")
             return 130
-        specs = search.ended_specs()
         trials = run_table(specs, ledger, pruned={s.run_id for s in specs if s.run_id not in ledger})
         finished = trials[trials["status"] == "finished"]
         usual = first_guesses(preset)
@@ -135,6 +138,9 @@ def main(options: JobOptions[LearningRateSearch]) -> int:
                 fits[key] = fit_recipe(_of(finished, *key), _of(checked, *key), usual[key])
         write_search_report(trials, runs, table, fits, options.results, GOAL, CHECK_ROUNDS)
         study.describe([*specs, *checks.values()])
+        study.tracker.draw(run_table([*specs, *checks.values()], ledger))
         study.track([*specs, *checks.values()])
         study.complete = True
+        console.print("to look at the trials: pip install optuna-dashboard, then")
+        console.print(f"optuna-dashboard {shlex.quote(str(journal))}", soft_wrap=True, markup=False, highlight=False)
     return 0

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 
 import pandas as pd
 
 from eqscale.errors import InputError
-from eqscale.roles import Role
-
-_COLOURS = {
-    Role.LEARN: ("#0072B2", "#56B4E9", "#332288"),
-    Role.BUILD_IN: ("#D55E00", "#882255", "#A65628"),
-    Role.ALIGN: ("#009E73", "#117733", "#999933"),
-    Role.AUGMENT: ("#CC79A7", "#AA4499", "#DDAACC"),
-    Role.CONTROL: ("#E69F00", "#7F7F7F", "#BBBBBB"),
-}
-"""The first of each from Okabe & Ito 2008; further arms of a role get its other shades in turn."""
+from eqscale.roles import Role, colours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +43,7 @@ class Roles:
 
     def colours(self) -> dict[str, str]:
         """Colour by arm, the same in all figures of a report."""
-        shades = {role: itertools.cycle(colours) for role, colours in _COLOURS.items()}
-        return {arm: next(shades[role]) for role, arms in self.arms.items() for arm in arms}
+        return colours(self.arms)
 
 
 def read_roles(runs: pd.DataFrame) -> Roles:

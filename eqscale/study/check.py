@@ -7,7 +7,7 @@ import dataclasses
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from mlflow.tracking import MlflowClient
 from eqscale.errors import InputError
 from eqscale.laws.tracking import search_runs
 from eqscale.storage import matching, subfolders
+from eqscale.study import overview
 from eqscale.study.description import description_path, read_description
+from eqscale.study.lease import StillOurs
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.records import read_records, write_records
 from eqscale.study.table import is_outdated, record_row, row_aside, sorted_table, table_columns, write_table
@@ -86,13 +88,13 @@ def check(study: Study, running: bool = False) -> list[Finding]:
         *_check_description(study),
         *_check_table(study, ledger, described),
         *_check_records(study, ledger),
-        *_check_mlflow(study, ledger, running),
+        *_check_mlflow(study, ledger, described, running),
         *_check_storage(study, ledger, running),
     ]
 
 
-def mend(study: Study) -> None:
-    """Bring run table, records and MLflow into agreement with the ledger; no driver may be at work on the study.
+def mend(study: Study, still_ours: StillOurs) -> None:
+    """Bring run table, records and MLflow into agreement with the ledger; the caller is the study's only driver.
 
     Damaged records are moved to the ledger's folder ``damaged``. What the ledger then lacks and the published
     records hold is adopted; the next start trains the other runs again.
@@ -102,24 +104,30 @@ def mend(study: Study) -> None:
     described = _describe(study)
     for run_id, error in _read(study.storage.ledger, described).unreadable.items():
         if error.damaged:
+            still_ours()
             study.storage.ledger.set_aside(run_id)
-    read_records(study.results).adopt(study.storage.ledger)
+    read_records(study.results).adopt(study.storage.ledger, still_ours)
     ledger = _read(study.storage.ledger, described)
 
     if any(finding.where == "run table" and not finding.note for finding in _check_table(study, ledger, described)):
+        still_ours()
         _rewrite_table(study, ledger, described)
     if any(not finding.note for finding in _check_records(study, ledger)):
+        still_ours()
         write_records(study.storage.ledger, study.results)
     if (damage := _database_damage(study)) is not None:
         raise InputError(f"MLflow database {str(database(study.tracking_uri))!r} is damaged: {damage}")
     client, experiment = _client(study)
     if experiment is not None:
         for run in _unfit(_completed(client, experiment.experiment_id), ledger):
+            still_ours()
             client.delete_run(run.info.run_id)
     tags = {"study": study.name} | {name: described[name] for name in ("preset",) if name in described}
+    still_ours()
     tracker = Tracker(study.tracking_uri, study.experiment, tags)  # ends what was left running
     tracker.sync(ledger.current.values())
     tracker.mark_outdated(ledger.outdated)
+    tracker.draw(_table(_expected_rows(ledger, described).values()))
     tracker.close("FINISHED" if not set(described.get("runs", ())) - set(ledger.readable) else "KILLED")
 
 
@@ -209,8 +217,11 @@ def _rewrite_table(study: Study, ledger: _Ledger, described: Mapping[str, Any]) 
         table = _read_table(study)
         others = table[~table["run_id"].isin(expected.keys()) & table["status"].isin(["failed", "pruned"])]
         rows += others.to_dict("records")
-    columns = list(table_columns(rows[0]["task"] if rows else DEFAULT))
-    write_table(sorted_table(pd.DataFrame(rows, columns=columns)), study.results)
+    write_table(sorted_table(_table(rows)), study.results)
+
+
+def _table(rows: Collection[Mapping[Any, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(table_columns(next((row["task"] for row in rows), DEFAULT))))
 
 
 def _check_records(study: Study, ledger: _Ledger) -> Iterator[Finding]:
@@ -303,7 +314,7 @@ def _unfit(completed: Mapping[str, list[Any]], ledger: _Ledger) -> list[Any]:
     return unfit
 
 
-def _check_mlflow(study: Study, ledger: _Ledger, running: bool) -> Iterator[Finding]:
+def _check_mlflow(study: Study, ledger: _Ledger, described: Mapping[str, Any], running: bool) -> Iterator[Finding]:
     if (damage := _database_damage(study)) is not None:
         yield Finding("MLflow", "damaged", str(database(study.tracking_uri)), damage)
         return
@@ -326,11 +337,22 @@ def _check_mlflow(study: Study, ledger: _Ledger, running: bool) -> Iterator[Find
             yield Finding("MLflow", "unmarked", name, "outdated in the ledger, not tagged so")
     for run_id in completed.keys() - ledger.readable.keys() - ledger.unreadable.keys():
         yield Finding("MLflow", "unknown", completed[run_id][0].info.run_name, "finished; not in the ledger")
+    if not running:  # a driver draws now and then
+        yield from _check_lines(client, experiment.experiment_id, _table(_expected_rows(ledger, described).values()))
     for run in search_runs(client, experiment.experiment_id, "attributes.status = 'RUNNING'"):
         if running:
             yield _note("MLflow", "running", run.info.run_name, "the driver is at work")
         elif RUN_TAG in run.data.tags or STUDY_TAG in run.data.tags:
             yield Finding("MLflow", "running", run.info.run_name, "left RUNNING; no driver is at work")
+
+
+def _check_lines(client: MlflowClient, experiment_id: str, table: pd.DataFrame) -> Iterator[Finding]:
+    expected, found = overview.best_losses(table), defaultdict(list)
+    for _, arm, line in overview.drawn(client, experiment_id):
+        found[arm].append(line)
+    for arm in sorted(expected.keys() | found.keys()):
+        if found[arm] != [expected.get(arm)]:
+            yield Finding("MLflow", "different", f"line of {arm}", "loss against compute isn't as the ledger has it")
 
 
 def _check_storage(study: Study, ledger: _Ledger, running: bool) -> Iterator[Finding]:

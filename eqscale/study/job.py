@@ -37,6 +37,7 @@ from eqscale.study.trials import Devices, StudyEvents, TrialSource
 from eqscale.study.watch import silence_limit
 from eqscale.tasks import get_task
 from eqscale.tasks.dataset import DataSpec, left_out, prepare
+from eqscale.tracking import tracking_uri
 from eqscale.training.spec import CurvePoint, RunSpec
 
 if TYPE_CHECKING:
@@ -214,12 +215,13 @@ class OpenStudy:
         write_atomically(path.with_name("task.json"), text.encode())
 
     def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
-        """Write run table, records and ``study.json`` as the ledger has them now; returns the table."""
+        """Write run table, records and ``study.json`` as the ledger has them now, and MLflow's lines; the table."""
         self._still_ours()
         table = run_table(specs, self.ledger, aside=True)
         write_table(table, self.options.results)
         write_records(self.ledger, self.options.results)
         self.describe(specs)
+        self.tracker.draw(table)
         return table
 
     def track(self, specs: Iterable[RunSpec]) -> None:
@@ -262,7 +264,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study) as still_ours, contextlib.ExitStack() as resources:
         if (published := _adoptable(options)) is not None:
-            adopted = published.adopt(options.storage.ledger)
+            adopted = published.adopt(options.storage.ledger, still_ours)
             console.print(
                 f"adopted {adopted} records from {published.path}; to train these runs anew, start a study of another "
                 "name without --adopt",
@@ -277,7 +279,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
             "data": data_spec(options.preset).digest,
         }
         with doing(console, "opening MLflow"):
-            from eqscale.study.tracking import Tracker, experiment_link
+            from eqscale.study.tracking import Tracker
 
             tracker = Tracker(options.tracking_uri, f"eqscale-{options.study}", tags)
         study = OpenStudy(options, tracker, console, resources, still_ours)
@@ -293,9 +295,8 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
         if tracker.errors:
             console.print(f"[yellow]{len(tracker.errors)} writes to MLflow failed[/yellow]; the next start mends them")
         console.print(f"results: {options.results}")
-        console.print(
-            f"compare the runs: eqscale ui, then {experiment_link(tracker.uri, tracker.experiment_id)}", soft_wrap=True
-        )
+        elsewhere = "" if options.tracking_uri == tracking_uri() else ", with the same --tracking-uri"
+        console.print(f"compare the runs: eqscale ui{elsewhere}")
 
 
 def _adoptable(options: JobOptions[Preset]) -> PublishedRecords | None:

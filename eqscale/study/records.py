@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eqscale.errors import InputError
 from eqscale.storage import write_atomically
+from eqscale.study.lease import StillOurs
 from eqscale.study.ledger import Ledger, UnreadableRecord, parse_note, parse_record
 from eqscale.training.spec import RunRecord
 
@@ -44,14 +45,16 @@ class PublishedRecords:
         """The records that a ledger lacks."""
         return {run_id: record for run_id, record in self.records.items() if run_id not in ledger}
 
-    def adopt(self, ledger: Ledger) -> int:
+    def adopt(self, ledger: Ledger, still_ours: StillOurs) -> int:
         """Write to the ledger what it lacks; returns the number of records. Failures are only notes on the side."""
         records = self.missing(ledger)
         for record in records.values():
+            still_ours()
             ledger.write(record)
         known = ledger.failures()
         for run_id, note in self.failures.items():
             if run_id not in ledger and run_id not in known:
+                still_ours()
                 ledger.note_failure(note)
         return len(records)
 

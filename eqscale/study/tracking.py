@@ -14,18 +14,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 # Fail fast when an address is wrong; the ledger holds everything, so nothing is lost by giving up.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
+import pandas as pd
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from eqscale.errors import InputError
 from eqscale.laws.tracking import search_runs
+from eqscale.study import overview
 from eqscale.study.table import record_row, spec_columns, test_columns
 from eqscale.tracking import database
 from eqscale.training.spec import LOSS_NAMES, CurvePoint, RunRecord, RunSpec
@@ -36,22 +38,6 @@ _LONGEST_WAIT_SECONDS = 15.0
 _TRIES = 3
 STUDY_TAG = "eqscale.study"
 RUN_TAG = "eqscale.run_id"
-
-
-def experiment_link(uri: str, experiment_id: str, port: int = 5000) -> str:
-    """Address that opens the charts of an experiment's runs, in the server at ``uri`` or one on this machine.
-
-    Sorted by loss: the UI hides runs below the study's own run, which has no metrics, in its default order.
-    """
-    base = uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
-    view = {
-        "workflowType": "machine_learning",
-        "compareRunsMode": "CHART",
-        "orderByKey": "metrics.`test/loss`",
-        "orderByAsc": "true",
-        "searchFilter": "tags.arm != ''",
-    }
-    return f"{base}/#/experiments/{experiment_id}/runs?{urlencode(view, quote_via=quote)}"
 
 
 _ARTIFACTS = "mlartifacts"
@@ -289,6 +275,10 @@ class Tracker:
                 self._client.set_tag(self._known[run_id], "outcome", "outdated")
 
         self._queue.put(mark)
+
+    def draw(self, table: pd.DataFrame) -> None:
+        """Draw the lines of loss against compute that a run table has now."""
+        self._queue.put(lambda: overview.draw(self._client, self.experiment_id, table))
 
     def artifacts(self, folder: Path) -> None:
         """Attach a folder (plan, fits, figures, report) to the study's parent run."""

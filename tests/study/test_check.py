@@ -11,7 +11,8 @@ from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.study.check import Study, check, mend
 from eqscale.study.description import read_description
-from eqscale.study.records import records_path, write_records
+from eqscale.study.overview import drawn
+from eqscale.study.records import PublishedRecords, records_path, write_records
 from eqscale.study.table import run_table, write_table
 from eqscale.study.tracking import RUN_TAG, Tracker
 from eqscale.study.trials import Storage
@@ -41,12 +42,14 @@ def study(tmp_path, uri):
 def publish(study, specs):
     """What the end of a study writes."""
     ledger = study.storage.ledger
-    write_table(run_table(specs, ledger, aside=True), study.results)
+    table = run_table(specs, ledger, aside=True)
+    write_table(table, study.results)
     write_records(ledger, study.results)
     plan = {"preset": "quick", "runs": [spec.run_id for spec in specs]}
     (study.results / "study.json").write_text(json.dumps(plan))
     tracker = Tracker(study.tracking_uri, study.experiment, {"study": study.name})
     tracker.sync(ledger.records())
+    tracker.draw(table)
     tracker.close()
     assert tracker.errors == []
 
@@ -136,6 +139,18 @@ def kill_the_driver(study):
     tracker._thread.join()
 
 
+def lose_a_line(study):
+    client = MlflowClient(tracking_uri=study.tracking_uri)
+    ((mlflow_id, _, _),) = drawn(client, client.get_experiment_by_name(study.experiment).experiment_id)
+    client.delete_run(mlflow_id)
+
+
+def change_a_line(study):
+    tracker = Tracker(study.tracking_uri, study.experiment, {"study": study.name})
+    tracker.draw(pd.read_csv(study.results / "runs.csv").assign(loss=0.25))
+    tracker.close()
+
+
 @pytest.mark.parametrize(
     ("disturb", "expected"),
     [
@@ -152,13 +167,15 @@ def kill_the_driver(study):
         (change_a_metric_in_mlflow, {("MLflow", "different")}),
         (invent_an_mlflow_run, {("MLflow", "unknown")}),
         (kill_the_driver, {("MLflow", "running")}),
+        (lose_a_line, {("MLflow", "different")}),
+        (change_a_line, {("MLflow", "different")}),
     ],
 )
 def test_a_view_that_differs_is_found_and_mended(study, disturb, expected):
     records = study.storage.ledger.records()
     disturb(study)
     assert found(study) == expected
-    mend(study)
+    mend(study, lambda: None)
     assert found(study) == set()
     assert study.storage.ledger.records() == records
     _, runs = completed(study)
@@ -176,7 +193,7 @@ def test_a_damaged_record_is_set_aside_and_missed_by_the_next_start(study, conte
     assert ("ledger", "damaged") in found(study)
     with pytest.raises(InputError, match=r"is damaged .*eqscale check STUDY --mend"):
         ledger.read(spec.run_id)
-    mend(study)
+    mend(study, lambda: None)
     assert found(study) == set()
     assert spec.run_id not in ledger
     assert (ledger.folder / "damaged" / path.name).exists()
@@ -194,7 +211,7 @@ def test_a_damaged_study_json_is_named_and_hides_nothing(study, content):
 def test_a_damaged_run_table_is_named_and_written_anew(study, content):
     (study.results / "runs.csv").write_bytes(content)
     assert found(study) == {("run table", "damaged")}
-    mend(study)
+    mend(study, lambda: None)
     assert found(study) == set()
 
 
@@ -212,7 +229,7 @@ def test_a_damaged_mlflow_database_is_no_agreement_and_no_traceback(study, tmp_p
     study = dataclasses.replace(study, tracking_uri=f"sqlite:///{file}")
     assert found(study) == {("MLflow", "damaged")}
     with pytest.raises(InputError, match="is damaged"):
-        mend(study)
+        mend(study, lambda: None)
 
 
 def test_what_is_published_and_not_in_the_ledger_is_adopted(study):
@@ -221,7 +238,7 @@ def test_what_is_published_and_not_in_the_ledger_is_adopted(study):
     (ledger.folder / f"{spec.run_id}.json").write_bytes(b"cut")
     (ledger.folder / f"{make_spec(1).run_id}.json").unlink()
     assert {("ledger", "damaged"), ("records", "not adopted")} <= found(study)
-    mend(study)
+    mend(study, lambda: None)
     assert found(study) == set()
     assert ledger.read(spec.run_id) == record
     assert make_spec(1).run_id in ledger
@@ -252,7 +269,7 @@ def test_records_of_earlier_code_or_other_data_are_kept_marked_and_not_mixed(stu
     write_records(ledger, study.results)
     (study.results / "study.json").write_text(json.dumps({"runs": [spec.run_id for spec in specs]}))
     assert found(study) == {("MLflow", "unmarked")}
-    mend(study)
+    mend(study, lambda: None)
     assert found(study) == set()
     assert ("ledger", "outdated") in found(study, notes=True)
     table = pd.read_csv(study.results / "runs.csv").set_index("run_id")["status"]
@@ -295,3 +312,25 @@ def test_the_command_says_it_with_its_exit_code(study, capsys):
     assert f"there is no study 'absent' in {str(study.storage.study.parent)!r}; there are: {study.name}" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("verb", ["mend", "adopt"])
+def test_what_writes_to_a_study_ends_where_its_lock_is_gone(study, verb, monkeypatch, capsys):
+    lose_a_table_row(study)
+    ledger, table = study.storage.ledger, (study.results / "runs.csv").read_bytes()
+    lost = next(ledger.folder.glob("*.json"))
+    lost.unlink()
+    missing = PublishedRecords.missing
+
+    def while_another_starts(published, ledger):
+        (study.storage.study / "driver.lock").unlink()
+        return missing(published, ledger)
+
+    monkeypatch.setattr(PublishedRecords, "missing", while_another_starts)
+    place = ["--storage", str(study.storage.study.parent)]
+    mending = ["check", study.name, *place, "--mend", "--results", str(study.results), "--tracking-uri"]
+    adopting = ["adopt", str(study.results), *place, "--study", study.name]
+    assert main([*mending, study.tracking_uri] if verb == "mend" else adopting) == 2
+    assert "its driver.lock was deleted or replaced; it ends" in capsys.readouterr().err
+    assert not lost.exists()
+    assert (study.results / "runs.csv").read_bytes() == table

@@ -63,7 +63,6 @@ def grid(tmp_path_factory):
         grid = Grid(folder)
         patch.setattr(job.OpenStudy, "train", lambda study, *rest, **named: grid.train(study, *rest, **named))
         patch.setattr(tracking, "Tracker", MagicMock(return_value=MagicMock(outages=0, errors=[])))
-        patch.setattr(tracking, "experiment_link", lambda *of: "nowhere")
         yield grid
 
 

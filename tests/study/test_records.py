@@ -30,14 +30,29 @@ def ledger(tmp_path):
 def test_an_empty_ledger_adopts_all_that_was_published(ledger, tmp_path):
     write_records(ledger, tmp_path)
     elsewhere = Ledger(tmp_path / "elsewhere")
-    assert read_records(tmp_path).adopt(elsewhere) == 3
+    assert read_records(tmp_path).adopt(elsewhere, lambda: None) == 3
     assert elsewhere.records() == ledger.records()
     assert elsewhere.failures() == ledger.failures()
-    assert read_records(tmp_path).adopt(elsewhere) == 0
+    assert read_records(tmp_path).adopt(elsewhere, lambda: None) == 0
     text = records_path(tmp_path).read_bytes()
     assert text.count(b"\n") == 4
     write_records(elsewhere, tmp_path)
     assert records_path(tmp_path).read_bytes() == text
+
+
+def test_nothing_is_adopted_by_a_process_that_has_lost_the_study(ledger, tmp_path):
+    write_records(ledger, tmp_path)
+    elsewhere, calls = Ledger(tmp_path / "elsewhere"), []
+
+    def lost():
+        calls.append(len(elsewhere.records()))
+        if len(calls) == 2:
+            raise InputError("taken over")
+
+    with pytest.raises(InputError, match="taken over"):
+        read_records(tmp_path).adopt(elsewhere, lost)
+    assert calls == [0, 1]
+    assert len(elsewhere.records()) == 1
 
 
 def test_what_the_ledger_has_is_left_alone(ledger, tmp_path):
@@ -46,7 +61,7 @@ def test_what_the_ledger_has_is_left_alone(ledger, tmp_path):
     elsewhere = Ledger(tmp_path / "elsewhere")
     elsewhere.write(ours)
     elsewhere.write(make_record(make_spec(3)))  # failed there, finished here
-    assert read_records(tmp_path).adopt(elsewhere) == 2
+    assert read_records(tmp_path).adopt(elsewhere, lambda: None) == 2
     assert elsewhere.read(ours.run_id) == ours
     assert elsewhere.failures() == {}
 

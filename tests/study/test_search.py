@@ -4,11 +4,14 @@ import itertools
 import json
 import math
 import os
+import shlex
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from eqscale.arms import Recipe, arm_names, get_arm
 from eqscale.console import make_console
@@ -276,6 +279,8 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path, shared_ray, empty_
     ]  # fmt: skip
     first = run_here(tmp_path, "search", *arguments, ray=shared_ray)
     assert first.returncode == 0, first.stdout + first.stderr
+    _, journal = shlex.split(first.stdout[first.stdout.index("\noptuna-dashboard ") :].splitlines()[1])
+    assert JournalStorage(JournalFileBackend(str(tmp_path / journal))).get_all_studies()  # as the dashboard opens it
     folder = tmp_path / "results/quick/learning_rate"
     trials = pd.read_csv(folder / "trials.csv")
     assert len(trials) == 32

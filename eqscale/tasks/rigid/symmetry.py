@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from eqscale.tasks.fields import Batch
 from eqscale.tasks.rigid.motion import rotation_by
@@ -40,8 +41,13 @@ def random_vertical(n: int, generator: torch.Generator | None = None, dtype: tor
     return out.to(dtype)
 
 
+def _direction(vectors: Tensor) -> Tensor:
+    """Unit vectors along the rows; zero along zero."""
+    return functional.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
+
+
 def _yaw(batch: Batch, generator: torch.Generator) -> Batch:
-    axis = batch["gravity"] / batch["gravity"].norm(dim=1, keepdim=True)
+    axis = _direction(batch["gravity"])  # none without gravity: no turn
     angle = 2 * math.pi * torch.rand(len(axis), 1, generator=generator, dtype=torch.float64)
     return transform(batch, rotation_by(angle.to(axis) * axis))
 
@@ -53,10 +59,10 @@ ELEMENTS: dict[str, Callable[[Batch, torch.Generator], Batch]] = {"yaw": _yaw, *
 def align(batch: Batch) -> tuple[Batch, Tensor]:
     """The upright view: gravity to -z by the shortest rotation, and that rotation, (B, 3, 3).
 
-    Where gravity is exactly +z, the half-turn about x.
+    Where gravity is exactly +z, the half-turn about x; without gravity nothing says what is down, and the sample stays
+    as it is.
     """
-    gravity = batch["gravity"].double()
-    start = gravity / gravity.norm(dim=1, keepdim=True)
+    start = _direction(batch["gravity"].double())
     end = torch.zeros_like(start)
     end[:, 2] = -1
     # a -> b by I - (a + b)(a + b)^T / (1 + a.b) + 2 b a^T, with 1 + a.b = |a + b|^2 / 2 free of cancellation.
@@ -66,5 +72,6 @@ def align(batch: Batch) -> tuple[Batch, Tensor]:
     outer = both[:, :, None] * both[:, None, :] * (2 / square.clamp_min(1e-24))[:, None, None]
     matrix = eye - outer + 2 * end[:, :, None] * start[:, None, :]
     half_turn = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=start.dtype, device=start.device))
-    matrix = torch.where((square < 1e-20)[:, None, None], half_turn, matrix).to(batch["position"].dtype)
+    matrix = torch.where((square < 1e-20)[:, None, None], half_turn, matrix)
+    matrix = torch.where(start.any(1)[:, None, None], matrix, eye).to(batch["position"].dtype)
     return transform(batch, matrix), matrix

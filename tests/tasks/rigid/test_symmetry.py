@@ -9,7 +9,7 @@ from eqscale.tasks.rigid.engine import ENGINES, EngineSettings, simulate
 from eqscale.tasks.rigid.families import FAMILIES
 from eqscale.tasks.rigid.motion import Objects, ballistic
 from eqscale.tasks.rigid.scene import Scene, random_frame, sample_scene
-from eqscale.tasks.rigid.symmetry import align, random_vertical
+from eqscale.tasks.rigid.symmetry import ELEMENTS, align, random_vertical
 from eqscale.tasks.rigid.task import TASK
 from eqscale.tasks.symmetry import random_orthogonal, transform, translate
 
@@ -169,6 +169,20 @@ def test_alignment_of_any_direction(train, gravity):
     torch.testing.assert_close(
         matrix @ matrix.transpose(1, 2), torch.eye(3, dtype=torch.float64)[None], atol=1e-7, rtol=0
     )
+
+
+def test_without_gravity_the_upright_view_is_the_sample_itself(train):
+    batch = train.batch(np.array([0, 1]), dtype=torch.float64)
+    gravity = batch["gravity"].clone()
+    gravity[0] = 0
+    batch = batch.replace(gravity=gravity)
+    aligned, matrix = align(batch)
+    assert torch.equal(matrix[0], torch.eye(3, dtype=torch.float64))
+    assert torch.equal(aligned["position"][0], batch["position"][0])
+    assert aligned["gravity"][1, 2] < -9.8
+    turned = ELEMENTS["yaw"](batch, torch.Generator().manual_seed(0))
+    assert torch.equal(turned["position"][0], batch["position"][0])
+    assert not torch.equal(turned["position"][1], batch["position"][1])
 
 
 def test_families_are_invariant_under_the_upright_group():
