@@ -81,7 +81,7 @@ class SimulatedSlurm:
     """What ``cluster.slurm`` finds under Slurm, simulated on this machine.
 
     Attributes:
-        folder: of the stand-ins, the nodes' caches (``cache0``, ...) and the file ``requeued``.
+        folder: of the stand-ins, the nodes' caches, and the calls of scontrol.
         submitted: shared folder that the job is submitted from.
     """
 
@@ -96,6 +96,8 @@ class SimulatedSlurm:
         self._stand_in("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         self._stand_in("ray", _RAY.format(python=sys.executable))
 
+    job_id = str(os.getpid())
+
     def _stand_in(self, name: str, text: str) -> None:
         path = self.folder / "bin" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +109,7 @@ class SimulatedSlurm:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))}
         environment |= {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         environment |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "XDG_CACHE_HOME": f"{self.folder}/cache0"}
-        environment |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_NUM_NODES": "1"}
+        environment |= {"SLURM_JOB_ID": self.job_id, "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_NUM_NODES": "1"}
         environment |= {f"SLURM_{name}": value for name, value in variables.items()}
         with log.open("ab") as file:
             return subprocess.Popen(
@@ -117,6 +119,10 @@ class SimulatedSlurm:
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
+
+    def caches(self, nodes: int) -> list[Path]:
+        """Where each node keeps the data that it has fetched."""
+        return [self.folder / f"cache{node}" for node in range(nodes)]
 
     def requeued(self) -> list[str]:
         """The calls of ``scontrol``."""
@@ -155,7 +161,7 @@ def main() -> int:
         for node in re.findall(r"node_ip\W+([\d.]+)", state.read_text()):
             nodes[node] = nodes.get(node, 0) + 1
     rows.append(("trials by node", ", ".join(f"{node}: {n}" for node, n in sorted(nodes.items()))))
-    left = [path.name for path in (*folder.glob(".ray-token*"), *Path("/tmp").glob(f"eqscale-{os.getpid()}-*"))]
+    left = [path.name for path in (*folder.glob(".ray-token*"), *Path("/tmp").glob(f"eqscale-{slurm.job_id}-*"))]
     rows.append(("left behind", ", ".join(left) or "nothing"))
     print("| step | outcome |\n| --- | --- |")
     for row in rows:
