@@ -35,7 +35,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 ADDRESSES = ("127.0.0.11", "127.0.0.12", "127.0.0.13")  # head first; 127.0.0.1 Ray would replace
 STUDY = (
-    "--arms transformer gatr --budgets 3e8 6e8 1.2e9 --sizes-per-budget 3 --min-steps 5 --batch-size 8 "
+    "--preset quick --arms transformer gatr --budgets 3e8 6e8 1.2e9 --sizes-per-budget 3 --min-steps 5 --batch-size 8 "
     "--train-systems 128 --test-systems 8 --cost-range 8"
 )
 
