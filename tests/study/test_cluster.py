@@ -47,7 +47,8 @@ def test_nodes_that_share_no_folder_train_a_study_together(slurm, tmp_path, empt
 
 def test_a_task_of_an_array_stops_before_its_time_is_up_is_queued_again_and_goes_on(slurm, tmp_path, monkeypatch):
     monkeypatch.chdir(slurm.submitted)
-    arguments = [*TINY_ARGUMENTS, "--arms", "transformer", "--study", "mine"]
+    longer = ["--budgets", "6e8", "1.2e9", "2.4e9"]  # than a signal takes
+    arguments = [*TINY_ARGUMENTS, *longer, "--arms", "transformer", "--study", "mine"]
     assert main(["run", "grid", *arguments, "--export", "plan.jsonl"]) == 0
     task = {"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "2", "ARRAY_TASK_MAX": "2"}
     job = slurm.start("plan.jsonl", log=tmp_path / "log", **task)
