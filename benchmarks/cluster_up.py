@@ -35,8 +35,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 ADDRESSES = ("127.0.0.11", "127.0.0.12", "127.0.0.13")  # head first; 127.0.0.1 Ray would replace
 STUDY = (
-    "--arms transformer gatr --budgets 3e8 6e8 1.2e9 --sizes-per-budget 3 --min-steps 5 --batch-size 8 "
-    "--train-scenes 128 --test-scenes 8 --cost-range 8"
+    "--preset quick --arms transformer gatr --budgets 3e8 6e8 1.2e9 --sizes-per-budget 3 --min-steps 5 --batch-size 8 "
+    "--train-systems 128 --test-systems 8 --cost-range 8"
 )
 
 _RAY_STAND_IN = """#!{python}
@@ -82,6 +82,7 @@ def make_node(folder: Path, address: str) -> None:
     for name in ("python", "mlflow"):
         target = Path(sys.executable).with_name(name)
         executable(home / "venv/bin" / name, f'#!/bin/sh\nexec "{target}" "$@"\n')
+    executable(home / "venv/bin/eqscale", f'#!/bin/sh\nexec "{sys.executable}" -m eqscale "$@"\n')
     executable(home / "venv/bin/ray", _RAY_STAND_IN.format(python=sys.executable))
     (home / ".bashrc").write_text(f"export PATH={folder}/bin:$PATH\n")
 
@@ -224,7 +225,7 @@ def exercise(folder: Path, rows: list[tuple[str, str]], autoscaler_v2: bool, ver
         alive = re.search(r"alive: (.*)", output)
         rows.append(("nodes that joined", f"{alive[1] if alive else 'none'}, {seconds:.0f} s after"))
         job = (
-            f"cd ~/eqscale && python tune_jobs/compute_grid.py {STUDY} --address auto --storage {shared}/studies "
+            f"cd ~/eqscale && eqscale run grid {STUDY} --address auto --storage {shared}/studies "
             f"--data {shared}/data --results {shared}/results --tracking-uri http://127.0.0.1:{mlflow_port}"
         )
         seconds, output = run(folder, "study", ["exec", config, job], 900, verbose)

@@ -47,8 +47,8 @@ GRID = {
     "min-steps": "5",
     "cost-range": "4",
     "batch-size": "16",
-    "train-scenes": "200",
-    "test-scenes": "40",
+    "train-systems": "200",
+    "test-systems": "40",
 }
 # 200 runs of a second or less.
 TINY = GRID | {

@@ -1,104 +1,69 @@
-"""A Ray cluster of two nodes on this machine that share no folder, and a study whose storage is a filesystem of
-fsspec's: what a cluster with an object store does."""
+"""``cluster.slurm`` on simulated Slurm: two Ray nodes that share no data, and an array without Ray."""
 
-import contextlib
-import os
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
+import signal
+import stat
+import time
 
 import pytest
 
+from benchmarks.slurm import SimulatedSlurm
+from eqscale.cli import main
 from eqscale.storage import open_place
 from eqscale.study.ledger import Ledger
-from tests.jobs import ROOT, TINY_ARGUMENTS
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-@contextlib.contextmanager
-def node(folder, environment, *arguments):
-    """A Ray node with a cache of its own that is up, until the end of the context."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1", *arguments]
-    process = subprocess.Popen(
-        command,
-        env=environment | {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    said, up = [], threading.Event()
-
-    def listen():  # to its end, so that the node never waits for a full pipe
-        for line in process.stdout:
-            said.append(line)
-            if "Ray runtime started" in line:
-                up.set()
-        up.set()
-
-    listener = threading.Thread(target=listen)
-    listener.start()
-    try:
-        assert up.wait(300), f"not up after five minutes: {''.join(said)}"
-        assert process.poll() is None, "".join(said)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        listener.join(60)
+from eqscale.study.records import read_records
+from tests.jobs import TINY_ARGUMENTS
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    """Environment of a driver, and the address of a cluster whose head and worker have one core each."""
-    token = tmp_path / "token"
-    token.write_text(secrets.token_hex(32))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_worker_niceness": "0",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
-    port = free_port()
-    for name in ("head", "worker", "driver"):
-        (tmp_path / name).mkdir()
-    with contextlib.ExitStack() as stack:
-        # Ray's sockets need a short path.
-        short = tempfile.TemporaryDirectory(prefix="eq-", dir="/tmp", ignore_cleanup_errors=True)
-        temporary = stack.enter_context(short)
-        head = ("--head", "--port", str(port), "--temp-dir", temporary, "--include-dashboard", "false")
-        stack.enter_context(node(tmp_path / "head", environment, *head))
-        worker = ("--address", f"127.0.0.1:{port}")
-        stack.enter_context(node(tmp_path / "worker", environment, *worker))
-        yield f"127.0.0.1:{port}", environment
+def slurm(tmp_path):
+    submitted = tmp_path / "submitted"
+    submitted.mkdir()
+    return SimulatedSlurm(tmp_path / "slurm", submitted)
 
 
-def test_nodes_that_share_no_folder_train_a_study_together(cluster, tmp_path, empty_database):
-    shutil.copy(empty_database, tmp_path / "driver/mlruns.db")
-    address, environment = cluster
-    environment |= {"XDG_CACHE_HOME": str(tmp_path / "driver" / "cache")}
-    storage = f"local://{tmp_path}/store"
-    command = [sys.executable, str(ROOT / "tune_jobs/compute_grid.py"), *TINY_ARGUMENTS]
-    command += ["--arms", "transformer", "--address", address, "--storage", storage]
-    result = subprocess.run(command, cwd=tmp_path / "driver", env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_nodes_that_share_no_folder_train_a_study_together(slurm, tmp_path, empty_database):
+    shutil.copy(empty_database, slurm.submitted / "mlruns.db")
+    storage, log = f"local://{tmp_path}/store", tmp_path / "log"
+    words = ["grid", *TINY_ARGUMENTS, "--arms", "transformer", "--storage", storage]
+    job = slurm.start(*words, log=log, JOB_NUM_NODES="2")
+    token = slurm.submitted / f".ray-token-{slurm.job_id}"
+    while not token.exists() and job.poll() is None:
+        time.sleep(0.02)
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert job.wait() == 0, log.read_text()
     ledger = Ledger(open_place(storage) / "quick" / "ledger")
     assert len(ledger.records()) == 9
     weights = list((tmp_path / "store/quick/weights").iterdir())
     assert {path.stem for path in weights} == {record.run_id for record in ledger.records()}
-    for who in ("head", "worker", "driver"):  # each has fetched the data, so each node has trained
-        assert len(list((tmp_path / who / "cache/eqscale").rglob("*.npy"))) == 2, who
-    assert not list((tmp_path / "driver").glob("studies"))
-    assert not list((tmp_path / "driver").glob("data"))
+    for node in slurm.caches(2):  # each has fetched the data, so each has trained
+        assert len(list((node / "eqscale").rglob("*.npy"))) == 2, node
+    assert not list(slurm.submitted.glob("studies"))
+    assert not list(slurm.submitted.glob("data"))
     assert not (tmp_path / "store/quick/driver.json").exists()
+    assert not token.exists()
+    assert slurm.requeued() == []
+
+
+def test_a_task_of_an_array_stops_before_its_time_is_up_is_queued_again_and_goes_on(slurm, tmp_path, monkeypatch):
+    monkeypatch.chdir(slurm.submitted)
+    longer = ["--budgets", "6e8", "1.2e9", "2.4e9"]  # than a signal takes
+    arguments = [*TINY_ARGUMENTS, *longer, "--arms", "transformer", "--study", "mine"]
+    assert main(["run", "grid", *arguments, "--export", "plan.jsonl"]) == 0
+    task = {"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "2", "ARRAY_TASK_MAX": "2"}
+    job = slurm.start("plan.jsonl", log=tmp_path / "log", **task)
+    part = slurm.submitted / "part2.jsonl"
+    while not part.exists() and job.poll() is None:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait() == 130, (tmp_path / "log").read_text()
+    assert slurm.requeued() == ["requeue 7_2"]
+    before = read_records(part).records
+    assert 1 <= len(before) < 4
+    assert slurm.start("plan.jsonl", log=tmp_path / "log", **task, RESTART_COUNT="1").wait() == 0
+    after = read_records(part).records
+    assert len(after) == 4
+    assert before.items() <= after.items()
+    assert slurm.requeued() == ["requeue 7_2"]
+    assert main(["adopt", "part2.jsonl", "--study", "mine"]) == 0
+    assert len(Ledger(open_place("studies") / "mine" / "ledger").records()) == 4
