@@ -45,10 +45,10 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
             f"which their law ignores ({link('runs')})."
         )
     kinds = sorted(grid["hardware"].dropna().unique()) if "hardware" in grid else []
-    if len(kinds) > 1 and study.untimed != 0:
+    if len(kinds) > 1:
         note(
-            f"The runs of the compute grid were made on different hardware ({'; '.join(kinds)}), and the axis of "
-            f"seconds mixes it ({link('loss', 'figure')})."
+            f"The runs of the compute grid were made on different hardware ({'; '.join(kinds)}): @@@"
+            + (f", and the axis of seconds mixes it ({link('loss', 'figure')})." if study.untimed != 0 else ".")
         )
     if study.untimed:
         note(
