@@ -80,7 +80,6 @@ def _conclusions(content: Content, shown: str) -> str:
         links = [mark for mark in EXHIBITS[n] if mark.replace("link", "anchor", 1) in shown]
         where = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
         header = ["axis", "check", "criterion", "outcome", "measured", "by the laws", "what it can tell"]
-        shown = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
         parts += [
             f'<a id="conclusion{n}"></a>**{n}. {statement}**',
             f"{'; '.join(verdicts)}. {where}",
