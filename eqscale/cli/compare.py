@@ -57,8 +57,16 @@ class _Output:
 
 
 def _run_compare(args: argparse.Namespace) -> int:
+    from eqscale.laws.compare import compare_arms
     from eqscale.laws.joint import compare_hypotheses
-    from eqscale.laws.render import HYPOTHESIS_HEADER, hypothesis_rows, plain
+    from eqscale.laws.render import (
+        FURTHER_FACTORS,
+        HYPOTHESIS_HEADER,
+        MULTIPLIER_HEADER,
+        hypothesis_rows,
+        multiplier_rows,
+        plain,
+    )
     from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.markdown, args.latex, folder=args.figures)
@@ -68,23 +76,42 @@ def _run_compare(args: argparse.Namespace) -> int:
     at = {axis: law_options.parse_costs(args.at, unit) for axis, unit in units.items()}
     reference = args.reference or str(frame[args.by].iloc[0])
     _check_arms(args, frame, axes, reference)
-    arms = law_options.read_arms(args, axes[0], frame)
     out = _Output()
+    by_axis = {axis: law_options.read_arms(args, axis, frame) for axis in axes}
+    found = {
+        axis: [
+            compare_arms(arms[name], arms[reference], C=at[axis] or None, axis=axis or "6ND", unit=units[axis])
+            for name in arms
+            if name != reference
+        ]
+        for axis, arms in by_axis.items()
+    }
+    for axis in axes:
+        for comparison in found[axis]:
+            said = comparison.summary if len(axes) == 1 else f"On {comparison.axis}: {comparison.summary}"
+            out.console.print(said, style="bold", markup=False, soft_wrap=True)
+            out.markdown.append(f"{said}\n")
+    arms = by_axis[axes[0]]
     law_options.print_verdicts(out.console, {name: arm.fit for name, arm in arms.items()})
     tested = compare_hypotheses(arms, resamples=min(args.resamples, 499), seed=args.seed)
     rows = hypothesis_rows(tested)
     out.table(HYPOTHESIS_HEADER, rows, "which parameters do the arms share?", "Parameters shared by the arms.")
-    verdicts = plain({name: arm.fit.verdict for name, arm in arms.items()})
-    record: dict[str, Any] = {"verdicts": verdicts, "reference": reference, "hypotheses": plain(tested)}
-    record["comparisons"] = []
-    for axis in axes:
-        here = arms if axis == axes[0] else law_options.read_arms(args, axis, frame)
+    for axis, unit in units.items():
         label = axis or "6ND"
-        law_options.print_cost_warnings(out.console, here)
-        record["comparisons"] += _compare_on(out, args, here, reference, label, units[axis], at[axis])
+        law_options.print_cost_warnings(out.console, by_axis[axis])
+        header = [f"C, {unit}" if unit else "C", *MULTIPLIER_HEADER[1:]] + FURTHER_FACTORS * args.all_intervals
+        for comparison in found[axis]:
+            title = f"{comparison.arm} against {reference} on {label}: factors that the reference needs for equal loss"
+            out.table(header, multiplier_rows(comparison, args.all_intervals), title)
+            out.console.print(f"crossing: {comparison.crossing.describe()}")
+            out.markdown.append(f"Crossing: {comparison.crossing.describe()}.\n")
         if args.figures:
             folder = args.figures / label if len(axes) > 1 else args.figures
-            law_options.draw_figures(out.console, folder, here, label)
+            law_options.draw_figures(out.console, folder, by_axis[axis], label)
+    record = {
+        "verdicts": plain({name: arm.fit.verdict for name, arm in arms.items()}), "reference": reference,
+        "hypotheses": plain(tested), "comparisons": plain([pair for axis in axes for pair in found[axis]]),
+    }  # fmt: skip
     law_options.write_outputs(args, record, "\n".join(out.markdown), "\n".join(out.latex))
     return 0
 
@@ -104,24 +131,3 @@ def _check_arms(args: argparse.Namespace, frame: Any, axes: Sequence[str | None]
         spent = pd.Series(law_options.axis_costs(args, axis, frame)).groupby(frame[args.by].astype(str).to_numpy())
         for name in names:
             check_overlap(name, spent.get_group(name), reference, spent.get_group(reference), axis or "6ND")
-
-
-def _compare_on(
-    out: _Output, args: argparse.Namespace, arms: Any, reference: str, axis: str, unit: str, at: list[float]
-) -> list[dict[str, Any]]:
-    """Print every arm against the reference on one cost axis: their records."""
-    from eqscale.laws.compare import compare_arms
-    from eqscale.laws.render import FURTHER_FACTORS, MULTIPLIER_HEADER, multiplier_rows, plain
-
-    records = []
-    for name in (n for n in arms if n != reference):
-        found = compare_arms(arms[name], arms[reference], C=at or None, axis=axis)
-        title = f"{name} against {reference} on {axis}: factors that the reference needs for equal loss"
-        out.console.print(f"\n{found.summary}", style="bold", markup=False)
-        out.markdown.append(f"{found.summary}\n")
-        header = [f"C, {unit}" if unit else "C", *MULTIPLIER_HEADER[1:]] + FURTHER_FACTORS * args.all_intervals
-        out.table(header, multiplier_rows(found, args.all_intervals), title)
-        out.console.print(f"crossing: {found.crossing.describe()}")
-        out.markdown.append(f"Crossing: {found.crossing.describe()}.\n")
-        records.append(plain(found))
-    return records

@@ -321,7 +321,7 @@ def draw_figures(console: Any, folder: Path, arms: dict[str, ArmFit], unit: str 
         "surface": plots.surface_panels(arms),
         "optimal_size": plots.optimal_size(arms, axis=unit),
         "optimal_tokens": plots.optimal_tokens(arms, axis=unit),
-        "residuals": plots.residual_panels(arms),
+        "residuals": plots.residual_panels(arms, axis=unit),
     }
     budgets = {b for arm in arms.values() for b in arm.budget}
     if len(budgets) <= 12:

@@ -14,6 +14,8 @@ class Axis:
     name: str
     column: str
     label: str
+    short: str
+    """Label where there is little room."""
     unit: str
     meaning: str
 
@@ -26,11 +28,11 @@ class Axis:
 AXES: dict[str, Axis] = {
     axis.name: axis
     for axis in (
-        Axis("executed", "flops_executed", "training FLOPs, executed", "FLOPs",
+        Axis("executed", "flops_executed", "training FLOPs, executed", "executed FLOPs", "FLOPs",
              "multiply-adds × 2 that the implementation executes, forward and backward"),
-        Axis("nominal", "flops_nominal", "training FLOPs, dense nominal", "FLOPs",
+        Axis("nominal", "flops_nominal", "training FLOPs, dense nominal", "nominal FLOPs", "FLOPs",
              "as the paper's authors count: 6 per weight per token, every multivector map a dense 16×16 block"),
-        Axis("seconds", "seconds", "training seconds", "s",
+        Axis("seconds", "seconds", "training seconds", "seconds", "s",
              "steps × the time of a step, if `eqscale time` has timed all shapes in one sitting; else time of the "
              "training loop, on a CPU as CPU time of the training process, on a GPU and where it wasn't recorded as "
              "wall time; on several devices each of them counts"),

@@ -185,7 +185,7 @@ def _shown(gaps: Array) -> Array:
 
 
 def compare_arms(
-    arm: ArmFit, reference: ArmFit, *, C: Sequence[float] | Array | None = None, axis: str = "C"
+    arm: ArmFit, reference: ArmFit, *, C: Sequence[float] | Array | None = None, axis: str = "C", unit: str = ""
 ) -> Comparison:
     """What an arm is worth against a reference: who is ahead, multipliers over C, and the crossing.
 
@@ -197,6 +197,7 @@ def compare_arms(
         arm, reference: fitted arms with bootstraps.
         C: costs; five over the range that both arms' runs cover if None.
         axis: name of the cost axis.
+        unit: its unit, for the summary, which names the axis where there is none.
 
     Raises:
         InputError: no cost in common, or an arm without a bootstrap.
@@ -214,8 +215,8 @@ def compare_arms(
     crossing = _crossing(pair, costs, gaps, level, searched)
     multipliers = _multipliers(pair, C, gaps[np.searchsorted(costs, C)])
     return Comparison(
-        arm.name, reference.name, axis, _summary(pair, axis, costs, gaps, (low, high), crossing, multipliers),
-        multipliers, crossing,
+        arm.name, reference.name, axis,
+        _summary(pair, unit or f"of {axis}", costs, gaps, (low, high), crossing, multipliers), multipliers, crossing,
     )  # fmt: skip
 
 
@@ -310,14 +311,13 @@ def _root(pair: _Pair, low: float, high: float) -> float:
 
 
 def _summary(
-    pair: _Pair, axis: str, costs: Array, gaps: Array, shared: tuple[float, float], crossing: Crossing,
+    pair: _Pair, unit: str, costs: Array, gaps: Array, shared: tuple[float, float], crossing: Crossing,
     multipliers: Sequence[Multiplier],
 ) -> str:  # fmt: skip
     """What the runs support, as a person would say it."""
     arm, reference = pair.arm.name, pair.reference.name
     inside = (costs >= shared[0] * (1 - 1e-9)) & (costs <= shared[1] * (1 + 1e-9))
     costs, gaps = costs[inside], gaps[inside]
-    between = f"between {axis} = {costs[0]:.3g} and {costs[-1]:.3g}"
     if np.isnan(gaps[:, 0]).any():
         return (
             f"{arm} and {reference} can't be compared: an arm's law lost a term and has no compute-optimal point "
@@ -327,26 +327,37 @@ def _summary(
     if crossing.C is not None and crossing.interval is not None:
         low, high = crossing.interval
         return (
-            f"{crossing.better_above} overtakes {crossing.better_below} at {axis} = {crossing.C:.3g} "
-            f"[{low:.3g}, {high:.3g}]."
+            f"{crossing.better_above} overtakes {crossing.better_below} at {crossing.C:.3g} [{low:.3g}, {high:.3g}] "
+            f"{unit}."
         )
     if not signs.any():
         most = 100 * np.expm1(np.abs(gaps[:, 1:]).max())
         size = f"at most {most:.2g} %" if most < 1000 else "the runs set no useful limit"
-        return f"No difference between {arm} and {reference} is shown {between}: {size} in loss."
-    leader = pair.name(signs[np.flatnonzero(signs)[0]])
+        return f"No difference between {arm} and {reference} is shown {_span(costs)} {unit}: {size} in loss."
     where = np.flatnonzero(signs)
-    span = between if len(where) == len(signs) else f"from {axis} = {costs[where[0]]:.3g} to {costs[where[-1]]:.3g}"
-    if len(where) == 1:
-        span = f"at {axis} = {costs[where[0]]:.3g}"
-    open_ = "" if len(where) == len(signs) else "; elsewhere no difference is shown"
+    leader = pair.name(signs[where[0]])
     other = reference if leader == arm else arm
-    at = where[-1]
-    ratio = np.sort(np.exp(np.abs(gaps[at])))  # low, estimate, high: all have one sign here
+    at, ahead_where = costs[where[-1]], _span(costs[where])
+    known = [m for m in multipliers if m.ahead == leader and not m.extrapolated]
+    if known:
+        factors = [m.compute[0] ** (1 if leader == arm else -1) for m in known]
+        least, most = f"{min(factors):.2g}", f"{max(factors):.2g}"
+        times, here = least if least == most else f"{least} to {most}", _span([m.C for m in known])
+        what = f"reaches {other}'s loss with {times} times less compute {here} {unit}"
+        what += f", and is ahead {ahead_where}" * (here != ahead_where)
+    else:
+        what = f"is ahead of {other} {ahead_where} {unit}"
+    open_ = "" if len(where) == len(signs) else "; elsewhere no difference is shown"
+    ratio = np.sort(np.exp(np.abs(gaps[where[-1]])))  # low, estimate, high: all have one sign here
     if ratio[1] < 1.2:
         low, value, high = 100 * (ratio - 1)
         size = f"{value:.2g} % [{low:.2g}, {high:.2g}] higher"
     else:
         low, value, high = ratio
         size = f"{value:.3g} [{low:.3g}, {high:.3g}] times as high"
-    return f"{leader} is ahead of {other} {span}{open_}: at {costs[at]:.3g}, {other}'s loss is {size}."
+    return f"{leader} {what}{open_}; at {at:.3g}, {other}'s loss is {size}."
+
+
+def _span(costs: Sequence[float] | Array) -> str:
+    low, high = min(costs), max(costs)
+    return f"at {low:.3g}" if low == high else f"between {low:.3g} and {high:.3g}"

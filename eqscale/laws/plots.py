@@ -24,7 +24,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from eqscale.laws.arms import ArmFit
@@ -113,23 +113,25 @@ def _log_ticks(axis) -> None:
     """Readable ticks on a logarithmic axis whether it spans a tenth of a decade or ten."""
     low, high = sorted(axis.get_view_interval())
     decades = np.log10(high / low)
-    plain = ScalarFormatter()
-    plain.set_powerlimits((-3, 4))
-    narrow = MaxNLocator(4) if decades < 0.4 else LogLocator(subs=(1, 1.5, 2, 3, 4, 6))
-    axis.set_major_locator(narrow if decades < 1.2 else LogLocator(numticks=7))
-    axis.set_major_formatter(plain if decades < 1.2 else FuncFormatter(lambda value, _: _power_of_ten(value)))
+    # labels stand side by side below, one above another at the side
+    narrow = LogLocator(subs=(1, 2, 5) if axis.axis_name == "x" else (1, 1.5, 2, 3, 4, 6))
+    wide = LogLocator(numticks=7)
+    axis.set_major_locator(MaxNLocator(4) if decades < 0.4 else narrow if decades < 1.2 else wide)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _power_of_ten(value: float) -> str:
-    if 1e-3 <= value < 1e4:
-        return f"{value:.4g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
+def power_of_ten(value: float) -> str:
+    """A number as a label of a tick."""
+    mantissa, exponent = f"{value:.3e}".split("e")
     mantissa = f"{float(mantissa):g}"
-    factor = "" if float(mantissa) == 1 else f"{mantissa} × "
+    # a power of ten is shorter as one from 10⁴ on, another number from 10⁵ on
+    if 1e-3 <= value < (1e4 if mantissa == "1" else 1e5):
+        return f"{float(f'{value:.4g}'):g}"
+    factor = "" if mantissa == "1" else f"{float(f'{value:.1e}'.split('e')[0]):g} × "
     # not math text, which takes a tenth of a report's time to parse
     return factor + "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
 
@@ -163,12 +165,20 @@ def _dots(axes: Axes, arm: ArmFit, x: Array, y: Array, which: Any = slice(None),
     axes.scatter(x, y, gid=gid, **kwargs)
 
 
-def _legend(axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Sequence[Line2D] = (), **kwargs) -> None:
+def _legend(axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Sequence[Line2D] = ()) -> None:
     handles = [Line2D([], [], color=colour, marker=marker, markersize=4, label=name)
                for name, (colour, marker) in looks.items()] + [*extra]  # fmt: skip
-    if isinstance(axes, Figure):  # several panels: above them all, where no curve can be
-        kwargs = {"loc": "outside upper center", "ncols": min(len(handles), 5)} | kwargs
-    axes.legend(handles=handles, **kwargs)
+    if isinstance(axes, Figure):
+        legend_above(axes, handles)
+    else:
+        axes.legend(handles=handles)
+
+
+def legend_above(figure: Figure, handles: Sequence[Line2D], **kwargs: Any) -> None:
+    """A legend above all panels, where no curve can be; in two rows or more if it is wider than the figure."""
+    characters = sum(len(str(handle.get_label())) + 6 for handle in handles)
+    ncols = -(-len(handles) // (1 + characters // 100))
+    figure.legend(handles=handles, loc="outside upper center", ncols=ncols, **kwargs)
 
 
 def loss_against_compute(
@@ -261,7 +271,8 @@ def surface_panels(
 ) -> Figure:
     """The law's prediction as background colour over N × D and the runs as dots in the same colours.
 
-    A dot that vanishes into its background is predicted well. White lines are compute-optimal frontiers.
+    A dot that vanishes into its background is predicted well. White lines are compute-optimal frontiers. The background
+    is grey where the law's loss lies beyond those of all runs.
 
     Args:
         arms: by name.
@@ -274,11 +285,12 @@ def surface_panels(
         figure, axes = panel_grid(len(arms), height=2.7, sharex=True, sharey=True)
         losses = np.concatenate([a.loss for a in arms.values()])
         norm = LogNorm(losses.min(), losses.max())
+        colours = matplotlib.colormaps["viridis"].with_extremes(under="0.6", over="0.6")
         runs = (np.concatenate([getattr(a, axis) for a in arms.values()]) for axis in ("N", "D"))
         N, D = (np.geomspace(v.min() / 1.5, v.max() * 1.5, 90) for v in runs)
         for (name, arm), panel in zip(arms.items(), axes, strict=True):
             surface = arm.fit.predict(N[None, :], D[:, None])
-            panel.pcolormesh(N, D, surface, norm=norm, cmap="viridis", shading="gouraud", rasterized=True)
+            panel.pcolormesh(N, D, surface, norm=norm, cmap=colours, shading="gouraud", rasterized=True)
             panel.contour(N, D, surface, levels=np.geomspace(losses.min(), losses.max(), 9),
                           colors="white", linewidths=0.4, alpha=0.5)  # fmt: skip
             for label, group in frontiers.items():
@@ -294,8 +306,9 @@ def surface_panels(
         if axes_of_cost:
             handles = [Line2D([], [], color="0.3", linestyle=stroke, linewidth=1.4, label=f"optimal for {label}")
                        for label, stroke in strokes.items()]  # fmt: skip
-            figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-        figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=loss_label, pad=0.01, format=ScalarFormatter())
+            handles.append(Line2D([], [], color="0.6", linewidth=6, label="beyond all losses"))
+            legend_above(figure, handles)
+        figure.colorbar(ScalarMappable(norm, colours), ax=axes, label=loss_label, pad=0.01, extend="both")
         return finish(figure)
 
 
@@ -311,6 +324,9 @@ def _tokens_in_panel(arm: ArmFit, here: Array, N: Array) -> Array:
     return np.exp(fitted(np.log(N)))
 
 
+_RING: dict[str, Any] = {"marker": "o", "markersize": 8, "fillstyle": "none", "markeredgewidth": 0.9, "linestyle": ""}
+
+
 def isoflop_panels(
     arms: Mapping[str, ArmFit],
     *,
@@ -318,11 +334,14 @@ def isoflop_panels(
     unit: str = "FLOPs",
     colours: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Loss against model size, one panel per budget: dots are runs, lines the law, ticks its optimum."""
+    """Loss against model size, one panel per budget: dots are runs, lines the law, ticks its optimum, rings the size
+    whose runs have the lowest mean loss.
+    """
     looks = _looks(arms, colours)
     budgets = np.unique(np.concatenate([a.budget for a in arms.values()]))
+    losses = np.concatenate([a.loss for a in arms.values()])
     with style():
-        figure, axes = panel_grid(len(budgets), height=2.2)
+        figure, axes = panel_grid(len(budgets), height=2.2, sharey=True)
         for budget, panel in zip(budgets, axes, strict=True):
             for name, arm in arms.items():
                 here = arm.budget == budget
@@ -332,15 +351,22 @@ def isoflop_panels(
                 sizes = arm.N[here]
                 _dots(panel, arm, sizes, arm.loss[here], here, s=16, color=colour, marker=marker, alpha=0.7,
                       linewidths=0)  # fmt: skip
+                means = {n: np.exp(np.log(arm.loss[here & (n == arm.N)]).mean()) for n in np.unique(sizes)}
+                best = min(means, key=means.__getitem__)
+                panel.plot(best, means[best], color="black", **_RING)
                 N = np.geomspace(sizes.min() / 1.3, sizes.max() * 1.3, 80)
                 predicted = arm.fit.predict(N, _tokens_in_panel(arm, here, N))
                 panel.plot(N, predicted, color=colour, linewidth=1.3)
                 if 0 < (k := int(np.argmin(predicted))) < len(N) - 1:
                     panel.plot(N[k], predicted[k], marker="|", color=colour, markersize=9, markeredgewidth=1.6)
-            panel.set(xscale="log", yscale="log", title=f"{_power_of_ten(budget)} {unit}", xlabel="parameters N")
+            panel.set(xscale="log", yscale="log", title=f"{power_of_ten(budget)} {unit}", xlabel="parameters N")
+            panel.set_ylim(losses.min() / 1.1, losses.max() * 1.1)
         for panel in axes[:: 2 if len(budgets) == 4 else 3]:
             panel.set_ylabel(loss_label)
-        _legend(figure, looks)
+        _legend(figure, looks, [
+            Line2D([], [], color="0.4", marker="|", markersize=9, markeredgewidth=1.6, label="law and its optimum"),
+            Line2D([], [], color="black", label="best size measured", **_RING),
+        ])  # fmt: skip
         return finish(figure)
 
 
@@ -358,11 +384,9 @@ def normalised_curves(curves: Mapping[str, Mapping[float, np.ndarray]]) -> Figur
             for budget, (share, loss) in sorted(own.items()):
                 panel.plot(share, loss / loss[-1], color=colours[budget], linewidth=1.2)
             panel.set(yscale="log", title=name, xlabel="share of the steps")
-            panel.yaxis.set_major_formatter(ScalarFormatter())
-            panel.yaxis.set_minor_formatter(NullFormatter())
         axes[0].set_ylabel("loss / final loss")
-        lines = [Line2D([], [], color=colours[budget], label=_power_of_ten(budget)) for budget in budgets]
-        figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), title="budget, FLOPs")
+        lines = [Line2D([], [], color=colours[budget], label=power_of_ten(budget)) for budget in budgets]
+        legend_above(figure, lines, title="budget, FLOPs")
         return finish(figure)
 
 
@@ -409,7 +433,9 @@ def optimal_cost_per_token(arms: Mapping[str, ArmFit], *, unit: str = "FLOPs", *
     return _optimum(arms, what="per_token", label=f"optimal {unit} per token", **options)
 
 
-def residual_panels(arms: Mapping[str, ArmFit], *, colours: Mapping[str, str] | None = None) -> Figure:
+def residual_panels(
+    arms: Mapping[str, ArmFit], *, axis: str = "training FLOPs", colours: Mapping[str, str] | None = None
+) -> Figure:
     """Residuals of the log loss against N, D and cost: a trend is a form that does not fit."""
     looks = _looks(arms, colours)
     with style():
@@ -419,7 +445,7 @@ def residual_panels(arms: Mapping[str, ArmFit], *, colours: Mapping[str, str] | 
             r = 100 * np.log(arm.loss / arm.fit.predict(**arm.fit.columns))
             for panel, values in zip(axes, (arm.N, arm.D, arm.C), strict=True):
                 _dots(panel, arm, values, r, s=14, color=colour, marker=marker, alpha=0.65, linewidths=0)
-        for panel, label in zip(axes, ("parameters N", "training tokens D", "training cost C"), strict=True):
+        for panel, label in zip(axes, ("parameters N", "training tokens D", axis), strict=True):
             panel.axhline(0, color="0.3", linewidth=0.8)
             panel.set(xscale="log", xlabel=label)
         axes[0].set_ylabel("residual of log loss, %")

@@ -1,17 +1,19 @@
-"""The answer in a few sentences, each with a link to its evidence."""
+"""The answer: the card of the compute grid, then what else the runs say, each with a link to its evidence."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.plan import advise
-from eqscale.laws.render import interval_text, number
+from eqscale.laws.render import interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
-from eqscale.report.conclusions import NOT_REPRODUCED, STATEMENTS, Conclusion
+from eqscale.report.card import answer_card
+from eqscale.report.conclusions import NOT_REPRODUCED, Conclusion
 from eqscale.report.controls import control_lines
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.data_tables import data_lines
@@ -22,16 +24,23 @@ from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes
 
 
-def answer(study: Study, analysis: Analysis, grid: DataGrid | None, conclusions: list[Conclusion]) -> str:
+def answer(study: Study, figure: str) -> str:
+    """The card of the compute grid, with the figure of losses against compute beside its table; empty without runs."""
+    finished = study.part("compute")
+    if finished.empty:
+        return ""
+    card = answer_card(finished)
+    first, *others = card.sentences
+    beside = f'<div class="lead">\n\n{figure}\n\n{markdown_table(card.header, card.rows)}\n</div>'
+    return "\n\n".join([" ".join([f"**{first}**", *others]), beside])
+
+
+def details(study: Study, analysis: Analysis, grid: DataGrid | None) -> str:
     """Who is ahead on each axis, then a few bullets."""
     roles = study.roles
-    lines = [*_measured(study, analysis), *_crossings(analysis)]
+    lines = [*_surprises(study, analysis), *_crossings(analysis)]
     if roles.missing:
         lines.append(f"The study has {roles.missing}: the paper's conclusions, which compare the two, stay open.")
-    for n in STATEMENTS:
-        for arm in roles.built_in or (None,):
-            own = [c for c in conclusions if (c.number, c.arm) == (n, arm)]
-            lines.append(_verdict_line(n, own, f" for `{arm}`" if len(roles.built_in) > 1 else ""))
     lines += data_lines(grid, roles) if grid else []
     lines += control_lines(study, analysis.noise)
     lines += averaging_lines(study.evaluations, study.wording.variant)
@@ -41,53 +50,32 @@ def answer(study: Study, analysis: Analysis, grid: DataGrid | None, conclusions:
     return "\n\n".join(filter(None, (headline(analysis), overview(analysis, roles.built_in), bullets)))
 
 
-def _verdict_line(n: int, own: list[Conclusion], arm: str) -> str:
-    """Verdict on one conclusion by axis, and the checks that decide against it."""
+def verdict(own: Sequence[Conclusion]) -> str:
+    """Verdicts on one conclusion for one arm by axis, and the checks that decide against it."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for c in own:
         blocking = "fails" if c.verdict == NOT_REPRODUCED else "open"
         claims = [f"“{check.claim}”" for check in c.checks if check.outcome == blocking]
         why = f"{' and '.join(claims)}: {blocking}" if claims else ""
         reasons.setdefault((c.verdict, why), []).append(AXES[c.axis].label if c.axis else "")
-    said = [
+    return "; ".join(
         f"**{verdict}**" + f" on {' and '.join(axes)}" * (len(reasons) > 1) + f" ({why})" * bool(why)
         for (verdict, why), axes in reasons.items()
-    ]
-    return f"Conclusion {n} of the paper{arm}: {'; '.join(said)} ([criteria and figures](#conclusion{n}))."
-
-
-def _measured(study: Study, analysis: Analysis) -> list[str]:
-    """Who has the best run at each budget, and where the laws disagree."""
-    finished = study.part("compute")
-    if finished["arm"].nunique() < 2:
-        return []
-    means = finished.groupby(["budget", "arm", "N"])["loss"].mean()
-    best = means.groupby(["budget", "arm"]).min().unstack()
-    best = best[best.notna().sum(axis=1) > 1]
-    if best.empty:
-        return []
-    winners = best.idxmin(axis=1)
-    ratio = best.apply(lambda row: row.nsmallest(2).iloc[1] / row.min(), axis=1)
-    counts = winners.value_counts()
-    if len(counts) == 1:
-        said = f"`{counts.index[0]}` has the best run at every budget"
-    else:
-        said = "the best run is " + "; ".join(
-            f"`{arm}`'s at {', '.join(f'{b:.2g}' for b in winners.index[winners == arm])}" for arm in counts.index
-        )
-    line = (
-        f"Measured, at equal executed FLOPs: {said}; the next arm's best run has {ratio.min():.2f} to "
-        f"{ratio.max():.2f} times its loss ({link('best_runs')})."
     )
+
+
+def _surprises(study: Study, analysis: Analysis) -> list[str]:
+    """Budgets at which the laws and the best runs don't agree on who is ahead."""
     laws = analysis.arms.get("executed", {})
-    surprises = []
-    for budget, winner in winners.items():
+    found = []
+    means = study.part("compute").groupby(["budget", "arm", "N"])["loss"].mean()
+    for budget, best in means.groupby("budget"):
+        winner = best.idxmin()[1]
         predicted = {a.arm: a.loss for a in advise(laws, float(budget)) if math.isfinite(a.loss)}  # type: ignore[arg-type]
         if winner in predicted and predicted[winner] > min(predicted.values()):
-            surprises.append(f"{budget:.2g}")
-    if surprises:
-        line += f" The laws say otherwise at {', '.join(surprises)}: there they miss the best runs."
-    return [line]
+            found.append(f"{budget:.2g}")
+    said = f"At {', '.join(found)} executed FLOPs the laws put another arm ahead: there they miss the best runs"
+    return [f"{said} ({link('best_runs')})."] * bool(found)
 
 
 def _crossings(analysis: Analysis) -> list[str]:

@@ -101,7 +101,7 @@ def paragraphs(parts: Iterable[str]) -> str:
 
 _FOREIGN_TAG = re.compile(
     r"<(?=[a-zA-Z/!?])(?!br>|/?details>|/?summary>|/a>|/div>)"
-    r'(?!a id="[\w-]+"></a>|div class="figure" data-figure="[\w-]+"></div>)'
+    r'(?!a id="[\w-]+"></a>|div class="lead">|div class="figure" data-figure="[\w-]+"></div>)'
 )
 
 
@@ -111,5 +111,5 @@ def only_own_tags(text: str) -> str:
 
 
 def figure_block(key: str, title: str, images: str, caption: str) -> str:
-    """Anchor, title, images and caption of a figure."""
-    return f"{anchor(key, 'figure')}\n\n### {numbered(key, 'figure')}. {title}\n\n{images}\n\n*{caption}*"
+    """Title with its anchor, images and caption of a figure."""
+    return f"### {anchor(key, 'figure')}{numbered(key, 'figure')}. {title}\n\n{images}\n\n*{caption}*"

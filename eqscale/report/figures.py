@@ -60,13 +60,17 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
         )  # fmt: skip
         add(
             "surface", "Loss over model size and training tokens",
-            "Background: the law; dots: runs in the same colours, so a dot that vanishes is predicted well; white "
-            "lines: the compute-optimal split for each of the three axes.",
-            {("surface", ""): plots.surface_panels(laws["executed"], loss_label=LOSS, axes_of_cost=laws)},
+            "Background: the law, grey where its loss is beyond those of all runs; dots: runs in the same colours, so "
+            "a dot that vanishes is predicted well; white lines: the compute-optimal split for each of the three axes.",
+            {("surface", ""): plots.surface_panels(
+                laws["executed"], loss_label=LOSS,
+                axes_of_cost={AXES[axis].short: arms for axis, arms in laws.items()},
+            )},
         )  # fmt: skip
         add(
             "isoflop", "Loss against model size at equal compute",
-            "Dots are runs, lines the law, ticks its optimum. On executed FLOPs a panel holds the runs of one budget; "
+            "Dots are runs, lines the law, ticks its optimum, rings the size whose runs have the lowest mean loss. All "
+            "panels have the same range of losses. On executed FLOPs a panel holds the runs of one budget; "
             "on the other axes each run is moved along its law to the nearest panel's cost and keeps its residual.",
             by_axis("isoflop", lambda arms, axis: plots.isoflop_panels(
                 at_equal_cost(arms, axis.name), loss_label=LOSS, unit=axis.unit, colours=colours
@@ -89,7 +93,9 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
         add(
             "residuals", "Residuals of the laws",
             "Observed over fitted loss; a trend is structure that the law misses.",
-            {("residuals", ""): plots.residual_panels(laws["executed"], colours=colours)},
+            {("residuals", ""): plots.residual_panels(
+                laws["executed"], axis=AXES["executed"].short, colours=colours
+            )},
         )  # fmt: skip
     if curves := best_curves(study):
         add(
@@ -109,9 +115,8 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
     if study.prediction is not None and laws:
         add(
             "validation", "Prediction and outcome",
-            "Lines are the loss predicted before the runs, bands the 95 % limits of a new run, the vertical line the "
-            "predicted optimal size with its 95 % interval, crosses the optimum without a law, by straight lines "
-            "through the measured optima, with the limits of a new run; open markers are the runs made afterwards.",
+            "Bands are 95 % limits: of a new run about lines and crosses, of the predicted optimal size about the "
+            "vertical line. Without a law the optimum is predicted by straight lines through the measured optima.",
             {("validation", study.prediction["axis"]): validation_figure(study, colours)},
         )  # fmt: skip
     return out
@@ -160,10 +165,15 @@ def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
             label = f"{arm} ({runs['flops_nominal'].median():.2g} nominal FLOPs, {runs['seconds'].median():.3g} s)"
             handles.append(Line2D([], [], color=palette[arm], marker=marker, markersize=4, label=label))
         axes.set(xscale="log", yscale="log", xlabel="unique training tokens", ylabel=LOSS)
-        # second x axis: unique units and epochs of each level
+        # second x axis: unique units and epochs of each level; a label that would touch its left neighbour is left out
         levels = grid.levels.groupby(UNIQUE).agg(tokens=("unique_tokens", "max"), epochs=("epochs", "mean"))
         top = axes.secondary_xaxis("top")
-        top.set_xticks(levels["tokens"], [f"{u:g}\n{e:.3g}" for u, e in levels["epochs"].items()], fontsize=7)
+        width, last, labels = np.ptp(np.log(axes.get_xlim())), -np.inf, []
+        for units, tokens, epochs in levels.itertuples():
+            free = np.log(tokens) - last > 0.045 * width
+            last = np.log(tokens) if free else last
+            labels.append(f"{plots.power_of_ten(units)}\n{epochs:.{0 if epochs >= 10 else 1}f}" if free else "")
+        top.set_xticks(levels["tokens"], labels, fontsize=7)
         top.tick_params(which="minor", length=0)
         top.set_xlabel(f"unique {grid.units} and, below, epochs", fontsize=8)
         handles.append(Line2D([], [], color="0.4", linestyle=":", label="law of repeated data"))
@@ -200,4 +210,11 @@ def validation_figure(study: Study, palette: Mapping[str, str]) -> Figure:
             )  # fmt: skip
             panel.set(xscale="log", yscale="log", title=name, xlabel="parameters N")
         panels[0].set_ylabel(LOSS)
+        handles = [
+            Line2D([], [], color="0.3", label="loss predicted by the law"),
+            Line2D([], [], color="0.4", linewidth=0.8, linestyle="", marker="|", markersize=12, label="optimal size"),
+            Line2D([], [], color="0.2", linestyle="", marker="x", markersize=5, label="predicted without a law"),
+            Line2D([], [], color="0.3", linestyle="", marker="o", fillstyle="none", label="runs made afterwards"),
+        ]
+        plots.legend_above(figure, handles)
         return plots.finish(figure)

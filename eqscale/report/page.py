@@ -19,6 +19,9 @@ from eqscale.report.exhibits import FigureGroup, number_exhibits
 from eqscale.report.render import Content
 from eqscale.storage import write_text
 
+_NARROW = 410.0
+"""Points: a wider figure has type too small for a phone when it is shrunk to its screen, and scrolls there."""
+
 
 def write_page(text: str, content: Content, folder: Path) -> None:
     """Write ``report.html``, from the text that ``render`` made, into a folder that holds the figures as SVG."""
@@ -46,7 +49,8 @@ def _embedded(group: FigureGroup, folder: Path) -> str:
     panels = []
     for file, axis in group.panels:
         svg = inline_svg((folder / f"{file}.svg").read_text(encoding="utf-8"), file)
-        panels.append(f'<div class="panel" data-axis="{axis}">{svg}</div>')
+        wide = " wide" * (float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) > _NARROW)  # type: ignore[index]
+        panels.append(f'<div class="panel{wide}" data-axis="{axis}">{svg}</div>')
     return f'<div class="figure">{"".join(panels)}</div>'
 
 

@@ -10,7 +10,7 @@ from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
 from eqscale.report import data_tables, part_tables, tables
 from eqscale.report.analysis import Analysis
-from eqscale.report.answer import answer
+from eqscale.report.answer import answer, details, verdict
 from eqscale.report.caveats import caveats
 from eqscale.report.conclusions import EXHIBITS, STATEMENTS, Conclusion
 from eqscale.report.controls import control_table
@@ -33,13 +33,14 @@ class Content:
 def render(content: Content) -> str:
     """The report as Markdown, with marks for the numbers of exhibits and for the images of figures."""
     drawn = defaultdict(str, {g.key: figure_block(g.key, g.title, g.images, g.caption) for g in content.figures})
-    evidence = _evidence(content, drawn)
+    lead, evidence = answer(content.study, drawn["loss"]), _evidence(content, drawn)
     parts = [
         "# Does building the symmetry in pay at this scale?",
-        "## The answer",
-        answer(content.study, content.analysis, content.grid, content.conclusions),
+        lead,
+        "## The answer in detail",
+        details(content.study, content.analysis, content.grid),
         "## The paper's three conclusions",
-        _conclusions(content, evidence),
+        _conclusions(content, lead + evidence),
         "## The evidence",
         evidence,
         "## What could make it wrong",
@@ -52,8 +53,8 @@ def render(content: Content) -> str:
     return only_own_tags(paragraphs(parts))
 
 
-def _conclusions(content: Content, evidence: str) -> str:
-    """Statement, verdict and the table of checks of each conclusion."""
+def _conclusions(content: Content, shown: str) -> str:
+    """Statement, verdict and the table of checks of each conclusion; ``shown`` holds the report's exhibits."""
     built_in = content.study.roles.built_in
     several = len(built_in) > 1
     budgets = f" ({link('minima')})" if any(content.analysis.minima.values()) else ""
@@ -75,16 +76,13 @@ def _conclusions(content: Content, evidence: str) -> str:
             for c in own
             for check in c.checks
         ]  # fmt: skip
-        verdicts = "; ".join(
-            (f"`{c.arm}`: " if several else "")
-            + f"**{c.verdict}**" + (f" on {AXES[c.axis].label}" if c.axis else "") for c in own
-        )  # fmt: skip
-        links = [mark for mark in EXHIBITS[n] if mark.replace("link", "anchor", 1) in evidence]
+        verdicts = [f"`{arm}`: " * several + verdict([c for c in own if c.arm == arm]) for arm in built_in or (None,)]
+        links = [mark for mark in EXHIBITS[n] if mark.replace("link", "anchor", 1) in shown]
+        where = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
         header = ["axis", "check", "criterion", "outcome", "measured", "by the laws", "what it can tell"]
-        shown = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
         parts += [
             f'<a id="conclusion{n}"></a>**{n}. {statement}**',
-            f"{verdicts}. {shown}",
+            f"{'; '.join(verdicts)}. {where}",
             markdown_table((["arm"] if several else []) + header, rows),
         ]
     return paragraphs(parts)
@@ -93,7 +91,6 @@ def _conclusions(content: Content, evidence: str) -> str:
 def _evidence(content: Content, drawn: Mapping[str, str]) -> str:
     study, analysis, grid, roles = content.study, content.analysis, content.grid, content.study.roles
     parts: list[str | Table] = [
-        drawn["loss"],
         drawn["ratio"],
         tables.minima_table(analysis, roles.built_in),
         tables.ranking_table(analysis),

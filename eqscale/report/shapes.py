@@ -96,7 +96,9 @@ def _figure(runs: pd.DataFrame, shapes: pd.DataFrame) -> Figure:
             panel.set(title=arm, xlabel="depth")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.margins(x=0.12, y=0.1)
-            panel.legend(title="FLOPs per token", title_fontsize=7, fontsize=7)
+            low, high = panel.get_ylim()
+            panel.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+            panel.legend(title="FLOPs per token", title_fontsize=7, fontsize=7, ncols=2, loc="upper center")
         axes[0].set_ylabel("test NMSE")
     return figure
 

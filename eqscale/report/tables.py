@@ -274,7 +274,7 @@ def run_table(study: Study, analysis: Analysis) -> Table:
         for row, run in study.runs.iterrows()
     ]  # fmt: skip
     header = [
-        "run", "arm", "budget", "seed", "N", "D", "epochs", "loss", "executed FLOPs", "nominal FLOPs", "seconds",
+        "run", "arm", "budget", "seed", "N", "D", "epochs", "loss", *(axis.short for axis in AXES.values()),
         "off the law", "in the fits?",
     ]  # fmt: skip
     return Table("runs", "Every run", header, rows, "Off the law: observed over fitted loss.")

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,21 @@ def test_multiplier_of_compute_is_recovered(worth_four):
         assert m.advantage[0] == pytest.approx(4.0 ** (0.35 * 0.37 / 0.72), rel=0.02)
     assert found.crossing.C is None
     assert found.crossing.describe().startswith("none shown")
-    assert found.summary.startswith("better is ahead of plain between C = 1e+17 and 1e+21: at 1e+21, plain's loss is")
+    said = re.fullmatch(
+        r"better reaches plain's loss with (.+) times less compute between 1e\+17 and (\S+) of C, and is ahead between "
+        r"1e\+17 and 1e\+21; at 1e\+21, plain's loss is .* times as high\.", found.summary
+    )  # fmt: skip
+    assert said, found.summary
+    assert float(said[1].split(" to ")[0]) == pytest.approx(4, rel=0.1)
+    within = [m for m in found.multipliers if not m.extrapolated]
+    assert said[2] == f"{within[-1].C:.3g}"  # beyond it, plain's runs end before its equivalent
+
+
+def test_the_reference_that_leads_is_said_to_need_less(worth_four):
+    found = compare_arms(worth_four["plain"], worth_four["better"], C=[1e19], unit="FLOPs")
+    assert re.match(
+        r"better reaches plain's loss with (3\.\d|4|4\.\d) times less compute at 1e\+19 FLOPs", found.summary
+    )
 
 
 def test_multipliers_are_reciprocal(worth_four):
@@ -90,7 +105,7 @@ def test_equal_arms_are_called_equal():
         for m in found.multipliers:
             assert m.ahead or m.compute[1] <= 1 <= m.compute[2]
         if not claims:
-            assert found.summary.startswith("No difference between x and y is shown between C = 1e+17 and 1e+21")
+            assert found.summary.startswith("No difference between x and y is shown between 1e+17 and 1e+21 of C")
     assert claims <= 1
 
 
@@ -169,7 +184,10 @@ def test_command(tmp_path, capsys):
     ratio = flops["multipliers"][2]["compute"][0] / seconds["multipliers"][2]["compute"][0]
     assert ratio == pytest.approx(3.0, rel=0.25)
     printed = capsys.readouterr().out
-    assert printed.index("better is ahead of plain between C") < printed.index("factors that the reference needs")
+    first, second, verdict = printed.splitlines()[:3]
+    assert re.match(r"On C: better reaches plain's loss with \S+ to \S+ times less compute between ", first)
+    assert second.startswith("On seconds: better ")
+    assert "runs, verdict:" in verdict
     assert "crossing" in printed
     assert main([*arguments[:2], "--reference", "other", "--resamples", "5"]) == 2
     assert "--reference 'other': not one of better, plain" in capsys.readouterr().err

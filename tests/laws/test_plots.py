@@ -5,7 +5,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import PathCollection, QuadMesh
 
 from eqscale.errors import InputError
 from eqscale.laws import plots
@@ -100,3 +100,28 @@ def test_optima_of_a_law_that_says_nothing_leave_the_runs_in_sight():
         (axes,) = draw(arms).axes
         low, high = axes.get_ylim()
         assert 0 < low < high < 1e9 * low
+
+
+def test_panels_of_budgets_share_their_losses_and_ring_the_best_size(arms):
+    panels = plots.isoflop_panels(arms).axes
+    assert len({panel.get_ylim() for panel in panels}) == 1
+    for panel, budget in zip(panels, (1e11, 3e11, 1e12, 3e12), strict=True):
+        rings = [line.get_xdata()[0] for line in panel.lines if line.get_fillstyle() == "none"]
+        here = {name: arm.budget == budget for name, arm in arms.items()}
+        assert rings == [arm.N[here[name]][np.argmin(arm.loss[here[name]])] for name, arm in arms.items()]
+
+
+def test_losses_beyond_those_of_all_runs_are_grey(arms):
+    figure = plots.surface_panels(arms)
+    (mesh,) = (c for c in figure.axes[0].collections if isinstance(c, QuadMesh))
+    low, high = mesh.norm.vmin, mesh.norm.vmax
+    grey = (0.6, 0.6, 0.6, 1.0)
+    assert mesh.cmap(mesh.norm([low / 1.01, high * 1.01])).tolist() == [list(grey)] * 2
+    assert mesh.cmap(mesh.norm(high)) != grey
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(0.4, "0.4"), (0.15, "0.15"), (1000, "1000"), (1e4, "10⁴"), (2e4, "20000"), (3e11, "3 × 10¹¹")]
+)
+def test_labels_of_ticks_are_short(value, label):
+    assert plots.power_of_ten(value) == label

@@ -54,6 +54,12 @@ def test_planted_conclusions_are_reproduced(like_the_paper):
 
 
 def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the_paper):
+    first = (like_the_paper / "report.md").read_text().split("## The answer in detail")[0]
+    assert first.index("**At equal compute, gatr has the lowest loss at every budget; at 1e+13 FLOPs") < first.index(
+        ".png"
+    )
+    assert "| executed FLOPs | gatr | transformer | second ÷ best |" in first
+    assert "decidable" not in first
     lines = answer(like_the_paper).strip().splitlines()[2:]
     assert lines.pop(0).startswith("**At the largest compute that all arms were given, `gatr` is ahead on all three")
     assert lines.pop(0) == ""
@@ -110,10 +116,10 @@ def test_every_figure_and_reference_is_there(like_the_paper):
 def test_exhibits_are_numbered_as_they_appear(like_the_paper):
     text = (like_the_paper / "report.md").read_text()
     assert re.findall(r"\*\*Table (\d+)\. ", text) == [str(n) for n in range(1, 18)]
-    assert re.findall(r"### Figure (\d+)\. ", text) == [str(n) for n in range(1, 11)]
+    assert re.findall(r"### <a id=\S+></a>Figure (\d+)\. ", text) == [str(n) for n in range(1, 11)]
     targets = dict(re.findall(r'<a id="((?:table|figure)-[\w-]+)"></a>\W*((?:Table|Figure) \d+)', text))
     links = re.findall(r"\[((?:Table|Figure) \d+)\]\(#([\w-]+)\)", text)
-    assert len(links) > 20
+    assert len(links) >= 20
     assert all(targets[key] == shown for shown, key in links)
     assert "Intervals as in Table 8." in text  # of the coefficients, also where an earlier exhibit refers to them
 
@@ -256,6 +262,63 @@ def test_the_page_works_offline_and_knows_the_run_behind_every_dot(like_the_pape
     assert groups > 30
 
 
+def test_wide_tables_and_figures_scroll_alone_and_anchors_keep_clear_of_the_bar(like_the_paper):
+    """What the layout on a phone rests on; the next test measures it where there is a browser."""
+    page = (like_the_paper / "report.html").read_text()
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    for selector in ("table", ".panel"):
+        assert re.search(rf"^{re.escape(selector)} {{[^}}]*overflow-x: auto", style, re.MULTILINE), selector
+    assert re.search(r"^img { max-width: 100%", style, re.MULTILINE)
+    bar, padding = (
+        re.search(pattern, style)[1] for pattern in (r"height: ([\d.]+)rem", r"scroll-padding-top: ([\d.]+)rem")
+    )
+    assert float(bar) < float(padding)
+    svgs = re.findall(r'class="panel( wide)?"[^>]*><svg[^>]*>', page)
+    assert "" in svgs
+    assert " wide" in svgs
+    assert not re.search(r"<svg[^>]* width=", page)  # so that they shrink
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>
+document.querySelector("[data-choose=seconds]").click();
+document.getElementById("table-ranking").scrollIntoView();
+parent.postMessage(JSON.stringify({
+  window: innerWidth, page: document.documentElement.scrollWidth,
+  anchor: document.getElementById("table-ranking").getBoundingClientRect().top,
+  bar: document.querySelector(".bar").getBoundingClientRect().bottom,
+  pressed: [...document.querySelectorAll("[aria-pressed=true]")].map(button => button.dataset.choose),
+  shown: [...document.querySelectorAll(".lead .panel:not([hidden])")].map(panel => panel.dataset.axis),
+  dots: document.querySelectorAll("[data-run]").length}), "*");
+</script>"""
+
+
+def on_a_phone(page, folder):
+    """What a probe finds in a page that is shown 390 pixels wide; a window of Chromium is at least 500 wide."""
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page).replace("</body>", PROBE + "</body>")
+    (folder / "page.html").write_text(page)
+    listen = "<script>addEventListener('message', event => document.body.replaceChildren(event.data))</script>"
+    frame = '<iframe src="page.html" width="390" height="844" style="border: 0"></iframe>'
+    (folder / "phone.html").write_text(f"<!DOCTYPE html><html><head>{listen}</head><body>{frame}</body></html>")
+    command = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=5000", "--dump-dom", (folder / "phone.html").as_uri(),
+    ]  # fmt: skip
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    return json.loads(re.search(r"<body[^>]*>({.*?})", dumped)[1])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_a_phone_shows_the_page_without_scrolling_sideways(like_the_paper, tmp_path):
+    found = on_a_phone((like_the_paper / "report.html").read_text(), tmp_path)
+    assert found["window"] == 390
+    assert found["page"] <= 390
+    assert found["anchor"] >= found["bar"] > 0
+    assert (found["pressed"], found["shown"]) == (["seconds"], ["seconds"])
+    assert found["dots"] > 300
+
+
 def test_the_command_rebuilds_the_same_files(like_the_paper, tmp_path, copy_inputs):
     copy_inputs(like_the_paper, tmp_path)
     assert main(["report", str(tmp_path / "data_grid")]) == 0  # a part stands for its study
@@ -346,7 +409,8 @@ def test_mixed_hardware_is_said(tmp_path):
     planted.write_part(table, tmp_path)
     study = read_study(tmp_path)
     notes = caveats(study, analyse(study))
-    assert any("different hardware (another, 1 thread; one, 1 thread)" in note for note in notes)
+    note = next(note for note in notes if "different hardware (another, 1 thread; one, 1 thread), and the axis" in note)
+    assert "a run's loss: between the instruction sets of CPUs by up to 0.9 %" in note
 
 
 def test_what_one_seed_and_sizes_at_an_edge_leave_open_is_said(like_the_paper):
