@@ -39,6 +39,7 @@ _PRUNE_FROM = 0.75  # share of the steps; before that a large learning rate look
 # Standard deviation of the prior of every exponent: a recipe is used two decades beyond its trials.
 _PRIOR = 0.1
 _USUAL = {"by_parameters": -0.25, "by_steps": -0.15, "by_batch": 0.35, "by_budget": 0.2}
+_SCALE = 0.5  # the same of log rate and log batch, around the recipe so far: a factor 1.6
 # The same for what a recipe holds constant, in the coordinates of ``_CONSTANTS``.
 _CONSTANTS: dict[str, tuple[Callable, Callable, float]] = {
     "warmup": (lambda x: x, lambda y: y, 0.1),
@@ -283,14 +284,14 @@ def fit_recipe(
     """Fit one arm's recipe to the trials of all its cells at once, and to check runs as further cells.
 
     log loss = a constant per cell + a parabola in log learning rate around the recipe's, + one in log batch
-    size around the recipe's, + one each in warm-up, log (1 - momentum) and log weight decay. Exponents and constants
-    have a normal prior around usual values, since a few cells don't determine them all.
+    size around the recipe's, + one each in warm-up, log (1 - momentum) and log weight decay. All have a
+    normal prior around usual values, since a few cells don't determine them.
 
     Args:
         trials: finished trials of one arm with one optimiser: columns budget, width, depth, N, steps, batch_size,
             learning_rate, warmup, momentum, weight_decay, loss.
         checks: finished check runs of the arm's earlier recipes, in the same columns.
-        usual: its optimiser, warm-up, momentum and weight decay are where the trials say nothing else.
+        usual: the recipe so far, which holds where the trials say nothing else; its exponents aren't used.
 
     Raises:
         InputError: if fewer than eight trials are near the best of their cell.
@@ -310,6 +311,8 @@ def fit_recipe(
     constants = np.stack([there[name](near[name].to_numpy(float)) for name in _CONSTANTS], 1)
     usual_constants = np.array([there[name](getattr(usual, name)) for name in _CONSTANTS])
     spread = np.array([spread for _, _, spread in _CONSTANTS.values()])
+    # below the smallest batch they are all the same
+    usual_rate, usual_batch = math.log(usual.rate), math.log(max(usual.batch, BATCH) / BATCH)
     n = len(spread)
 
     def residuals(p: np.ndarray) -> np.ndarray:
@@ -321,11 +324,12 @@ def fit_recipe(
         # curvatures are per spread: being off by that much usually costs about 1 %
         surface = surface + 0.5 * ((constants - best) / spread) ** 2 @ np.exp(log_curvature)
         prior = [*((p[[1, 2, 3, 5]] - exponents) / _PRIOR), *((best - usual_constants) / spread)]
+        prior += [(scale - usual_rate) / _SCALE, (batch0 - usual_batch) / _SCALE]
         shapes = [(log_q + 3) / 2, (log_p + 4) / 2, *((log_curvature + 4) / 2)]
         return np.concatenate([(y - surface) / _NOISE, prior, shapes])
 
     lowest = np.array([y[cell == k].min() for k in range(cells)])
-    start = [math.log(1e-2), *exponents[:3], 0.0, exponents[3], -3.0, -4.0, *usual_constants, *[-4.0] * n, *lowest]
+    start = [usual_rate, *exponents[:3], usual_batch, exponents[3], -3.0, -4.0, *usual_constants, *[-4.0] * n, *lowest]
     lower = np.full(len(start), -np.inf)
     # A batch that shrinks with the budget would be the noise of a few cells, carried far beyond them.
     lower[5] = 0.0
