@@ -211,19 +211,19 @@ def best_runs_table(finished: pd.DataFrame, noise: pd.DataFrame, units: str) -> 
 
 
 def noise_table(noise: pd.DataFrame) -> Table:
-    """Scatter between seeds at every size with replicates, and pooled over budgets and sizes."""
+    """Scatter between seeds, pooled over the sizes of a budget and over all."""
     rows = []
     for arm, cells in noise.groupby("arm", sort=False):
-        rows += [
-            [f"`{arm}`", f"{r.budget:.3g}", f"{r.N:.0f}", str(r.seeds), f"{100 * r.sd:.2g} %", str(r.seeds - 1)]
-            for r in cells.itertuples()
-        ]  # fmt: skip
-        sd, df = pooled_noise(noise, str(arm))
-        rows.append([f"`{arm}`", "all", "", "", f"**{100 * sd:.2g} %**", str(df)])
+        parts = [(f"{budget:.3g}", own) for budget, own in cells.groupby("budget")]
+        for budget, own in (*parts, ("all", cells)):
+            sd, df = pooled_noise(own, str(arm))
+            shown = f"{100 * sd:.2g} %"
+            rows.append([f"`{arm}`", budget, str(len(own)), f"**{shown}**" if budget == "all" else shown, str(df)])
     return Table(
         "seed_noise", "Seed noise",
-        ["arm", "budget", "N", "seeds", "standard deviation of the loss", "degrees of freedom"], rows,
-        "Of the log loss at equal arm, budget and size; a seed sets initialisation, data order and augmentation.",
+        ["arm", "budget", "sizes", "standard deviation of the loss", "degrees of freedom"], rows,
+        "Of the log loss at equal arm, budget and size, pooled over sizes (`seed_noise.csv` has each); a seed sets "
+        "initialisation, data order and augmentation.",
     )  # fmt: skip
 
 
