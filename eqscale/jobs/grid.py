@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Column, Table
@@ -62,8 +63,15 @@ def main(options: JobOptions[ComputeGrid]) -> int:
     specs = list(dict.fromkeys(specs))
     for line in _expected(specs, options.preset, options.dry_run):
         console.print(line, markup=False)
-    code = run_study(specs, options, publish=lambda _: _report(options, console))
-    if not options.dry_run and (options.results / "runs.csv").is_file():
+    ended = False
+
+    def publish(table: pd.DataFrame) -> None:
+        nonlocal ended
+        if ended := bool((table["status"] == "finished").any()):
+            _report(options, console)
+
+    code = run_study(specs, options, publish=publish)
+    if ended:
         _print_card(options, console)
     return code
 
@@ -83,8 +91,6 @@ def _expected(specs: Sequence[RunSpec], preset: ComputeGrid, dry_run: bool) -> l
 def _print_card(options: JobOptions[ComputeGrid], console: Console) -> None:
     """Who is ahead, and how to see more of it."""
     finished = read_study(options.results).part("compute")
-    if finished.empty:
-        return
     card = answer_card(finished)
     table = Table(*(Column(heading, justify="right") for heading in card.header))
     for row in card.rows:

@@ -81,13 +81,16 @@ def read_study(folder: Path) -> Study:
     """Read all parts of a results folder.
 
     Raises:
-        InputError: no run table, an unreadable file, a missing column, or an invalid value.
+        InputError: no run table or none with a run, an unreadable file, a missing column, or an invalid value.
     """
     paths = {part: part_folder(folder, part) / "runs.csv" for part in PARTS}
     paths = {part: path for part, path in paths.items() if path.is_file()}
     if not {"compute", "data_grid"} & paths.keys():
         raise InputError(f"{str(folder)!r} holds no runs.csv, nor does its folder data_grid")
-    tables = {part: _read_table(path) for part, path in paths.items()}
+    # a job that was stopped before its first run had ended leaves a table without rows
+    tables = {part: table for part, path in paths.items() if len(table := _read_table(path))}
+    if not {"compute", "data_grid"} & tables.keys():
+        raise InputError(f"{str(folder)!r}: no run has ended yet")
     wording = read_wording(next(iter(paths.values())).parent / "task.json")
     seconds = {part: count_seconds(table) for part, table in tables.items()}
     step_times, untimed = read_step_times(folder), None
@@ -130,8 +133,6 @@ def _read_table(path: Path) -> pd.DataFrame:
         if column not in table:
             why = "" if column in _REQUIRED else f"{again}nothing twice"
             raise InputError(f"{path}: the column {column!r} is missing{why}")
-    if table.empty:
-        raise InputError(f"{path}: the table has no rows")
     return table
 
 

@@ -70,20 +70,24 @@ def _conclusions(content: Content, shown: str) -> str:
     ]
     for n, statement in STATEMENTS.items():
         own = [c for c in content.conclusions if c.number == n]
+        checks = [(check, c) for c in own for check in c.checks]
+        claims = list(dict.fromkeys((check.claim, check.criterion) for check, _ in checks))
         rows = [
-            [*([f"`{c.arm}`"] if several else []), AXES[c.axis].label if c.axis else "one budget", check.claim,
-             check.criterion, f"**{check.outcome}**", check.measured, check.by_law or UNSEEN, check.power or UNSEEN]
-            for c in own
-            for check in c.checks
+            [f"{k}", *([f"`{c.arm}`"] if several else []), AXES[c.axis].short if c.axis else "one budget",
+             f"**{check.outcome}**", check.measured, check.by_law or UNSEEN, check.power or UNSEEN]
+            for k, claim in enumerate(claims, start=1)
+            for check, c in checks
+            if (check.claim, check.criterion) == claim
         ]  # fmt: skip
         verdicts = [f"`{arm}`: " * several + verdict([c for c in own if c.arm == arm]) for arm in built_in or (None,)]
         links = [mark for mark in EXHIBITS[n] if mark.replace("link", "anchor", 1) in shown]
         where = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
-        header = ["axis", "check", "criterion", "outcome", "measured", "by the laws", "what it can tell"]
+        header = ["axis", "outcome", "measured", "by the laws", "what it can tell"]
         parts += [
             f'<a id="conclusion{n}"></a>**{n}. {statement}**',
             f"{'; '.join(verdicts)}. {where}",
-            markdown_table((["arm"] if several else []) + header, rows),
+            "\n".join(f"{k}. {claim}: {criterion}" for k, (claim, criterion) in enumerate(claims, start=1)),
+            markdown_table(["check", *(["arm"] if several else []), *header], rows),
         ]
     return paragraphs(parts)
 
@@ -144,9 +148,9 @@ def _provenance(study: Study) -> str:
     if study.untimed == 0:
         lines.append("Seconds come from step times taken in one sitting, `step_times.csv`.")
     lines.append(
-        "The run table is `runs.csv`, its columns are explained in `columns.md`, the fits are "
-        "`fits.json`, `coefficients.csv` and `allocation.csv`, the seed noise `seed_noise.csv`, the verdicts "
-        "`conclusions.json`. `records.jsonl` holds the runs without loss. `eqscale report` on this folder rebuilds "
-        "everything from the run tables."
+        "The run table is `runs.csv`, its columns are explained in `columns.md`; the fits are `fits.json`, "
+        "`coefficients.csv` and `allocation.csv`, measured optima `minima.csv`, the seed noise `seed_noise.csv`, the "
+        "verdicts `conclusions.json`. `records.jsonl` holds the runs without loss. `eqscale report` on this folder "
+        "rebuilds everything from the run tables."
     )
     return "\n".join(f"- {line}" for line in lines)

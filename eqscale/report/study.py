@@ -14,7 +14,7 @@ from eqscale.report.figures import draw_figures
 from eqscale.report.page import write_page
 from eqscale.report.parts import UNIQUE, read_study, study_folder
 from eqscale.report.render import Content, render
-from eqscale.report.tables import allocation_frame, coefficients_frame
+from eqscale.report.tables import allocation_frame, coefficients_frame, minima_frame
 from eqscale.storage import write_text
 
 
@@ -43,6 +43,7 @@ def write_report(folder: Path) -> Path:
         write_json(folder / "fits.json", fits)
         write_text(folder / "coefficients.csv", coefficients_frame(analysis).to_csv(index=False))
         write_text(folder / "allocation.csv", allocation_frame(analysis).to_csv(index=False))
+        write_text(folder / "minima.csv", minima_frame(analysis, study.roles.built_in).to_csv(index=False))
         noise = analysis.noise.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
         write_text(folder / "seed_noise.csv", noise.to_csv(index=False))
     record = [

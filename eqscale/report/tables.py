@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, slope
-from eqscale.laws.minima import Minima, combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
+from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
 from eqscale.laws.render import factor_text, interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.exhibits import UNSEEN, Table, numbered
@@ -145,45 +145,67 @@ def comparison_table(analysis: Analysis) -> Table:
     )  # fmt: skip
 
 
-def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
-    """Optima of the runs at equal cost, without a law, and relative to those of each built-in arm."""
+_Optimum = dict[str, Estimate]
+"""What is known of an arm at one cost: its lowest loss, N_opt, and these relative to each built-in arm."""
 
-    def relative(m: Minima, other: Minima | None, cost: float) -> list[str]:
-        if other is None or other is m:
-            return [UNSEEN, UNSEEN]
-        saved = compute_multiplier(other, m, cost).exp()
-        ratio = two_intervals(loss_ratio(other, m, cost).exp()) if cost in other.cost else UNSEEN
-        return [ratio, bound(saved) or two_intervals(saved)]
 
-    rows = []
-    for axis, minima in analysis.minima.items():
-        for cost in sorted({float(c) for m in minima.values() for c in m.cost}):
-            for name, m in minima.items():
-                if cost not in m.cost:
+def _optima(analysis: Analysis, axis: str, built_in: Sequence[str]) -> Iterator[tuple[float, str, _Optimum]]:
+    """Cost, arm and measured optimum; values that can't be had are left out."""
+    minima = analysis.minima.get(axis, {})
+    for cost in sorted({float(c) for m in minima.values() for c in m.cost}):
+        for name, m in minima.items():
+            if cost not in m.cost:
+                continue
+            found = {"loss": lowest_loss(m, cost).exp()}
+            size = combine([(m, m.N, weights_at(m, np.array([cost]), np.ones(1)))]).exp()
+            if not math.isnan(size.value):
+                found["N"] = size
+            for reference in built_in:
+                other = minima.get(reference)
+                if other is None or other is m:
                     continue
-                size = combine([(m, m.N, weights_at(m, np.array([cost]), np.ones(1)))]).exp()
-                rows.append([
-                    AXES[axis].label, f"{cost:.3g} {AXES[axis].unit}", f"`{name}`",
-                    two_intervals(lowest_loss(m, cost).exp()),
-                    "at an edge" if math.isnan(size.value) else two_intervals(size),
-                    *(cell for reference in built_in for cell in relative(m, minima.get(reference), cost)),
-                ])  # fmt: skip
-    scatter = ", ".join(f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items())
-    header = ["axis", "cost", "arm", "lowest loss", "N_opt"]
+                if cost in other.cost:
+                    found[f"loss over {reference}"] = loss_ratio(other, m, cost).exp()
+                found[f"cost over {reference}"] = compute_multiplier(other, m, cost).exp()
+            yield cost, name, found
+
+
+def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
+    """Optima of the budgets' runs, without a law, and relative to those of each built-in arm."""
+    header = {"loss": "lowest loss", "N": "N_opt"}
     for name in built_in:
-        header += [f"loss over that of `{name}`", f"this cost over what `{name}` needs for this loss"]
+        header[f"loss over {name}"] = f"loss over that of `{name}`"
+        header[f"cost over {name}"] = f"this cost over what `{name}` needs for this loss"
+    rows = []
+    for cost, name, found in _optima(analysis, "executed", built_in):
+        shown = {what: two_intervals(e) for what, e in found.items()}
+        shown |= {what: said for what, e in found.items() if what.startswith("cost") and (said := bound(e))}
+        cells = [shown.get(what, "at an edge" if what == "N" else UNSEEN) for what in header]
+        rows.append([f"{cost:.3g} {AXES['executed'].unit}", f"`{name}`", *cells])
+    scatter = ", ".join(f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items())
     joined = (
         " The cost that an arm needs for a loss is read off power laws that join its losses from one cost to the next; "
         "> and < are bounds, where its losses don't reach that far."
     )
     return Table(
-        "minima", "Measured optima at equal cost, without a law", header, rows,
+        "minima", "Measured optima at equal cost, without a law",
+        [AXES["executed"].label, "arm", *header.values()], rows,
         "Minimum of a parabola in log N through the log losses of the runs at one cost (approach 2 of Hoffmann et al. "
-        "2022), within the sizes that were run. On executed FLOPs these are the budgets; on the other axes runs are "
-        "moved along their laws to the nearest of a few costs and keep their residuals. Intervals: [t of the scatter "
-        f"about all parabolas of an arm, on executed FLOPs {scatter}] and [residual bootstrap]."
-        + (joined if built_in else ""),
+        f"2022), within the sizes that were run. Intervals: [t of the scatter about an arm's parabolas, {scatter}] "
+        "and [residual bootstrap]. On the other axes, in `minima.csv`, runs are moved along their laws to the nearest "
+        "of a few costs and keep their residuals." + (joined if built_in else ""),
     )  # fmt: skip
+
+
+def minima_frame(analysis: Analysis, built_in: Sequence[str]) -> pd.DataFrame:
+    """The optima on every axis in numbers."""
+    rows = [
+        (axis, cost, name, what, e.value, *e.model, *e.robust)
+        for axis in analysis.minima
+        for cost, name, found in _optima(analysis, axis, built_in)
+        for what, e in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["axis", "cost", "arm", "quantity", *_ESTIMATE])
 
 
 def best_runs_table(finished: pd.DataFrame, noise: pd.DataFrame, units: str) -> Table:

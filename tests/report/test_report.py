@@ -490,3 +490,13 @@ def test_the_reports_own_html_is_kept(kept):
 )
 def test_any_other_tag_is_escaped(foreign):
     assert only_own_tags(foreign) == "&lt;" + foreign[1:]
+
+
+def test_a_part_of_which_no_run_has_ended_yet_is_left_out(tmp_path, capsys):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,))
+    planted.write_part(table, tmp_path)
+    planted.write_part(table.head(0), tmp_path / "data_grid")
+    assert set(read_study(tmp_path).runs["part"]) == {"compute"}
+    planted.write_part(table.head(0), tmp_path)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no run has ended yet" in capsys.readouterr().err

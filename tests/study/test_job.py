@@ -6,10 +6,12 @@ import pytest
 
 from eqscale.cli import main
 from eqscale.errors import InputError
+from eqscale.jobs import grid as grid_job
 from eqscale.study.grid import compute_grid
 from eqscale.study.job import run_study
 from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
+from eqscale.study.table import run_table
 from tests.jobs import ROOT, TINY_ARGUMENTS, copy_study, run_apart, run_here
 from tests.report.planted import undrawn_figures
 
@@ -176,3 +178,14 @@ def test_the_views_agree_and_the_best_models_are_measured_and_timed(folder, tmp_
     (results / "evaluation/gatr.json").unlink()
     assert main(measure) == 2
     assert "the weights of " in capsys.readouterr().err
+
+
+def test_a_study_that_was_stopped_before_a_run_had_ended_has_nothing_to_say_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def stopped(specs, options, publish):
+        publish(run_table(specs, options.storage.ledger))
+        return 130
+
+    monkeypatch.setattr(grid_job, "run_study", stopped)
+    assert main(["run", "grid"]) == 130
