@@ -2,8 +2,9 @@
 
 Optuna searches them in small proxy runs (TPE with a median pruner, the same number of trials for every arm and
 optimiser). A recipe for every size and budget is fitted to all trials of an arm and optimiser. Larger runs then check
-that the recipe's learning rate is as good as its neighbours; if it isn't, the recipe is fitted again, with the check
-runs, and checked again. Logs every trial to MLflow, and writes trials, recipes, a figure and a report.
+that the recipe's learning rate is as good as its neighbours, and the recipe as the one so far; if not, it is fitted
+again, with the check runs, and checked again. Logs every trial to MLflow, and writes trials, recipes, a figure and a
+report.
 
     eqscale run search                  # preset quick: a new arm in the right range
     eqscale run search --preset cpu     # all built-in arms: hours; --dry-run estimates them
@@ -15,6 +16,7 @@ results to eqscale/arms/recipes.json.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from eqscale.study.search import (
     GOAL,
     Recipes,
     Search,
+    better_as_before,
     check_specs,
     check_table,
     fit_recipe,
@@ -51,7 +54,8 @@ def plan(options: JobOptions[LearningRateSearch]) -> str:
     """What the search will train, in words."""
     preset = options.preset
     cells = search_cells(preset)
-    checks = check_specs(preset, first_guesses(preset), {})
+    guesses = first_guesses(preset)
+    checks = check_specs(preset, guesses, {}, guesses)
     estimate = Estimator(ended=options.storage.ledger.records())
     per_trial = [estimate(spec) for spec in checks]
     lines = [
@@ -72,12 +76,14 @@ def first_guesses(preset: LearningRateSearch) -> Recipes:
     }
 
 
-def train_checks(study: OpenStudy, preset: LearningRateSearch, recipes: Recipes) -> list[RunSpec] | None:
+def train_checks(
+    study: OpenStudy, preset: LearningRateSearch, recipes: Recipes, usual: Recipes
+) -> list[RunSpec] | None:
     """Train the check runs of recipes until the best rate is bracketed; None if stopped before."""
     specs: list[RunSpec] = []
     while True:
         losses = {spec.run_id: study.ledger.read(spec.run_id).loss for spec in specs}
-        wanted = check_specs(preset, recipes, losses)
+        wanted = check_specs(preset, recipes, losses, usual)
         if wanted == specs:
             return specs
         specs = wanted
@@ -122,7 +128,7 @@ def main(options: JobOptions[LearningRateSearch]) -> int:
         checks: dict[str, RunSpec] = {}
         wanting = list(fits)
         for round_ in range(1, CHECK_ROUNDS + 1):
-            ended = train_checks(study, preset, {key: fits[key].recipe for key in wanting})
+            ended = train_checks(study, preset, {key: fits[key].recipe for key in wanting}, usual)
             if ended is None:
                 console.print("[yellow]stopped in the check runs[/yellow]: the same command continues")
                 return 130
@@ -136,6 +142,10 @@ def main(options: JobOptions[LearningRateSearch]) -> int:
             checked = runs[runs["status"] == "finished"]
             for key in wanting:
                 fits[key] = fit_recipe(_of(finished, *key), _of(checked, *key), usual[key])
+        found = {key: fit.recipe for key, fit in fits.items()}
+        for key, recipe in better_as_before(preset, found, usual, runs).items():
+            fits[key] = dataclasses.replace(fits[key], recipe=recipe, as_before=True)
+        table = check_table(preset, {key: fit.recipe for key, fit in fits.items()}, runs)
         write_search_report(trials, runs, table, fits, options.results, GOAL, CHECK_ROUNDS)
         study.describe([*specs, *checks.values()])
         study.tracker.draw(run_table([*specs, *checks.values()], ledger))

@@ -109,7 +109,8 @@ def _report(
 ) -> str:
     recipes = [
         {
-            "arm": arm, "optimiser": optimizer, "learning rate": number(fit.recipe.rate),
+            "arm": arm, "optimiser": optimizer, "recipe": "as before" if fit.as_before else "fitted",
+            "learning rate": number(fit.recipe.rate),
             "∝ N^": f"{fit.recipe.by_parameters:.2f}", "∝ steps^": f"{fit.recipe.by_steps:.2f}",
             "∝ batch^": f"{fit.recipe.by_batch:.2f}",
             "batch": number(fit.recipe.batch), "∝ budget^": f"{fit.recipe.by_budget:.2f}",
@@ -150,7 +151,8 @@ def _report(
         "size, plus one each in warm-up, log (1 - momentum) and log weight decay, plus a constant per cell. Trials "
         "further above the best say little about the optimum and are left out. "
         "Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 (parameters), -0.15 (steps), "
-        "0.35 (batch) and 0.2 (batch in budget): what a few cells can't tell is taken from there. The last two columns "
+        "0.35 (batch) and 0.2 (batch in budget), all else one around the recipe so far: what a few cells can't tell is "
+        "taken from there. A recipe stays as it was where its check runs end lower. The last two columns "
         "say what being off by a factor of two costs.",
         table_of(recipes),
         "![loss against learning rate](search.png)",
@@ -158,10 +160,11 @@ def _report(
         "those of the check.",
         "## Check at larger budgets",
         "Larger runs at the recipe's batch size with half, once and twice its learning rate, and further out until "
-        f"the best is bracketed. An arm with a pick more than {100 * goal:.0f} % above the best rate tried is fitted "
-        "again, its check runs included (as many as the table above says), and the new picks are checked the same "
-        f"way, {rounds} times at most; below are the last picks, beside the best of all rounds. "
-        f"{within} of {len(checks)} picks lie within {100 * goal:.0f} % of the best rate tried; one seed each, so a "
+        "the best is bracketed, and one by the recipe so far. An arm with a pick more than "
+        f"{100 * goal:.0f} % above the best run is fitted again, its check runs included (as many as the table above "
+        f"says), and the new picks are checked the same way, {rounds} times at most; below are the last picks, beside "
+        "the best of all rounds. "
+        f"{within} of {len(checks)} picks lie within {100 * goal:.0f} % of the best; one seed each, so a "
         "difference of the size of the seed noise means nothing.",
         table_of(shown),
     ]

@@ -274,6 +274,8 @@ class RecipeFit:
     """The same for the batch size, at the learning rate that suits it."""
     curvatures: dict[str, float]
     """The same for what a recipe holds constant: for being off by the standard deviation of its prior."""
+    as_before: bool = False
+    """Whether the recipe so far did better in the check runs, and stays."""
 
 
 def fit_recipe(
@@ -362,8 +364,11 @@ def _picked_run(preset: LearningRateSearch, arm_name: str, budget: float, recipe
     return design_run(arm, size, budget, preset, preset.seeds[0])
 
 
-def check_specs(preset: LearningRateSearch, recipes: Recipes, losses: dict[str, float]) -> list[RunSpec]:
-    """The check runs: each arm and optimiser at each check budget with half, once and twice the recipe's learning rate.
+def check_specs(
+    preset: LearningRateSearch, recipes: Recipes, losses: dict[str, float], usual: Recipes
+) -> list[RunSpec]:
+    """The check runs: each arm and optimiser at each check budget with half, once and twice the recipe's learning rate,
+    and by the recipe so far.
 
     Where the lowest known loss lies at the edge of the rates, the next rate by a factor two is added, so
     that the best rate is bracketed.
@@ -372,8 +377,9 @@ def check_specs(preset: LearningRateSearch, recipes: Recipes, losses: dict[str, 
         preset: the search.
         recipes: the recipes to check.
         losses: run_id -> final loss of the check runs that have ended (inf if diverged).
+        usual: the recipes so far.
     """
-    specs = []
+    specs: list[RunSpec] = []
     for budget, (name, optimizer) in itertools.product(preset.check_budgets, recipes):
         picked = _picked_run(preset, name, budget, recipes[name, optimizer])
 
@@ -386,8 +392,26 @@ def check_specs(preset: LearningRateSearch, recipes: Recipes, losses: dict[str, 
             if exponents[0] < best < exponents[-1] or len(exponents) >= 7:
                 break
             exponents = [exponents[0] - 1, *exponents] if best == exponents[0] else [*exponents, best + 1]
-        specs += [at(e) for e in exponents]
-    return specs
+        specs += [*(at(e) for e in exponents), _picked_run(preset, name, budget, usual[name, optimizer])]
+    return list(dict.fromkeys(specs))
+
+
+def better_as_before(preset: LearningRateSearch, recipes: Recipes, usual: Recipes, runs: pd.DataFrame) -> Recipes:
+    """The recipes so far whose check runs have lower losses, on geometric average, than those of the new ones.
+
+    Args:
+        preset: the search.
+        recipes: the new recipes, whose picks are among the runs, as are those by ``usual``.
+        usual: the recipes so far.
+        runs: check runs: columns run_id, loss (NaN if diverged).
+    """
+    losses = runs.set_index("run_id")["loss"].fillna(math.inf)
+
+    def total(key: tuple[str, str], recipe: Recipe) -> float:
+        picked = (_picked_run(preset, key[0], budget, recipe).run_id for budget in preset.check_budgets)
+        return sum(math.log(losses[run_id]) for run_id in picked)
+
+    return {key: usual[key] for key, recipe in recipes.items() if total(key, usual[key]) < total(key, recipe)}
 
 
 def check_table(preset: LearningRateSearch, recipes: Recipes, runs: pd.DataFrame) -> pd.DataFrame:

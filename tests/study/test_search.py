@@ -19,7 +19,15 @@ from eqscale.errors import InputError
 from eqscale.study import backend, job
 from eqscale.study.options import parse_options
 from eqscale.study.presets import SEARCHES
-from eqscale.study.search import Search, check_specs, check_table, fit_recipe, found_wanting, search_cells
+from eqscale.study.search import (
+    Search,
+    better_as_before,
+    check_specs,
+    check_table,
+    fit_recipe,
+    found_wanting,
+    search_cells,
+)
 from eqscale.study.trials import Devices
 from eqscale.tasks import get_task
 from eqscale.training.spec import CurvePoint, RunRecord
@@ -218,7 +226,7 @@ def test_picks_are_compared_with_the_best_of_all_rounds():
         {"arm": spec.arm, "optimizer": "adamw", "budget": spec.budget, "N": 1000, "batch_size": spec.batch_size,
          "learning_rate": spec.learning_rate, "loss": loss}
         for recipes, losses in ((old, (0.5, 0.4, 0.6)), (new, (0.52, 0.44, 0.58)))
-        for spec, loss in zip(check_specs(preset, recipes, {}), losses * 2, strict=True)
+        for spec, loss in zip(check_specs(preset, recipes, {}, recipes), losses * 2, strict=True)
     ]  # fmt: skip
     table = check_table(preset, new, pd.DataFrame(rows))
     assert list(table["budget"]) == [6e9, 1e10]
@@ -227,10 +235,28 @@ def test_picks_are_compared_with_the_best_of_all_rounds():
     assert table["excess"].to_numpy() == pytest.approx([0.1, 0.1])
 
 
+def test_a_recipe_so_far_stays_where_its_checks_end_lower():
+    preset = dataclasses.replace(PRESET, arms=("transformer", "gatr"), check_budgets=(6e9, 1e10))
+    keys = [(arm, "adamw") for arm in preset.arms]
+    old, new = ({key: Recipe(rate=rate) for key in keys} for rate in (2e-2, 5e-3))
+    specs = check_specs(preset, new, {}, old)
+    assert len(specs) == 2 * 2 * 4
+    best = {"transformer": 2e-2, "gatr": 5e-3}
+    rates = {
+        (arm, b): max(s.learning_rate for s in specs if (s.arm, s.budget) == (arm, b))
+        for arm in best
+        for b in (6e9, 1e10)
+    }
+    runs = pd.DataFrame(
+        {"run_id": s.run_id, "loss": loss_of(s, best[s.arm] / 2e-2 * rates[s.arm, s.budget])} for s in specs
+    )
+    assert better_as_before(preset, new, old, runs) == {("transformer", "adamw"): old["transformer", "adamw"]}
+
+
 def test_a_check_whose_runs_all_diverged_is_not_within_the_goal():
     preset = dataclasses.replace(PRESET, check_budgets=(6e9,))
     recipes = {("transformer", "adamw"): get_arm("transformer").recipe}
-    specs = check_specs(preset, recipes, {})
+    specs = check_specs(preset, recipes, {}, recipes)
     runs = pd.DataFrame(
         {"arm": s.arm, "budget": s.budget, "N": 1, "batch_size": s.batch_size, "learning_rate": s.learning_rate}
         for s in specs
@@ -248,13 +274,13 @@ def test_too_few_trials_for_a_recipe_are_an_error():
 def test_checks_go_on_until_the_best_rate_is_bracketed():
     preset = dataclasses.replace(PRESET, check_budgets=(6e9,))
     recipes = {("transformer", "adamw"): get_arm("transformer").recipe}
-    specs = check_specs(preset, recipes, {})
+    specs = check_specs(preset, recipes, {}, recipes)
     picked = specs[1].learning_rate
     assert [s.learning_rate for s in specs] == [float(f"{picked * f:.4g}") for f in (0.5, 1, 2)]
     losses = {}
     while any(spec.run_id not in losses for spec in specs):
         losses |= {spec.run_id: loss_of(spec, best=5 * picked) for spec in specs}
-        specs = check_specs(preset, recipes, losses)
+        specs = check_specs(preset, recipes, losses, recipes)
     assert len(specs) == 5  # up to 8 times the pick: 4 times is best
     assert max(s.learning_rate for s in specs) == float(f"{8 * picked:.4g}")
 
