@@ -12,6 +12,7 @@ Prints a Markdown table.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
@@ -30,6 +31,7 @@ STUDY = (
 
 _SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
+[ -z "${{RAY_AUTH_TOKEN_PATH:-}}" ] || stat -c "%a %n" "$RAY_AUTH_TOKEN_PATH" > {folder}/token
 code=0
 for ((i = 0; i < SLURM_JOB_NUM_NODES; i++)); do
     (
@@ -104,25 +106,36 @@ class SimulatedSlurm:
         path.write_text(text)
         path.chmod(0o755)
 
-    def start(self, *words: str, log: Path, **variables: str) -> subprocess.Popen[bytes]:
-        """The job, as Slurm starts it on the first node; ``variables`` are Slurm's, without ``SLURM_``."""
+    def start(self, *words: str, log: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
+        """The job, as Slurm starts it on the first node.
+
+        Args:
+            words: those after ``cluster.slurm``.
+            log: file that its output is added to; None: ``stdout`` of the process, a pipe.
+            variables: Slurm's, without ``SLURM_``.
+        """
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))}
         environment |= {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         environment |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "XDG_CACHE_HOME": f"{self.folder}/cache0"}
         environment |= {"SLURM_JOB_ID": self.job_id, "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_NUM_NODES": "1"}
         environment |= {f"SLURM_{name}": value for name, value in variables.items()}
-        with log.open("ab") as file:
+        with log.open("ab") if log else contextlib.nullcontext(subprocess.PIPE) as output:
             return subprocess.Popen(
                 ["bash", str(ROOT / "cluster.slurm"), *words],
                 cwd=self.submitted,
                 env=environment,
-                stdout=file,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
 
     def caches(self, nodes: int) -> list[Path]:
         """Where each node keeps the data that it has fetched."""
         return [self.folder / f"cache{node}" for node in range(nodes)]
+
+    def token(self) -> tuple[str, Path]:
+        """Mode and path of the token that the job's nodes have got."""
+        mode, path = (self.folder / "token").read_text().split()
+        return mode, Path(path)
 
     def requeued(self) -> list[str]:
         """The calls of ``scontrol``."""

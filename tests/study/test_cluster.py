@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import stat
-import time
 
 import pytest
 
@@ -27,11 +25,9 @@ def test_nodes_that_share_no_folder_train_a_study_together(slurm, tmp_path, empt
     storage, log = f"local://{tmp_path}/store", tmp_path / "log"
     words = ["grid", *TINY_ARGUMENTS, "--arms", "transformer", "--storage", storage]
     job = slurm.start(*words, log=log, JOB_NUM_NODES="2")
-    token = slurm.submitted / f".ray-token-{slurm.job_id}"
-    while not token.exists() and job.poll() is None:
-        time.sleep(0.02)
-    assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert job.wait() == 0, log.read_text()
+    mode, token = slurm.token()
+    assert (mode, token.parent) == ("600", slurm.submitted)
     ledger = Ledger(open_place(storage) / "quick" / "ledger")
     assert len(ledger.records()) == 9
     weights = list((tmp_path / "store/quick/weights").iterdir())
@@ -51,12 +47,12 @@ def test_a_task_of_an_array_stops_before_its_time_is_up_is_queued_again_and_goes
     arguments = [*TINY_ARGUMENTS, *longer, "--arms", "transformer", "--study", "mine"]
     assert main(["run", "grid", *arguments, "--export", "plan.jsonl"]) == 0
     task = {"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "2", "ARRAY_TASK_MAX": "2"}
-    job = slurm.start("plan.jsonl", log=tmp_path / "log", **task)
-    part = slurm.submitted / "part2.jsonl"
-    while not part.exists() and job.poll() is None:
-        time.sleep(0.01)
+    job = slurm.start("plan.jsonl", **task)
+    said = [next((line for line in job.stdout if b"finished" in line), b"")]
     job.send_signal(signal.SIGUSR1)
-    assert job.wait() == 130, (tmp_path / "log").read_text()
+    said += job.stdout
+    assert job.wait() == 130, said
+    part = slurm.submitted / "part2.jsonl"
     assert slurm.requeued() == ["requeue 7_2"]
     before = read_records(part).records
     assert 1 <= len(before) < 4
