@@ -1,15 +1,15 @@
-"""The answer: the card of the compute grid, then what else the runs say, each with a link to its evidence."""
+"""The answer to each question of a report, in sentences with links to their evidence."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
-from eqscale.laws.plan import advise
+from eqscale.laws.minima import combine, weights_at
 from eqscale.laws.render import interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
 from eqscale.report.card import answer_card
@@ -17,11 +17,13 @@ from eqscale.report.conclusions import NOT_REPRODUCED, Conclusion
 from eqscale.report.controls import control_lines
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.data_tables import data_lines
-from eqscale.report.exhibits import link
+from eqscale.report.exhibits import link, paragraphs
 from eqscale.report.overview import headline, overview
 from eqscale.report.part_tables import averaging_lines
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes
+from eqscale.report.roles import Roles
+from eqscale.report.tables import wide
 
 
 def answer(study: Study, figure: str) -> str:
@@ -35,19 +37,46 @@ def answer(study: Study, figure: str) -> str:
     return "\n\n".join([" ".join([f"**{first}**", *others]), beside])
 
 
-def details(study: Study, analysis: Analysis, grid: DataGrid | None) -> str:
-    """Who is ahead on each axis, then a few bullets."""
-    roles = study.roles
-    lines = [*_surprises(study, analysis), *_crossings(analysis)]
-    if roles.missing:
-        lines.append(f"The study has {roles.missing}: the paper's conclusions, which compare the two, stay open.")
-    lines += data_lines(grid, roles) if grid else []
-    lines += control_lines(study, analysis.noise)
-    lines += averaging_lines(study.evaluations, study.wording.variant)
-    if study.prediction is not None:
-        lines.append(_prediction_line(study))
-    bullets = "\n".join(f"- {line}" for line in lines)
-    return "\n\n".join(filter(None, (headline(analysis), overview(analysis, roles.built_in), bullets)))
+def which_arm(analysis: Analysis, built_in: Sequence[str]) -> str:
+    """Who is ahead on each axis, by how much, and where lines cross."""
+    return paragraphs((headline(analysis), overview(analysis, built_in), *_crossings(analysis)))
+
+
+def data(grid: DataGrid | None, roles: Roles) -> str:
+    """What scarce data cost each arm."""
+    return _bullets(data_lines(grid, roles) if grid else [])
+
+
+def symmetry(study: Study, noise: pd.DataFrame) -> str:
+    """What the controls and test-time averaging say."""
+    lines = control_lines(study, noise) + averaging_lines(study.evaluations, study.wording.variant)
+    return _bullets(lines)
+
+
+def validation(study: Study) -> str:
+    """Whether the answer held above the budgets that it was taken from."""
+    return _prediction_line(study) if study.prediction is not None else ""
+
+
+def what_to_train(analysis: Analysis) -> str:
+    """The best sizes at the highest executed cost that every arm has a measured one at."""
+    minima = analysis.minima.get("executed", {})
+    if not minima:
+        return ""
+    found = {name: m for name, m in minima.items() if np.isfinite(m.N.value).any()}
+    sizes = []
+    for name, m in found.items():
+        at = int(np.flatnonzero(np.isfinite(m.N.value))[-1])
+        e = combine([(m, m.N, weights_at(m, m.cost[[at]], np.ones(1)))]).exp()
+        sizes.append(f"`{name}` {wide(e)} at {m.cost[at]:.3g}")
+    said = f"Measured best sizes, in parameters at executed FLOPs: {'; '.join(sizes)} ({link('minima')}). " * bool(
+        sizes
+    )
+    return f"{said}For a compute of your own, run `eqscale plan --from` this folder `--compute FLOPS`."
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def verdict(own: Sequence[Conclusion]) -> str:
@@ -62,20 +91,6 @@ def verdict(own: Sequence[Conclusion]) -> str:
         f"**{verdict}**" + f" on {' and '.join(axes)}" * (len(reasons) > 1) + f" ({why})" * bool(why)
         for (verdict, why), axes in reasons.items()
     )
-
-
-def _surprises(study: Study, analysis: Analysis) -> list[str]:
-    """Budgets at which the laws and the best runs don't agree on who is ahead."""
-    laws = analysis.arms.get("executed", {})
-    found = []
-    means = study.part("compute").groupby(["budget", "arm", "N"])["loss"].mean()
-    for budget, best in means.groupby("budget"):
-        winner = best.idxmin()[1]
-        predicted = {a.arm: a.loss for a in advise(laws, float(budget)) if math.isfinite(a.loss)}  # type: ignore[arg-type]
-        if winner in predicted and predicted[winner] > min(predicted.values()):
-            found.append(f"{budget:.2g}")
-    said = f"At {', '.join(found)} executed FLOPs the laws put another arm ahead: there they miss the best runs"
-    return [f"{said} ({link('best_runs')})."] * bool(found)
 
 
 def _crossings(analysis: Analysis) -> list[str]:
@@ -94,7 +109,7 @@ def _crossings(analysis: Analysis) -> list[str]:
             said = ", ".join(found) or "none shown"
             more = f", none shown for {none} other pair{'s' if none > 1 else ''}" if found and none else ""
             parts.append(f"on {AXES[axis].label}: {said}{more}")
-    return [f"Where lines are shown to cross: {'; '.join(parts)} ({link('comparisons')})."] * bool(parts)
+    return [f"Where lines of the laws are shown to cross: {'; '.join(parts)} (`comparisons.csv`)."] * bool(parts)
 
 
 def _prediction_line(study: Study) -> str:

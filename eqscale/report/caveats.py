@@ -32,7 +32,7 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
         elif single:
             taken = f"the noise there is taken from the other budgets ({link('seed_noise')})"
             note(f"One seed at {single} executed FLOPs: {taken}.")
-    notes += [note for name in analysis.arms.get("executed", {}) for note in _law_doubts(analysis, name)]
+    notes += _law_doubts(analysis)
     if analysis.edges:
         edges = sorted({(AXES[e.axis].label, e.arm) for e in analysis.edges})
         shown = ", ".join(f"`{arm}` on {label}" for label, arm in edges)
@@ -92,31 +92,38 @@ def _validation_edges(found: Sequence[Outcome]) -> list[str]:
     return [f"{said}: another could be better still ({link('validation')})."] if edges else []
 
 
-def _law_doubts(analysis: Analysis, name: str) -> list[str]:
-    """What is doubtful about one arm's law."""
-    fit = analysis.arms["executed"][name].fit
+def _law_doubts(analysis: Analysis) -> list[str]:
+    """What is doubtful about the laws, each doubt once for all arms."""
+    laws = analysis.arms.get("executed", {})
     coefficients, residuals = link("coefficients"), link("residuals", "figure")
-    found = []
-    if fit.verdict.state == "on boundary":
-        found.append(f"{fit.verdict}: the intervals of what lies there are one-sided ({coefficients}).")
-    elif fit.verdict.state == "misfit":
-        found.append(
-            f"{fit.verdict}: what it says beyond the runs may be further off than its intervals ({residuals})."
+    tests = {name: test for name in laws if (test := analysis.lack_of_fit[name]) is not None and test.rejects}
+    bad = [name for name, arm in laws.items() if name in tests or arm.fit.verdict.has("misfit")]
+    notes = []
+    if bad:
+        notes.append(
+            f"Laws that miss structure, by seeds or residuals: {_names(bad)}. They have no vote above, and beyond the "
+            f"runs they may be further off than their intervals ({coefficients}, {residuals})."
         )
-    elif not fit.verdict.good:
-        found.append(f"{fit.verdict}: its coefficients must not be read one by one ({coefficients}).")
-    if warning := disagreement(analysis.intervals[name]):
-        found.append(f"{warning} ({coefficients}).")
-    test = analysis.lack_of_fit[name]
-    if test is not None and test.rejects:
-        found.append(f"{test.describe()} ({coefficients}, {residuals}).")
-    held = analysis.hold_out[name]
-    if held is not None:
-        found.append(
-            "its law without the largest budget predicts that budget's runs with a median error of "
-            f"{100 * held.median_error:.1f} %, {100 * held.covered:.0f} % of them within 95 % limits "
-            f"({residuals} shows the residuals of the full fit)."
+    held = [
+        f"`{name}` {100 * found.median_error:.1f} %, {100 * found.covered:.0f} % of the runs within 95 % limits"
+        for name in laws
+        if (found := analysis.hold_out[name]) is not None
+    ]
+    if held:
+        notes.append(
+            f"Median error of the laws when they predict the largest budget from the others: {'; '.join(held)}."
         )
-    if odd := len(analysis.outliers[name]):
-        found.append(f"{odd} run{'s' if odd > 1 else ''} that the law does not explain ({link('runs')}).")
-    return [f"`{name}`: {doubt}" for doubt in found]
+    if unlike := [name for name in laws if disagreement(analysis.intervals[name])]:
+        notes.append(
+            f"Model-based and robust intervals differ by more than 1.5 times for {_names(unlike)}: noise is unequal or "
+            f"clustered, a few runs carry the fit, or it lies on a boundary ({coefficients})."
+        )
+    odd = {name: len(found) for name in laws if (found := analysis.outliers[name])}
+    if odd:
+        said = ", ".join(f"`{name}` {count}" for name, count in odd.items())
+        notes.append(f"Runs that their law does not explain: {said} ({link('runs')}).")
+    return notes
+
+
+def _names(arms: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in arms)

@@ -81,8 +81,8 @@ def _half(e: Estimate) -> float:
     return (e.high - e.low) / 2
 
 
-def _both_intervals(e: Estimate) -> str:
-    return f"{number(e.value, 3)} {interval_text(e.model, 3)} {interval_text(e.robust, 3)}"
+def _wide(e: Estimate) -> str:
+    return f"{number(e.value, 3)} {interval_text((e.low, e.high), 3)}"
 
 
 CLAIMS = {
@@ -199,7 +199,7 @@ def _on_compute(
 ) -> list[Finding]:
     """The checks of conclusion 2."""
     straight = {_within(e.low, e.high, math.log(STRAIGHT)) for e in bends.values()} or {"open"}
-    shown = "; ".join(f"`{name}` {_both_intervals(e.exp())}" for name, e in bends.items())
+    shown = "; ".join(f"`{name}` {_wide(e.exp())}" for name, e in bends.items())
     ahead = {positive(e.low, e.high) for e in gaps.values()}
     steady = _within(change.low, change.high, math.log(SIMILAR))
     return [
@@ -208,7 +208,7 @@ def _on_compute(
             _holds_if_equal(map(_half, bends.values()), math.log(STRAIGHT)) if bends else "",
         ),
         Finding(_worst(ahead), _at_costs(gaps, unit), sees(max(map(_half, gaps.values())))),
-        Finding(steady, _both_intervals(change.exp()), _holds_if_equal([_half(change)], math.log(SIMILAR))),
+        Finding(steady, _wide(change.exp()), _holds_if_equal([_half(change)], math.log(SIMILAR))),
     ]  # fmt: skip
 
 
@@ -219,12 +219,12 @@ def _on_allocation(sizes: Mapping[float, Estimate], change: Estimate, unit: str)
     closes = positive(change.low, change.high)
     return [
         Finding(_worst(fewer), _at_costs(sizes, unit), sees(max(map(_half, below.values())))),
-        Finding(closes, _both_intervals(change.exp()), sees(_half(change))),
+        Finding(closes, _wide(change.exp()), sees(_half(change))),
     ]
 
 
 def _at_costs(found: Mapping[float, Estimate], unit: str) -> str:
-    return "; ".join(f"at {C:.2g} {unit} {_both_intervals(e.exp())}" for C, e in found.items())
+    return "; ".join(f"at {C:.2g} {unit} {_wide(e.exp())}" for C, e in found.items())
 
 
 def _worst(outcomes: set[str]) -> str:

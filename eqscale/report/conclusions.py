@@ -79,7 +79,7 @@ STATEMENTS = {
 
 EXHIBITS = {
     1: (link("data", "figure"), link("data")),
-    2: (link("loss", "figure"), link("ranking"), link("comparisons"), link("ratio", "figure"), link("minima")),
+    2: (link("loss", "figure"), link("ratio", "figure"), link("minima")),
     3: (link("size", "figure"), link("allocation"), link("minima")),
 }
 """What shows a conclusion, where the report has it."""

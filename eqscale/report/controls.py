@@ -21,8 +21,10 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
     roles, variant = study.roles, study.wording.variant
     others = list(dict.fromkeys(filter(None, (*roles.built_in, *roles.control_of.values(), roles.baseline))))
     rows = []
-    for point, runs in controls.groupby(_POINT, sort=False, dropna=False):
+    sizes = controls.groupby(_POINT, sort=False, dropna=False)["loss"].mean()
+    for point in sizes.groupby(_POINT[:3], sort=False, dropna=False).idxmin():
         arm, version, budget, N = point
+        runs = controls[(controls[_POINT] == point).all(axis=1)]
         at = grid[np.isclose(grid["budget"], budget, rtol=1e-6)]
         best = at.groupby(["arm", "N"])["loss"].mean().groupby("arm").min()
         mean, seeds = float(runs["loss"].mean()), f" ({len(runs)} seeds)" if len(runs) > 1 else ""
@@ -32,7 +34,7 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
         ratios = [f"× {mean / best[other]:.2f}" if other in best else UNSEEN for other in others]
         rows.append([f"`{arm}`", *cells, *ratios])
     header = ["budget", "N", "loss"]
-    note = "Means over seeds."
+    note = "Means over seeds at the best size."
     if variant:
         header = [variant.one, *header, f"same size and budget in the grid's {variant.one}"]
         note += (
@@ -55,7 +57,20 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
         ]
         if same:
             lines.append(f"The same arm in other {variant.many}: {'; '.join(same)} ({link('controls')}).")
+    for arm, of in study.roles.control_of.items():
+        best, other = (_best(runs[runs["arm"] == name]) for name, runs in ((arm, controls), (of, grid)))
+        if len(ratio := (best / other).dropna()):
+            said = ", ".join(f"{value:.2f} at {budget:.3g}" for budget, value in ratio.items())
+            lines.append(
+                f"`{arm}`, the control of `{of}`, has this many times its loss, each at the best size that was run: "
+                f"{said} executed FLOPs ({link('controls')})."
+            )
     return lines
+
+
+def _best(runs: pd.DataFrame) -> pd.Series:
+    """Lowest mean loss over sizes by budget."""
+    return runs.groupby(["budget", "N"])["loss"].mean().groupby("budget").min()
 
 
 def _twins(grid: pd.DataFrame, point: tuple) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from eqscale.report.data_grid import REPEATED, DataGrid, Gap
 from eqscale.report.exhibits import UNSEEN, Table, link, numbered
 from eqscale.report.parts import UNIQUE
 from eqscale.report.roles import Roles
-from eqscale.report.tables import two_intervals
+from eqscale.report.tables import wide
 from eqscale.roles import Role
 
 
@@ -62,7 +62,7 @@ def repetition_table(grid: DataGrid) -> Table:
 def repetition_law_table(grid: DataGrid) -> Table:
     """The law of repeated data of every arm."""
     rows = [
-        [f"`{arm}`", str(law.fit.n), *(two_intervals(law.found[k]) for k in ("R_D", "beta")), str(law.fit.verdict)]
+        [f"`{arm}`", str(law.fit.n), *(wide(law.found[k]) for k in ("R_D", "beta")), law.fit.verdict.state]
         for arm, law in grid.laws.items()
     ]  # fmt: skip
     rows += [[f"`{arm}`", *[UNSEEN] * 3, f"no law: {why}"] for arm, why in grid.unfitted.items()]
@@ -70,8 +70,7 @@ def repetition_law_table(grid: DataGrid) -> Table:
         "repetition_law", "Law of repeated data", ["arm", "runs", "R", "β", "verdict"], rows,
         "L = E + A/N^α + B/D_eff^β with D_eff = U (1 + R (1 − exp(−(D/U − 1)/R))) for D tokens, U of them unique "
         "(Muennighoff et al. 2023), fitted to the compute grid and the data grid together: repeated data are worth at "
-        f"most R times the unique ones. Intervals as in {numbered('coefficients')}. The law can't express a loss that "
-        "rises with epochs.",
+        "most R times the unique ones. It can't express a loss that rises with epochs.",
     )  # fmt: skip
 
 

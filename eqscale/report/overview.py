@@ -36,7 +36,7 @@ def headline(analysis: Analysis) -> str:
     said = ", ".join(
         f"{who} on {'all three axes' if len(axes) == len(AXES) else ' and '.join(axes)}" for who, axes in ahead.items()
     )
-    return f"**At the largest compute that all arms were given, {said}** ({link('ranking')})."
+    return f"**At the largest compute that all arms were given, {said}** ({link('loss', 'figure')})."
 
 
 def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
@@ -59,16 +59,14 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
                 cells = [f"`{name}` {factor(analysis, axis, reference, name)}" for name in others]
                 row.append("<br>".join(cells) or UNSEEN)
         rows.append(row)
-    note = (
-        f"An arm is ahead if {100 * SURE:.3g} % of the resamples say so ({link('loss', 'figure')}, {link('ranking')})."
-    )
+    note = f"An arm is ahead if {100 * SURE:.3g} % of the resamples of its law say so (`ranking.csv`)."
     if any(analysis.minima.values()):
         note += (
             " Losses and ratios are measured at single costs: on executed FLOPs without a law, on the other axes after "
             f"moving the runs along their laws to equal cost ({link('minima')})."
         )
     if any(_BY_LAW in cell for row in rows for cell in row):
-        note += f" Where too few sizes were run for a measured optimum, they are *{_BY_LAW}* ({link('comparisons')})."
+        note += f" Where too few sizes were run for a measured optimum, they are *{_BY_LAW}* (`comparisons.csv`)."
     return (
         f"{markdown_table(header, rows)}\n{note} Compute is compared at the loss that the other arm has at its highest "
         "cost. Brackets are 95 % intervals."

@@ -15,7 +15,8 @@ from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 
 from eqscale.laws.axes import AXES
-from eqscale.report.exhibits import FigureGroup, number_exhibits
+from eqscale.laws.render import markdown_table
+from eqscale.report.exhibits import FigureGroup, number_exhibits, only_own_tags
 from eqscale.report.render import Content
 from eqscale.storage import write_text
 
@@ -23,8 +24,12 @@ _NARROW = 410.0
 """Points: a wider figure has type too small for a phone when it is shrunk to its screen, and scrolls there."""
 
 
-def write_page(text: str, content: Content, folder: Path) -> None:
-    """Write ``report.html``, from the text that ``render`` made, into a folder that holds the figures as SVG."""
+def write_page(text: str, content: Content, folder: Path, runs: tuple[list[str], list[list[str]]]) -> None:
+    """Write ``report.html``, from the text that ``render`` made, into a folder that holds the figures as SVG.
+
+    ``runs`` are header and rows of the table of every run, which ends the page.
+    """
+    text += "\n" + only_own_tags(markdown_table(*runs))
     body = MarkdownIt("commonmark").enable("table").render(number_exhibits(text))
     for group in content.figures:
         body = body.replace(group.images, _embedded(group, folder))

@@ -17,7 +17,7 @@ from eqscale.wording import Noun
 
 
 def validation_table(study: Study) -> Table | None:
-    """Predictions and outcomes."""
+    """Predictions and outcomes, one row an arm."""
     prediction = study.prediction
     if prediction is None:
         return None
@@ -25,31 +25,25 @@ def validation_table(study: Study) -> Table | None:
     found = outcomes(prediction, study.part("validation"))
     rows = []
     for name, p in prediction["arms"].items():
-        if p["loss"] is None:
-            rows.append([f"`{name}`", "its law", "no optimum", *[UNSEEN] * 5])
-            continue
         own = sorted((o for o in found if o.arm == name), key=lambda o: o.observed)
-        runs = "; ".join(
-            f"N = {o.N:.3g}: {number(o.observed)} (predicted {number(o.predicted)} {interval_text((o.low, o.high))}, "
-            f"{100 * (o.predicted / o.observed - 1):+.1f} %, {'inside' if o.inside else '**outside**'})"
-            for o in own
-        )
-        best_loss, best_size = (number(own[0].observed), number(own[0].N, 3)) if own else ("not run yet",) * 2
-        for by, record, shown in (("its law", p, runs or UNSEEN), ("no law", p.get("trend"), UNSEEN)):
-            if record:
-                mean, sizes, new_run = (
-                    " ".join(map(interval_text, record[key].values())) for key in ("mean", "N_interval", "new_run")
-                )
-                loss, size = f"{number(record['loss'])} {mean}", f"{number(record['N'], 3)} {sizes}"
-                rows.append([f"`{name}`", by, loss, new_run, best_loss, size, best_size, shown])
+        best = [number(own[0].observed), number(own[0].N, 3)] if own else ["not run yet"] * 2
+        inside = f"{sum(o.inside for o in own)} of {len(own)}" if own else UNSEEN
+        losses = [UNSEEN if r is None or r["loss"] is None else _predicted(r, "loss") for r in (p, p.get("trend"))]
+        sizes = [UNSEEN if r is None or r["N"] is None else number(r["N"], 3) for r in (p, p.get("trend"))]
+        rows.append([f"`{name}`", *losses, best[0], *sizes, best[1], inside])
     seen = f"{prediction['runs_seen']} runs at budgets up to {prediction['largest_budget_seen']:.3g}"
-    header = ["arm", "by", "predicted loss", "of a new run", "best run", "predicted N_opt", "N of best run", "runs"]
+    header = ["arm", "loss by its law", "loss without a law", "best run", "N_opt by its law", "N_opt without a law"]
     return Table(
         "validation", f"Prediction for {prediction['compute']:.3g} {unit} ({prediction['axis']}) and outcome",
-        header, rows,
-        f"Predicted from {seen}. 95 % intervals: [model-based] [robust]; limits of single runs are model-based. "
-        "*No law*: straight lines in log C through the measured optima of the last three budgets.",
+        [*header, "N of best run", "runs inside"], rows,
+        f"Predicted from {seen}, with 95 % limits of one run at the optimum. *Without a law*: straight lines in log C "
+        "through the measured optima of the last three budgets. *Runs inside*: runs within the law's limits at their "
+        "size. `prediction.json` has all intervals, `validation.csv` every run beside its prediction.",
     )  # fmt: skip
+
+
+def _predicted(record: Mapping[str, Any], what: str) -> str:
+    return f"{number(record[what])} {interval_text(record['new_run']['model'])}"
 
 
 def metric_table(study: Study) -> Table:
@@ -69,19 +63,20 @@ def metric_table(study: Study) -> Table:
 
 
 def equivariance_table(study: Study) -> Table:
-    """Equivariance error of every arm at every budget."""
+    """Equivariance error of every arm at its largest budget."""
     finished = pd.concat([study.part(part) for part in ("compute", "controls", "validation")])
     columns = [c for c in finished if str(c).startswith("equivariance_") and finished[c].notna().any()]
+    top = finished[finished["budget"] == finished.groupby("arm")["budget"].transform("max")]
     rows = [
-        [f"`{arm}`", f"{budget:.3g}", *(number(own[c].median(), 2) for c in columns)]
-        for (arm, budget), own in finished.groupby(["arm", "budget"], sort=False)
+        [f"`{arm}`", f"{own['budget'].iloc[0]:.3g}", *(number(own[c].median(), 2) for c in columns)]
+        for arm, own in top.groupby("arm", sort=False)
         if own[columns].notna().any(axis=None)
     ]
     names = [str(c).removeprefix("equivariance_").replace("_", " ") for c in columns]
     return Table(
         "equivariance", "Equivariance error of trained models", ["arm", "budget", *names], rows,
-        "|f(gx) − g f(x)| / |f(x)| (root mean square), median over the runs of a budget, by the kind of "
-        "transformation; *loss share*: the share of the loss that averaging over the symmetry group would remove.",
+        "|f(gx) − g f(x)| / |f(x)| (root mean square) by the kind of transformation, median over the runs of the "
+        "largest budget; *loss share*: the share of the loss that averaging over the symmetry group would remove.",
     )  # fmt: skip
 
 
@@ -91,12 +86,14 @@ def measured_tables(study: Study) -> list[Table]:
     averages, rollouts = [], []
     for content in study.evaluations:
         spec = content.get("spec", {})
+        most = max((result.get("average", 1) for result in content.get("results", [])), default=1)
         for result in content.get("results", []):
             who = [f"`{spec.get('arm', '?')}`", f"{spec.get('budget', math.nan):.3g}"]
             who += [result[variant.one]] if variant else []
             who.append(result["predictor"])
             errors = result["errors"]
-            averages.append([*who, f"{number(errors['nmse'])} ± {number(errors['nmse_se'], 2)}"])
+            if result.get("average", 1) in (1, most):
+                averages.append([*who, f"{number(errors['nmse'])} ± {number(errors['nmse_se'], 2)}"])
             if rollout := result.get("rollout"):
                 steps = len(rollout["time_s"])
                 at = {i: f"{rollout['time_s'][i]:.3g} s" for i in sorted({0, steps // 2, steps - 1})}

@@ -162,6 +162,13 @@ def outcomes(prediction: Mapping[str, Any], validation: pd.DataFrame) -> list[Ou
     return found
 
 
+def outcome_frame(found: Sequence[Outcome]) -> pd.DataFrame:
+    """Validation runs beside their predictions, one row each."""
+    columns = ["arm", "N", "observed", "predicted", "low", "high"]
+    rows = [(*(getattr(o, name) for name in columns), o.inside) for o in found]
+    return pd.DataFrame(rows, columns=[*columns, "inside"])
+
+
 def seen_the_same_runs(prediction: Mapping[str, Any], study: Study) -> bool:
     """Whether the runs that the prediction was made from are in the study unchanged."""
     seen = _up_to(study.part("compute"), prediction["largest_budget_seen"])

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping
 
 from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
+from eqscale.report import answer as answers
 from eqscale.report import data_tables, part_tables, tables
 from eqscale.report.analysis import Analysis
-from eqscale.report.answer import answer, details, verdict
+from eqscale.report.answer import verdict
 from eqscale.report.caveats import caveats
 from eqscale.report.conclusions import EXHIBITS, STATEMENTS, Conclusion
 from eqscale.report.controls import control_table
 from eqscale.report.data_grid import DataGrid
-from eqscale.report.exhibits import UNSEEN, FigureGroup, Table, figure_block, link, only_own_tags, paragraphs
+from eqscale.report.exhibits import (
+    UNSEEN,
+    FigureGroup,
+    Table,
+    anchor,
+    figure_block,
+    numbered,
+    only_own_tags,
+    paragraphs,
+)
 from eqscale.report.parts import Study
 
 
@@ -33,22 +44,50 @@ class Content:
 def render(content: Content) -> str:
     """The report as Markdown, with marks for the numbers of exhibits and for the images of figures."""
     drawn = defaultdict(str, {g.key: figure_block(g.key, g.title, g.images, g.caption) for g in content.figures})
-    lead, evidence = answer(content.study, drawn["loss"]), _evidence(content, drawn)
+    tables_of = {
+        table.key: table.markdown()
+        for table in (
+            data_tables.data_table(content.grid, content.study.roles) if content.grid else None,
+            part_tables.validation_table(content.study),
+            control_table(content.study, content.analysis.noise),
+            tables.minima_table(content.analysis, content.study.roles.built_in),
+            tables.allocation_table(content.analysis),
+        )
+        if table
+    }
+    shown = defaultdict(str, tables_of)
+    study, analysis, roles = content.study, content.analysis, content.study.roles
+    missing = f"- The study has {roles.missing}: the paper's conclusions, which compare the two, stay open."
+    sections = {
+        "Which arm, by how much, on which axis?": (
+            answers.which_arm(analysis, roles.built_in), missing if roles.missing else "", drawn["ratio"],
+        ),
+        "Is it the symmetry?": (answers.symmetry(study, analysis.noise), shown["controls"]),
+        "Does more data replace it?": (answers.data(content.grid, roles), drawn["data"], shown["data"]),
+        "Does it last?": (answers.validation(study), drawn["validation"], shown["validation"]),
+        "What should I train?": (answers.what_to_train(analysis), drawn["size"], shown["allocation"]),
+    }  # fmt: skip
+    answered = "".join(
+        paragraphs((f"## {question}", text)) + "\n"
+        for question, parts in sections.items()
+        if (text := paragraphs(parts)).strip()
+    )
+    lead = answers.answer(study, drawn["loss"])
+    evidence = _evidence(content, drawn, shown["minima"])
     parts = [
         "# Does building the symmetry in pay at this scale?",
         lead,
-        "## The answer in detail",
-        details(content.study, content.analysis, content.grid),
+        answered,
         "## The paper's three conclusions",
-        _conclusions(content, lead + evidence),
+        _conclusions(content, lead + answered + evidence),
         "## The evidence",
         evidence,
         "## What could make it wrong",
         _doubts(content, drawn),
         "## How it was run",
-        _provenance(content.study),
-        f"<details><summary>Every run: {len(content.study.runs)}</summary>\n\n"
-        f"{tables.run_table(content.study, content.analysis).markdown()}\n</details>",
+        _provenance(study),
+        f"{anchor('runs')}**{numbered('runs')}. Every run.** `run_table.csv` has all {len(study.runs)} runs of all "
+        "parts, with observed over fitted loss and what became of each.",
     ]
     return only_own_tags(paragraphs(parts))
 
@@ -57,32 +96,28 @@ def _conclusions(content: Content, shown: str) -> str:
     """Statement, verdict and the table of checks of each conclusion; ``shown`` holds the report's exhibits."""
     built_in = content.study.roles.built_in
     several = len(built_in) > 1
-    budgets = f" ({link('minima')})" if any(content.analysis.minima.values()) else ""
     parts = [
         "The statements are those of the abstract and captions of arXiv 2410.23179; none of its numbers is used. A "
-        "check *holds* or *fails* only if its whole 95 % interval does: the wider of the model-based one [first "
-        "brackets] and the robust one [second]. A check that is made with the measured optima of single "
-        f"budgets{budgets} and with the laws holds or fails only if both do. A law that misses structure (lack of fit "
-        "at p < 0.05, or a misfit by its residuals) has no vote, and one with E = 0 has none on whether it is a power "
-        "law. What a check can tell is reckoned from the width of its intervals; one that could not hold whatever the "
-        "truth does not fail either. A conclusion is reproduced if all its checks hold, not reproduced if one fails, "
-        "and otherwise not decidable at this scale."
+        "check *holds* or *fails* only if its whole 95 % interval does. Measured optima and laws must agree; a law "
+        "that misses structure has no vote, nor has one with E = 0 on whether it is a power law. A conclusion is reproduced "
+        "if all its checks hold, not reproduced if one fails, and otherwise not decidable at this scale. The tables "
+        "give numbers for executed FLOPs; `conclusions.json` has them for every axis, and those of the laws."
     ]
     for n, statement in STATEMENTS.items():
         own = [c for c in content.conclusions if c.number == n]
-        checks = [(check, c) for c in own for check in c.checks]
-        claims = list(dict.fromkeys((check.claim, check.criterion) for check, _ in checks))
-        rows = [
-            [f"{k}", *([f"`{c.arm}`"] if several else []), AXES[c.axis].short if c.axis else "one budget",
-             f"**{check.outcome}**", check.measured, check.by_law or UNSEEN, check.power or UNSEEN]
-            for k, claim in enumerate(claims, start=1)
-            for check, c in checks
-            if (check.claim, check.criterion) == claim
-        ]  # fmt: skip
+        claims = list(dict.fromkeys((check.claim, check.criterion) for c in own for check in c.checks))
+        others = [axis for axis in AXES if axis != "executed" and any(c.axis == axis for c in own)]
+        rows = []
+        for k, arm in itertools.product(range(len(claims)), built_in or (None,)):
+            by_axis = {c.axis: c.checks[k] for c in own if c.arm == arm}
+            check = by_axis.get("executed") or by_axis[""]
+            cells = [f"**{check.outcome}**", check.measured, check.power or UNSEEN]
+            outcomes = [by_axis[axis].outcome for axis in others]
+            rows.append([str(k + 1), *([f"`{arm}`"] if several else []), *cells, *outcomes])
         verdicts = [f"`{arm}`: " * several + verdict([c for c in own if c.arm == arm]) for arm in built_in or (None,)]
         links = [mark for mark in EXHIBITS[n] if mark.replace("link", "anchor", 1) in shown]
         where = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
-        header = ["axis", "outcome", "measured", "by the laws", "what it can tell"]
+        header = ["outcome", "measured", "what it can tell", *(f"on {AXES[axis].short}" for axis in others)]
         parts += [
             f'<a id="conclusion{n}"></a>**{n}. {statement}**',
             f"{'; '.join(verdicts)}. {where}",
@@ -92,21 +127,12 @@ def _conclusions(content: Content, shown: str) -> str:
     return paragraphs(parts)
 
 
-def _evidence(content: Content, drawn: Mapping[str, str]) -> str:
-    study, analysis, grid, roles = content.study, content.analysis, content.grid, content.study.roles
-    parts: list[str | Table] = [
-        drawn["ratio"],
-        tables.minima_table(analysis, roles.built_in),
-        tables.ranking_table(analysis),
-        tables.comparison_table(analysis),
-        tables.best_runs_table(study.part("compute"), analysis.noise, study.wording.unit.many),
-    ]
+def _evidence(content: Content, drawn: Mapping[str, str], minima: str) -> str:
+    study, grid = content.study, content.grid
+    parts: list[str | Table] = [minima, drawn["isoflop"], drawn["surface"], tables.coefficient_table(content.analysis)]
+    parts.append(drawn["tokens"])
     if grid is not None:
-        parts += [drawn["data"], data_tables.data_table(grid, roles), data_tables.repetition_table(grid)]
-        parts.append(data_tables.repetition_law_table(grid))
-    parts += [drawn["surface"], drawn["isoflop"], tables.coefficient_table(analysis)]
-    parts += [drawn["size"], drawn["tokens"], tables.allocation_table(analysis)]
-    parts += [drawn["validation"], part_tables.validation_table(study) or "", control_table(study, analysis.noise)]
+        parts += [data_tables.repetition_table(grid), data_tables.repetition_law_table(grid)]
     parts += [part_tables.metric_table(study), part_tables.equivariance_table(study)]
     parts += part_tables.measured_tables(study)
     if study.animations:
@@ -148,9 +174,8 @@ def _provenance(study: Study) -> str:
     if study.untimed == 0:
         lines.append("Seconds come from step times taken in one sitting, `step_times.csv`.")
     lines.append(
-        "The run table is `runs.csv`, its columns are explained in `columns.md`; the fits are `fits.json`, "
-        "`coefficients.csv` and `allocation.csv`, measured optima `minima.csv`, the seed noise `seed_noise.csv`, the "
-        "verdicts `conclusions.json`. `records.jsonl` holds the runs without loss. `eqscale report` on this folder "
-        "rebuilds everything from the run tables."
+        "The run table is `runs.csv`, its columns are explained in `columns.md`; `records.jsonl` holds the runs "
+        "without loss. `eqscale report` on this folder rebuilds everything else from them, byte for byte: `fits.json`, "
+        "`conclusions.json`, and the CSV files that are named above."
     )
     return "\n".join(f"- {line}" for line in lines)

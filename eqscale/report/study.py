@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 from eqscale.laws.render import fit_record, write_json
@@ -13,8 +12,17 @@ from eqscale.report.exhibits import FigureGroup, number_exhibits, numbered
 from eqscale.report.figures import draw_figures
 from eqscale.report.page import write_page
 from eqscale.report.parts import UNIQUE, read_study, study_folder
+from eqscale.report.prediction import outcome_frame, outcomes
 from eqscale.report.render import Content, render
-from eqscale.report.tables import allocation_frame, coefficients_frame, minima_frame
+from eqscale.report.tables import (
+    allocation_frame,
+    coefficients_frame,
+    comparison_frame,
+    minima_frame,
+    ranking_frame,
+    run_frame,
+    run_table,
+)
 from eqscale.storage import write_text
 
 
@@ -43,9 +51,14 @@ def write_report(folder: Path) -> Path:
         write_json(folder / "fits.json", fits)
         write_text(folder / "coefficients.csv", coefficients_frame(analysis).to_csv(index=False))
         write_text(folder / "allocation.csv", allocation_frame(analysis).to_csv(index=False))
+        write_text(folder / "ranking.csv", ranking_frame(analysis).to_csv(index=False))
+        write_text(folder / "comparisons.csv", comparison_frame(analysis).to_csv(index=False))
         write_text(folder / "minima.csv", minima_frame(analysis, study.roles.built_in).to_csv(index=False))
         noise = analysis.noise.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
         write_text(folder / "seed_noise.csv", noise.to_csv(index=False))
+    if study.prediction is not None:
+        found = outcomes(study.prediction, study.part("validation"))
+        write_text(folder / "validation.csv", outcome_frame(found).to_csv(index=False))
     record = [
         {"conclusion": c.number, "arm": c.arm, "baseline": study.roles.baseline, "axis": c.axis,
          "verdict": c.verdict, "checks": c.checks}
@@ -54,7 +67,9 @@ def write_report(folder: Path) -> Path:
     write_json(folder / "conclusions.json", record)
     content = Content(study, analysis, grid, conclusions, figures)
     text = render(content)
-    write_page(text, content, folder)
+    runs = run_frame(study, analysis)
+    write_text(folder / "run_table.csv", runs.to_csv(index=False))
+    write_page(text, content, folder, run_table(runs))
     for group in figures:
         text = text.replace(group.images, _images(group))
     write_text(folder / "report.md", number_exhibits(text))
@@ -62,12 +77,9 @@ def write_report(folder: Path) -> Path:
 
 
 def _images(group: FigureGroup) -> str:
-    """Images, side by side if a figure has one for each axis and isn't wide."""
+    """The images for executed FLOPs, and links to those for the other axes."""
     name = numbered(group.key, "figure")
-    images = [(f"![{name}, {axis or 'all axes'}]({file}.png)", axis) for file, axis in group.panels]
-    if len(images) == 1 or group.key == "isoflop":
-        return "\n\n".join(image for image, _ in images)
-    axes = list(dict.fromkeys(axis for _, axis in images))
-    by_axis = [[image for image, axis in images if axis == own] for own in axes]
-    rows = ["| " + " | ".join(row) + " |" for row in itertools.zip_longest(*by_axis, fillvalue="")]
-    return "\n".join(["| " + " | ".join(axes) + " |", "|" + "---|" * len(axes), *rows])
+    shown = [(file, axis) for file, axis in group.panels if axis in ("", group.panels[0][1])]
+    images = [f"![{name}, {axis or 'all axes'}]({file}.png)" for file, axis in shown]
+    others = [f"[{axis}]({file}.png)" for file, axis in group.panels if (file, axis) not in shown]
+    return "\n\n".join([*images, *([f"The same on {', '.join(others)}."] if others else [])])

@@ -14,20 +14,21 @@ from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, slope
 from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
-from eqscale.laws.render import factor_text, interval_text, number
+from eqscale.laws.render import interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
-from eqscale.report.exhibits import UNSEEN, Table, numbered
+from eqscale.report.exhibits import UNSEEN, Table
 from eqscale.report.parts import PARTS, Study
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 _ESTIMATE = ("estimate", "model_low", "model_high", "robust_low", "robust_high")
 
 
-def two_intervals(e: Estimate | Interval) -> str:
-    """A number, its model-based and its robust limits on three lines of a cell."""
+def wide(e: Estimate | Interval) -> str:
+    """A number with its wider limits: each the outer one of the model-based and the robust interval."""
     value = e.estimate if isinstance(e, Interval) else e.value
-    limits = (", ".join(number(v, 3) for v in pair) for pair in (e.model, e.robust or (math.nan,)))
-    return "<br>".join([number(value, 3), *(f"[{pair}]" for pair in limits)])
+    pairs = [pair for pair in (e.model, e.robust) if pair and not any(map(math.isnan, pair))]
+    limits = (min(low for low, _ in pairs), max(high for _, high in pairs)) if pairs else (math.nan, math.nan)
+    return f"{number(value, 3)} {interval_text(limits, 3)}"
 
 
 def bound(e: Estimate) -> str:
@@ -41,15 +42,15 @@ def coefficient_table(analysis: Analysis) -> Table:
     rows = []
     for arm, found in analysis.intervals.items():
         fit, test = analysis.arms["executed"][arm].fit, analysis.lack_of_fit[arm]
-        shown = [two_intervals(found[name]) for name in COEFFICIENTS]
+        shown = [wide(found[name]) for name in COEFFICIENTS]
         replicates = "no replicates" if test is None else f"p = {test.p_value:.2g}"
         rows.append([f"`{arm}`", str(fit.n), *shown, f"{100 * fit.spread:.2g} %", replicates, str(fit.verdict)])
     header = ["arm", "runs", "E", "A", "B", "α", "β", "residual scatter", "lack of fit", "verdict"]
     return Table(
         "coefficients", "Coefficients of L(N, D) = E + A/N^α + B/D^β", header, rows,
-        "Log-Huber fit (δ = 1e-3). Under each estimate its 95 % intervals: [model-based, Gauss–Newton t] and [robust, "
-        "case bootstrap]. The law is in parameters and tokens, so its coefficients are the same on all three axes; "
-        "*lack of fit* tests the form against the scatter of seeds (below 0.05: it misses structure).",
+        "Log-Huber fit (δ = 1e-3); the same on all axes. 95 % intervals are the wider of Gauss–Newton t and case "
+        "bootstrap; `coefficients.csv` has both. *Lack of fit* tests the form against the scatter of seeds (below "
+        "0.05: it misses structure).",
     )  # fmt: skip
 
 
@@ -78,17 +79,16 @@ def exponents(arm: ArmFit) -> dict[str, Estimate]:
 
 
 def allocation_table(analysis: Analysis) -> Table:
-    """Exponents of compute-optimal allocation on each axis."""
+    """Exponents of compute-optimal allocation on executed FLOPs."""
     rows = [
-        [AXES[axis].label, f"`{name}`", *(two_intervals(e) for e in exponents(arm).values())]
-        for axis, arms in analysis.arms.items()
-        for name, arm in arms.items()
+        [f"`{name}`", *(wide(e) for e in exponents(arm).values())]
+        for name, arm in analysis.arms.get("executed", {}).items()
     ]
     return Table(
-        "allocation", "Exponents of compute-optimal allocation",
-        ["axis", "arm", "N_opt", "D_opt", "cost per token", "L_opt"], rows,
-        "x in N_opt ∝ C^x and so on, between the smallest and the largest cost of the arm's runs, by the cost per "
-        f"token of these runs. Intervals as in {numbered('coefficients')}.",
+        "allocation", "Exponents of compute-optimal allocation, by the laws",
+        ["arm", "N_opt", "D_opt", "cost per token", "L_opt"], rows,
+        "x in N_opt ∝ C^x and so on, between the smallest and the largest executed cost of the arm's runs. "
+        "`allocation.csv` has all axes.",
     )  # fmt: skip
 
 
@@ -103,46 +103,31 @@ def allocation_frame(analysis: Analysis) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["axis", "arm", "exponent", *_ESTIMATE])
 
 
-def ranking_table(analysis: Analysis) -> Table:
-    """Which arm is ahead at which cost, and how surely."""
-    rows = []
-    for axis, levels in analysis.ranking.items():
-        for level in levels:
-            ranked = "; ".join(
-                f"`{a.arm}` {number(a.loss)} {interval_text(a.loss_band)}"
-                + ("" if a.probability_best is None else f" ({100 * a.probability_best:.0f} %)")
-                for a in level
-            )
-            rows.append([AXES[axis].label, f"{level[0].C:.3g} {AXES[axis].unit}", ranked])
-    return Table(
-        "ranking", "Arms by compute-optimal loss", ["axis", "cost", "best first: loss [95 %, robust] (P(best))"], rows,
-        "At the lowest, middle and highest cost that the runs of all arms cover. P(best): share of the resamples in "
-        "which the arm has the lowest loss.",
-    )  # fmt: skip
+def ranking_frame(analysis: Analysis) -> pd.DataFrame:
+    """Which arm is ahead at which cost by the laws, and how surely, best first."""
+    rows = [
+        (axis, a.C, a.arm, a.loss, *a.loss_band, a.probability_best)
+        for axis, levels in analysis.ranking.items()
+        for level in levels
+        for a in level
+    ]
+    return pd.DataFrame(rows, columns=["axis", "cost", "arm", "loss", "robust_low", "robust_high", "probability_best"])
 
 
-def comparison_table(analysis: Analysis) -> Table:
-    """What arms are worth in each other's compute, and where their lines cross."""
+def comparison_frame(analysis: Analysis) -> pd.DataFrame:
+    """What arms are worth in each other's compute by the laws, and where their lines cross."""
     rows = []
     for axis, pairs in analysis.comparisons.items():
         for pair in pairs:
-            cells = [str(pair), *[UNSEEN] * 4]
             if isinstance(pair, Comparison):
-                top, sure = pair.multipliers[-1], pair.multipliers[-1].probability_better
-                cells = [
-                    f"`{pair.arm}` against `{pair.reference}`",
-                    f"{top.C:.3g} {AXES[axis].unit}" + (" *" if top.extrapolated else ""),
-                    f"{factor_text(top.compute)} {interval_text(top.compute_model)}",
-                    UNSEEN if math.isnan(sure) else f"{100 * sure:.0f} %", pair.crossing.describe(),
-                ]  # fmt: skip
-            rows.append([AXES[axis].label, *cells])
-    return Table(
-        "comparisons", "Compute that arms need for each other's losses, and where their lines cross",
-        ["axis", "pair", "at", "compute the second needs for the first's loss", "P(first ahead)", "crossing"], rows,
-        "Factors with profile, then model-based 95 % intervals; P is the share of the resamples. Crossings are stated "
-        "where one arm is shown to be ahead below and the other above. A star marks a cost beyond the second's "
-        "runs. Crossings are searched from a tenth of the lowest to ten times the highest cost.",
-    )  # fmt: skip
+                top = pair.multipliers[-1]
+                at = (axis, pair.arm, pair.reference, top.C, top.extrapolated)
+                rows.append((*at, *top.compute, *top.compute_model, top.probability_better, pair.crossing.describe()))
+    factors = ["factor", "profile_low", "profile_high", "model_low", "model_high"]
+    return pd.DataFrame(
+        rows,
+        columns=["axis", "arm", "reference", "cost", "beyond_runs", *factors, "probability_arm_better", "crossing"],
+    )
 
 
 _Optimum = dict[str, Estimate]
@@ -178,22 +163,20 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
         header[f"cost over {name}"] = f"this cost over what `{name}` needs for this loss"
     rows = []
     for cost, name, found in _optima(analysis, "executed", built_in):
-        shown = {what: two_intervals(e) for what, e in found.items()}
+        shown = {what: wide(e) for what, e in found.items()}
         shown |= {what: said for what, e in found.items() if what.startswith("cost") and (said := bound(e))}
         cells = [shown.get(what, "at an edge" if what == "N" else UNSEEN) for what in header]
         rows.append([f"{cost:.3g} {AXES['executed'].unit}", f"`{name}`", *cells])
-    scatter = ", ".join(f"`{name}` {100 * m.scatter:.2g} %" for name, m in analysis.minima.get("executed", {}).items())
     joined = (
-        " The cost that an arm needs for a loss is read off power laws that join its losses from one cost to the next; "
-        "> and < are bounds, where its losses don't reach that far."
+        " The last column joins an arm's losses by power laws from one cost to the next; > and < are bounds, where "
+        "they don't reach that far."
     )
     return Table(
         "minima", "Measured optima at equal cost, without a law",
         [AXES["executed"].label, "arm", *header.values()], rows,
         "Minimum of a parabola in log N through the log losses of the runs at one cost (approach 2 of Hoffmann et al. "
-        f"2022), within the sizes that were run. Intervals: [t of the scatter about an arm's parabolas, {scatter}] "
-        "and [residual bootstrap]. On the other axes, in `minima.csv`, runs are moved along their laws to the nearest "
-        "of a few costs and keep their residuals." + (joined if built_in else ""),
+        "2022), within the sizes that were run. `minima.csv` has both intervals and the other axes, to which runs are "
+        "moved along their laws." + (joined if built_in else ""),
     )  # fmt: skip
 
 
@@ -208,43 +191,19 @@ def minima_frame(analysis: Analysis, built_in: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["axis", "cost", "arm", "quantity", *_ESTIMATE])
 
 
-def best_runs_table(finished: pd.DataFrame, noise: pd.DataFrame, units: str) -> Table:
-    """Best measured loss at each budget: the size with the lowest mean over seeds."""
-    cells: dict[tuple[float, str], str] = {}
-    for (budget, arm), runs in finished.groupby(["budget", "arm"], sort=False):
-        N = runs.groupby("N")["loss"].mean().idxmin()
-        at = runs[runs["N"] == N]
-        mean, n = at["loss"].mean(), len(at)
-        errors = (mean * pooled_noise(noise, str(arm))[0] / math.sqrt(n), at["loss_se"].mean())
-        shown = "".join(f" ± {error:.4f}" for error in errors if math.isfinite(error))
-        seeds = f", {n} seeds" if n > 1 else ""
-        cells[budget, str(arm)] = f"{mean:.4f}{shown} (N = {N:.0f}{seeds})"
-    names = list(dict.fromkeys(finished["arm"]))
-    rows = [
-        [f"{budget:.3g}", *(cells.get((budget, name), UNSEEN) for name in names)]
-        for budget in sorted(finished["budget"].unique())
-    ]
-    return Table(
-        "best_runs", "Best measured loss at each budget", ["budget (executed FLOPs)", *(f"`{n}`" for n in names)], rows,
-        "Best of the sizes that were run, mean over seeds. ± is "
-        + ("first the standard error from seeds, then that " if len(noise) else "one standard error ")
-        + f"over test {units}, which all runs share.",
-    )  # fmt: skip
-
-
 def noise_table(noise: pd.DataFrame) -> Table:
     """Scatter between seeds, pooled over the sizes of a budget and over all."""
+    budgets = sorted(noise["budget"].unique())
     rows = []
     for arm, cells in noise.groupby("arm", sort=False):
-        parts = [(f"{budget:.3g}", own) for budget, own in cells.groupby("budget")]
-        for budget, own in (*parts, ("all", cells)):
-            sd, df = pooled_noise(own, str(arm))
-            shown = f"{100 * sd:.2g} %"
-            rows.append([f"`{arm}`", budget, str(len(own)), f"**{shown}**" if budget == "all" else shown, str(df)])
+        found = [pooled_noise(cells[cells["budget"] == budget], str(arm)) for budget in budgets]
+        sd, df = pooled_noise(cells, str(arm))
+        shown = [f"{100 * at:.2g} %" if n else UNSEEN for at, n in found]
+        rows.append([f"`{arm}`", *shown, f"**{100 * sd:.2g} %**", str(df)])
     return Table(
         "seed_noise", "Seed noise",
-        ["arm", "budget", "sizes", "standard deviation of the loss", "degrees of freedom"], rows,
-        "Of the log loss at equal arm, budget and size, pooled over sizes (`seed_noise.csv` has each); a seed sets "
+        ["arm", *(f"{budget:.3g}" for budget in budgets), "all budgets", "degrees of freedom"], rows,
+        "Standard deviation of the log loss at equal arm, budget and size (`seed_noise.csv`); a seed sets "
         "initialisation, data order and augmentation.",
     )  # fmt: skip
 
@@ -252,13 +211,12 @@ def noise_table(noise: pd.DataFrame) -> Table:
 def edge_table(analysis: Analysis) -> Table:
     """Where the sizes don't bracket the measured optimum."""
     rows = [
-        [AXES[e.axis].label, f"`{e.arm}`", f"{e.budget:.3g}", f"the {e.side}, N = {e.N:.0f}", f"N ≈ {e.suggested:.2g}"]
+        [AXES[e.axis].short, f"`{e.arm}`", f"{e.budget:.3g}", f"the {e.side}, N = {e.N:.0f}", f"N ≈ {e.suggested:.2g}"]
         for e in analysis.edges
     ]  # fmt: skip
     return Table(
         "edges", "Optima at an edge of the sizes", ["axis", "arm", "budget", "best size", "size to add"], rows,
-        "Means over seeds; within a budget, losses are moved along the law to equal cost on the axis. With the best "
-        "size at an edge the optimum is not bracketed and rests on the law's form.",
+        "There the optimum is not bracketed and rests on the law's form.",
     )  # fmt: skip
 
 
@@ -268,12 +226,12 @@ def fate(run: pd.Series) -> str:
     return f"{run['status']}: {reason}" if isinstance(reason, str) and reason else str(run["status"])
 
 
-def run_table(study: Study, analysis: Analysis) -> Table:
-    """Every run of every part with what became of it; the HTML page shows a row when its dot is hovered over."""
+def run_frame(study: Study, analysis: Analysis) -> pd.DataFrame:
+    """What became of every run: observed over fitted loss minus 1, and whether the run is in the fits."""
     residual: dict[object, float] = {}
     odd: dict[object, float] = {}
     for name, arm in analysis.arms.get("executed", {}).items():
-        residual |= dict(zip(arm.rows, 100 * np.expm1(arm.fit.residuals), strict=True))  # type: ignore[arg-type]
+        residual |= dict(zip(arm.rows, np.expm1(arm.fit.residuals), strict=True))  # type: ignore[arg-type]
         odd |= {arm.rows[o.index]: o.score for o in analysis.outliers[name]}  # type: ignore[index]
 
     def became(row: object, run: pd.Series) -> str:
@@ -285,18 +243,20 @@ def run_table(study: Study, analysis: Analysis) -> Table:
         outlier = f", outlier ({odd[row]:+.1f} sd)" if row in odd else ""
         return ("fitted" if why is None else f"not fitted: {why}") + outlier
 
+    runs = study.runs
+    shown = runs[["name", "arm", "budget", "seed", "N", "D", "epochs", "loss", *(a.column for a in AXES.values())]]
+    fates = [became(row, run) for row, run in runs.iterrows()]
+    return shown.assign(off_the_law=pd.Series(residual, dtype=float), fate=fates)
+
+
+def run_table(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of ``run_frame`` for the HTML page, which shows a row when its dot is hovered over."""
+    header = ["run", "arm", "budget", "seed", "N", "D", "epochs", "loss", *(axis.short for axis in AXES.values())]
     rows = [
         [
-            str(run["name"]), str(run["arm"]), f"{run['budget']:.3g}", str(run["seed"]),
-            *(number(run[column], 4) for column in ("N", "D", "epochs", "loss")),
-            *(number(run[axis.column], 3) for axis in AXES.values()),
-            f"{residual[row]:+.1f} %" if row in residual else UNSEEN,
-            became(row, run),
+            str(name), str(arm), f"{budget:.3g}", str(seed), *(number(value, 4) for value in values[:4]),
+            *(number(value, 3) for value in values[4:]), UNSEEN if math.isnan(off) else f"{100 * off:+.1f} %", became,
         ]
-        for row, run in study.runs.iterrows()
+        for name, arm, budget, seed, *values, off, became in frame.itertuples(index=False)
     ]  # fmt: skip
-    header = [
-        "run", "arm", "budget", "seed", "N", "D", "epochs", "loss", *(axis.short for axis in AXES.values()),
-        "off the law", "in the fits?",
-    ]  # fmt: skip
-    return Table("runs", "Every run", header, rows, "Off the law: observed over fitted loss.")
+    return [*header, "off the law", "in the fits?"], rows
