@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from eqscale.errors import InputError
 from eqscale.places import RESULTS_HELP, find_results
 
 _HELP = """\
@@ -32,13 +34,24 @@ def register(verbs: argparse._SubParsersAction) -> None:
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="DIR", help=RESULTS_HELP)
+    parser.add_argument("folders", metavar="DIR", nargs="+", help=RESULTS_HELP)
+    parser.add_argument(
+        "--joint", metavar="DIR", type=Path, help="also write a page here that compares the studies, of different tasks"
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     from eqscale.report.study import write_report
 
-    folder = write_report(find_results(args.folder))
-    print(f"written: {folder / 'report.md'} and {folder / 'report.html'}")
+    if (args.joint is not None) != (len(args.folders) > 1):
+        raise InputError("--joint DIR takes two or more results folders, and two or more need it")
+    folders = [write_report(find_results(name)) for name in args.folders]
+    for folder in folders:
+        print(f"written: {folder / 'report.md'} and {folder / 'report.html'}")
+    if args.joint is not None:
+        from eqscale.report.joint import write_joint
+
+        write_joint(folders, args.joint)
+        print(f"written: {args.joint / 'report.md'}")
     return 0

@@ -14,6 +14,7 @@ from eqscale.report import data_tables, part_tables, tables
 from eqscale.report.analysis import Analysis
 from eqscale.report.answer import verdict
 from eqscale.report.caveats import caveats
+from eqscale.report.checks import NO_VOTE
 from eqscale.report.conclusions import EXHIBITS, STATEMENTS, Conclusion
 from eqscale.report.controls import control_table
 from eqscale.report.data_grid import DataGrid
@@ -99,8 +100,8 @@ def _conclusions(content: Content, shown: str) -> str:
     parts = [
         "The statements are those of the abstract and captions of arXiv 2410.23179; none of its numbers is used. A "
         "check *holds* or *fails* only if its whole 95 % interval does. Measured optima and laws must agree; a law "
-        "that misses structure has no vote, nor has one with E = 0 on whether it is a power law. A conclusion is reproduced "
-        "if all its checks hold, not reproduced if one fails, and otherwise not decidable at this scale. The tables "
+        "that misses structure has no vote, nor has one with E = 0 on whether it is a power law. A conclusion is "
+        "reproduced if all its checks hold, not reproduced if one fails, and otherwise not decidable at this scale. The tables "
         "give numbers for executed FLOPs; `conclusions.json` has them for every axis, and those of the laws."
     ]
     for n, statement in STATEMENTS.items():
@@ -111,7 +112,8 @@ def _conclusions(content: Content, shown: str) -> str:
         for k, arm in itertools.product(range(len(claims)), built_in or (None,)):
             by_axis = {c.axis: c.checks[k] for c in own if c.arm == arm}
             check = by_axis.get("executed") or by_axis[""]
-            cells = [f"**{check.outcome}**", check.measured, check.power or UNSEEN]
+            law = f"; by the laws {check.by_law}" if check.by_law and NO_VOTE not in check.by_law else ""
+            cells = [f"**{check.outcome}**", check.measured + law, check.power or UNSEEN]
             outcomes = [by_axis[axis].outcome for axis in others]
             rows.append([str(k + 1), *([f"`{arm}`"] if several else []), *cells, *outcomes])
         verdicts = [f"`{arm}`: " * several + verdict([c for c in own if c.arm == arm]) for arm in built_in or (None,)]

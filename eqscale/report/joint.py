@@ -1,0 +1,132 @@
+"""One page for the studies of several tasks: who is ahead on each, and whether it is the same arm."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from eqscale.errors import InputError
+from eqscale.laws import plots
+from eqscale.laws.axes import AXES
+from eqscale.laws.render import interval_text, markdown_table, number
+from eqscale.report.means import best_of_sizes
+from eqscale.report.parts import read_study
+from eqscale.report.roles import Roles
+from eqscale.storage import write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What one study's compute grid says, without a law."""
+
+    task: str
+    folder: Path
+    ratios: pd.DataFrame
+    """Of each arm and budget: columns arm, budget, ratio (loss over that of the best arm there), low, high (95 %)."""
+    roles: Roles
+
+    @property
+    def ahead(self) -> pd.Series:
+        """The arm with the lowest loss by budget."""
+        return self.ratios[self.ratios["ratio"] == 1].set_index("budget")["arm"]
+
+
+def read_answer(folder: Path) -> Answer:
+    """Compare the arms of a results folder at each budget, means over seeds at the best size.
+
+    Raises:
+        InputError: as ``read_study``, or the study has no finished compute grid.
+    """
+    study = read_study(folder)
+    runs = study.part("compute")
+    if runs.empty:
+        raise InputError(f"{str(folder)!r} has no finished compute grid to compare with other tasks")
+    runs = runs.assign(value=np.log(runs["loss"].astype(float)))
+    found = {str(arm): best_of_sizes(own) for arm, own in runs.groupby("arm", sort=False)}
+    rows = []
+    for budget in sorted(runs["budget"].unique()):
+        here = {arm: means[budget] for arm, means in found.items() if budget in means}
+        best = min(here, key=lambda arm: here[arm].value)
+        for arm, mean in here.items():
+            low, high = (0.0, 0.0) if arm == best else (mean - here[best]).limits()
+            rows.append((arm, budget, math.exp(mean.value - here[best].value), math.exp(low), math.exp(high)))
+    ratios = pd.DataFrame(rows, columns=["arm", "budget", "ratio", "low", "high"])
+    return Answer(study.wording.name, folder, ratios, study.roles)
+
+
+def same_arm(answers: Sequence[Answer]) -> str:
+    """Whether the same arm is ahead on all tasks, and where not, in words."""
+    top = {answer.task: answer.ahead.iloc[-1] for answer in answers}
+    if len(set(top.values())) == 1:
+        said = f"At the largest budget of every task `{answers[0].ahead.iloc[-1]}` has the lowest loss."
+    else:
+        said = f"The tasks disagree at their largest budgets: {', '.join(f'`{arm}` on {t}' for t, arm in top.items())}."
+    others = [
+        f"`{arm}` on {answer.task} at {budget:.3g}"
+        for answer in answers
+        for budget, arm in answer.ahead.items()
+        if arm != top[answer.task]
+    ]
+    return said + f" Elsewhere another arm is ahead: {', '.join(others)} executed FLOPs." * bool(others)
+
+
+def write_joint(folders: Sequence[Path], target: Path) -> None:
+    """Write ``report.md``, ``joint.csv`` and the figure of several studies, whose own reports it links.
+
+    Raises:
+        InputError: as ``read_answer``, or two folders hold the same task.
+    """
+    answers = [read_answer(folder) for folder in folders]
+    tasks = [answer.task for answer in answers]
+    if len(set(tasks)) < len(tasks):
+        raise InputError(f"a joint page compares different tasks; these studies are of {', '.join(tasks)}")
+    target.mkdir(parents=True, exist_ok=True)
+    with plots.style():
+        figure, panels = plots.panel_grid(len(answers), height=2.8, sharey=True)
+        for answer, panel in zip(answers, panels, strict=False):
+            colours = answer.roles.colours()
+            for arm, own in answer.ratios.groupby("arm", sort=False):
+                error = (own["ratio"] - own["low"], own["high"] - own["ratio"])
+                shown = None if own["low"].isna().any() else np.array(error)
+                panel.errorbar(
+                    own["budget"], own["ratio"], shown, marker="o", markersize=3.5, capsize=2, linewidth=1.0,
+                    color=colours[arm], label=arm,
+                )  # fmt: skip
+            panel.set(xscale="log", yscale="log", title=answer.task, xlabel=AXES["executed"].label)
+            panel.legend(fontsize=7)
+        panels[0].set_ylabel("loss over that of the best arm")
+        plots.save(plots.finish(figure), target / "loss_over_best.png")
+    arms = list(dict.fromkeys(arm for answer in answers for arm in answer.ratios["arm"]))
+    table = pd.concat(answer.ratios.assign(task=answer.task) for answer in answers)
+    write_text(target / "joint.csv", table[["task", *answers[0].ratios]].to_csv(index=False))
+    rows = [
+        [answer.task, f"{budget:.3g}", *(_cell(own[own["arm"] == arm]) for arm in arms)]
+        for answer in answers
+        for budget, own in answer.ratios.groupby("budget")
+    ]
+    links = (f"[{a.task}]({Path(os.path.relpath(a.folder, target)).as_posix()}/report.md)" for a in answers)
+    parts = [
+        "# Is it the same arm on every task?",
+        f"**{same_arm(answers)}**",
+        "![Loss over that of the best arm](loss_over_best.png)",
+        "*Means over seeds at the best size of each budget, over the lowest of them, with 95 % intervals from the noise "
+        "between seeds. No law is used. `joint.csv` has the numbers.*",
+        markdown_table(["task", "executed FLOPs", *(f"`{arm}`" for arm in arms)], rows),
+        f"The reports: {', '.join(links)}.",
+    ]
+    write_text(target / "report.md", "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def _cell(own: pd.DataFrame) -> str:
+    if own.empty:
+        return "–"
+    ratio, low, high = own[["ratio", "low", "high"]].iloc[0]
+    if ratio == 1:
+        return "**best**"
+    return number(ratio, 3) + ("" if math.isnan(low) else f" {interval_text((low, high), 3)}")
