@@ -115,8 +115,8 @@ def write_joint(folders: Sequence[Path], target: Path) -> None:
         "# Is it the same arm on every task?",
         f"**{same_arm(answers)}**",
         "![Loss over that of the best arm](loss_over_best.png)",
-        "*Means over seeds at the best size of each budget, over the lowest of them, with 95 % intervals from the noise "
-        "between seeds. No law is used. `joint.csv` has the numbers.*",
+        "*Means over seeds at the best size of each budget, over the lowest of them, with 95 % intervals from the "
+        "noise between seeds. No law is used. `joint.csv` has the numbers.*",
         markdown_table(["task", "executed FLOPs", *(f"`{arm}`" for arm in arms)], rows),
         f"The reports: {', '.join(links)}.",
     ]

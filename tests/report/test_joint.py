@@ -1,0 +1,31 @@
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+
+from eqscale.errors import InputError
+from eqscale.report.joint import write_joint
+from eqscale.tasks import get_task
+from tests.report import planted
+
+
+def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
+    folders = []
+    for task, arms in (("rigid", planted.LIKE_THE_PAPER), ("forces", planted.UNLIKE_THE_PAPER)):
+        folders.append(tmp_path / task)
+        planted.write_part(planted.compute_grid(arms), folders[-1])
+        (folders[-1] / "task.json").write_text(json.dumps(dataclasses.asdict(get_task(task).words)))
+    with planted.undrawn_figures():
+        write_joint(folders, tmp_path / "joint")
+    text = (tmp_path / "joint/report.md").read_text()
+    assert "disagree at their largest budgets: `gatr` on rigid, `transformer` on forces" in text
+    assert "`gatr` on forces at 1e+10" in text
+    assert "[forces](../forces/report.md)" in text
+    table = pd.read_csv(tmp_path / "joint/joint.csv").set_index(["task", "arm", "budget"])
+    behind = table.loc[("rigid", "transformer", 1e13)]
+    laws = [planted.optimal_loss(*planted.LIKE_THE_PAPER[arm][:2], 1e13) for arm in ("transformer", "gatr")]
+    assert behind["ratio"] == pytest.approx(laws[0] / laws[1], rel=0.03)
+    assert behind["low"] < behind["ratio"] < behind["high"]
+    with pytest.raises(InputError, match="compares different tasks"):
+        write_joint([folders[0], folders[0]], tmp_path / "joint")
