@@ -72,7 +72,7 @@ ARMS = (
         _LADDER,
         # GATr's, its nearest kin, until a search has been run for it.
         fitted_recipes("gatr")[0],
-        optimal_cost=0.6,
+        optimal_cost=0.25,
         packed=lambda size, device: Slim.packs(device),
     ),
 )
