@@ -31,7 +31,7 @@ from eqscale.training.spec import MAX_LEARNING_RATE, CurvePoint, RunRecord, RunS
 
 GOAL = 0.02
 """Largest relative loss that a recipe's pick may lie above the best found."""
-CHECK_ROUNDS = 3
+CHECK_ROUNDS = 2
 """Most recipes of an arm that are checked."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
