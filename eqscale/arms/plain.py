@@ -92,7 +92,7 @@ def _build(size: Size, task: Task, aligned: bool) -> nn.Module:
     return PlainModel(_config(size, task, aligned), task.align if aligned else None, planes=not aligned)
 
 
-_WIDTHS = {8: 2, 10: 2, 12: 2, 16: 2, 20: 2, 24: 3, 30: 3, 36: 4, 42: 3, 52: 4, 64: 8, 80: 10}
+_WIDTHS = {8: 1, 10: 1, 12: 1, 16: 2, 20: 2, 24: 3, 30: 3, 36: 4, 42: 3, 52: 4, 64: 8, 80: 10}
 """Width -> heads, at least 8 wide."""
 
 
