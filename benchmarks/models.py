@@ -1,6 +1,6 @@
 """Speed and memory of GATr against the dense formulation, other packages and a plain transformer.
 
-    python benchmarks/models.py [--only steps,networks,study] [--threads 1,2] [--json FILE]
+    python benchmarks/models.py [--only steps,arms] [--threads 1,2] [--json FILE]
 
 All contestants run in one process, in rounds with rotating order; a figure is the median of the rounds, a
 ratio is taken within this run. Forward + backward unless said otherwise; float32. "ours" is the untyped
@@ -39,11 +39,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqscale import native
+from eqscale.arms import Size as ArmSize
+from eqscale.arms import get_arm
+from eqscale.arms.base import TokenCounts
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.models.gatr.bilinear import Bilinear, Products
 from eqscale.models.gatr.layout import Layout
 from eqscale.models.gatr.linear import Assembly, Linear, LinearMap, apply_linear
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
+from eqscale.study.grid import data_spec
+from eqscale.study.presets import COMPUTE_GRIDS
+from eqscale.tasks import Batch, get_task
+from eqscale.tasks.dataset import open_split, prepare
+from eqscale.training.loop import DataOrder
 from eqscale.training.optim import clip_gradients, get_optimizer
 
 HEADS = 8
@@ -578,7 +586,44 @@ def steps(sizes: list[Size], rounds: int, least: float) -> list[dict]:
     return results
 
 
-PARTS = {"steps": steps, "linear": linear, "products": products, "networks": networks, "study": study, "memory": memory}
+ARMS = {"transformer": (36, 2, 4), "transformer_frames": (36, 2, 4), "gatr_slim": (12, 4, 4), "gatr": (6, 4, 2)}
+"""Width, depth and heads at about 3e4 parameters."""
+
+
+def arms(sizes: list[Size], rounds: int, least: float) -> list[dict]:
+    """Forward + backward of whole arms on samples of the rigid-body task (sizes is not used)."""
+    preset = dataclasses.replace(COMPUTE_GRIDS["first"], train_systems=128, test_systems=1)
+    task, results, rows = get_task(preset.task), [], []
+    models = {name: get_arm(name).build(ArmSize(*shape), task) for name, shape in ARMS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(data_spec(preset), pathlib.Path(folder))
+        train = open_split(data_spec(preset), pathlib.Path(folder), "train")
+        for batch in (16, 64):
+            order = DataOrder(train.tokens, task.samples_per_system, batch, seed=0)
+            seen = list(train.batches([order.batch(k) for k in range(8)]))
+
+            def step(model: nn.Module, seen: list[Batch] = seen) -> None:
+                for samples in seen:
+                    model.zero_grad()
+                    (samples.weight[..., None] * (model(samples) - samples.target) ** 2).sum().backward()
+
+            seconds = interleaved({n: functools.partial(step, m) for n, m in models.items()}, rounds, least)
+            tokens = [samples.mask.sum(1).double() for samples in seen]
+            counts = TokenCounts(sum(float(t.sum()) for t in tokens), sum(float((t**2).sum()) for t in tokens), 0, 0)
+            for name, shape in ARMS.items():
+                flops = get_arm(name).executed_flops(ArmSize(*shape), task, counts)
+                gflops, label = flops / seconds[name] / 1e9, f"{name} {shape[0]}x{shape[1]}"
+                results.append({"part": "arms", "arm": label, "batch": batch, **setting(), "gflops": gflops})
+                rows.append([label, str(batch), f"{1e3 * seconds[name] / len(seen):.2f}", f"{gflops:.1f}"])
+    title = f"Arms on rigid-body samples, {torch.get_num_threads()} thread(s)"
+    table(title, ["arm", "batch", "forward + backward, ms", "executed GFLOP/s"], rows)
+    return results
+
+
+PARTS = {
+    "steps": steps, "arms": arms, "linear": linear, "products": products, "networks": networks, "study": study,
+    "memory": memory,
+}  # fmt: skip
 
 
 def main() -> None:

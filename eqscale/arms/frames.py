@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from eqscale.arms.base import Size
 from eqscale.arms.inputs import plane_invariants_width
 from eqscale.arms.plain import ALIGNED, PlainModel, plain_config
+from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.frames import Frames, FramesConfig, frames_training_flops
@@ -73,7 +74,8 @@ def _vectors_of_tokens(schema: Schema) -> int:
     return sum(field.per == "token" and field.kind is not Kind.INVARIANT for field in schema.fields)
 
 
-# Its recipe and ladder are those of the arm that aligns, its nearest kin, until a search has been run for it.
+_RECIPES = fitted_recipes("transformer_frames")
+# Its ladder is that of the arm that aligns, its nearest kin.
 ARMS = (
     dataclasses.replace(
         ALIGNED,
@@ -82,5 +84,7 @@ ARMS = (
         role=Role.BUILD_IN,
         build=_build,
         flops=_flops,
+        recipe=_RECIPES[0],
+        alternatives=_RECIPES[1:],
     ),
 )

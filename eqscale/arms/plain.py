@@ -116,7 +116,7 @@ _LADDER = _rungs(1, 8, 80) + _rungs(2, 64, 80) + _rungs(3, 80, 80) + _LARGE
 
 
 def _arm(name: str, description: str, role: Role, *, two: float, three: float) -> Arm:
-    aligned = role is Role.ALIGN
+    aligned, recipes = role is Role.ALIGN, fitted_recipes(name)
     return Arm(
         name,
         description,
@@ -124,10 +124,10 @@ def _arm(name: str, description: str, role: Role, *, two: float, three: float) -
         functools.partial(_build, aligned=aligned),
         functools.partial(_flops, aligned=aligned),
         _LADDER,
-        fitted_recipes(name)[0],
+        recipes[0],
         augmented=role is Role.AUGMENT,
         packed=lambda size, device: Transformer.packs(size.width, device),
-        alternatives=fitted_recipes(name)[1:],
+        alternatives=recipes[1:],
         # Budgets, in executed FLOPs, from which two and three blocks pay.
         deeper_ladders=((two, _rungs(2, 10, 80) + _rungs(3, 80, 80) + _LARGE), (three, _rungs(3, 10, 80) + _LARGE)),
     )

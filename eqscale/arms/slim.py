@@ -62,6 +62,7 @@ _LADDER = tuple(
     )
 )  # fmt: skip
 
+_RECIPES = fitted_recipes("gatr_slim")
 ARMS = (
     Arm(
         "gatr_slim",
@@ -70,9 +71,9 @@ ARMS = (
         _build,
         _flops,
         _LADDER,
-        # GATr's, its nearest kin, until a search has been run for it.
-        fitted_recipes("gatr")[0],
-        optimal_cost=0.6,
+        _RECIPES[0],
+        optimal_cost=0.25,
         packed=lambda size, device: Slim.packs(device),
+        alternatives=_RECIPES[1:],
     ),
 )

@@ -5,7 +5,7 @@ the budget allows. Logs every run to MLflow, and writes the run table, figure an
 
     eqscale run data                    # preset quick: some minutes on two cores
     eqscale run data --dry-run          # print the plan only
-    eqscale run data --preset cpu       # 2.5 hours; stop with Ctrl-C, the same command continues
+    eqscale run data --preset cpu       # an hour; stop with Ctrl-C, the same command continues
 
 A run with a record in the study's ledger is not trained again.
 """

@@ -5,7 +5,7 @@ and a table of losses and leads.
 
     eqscale run optimizers                    # preset quick: some minutes on two cores
     eqscale run optimizers --dry-run          # print the plan only
-    eqscale run optimizers --preset cpu       # three budgets, three seeds: hours; stop with Ctrl-C, the same command
+    eqscale run optimizers --preset cpu       # three budgets, three seeds: an hour; stop with Ctrl-C, the same command
                                               # continues
 
 A run with a record in the study's ledger is not trained again.

@@ -2,9 +2,9 @@
 
 Optuna searches them in small proxy runs (TPE with a median pruner, the same number of trials for every arm and
 optimiser). A recipe for every size and budget is fitted to all trials of an arm and optimiser. Larger runs then check
-that the recipe's learning rate is as good as its neighbours, and the recipe as the one so far; if not, it is fitted
-again, with the check runs, and checked again. Logs every trial to MLflow, and writes trials, recipes, a figure and a
-report.
+that the recipe's learning rate is as good as its neighbours; if not, it is fitted again, with the check runs, and
+checked again. Of all these and the recipe so far, the one with the lowest losses in the checks is kept. Logs every
+trial to MLflow, and writes trials, recipes, a figure and a report.
 
     eqscale run search                  # preset quick: a new arm in the right range
     eqscale run search --preset cpu     # all built-in arms: hours; --dry-run estimates them
@@ -37,7 +37,7 @@ from eqscale.study.search import (
     GOAL,
     Recipes,
     Search,
-    better_as_before,
+    best_checked,
     check_specs,
     check_table,
     fit_recipe,
@@ -125,6 +125,7 @@ def main(options: JobOptions[LearningRateSearch]) -> int:
         finished = trials[trials["status"] == "finished"]
         usual = first_guesses(preset)
         fits = {key: fit_recipe(_of(finished, *key), usual=usual[key]) for key in usual}
+        tried = {key: [dataclasses.replace(fit, recipe=usual[key], as_before=True), fit] for key, fit in fits.items()}
         checks: dict[str, RunSpec] = {}
         wanting = list(fits)
         for round_ in range(1, CHECK_ROUNDS + 1):
@@ -142,9 +143,8 @@ def main(options: JobOptions[LearningRateSearch]) -> int:
             checked = runs[runs["status"] == "finished"]
             for key in wanting:
                 fits[key] = fit_recipe(_of(finished, *key), _of(checked, *key), usual[key])
-        found = {key: fit.recipe for key, fit in fits.items()}
-        for key, recipe in better_as_before(preset, found, usual, runs).items():
-            fits[key] = dataclasses.replace(fits[key], recipe=recipe, as_before=True)
+                tried[key].append(fits[key])
+        fits = best_checked(preset, tried, runs)
         table = check_table(preset, {key: fit.recipe for key, fit in fits.items()}, runs)
         write_search_report(trials, runs, table, fits, options.results, GOAL, CHECK_ROUNDS)
         study.describe([*specs, *checks.values()])

@@ -6,7 +6,7 @@ lead.
 
     eqscale run split                    # preset quick: some minutes on two cores
     eqscale run split --dry-run          # print the plan only
-    eqscale run split --preset cpu       # 288 runs up to 3e12 FLOPs, about nine hours; stop with Ctrl-C, the same
+    eqscale run split --preset cpu       # 288 runs up to 3e12 FLOPs, three hours; stop with Ctrl-C, the same
                                          # command continues
 
 A run with a record in the study's ledger is not trained again.

@@ -6,7 +6,7 @@ study, which shows prediction and outcome side by side.
 
     eqscale predict results/cpu --compute 3e13 && git commit -m "A prediction" results/cpu/prediction.json
     eqscale run validate --preset cpu --dry-run    # print the plan only
-    eqscale run validate --preset cpu              # 5 hours; stop with Ctrl-C, the same command continues
+    eqscale run validate --preset cpu              # two hours; stop with Ctrl-C, the same command continues
 
 A run with a record in the study's ledger is not trained again.
 """

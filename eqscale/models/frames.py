@@ -36,7 +36,8 @@ class Frames(nn.Module):
     the frame's third axis lies, so training changes the first two alone.
     """
 
-    pairs: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, config: FramesConfig) -> None:
         super().__init__()
@@ -47,7 +48,8 @@ class Frames(nn.Module):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
         rows, columns = torch.triu_indices(config.vectors, config.vectors)
-        self.register_buffer("pairs", config.vectors * rows + columns, persistent=False)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, vectors: Tensor, invariants: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Frames of samples.
@@ -63,10 +65,11 @@ class Frames(nn.Module):
         """
         B, T, K = vectors.shape[:3]
         share = mask / mask.sum(1, keepdim=True, dtype=vectors.dtype)
-        products = torch.bmm(vectors.view(B * T, K, 3), vectors.view(B * T, K, 3).mT).view(B, T, K, K)
-        products = products.flatten(2).index_select(2, self.pairs)
+        # Tokens last: on a CPU, rows of them are copied and multiplied at once, many small matrices one by one.
+        rows = vectors.permute(2, 3, 0, 1).reshape(K, 3 * B * T)
+        products = (rows.index_select(0, self.rows) * rows.index_select(0, self.columns)).view(-1, 3, B * T).sum(1)
         products = products * (1 + products.abs()).rsqrt()  # those of far points are large: of the order of a length
-        seen = torch.cat([invariants, products], -1)
+        seen = torch.cat([invariants, products.T.view(B, T, -1)], -1)
         weights = self.weights(F.silu(self.hidden(seen))) * share[..., None]
         weights = weights.view(B, T, 3, K).transpose(1, 2).reshape(B, 3, T * K)
         return orthonormal(torch.bmm(weights, vectors.reshape(B, T * K, 3)))
@@ -105,7 +108,6 @@ def frames_training_flops(config: FramesConfig) -> TrainingFlops:
     """
     K, first = config.vectors, config.inputs * config.hidden
     weights = first + config.hidden * 3 * K
-    products, sums = 3 * K * K, 9 * K
     return TrainingFlops(
-        nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * first + 2.0 * products + 4.0 * sums)
+        nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * first + 4.0 * 9 * K)
     )

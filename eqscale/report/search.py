@@ -152,7 +152,7 @@ def _report(
         "further above the best say little about the optimum and are left out. "
         "Exponents have a normal prior (standard deviation 0.1) around the usual -0.25 (parameters), -0.15 (steps), "
         "0.35 (batch) and 0.2 (batch in budget), all else one around the recipe so far: what a few cells can't tell is "
-        "taken from there. A recipe stays as it was where its check runs end lower. The last two columns "
+        "taken from there. The last two columns "
         "say what being off by a factor of two costs.",
         table_of(recipes),
         "![loss against learning rate](search.png)",
@@ -162,8 +162,9 @@ def _report(
         "Larger runs at the recipe's batch size with half, once and twice its learning rate, and further out until "
         "the best is bracketed, and one by the recipe so far. An arm with a pick more than "
         f"{100 * goal:.0f} % above the best run is fitted again, its check runs included (as many as the table above "
-        f"says), and the new picks are checked the same way, {rounds} times at most; below are the last picks, beside "
-        "the best of all rounds. "
+        f"says), and the new picks are checked the same way, {rounds} times at most. Of all these recipes and the "
+        "one so far, the one whose picks end lowest, on geometric average, is kept; below are its picks, beside the "
+        "best of all rounds. "
         f"{within} of {len(checks)} picks lie within {100 * goal:.0f} % of the best; one seed each, so a "
         "difference of the size of the seed noise means nothing.",
         table_of(shown),

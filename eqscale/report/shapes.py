@@ -21,9 +21,6 @@ from eqscale.storage import write_text
 if TYPE_CHECKING:
     from eqscale.study.grid import ShapeGroup
 
-GOAL = 0.02
-"""Largest relative excess of a rung's loss over the best shape's."""
-
 
 def write_shape_report(runs: pd.DataFrame, groups: Sequence[ShapeGroup], folder: Path) -> None:
     """Write ``shapes.csv``, ``aspect_ratio.png``, ``aspect_ratio.svg`` and ``report.md`` from a run table.
@@ -43,7 +40,8 @@ def compare_shapes(runs: pd.DataFrame, groups: Sequence[ShapeGroup]) -> pd.DataF
 
     Columns: group (its number), arm, budget, width, depth, N, cost (executed FLOPs per token), steps, seeds, loss
     (mean over seeds), seconds (mean), rung (whether it is the ladder's shape), excess (of the loss over the rung's,
-    relative), se (of the excess, from the seeds' scatter pooled over the arm's shapes; NaN with one seed), best.
+    relative), se (of the excess, from the seeds' scatter pooled over the arm's shapes; NaN with one seed), above (the
+    lowest loss of the group, relative), best.
 
     Raises:
         InputError: no run of the groups has finished.
@@ -71,7 +69,8 @@ def compare_shapes(runs: pd.DataFrame, groups: Sequence[ShapeGroup]) -> pd.DataF
     pooled = shapes.groupby("arm")["variance"].transform("mean")
     both = 1 / shapes["seeds"] + 1 / shapes["group"].map(rung["seeds"])
     shapes["se"] = np.sqrt(pooled * both).where(~shapes["rung"], 0.0)
-    shapes["best"] = shapes["loss"] == shapes.groupby("group")["loss"].transform("min")
+    shapes["above"] = shapes["loss"] / shapes.groupby("group")["loss"].transform("min") - 1
+    shapes["best"] = shapes["above"] == 0
     return shapes.drop(columns="variance")
 
 
@@ -103,50 +102,77 @@ def _figure(runs: pd.DataFrame, shapes: pd.DataFrame) -> Figure:
     return figure
 
 
-def _report(shapes: pd.DataFrame) -> str:
-    rows = [
-        {
-            "arm": str(row.arm), "budget": number(row.budget), "width": str(row.width), "depth": str(row.depth),
-            "ladder": "yes" if row.rung else "", "N": f"{row.N:,}", "FLOPs / token": number(row.cost, 3),
-            "seeds": str(row.seeds), "loss": f"{row.loss:.4f}",
-            "against the ladder": "" if row.rung else _signed(row.excess, row.se), "seconds": f"{row.seconds:.0f}",
+def depth_rule(shapes: pd.DataFrame, by: str) -> tuple[dict[float, int], float]:
+    """The best rule from one column to a depth, which never falls, and what it costs.
+
+    Args:
+        shapes: one arm's rows of ``compare_shapes``.
+        by: "N" (the group's median) or "budget".
+
+    Returns:
+        The least value of each depth that the rule uses; and the geometric mean, over groups, of the loss at the rule's
+        depth over the lowest of the group, minus 1 (inf if no depth is in all groups of a value).
+    """
+    excess: dict[float, dict[int, float]] = {}
+    for value, groups in shapes.groupby(shapes.groupby("group")[by].transform("median")):
+        lowest = groups.groupby("group")["loss"].transform("min")
+        logs = np.log(groups["loss"] / lowest).groupby(groups["depth"]).agg(["sum", "size"])
+        excess[float(value)] = logs.loc[logs["size"] == groups["group"].nunique(), "sum"].to_dict()
+    ends: dict[int, tuple[float, dict[float, int]]] = {0: (0.0, {})}  # last depth -> lowest sum so far, rule
+    for value, costs in excess.items():
+        ends = {
+            depth: min(
+                (
+                    (total + cost, rule if depth in rule.values() else rule | {value: depth})
+                    for last, (total, rule) in ends.items()
+                    if last <= depth
+                ),
+                key=lambda end: end[0],
+                default=(math.inf, {}),
+            )
+            for depth, cost in costs.items()
         }
-        for row in shapes.itertuples()
-    ]  # fmt: skip
+    total, rule = min(ends.values(), key=lambda end: end[0], default=(math.inf, {}))
+    return rule, math.expm1(total / shapes["group"].nunique())
+
+
+def _report(shapes: pd.DataFrame) -> str:
+    depths = sorted(shapes["depth"].unique())
+    grid, rules = [], []
+    for _, group in shapes.groupby("group"):
+        first = group.iloc[0]
+        by_depth = {int(row.depth): _cell(row) for row in group.itertuples()}
+        at = {"arm": str(first.arm), "budget": number(first.budget), "N": number(group["N"].median(), 2)}
+        grid.append(at | {f"{depth} deep": by_depth.get(depth, "") for depth in depths})
+    for arm, own in shapes.groupby("arm", sort=False):
+        for by in ("N", "budget"):
+            rule, excess = depth_rule(own, by)
+            words = ", ".join(f"{depth} from {number(value, 2)}" for value, depth in rule.items())
+            rules.append({"arm": str(arm), "depth by": by, "rule": words, "above the best": f"{100 * excess:.1f} %"})
+    noise = shapes.loc[~shapes["rung"], "se"]
     parts = [
         "# Wide or deep?",
         "For rungs of each arm's ladder, other depths with the width that costs as much per token. All runs of a "
-        "budget spend the same executed FLOPs, with batch size and learning rate by the arm's recipe. ± is the "
-        "standard error of a difference of two shapes, from the scatter between seeds, pooled over the arm's shapes.",
-        table_of(rows),
+        "budget spend the same executed FLOPs, with batch size and learning rate by the arm's recipe.",
+        "Cells: width, loss, and what it is above the best of its row, which is bold; the ladder's shape in brackets. "
+        + (
+            "One seed each: differences of the size of the seed noise say nothing."
+            if noise.isna().all()
+            else f"A difference from the ladder's shape has a standard error of {100 * noise.mean():.1f} %, from the "
+            "scatter between seeds."
+        ),
+        table_of(grid),
         "![loss against depth at equal cost](aspect_ratio.png)",
         "Numbers are widths, rings the ladder's shapes, dots single runs.",
-        "## Is the ladder the bottleneck?",
-        *(_verdict(group) for _, group in shapes.groupby("group")),
+        "## Does the best depth follow from the parameters alone?",
+        "The best rule by which depth rises with parameters, or with the budget, and how far the losses that it picks "
+        "lie above the lowest of each row, on geometric average.",
+        table_of(rules),
     ]
     return paragraphs(parts)
 
 
-def _signed(excess: float, se: float) -> str:
-    uncertain = "" if math.isnan(se) else f" ± {100 * se:.1f}"
-    return f"{100 * excess:+.1f}{uncertain} %"
-
-
-def _verdict(group: pd.DataFrame) -> str:
-    """One sentence on one group of shapes."""
-    first = group.iloc[0]
-    where = f"**{first.arm}**, {number(group['cost'].mean(), 2)} FLOPs per token, {number(first.budget)} FLOPs: "
-    if not group["rung"].any():
-        return where + "the ladder's shape has not finished."
-    rung, best = group[group["rung"]].iloc[0], group.loc[group["loss"].idxmin()]
-    name = f"{rung.width} x {rung.depth} (width x depth)"
-    if len(group) == 1:
-        return where + f"no shape beside the ladder's {name} costs as much."
-    if best.rung:
-        return where + f"the ladder's {name} is the best of {len(group)} shapes."
-    text = f"{best.width} x {best.depth} ends {_signed(best.excess, best.se)} from the ladder's {name}; "
-    if -best.excess <= GOAL:
-        return where + text + f"the ladder is within {100 * GOAL:.0f} %."
-    if math.isnan(best.se) or -best.excess < 2 * best.se:
-        return where + text + "the seeds' scatter could explain it."
-    return where + text + "more than the seeds' scatter explains."
+def _cell(row: Any) -> str:
+    loss = f"{row.loss:.3f}"
+    text = f"{row.width}: {f'**{loss}**' if row.best else f'{loss}, +{100 * row.above:.0f} %'}"
+    return f"({text})" if row.rung else text

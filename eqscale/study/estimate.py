@@ -64,8 +64,8 @@ class Throughput:
         return self.training(spec, devices) + (forward + _METRIC_SECONDS) * samples
 
 
-CPU_GUESS = Throughput(step=2e-3, block=2e-3, flop=1e-10)
-"""One core, eager PyTorch, small models."""
+CPU_GUESS = Throughput(step=6e-4, block=6e-4, flop=2.5e-11)
+"""One core with this package's kernels, small models: a fit to ``results/quick``."""
 
 
 def gpu_guess(flops_per_second: float) -> Throughput:

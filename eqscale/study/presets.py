@@ -144,7 +144,7 @@ def overridden(preset: P, values: Mapping[str, Any]) -> P:
 
 
 # Of every job, unless it says otherwise: "quick" and "cpu" are for two cores without a GPU (each job's --help says how
-# long it takes), "paper" for a GPU cluster, with the budgets of the paper.
+# long it takes), "gpu" for one card, "paper" for a GPU cluster, with the budgets of the paper.
 _QUICK: dict[str, Any] = {
     "arms": ("transformer", "gatr"),
     "seeds": (0,),
@@ -174,6 +174,8 @@ _PAPER = _CPU | {
     "cost_range": 16.0,
     "min_steps": 1000,
 }
+# One card: steps of small batches would be overhead, and 1e13 meets the budgets of the preset "cpu".
+_GPU = _CPU | {"batch_size": 256, "train_systems": 400_000, "min_steps": 1000}
 _THREE_SEEDS = {"seeds": (0, 1, 2)}
 _FORCES_QUICK = _QUICK | {"task": "forces", "train_systems": 3000, "test_systems": 400}
 _FORCES_CPU = _CPU | {"task": "forces", "arms": _PAPER["arms"]}
@@ -193,6 +195,7 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
     "forces-cpu": ComputeGrid(
         budgets=(1e11, 3e11, 1e12, 3e12), sizes_per_budget=6, replicate_up_to=1e12, **(_FORCES_CPU | _THREE_SEEDS)
     ),
+    "gpu": ComputeGrid(budgets=(1e13, 1e14, 1e15, 1e16), sizes_per_budget=3, **_GPU),
     "paper": ComputeGrid(budgets=(1e16, 1e17, 1e18, 1e19), sizes_per_budget=6, **_PAPER),
 }
 
@@ -226,8 +229,14 @@ DATA_GRIDS: dict[str, DataGrid] = {
 ASPECT_RATIOS: dict[str, AspectRatio] = {
     # One seed says little.
     "quick": AspectRatio(budgets=(5e10,), costs=(1.0,), depths=(1, 2, 4), **_QUICK),
-    # On the compute grid's data.
-    "cpu": AspectRatio(budgets=(1e11, 3e11, 1e12, 3e12), costs=(0.6,), depths=(1, 2, 3, 4), **_CPU),
+    # On the compute grid's data. Sizes of one budget are those of the next, so that the best depth can be told apart by
+    # parameters and by budget.
+    "cpu": AspectRatio(
+        budgets=(3e11, 1e12, 3e12, 1e13),
+        costs=(0.7, 1.4),
+        depths=(1, 2, 3, 4),
+        **(_CPU | {"arms": ("transformer", "transformer_aligned", "gatr_slim", "gatr")}),
+    ),
     "paper": AspectRatio(budgets=(1e17,), costs=(1.0, 3.0), depths=(2, 4, 8, 16), **(_PAPER | {"seeds": (0, 1)})),
 }
 
@@ -266,8 +275,12 @@ VALIDATIONS: dict[str, Validation] = {
     "paper": Validation(budget=3e19, sizes_per_arm=3, size_step=2.0, **_PAPER),
 }
 
-# gatr_published, an option for comparison, trains by gatr's recipe.
-_SEARCHED: dict[str, Any] = {"arms": _PAPER["arms"]}
+# The controls and gatr_published, an option for comparison, train by their arms' recipes.
+_SEARCHED: dict[str, Any] = {
+    "arms": (
+        "transformer", "transformer_aug", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr",
+    )
+}  # fmt: skip
 _SMALL: dict[str, Any] = {"test_systems": 1000, "test_samples_per_system": 2, "cost_range": 10.0, "min_steps": 20}
 _RANGES: dict[str, Any] = {"rates": (1e-3, 1e-1), "warmups": (0.05, 0.6), "momenta": (0.8, 0.98), "decays": (1e-3, 0.3)}
 _SEARCH: dict[str, Any] = _RANGES | {"sizes_per_budget": 2, "trials": 16}
@@ -277,12 +290,11 @@ SEARCHES: dict[str, LearningRateSearch] = {
     "quick": LearningRateSearch(
         budgets=(1e10, 3e10), batch_sizes=(8, 64), check_budgets=(6e10, 1e11), **(_QUICK | _SEARCH)
     ),
-    # The recipes of the built-in arms are of an earlier search, of rate and batch size with AdamW alone.
     "cpu": LearningRateSearch(
         budgets=(1e11, 3e11, 1e12),
         batch_sizes=(16, 128),
-        check_budgets=(1e12, 3e12, 1e13),
-        **(_CPU | _SEARCHED | _SEARCH | _SMALL),
+        check_budgets=(1e12, 3e12),
+        **(_CPU | _SEARCHED | _SEARCH | _SMALL | {"trials": 7}),
     ),
     "paper": LearningRateSearch(
         budgets=(1e14, 1e15, 1e16),

@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from eqscale.training.spec import MAX_LEARNING_RATE, CurvePoint, RunRecord, RunS
 
 GOAL = 0.02
 """Largest relative loss that a recipe's pick may lie above the best found."""
-CHECK_ROUNDS = 3
+CHECK_ROUNDS = 2
 """Most recipes of an arm that are checked."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
@@ -275,7 +275,7 @@ class RecipeFit:
     curvatures: dict[str, float]
     """The same for what a recipe holds constant: for being off by the standard deviation of its prior."""
     as_before: bool = False
-    """Whether the recipe so far did better in the check runs, and stays."""
+    """Whether it is the recipe so far, beside what the fit found out about the trials."""
 
 
 def fit_recipe(
@@ -396,22 +396,23 @@ def check_specs(
     return list(dict.fromkeys(specs))
 
 
-def better_as_before(preset: LearningRateSearch, recipes: Recipes, usual: Recipes, runs: pd.DataFrame) -> Recipes:
-    """The recipes so far whose check runs have lower losses, on geometric average, than those of the new ones.
+def best_checked(
+    preset: LearningRateSearch, tried: Mapping[tuple[str, str], Sequence[RecipeFit]], runs: pd.DataFrame
+) -> dict[tuple[str, str], RecipeFit]:
+    """Of each arm and optimiser the recipe whose check runs have the lowest losses, on geometric average.
 
     Args:
         preset: the search.
-        recipes: the new recipes, whose picks are among the runs, as are those by ``usual``.
-        usual: the recipes so far.
+        tried: recipes whose picks are among the runs.
         runs: check runs: columns run_id, loss (NaN if diverged).
     """
     losses = runs.set_index("run_id")["loss"].fillna(math.inf)
 
-    def total(key: tuple[str, str], recipe: Recipe) -> float:
-        picked = (_picked_run(preset, key[0], budget, recipe).run_id for budget in preset.check_budgets)
+    def total(arm: str, fit: RecipeFit) -> float:
+        picked = (_picked_run(preset, arm, budget, fit.recipe).run_id for budget in preset.check_budgets)
         return sum(math.log(losses[run_id]) for run_id in picked)
 
-    return {key: usual[key] for key, recipe in recipes.items() if total(key, usual[key]) < total(key, recipe)}
+    return {key: min(fits, key=lambda fit: total(key[0], fit)) for key, fits in tried.items()}
 
 
 def check_table(preset: LearningRateSearch, recipes: Recipes, runs: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pytest
 
 from eqscale.arms import Size
 from eqscale.errors import InputError
-from eqscale.report.shapes import compare_shapes, write_shape_report
+from eqscale.report.shapes import compare_shapes, depth_rule, write_shape_report
 from eqscale.study.grid import ShapeGroup
 
 RUNG, WIDE, DEEP = Size(16, 3, 2), Size(30, 1, 3), Size(13, 4, 1)
@@ -35,20 +35,11 @@ def test_excess_and_its_error_are_those_of_the_seeds():
     assert by_depth["cost"].tolist() == pytest.approx([7e4] * 3)
 
 
-@pytest.mark.parametrize(
-    ("wide", "verdict"),
-    [
-        ([0.500, 0.501], "the ladder's 16 x 3 (width x depth) is the best of 3 shapes"),
-        ([0.395, 0.396], "the ladder is within 2 %"),
-        ([0.300, 0.301], "more than the seeds' scatter explains"),
-        ([0.300, 0.420], "the seeds' scatter could explain it"),
-        ([0.300], "the seeds' scatter could explain it"),
-    ],
-)
-def test_the_verdict_weighs_a_difference_against_the_scatter(tmp_path, wide, verdict):
-    others = {RUNG: [0.400, 0.401][: len(wide)], DEEP: [0.42, 0.421][: len(wide)]}
-    write_shape_report(runs({WIDE: wide} | others), [GROUP], tmp_path)
-    assert verdict in (tmp_path / "report.md").read_text()
+def test_the_report_shows_every_shape_beside_the_best_of_its_row(tmp_path):
+    write_shape_report(runs({WIDE: [0.3, 0.3002], RUNG: [0.4, 0.4002], DEEP: [0.42, 0.4202]}), [GROUP], tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert "| 30: **0.300** | (16: 0.400, +33 %) | 13: 0.420, +40 % |" in report
+    assert "standard error of" in report
     assert {path.name for path in tmp_path.iterdir()} == {
         "aspect_ratio.png", "aspect_ratio.svg", "report.md", "shapes.csv",
     }  # fmt: skip
@@ -57,6 +48,36 @@ def test_the_verdict_weighs_a_difference_against_the_scatter(tmp_path, wide, ver
 def test_runs_to_come_leave_gaps_and_none_at_all_is_an_error(tmp_path):
     missing = dataclasses.replace(GROUP, arm="gatr")
     write_shape_report(runs({WIDE: [0.4]}), [GROUP, missing], tmp_path)
-    assert "the ladder's shape has not finished" in (tmp_path / "report.md").read_text()
+    assert "| 30: **0.400** |" in (tmp_path / "report.md").read_text()
     with pytest.raises(InputError, match="no run has finished"):
         compare_shapes(runs({WIDE: [0.4]}), [missing])
+
+
+def grouped(losses):
+    """Groups of one arm: (N, budget) -> losses of depths 1, 2, ..."""
+    rows = [
+        dict(group=k, N=N, budget=budget, depth=depth, loss=loss)
+        for k, ((N, budget), values) in enumerate(losses.items())
+        for depth, loss in enumerate(values, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_rule_of_depth_is_by_what_the_best_depth_follows_from():
+    by_size = grouped({
+        (1e3, 1e11): (0.5, 0.6, 0.8), (4e3, 1e11): (0.5, 0.4, 0.6), (4e3, 1e12): (0.4, 0.3, 0.35),
+        (2e4, 1e12): (0.4, 0.3, 0.2), (1.9e4, 1e11): (0.8, 0.75, 0.6),
+    })  # fmt: skip
+    assert depth_rule(by_size, "N") == ({1e3: 1, 4e3: 2, 1.9e4: 3}, pytest.approx(0))
+    rule, excess = depth_rule(by_size, "budget")
+    assert list(rule) == [1e11, 1e12]
+    assert excess > 0.05
+    by_budget = grouped({(1e3, 1e11): (0.5, 0.6), (2e3, 1e11): (0.5, 0.6), (1e3, 1e12): (0.5, 0.4)})
+    assert depth_rule(by_budget, "budget") == ({1e11: 1, 1e12: 2}, pytest.approx(0))
+
+
+def test_a_rule_never_falls_and_uses_depths_that_all_groups_of_a_value_have():
+    falling = grouped({(1e3, 1e11): (0.6, 0.5), (2e3, 1e11): (0.5, 0.51)})
+    assert depth_rule(falling, "N") == ({1e3: 2}, pytest.approx(1.02**0.5 - 1))
+    uneven = grouped({(1e3, 1e11): (0.5,), (2e3, 1e11): (0.6, 0.5)})
+    assert depth_rule(uneven, "budget") == ({1e11: 1}, pytest.approx(1.2**0.5 - 1))

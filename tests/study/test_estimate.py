@@ -6,7 +6,7 @@ from eqscale.arms import Size
 from eqscale.study.estimate import CPU_GUESS, DDP_EFFICIENCY, Estimator, Throughput, device_guess
 from tests.study.test_ledger import make_record, make_spec
 
-TRUTH = Throughput(step=1e-3, block=6e-3, flop=3e-11)
+TRUTH = Throughput(step=3e-4, block=4e-5, flop=6e-12)
 
 
 def runs(arm="transformer"):

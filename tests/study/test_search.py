@@ -20,8 +20,9 @@ from eqscale.study import backend, job
 from eqscale.study.options import parse_options
 from eqscale.study.presets import SEARCHES
 from eqscale.study.search import (
+    RecipeFit,
     Search,
-    better_as_before,
+    best_checked,
     check_specs,
     check_table,
     fit_recipe,
@@ -108,7 +109,7 @@ def test_a_search_asks_each_cell_for_its_trials_and_learns_from_them(tmp_path):
 
 
 def test_every_cell_has_one_trial_by_the_recipe_so_far_however_often_it_is_continued(tmp_path):
-    usual = get_arm("transformer").recipe
+    usual = get_arm("transformer").recipe_with("adamw")
     preset = dataclasses.replace(PRESET, rates=(1e-3, 1e-2))
     by_recipe = []
     for _ in range(3):
@@ -235,12 +236,13 @@ def test_picks_are_compared_with_the_best_of_all_rounds():
     assert table["excess"].to_numpy() == pytest.approx([0.1, 0.1])
 
 
-def test_a_recipe_so_far_stays_where_its_checks_end_lower():
+def test_of_all_recipes_that_were_checked_the_one_with_the_lowest_losses_is_kept():
     preset = dataclasses.replace(PRESET, arms=("transformer", "gatr"), check_budgets=(6e9, 1e10))
     keys = [(arm, "adamw") for arm in preset.arms]
-    old, new = ({key: Recipe(rate=rate) for key in keys} for rate in (2e-2, 5e-3))
+    old, new, newer = ({key: Recipe(rate=rate) for key in keys} for rate in (2e-2, 5e-3, 1e-3))
     specs = check_specs(preset, new, {}, old)
     assert len(specs) == 2 * 2 * 4
+    specs = list(dict.fromkeys([*specs, *check_specs(preset, newer, {}, old)]))
     best = {"transformer": 2e-2, "gatr": 5e-3}
     rates = {
         (arm, b): max(s.learning_rate for s in specs if (s.arm, s.budget) == (arm, b))
@@ -250,12 +252,14 @@ def test_a_recipe_so_far_stays_where_its_checks_end_lower():
     runs = pd.DataFrame(
         {"run_id": s.run_id, "loss": loss_of(s, best[s.arm] / 2e-2 * rates[s.arm, s.budget])} for s in specs
     )
-    assert better_as_before(preset, new, old, runs) == {("transformer", "adamw"): old["transformer", "adamw"]}
+    tried = {key: [RecipeFit(r[key], 9, 0, 0.1, 1.0, 1.0, {}) for r in (old, new, newer)] for key in keys}
+    kept = best_checked(preset, tried, runs)
+    assert {key: fit.recipe.rate for key, fit in kept.items()} == {keys[0]: 2e-2, keys[1]: 5e-3}
 
 
 def test_a_check_whose_runs_all_diverged_is_not_within_the_goal():
     preset = dataclasses.replace(PRESET, check_budgets=(6e9,))
-    recipes = {("transformer", "adamw"): get_arm("transformer").recipe}
+    recipes = {("transformer", "adamw"): get_arm("transformer").recipe_with("adamw")}
     specs = check_specs(preset, recipes, {}, recipes)
     runs = pd.DataFrame(
         {"arm": s.arm, "budget": s.budget, "N": 1, "batch_size": s.batch_size, "learning_rate": s.learning_rate}
@@ -273,7 +277,7 @@ def test_too_few_trials_for_a_recipe_are_an_error():
 
 def test_checks_go_on_until_the_best_rate_is_bracketed():
     preset = dataclasses.replace(PRESET, check_budgets=(6e9,))
-    recipes = {("transformer", "adamw"): get_arm("transformer").recipe}
+    recipes = {("transformer", "adamw"): get_arm("transformer").recipe_with("adamw")}
     specs = check_specs(preset, recipes, {}, recipes)
     picked = specs[1].learning_rate
     assert [s.learning_rate for s in specs] == [float(f"{picked * f:.4g}") for f in (0.5, 1, 2)]
