@@ -37,7 +37,7 @@ from scipy.optimize import least_squares
 
 from eqscale.arms import get_arm
 from eqscale.laws import FORMS, fit_cost
-from eqscale.laws.arms import fit_arms
+from eqscale.laws.arms import ArmFit, fit_arms
 from eqscale.laws.axes import AXES
 from eqscale.laws.cost import CostModel
 from eqscale.laws.forms import Coefficients
@@ -75,7 +75,7 @@ class Case:
     laws: Mapping[str, Coefficients]
     """By arm, of the compute grid; data that are not repeated follow them too."""
     repeated: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    """By arm, log epochs and the log loss that they add, as measured."""
+    """By arm, log of budget over systems (epochs, but for a factor) and the log loss that it adds, as measured."""
     shift: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Log loss that an arm has more than its law in the data grid."""
     only_data: bool = False
@@ -148,8 +148,12 @@ def make_cases(compute: pd.DataFrame, data: pd.DataFrame) -> dict[str, Case]:
     laws = {arm: chinchilla(fits[STAND_IN.get(arm, arm)].fit.params) for arm in arms}
     repeated = {}
     for arm, own in grid.levels.sort_values("epochs").groupby("arm"):
-        many, fresh = own[own["epochs"] >= REPEATED], own.loc[own["epochs"] < REPEATED, "log_loss"].mean()
-        repeated[arm] = np.log([1.0, *many["epochs"]]), np.array([0.0, *(many["log_loss"] - fresh)])
+        fresh, many = own[own["epochs"] < REPEATED], own[own["epochs"] >= REPEATED]
+        known = pd.concat([fresh.tail(1), many])
+        repeated[arm] = (
+            np.log(known["budget"] / known[UNIQUE]),
+            np.array([0.0, *(many["log_loss"] - fresh["log_loss"].mean())]),
+        )
     repeated = {arm: repeated.get(arm, repeated.get(STAND_IN.get(arm, arm))) for arm in arms}
     cases = {"measured": Case(laws, repeated)}
     cases["useless"] = Case(laws, repeated | {"transformer_aug": repeated[BASE]}, only_data=True)
@@ -178,7 +182,7 @@ def mean_log_loss(case: Case, table: pd.DataFrame, repeats: bool) -> np.ndarray:
         own = table.iloc[at]
         out[at] = np.log(law_value(case.laws[arm], *np.log(own[["N", "D"]].to_numpy(float)).T)[0])
         if repeats:
-            out[at] += case.shift.get(arm, 0.0) + np.interp(np.log(own["epochs"]), *case.repeated[arm])
+            out[at] += case.shift.get(arm, 0.0) + np.interp(np.log(own["budget"] / own[UNIQUE]), *case.repeated[arm])
     return out
 
 
@@ -210,8 +214,12 @@ class Decided:
 
     def __init__(self, compute: pd.DataFrame, data: pd.DataFrame, only_data: bool):
         roles = read_roles(pd.concat([compute.assign(part="compute"), data.assign(part="data_grid")]))
-        fitted = {} if only_data else analysis.fit_every_arm(compute)[0]
-        self.arms = {axis: {name: analysis.on_axis(a, compute, axis) for name, a in fitted.items()} for axis in AXES}
+        self.arms: dict[str, dict[str, ArmFit]] = {}
+        if not only_data:
+            fitted, _ = analysis.fit_every_arm(compute)
+            self.arms = {
+                axis: {name: analysis.on_axis(a, compute, axis) for name, a in fitted.items()} for axis in AXES
+            }
         self.minima = {axis: analysis.find_minima(group, axis) for axis, group in self.arms.items()}
         self.roles = roles
         self.conclusions = conclude(roles, self.arms, self.minima, measured_grid(data, "scenes"))
@@ -222,14 +230,14 @@ class Decided:
             (c.number, c.arm, c.axis, check.claim): (check.outcome, vote(check.measured), vote(check.by_law))
             for c in self.conclusions
             for check in c.checks
-            if self.arms["executed"] or not c.axis
+            if self.arms or not c.axis
         }
 
     def truths(self) -> dict[tuple, str]:
         """Whether each claim is true, from a draw almost without noise: by the laws, for data by the check."""
         found = {key: outcome for key, (outcome, *_) in self.outcomes().items()}
-        for arm, (axis, info) in itertools.product(self.roles.built_in, AXES.items()):
-            by_laws = checks.by_laws((arm, self.roles.baseline), self.arms[axis], info.unit)
+        for arm, axis in itertools.product(self.roles.built_in, self.arms):
+            by_laws = checks.by_laws((arm, self.roles.baseline), self.arms[axis], AXES[axis].unit)
             for number, findings in by_laws.items():
                 for claim, finding in zip(checks.CLAIMS[number], findings, strict=True):
                     # a law without a vote is a power law by construction: E = 0 is true here
@@ -239,7 +247,7 @@ class Decided:
     def ratios(self) -> dict[tuple, tuple[float, float, float]]:
         """By pair of arms and budget: log ratio of the measured optima's losses with the limits of its interval."""
         out = {}
-        for one, two in itertools.combinations(self.minima["executed"].values(), 2):
+        for one, two in itertools.combinations(self.minima.get("executed", {}).values(), 2):
             for C in np.intersect1d(one.cost, two.cost):
                 found = loss_ratio(one, two, float(C))
                 out[one.name, two.name, float(C)] = (found.value, found.low, found.high)
@@ -307,6 +315,7 @@ def main() -> None:
     add("--data-seeds", type=int, default=3, help="of runs on few systems")
     add("--data-replicate-up-to", type=float, default=1000, help="systems up to which these are trained")
     add("--cases", nargs="+", default=["measured", "reproduced", "contrary", "useless"])
+    add("--only-data", action="store_true", help="conclusion 1 alone: seconds instead of minutes")
     add("--noise", type=float, default=1.0, help="over that of results/cpu")
     add("--shared", type=float, default=0.0, help="share of its variance that is common to an arm's runs at a budget")
     add("--draws", type=int, default=20)
@@ -333,6 +342,8 @@ def main() -> None:
     console.print(f"planned: {hours} of one worker, without evaluations")
     began = time.process_time()
     cases = {name: case for name, case in make_cases(compute, data).items() if name in args.cases}
+    if args.only_data:
+        cases = {name: dataclasses.replace(case, only_data=True) for name, case in cases.items()}
     by_check, by_pair = simulate(cases, compute, data, args)
     console.print(f"{args.draws} draws of {len(cases)} cases: {time.process_time() - began:.0f} s of CPU")
     for frame, name in ((by_check, "checks"), (by_pair, "ratios")):
