@@ -102,8 +102,8 @@ def _evidence(content: Content, drawn: Mapping[str, str]) -> str:
         tables.best_runs_table(study.part("compute"), analysis.noise, study.wording.unit.many),
     ]
     if grid is not None:
-        parts += [drawn["data"], data_tables.data_table(grid, roles), data_tables.repetition_table(grid)]
-        parts.append(data_tables.repetition_law_table(grid))
+        parts += [drawn["data"], data_tables.data_table(grid, roles), drawn["epochs"]]
+        parts += [data_tables.repetition_table(grid), data_tables.repetition_law_table(grid)]
     parts += [drawn["surface"], drawn["isoflop"], tables.coefficient_table(analysis)]
     parts += [drawn["size"], drawn["tokens"], tables.allocation_table(analysis)]
     parts += [drawn["validation"], part_tables.validation_table(study) or "", control_table(study, analysis.noise)]
