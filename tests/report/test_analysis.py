@@ -204,7 +204,8 @@ def with_budgets_and_sizes(data, worse=1.1):
     """A data grid with half the epochs at half the budget too, where losses are higher, and a size that is worse."""
     half = data.assign(budget=data["budget"] / 2, epochs=data["epochs"] / 2, loss=1.2 * data["loss"])
     both = pd.concat([half, data])
-    return pd.concat([both, both.assign(N=2 * both["N"], loss=worse * both["loss"])], ignore_index=True)
+    table = pd.concat([both, both.assign(N=2 * both["N"], loss=worse * both["loss"])], ignore_index=True)
+    return table.assign(run_id=[f"run-{i}" for i in table.index])
 
 
 def test_of_a_data_grid_the_best_size_and_the_most_epochs_count():
