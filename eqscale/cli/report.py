@@ -14,7 +14,7 @@ report.html. The folder may hold
 
   task.json             the task's own words for the report, from the job
   runs.csv              the compute grid: budgets x arms x sizes x seeds
-  data_grid/runs.csv    one budget, fewer and fewer unique units of data
+  data_grid/runs.csv    fewer and fewer unique units of data
   controls/runs.csv     the symmetry switched off, other variants of the data
   validation/runs.csv   runs above the compute grid's budgets, made after prediction.json
   step_times.csv        time of a training step of every shape, from eqscale time

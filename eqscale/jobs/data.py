@@ -1,11 +1,13 @@
 """Data grid: at fixed compute, what is more unique data worth to each arm?
 
-Trains one size of every arm at one budget with Ray Tune, on different numbers of unique systems, for as many epochs as
-the budget allows. Logs every run to MLflow, and writes the run table, figure and report.
+Trains every arm with Ray Tune on different numbers of unique systems, for as many epochs as the budget allows. More
+budgets vary the epochs at the same systems; of several sizes the best one counts. Logs every run to MLflow, and writes
+the run table, figure and report.
 
     eqscale run data                    # preset quick: some minutes on two cores
     eqscale run data --dry-run          # print the plan only
     eqscale run data --preset cpu       # an hour; stop with Ctrl-C, the same command continues
+    eqscale run data --budgets 1e10 5e10 --sizes-per-cell 3
 
 A run with a record in the study's ledger is not trained again.
 """

@@ -1,8 +1,12 @@
-"""Loss against unique training data at one compute budget: gaps between arms and the law of repeated data."""
+"""Loss against unique training data at fixed compute: gaps between arms and the law of repeated data.
+
+Of several sizes the best one counts, of several budgets the largest, where epochs are most.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -53,14 +57,19 @@ class DataGrid:
     """The data grid, with its means and laws of repeated data."""
 
     runs: pd.DataFrame
-    """Finished runs."""
-    levels: pd.DataFrame
-    """One row per arm and number of unique units: arm, unique_units, unique_tokens, epochs, log_loss (mean over seeds
-    of the best size), n (seeds), N, sd and df (seed noise of the arm, pooled over levels)."""
+    """Finished runs at the largest budget."""
+    cells: pd.DataFrame
+    """One row per arm, number of unique units and budget: arm, unique_units, budget, unique_tokens, epochs, log_loss
+    (mean over seeds of the best size), n (seeds), N, sd and df (seed noise of the arm, pooled over cells)."""
     units: str
     """What a unit is called, in the plural."""
-    laws: dict[str, RepetitionLaw]
-    unfitted: dict[str, str]
+    laws: dict[str, RepetitionLaw] = dataclasses.field(default_factory=dict)
+    unfitted: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def levels(self) -> pd.DataFrame:
+        """The cells at the largest budget."""
+        return self.cells[self.cells["budget"] == self.cells["budget"].max()].reset_index(drop=True)
 
     def arms(self) -> list[str]:
         """Arms in order of appearance."""
@@ -143,15 +152,18 @@ def read_data_grid(data: pd.DataFrame, compute: pd.DataFrame, units: str) -> Dat
             continue
         boot = bootstrap(law, resamples=analysis.RESAMPLES, seed=position)
         laws[arm] = RepetitionLaw(law, intervals(law, boot))
-    return DataGrid(data, _levels(data), units, laws, unfitted)
+    return dataclasses.replace(measured_grid(data, units), laws=laws, unfitted=unfitted)
 
 
-def _levels(data: pd.DataFrame) -> pd.DataFrame:
+def measured_grid(data: pd.DataFrame, units: str) -> DataGrid:
+    """``read_data_grid`` without laws."""
     noise = analysis.seed_noise(data)
-    cells = data.assign(log_loss=np.log(data["loss"].astype(float))).groupby(["arm", UNIQUE, "N"], sort=False).agg(
+    losses = data.assign(log_loss=np.log(data["loss"].astype(float)))
+    cells = losses.groupby(["arm", UNIQUE, "budget", "N"], sort=False).agg(
         unique_tokens=("unique_tokens", "mean"), epochs=("epochs", "mean"), log_loss=("log_loss", "mean"),
         n=("log_loss", "size"), D=("D", "mean"),
     ).reset_index()  # fmt: skip
-    best = cells.loc[cells.groupby(["arm", UNIQUE], sort=False)["log_loss"].idxmin()]
+    best = cells.loc[cells.groupby(["arm", UNIQUE, "budget"], sort=False)["log_loss"].idxmin()]
     sd, df = zip(*(analysis.pooled_noise(noise, arm) for arm in best["arm"]), strict=True)
-    return best.assign(sd=sd, df=df).sort_values(["arm", UNIQUE], kind="stable", ignore_index=True)
+    best = best.assign(sd=sd, df=df).sort_values(["arm", UNIQUE, "budget"], kind="stable", ignore_index=True)
+    return DataGrid(data[data["budget"] == data["budget"].max()], best, units)

@@ -38,7 +38,9 @@ def data_table(grid: DataGrid, roles: Roles) -> Table:
         f"`{arm}` {own['flops_nominal'].median():.3g} nominal FLOPs, {own['seconds'].median():.3g} s"
         for arm, own in grid.runs.groupby("arm", sort=False)
     )
+    sizes = int(grid.runs.groupby(["arm", UNIQUE])["N"].nunique().max())
     note = f"Mean over seeds ± standard error from seeds, at {budgets} executed FLOPs. Cost of a run: {costs}."
+    note += f" A loss is the lowest of up to {sizes} sizes." * (sizes > 1)
     return Table("data", "Loss against unique training data at one budget", header, rows, note)
 
 

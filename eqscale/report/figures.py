@@ -112,6 +112,13 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
             "cost on the other two axes. Lines join the means over seeds, dotted lines are the law of repeated data.",
             {("loss_vs_data", ""): data_figure(grid, colours)},
         )  # fmt: skip
+    if grid is not None and grid.cells["budget"].nunique() > 1:
+        add(
+            "epochs", "Loss against epochs at fixed unique data",
+            "Means over seeds at the best size of each budget with their standard errors; a larger budget is more "
+            "epochs of the same data.",
+            {("loss_vs_epochs", ""): epochs_figure(grid, colours)},
+        )  # fmt: skip
     if study.prediction is not None and laws:
         add(
             "validation", "Prediction and outcome",
@@ -178,6 +185,25 @@ def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
         top.set_xlabel(f"unique {grid.units} and, below, epochs", fontsize=8)
         handles.append(Line2D([], [], color="0.4", linestyle=":", label="law of repeated data"))
         axes.legend(handles=handles, fontsize=7)
+        return plots.finish(figure)
+
+
+def epochs_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
+    """Loss of every arm against epochs, a panel for each number of unique units at several budgets."""
+    budgets = grid.cells.groupby(UNIQUE)["budget"].nunique()
+    with plots.style():
+        figure, panels = plots.panel_grid(int((budgets > 1).sum()), sharey=True)
+        for units, panel in zip(budgets.index[budgets > 1], panels, strict=True):
+            for i, arm in enumerate(grid.arms()):
+                own = grid.cells[(grid.cells["arm"] == arm) & (grid.cells[UNIQUE] == units)]
+                loss = np.exp(own["log_loss"])
+                panel.errorbar(
+                    own["epochs"], loss, (loss * own["sd"] / np.sqrt(own["n"])).fillna(0.0), color=palette[arm],
+                    marker=plots.MARKERS[i % len(plots.MARKERS)], markersize=4, capsize=2, label=arm,
+                )  # fmt: skip
+            panel.set(xscale="log", yscale="log", title=f"{units:,} {grid.units}", xlabel="epochs")
+        panels[0].set_ylabel(LOSS)
+        plots.legend_above(figure, panels[0].get_legend_handles_labels()[0])
         return plots.finish(figure)
 
 

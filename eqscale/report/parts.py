@@ -1,7 +1,7 @@
 """Reading a results folder: the run table of each part of a study, and the files beside it.
 
-``eqscale report --help`` lists what it may hold. A folder whose own table has one budget and several numbers of unique
-units is a data grid by itself.
+``eqscale report --help`` lists what it may hold. A folder whose own table has several numbers of unique units at one
+budget is a data grid by itself.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _checked(table: pd.DataFrame, part: str, source: str, wording: Wording) -> p
             check_runs(table, {"C": axis.column}, required=needed, where=["status=finished"], source=source)
     names = {f"unique_{wording.unit.many}": UNIQUE} | ({wording.variant.one: VARIANT} if wording.variant else {})
     table = table.rename(columns=names)
-    is_data_grid = table["budget"].nunique() == 1 and UNIQUE in table and table[UNIQUE].nunique() > 1
+    is_data_grid = UNIQUE in table and (table.groupby("budget")[UNIQUE].nunique() > 1).any()
     # optional columns get defaults, so that no reader needs a case for a table without them
     defaults = {"seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], VARIANT: ""}
     missing = {name: value for name, value in defaults.items() if name not in table}

@@ -92,9 +92,7 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
             f"({smallest:.3g} FLOPs with batch size {batch_size})"
         )
     affordable = [size for size in cost_of_step if budget / cost_of_step[size] >= preset.min_steps]
-    _require_sizes(
-        affordable, count, arm, budget, preset, "raise the budget, or lower --min-steps or --sizes-per-budget"
-    )
+    _require_sizes(affordable, count, arm, budget, preset, "raise the budget, lower --min-steps or ask for fewer sizes")
     center = math.log(arm.optimal_cost * math.sqrt(budget))
     half = math.log(preset.cost_range) / 2 if count > 1 else 0.0
     cost = {size: math.log(cost_of_step[size] / batch.tokens) for size in affordable}
@@ -183,11 +181,6 @@ def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence
     return found
 
 
-def _seeds(preset: ComputeGrid | DataGrid | Controls, at: float) -> tuple[int, ...]:
-    """The seeds of runs at a budget or number of systems: all up to ``replicate_up_to``, then the first alone."""
-    return preset.seeds if at <= preset.replicate_up_to else preset.seeds[:1]
-
-
 def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     """Budgets x arms x sizes, extra ones included, x seeds, each run spending its budget exactly.
 
@@ -198,12 +191,14 @@ def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
         arm = get_arm(name)
         sizes = choose_sizes(arm, budget, preset.sizes_per_budget, preset)
         for size in sizes + _extra_sizes(preset, arm, budget, sizes):
-            specs += [design_run(arm, size, budget, preset, seed) for seed in _seeds(preset, budget)]
+            specs += [design_run(arm, size, budget, preset, seed) for seed in preset.seeds_at(budget)]
     return specs
 
 
 def data_grid(preset: DataGrid) -> list[RunSpec]:
-    """All runs of the data grid: one size an arm, numbers of unique systems x arms x seeds at one budget.
+    """All runs of the data grid: budgets x arms x sizes x numbers of unique systems x seeds.
+
+    The sizes of a budget are the same at every number of systems.
 
     Raises InputError for an unknown arm, a budget that is too small, or more systems than there are.
     """
@@ -211,12 +206,12 @@ def data_grid(preset: DataGrid) -> list[RunSpec]:
         raise InputError(
             f"--systems asks for {max(preset.systems)} unique systems; --train-systems has {preset.train_systems}"
         )
-    chosen = [(arm, choose_sizes(arm, preset.budget, 1, preset)[0]) for arm in map(get_arm, preset.arms)]
     return [
-        design_run(arm, size, preset.budget, preset, seed, train_systems=systems)
-        for arm, size in chosen
+        design_run(arm, size, budget, preset, seed, train_systems=systems)
+        for budget, arm in itertools.product(preset.budgets, map(get_arm, preset.arms))
+        for size in choose_sizes(arm, budget, preset.sizes_per_cell, preset)
         for systems in preset.systems
-        for seed in _seeds(preset, systems)
+        for seed in preset.seeds_at(systems)
     ]
 
 
@@ -292,7 +287,7 @@ def controls_grid(preset: Controls) -> list[RunSpec]:
     for budget, name in itertools.product(preset.budgets, preset.arms):
         arm = get_arm(name)
         size = choose_sizes(arm, budget, preset.grid_sizes, preset)[(preset.grid_sizes - 1) // 2]
-        specs += [design_run(arm, size, budget, preset, seed, variant=variant) for seed in _seeds(preset, budget)]
+        specs += [design_run(arm, size, budget, preset, seed, variant=variant) for seed in preset.seeds_at(budget)]
     return specs
 
 

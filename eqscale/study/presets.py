@@ -39,12 +39,25 @@ class Preset:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ComputeGrid(Preset):
+class Replicated(Preset):
+    """A preset whose largest runs have fewer replicates."""
+
+    replicate_up_to: float = _option(
+        "runs beyond this (of a data grid: number of systems; else: budget) have the first --fewest-seeds seeds only", 0
+    )
+    fewest_seeds: int = _option("see --replicate-up-to", 1)
+
+    def seeds_at(self, at: float) -> tuple[int, ...]:
+        """The seeds of runs at a budget or number of systems."""
+        return self.seeds if at <= self.replicate_up_to else self.seeds[: self.fewest_seeds]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeGrid(Replicated):
     """Budgets x arms x sizes x seeds."""
 
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, e.g. 1e10 3e10 1e11")
     sizes_per_budget: int = _option("model sizes trained at each budget (isoFLOP points)")
-    replicate_up_to: float = _option("larger budgets are trained with the first seed only", 0)
     extra_sizes: tuple[str, ...] = _option(
         "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:1e12:16x2, where an optimum sits at an edge of the others "
         "(of the compute grid: optima at an edge, in its report)",
@@ -63,12 +76,12 @@ def extra_size(text: str) -> tuple[str, float, str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataGrid(Preset):
-    """Numbers of unique systems x arms x seeds at one budget."""
+class DataGrid(Replicated):
+    """Numbers of unique systems x budgets x arms x sizes x seeds; at fixed systems a larger budget is more epochs."""
 
-    budget: float = _option("training budget in executed FLOPs")
+    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs; one, or more to vary the epochs")
     systems: tuple[int, ...] = _option("numbers of unique training systems, each the first so many of the split")
-    replicate_up_to: int = _option("runs on more systems than this are trained with the first seed only", 0)
+    sizes_per_cell: int = _option("model sizes trained at each number of systems and budget; the best one counts", 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,12 +94,11 @@ class AspectRatio(Preset):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Controls(Preset):
+class Controls(Replicated):
     """Arms of the compute grid on the task's variant."""
 
     budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid; one size each")
     grid_sizes: int = _option("sizes per budget of the compute grid, a middle one of which is trained on the variant")
-    replicate_up_to: float = _option("larger budgets are trained with the first seed only", 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,25 +213,27 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
 
 DATA_GRIDS: dict[str, DataGrid] = {
     "quick": DataGrid(
-        budget=5e10, systems=(30, 100, 400, 4000), **(_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")})
+        budgets=(5e10,), systems=(30, 100, 400, 4000), **(_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")})
     ),
     "cpu": DataGrid(
-        budget=3e12,
+        budgets=(3e12,),
         systems=(30, 100, 300, 1000, 3000, 10_000, 100_000),
         replicate_up_to=100,
         **(_CPU | _THREE_SEEDS | {"arms": _PAPER["arms"]}),
     ),
     "forces-quick": DataGrid(
-        budget=1e10, systems=(30, 300, 3000), **(_FORCES_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")})
+        budgets=(1e10,),
+        systems=(30, 300, 3000),
+        **(_FORCES_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")}),
     ),
     "forces-cpu": DataGrid(
-        budget=1e12,
+        budgets=(1e12,),
         systems=(300, 1000, 3000, 10_000, 30_000, 100_000),
         replicate_up_to=1000,
         **(_FORCES_CPU | _THREE_SEEDS),
     ),
     "paper": DataGrid(
-        budget=1e18,
+        budgets=(1e18,),
         systems=(100, 400, 1600, 6400, 25_600, 102_400, 400_000),
         replicate_up_to=400,
         **(_PAPER | _THREE_SEEDS),

@@ -200,6 +200,39 @@ def test_the_law_of_repeated_data_comes_back(tmp_path):
     assert min(found.model[0], found.robust[0]) < 8 < max(found.model[1], found.robust[1])
 
 
+def with_budgets_and_sizes(data, worse=1.1):
+    """A data grid with half the epochs at half the budget too, where losses are higher, and a size that is worse."""
+    half = data.assign(budget=data["budget"] / 2, epochs=data["epochs"] / 2, loss=1.2 * data["loss"])
+    both = pd.concat([half, data])
+    table = pd.concat([both, both.assign(N=2 * both["N"], loss=worse * both["loss"])], ignore_index=True)
+    return table.assign(run_id=[f"run-{i}" for i in table.index])
+
+
+def test_of_a_data_grid_the_best_size_and_the_most_epochs_count():
+    data = planted.data_grid(planted.LIKE_THE_PAPER)
+    one, several = data_grid(data), data_grid(with_budgets_and_sizes(data))
+    assert several.levels["log_loss"].tolist() == pytest.approx(one.levels["log_loss"].tolist())
+    assert several.levels["epochs"].tolist() == one.levels["epochs"].tolist()
+    better = data_grid(with_budgets_and_sizes(data, worse=0.9))
+    assert better.levels["log_loss"].tolist() == pytest.approx((one.levels["log_loss"] + np.log(0.9)).tolist())
+    assert better.levels["N"].tolist() == (2 * one.levels["N"]).tolist()
+    cells = several.cells[(several.cells["arm"] == "gatr") & (several.cells[UNIQUE] == 300)]
+    assert cells["epochs"].tolist() == [15.0, 30.0]
+    assert np.diff(cells["log_loss"]) == pytest.approx(-np.log(1.2))
+    first, same = (conclude(ROLES, {}, {}, grid)[0] for grid in (one, several))
+    assert [check.outcome for check in same.checks] == [check.outcome for check in first.checks]
+
+
+def test_a_data_grid_at_several_budgets_is_one_and_shows_its_epochs(tmp_path):
+    planted.write_part(with_budgets_and_sizes(planted.data_grid(planted.LIKE_THE_PAPER)), tmp_path)
+    assert read_study(tmp_path).part("compute").empty
+    planted.write_text(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "loss_vs_epochs.png" in text
+    assert "at 1e+12 executed FLOPs" in text
+    assert "the lowest of up to 2 sizes" in text
+
+
 def test_a_folder_with_one_budget_and_several_data_sizes_is_a_data_grid(tmp_path):
     planted.write_part(planted.data_grid(planted.LIKE_THE_PAPER), tmp_path)
     study = read_study(tmp_path)

@@ -53,10 +53,28 @@ def test_every_data_grid_can_be_planned(name):
     preset = planned(DATA_GRIDS[name])
     specs = data_grid(preset)
     assert {spec.train_systems for spec in specs} == set(preset.systems)
-    assert len({(spec.size, spec.steps) for spec in specs if spec.arm == "gatr"}) == 1
+    cells = {(spec.size, spec.steps) for spec in specs if spec.arm == "gatr"}
+    assert len(cells) == preset.sizes_per_cell * len(preset.budgets)
     few = [spec for spec in specs if spec.train_systems <= preset.replicate_up_to]
     assert {spec.seed for spec in few} <= set(preset.seeds)
-    assert {spec.seed for spec in specs if spec not in few} == {preset.seeds[0]}
+    assert {spec.seed for spec in specs if spec not in few} == set(preset.seeds[: preset.fewest_seeds])
+
+
+def test_a_data_grid_varies_epochs_and_sizes_at_fixed_unique_data():
+    one = dataclasses.replace(DATA_GRIDS["quick"], arms=("transformer",), systems=(30, 400))
+    wider = dataclasses.replace(
+        one, budgets=(2e10, *one.budgets), sizes_per_cell=3, seeds=(0, 1, 2), replicate_up_to=30, fewest_seeds=2
+    )
+    specs = data_grid(wider)
+    cells = {(spec.budget, spec.train_systems, spec.size) for spec in specs}
+    assert len({spec.run_id for spec in specs}) == len(specs) == 2 * 3 * (3 + 2)
+    assert len(cells) == 2 * 2 * 3
+    for budget in wider.budgets:
+        assert {cell[2] for cell in cells if cell[:2] == (budget, 30)} == {
+            cell[2] for cell in cells if cell[:2] == (budget, 400)
+        }
+    seen = {spec.budget: spec.steps * spec.batch_size for spec in specs if spec.size == specs[0].size}
+    assert sorted(seen, key=seen.__getitem__) == sorted(seen)
 
 
 def test_a_data_grid_beyond_the_data_is_an_error():
