@@ -68,11 +68,12 @@ def what_to_train(analysis: Analysis) -> str:
     for name, m in found.items():
         at = int(np.flatnonzero(np.isfinite(m.N.value))[-1])
         e = combine([(m, m.N, weights_at(m, m.cost[[at]], np.ones(1)))]).exp()
-        sizes.append(f"`{name}` {wide(e)} at {m.cost[at]:.3g}")
-    said = f"Measured best sizes, in parameters at executed FLOPs: {'; '.join(sizes)} ({link('minima')}). " * bool(
-        sizes
+        known = np.isfinite([e.model, e.robust or e.model]).all()
+        sizes.append(f"`{name}` {wide(e) if known else f'{number(e.value, 3)} (uncertain)'} at {m.cost[at]:.3g}")
+    said = (
+        f"Measured best sizes, in parameters at executed FLOPs: {'; '.join(sizes)} ({link('minima')})." if sizes else ""
     )
-    return f"{said}For a compute of your own, run `eqscale plan --from` this folder `--compute FLOPS`."
+    return f"{said} For a compute of your own, run `eqscale plan --from` this folder `--compute FLOPS`."
 
 
 def _bullets(lines: Sequence[str]) -> str:

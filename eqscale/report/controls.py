@@ -58,9 +58,9 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
         if same:
             lines.append(f"The same arm in other {variant.many}: {'; '.join(same)} ({link('controls')}).")
     for arm, of in study.roles.control_of.items():
-        best, other = (_best(runs[runs["arm"] == name]) for name, runs in ((arm, controls), (of, grid)))
-        if len(ratio := (best / other).dropna()):
-            said = ", ".join(f"{value:.2f} at {budget:.3g}" for budget, value in ratio.items())
+        own = controls[controls["arm"] == arm]
+        if len(ratio := (_best(own) / _best(grid[grid["arm"] == of])).dropna()):
+            said = ", ".join(f"{value:.2f} at {budget:.3g}{_edge(own, budget)}" for budget, value in ratio.items())
             lines.append(
                 f"`{arm}`, the control of `{of}`, has this many times its loss, each at the best size that was run: "
                 f"{said} executed FLOPs ({link('controls')})."
@@ -71,6 +71,13 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
 def _best(runs: pd.DataFrame) -> pd.Series:
     """Lowest mean loss over sizes by budget."""
     return runs.groupby(["budget", "N"])["loss"].mean().groupby("budget").min()
+
+
+def _edge(runs: pd.DataFrame, budget: float) -> str:
+    """That the best size at a budget is the smallest or largest of several that were run."""
+    losses = runs[runs["budget"] == budget].groupby("N")["loss"].mean()
+    edges = {losses.index.min(): " (its smallest size)", losses.index.max(): " (its largest size)"}
+    return edges.get(losses.idxmin(), "") if len(losses) > 1 else ""
 
 
 def _twins(grid: pd.DataFrame, point: tuple) -> pd.DataFrame:

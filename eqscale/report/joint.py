@@ -101,7 +101,7 @@ def write_joint(folders: Sequence[Path], target: Path) -> None:
             panel.set(xscale="log", yscale="log", title=answer.task, xlabel=AXES["executed"].label)
             panel.legend(fontsize=7)
         panels[0].set_ylabel("loss over that of the best arm")
-        plots.save(plots.finish(figure), target / "loss_over_best.png")
+        plots.save(plots.finish(figure), target / "loss_over_best")
     arms = list(dict.fromkeys(arm for answer in answers for arm in answer.ratios["arm"]))
     table = pd.concat(answer.ratios.assign(task=answer.task) for answer in answers)
     write_text(target / "joint.csv", table[["task", *answers[0].ratios]].to_csv(index=False))

@@ -64,7 +64,9 @@ def render(content: Content) -> str:
             answers.which_arm(analysis, roles.built_in), missing if roles.missing else "", drawn["ratio"],
         ),
         "Is it the symmetry?": (answers.symmetry(study, analysis.noise), shown["controls"]),
-        "Does more data replace it?": (answers.data(content.grid, roles), drawn["data"], shown["data"], drawn["epochs"]),
+        "Does more data replace it?": (
+            answers.data(content.grid, roles), drawn["data"], shown["data"], drawn["epochs"],
+        ),
         "Does it last?": (answers.validation(study), drawn["validation"], shown["validation"]),
         "What should I train?": (answers.what_to_train(analysis), drawn["size"], shown["allocation"]),
     }  # fmt: skip

