@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -174,7 +175,7 @@ def _legend(axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Se
         axes.legend(handles=handles)
 
 
-def legend_above(figure: Figure, handles: Sequence[Line2D], **kwargs: Any) -> None:
+def legend_above(figure: Figure, handles: Sequence[Artist], **kwargs: Any) -> None:
     """A legend above all panels, where no curve can be; in two rows or more if it is wider than the figure."""
     characters = sum(len(str(handle.get_label())) + 6 for handle in handles)
     ncols = -(-len(handles) // (1 + characters // 100))

@@ -118,7 +118,7 @@ def _law_doubts(analysis: Analysis) -> list[str]:
             f"Model-based and robust intervals differ by more than 1.5 times for {_names(unlike)}: noise is unequal or "
             f"clustered, a few runs carry the fit, or it lies on a boundary ({coefficients})."
         )
-    odd = {name: len(found) for name in laws if (found := analysis.outliers[name])}
+    odd = {name: len(analysis.outliers[name]) for name in laws if analysis.outliers[name]}
     if odd:
         said = ", ".join(f"`{name}` {count}" for name, count in odd.items())
         notes.append(f"Runs that their law does not explain: {said} ({link('runs')}).")
