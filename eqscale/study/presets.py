@@ -187,7 +187,7 @@ _PAPER = _CPU | {
     "min_steps": 1000,
 }
 # One card: steps of small batches would be overhead, and 1e13 meets the budgets of the preset "cpu".
-_GPU = _CPU | {"batch_size": 256, "train_systems": 400_000, "min_steps": 1000}
+_GPU = _CPU | {"batch_size": 256, "train_systems": 400_000, "cost_range": 6.0, "min_steps": 1000}
 _THREE_SEEDS = {"seeds": (0, 1, 2)}
 _FORCES_QUICK = _QUICK | {"task": "forces", "train_systems": 3000, "test_systems": 400}
 _FORCES_CPU = _CPU | {"task": "forces", "arms": _PAPER["arms"]}
