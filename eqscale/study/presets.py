@@ -248,7 +248,7 @@ ASPECT_RATIOS: dict[str, AspectRatio] = {
     "cpu": AspectRatio(
         budgets=(3e11, 1e12, 3e12, 1e13),
         costs=(0.7, 1.4),
-        depths=(1, 2, 3, 4),
+        depths=(1, 2, 3, 4, 6),
         **(_CPU | {"arms": ("transformer", "transformer_aligned", "gatr_slim", "gatr")}),
     ),
     "paper": AspectRatio(budgets=(1e17,), costs=(1.0, 3.0), depths=(2, 4, 8, 16), **(_PAPER | {"seeds": (0, 1)})),
