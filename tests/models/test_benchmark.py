@@ -42,8 +42,9 @@ def test_writes_its_figures(models, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(models, "STUDY", ((2, 4, 1, 2),))
     monkeypatch.setattr(models, "PLAIN_STEPS", ((8, 1, 2, 3),))
     monkeypatch.setattr(models, "STUDY_BATCH", 2)
+    monkeypatch.setattr(models, "ARMS", {"transformer": (8, 1, 1)})
     file = tmp_path / "figures.json"
-    arguments = ["models.py", "--only", "steps,study", "--threads", "1", "--rounds", "1", "--least", "0", "--json"]
+    arguments = ["models.py", "--only", "steps,arms,study", "--threads", "1", "--rounds", "1", "--least", "0", "--json"]
     monkeypatch.setattr(sys, "argv", [*arguments, str(file)])
     threads = torch.get_num_threads()
     try:
@@ -55,10 +56,11 @@ def test_writes_its_figures(models, monkeypatch, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "| ours |" in out
     assert "| plain 8 x 1 | 3 |" in out
+    assert "| transformer 8x1 | 64 |" in out
 
 
 def test_unknown_part_is_named(models, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["models.py", "--only", "speed"])
     with pytest.raises(SystemExit):
         models.main()
-    assert "--only: speed; allowed are steps, linear" in capsys.readouterr().err
+    assert "--only: speed; allowed are steps, arms, linear" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick, cpu, forces-quick, forces-cpu, paper"),
+        (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick, cpu, forces-quick, forces-cpu, gpu, paper"),
         (["--arms", "cnn"], "unknown arm 'cnn'; choose from transformer, transformer_aug"),
         (["--budgets", "-1"], "--budgets must be positive, not -1"),
         (["--budgets", "1e3"], "too small for a single step of the smallest transformer"),
@@ -69,7 +69,7 @@ def test_bad_input_exits_with_code_two(tmp_path):
     assert result.returncode == 2
     assert (
         result.stderr
-        == "error: unknown preset 'huge'; choose from first, quick, cpu, forces-quick, forces-cpu, paper\n"
+        == "error: unknown preset 'huge'; choose from first, quick, cpu, forces-quick, forces-cpu, gpu, paper\n"
     )
 
 
