@@ -26,7 +26,7 @@ sys.exit(main(["run", "grid", *sys.argv[1:]]))
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick, cpu, forces-quick, forces-cpu, gpu, paper"),
+        (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick, cpu, forces-quick"),
         (["--budgest", "1e10"], "unrecognized arguments: --budgest 1e10"),
     ],
 )
