@@ -51,13 +51,14 @@ from eqscale.report.roles import read_roles
 from eqscale.study.estimate import Estimator
 from eqscale.study.grid import compute_grid, data_grid, expected_batch
 from eqscale.study.presets import COMPUTE_GRIDS, DATA_GRIDS, ComputeGrid, DataGrid
-from eqscale.study.records import read_records
+from eqscale.study.simulate import measured_throughput
 from eqscale.tasks import get_task
 from eqscale.training.spec import RunSpec
 
 KNOWN = Path(__file__).resolve().parents[1] / "results" / "cpu"
-TIMED = KNOWN.parent / "cpu2" / "learning_rate"
+TIMED = KNOWN.parent / "cpu2" / "learning_rate" / "check_runs.csv"
 """Runs of all arms with the present code, which say how long the planned ones will take."""
+CASES = ("measured", "reproduced", "contrary", "useless")
 STAND_IN = {"transformer_frames": "transformer_aligned", "gatr_slim": "gatr", "transformer_aug": "transformer"}
 """Arms that the compute grid of results/cpu lacks -> the one whose law and noise they are given."""
 BASE = "transformer"
@@ -304,7 +305,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     arms = ("transformer", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr")
-    add("--preset", default="cpu", help="whose budgets, data and ladders (default: %(default)s)")
+    add(
+        "--preset",
+        default="cpu",
+        choices=sorted(COMPUTE_GRIDS.keys() & DATA_GRIDS),
+        help="whose budgets, data and ladders (default: %(default)s)",
+    )
     add("--arms", nargs="+", default=arms, help="of the compute grid; the data grid has transformer_aug too")
     add("--sizes", type=int, default=6, help="a budget of the compute grid")
     add("--seeds", type=int, default=3, help="of every run of the compute grid")
@@ -314,7 +320,7 @@ def main() -> None:
     add("--data-sizes", type=int, default=1, help="sizes at each number of systems")
     add("--data-seeds", type=int, default=3, help="of runs on few systems")
     add("--data-replicate-up-to", type=float, default=1000, help="systems up to which these are trained")
-    add("--cases", nargs="+", default=["measured", "reproduced", "contrary", "useless"])
+    add("--cases", nargs="+", default=CASES, choices=CASES)
     add("--only-data", action="store_true", help="conclusion 1 alone: seconds instead of minutes")
     add("--noise", type=float, default=1.0, help="over that of results/cpu")
     add("--shared", type=float, default=0.0, help="share of its variance that is common to an arm's runs at a budget")
@@ -322,6 +328,8 @@ def main() -> None:
     add("--resamples", type=int, default=100, help="of each bootstrap; a report takes 1000")
     add("--out", type=Path, help="folder of checks.csv and ratios.csv")
     args = parser.parse_args()
+    if args.draws < 1 or not args.noise > 0 or not 0 <= args.shared <= 1:
+        parser.error("--draws must be at least 1, --noise positive, --shared from 0 to 1")
     analysis.RESAMPLES = args.resamples
     grid = dataclasses.replace(
         COMPUTE_GRIDS[args.preset], arms=tuple(args.arms), sizes_per_budget=args.sizes, extra_sizes=(),
@@ -331,10 +339,7 @@ def main() -> None:
         DATA_GRIDS[args.preset], arms=(*args.arms, "transformer_aug"), budgets=tuple(args.data_budgets),
         sizes_per_cell=args.data_sizes, seeds=tuple(range(args.data_seeds)), replicate_up_to=args.data_replicate_up_to,
     )  # fmt: skip
-    seconds = Estimator()
-    for record in read_records(TIMED).records.values():
-        if record.status == "finished":
-            seconds.measure(record.spec, record.cpu_seconds or record.seconds)
+    seconds, _ = measured_throughput(TIMED)
     compute, data = (plan_table(s, p, seconds) for s, p in ((compute_grid(grid), grid), (data_grid(on_data), on_data)))
     console = Console(width=200)
     hours = ", ".join(f"{what} grid {len(t)} runs, {t['seconds'].sum() / 3600:.1f} h" for what, t in
