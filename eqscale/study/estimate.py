@@ -65,7 +65,7 @@ class Throughput:
 
 
 CPU_GUESS = Throughput(step=6e-4, block=6e-4, flop=2.5e-11)
-"""One core with this package's kernels, small models: a fit to ``results/quick``."""
+"""One core with this package's kernels, small models: within a factor of two of each run of ``results/quick``."""
 
 
 def gpu_guess(flops_per_second: float) -> Throughput:

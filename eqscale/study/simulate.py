@@ -112,7 +112,7 @@ def measured_throughput(table: Path) -> tuple[Estimator, str]:
     estimate = Estimator(CPU_GUESS)
     # Only what sets the time of the training loop counts.
     free: dict[str, Any] = {"learning_rate": 1.0, "seed": 0, "data": ""}
-    free |= {"train_systems": 1, "test_systems": 1, "test_samples_per_system": 1}
+    free |= {"test_systems": 1, "test_samples_per_system": 1}
     for row in runs.itertuples():
         spec = RunSpec(
             arm=row.arm,
@@ -120,6 +120,7 @@ def measured_throughput(table: Path) -> tuple[Estimator, str]:
             budget=float(row.budget),
             steps=int(row.steps),
             batch_size=int(row.batch_size),
+            train_systems=int(row.batch_size),  # enough for a batch
             **free,
         )
         devices = getattr(row, "devices", 1)  # tables from before trials had several

@@ -58,6 +58,7 @@ def test_throughput_comes_from_a_run_table(tmp_path):
     assert hardware == "cpu"
     spec = make_spec()
     assert estimate.throughput(spec.arm).training(spec) == pytest.approx(12.5, rel=1e-6)
+    measured_throughput(write_runs(tmp_path / "large", batch_size=256))  # more than the samples of a system
 
 
 @pytest.mark.parametrize(
