@@ -46,12 +46,14 @@ def _run(args: argparse.Namespace) -> int:
 
     if (args.joint is not None) != (len(args.folders) > 1):
         raise InputError("--joint DIR takes two or more results folders, and two or more need it")
-    folders = [write_report(find_results(name)) for name in args.folders]
-    for folder in folders:
+    folders = [find_results(name) for name in args.folders]
+    if args.joint is not None:
+        from eqscale.report.joint import read_answers, write_joint
+
+        answers = read_answers(folders, args.joint)
+    for folder in map(write_report, folders):
         print(f"written: {folder / 'report.md'} and {folder / 'report.html'}")
     if args.joint is not None:
-        from eqscale.report.joint import write_joint
-
-        write_joint(folders, args.joint)
+        write_joint(answers, args.joint)
         print(f"written: {args.joint / 'report.md'}")
     return 0

@@ -76,16 +76,23 @@ def same_arm(answers: Sequence[Answer]) -> str:
     return said + f" Elsewhere another arm is ahead: {', '.join(others)} executed FLOPs." * bool(others)
 
 
-def write_joint(folders: Sequence[Path], target: Path) -> None:
-    """Write ``report.md``, ``joint.csv`` and the figure of several studies, whose own reports it links.
+def read_answers(folders: Sequence[Path], target: Path) -> list[Answer]:
+    """The answers of studies that can be joined in a page at ``target``.
 
     Raises:
-        InputError: as ``read_answer``, or two folders hold the same task.
+        InputError: as ``read_answer``; two folders hold the same task, or the target is a file or a study.
     """
+    if (target / "task.json").exists() or target.is_file():
+        raise InputError(f"--joint {target}: a study's results or a file; give a folder of its own")
     answers = [read_answer(folder) for folder in folders]
     tasks = [answer.task for answer in answers]
     if len(set(tasks)) < len(tasks):
         raise InputError(f"a joint page compares different tasks; these studies are of {', '.join(tasks)}")
+    return answers
+
+
+def write_joint(answers: Sequence[Answer], target: Path) -> None:
+    """Write ``report.md``, ``joint.csv`` and the figure of several studies, whose own reports it links."""
     target.mkdir(parents=True, exist_ok=True)
     with plots.style():
         figure, panels = plots.panel_grid(len(answers), height=2.8, sharey=True)

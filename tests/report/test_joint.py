@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from eqscale.errors import InputError
-from eqscale.report.joint import write_joint
+from eqscale.report.joint import read_answers, write_joint
 from eqscale.tasks import get_task
 from tests.report import planted
 
@@ -17,7 +17,7 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
         planted.write_part(planted.compute_grid(arms), folders[-1])
         (folders[-1] / "task.json").write_text(json.dumps(dataclasses.asdict(get_task(task).words)))
     with planted.undrawn_figures():
-        write_joint(folders, tmp_path / "joint")
+        write_joint(read_answers(folders, tmp_path / "joint"), tmp_path / "joint")
     text = (tmp_path / "joint/report.md").read_text()
     assert "disagree at their largest budgets: `gatr` on rigid, `transformer` on forces" in text
     assert "`gatr` on forces at 1e+10" in text
@@ -28,4 +28,7 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
     assert behind["ratio"] == pytest.approx(laws[0] / laws[1], rel=0.03)
     assert behind["low"] < behind["ratio"] < behind["high"]
     with pytest.raises(InputError, match="compares different tasks"):
-        write_joint([folders[0], folders[0]], tmp_path / "joint")
+        read_answers([folders[0], folders[0]], tmp_path / "other")
+    for taken in (folders[0], tmp_path / "joint/report.md"):  # whose own report would be lost
+        with pytest.raises(InputError, match="give a folder of its own"):
+            read_answers(folders, taken)
