@@ -51,7 +51,7 @@ from eqscale.study.grid import data_spec
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.tasks import Batch, get_task
 from eqscale.tasks.dataset import open_split, prepare
-from eqscale.training.loop import DataOrder
+from eqscale.training.loop import DataOrder, add_gradient
 from eqscale.training.optim import clip_gradients, get_optimizer
 
 HEADS = 8
@@ -591,7 +591,7 @@ ARMS = {"transformer": (36, 2, 4), "transformer_frames": (36, 2, 4), "gatr_slim"
 
 
 def arms(sizes: list[Size], rounds: int, least: float) -> list[dict]:
-    """Forward + backward of whole arms on samples of the rigid-body task (sizes is not used)."""
+    """Loss and gradient of whole arms, as in training, on samples of the rigid-body task (sizes is not used)."""
     preset = dataclasses.replace(COMPUTE_GRIDS["first"], train_systems=128, test_systems=1)
     task, results, rows = get_task(preset.task), [], []
     models = {name: get_arm(name).build(ArmSize(*shape), task) for name, shape in ARMS.items()}
@@ -605,7 +605,7 @@ def arms(sizes: list[Size], rounds: int, least: float) -> list[dict]:
             def step(model: nn.Module, seen: list[Batch] = seen) -> None:
                 for samples in seen:
                     model.zero_grad()
-                    (samples.weight[..., None] * (model(samples) - samples.target) ** 2).sum().backward()
+                    add_gradient(model, samples, len(samples))
 
             seconds = interleaved({n: functools.partial(step, m) for n, m in models.items()}, rounds, least)
             tokens = [samples.mask.sum(1).double() for samples in seen]

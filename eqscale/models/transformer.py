@@ -215,6 +215,7 @@ class Transformer(nn.Module):
         """The loss, whose gradient is added to that of the parameters, in one kernel call where ``runs_on_kernels``.
 
         Every tile of samples goes forward and back before the next one, so that what it keeps stays in the cache.
+        Features and targets that require a gradient pass it on.
 
         Args:
             features_BTF, mask_BT: as of ``forward``.
@@ -236,12 +237,16 @@ class Transformer(nn.Module):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         loss = features_BTF.new_empty(())
+        flowing = {x: x.new_zeros(x.shape) for x in (features_BTF, target_BTO) if x.requires_grad}
         native.call(
             "transformer_loss",
             *(x.contiguous() for x in (features_BTF, target_BTO, weight_BT)),
-            *(scale, loss, kernels.pointers([parameter.grad for parameter in parameters]), mask_BT.contiguous()),
+            *(scale, loss, flowing.get(features_BTF), flowing.get(target_BTO)),
+            *(kernels.pointers([parameter.grad for parameter in parameters]), mask_BT.contiguous()),
             *(_shape(self.config, *features_BTF.shape[:2], loss.dtype), kernels.pointers(parameters)),
         )
+        if flowing:
+            torch.autograd.backward(list(flowing), list(flowing.values()))
         return loss
 
 

@@ -321,11 +321,12 @@ void transformer_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T
 }
 
 // The sum over tokens of weights (B, T) times squared distances of the predictions from the target (B, T, out), times
-// `scale`, and its gradients, added to those of the parameters. A tile goes forward and back before the next one: it
-// never leaves the cache.
+// `scale`, and its gradients: of x and target (zeros on entry, or null), and, added to what is there, of the parameters.
+// A tile goes forward and back before the next one: it never leaves the cache.
 template <class T>
-void transformer_loss(const T* x, const T* target, const T* weights, T scale, T* loss, T* const* gradients,
-                      const bool* mask, const Shape* shape, const T* const* parameters, int threads) {
+void transformer_loss(const T* x, const T* target, const T* weights, T scale, T* loss, T* gx, T* gtarget,
+                      T* const* gradients, const bool* mask, const Shape* shape, const T* const* parameters,
+                      int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
     const Sums<T> sums(net.size + 1, threads);  // the last one is the loss
@@ -333,7 +334,7 @@ void transformer_loss(const T* x, const T* target, const T* weights, T scale, T*
         T* const kept = scratch<T, 3>(tile.samples.size() * kept_of_sample<T>(s));
         const T* const y = predict(net, tile, x, kept);
         T total = 0;
-        differentiate(net, tile, x, (T*)nullptr, kept, sums.own(), [&](T* g) {
+        differentiate(net, tile, x, gx, kept, sums.own(), [&](T* g) {
             std::fill_n(g, s.out * tile.lanes, (T)0);
             tile.each_token([&](int64_t token, int lane) {
                 const T weight = weights[token] * scale;
@@ -341,6 +342,7 @@ void transformer_loss(const T* x, const T* target, const T* weights, T scale, T*
                     const T error = y[k * tile.lanes + lane] - target[token * s.out + k];
                     total += weight * error * error;
                     g[k * tile.lanes + lane] = 2 * weight * error;
+                    if (gtarget) gtarget[token * s.out + k] = -2 * weight * error;
                 }
             });
         });

@@ -1,0 +1,195 @@
+// Frames of samples (eqscale.models.frames), and a network's inputs and targets turned into them.
+#include "tiles.h"
+
+namespace {
+
+struct Shape {  // see eqscale.native.frames
+    int64_t batch, tokens, vectors, invariants, hidden, features, directions;
+};
+
+template <class T> struct Network {
+    const Shape& s;
+    Linear<T> hidden, weights;
+
+    Network(const Shape& s, const T* const* p) : s(s) {
+        const int K = (int)s.vectors;
+        hidden = {(int)s.invariants + K * (K + 1) / 2, (int)s.hidden, p[0], p[1], 0};
+        weights = {(int)s.hidden, 3 * K, p[2], p[3], hidden.sums()};
+    }
+    size_t size() const { return weights.at + weights.sums(); }
+};
+
+// Gram-Schmidt of three rows, as in eqscale.models.frames.orthonormal.
+template <class T> struct Axes {
+    const T *first, *second;
+    T x[3], normal[3], y[3], length, height, side;  // lengths of the first row and of the second one across it
+
+    static T dot(const T* a, const T* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+    static void cross(const T* a, const T* b, T* c) {
+        for (int i = 0; i < 3; ++i) c[i] = a[(i + 1) % 3] * b[(i + 2) % 3] - a[(i + 2) % 3] * b[(i + 1) % 3];
+    }
+    explicit Axes(const T* rows) : first(rows), second(rows + 3) {
+        const T eps = sizeof(T) == 4 ? (T)1.1920929e-7 : (T)2.220446049250313e-16, *third = rows + 6;
+        T across[3];
+        length = std::sqrt(dot(first, first));
+        for (int i = 0; i < 3; ++i) x[i] = length > 0 ? first[i] / length : 0;
+        cross(x, second, across);
+        height = std::sqrt(dot(across, across));
+        if (height * height <= eps * dot(second, second)) height = 0;
+        for (int i = 0; i < 3; ++i) normal[i] = height > 0 ? across[i] / height : 0;
+        cross(normal, x, y);
+        const T along = dot(third, normal);
+        side = std::fabs(along) <= 32 * eps * std::sqrt(dot(third, third)) ? 0 : along < 0 ? -1 : 1;
+    }
+    void matrix(T* m) const {
+        for (int i = 0; i < 3; ++i) m[i] = x[i], m[3 + i] = y[i], m[6 + i] = side * normal[i];
+    }
+    // The gradient of the matrix to that of the first two rows.
+    void gradient(const T* g, T* rows) const {
+        T gx[3], gn[3], other[3];
+        cross(x, g + 3, gn), cross(g + 3, normal, gx);
+        for (int i = 0; i < 3; ++i) gx[i] += g[i], gn[i] += side * g[6 + i];
+        unscaled(normal, height, gn);
+        cross(second, gn, other);
+        for (int i = 0; i < 3; ++i) gx[i] += other[i];
+        cross(gn, x, rows + 3);
+        unscaled(x, length, gx);
+        std::copy(gx, gx + 3, rows);
+    }
+    static void unscaled(const T* unit, T length, T* g) {  // through the division of a vector by its length
+        const T along = dot(unit, g);
+        for (int i = 0; i < 3; ++i) g[i] = length > 0 ? (g[i] - along * unit[i]) / length : 0;
+    }
+};
+
+// What the network computes of a tile.
+template <class T> struct Seen {
+    T *vectors, *inputs, *slopes, *hidden, *weights, *end;
+
+    Seen(const Network<T>& net, const Tile<T>& tile, const T* v, const T* invariants, T* memory) {
+        const Shape& s = net.s;
+        const int n = tile.lanes, K = (int)s.vectors;
+        vectors = memory, inputs = vectors + 3 * K * n, slopes = inputs + net.hidden.in * n;
+        hidden = slopes + s.hidden * n, weights = hidden + s.hidden * n, end = weights + 3 * K * n;
+        tile.gather(v, 3 * K, vectors);
+        tile.gather(invariants, (int)s.invariants, inputs);
+        T* to = inputs + s.invariants * n;
+        for (int i = 0; i < K; ++i)
+            for (int j = i; j < K; ++j, to += n) {
+                const T *a = vectors + 3 * i * n, *b = vectors + 3 * j * n;
+                for (int l = 0; l < n; ++l) {
+                    const T product = a[l] * b[l] + a[n + l] * b[n + l] + a[2 * n + l] * b[2 * n + l];
+                    to[l] = product / std::sqrt(1 + std::fabs(product));
+                }
+            }
+        net.hidden.forward(inputs, slopes, n);
+        for (int64_t i = 0; i < s.hidden * n; i += width<T>()) {
+            typename Simd<T>::V value, slope;
+            swish<T>(load(slopes + i), value, slope);
+            store(hidden + i, value), store(slopes + i, slope);
+        }
+        net.weights.forward(hidden, weights, n);
+    }
+    // The three vectors of a sample, as rows.
+    template <class S> void sums(const S& sample, int K, int n, T* rows) const {
+        const int len = (int)sample.tokens.size(), whole = len / width<T>() * width<T>();
+        for (int a = 0; a < 3; ++a)
+            for (int c = 0; c < 3; ++c) {
+                typename Simd<T>::V lanes = {};
+                T total = 0;
+                for (int k = 0; k < K; ++k) {
+                    const T *w = weights + (a * K + k) * n + sample.first, *v = vectors + (3 * k + c) * n + sample.first;
+                    for (int l = 0; l < whole; l += width<T>()) lanes += load(w + l) * load(v + l);
+                    for (int l = whole; l < len; ++l) total += w[l] * v[l];
+                }
+                for (int i = 0; i < width<T>(); ++i) total += lanes[i];
+                rows[3 * a + c] = total / len;
+            }
+    }
+};
+
+// Numbers that a tile needs.
+template <class T> size_t memory_of(const Network<T>& net) {
+    const size_t rows = 12 * net.s.vectors + net.hidden.in + 3 * net.s.hidden;
+    return (rows + vectors<T>((int)rows)) * tile_lanes<T>(net.s.tokens);
+}
+
+// features (B, T, features), of which columns[i] and the two behind it are a vector, and target (B, T, 3) turned into the
+// frames, whose axes are the rows of matrices (B, 3, 3); of real tokens only.
+template <class T>
+void frames(const T* v, const T* invariants, const T* features, const T* target, T* turned, T* turned_target,
+            T* matrices, const int64_t* columns, const bool* mask, const Shape* shape, const T* const* parameters,
+            int threads) {
+    const Shape& s = *shape;
+    const Network<T> net(s, parameters);
+    for_tiles(s.batch, s.tokens, mask, (T*)nullptr, 0, false, threads, [&](const Tile<T>& tile, T*) {
+        const Seen<T> seen(net, tile, v, invariants, scratch<T, 0>(memory_of(net)));
+        for (size_t i = 0; i < tile.samples.size(); ++i) {
+            T rows[9], *m = matrices + 9 * (tile.first_sample + i);
+            seen.sums(tile.samples[i], (int)s.vectors, tile.lanes, rows);
+            Axes<T>(rows).matrix(m);
+            const auto turn = [&](const T* from, T* to) {
+                for (int c = 0; c < 3; ++c) to[c] = Axes<T>::dot(m + 3 * c, from);
+            };
+            for (int t : tile.samples[i].tokens) {
+                const int64_t token = (tile.first_sample + i) * s.tokens + t, at = token * s.features;
+                std::copy_n(features + at, s.features, turned + at);
+                for (int64_t j = 0; j < s.directions; ++j) turn(features + at + columns[j], turned + at + columns[j]);
+                turn(target + 3 * token, turned_target + 3 * token);
+            }
+        }
+    });
+}
+
+// The gradients of what was turned, added as those of the parameters.
+template <class T>
+void frames_gradient(const T* v, const T* invariants, const T* features, const T* target, const T* gturned,
+                     const T* gturned_target, T* const* gradients, const int64_t* columns, const bool* mask,
+                     const Shape* shape, const T* const* parameters, int threads) {
+    const Shape& s = *shape;
+    const int K = (int)s.vectors;
+    const Network<T> net(s, parameters);
+    const Sums<T> sums(net.size(), threads);
+    for_tiles(s.batch, s.tokens, mask, (T*)nullptr, 0, false, threads, [&](const Tile<T>& tile, T*) {
+        const Seen<T> seen(net, tile, v, invariants, scratch<T, 0>(memory_of(net)));
+        const int n = tile.lanes;
+        T *gweights = seen.end, *ghidden = gweights + 3 * K * n, *turned = ghidden + s.hidden * n;
+        std::fill_n(gweights, 3 * K * n, (T)0);
+        for (size_t i = 0; i < tile.samples.size(); ++i) {
+            const auto& sample = tile.samples[i];
+            T rows[9], g[9] = {}, grows[6];
+            const auto add = [&](const T* gto, const T* from) {
+                for (int c = 0; c < 3; ++c)
+                    for (int d = 0; d < 3; ++d) g[3 * c + d] += gto[c] * from[d];
+            };
+            for (int t : sample.tokens) {
+                const int64_t token = (tile.first_sample + i) * s.tokens + t, at = token * s.features;
+                for (int64_t j = 0; j < s.directions; ++j) add(gturned + at + columns[j], features + at + columns[j]);
+                add(gturned_target + 3 * token, target + 3 * token);
+            }
+            seen.sums(sample, K, n, rows);
+            Axes<T>(rows).gradient(g, grows);
+            const int len = (int)sample.tokens.size();
+            for (T& value : grows) value /= len;
+            for (int a = 0; a < 2; ++a)  // the third vector only chooses a side
+                for (int k = 0; k < K; ++k) {
+                    const T *from = seen.vectors + 3 * k * n + sample.first, *by = grows + 3 * a;
+                    T* to = gweights + (a * K + k) * n + sample.first;
+                    for (int l = 0; l < len; ++l) to[l] = by[0] * from[l] + by[1] * from[n + l] + by[2] * from[2 * n + l];
+                }
+        }
+        net.weights.weight_gradient(seen.hidden, gweights, n, sums.own(), turned);
+        net.weights.input_gradient(gweights, ghidden, n);
+        for (int64_t i = 0; i < s.hidden * n; ++i) ghidden[i] *= seen.slopes[i];
+        net.hidden.weight_gradient(seen.inputs, ghidden, n, sums.own(), turned);
+    });
+    net.hidden.finish(sums, gradients[0], gradients[1]);
+    net.weights.finish(sums, gradients[2], gradients[3]);
+}
+
+}  // namespace
+
+extern "C" {
+EXPORT(frames)
+EXPORT(frames_gradient)
+}

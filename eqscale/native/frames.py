@@ -1,0 +1,16 @@
+"""The C interface of ``frames.cpp``."""
+
+from __future__ import annotations
+
+import ctypes
+
+SIGNATURES = {"frames": "pppppppppppi", "frames_gradient": "pppppppppppi"}
+
+
+class Shape(ctypes.Structure):
+    """Mirror of the struct of the same name in ``frames.cpp``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in ("batch", "tokens", "vectors", "invariants", "hidden", "features", "directions")
+    )
