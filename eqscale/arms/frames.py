@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from eqscale.arms.base import Size
-from eqscale.arms.inputs import plane_invariants_width
+from eqscale.arms.inputs import plane_invariants_width, vectors_of_numbers
 from eqscale.arms.plain import ALIGNED, PlainModel, plain_config
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
 from eqscale.models.flops import FlopCount, TrainingFlops
-from eqscale.models.frames import Frames, FramesConfig, frames_training_flops
+from eqscale.models.frames import Frames, FramesConfig, Turned, frames_training_flops
 from eqscale.models.transformer import transformer_training_flops
 from eqscale.roles import Role
 from eqscale.tasks import Batch, Kind, Schema, Task
@@ -48,6 +48,29 @@ class LearnedFrame(nn.Module):
         return self.frames(true, invariants, batch.mask)
 
 
+class FramesModel(PlainModel):
+    """The plain transformer in learnt frames."""
+
+    frame: LearnedFrame
+
+    def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
+        """As of ``PlainModel``, in three kernel calls; None also if a frame lacks an axis."""
+        schema = batch.schema
+        if not self._in_one_call(batch) or schema.target.kind is not Kind.DIRECTION or schema.of(Kind.PSEUDOVECTOR):
+            return None
+        middle, columns = centred(batch), vectors_of_numbers(schema)
+        true, _, invariants = vectors(middle, schema.length)
+        given = true, invariants, batch.mask, self._features(middle, batch), batch.target
+        seen = Turned(*(value.contiguous() for value in given))
+        features, target, matrices = self.frame.frames.turn(seen, columns)
+        if not matrices.any(-1).all():
+            return None  # the loss isn't that of outputs turned back
+        of_inputs = torch.zeros_like(features), torch.zeros_like(target)
+        loss = self.net.add_loss_gradient(features, batch.mask, target, batch.weight, scale, of_inputs)
+        self.frame.frames.add_gradient(seen, columns, *of_inputs)
+        return loss
+
+
 def _frames_config(size: Size, task: Task) -> FramesConfig:
     require_origin(task.schema)
     true, _, invariants = vectors_width(task.schema)
@@ -55,7 +78,7 @@ def _frames_config(size: Size, task: Task) -> FramesConfig:
 
 
 def _build(size: Size, task: Task) -> nn.Module:
-    return PlainModel(plain_config(size, task), LearnedFrame(_frames_config(size, task)))
+    return FramesModel(plain_config(size, task), LearnedFrame(_frames_config(size, task)))
 
 
 def _flops(size: Size, task: Task) -> TrainingFlops:

@@ -30,6 +30,16 @@ def numbers(batch: Batch) -> Tensor:
     return torch.cat(found, -1)
 
 
+def vectors_of_numbers(schema: Schema) -> tuple[int, ...]:
+    """The first of the three columns of each true vector among ``numbers``."""
+    found, at = [], 0
+    for field in sorted(schema.fields, key=lambda field: field.per != "token"):
+        if field.kind in (Kind.POINT, Kind.DIRECTION, Kind.PLANE):
+            found.append(at)
+        at += field.width
+    return tuple(found)
+
+
 def _relative(batch: Batch, field: Field) -> Tensor:
     """A field, as the difference to the one that it is relative to, if any."""
     value = batch[field.name]

@@ -49,17 +49,20 @@ class PlainModel(nn.Module):
     def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
         """The batch's weighted squared error times ``scale``, its gradient added to that of the parameters.
 
-        None, with nothing done, where the network's part isn't one kernel call: in a subclass, with hooks, or in a
-        frame that lacks an axis. The error is that in the frame of the network.
+        None, with nothing done, where that isn't one kernel call, as in a learnt frame, a subclass, or with hooks. The
+        error is that in the frame of the network.
         """
+        learnt = isinstance(self.frame, nn.Module) and any(True for _ in self.frame.parameters())
+        if learnt or not self._in_one_call(batch):
+            return None
+        seen = batch if self.frame is None else self.frame(batch)[0]
+        return self.net.add_loss_gradient(self._features(seen, batch), seen.mask, seen.target, seen.weight, scale)
+
+    def _in_one_call(self, batch: Batch) -> bool:
+        """Whether the network goes forward and back in one kernel call."""
         hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (self, self.net))
         own = type(self).forward is PlainModel.forward and not hooks
-        if not own or batch.schema.target.per != "token" or not self.net.runs_on_kernels(batch.target):
-            return None
-        seen, matrix = (batch, None) if self.frame is None else self.frame(batch)
-        if matrix is not None and not matrix.any(-1).all():
-            return None
-        return self.net.add_loss_gradient(self._features(seen, batch), seen.mask, seen.target, seen.weight, scale)
+        return own and batch.schema.target.per == "token" and self.net.runs_on_kernels(batch.target)
 
     def _features(self, turned: Batch, batch: Batch) -> Tensor:
         features = numbers(turned)

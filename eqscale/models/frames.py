@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eqscale import native
+from eqscale.models import kernels
 from eqscale.models.flops import FlopCount, TrainingFlops
 
 
@@ -73,6 +76,49 @@ class Frames(nn.Module):
         weights = self.weights(F.silu(self.hidden(seen))) * share[..., None]
         weights = weights.view(B, T, 3, K).transpose(1, 2).reshape(B, 3, T * K)
         return orthonormal(torch.bmm(weights, vectors.reshape(B, T * K, 3)))
+
+    def turn(self, seen: Turned, columns: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features and targets turned into the frames, in one kernel call; nothing for autograd.
+
+        Returns:
+            Both as given, with the vectors of real tokens turned (padded ones hold anything), and the frames.
+        """
+        turned, matrices = torch.empty_like(seen.features), seen.target.new_empty(len(seen.target), 3, 3)
+        target = torch.empty_like(seen.target)
+        self._call("frames", seen, columns, turned, target, matrices)
+        return turned, target, matrices
+
+    def add_gradient(self, seen: Turned, columns: tuple[int, ...], features: Tensor, target: Tensor) -> None:
+        """Add to the parameters' gradients, from those of what ``turn`` returned."""
+        for parameter in self.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters()]
+        self._call("frames_gradient", seen, columns, features, target, kernels.pointers(gradients))
+
+    def _call(self, name: str, seen: Turned, columns: tuple[int, ...], *others: Tensor | ctypes.Array) -> None:
+        given = [seen.vectors, seen.invariants, seen.features, seen.target]
+        config, (B, T, F) = self.config, seen.features.shape
+        shape = native.frames.Shape(B, T, config.vectors, config.invariants, config.hidden, F, len(columns))
+        parameters = kernels.pointers(list(self.parameters()))
+        places = (ctypes.c_int64 * len(columns))(*columns)
+        native.call(name, *given, *others, places, seen.mask, shape, parameters)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turned:
+    """What kernels turn into frames; all contiguous."""
+
+    vectors: Tensor
+    """As of ``Frames``, (B, T, K, 3)."""
+    invariants: Tensor
+    """As of ``Frames``, (B, T, I)."""
+    mask: Tensor
+    """True for real tokens, (B, T)."""
+    features: Tensor
+    """Inputs of a network, (B, T, F)."""
+    target: Tensor
+    """(B, T, 3)."""
 
 
 def orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:

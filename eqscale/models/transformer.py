@@ -210,18 +210,24 @@ class Transformer(nn.Module):
         return fits and not torch.is_autocast_enabled("cpu")
 
     def add_loss_gradient(
-        self, features_BTF: Tensor, mask_BT: Tensor, target_BTO: Tensor, weight_BT: Tensor, scale: float
+        self,
+        features_BTF: Tensor,
+        mask_BT: Tensor,
+        target_BTO: Tensor,
+        weight_BT: Tensor,
+        scale: float,
+        of_inputs: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """The loss, whose gradient is added to that of the parameters, in one kernel call where ``runs_on_kernels``.
 
         Every tile of samples goes forward and back before the next one, so that what it keeps stays in the cache.
-        Features and targets that require a gradient pass it on.
 
         Args:
             features_BTF, mask_BT: as of ``forward``.
             target_BTO: targets, (B, T, out_features).
             weight_BT: weight of each token's squared error.
             scale: factor of the loss.
+            of_inputs: zeros that the gradients of features and targets are written to, if they are wanted.
 
         Returns:
             The weighted sum of squared errors of real tokens times ``scale``, a scalar.
@@ -237,16 +243,13 @@ class Transformer(nn.Module):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         loss = features_BTF.new_empty(())
-        flowing = {x: x.new_zeros(x.shape) for x in (features_BTF, target_BTO) if x.requires_grad}
         native.call(
             "transformer_loss",
             *(x.contiguous() for x in (features_BTF, target_BTO, weight_BT)),
-            *(scale, loss, flowing.get(features_BTF), flowing.get(target_BTO)),
+            *(scale, loss, *(of_inputs or (None, None))),
             *(kernels.pointers([parameter.grad for parameter in parameters]), mask_BT.contiguous()),
             *(_shape(self.config, *features_BTF.shape[:2], loss.dtype), kernels.pointers(parameters)),
         )
-        if flowing:
-            torch.autograd.backward(list(flowing), list(flowing.values()))
         return loss
 
 

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from eqscale.algebra.blades import BY_OUTPUT
-from eqscale.native import gatr, muon, slim, transformer
+from eqscale.native import frames, gatr, muon, slim, transformer
 
 _HERE = pathlib.Path(__file__).parent
 _KERNEL_FILES = {
+    "frames.cpp": frames.SIGNATURES,
     "gatr.cpp": gatr.SIGNATURES,
     "muon.cpp": muon.SIGNATURES,
     "slim.cpp": slim.SIGNATURES,
