@@ -25,11 +25,25 @@ class SlimModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
-        true, pseudo, scalars = vectors(centred(batch), self.unit)
-        invariants, directions, _ = self.net(scalars, true, pseudo, batch.mask)
+        invariants, directions, _ = self.net(*self._seen(batch), batch.mask)
         if batch.schema.target.kind is Kind.INVARIANT:
             return pooled(invariants, batch)
         return pooled(directions[:, :, 0], batch)
+
+    def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
+        """The batch's weighted squared error times ``scale``, its gradient added to that of the parameters.
+
+        None, with nothing done, where that isn't one kernel call, as in a subclass or with hooks.
+        """
+        hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (self, self.net))
+        own = type(self).forward is SlimModel.forward and not hooks
+        if not own or batch.schema.target.per != "token" or not self.net.runs_on_kernels(batch.target):
+            return None
+        return self.net.add_loss_gradient(*self._seen(batch), batch.mask, batch.target, batch.weight, scale)
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        true, pseudo, scalars = vectors(centred(batch), self.unit)
+        return scalars, true, pseudo
 
 
 def _config(size: Size, task: Task) -> SlimConfig:

@@ -91,3 +91,46 @@ def run(
     needed = (z is not None and z.requires_grad for z in (x, *parameters))
     keep = torch.is_grad_enabled() and any(needed)
     return _OnKernels.apply(name, shape, out_features, keep, x, mask, *parameters)
+
+
+def add_loss_gradient(
+    name: str,
+    shape: ctypes.Structure,
+    x: Tensor,
+    mask: Tensor,
+    parameters: Sequence[Tensor | None],
+    target: Tensor,
+    weight: Tensor,
+    scale: float,
+    of_inputs: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The loss of a network, whose gradient is added to that of the parameters.
+
+    Every tile of samples goes forward and back before the next one, so that what it keeps stays in the cache.
+
+    Args:
+        name: of the kernel, which has a twin ``NAME_loss``.
+        shape: what the kernel knows of network and batch.
+        x: (B, T, features).
+        mask: True for real tokens, (B, T).
+        parameters: in the kernel's order, None where the network lacks one.
+        target: targets, (B, T, predictions of a token).
+        weight: weight of each token's squared error, (B, T).
+        scale: factor of the loss.
+        of_inputs: zeros that the gradients of x and target are written to, if they are wanted.
+
+    Returns:
+        The weighted sum of squared errors of real tokens times ``scale``, a scalar.
+    """
+    for parameter in parameters:
+        if parameter is not None and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    loss = x.new_empty(())
+    native.call(
+        f"{name}_loss",
+        *(value.contiguous() for value in (x, target, weight)),
+        *(scale, loss, *(of_inputs or (None, None))),
+        *(pointers([None if p is None else p.grad for p in parameters]), mask.contiguous()),
+        *(shape, pointers(parameters)),
+    )
+    return loss

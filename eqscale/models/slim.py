@@ -248,19 +248,11 @@ class Slim(nn.Module):
         Raises:
             InputError: a shape, dtype or device that does not fit, or a sample without tokens.
         """
-        c, own = self.config, next(self.parameters())
-        check_tokens("true", true, (c.inputs.true, 3), own)
-        B, T = true.shape[:2]
-        for name, part, tail in (("scalars", scalars, (c.inputs.scalars,)), ("pseudo", pseudo, (c.inputs.pseudo, 3))):
-            check_tokens(name, part, tail, own)
-            if part.shape[:2] != (B, T):
-                raise InputError(f"{name}: tokens {tuple(part.shape[:2])}, true vectors have {(B, T)}")
-        if mask is not None:
-            check_mask(mask, (B, T), own.device)
-        if native.available(true) and not torch.is_autocast_enabled("cpu"):
+        self._check(scalars, true, pseudo, mask)
+        c, (B, T) = self.config, true.shape[:2]
+        if self.runs_on_kernels(true):
             x = torch.cat([scalars, true.flatten(2), pseudo.flatten(2)], -1)
-            parameters = [p for linear in self._linears for p in linear.pieces()]
-            y = kernels.run("slim", _shape(c, B, T, x.dtype), c.outputs.numbers, x, mask, parameters)
+            y = kernels.run("slim", _shape(c, B, T, x.dtype), c.outputs.numbers, x, mask, self._pieces())
             invariants, *vectors = y.split((c.outputs.scalars, 3 * c.outputs.true, 3 * c.outputs.pseudo), -1)
             return invariants, *(part.reshape(B, T, part.shape[-1] // 3, 3) for part in vectors)
         bias = None
@@ -272,6 +264,36 @@ class Slim(nn.Module):
         features = self.read_out(norm(features))
         directions = (part.view(len(part), 3, B, T).permute(2, 3, 0, 1) for part in features[1:])
         return features.scalars.t().reshape(B, T, c.outputs.scalars), *directions
+
+    def runs_on_kernels(self, x: Tensor) -> bool:
+        """Whether a forward pass of inputs like ``x`` would run on the CPU kernels."""
+        return native.available(x) and not torch.is_autocast_enabled("cpu")
+
+    def add_loss_gradient(
+        self, scalars: Tensor, true: Tensor, pseudo: Tensor, mask: Tensor, target: Tensor, weight: Tensor, scale: float
+    ) -> Tensor:
+        """As ``kernels.add_loss_gradient``, where ``runs_on_kernels``; raises InputError as ``forward`` does.
+
+        Targets are (B, T, outputs.numbers): scalars, true vectors, pseudovectors.
+        """
+        self._check(scalars, true, pseudo, mask)
+        check_tokens("target", target, (self.config.outputs.numbers,), next(self.parameters()))
+        x = torch.cat([scalars, true.flatten(2), pseudo.flatten(2)], -1)
+        shape = _shape(self.config, *x.shape[:2], x.dtype)
+        return kernels.add_loss_gradient("slim", shape, x, mask, self._pieces(), target, weight, scale)
+
+    def _check(self, scalars: Tensor, true: Tensor, pseudo: Tensor, mask: Tensor | None) -> None:
+        c, own = self.config, next(self.parameters())
+        check_tokens("true", true, (c.inputs.true, 3), own)
+        for name, part, tail in (("scalars", scalars, (c.inputs.scalars,)), ("pseudo", pseudo, (c.inputs.pseudo, 3))):
+            check_tokens(name, part, tail, own)
+            if part.shape[:2] != true.shape[:2]:
+                raise InputError(f"{name}: tokens {tuple(part.shape[:2])}, true vectors have {tuple(true.shape[:2])}")
+        if mask is not None:
+            check_mask(mask, tuple(true.shape[:2]), own.device)
+
+    def _pieces(self) -> list[Tensor | None]:
+        return [piece for linear in self._linears for piece in linear.pieces()]
 
     @staticmethod
     def packs(device: torch.device) -> bool:

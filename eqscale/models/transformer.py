@@ -218,39 +218,15 @@ class Transformer(nn.Module):
         scale: float,
         of_inputs: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The loss, whose gradient is added to that of the parameters, in one kernel call where ``runs_on_kernels``.
-
-        Every tile of samples goes forward and back before the next one, so that what it keeps stays in the cache.
-
-        Args:
-            features_BTF, mask_BT: as of ``forward``.
-            target_BTO: targets, (B, T, out_features).
-            weight_BT: weight of each token's squared error.
-            scale: factor of the loss.
-            of_inputs: zeros that the gradients of features and targets are written to, if they are wanted.
-
-        Returns:
-            The weighted sum of squared errors of real tokens times ``scale``, a scalar.
-
-        Raises:
-            InputError: as of ``forward``.
-        """
+        """As ``kernels.add_loss_gradient``, where ``runs_on_kernels``; raises InputError as ``forward`` does."""
         check_tokens("features", features_BTF, (self.config.in_features,), self.embed.weight)
         check_tokens("target", target_BTO, (self.config.out_features,), self.embed.weight)
         check_mask(mask_BT, tuple(features_BTF.shape[:2]), self.embed.weight.device)
+        shape = _shape(self.config, *features_BTF.shape[:2], features_BTF.dtype)
         parameters = [own[name] for own, name in self._places]
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        loss = features_BTF.new_empty(())
-        native.call(
-            "transformer_loss",
-            *(x.contiguous() for x in (features_BTF, target_BTO, weight_BT)),
-            *(scale, loss, *(of_inputs or (None, None))),
-            *(kernels.pointers([parameter.grad for parameter in parameters]), mask_BT.contiguous()),
-            *(_shape(self.config, *features_BTF.shape[:2], loss.dtype), kernels.pointers(parameters)),
+        return kernels.add_loss_gradient(
+            "transformer", shape, features_BTF, mask_BT, parameters, target_BTO, weight_BT, scale, of_inputs
         )
-        return loss
 
 
 def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:

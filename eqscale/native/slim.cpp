@@ -321,38 +321,79 @@ template <class T> void slim_plan(const T*, Shape* s, int) {
     s->kept = s->batch * kept_of_sample<T>(Network<T>(*s, somewhere.data()), *s);
 }
 
+// A tile of x (B, T, in) to predictions, (out, lanes), in memory of this thread. kept: memory for the backward pass, or
+// null.
+template <class T> T* predict(const Network<T>& net, const Shape& s, const Tile<T>& tile, const T* x, T* kept) {
+    const int n = tile.lanes, S = (int)s.scalars, C = (int)s.vectors;
+    const size_t reused = kept ? 0 : Kept<T>::rows(net, s) + net.stream.rows() + 3, work_of = work_of_attention<T>(net, s);
+    T* stream = scratch<T, 0>((net.stream.rows() + net.widest + reused) * tile_lanes<T>(s.tokens) + work_of);
+    T *ends = stream + net.stream.rows() * n, *work = ends + net.widest * n, *own = work + work_of, *memory = kept;
+    tile.gather(x, net.embed.in.rows(), ends);
+    net.embed.forward(ends, stream, n);
+    for (const Block<T>& b : net.blocks) {
+        if (!kept) memory = own;
+        const Kept<T> k(net, s, tile, memory);
+        norm(net.stream, stream, k.attention_normed, k.attention_factors, n);
+        b.to_qkv.forward(k.attention_normed, k.qkv, n);
+        attend(net, s, tile, k.qkv, k.attended, k.p, work, kept);
+        b.from_heads.forward(k.attended, stream, n, true);
+        norm(net.stream, stream, k.mlp_normed, k.mlp_factors, n);
+        b.to_factors.forward(k.mlp_normed, k.factors, n);
+        multiply(S, C, k.factors, k.gates, k.products, n);
+        b.from_products.forward(k.products, stream, n, true);
+    }
+    T* last = kept ? memory : own;
+    norm(net.stream, stream, last, last + net.stream.rows() * n, n);
+    net.read_out.forward(last, ends, n);
+    return ends;
+}
+
+// From what predict() kept of a tile: adds the gradients of the parameters to sums and writes gx (B, T, in), if it is
+// not null. fill(g) writes the gradient of the predictions, (out, lanes).
+template <class T, class F>
+void differentiate(const Network<T>& net, const Shape& s, const Tile<T>& tile, const T* x, T* gx, T* kept, T* sums,
+                   F fill) {
+    const int n = tile.lanes, R = net.stream.rows(), S = (int)s.scalars, C = (int)s.vectors;
+    const size_t rows = 2 * R + 2 * net.widest + 3 * net.turned;
+    T *g = scratch<T, 2>(rows * tile_lanes<T>(s.tokens) + work_of_attention<T>(net, s)), *gnormed = g + R * n;
+    T *wide = gnormed + R * n, *other = wide + net.widest * n, *turned = other + net.widest * n;
+    T* work = turned + 3 * net.turned * n;
+    std::vector<Kept<T>> blocks;
+    for (int64_t i = 0; i < s.blocks; ++i) blocks.emplace_back(net, s, tile, kept);
+
+    fill(wide);
+    net.read_out.backward(kept, wide, gnormed, n, sums, turned);
+    norm_gradient(net.stream, kept, kept + R * n, gnormed, g, n, false);
+    for (int i = (int)s.blocks - 1; i >= 0; --i) {
+        const Block<T>& b = net.blocks[i];
+        const Kept<T>& k = blocks[i];
+        b.from_products.backward(k.products, g, wide, n, sums, turned);
+        multiply_gradient(S, C, k.factors, k.gates, wide, other, n);
+        b.to_factors.backward(k.mlp_normed, other, gnormed, n, sums, turned);
+        norm_gradient(net.stream, k.mlp_normed, k.mlp_factors, gnormed, g, n, true);
+        b.from_heads.backward(k.attended, g, wide, n, sums, turned);
+        attend_gradient(net, s, tile, k.qkv, k.attended, k.p, wide, other, work);
+        b.to_qkv.backward(k.attention_normed, other, gnormed, n, sums, turned);
+        norm_gradient(net.stream, k.attention_normed, k.attention_factors, gnormed, g, n, true);
+    }
+    tile.gather(x, net.embed.in.rows(), wide);
+    net.embed.backward(wide, g, gx ? other : gx, n, sums, turned);
+    if (gx) tile.scatter(other, net.embed.in.rows(), gx);
+}
+
+template <class T> void finish(const Network<T>& net, const Sums<T>& sums, T* const* gradients) {
+    net.for_each([&](const TypedLinear<T>& map) { map.finish(sums, gradients); });
+}
+
 // x (B, T, in) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
 template <class T>
 void slim(const T* x, T* y, T* kept, const bool* mask, const Shape* shape, const T* const* parameters, int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
-    const int S = (int)s.scalars, C = (int)s.vectors;
-    const size_t rows = net.stream.rows() + net.widest;
-    const auto of_tile = [&](const Tile<T>& tile, T* memory) {
-        const int n = tile.lanes;
-        const size_t reused = kept ? 0 : Kept<T>::rows(net, s) + net.stream.rows() + 3;
-        T* stream = scratch<T, 0>((rows + reused) * tile_lanes<T>(s.tokens) + work_of_attention<T>(net, s));
-        T *ends = stream + net.stream.rows() * n, *work = ends + net.widest * n, *own = work + work_of_attention<T>(net, s);
-        tile.gather(x, net.embed.in.rows(), ends);
-        net.embed.forward(ends, stream, n);
-        for (const Block<T>& b : net.blocks) {
-            T*& next = kept ? memory : (memory = own);
-            const Kept<T> k(net, s, tile, next);
-            norm(net.stream, stream, k.attention_normed, k.attention_factors, n);
-            b.to_qkv.forward(k.attention_normed, k.qkv, n);
-            attend(net, s, tile, k.qkv, k.attended, k.p, work, kept);
-            b.from_heads.forward(k.attended, stream, n, true);
-            norm(net.stream, stream, k.mlp_normed, k.mlp_factors, n);
-            b.to_factors.forward(k.mlp_normed, k.factors, n);
-            multiply(S, C, k.factors, k.gates, k.products, n);
-            b.from_products.forward(k.products, stream, n, true);
-        }
-        T* last = kept ? memory : own;
-        norm(net.stream, stream, last, last + net.stream.rows() * n, n);
-        net.read_out.forward(last, ends, n);
-        tile.scatter(ends, net.read_out.out.rows(), y);
-    };
-    for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(net, s), false, threads, of_tile);
+    for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(net, s), false, threads,
+              [&](const Tile<T>& tile, T* memory) {
+                  tile.scatter(predict(net, s, tile, x, memory), net.read_out.out.rows(), y);
+              });
 }
 
 // gy (B, T, out) to gx (B, T, in; zeros on entry, or null) and the gradients of all parameters, added to what is there.
@@ -361,39 +402,31 @@ void slim_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T* kept,
                    const T* const* parameters, int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
-    const int S = (int)s.scalars, C = (int)s.vectors;
-    const Sums<T> all_sums(net.size, threads);
-    const size_t rows = 2 * net.stream.rows() + 2 * net.widest + 3 * net.turned;
-    const auto of_tile = [&](const Tile<T>& tile, T* memory) {
-        const int n = tile.lanes, R = net.stream.rows();
-        T* sums = all_sums.own();
-        T *g = scratch<T, 0>(rows * tile_lanes<T>(s.tokens) + work_of_attention<T>(net, s)), *gnormed = g + R * n;
-        T *wide = gnormed + R * n, *other = wide + net.widest * n, *turned = other + net.widest * n;
-        T* work = turned + 3 * net.turned * n;
-        std::vector<Kept<T>> blocks;
-        for (int64_t i = 0; i < s.blocks; ++i) blocks.emplace_back(net, s, tile, memory);
+    const Sums<T> sums(net.size, threads);
+    for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(net, s), true, threads,
+              [&](const Tile<T>& tile, T* memory) {
+                  differentiate(net, s, tile, x, gx, memory, sums.own(),
+                                [&](T* g) { tile.gather(gy, net.read_out.out.rows(), g); });
+              });
+    finish(net, sums, gradients);
+}
 
-        tile.gather(gy, net.read_out.out.rows(), wide);
-        net.read_out.backward(memory, wide, gnormed, n, sums, turned);
-        norm_gradient(net.stream, memory, memory + R * n, gnormed, g, n, false);
-        for (int i = (int)s.blocks - 1; i >= 0; --i) {
-            const Block<T>& b = net.blocks[i];
-            const Kept<T>& k = blocks[i];
-            b.from_products.backward(k.products, g, wide, n, sums, turned);
-            multiply_gradient(S, C, k.factors, k.gates, wide, other, n);
-            b.to_factors.backward(k.mlp_normed, other, gnormed, n, sums, turned);
-            norm_gradient(net.stream, k.mlp_normed, k.mlp_factors, gnormed, g, n, true);
-            b.from_heads.backward(k.attended, g, wide, n, sums, turned);
-            attend_gradient(net, s, tile, k.qkv, k.attended, k.p, wide, other, work);
-            b.to_qkv.backward(k.attention_normed, other, gnormed, n, sums, turned);
-            norm_gradient(net.stream, k.attention_normed, k.attention_factors, gnormed, g, n, true);
-        }
-        tile.gather(x, net.embed.in.rows(), wide);
-        net.embed.backward(wide, g, gx ? other : gx, n, sums, turned);
-        if (gx) tile.scatter(other, net.embed.in.rows(), gx);
-    };
-    for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(net, s), true, threads, of_tile);
-    net.for_each([&](const TypedLinear<T>& map) { map.finish(all_sums, gradients); });
+// As transformer_loss() of transformer.cpp.
+template <class T>
+void slim_loss(const T* x, const T* target, const T* weights, T scale, T* loss, T* gx, T* gtarget,
+               T* const* gradients, const bool* mask, const Shape* shape, const T* const* parameters, int threads) {
+    const Shape& s = *shape;
+    const Network<T> net(s, parameters);
+    const Sums<T> sums(net.size + 1, threads);  // the last one is the loss
+    for_tiles(s.batch, s.tokens, mask, (T*)nullptr, 0, false, threads, [&](const Tile<T>& tile, T*) {
+        T* const kept = scratch<T, 3>(tile.samples.size() * kept_of_sample<T>(net, s));
+        const T* const y = predict(net, s, tile, x, kept);
+        differentiate(net, s, tile, x, gx, kept, sums.own(), [&](T* g) {
+            sums.own()[net.size] += squared_error(tile, y, target, weights, scale, net.read_out.out.rows(), g, gtarget);
+        });
+    });
+    finish(net, sums, gradients);
+    *loss = sums.total(net.size);
 }
 
 }  // namespace
@@ -402,4 +435,5 @@ extern "C" {
 EXPORT(slim_plan)
 EXPORT(slim)
 EXPORT(slim_gradient)
+EXPORT(slim_loss)
 }

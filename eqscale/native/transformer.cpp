@@ -333,20 +333,9 @@ void transformer_loss(const T* x, const T* target, const T* weights, T scale, T*
     for_tiles(s.batch, s.tokens, mask, (T*)nullptr, 0, false, threads, [&](const Tile<T>& tile, T*) {
         T* const kept = scratch<T, 3>(tile.samples.size() * kept_of_sample<T>(s));
         const T* const y = predict(net, tile, x, kept);
-        T total = 0;
         differentiate(net, tile, x, gx, kept, sums.own(), [&](T* g) {
-            std::fill_n(g, s.out * tile.lanes, (T)0);
-            tile.each_token([&](int64_t token, int lane) {
-                const T weight = weights[token] * scale;
-                for (int k = 0; k < s.out; ++k) {
-                    const T error = y[k * tile.lanes + lane] - target[token * s.out + k];
-                    total += weight * error * error;
-                    g[k * tile.lanes + lane] = 2 * weight * error;
-                    if (gtarget) gtarget[token * s.out + k] = -2 * weight * error;
-                }
-            });
+            sums.own()[net.size] += squared_error(tile, y, target, weights, scale, s.out, g, gtarget);
         });
-        sums.own()[net.size] += total;
     });
     finish(net, sums, gradients);
     *loss = sums.total(net.size);

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from eqscale import native
 from eqscale.arms import Size, arm_names, get_arm, register
 from eqscale.errors import InputError
 from eqscale.tasks import get_task
@@ -52,6 +53,18 @@ def parameters(arm, size):
     """What ``arm.parameters`` counts, from one and two blocks: to build the largest models takes seconds."""
     one, two = (arm.parameters(dataclasses.replace(size, depth=depth), RIGID) for depth in (1, 2))
     return one + (size.depth - 1) * (two - one)
+
+
+@pytest.mark.skipif(not native.available(torch.empty(0)), reason="no C++ compiler here")
+@pytest.mark.parametrize("name", [name for name in ARMS if name != "gatr"])
+def test_loss_and_gradient_in_one_call_are_those_of_predictions(name, batch):
+    whole, apart = build(name), build(name)
+    losses = [whole.add_loss_gradient(batch, 0.3).item() for _ in range(2)]  # gradients add up
+    want = 0.3 * (batch.weight * (apart(batch) - batch.target).square().sum(-1)).sum()
+    (2 * want).backward()
+    assert losses == [pytest.approx(want.item(), rel=1e-12)] * 2
+    for (own, a), b in zip(whole.named_parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12, msg=own)
 
 
 @pytest.mark.parametrize("name", ARMS)

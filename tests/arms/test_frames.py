@@ -67,17 +67,6 @@ def test_the_network_of_frames_learns_with_the_backbone(batch):
         assert parameter.grad.abs().max() > 1e-6, name
 
 
-@pytest.mark.skipif(not native.available(torch.empty(0)), reason="needs the C++ kernels")
-def test_loss_and_gradient_in_the_frame_are_those_of_predictions_turned_back(batch):
-    whole, turned_back = model_of("transformer_frames"), model_of("transformer_frames")
-    loss = whole.add_loss_gradient(batch, 0.3)
-    want = 0.3 * (batch.weight * (turned_back(batch) - batch.target).square().sum(-1)).sum()
-    want.backward()
-    assert loss.item() == pytest.approx(want.item(), rel=1e-12)
-    for (name, a), b in zip(whole.named_parameters(), turned_back.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12, msg=name)
-
-
 def test_a_frame_that_lacks_an_axis_leaves_the_loss_to_predictions_turned_back(batch):
     model = model_of("transformer_frames")
     flat = batch.replace(**{name: batch[name] * batch[name].new_tensor([1.0, 1.0, 0.0]) for name in VECTORS})

@@ -56,6 +56,21 @@ def test_true_vectors_turn_as_such_pseudovectors_with_the_determinant_and_invari
         torch.testing.assert_close(got[mask], want[mask], rtol=0, atol=1e-12)
 
 
+@needs_kernels
+def test_loss_and_gradient_in_one_call_are_those_of_two():
+    whole, net, (given, mask) = network(), network(), inputs()
+    generator = torch.Generator().manual_seed(3)
+    target = torch.randn(B, T, CONFIG.outputs.numbers, generator=generator, dtype=torch.float64)
+    weight = torch.rand(B, T, generator=generator, dtype=torch.float64)
+    loss = whole.add_loss_gradient(*given, mask, target, weight, 0.3)
+    predicted = torch.cat([part.flatten(2) for part in net(*given, mask)], -1)
+    want = 0.3 * (weight * (predicted - target).square().sum(-1))[mask].sum()
+    want.backward()
+    assert loss.item() == pytest.approx(want.item(), rel=1e-12)
+    for a, b in zip(whole.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+
+
 @torch.no_grad()
 def test_tokens_may_come_in_any_order_and_padding_leaks_nowhere(path):
     net, (parts, mask) = network(), inputs()
