@@ -33,8 +33,8 @@ from eqscale.tasks.forces.geometries import FRAMES, SOURCES, make_system
 from eqscale.tasks.forces.samples import Geometries
 from eqscale.tasks.forces.xtb import Surface, one_thread
 from eqscale.tasks.loader import batches
-from eqscale.tasks.metrics import squared_error
-from eqscale.training.loop import build_model
+from eqscale.training.loop import add_gradient, build_model
+from eqscale.training.optim import clip_gradients, get_optimizer
 
 TASK = get_task("forces")
 G2 = DataSpec("forces", train_systems=2000, test_systems=400)
@@ -256,7 +256,8 @@ def loading(data: Path) -> None:
         for size in arm.sizes(1e11)[:1] + arm.sizes(1e12)[3:4]:
             spec = design_run(arm, size, 1e11, preset, 0)
             model = build_model(spec)
-            optimizer = torch.optim.AdamW(model.parameters())
+            optimizer = get_optimizer(spec.optimizer).build(model, 1e-3, spec.weight_decay, spec.momentum)
+            optimized = [tensor for group in optimizer.param_groups for tensor in group["params"]]
             order = [rng.integers(len(samples), size=spec.batch_size) for _ in range(300)]
             begin = time.process_time()
             collections.deque(batches(samples, order), maxlen=1)
@@ -264,8 +265,10 @@ def loading(data: Path) -> None:
             made = list(batches(samples, order))
             begin = time.process_time()
             for batch in made:
-                optimizer.zero_grad()
-                squared_error(model(batch), batch).sum().backward()
+                for tensor in optimized:
+                    tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.zero_()
+                add_gradient(model, batch, len(batch))
+                clip_gradients(optimized, 1.0)
                 optimizer.step()
             step = (time.process_time() - begin) / len(order)
             rows.append([name, str(size), str(spec.batch_size), f"{1e6 * load:.0f}", f"{1e6 * step:.0f}",
