@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from eqscale import native
 from eqscale.algebra import extract_displacement, extract_normal
 from eqscale.arms.base import Arm, Size
 from eqscale.arms.inputs import (
@@ -39,17 +41,48 @@ class GATrModel(nn.Module):
         self.embed = published_multivectors if config.symmetry == "published" else multivectors
         self.scalars = scalars
         self.at = schema.target.at
+        self._maps: tuple[Tensor, Tensor] | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
         channels, scalars = self.net(self.embed(batch, self.unit), self.scalars(batch), batch.mask)
         if batch.schema.target.kind is Kind.INVARIANT:
             return pooled(scalars, batch)
-        normal, displaced = channels.unbind(2)
+        return pooled(self._read(channels, self._point(batch)), batch)
+
+    def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
+        """The batch's weighted squared error times ``scale``, its gradient added to that of the parameters.
+
+        None, with nothing done, where that isn't one kernel call, as in a subclass or with hooks.
+        """
+        hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (self, self.net))
+        own = type(self).forward is GATrModel.forward and not hooks and native.available(batch.target)
+        if not own or batch.schema.target.per != "token" or batch.schema.target.kind is Kind.INVARIANT:
+            return None
+        point = self._point(batch).expand_as(batch.target)
+        given = self.embed(batch, self.unit), self.scalars(batch), batch.mask, self._readings(batch.target), point
+        return self.net.add_loss_gradient(*given, batch.target, batch.weight, scale)
+
+    def _point(self, batch: Batch) -> Tensor:
+        """Where displacements are read, (B, T or 1, 3)."""
+        if self.at is None:
+            return batch.target.new_zeros(1, 1, 3)
+        return (batch[self.at] if batch[self.at].ndim == 3 else batch[self.at][:, None]) / self.unit
+
+    def _read(self, channels: Tensor, point: Tensor) -> Tensor:
+        """Multivectors (..., 2, 16) and a point (..., 3) to a direction (..., 3)."""
+        normal, displaced = channels.unbind(-2)
         if self.at is None:  # a channel's normal is unchanged by shifts wherever it is read
-            return pooled(extract_normal(normal), batch)
-        point = batch[self.at] if batch[self.at].ndim == 3 else batch[self.at][:, None]
-        return pooled(extract_displacement(normal, displaced, point / self.unit), batch)
+            return extract_normal(normal)
+        return extract_displacement(normal, displaced, point)
+
+    def _readings(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """``_read`` as maps of the outputs: (outputs, 3), and (outputs,) times the point."""
+        if self._maps is None or self._maps[0].dtype != like.dtype:
+            units = torch.eye(32, dtype=like.dtype).unflatten(1, (2, 16))
+            there, here = (self._read(units, like.new_full((3,), at)) for at in (1.0, 0.0))
+            self._maps = here, (there - here)[:, 0]
+        return self._maps
 
 
 def gatr_config(size: Size, task: Task, symmetry: str = "parity") -> GATrConfig:

@@ -628,6 +628,142 @@ static void mlp(const Network& n, const T* w, const T* normed, const T* referenc
     gate(n.gate, hidden, gated, ld, lanes);
 }
 
+// A tile of multivectors (tokens, channels, 16) and scalars (tokens, scalars) to predictions (rows of the target, ld), in
+// memory of this thread. reference: (tokens), or null. kept: (kept_rows, ld), for the backward pass, or null.
+template <class T>
+static T* predict(const Network& n, const Weights<T>& weights, const Tile& tile, const T* multivectors,
+                  const T* scalars, const T* reference, T* kept, int ld, Buffers<T>& buffers) {
+    const int64_t columns = 16 * n.channels_in, wide = std::max({n.qkv, n.factors, n.hidden});
+    const int lanes = tile.lanes;
+    T* x = buffers.tile.get((n.stream + n.products + n.gated + 2 * wide + n.target + 1) * ld);
+    T *multiplied = x + n.stream * ld, *gated = multiplied + n.products * ld, *first = gated + n.gated * ld;
+    T *second = first + wide * ld, *y = second + wide * ld, *ref = y + n.target * ld;
+    T* source = kept ? kept : buffers.block.get(n.kept_rows * ld);
+    for (int r = 0; r < n.source; ++r) {
+        const int64_t c = n.columns[r];
+        tile.fill(source + r * ld, [&](int64_t token) {
+            return c < columns                  ? multivectors[token * columns + c]
+                   : c < columns + n.scalars_in ? scalars[token * n.scalars_in + c - columns]
+                                                : (T)1;
+        });
+    }
+    if (reference) tile.fill(ref, [&](int64_t token) { return reference[token]; });
+    apply(n.embed, weights.maps, source, x, ld, lanes, false);
+    T* at = source + n.source * ld;
+    for (int64_t block = 0; block < n.blocks; ++block) {
+        const Kept<T> k(n, at, ld);
+        const T* w = weights.maps + n.first_block + block * weights.block_weights;
+        norm(n.norm, x, k.normed, k.scale, ld, lanes);
+        apply(n.to_qkv, w, k.normed, first, ld, lanes, false);
+        for (int r = 0; r < n.attended; ++r)
+            std::fill(k.attended + r * ld + tile.count, k.attended + r * ld + lanes, (T)0);
+        std::fill_n(k.attended + n.attention.ones_row * ld, lanes, (T)1);
+        tile.for_samples([&](int64_t start, int len) {
+            attention(n.attention, first + start, k.attended + start, ld, len,
+                      weights.gains + block * weights.block_gains, buffers);
+        });
+        apply(n.from_heads, w, k.attended, x, ld, lanes, true);
+        norm(n.norm, x, k.normed2, k.scale2, ld, lanes);
+        mlp(n, w, k.normed2, reference ? ref : nullptr, first, multiplied, second, gated, ld, lanes);
+        apply(n.to_stream, w, gated, x, ld, lanes, true);
+        if (kept) at += n.block_rows * ld;
+    }
+    if (!kept) at += n.block_rows * ld;
+    norm(n.norm, x, at, at + n.normed * ld, ld, lanes);
+    apply(n.read_out, weights.maps, at, y, ld, lanes, false);
+    return y;
+}
+
+// From what predict() kept of a tile: adds the gradients of weights and gains to sums, and writes those of the inputs, if
+// they are not null. fill(g) writes the gradient of the predictions, (rows of the target, ld), into zeros.
+template <class T, class F>
+static void differentiate(const Network& n, const Weights<T>& weights, const Tile& tile, const T* reference, T* kept,
+                          T* gmultivectors, T* gscalars, T* sums, int ld, Buffers<T>& buffers, F fill) {
+    const int64_t columns = 16 * n.channels_in, wide = std::max({n.qkv, n.factors, n.hidden, n.source, n.target});
+    const int64_t middle = std::max({n.attended, n.gated, n.products});
+    const int lanes = tile.lanes;
+    T* gx = buffers.tile.get((n.stream + n.normed + 2 * wide + 2 * middle + n.products + 1) * ld);
+    T *gnormed = gx + n.stream * ld, *gwide = gnormed + n.normed * ld, *again = gwide + wide * ld;
+    T *gmiddle = again + wide * ld, *gated = gmiddle + middle * ld, *multiplied = gated + middle * ld;
+    T* ref = multiplied + n.products * ld;
+    T *gw = sums, *ggains = gw + n.weights;
+    const auto zero = [&](T* p, int64_t rows) { std::fill_n(p, rows * ld, (T)0); };
+    if (reference) tile.fill(ref, [&](int64_t token) { return reference[token]; });
+    const T* used = reference ? ref : nullptr;
+    T* at = kept + (n.kept_rows - n.normed - 2) * ld;
+    zero(gwide, n.target), zero(gnormed, n.normed), zero(gx, n.stream);
+    fill(gwide);
+    apply_gradient(n.read_out, weights.maps, at, gwide, gnormed, gw, ld, lanes, buffers.turned);
+    norm_gradient(n.norm, at, at + n.normed * ld, gnormed, gx, ld, lanes);
+    for (int64_t block = n.blocks; block-- > 0;) {
+        at -= n.block_rows * ld;
+        const Kept<T> k(n, at, ld);
+        const int64_t first = n.first_block + block * weights.block_weights;
+        const T* w = weights.maps + first;
+        T* gws = gw + first;
+        mlp(n, w, k.normed2, used, again, multiplied, gwide, gated, ld, lanes);
+        zero(gmiddle, n.gated);
+        apply_gradient(n.to_stream, w, gated, gx, gmiddle, gws, ld, lanes, buffers.turned);
+        gate_gradient(n.gate, gwide, gmiddle, gwide, ld, lanes);
+        zero(gmiddle, n.products), zero(gnormed, n.normed);
+        apply_gradient(n.from_products, w, multiplied, gwide, gmiddle, gws, ld, lanes, buffers.turned);
+        products_gradient(n.bilinear, again, used, gmiddle, gwide, gnormed, ld, lanes);
+        apply_gradient(n.to_factors, w, k.normed2, gwide, gnormed, gws, ld, lanes, buffers.turned);
+        norm_gradient(n.norm, k.normed2, k.scale2, gnormed, gx, ld, lanes);
+
+        zero(gmiddle, n.attended), zero(gwide, n.qkv), zero(gnormed, n.normed);
+        apply_gradient(n.from_heads, w, k.attended, gx, gmiddle, gws, ld, lanes, buffers.turned);
+        apply(n.to_qkv, w, k.normed, again, ld, lanes, false);
+        const int64_t gain = block * weights.block_gains;
+        tile.for_samples([&](int64_t start, int len) {
+            attention_gradient(n.attention, again + start, gmiddle + start, gwide + start, ggains + gain, ld, len,
+                               weights.gains + gain, buffers);
+        });
+        apply_gradient(n.to_qkv, w, k.normed, gwide, gnormed, gws, ld, lanes, buffers.turned);
+        norm_gradient(n.norm, k.normed, k.scale, gnormed, gx, ld, lanes);
+    }
+    const bool inputs = gmultivectors || gscalars;
+    if (inputs) zero(gwide, n.source);
+    apply_gradient(n.embed, weights.maps, kept, gx, inputs ? gwide : nullptr, gw, ld, lanes, buffers.turned);
+    for (int r = 0; inputs && r < n.source; ++r)
+        for (int j = 0; j < tile.count; ++j) {
+            const int64_t c = n.columns[r], token = tile.token(j);
+            if (c < columns) {
+                if (gmultivectors) gmultivectors[token * columns + c] = gwide[r * ld + j];
+            } else if (c < columns + n.scalars_in) {
+                if (gscalars) gscalars[token * n.scalars_in + c - columns] = gwide[r * ld + j];
+            }
+        }
+}
+
+// Sums of the gradients of weights and gains, and one more number, of each thread.
+template <class T> struct Sums {
+    const Network& n;
+    const Weights<T>& weights;
+    int threads;
+    int64_t gains, size;
+    T* memory;
+
+    Sums(const Network& n, const Weights<T>& weights, int threads, Scratch<T>& scratch)
+        : n(n), weights(weights), threads(threads), gains(n.blocks * weights.block_gains), size(n.weights + gains + 1) {
+        memory = scratch.get(threads * size);
+        std::fill_n(memory, threads * size, (T)0);
+    }
+    T* of(int thread) const { return memory + thread * size; }
+    // The gradient of the bank gains the sums of all threads; returns that of the last number.
+    T finish(T* gbank) const {
+        T total = 0;
+        for (int thread = 0; thread < threads; ++thread) {
+            const T *gw = of(thread), *ggains = gw + n.weights;
+            for (int64_t i = 0; i < n.weights; ++i)
+                if (n.index[i] >= 0) gbank[n.index[i]] += gw[i];
+            for (int64_t i = 0; i < gains; ++i) gbank[n.gain_index[i]] += ggains[i] * weights.gains[i];
+            total += ggains[gains];
+        }
+        return total;
+    }
+};
+
 // Multivectors (tokens, channels, 16) and scalars (tokens, scalars) -> out (tokens, outputs). reference: (tokens), or
 // null. kept: (tiles, kept_rows, ld), for the backward pass, or null.
 template <class T>
@@ -636,51 +772,14 @@ static void gatr(const T* multivectors, const T* scalars, const T* bank, const T
     const Network& n = *network;
     const Tokens tokens(*batch, mask);
     const int ld = (int)batch->ld;
-    const int64_t columns = 16 * n.channels_in;
     static thread_local Scratch<T> weight_memory;
     const Weights<T> weights(n, bank, weight_memory);
     for_tiles(*batch, threads, [&](int, int64_t from, int64_t to) {
         static thread_local Buffers<T> buffers;
-        const int64_t wide = std::max({n.qkv, n.factors, n.hidden});
-        T* x = buffers.tile.get((n.stream + n.products + n.gated + 2 * wide + n.target + 1) * ld);
-        T *multiplied = x + n.stream * ld, *gated = multiplied + n.products * ld, *first = gated + n.gated * ld;
-        T *second = first + wide * ld, *y = second + wide * ld, *ref = y + n.target * ld;
         for (int64_t i = from; i < to; ++i) {
             const Tile tile = Tile::of<T>(tokens, *batch, i);
-            const int lanes = tile.lanes;
-            T* source = kept ? kept + i * n.kept_rows * ld : buffers.block.get(n.kept_rows * ld);
-            for (int r = 0; r < n.source; ++r) {
-                const int64_t c = n.columns[r];
-                tile.fill(source + r * ld, [&](int64_t token) {
-                    return c < columns                  ? multivectors[token * columns + c]
-                           : c < columns + n.scalars_in ? scalars[token * n.scalars_in + c - columns]
-                                                        : (T)1;
-                });
-            }
-            if (reference) tile.fill(ref, [&](int64_t token) { return reference[token]; });
-            apply(n.embed, weights.maps, source, x, ld, lanes, false);
-            T* at = source + n.source * ld;
-            for (int64_t block = 0; block < n.blocks; ++block) {
-                const Kept<T> k(n, at, ld);
-                const T* w = weights.maps + n.first_block + block * weights.block_weights;
-                norm(n.norm, x, k.normed, k.scale, ld, lanes);
-                apply(n.to_qkv, w, k.normed, first, ld, lanes, false);
-                for (int r = 0; r < n.attended; ++r)
-                    std::fill(k.attended + r * ld + tile.count, k.attended + r * ld + lanes, (T)0);
-                std::fill_n(k.attended + n.attention.ones_row * ld, lanes, (T)1);
-                tile.for_samples([&](int64_t start, int len) {
-                    attention(n.attention, first + start, k.attended + start, ld, len,
-                              weights.gains + block * weights.block_gains, buffers);
-                });
-                apply(n.from_heads, w, k.attended, x, ld, lanes, true);
-                norm(n.norm, x, k.normed2, k.scale2, ld, lanes);
-                mlp(n, w, k.normed2, reference ? ref : nullptr, first, multiplied, second, gated, ld, lanes);
-                apply(n.to_stream, w, gated, x, ld, lanes, true);
-                if (kept) at += n.block_rows * ld;
-            }
-            if (!kept) at += n.block_rows * ld;
-            norm(n.norm, x, at, at + n.normed * ld, ld, lanes);
-            apply(n.read_out, weights.maps, at, y, ld, lanes, false);
+            T* own = kept ? kept + i * n.kept_rows * ld : nullptr;
+            const T* y = predict(n, weights, tile, multivectors, scalars, reference, own, ld, buffers);
             for (int j = 0; j < tile.count; ++j)
                 for (int c = 0; c < n.outputs; ++c) out[tile.token(j) * n.outputs + c] = y[n.out_rows[c] * ld + j];
         }
@@ -694,84 +793,78 @@ static void gatr_gradient(const T* g, const T* bank, const T* reference, const T
     const Network& n = *network;
     const Tokens tokens(*batch, mask);
     const int ld = (int)batch->ld;
-    const int64_t columns = 16 * n.channels_in;
     static thread_local Scratch<T> weight_memory, sum_memory;
     const Weights<T> weights(n, bank, weight_memory);
-    const int64_t gains = n.blocks * weights.block_gains, sums = n.weights + gains;
-    T* partial = sum_memory.get(threads * sums);
-    std::fill_n(partial, threads * sums, (T)0);
+    const Sums<T> sums(n, weights, threads, sum_memory);
     for_tiles(*batch, threads, [&](int thread, int64_t from, int64_t to) {
         static thread_local Buffers<T> buffers;
-        const int64_t wide = std::max({n.qkv, n.factors, n.hidden, n.source, n.target});
-        const int64_t middle = std::max({n.attended, n.gated, n.products});
-        T* gx = buffers.tile.get((n.stream + n.normed + 2 * wide + 2 * middle + n.products + 1) * ld);
-        T *gnormed = gx + n.stream * ld, *gwide = gnormed + n.normed * ld, *again = gwide + wide * ld;
-        T *gmiddle = again + wide * ld, *gated = gmiddle + middle * ld, *multiplied = gated + middle * ld;
-        T* ref = multiplied + n.products * ld;
-        T *gw = partial + thread * sums, *ggains = gw + n.weights;
-        auto zero = [&](T* p, int64_t rows) { std::fill_n(p, rows * ld, (T)0); };
         for (int64_t i = to; i-- > from;) {  // what was kept last still is in the cache
             const Tile tile = Tile::of<T>(tokens, *batch, i);
-            const int lanes = tile.lanes;
-            if (reference) tile.fill(ref, [&](int64_t token) { return reference[token]; });
-            const T* used = reference ? ref : nullptr;
-            T* source = const_cast<T*>(kept) + i * n.kept_rows * ld;
-            T* at = source + (n.kept_rows - n.normed - 2) * ld;
-            zero(gwide, n.target), zero(gnormed, n.normed), zero(gx, n.stream);
-            for (int j = 0; j < tile.count; ++j)
-                for (int c = 0; c < n.outputs; ++c) gwide[n.out_rows[c] * ld + j] = g[tile.token(j) * n.outputs + c];
-            apply_gradient(n.read_out, weights.maps, at, gwide, gnormed, gw, ld, lanes, buffers.turned);
-            norm_gradient(n.norm, at, at + n.normed * ld, gnormed, gx, ld, lanes);
-            for (int64_t block = n.blocks; block-- > 0;) {
-                at -= n.block_rows * ld;
-                const Kept<T> k(n, at, ld);
-                const int64_t first = n.first_block + block * weights.block_weights;
-                const T* w = weights.maps + first;
-                T* gws = gw + first;
-                mlp(n, w, k.normed2, used, again, multiplied, gwide, gated, ld, lanes);
-                zero(gmiddle, n.gated);
-                apply_gradient(n.to_stream, w, gated, gx, gmiddle, gws, ld, lanes, buffers.turned);
-                gate_gradient(n.gate, gwide, gmiddle, gwide, ld, lanes);
-                zero(gmiddle, n.products), zero(gnormed, n.normed);
-                apply_gradient(n.from_products, w, multiplied, gwide, gmiddle, gws, ld, lanes, buffers.turned);
-                products_gradient(n.bilinear, again, used, gmiddle, gwide, gnormed, ld, lanes);
-                apply_gradient(n.to_factors, w, k.normed2, gwide, gnormed, gws, ld, lanes, buffers.turned);
-                norm_gradient(n.norm, k.normed2, k.scale2, gnormed, gx, ld, lanes);
-
-                zero(gmiddle, n.attended), zero(gwide, n.qkv), zero(gnormed, n.normed);
-                apply_gradient(n.from_heads, w, k.attended, gx, gmiddle, gws, ld, lanes, buffers.turned);
-                apply(n.to_qkv, w, k.normed, again, ld, lanes, false);
-                const int64_t gain = block * weights.block_gains;
-                tile.for_samples([&](int64_t start, int len) {
-                    attention_gradient(n.attention, again + start, gmiddle + start, gwide + start, ggains + gain, ld,
-                                       len, weights.gains + gain, buffers);
-                });
-                apply_gradient(n.to_qkv, w, k.normed, gwide, gnormed, gws, ld, lanes, buffers.turned);
-                norm_gradient(n.norm, k.normed, k.scale, gnormed, gx, ld, lanes);
-            }
-            const bool inputs = gmultivectors || gscalars;
-            if (inputs) zero(gwide, n.source);
-            apply_gradient(n.embed, weights.maps, source, gx, inputs ? gwide : nullptr, gw, ld, lanes, buffers.turned);
-            for (int r = 0; inputs && r < n.source; ++r)
-                for (int j = 0; j < tile.count; ++j) {
-                    const int64_t c = n.columns[r], token = tile.token(j);
-                    if (c < columns) {
-                        if (gmultivectors) gmultivectors[token * columns + c] = gwide[r * ld + j];
-                    } else if (c < columns + n.scalars_in) {
-                        if (gscalars) gscalars[token * n.scalars_in + c - columns] = gwide[r * ld + j];
-                    }
-                }
+            T* own = const_cast<T*>(kept) + i * n.kept_rows * ld;
+            differentiate(n, weights, tile, reference, own, gmultivectors, gscalars, sums.of(thread), ld, buffers,
+                          [&](T* to) {
+                              for (int j = 0; j < tile.count; ++j)
+                                  for (int c = 0; c < n.outputs; ++c)
+                                      to[n.out_rows[c] * ld + j] = g[tile.token(j) * n.outputs + c];
+                          });
         }
     });
-    for (int thread = 0; thread < threads; ++thread) {
-        const T *gw = partial + thread * sums, *ggains = gw + n.weights;
-        for (int64_t i = 0; i < n.weights; ++i)
-            if (n.index[i] >= 0) gbank[n.index[i]] += gw[i];
-        for (int64_t i = 0; i < gains; ++i) gbank[n.gain_index[i]] += ggains[i] * weights.gains[i];
-    }
+    sums.finish(gbank);
+}
+
+// The sum over tokens of factors (tokens) times squared distances from the target (tokens, 3), times `scale`, of what is
+// read of the outputs: out * read (outputs, 3) + (out * weight (outputs)) point (tokens, 3). A tile goes forward and back
+// before the next one: it stays in the cache.
+template <class T>
+static void gatr_loss(const T* multivectors, const T* scalars, const T* bank, const T* reference, const T* read,
+                      const T* weight, const T* point, const T* target, const T* factors, T scale, T* loss, T* gbank,
+                      const bool* mask, const Network* network, const Batch* batch, int threads) {
+    const Network& n = *network;
+    const Tokens tokens(*batch, mask);
+    const int ld = (int)batch->ld;
+    static thread_local Scratch<T> weight_memory, sum_memory;
+    const Weights<T> weights(n, bank, weight_memory);
+    const Sums<T> sums(n, weights, threads, sum_memory);
+    for_tiles(*batch, threads, [&](int thread, int64_t from, int64_t to) {
+        static thread_local Buffers<T> forward, backward;
+        static thread_local Scratch<T> kept;
+        T* own = kept.get(n.kept_rows * ld);
+        for (int64_t i = from; i < to; ++i) {
+            const Tile tile = Tile::of<T>(tokens, *batch, i);
+            const T* y = predict(n, weights, tile, multivectors, scalars, reference, own, ld, forward);
+            T total = 0;
+            differentiate(n, weights, tile, reference, own, (T*)nullptr, (T*)nullptr, sums.of(thread), ld, backward,
+                          [&](T* g) {
+                              for (int j = 0; j < tile.count; ++j) {
+                                  const int64_t token = tile.token(j);
+                                  const T *p = point + 3 * token, *want = target + 3 * token;
+                                  T error[3] = {-want[0], -want[1], -want[2]}, along = 0;
+                                  for (int c = 0; c < n.outputs; ++c) {
+                                      const T value = y[n.out_rows[c] * ld + j];
+                                      along += value * weight[c];
+                                      for (int k = 0; k < 3; ++k) error[k] += value * read[3 * c + k];
+                                  }
+                                  for (int k = 0; k < 3; ++k) error[k] += along * p[k];
+                                  const T factor = factors[token] * scale;
+                                  T of_weight = 0;
+                                  for (int k = 0; k < 3; ++k) {
+                                      total += factor * error[k] * error[k];
+                                      error[k] *= 2 * factor;
+                                      of_weight += error[k] * p[k];
+                                  }
+                                  for (int c = 0; c < n.outputs; ++c)
+                                      g[n.out_rows[c] * ld + j] = weight[c] * of_weight + read[3 * c] * error[0] +
+                                                                  read[3 * c + 1] * error[1] + read[3 * c + 2] * error[2];
+                              }
+                          });
+            sums.of(thread)[sums.size - 1] += total;
+        }
+    });
+    *loss = sums.finish(gbank);
 }
 
 extern "C" {
 EXPORT(gatr)
 EXPORT(gatr_gradient)
+EXPORT(gatr_loss)
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-SIGNATURES = {"gatr": "pppppppppi", "gatr_gradient": "ppppppppppi"}
+SIGNATURES = {"gatr": "pppppppppi", "gatr_gradient": "ppppppppppi", "gatr_loss": "ppppppppptpppppi"}
 
 
 class _Struct(ctypes.Structure):

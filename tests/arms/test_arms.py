@@ -56,7 +56,7 @@ def parameters(arm, size):
 
 
 @pytest.mark.skipif(not native.available(torch.empty(0)), reason="no C++ compiler here")
-@pytest.mark.parametrize("name", [name for name in ARMS if name != "gatr"])
+@pytest.mark.parametrize("name", [*ARMS, "gatr_published", "gatr_absolute"])
 def test_loss_and_gradient_in_one_call_are_those_of_predictions(name, batch):
     whole, apart = build(name), build(name)
     losses = [whole.add_loss_gradient(batch, 0.3).item() for _ in range(2)]  # gradients add up

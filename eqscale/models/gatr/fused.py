@@ -58,15 +58,11 @@ def run(
 class _Network(torch.autograd.Function):
     @staticmethod
     def forward(ctx, config, multivectors, scalars, mask, reference, keep, *parameters):
-        tables = _tables(config)
-        network = tables.network
-        b, t = multivectors.shape[:2]
+        tables, batch = _tables(config), _batch(multivectors)
+        network, (b, t) = tables.network, multivectors.shape[:2]
         multivectors, scalars = multivectors.contiguous(), scalars.contiguous()
         bank = _flatten_dense_tensors(parameters)
-        per_tile = max(1, min(TILE // t, math.ceil(b / torch.get_num_threads())))
-        lines = math.ceil(per_tile * t / _LINE) | 1  # odd: rows at round distances would share sets of the cache
-        batch = interface.Batch(b, t, per_tile, lines * _LINE)
-        kept = multivectors.new_empty(math.ceil(b / per_tile), network.kept_rows, batch.ld) if keep else None
+        kept = multivectors.new_empty(math.ceil(b / batch.per_tile), network.kept_rows, batch.ld) if keep else None
         out = multivectors.new_zeros(b, t, network.outputs)
         mask = None if mask is None else mask.contiguous()
         native.call("gatr", multivectors, scalars, bank, reference, kept, out, mask, network, batch)
@@ -85,6 +81,46 @@ class _Network(torch.autograd.Function):
             "gatr_gradient", g.contiguous(), bank, reference, kept, gbank, *inputs, mask, ctx.tables.network, ctx.batch
         )
         return None, *inputs, None, None, None, *_unflatten_dense_tensors(gbank, parameters)
+
+
+def add_loss_gradient(
+    config: GATrConfig, multivectors: Tensor, scalars: Tensor, mask: Tensor, reference: Tensor | None,
+    parameters: list[Tensor], read: tuple[Tensor, Tensor], point: Tensor, target: Tensor, weight: Tensor, scale: float,
+) -> Tensor:  # fmt: skip
+    """The loss, whose gradient is added to that of the parameters, in one kernel call.
+
+    Every tile of samples goes forward and back before the next one, so that what it keeps stays in the cache.
+
+    Args:
+        config, multivectors, scalars, mask, reference, parameters: as of ``run``.
+        read: (outputs, 3) and (outputs,); a token's outputs y predict y read[0] + (y read[1]) point.
+        point: (B, T, 3).
+        target: (B, T, 3).
+        weight: weight of each token's squared error, (B, T).
+        scale: factor of the loss.
+
+    Returns:
+        The weighted sum of squared errors of real tokens times ``scale``, a scalar.
+    """
+    bank = _flatten_dense_tensors(parameters)
+    loss, gbank = bank.new_empty(()), torch.zeros_like(bank)
+    native.call(
+        "gatr_loss",
+        *(multivectors.contiguous(), scalars.contiguous(), bank, reference),
+        *(value.contiguous() for value in (*read, point, target, weight)),
+        *(scale, loss, gbank, mask.contiguous(), _tables(config).network, _batch(multivectors)),
+    )
+    for parameter, gradient in zip(parameters, _unflatten_dense_tensors(gbank, parameters), strict=True):
+        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return loss
+
+
+def _batch(multivectors: Tensor) -> interface.Batch:
+    """How the kernels cut a batch into tiles."""
+    b, t = multivectors.shape[:2]
+    per_tile = max(1, min(TILE // t, math.ceil(b / torch.get_num_threads())))
+    lines = math.ceil(per_tile * t / _LINE) | 1  # odd: rows at round distances would share sets of the cache
+    return interface.Batch(b, t, per_tile, lines * _LINE)
 
 
 @functools.lru_cache(maxsize=64)

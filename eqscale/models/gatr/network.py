@@ -98,14 +98,27 @@ class GATr(nn.Module):
         self._check(multivectors, scalars, mask)
         reference = self._reference(multivectors, mask) if self.config.symmetry == "published" else None
         if native.available(multivectors):
-            parameters = self._assembly.parameters() + [
-                cast(Block, block).attention.log_weights for block in self.blocks
-            ]
-            out = fused.run(self.config, multivectors, scalars, mask, reference, parameters)
+            out = fused.run(self.config, multivectors, scalars, mask, reference, self._own())
         else:
             out = self._on_aten(multivectors, scalars, mask, reference)
         channels = self.config.true_out + self.config.pseudo_out
         return out[..., : 16 * channels].unflatten(-1, (channels, 16)), out[..., 16 * channels :]
+
+    def add_loss_gradient(
+        self, multivectors: Tensor, scalars: Tensor, mask: Tensor, read: tuple[Tensor, Tensor], point: Tensor,
+        target: Tensor, weight: Tensor, scale: float,
+    ) -> Tensor:  # fmt: skip
+        """As ``fused.add_loss_gradient``, where there are kernels; raises InputError as ``forward`` does."""
+        self._check(multivectors, scalars, mask)
+        for name, value in (("point", point), ("target", target)):
+            check_tokens(name, value, (3,), self.embed.bias)
+        reference = self._reference(multivectors, mask) if self.config.symmetry == "published" else None
+        given = self.config, multivectors, scalars, mask, reference, self._own()
+        return fused.add_loss_gradient(*given, read, point, target, weight, scale)
+
+    def _own(self) -> list[Tensor]:
+        """The parameters in the kernels' order."""
+        return self._assembly.parameters() + [cast(Block, block).attention.log_weights for block in self.blocks]
 
     @staticmethod
     def _reference(multivectors: Tensor, mask: Tensor | None) -> Tensor:
