@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from eqscale.algebra import embed_direction, embed_plane, embed_point, extract_direction, extract_normal, extract_weight
 from eqscale.arms import Arm, Size, get_arm, register
-from eqscale.arms.gatr import LENGTHS, GATrModel, gatr_config
+from eqscale.arms.gatr import LENGTH, GATrModel, gatr_config
 from eqscale.arms.inputs import (
     invariants,
     invariants_width,
@@ -220,7 +220,7 @@ def gatr(
     label: str,
     planes: bool = True,
     ideal: bool = True,
-    unit: float = LENGTHS["parity"],
+    unit: float = LENGTH,
     read: str = "both",
     floor_invariants: bool = True,
 ) -> Arm:
