@@ -145,13 +145,14 @@ template <class T> struct Kept {
         return 2 * (net.stream.rows() + 3) + qkv.rows() + s.heads * vectors<T>((int)s.tokens) + net.heads.rows() +
                net.factors.rows() + 2 * s.vectors + net.products.rows();
     }
-    Kept(const Network<T>& net, const Shape& s, const Tile<T>& tile, T*& memory) {
+    Kept(const Network<T>& net, const Shape& s, const Tile<T>& tile, T*& memory, bool keep = true) {
         const int64_t n = tile.lanes;
         const auto take = [&](int64_t rows) { return std::exchange(memory, memory + rows * n); };
         attention_normed = take(net.stream.rows()), attention_factors = take(3);
         qkv = take(net.of_heads((int)s.heads + 2).rows());
         p = memory;
-        for (const auto& x : tile.samples) memory += s.heads * (int64_t)x.lanes * x.lanes;
+        if (keep)
+            for (const auto& x : tile.samples) memory += s.heads * (int64_t)x.lanes * x.lanes;
         attended = take(net.heads.rows()), mlp_normed = take(net.stream.rows()), mlp_factors = take(3);
         factors = take(net.factors.rows()), gates = take(2 * s.vectors), products = take(net.products.rows());
     }
@@ -332,7 +333,7 @@ template <class T> T* predict(const Network<T>& net, const Shape& s, const Tile<
     net.embed.forward(ends, stream, n);
     for (const Block<T>& b : net.blocks) {
         if (!kept) memory = own;
-        const Kept<T> k(net, s, tile, memory);
+        const Kept<T> k(net, s, tile, memory, kept);
         norm(net.stream, stream, k.attention_normed, k.attention_factors, n);
         b.to_qkv.forward(k.attention_normed, k.qkv, n);
         attend(net, s, tile, k.qkv, k.attended, k.p, work, kept);
