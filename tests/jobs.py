@@ -82,6 +82,7 @@ def _no_ray(address: str | None, cpus: int | None) -> Iterator[Devices]:
 @contextlib.contextmanager
 def forgotten_plugins() -> Iterator[None]:
     """What plugin files register within is forgotten at the end: other tests look at everything that is registered."""
+    tasks.get_task(tasks.DEFAULT)  # its module registers it once a process
     with contextlib.ExitStack() as stack:
         for registry in (arms.base._ARMS, tasks._TASKS, optim._OPTIMIZERS, FORMS, plugins._loaded):
             stack.enter_context(mock.patch.dict(registry))

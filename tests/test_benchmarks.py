@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/ know today's package; their runs take too long for tests, and some need an idle machine."""
+"""The scripts of benchmarks/ know today's package; what they measure takes too long for tests."""
 
 import subprocess
 import sys

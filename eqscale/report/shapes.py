@@ -148,7 +148,9 @@ def _report(shapes: pd.DataFrame) -> str:
         for by in ("N", "budget"):
             rule, excess = depth_rule(own, by)
             words = ", ".join(f"{depth} from {number(value, 2)}" for value, depth in rule.items())
-            rules.append({"arm": str(arm), "depth by": by, "rule": words, "above the best": f"{100 * excess:.1f} %"})
+            above = f"{100 * excess:.1f} %" if rule else ""
+            words = words or "none: too few depths were tried"
+            rules.append({"arm": str(arm), "depth by": by, "rule": words, "above the best": above})
     noise = shapes.loc[~shapes["rung"], "se"]
     parts = [
         "# Wide or deep?",
