@@ -57,6 +57,17 @@ def test_true_vectors_turn_as_such_pseudovectors_with_the_determinant_and_invari
 
 
 @needs_kernels
+def test_many_small_samples_of_a_tile_are_predicted_as_with_what_gradients_need():
+    net, generator = network(), torch.Generator().manual_seed(1)
+    given = [torch.randn(80, 3, *tail, generator=generator, dtype=torch.float64) for tail in ((3,), (2, 3), (1, 3))]
+    mask = torch.arange(3) < torch.arange(80)[:, None] % 2 + 1  # a tile's vectors are far more than its tokens fill
+    with torch.no_grad():
+        kept_nothing = net(*given, mask)
+    for a, b in zip(kept_nothing, net(*given, mask), strict=True):
+        torch.testing.assert_close(a[mask], b[mask], rtol=0, atol=0)
+
+
+@needs_kernels
 def test_loss_and_gradient_in_one_call_are_those_of_two():
     whole, net, (given, mask) = network(), network(), inputs()
     generator = torch.Generator().manual_seed(3)
