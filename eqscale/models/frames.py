@@ -75,7 +75,9 @@ class Frames(nn.Module):
         seen = torch.cat([invariants, products.T.view(B, T, -1)], -1)
         weights = self.weights(F.silu(self.hidden(seen))) * share[..., None]
         weights = weights.view(B, T, 3, K).transpose(1, 2).reshape(B, 3, T * K)
-        return orthonormal(torch.bmm(weights, vectors.reshape(B, T * K, 3)))
+        vectors = vectors.reshape(B, T * K, 3)
+        terms = (weights.detach().abs() * vectors.detach().norm(dim=-1)[:, None]).sum(-1, keepdim=True)
+        return orthonormal(torch.bmm(weights, vectors), terms)
 
     def turn(self, seen: Turned, columns: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Features and targets turned into the frames, in one kernel call; nothing for autograd.
@@ -121,18 +123,21 @@ class Turned:
     """(B, T, 3)."""
 
 
-def orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
+def orthonormal(vectors: Tensor, terms: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     """Gram-Schmidt of the rows of (B, 3, 3): an orthogonal matrix each, and which lack an axis, (B,).
 
-    Where only rounding is left of a row, relative to its own length, its axis and those after it are zero. Choosing
-    one would break the symmetry: a flat sample is its own mirror image, and all its vectors lie in two axes.
+    Where only rounding is left of a row, relative to its own length or to ``terms`` (B, 3, 1), the lengths of all that
+    was summed up to it, its axis and those after it are zero. Choosing one would break the symmetry: a flat sample is
+    its own mirror image, and in a molecule of two like atoms the sum of both vectors is zero.
     """
     first, second, third = vectors.unbind(1)
     eps = torch.finfo(vectors.dtype).eps
-    no_x = first.detach().square().sum(-1, keepdim=True) == 0
+    rounding = (32 * eps * (terms + torch.zeros_like(vectors[..., :1]))).square().unbind(1)
+    no_x = first.detach().square().sum(-1, keepdim=True) <= rounding[0]
     x = _normalised(first, no_x)
     across = torch.linalg.cross(x, second)
-    no_y = across.detach().square().sum(-1, keepdim=True) <= eps * second.detach().square().sum(-1, keepdim=True)
+    least = torch.maximum(eps * second.detach().square().sum(-1, keepdim=True), rounding[1])
+    no_y = across.detach().square().sum(-1, keepdim=True) <= least
     normal = _normalised(across, no_y)
     # The third can only choose between the two sides of the plane.
     third = third.detach()
