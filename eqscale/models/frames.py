@@ -123,26 +123,29 @@ class Turned:
     """(B, T, 3)."""
 
 
-def orthonormal(vectors: Tensor, terms: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+def orthonormal(vectors: Tensor, terms: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Gram-Schmidt of the rows of (B, 3, 3): an orthogonal matrix each, and which lack an axis, (B,).
 
-    Where only rounding is left of a row, relative to its own length or to ``terms`` (B, 3, 1), the lengths of all that
-    was summed up to it, its axis and those after it are zero. Choosing one would break the symmetry: a flat sample is
-    its own mirror image, and in a molecule of two like atoms the sum of both vectors is zero.
+    Where only rounding is left of a row, its axis and those after it are zero. Choosing one would break the symmetry: a
+    flat sample is its own mirror image, and in a molecule of two like atoms the sum of both vectors is zero.
+
+    Args:
+        vectors: the rows.
+        terms: sum of the lengths of the vectors that were summed up to each row, (B, 3, 1), which sets its rounding;
+            None: the row's own length.
     """
     first, second, third = vectors.unbind(1)
     eps = torch.finfo(vectors.dtype).eps
-    rounding = (32 * eps * (terms + torch.zeros_like(vectors[..., :1]))).square().unbind(1)
-    no_x = first.detach().square().sum(-1, keepdim=True) <= rounding[0]
+    rounding = 32 * eps * (vectors.detach().norm(dim=-1, keepdim=True) if terms is None else terms)
+    no_x = first.detach().norm(dim=-1, keepdim=True) <= rounding[:, 0]
     x = _normalised(first, no_x)
     across = torch.linalg.cross(x, second)
-    least = torch.maximum(eps * second.detach().square().sum(-1, keepdim=True), rounding[1])
-    no_y = across.detach().square().sum(-1, keepdim=True) <= least
+    least = torch.maximum(eps**0.5 * second.detach().norm(dim=-1, keepdim=True), rounding[:, 1])
+    no_y = across.detach().norm(dim=-1, keepdim=True) <= least
     normal = _normalised(across, no_y)
     # The third can only choose between the two sides of the plane.
-    third = third.detach()
-    side = (third * normal.detach()).sum(-1, keepdim=True)
-    side = torch.where(side.abs() <= 32 * eps * third.norm(dim=-1, keepdim=True), 0.0, side).sign()
+    side = (third.detach() * normal.detach()).sum(-1, keepdim=True)
+    side = torch.where(side.abs() <= rounding[:, 2], 0.0, side).sign()
     return torch.stack([x, torch.linalg.cross(normal, x), side * normal], 1), (side == 0)[:, 0]
 
 

@@ -1,4 +1,6 @@
 // Frames of samples (eqscale.models.frames), and a network's inputs and targets turned into them.
+#include <limits>
+
 #include "tiles.h"
 
 namespace {
@@ -28,18 +30,20 @@ template <class T> struct Axes {
     static void cross(const T* a, const T* b, T* c) {
         for (int i = 0; i < 3; ++i) c[i] = a[(i + 1) % 3] * b[(i + 2) % 3] - a[(i + 2) % 3] * b[(i + 1) % 3];
     }
+    // rows (3, 3), then the sums of the lengths of their terms (3).
     explicit Axes(const T* rows) : first(rows), second(rows + 3) {
-        const T eps = sizeof(T) == 4 ? (T)1.1920929e-7 : (T)2.220446049250313e-16, *third = rows + 6;
+        const T eps = std::numeric_limits<T>::epsilon(), rounding = 32 * eps, *third = rows + 6, *terms = rows + 9;
         T across[3];
         length = std::sqrt(dot(first, first));
+        if (length <= rounding * terms[0]) length = 0;
         for (int i = 0; i < 3; ++i) x[i] = length > 0 ? first[i] / length : 0;
         cross(x, second, across);
         height = std::sqrt(dot(across, across));
-        if (height * height <= eps * dot(second, second)) height = 0;
+        if (height <= std::max(std::sqrt(eps * dot(second, second)), rounding * terms[1])) height = 0;
         for (int i = 0; i < 3; ++i) normal[i] = height > 0 ? across[i] / height : 0;
         cross(normal, x, y);
         const T along = dot(third, normal);
-        side = std::fabs(along) <= 32 * eps * std::sqrt(dot(third, third)) ? 0 : along < 0 ? -1 : 1;
+        side = std::fabs(along) <= rounding * terms[2] ? 0 : along < 0 ? -1 : 1;
     }
     void matrix(T* m) const {
         for (int i = 0; i < 3; ++i) m[i] = x[i], m[3 + i] = y[i], m[6 + i] = side * normal[i];
@@ -90,7 +94,7 @@ template <class T> struct Seen {
         }
         net.weights.forward(hidden, weights, n);
     }
-    // The three vectors of a sample, as rows.
+    // The three vectors of a sample, as rows, and the sums of the lengths of their terms.
     template <class S> void sums(const S& sample, int K, int n, T* rows) const {
         const int len = (int)sample.tokens.size(), whole = len / width<T>() * width<T>();
         for (int a = 0; a < 3; ++a)
@@ -105,6 +109,15 @@ template <class T> struct Seen {
                 for (int i = 0; i < width<T>(); ++i) total += lanes[i];
                 rows[3 * a + c] = total / len;
             }
+        T* terms = rows + 9;
+        std::fill_n(terms, 3, (T)0);
+        for (int k = 0; k < K; ++k) {
+            const T *v = vectors + 3 * k * n + sample.first, *w = weights + k * n + sample.first;
+            for (int l = 0; l < len; ++l) {
+                const T vector[3] = {v[l], v[n + l], v[2 * n + l]}, length = std::sqrt(Axes<T>::dot(vector, vector));
+                for (int a = 0; a < 3; ++a) terms[a] += std::fabs(w[a * K * n + l]) * length / len;
+            }
+        }
     }
 };
 
@@ -125,7 +138,7 @@ void frames(const T* v, const T* invariants, const T* features, const T* target,
     for_tiles(s.batch, s.tokens, mask, (T*)nullptr, 0, false, threads, [&](const Tile<T>& tile, T*) {
         const Seen<T> seen(net, tile, v, invariants, scratch<T, 0>(memory_of(net)));
         for (size_t i = 0; i < tile.samples.size(); ++i) {
-            T rows[9], *m = matrices + 9 * (tile.first_sample + i);
+            T rows[12], *m = matrices + 9 * (tile.first_sample + i);
             seen.sums(tile.samples[i], (int)s.vectors, tile.lanes, rows);
             Axes<T>(rows).matrix(m);
             const auto turn = [&](const T* from, T* to) {
@@ -157,7 +170,7 @@ void frames_gradient(const T* v, const T* invariants, const T* features, const T
         std::fill_n(gweights, 3 * K * n, (T)0);
         for (size_t i = 0; i < tile.samples.size(); ++i) {
             const auto& sample = tile.samples[i];
-            T rows[9], g[9] = {}, grows[6];
+            T rows[12], g[9] = {}, grows[6];
             const auto add = [&](const T* gto, const T* from) {
                 for (int c = 0; c < 3; ++c)
                     for (int d = 0; d < 3; ++d) g[3 * c + d] += gto[c] * from[d];

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqscale.models.frames import Frames, FramesConfig, frames_training_flops, orthonormal
+from eqscale import native
+from eqscale.models.frames import Frames, FramesConfig, Turned, frames_training_flops, orthonormal
 from eqscale.tasks.symmetry import random_orthogonal
 
 B, T, K, INVARIANTS = 6, 5, 4, 2
@@ -67,6 +68,25 @@ def test_samples_without_directions_lack_axes_and_have_finite_gradients(rows, ax
     torch.testing.assert_close(frame @ frame.mT, torch.diag(torch.arange(3) < axes).double()[None], rtol=0, atol=1e-12)
     frame.sin().sum().backward()
     assert rows.grad.isfinite().all()
+
+
+@torch.no_grad()
+def test_two_like_tokens_whose_vectors_cancel_lack_all_axes_in_single_precision_too():
+    net, n = network().float(), 200
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randn(n, 1, K, 3, generator=generator)
+    invariants = torch.randn(n, 1, INVARIANTS, generator=generator)
+    # as measured from another place: what cancels is rounded
+    vectors, place = torch.cat([first, -first], 1), 10 * torch.randn(n, 1, 1, 3, generator=generator)
+    vectors, invariants = vectors + place - place, invariants.expand(n, 2, INVARIANTS).contiguous()
+    vectors = vectors - vectors.mean(1, keepdim=True)
+    mask = torch.ones(n, 2, dtype=torch.bool)
+    frame, degenerate = net(vectors, invariants, mask)
+    assert degenerate.all()
+    assert not frame.any()
+    if native.available(vectors):
+        seen = Turned(vectors, invariants, mask, vectors.flatten(2), vectors[:, :, 0].contiguous())
+        assert not net.turn(seen, (0, 3))[2].any()
 
 
 def test_closed_form_flops_are_those_of_the_matrix_products():
