@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eqscale.arms.base import Size
-from eqscale.arms.inputs import plane_invariants_width, vectors_of_numbers
+from eqscale.arms.inputs import in_one_call, plane_invariants_width, vectors_of_numbers
 from eqscale.arms.plain import ALIGNED, PlainModel, plain_config
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
@@ -56,7 +56,12 @@ class FramesModel(PlainModel):
     def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
         """As of ``PlainModel``, in three kernel calls; None also if a frame lacks an axis."""
         schema = batch.schema
-        if not self._in_one_call(batch) or schema.target.kind is not Kind.DIRECTION or schema.of(Kind.PSEUDOVECTOR):
+        turns = schema.target.kind is Kind.DIRECTION and not schema.of(Kind.PSEUDOVECTOR)  # all that the kernel knows
+        if (
+            not turns
+            or not in_one_call(self, self.net, PlainModel, batch)
+            or not self.net.runs_on_kernels(batch.target)
+        ):
             return None
         middle, columns = centred(batch), vectors_of_numbers(schema)
         true, _, invariants = vectors(middle, schema.length)

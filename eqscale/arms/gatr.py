@@ -12,6 +12,7 @@ from eqscale import native
 from eqscale.algebra import extract_displacement, extract_normal
 from eqscale.arms.base import Arm, Size
 from eqscale.arms.inputs import (
+    in_one_call,
     invariants,
     invariants_width,
     multivectors,
@@ -55,9 +56,8 @@ class GATrModel(nn.Module):
 
         None, with nothing done, where that isn't one kernel call, as in a subclass or with hooks.
         """
-        hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (self, self.net))
-        own = type(self).forward is GATrModel.forward and not hooks and native.available(batch.target)
-        if not own or batch.schema.target.per != "token" or batch.schema.target.kind is Kind.INVARIANT:
+        directions = batch.schema.target.kind is not Kind.INVARIANT
+        if not directions or not in_one_call(self, self.net, GATrModel, batch) or not native.available(batch.target):
             return None
         point = self._point(batch).expand_as(batch.target)
         given = self.embed(batch, self.unit), self.scalars(batch), batch.mask, self._readings(batch.target), point

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eqscale.algebra import embed_direction, embed_plane, embed_point
 from eqscale.tasks.fields import Batch, Field, Kind, Schema, at_tokens
@@ -108,6 +108,15 @@ def invariants(batch: Batch) -> Tensor:
     own = [_everywhere(batch[field.name] / field.scale, field, T) for field in batch.schema.of(Kind.INVARIANT)]
     found = own + plane_invariants(batch)
     return torch.cat(found, -1) if found else batch.target.new_zeros(*batch.mask.shape, 0)
+
+
+def in_one_call(model: nn.Module, net: nn.Module, own: type[nn.Module], batch: Batch) -> bool:
+    """Whether loss and gradient of a model on a batch may be one kernel call of its network.
+
+    So it is for targets of tokens, unless the model is of a class with another ``forward`` than ``own``, or has hooks.
+    """
+    hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (model, net))
+    return type(model).forward is own.forward and not hooks and batch.schema.target.per == "token"
 
 
 def multivectors_width(schema: Schema) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eqscale.arms.base import Arm, Size
-from eqscale.arms.inputs import numbers, numbers_width, plane_invariants, plane_invariants_width, pooled
+from eqscale.arms.inputs import in_one_call, numbers, numbers_width, plane_invariants, plane_invariants_width, pooled
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
@@ -53,16 +53,10 @@ class PlainModel(nn.Module):
         error is that in the frame of the network.
         """
         learnt = isinstance(self.frame, nn.Module) and any(True for _ in self.frame.parameters())
-        if learnt or not self._in_one_call(batch):
+        if learnt or not in_one_call(self, self.net, PlainModel, batch) or not self.net.runs_on_kernels(batch.target):
             return None
         seen = batch if self.frame is None else self.frame(batch)[0]
         return self.net.add_loss_gradient(self._features(seen, batch), seen.mask, seen.target, seen.weight, scale)
-
-    def _in_one_call(self, batch: Batch) -> bool:
-        """Whether the network goes forward and back in one kernel call."""
-        hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (self, self.net))
-        own = type(self).forward is PlainModel.forward and not hooks
-        return own and batch.schema.target.per == "token" and self.net.runs_on_kernels(batch.target)
 
     def _features(self, turned: Batch, batch: Batch) -> Tensor:
         features = numbers(turned)

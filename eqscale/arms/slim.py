@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from eqscale.arms.base import Arm, Size
 from eqscale.arms.gatr import LENGTH
-from eqscale.arms.inputs import pooled
+from eqscale.arms.inputs import in_one_call, pooled
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
 from eqscale.models.flops import TrainingFlops
@@ -35,9 +35,7 @@ class SlimModel(nn.Module):
 
         None, with nothing done, where that isn't one kernel call, as in a subclass or with hooks.
         """
-        hooks = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (self, self.net))
-        own = type(self).forward is SlimModel.forward and not hooks
-        if not own or batch.schema.target.per != "token" or not self.net.runs_on_kernels(batch.target):
+        if not in_one_call(self, self.net, SlimModel, batch) or not self.net.runs_on_kernels(batch.target):
             return None
         return self.net.add_loss_gradient(*self._seen(batch), batch.mask, batch.target, batch.weight, scale)
 
