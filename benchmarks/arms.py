@@ -370,7 +370,10 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.done: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            self.done: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise SystemExit(f"--json {path}: not a file of results ({error})") from None
 
     def add(self, spec: RunSpec, nmse: float, seconds: float) -> None:
         """Take a result in and replace the file at once, so that no interruption leaves half a file."""
