@@ -282,9 +282,6 @@ class Group:
     """Data, and how runs are trained."""
 
 
-STRONG = dataclasses.replace(COMPUTE_GRIDS["cpu"], optimizer="muon")
-
-
 GROUPS = {
     "plain": Group(
         "plain transformer: floor invariants, attention heads, MLP",
@@ -310,9 +307,9 @@ GROUPS = {
             plain("distance bias", model=DistanceBiased, flops=distance_flops),
             plain("relative features", model=Relative),
         ],
-        (Size(24, 2, 3), Size(20, 3, 2)),
+        (Size(24, 2, 3), Size(30, 3, 3)),
         (3e11, 1e12),
-        STRONG,
+        COMPUTE_GRIDS["cpu"],
     ),
     "strong-gatr": Group(
         "GATr: as many choices, each alone",
@@ -325,9 +322,9 @@ GROUPS = {
             gatr_in_units("lengths in 0.3 m", 0.3),
             gatr_in_units("lengths in 0.03 m", 0.03),
         ],
-        (Size(4, 3, 2), Size(8, 5, 4)),
+        (Size(4, 4, 2), Size(6, 4, 2)),
         (3e11, 1e12),
-        STRONG,
+        COMPUTE_GRIDS["cpu"],
     ),
     "gatr-embedding": Group(
         "GATr: how directions are embedded, how the prediction is read, unit of length",
@@ -354,12 +351,6 @@ GROUPS = {
         "GATr: unit of length",
         lambda: [get_arm("gatr"), gatr_in_units("in metres", 1.0), gatr_in_units("in cm", 0.01)],
         (Size(4, 2, 2), Size(6, 4, 2)),
-        (3e11,),
-    ),
-    "gatr-depth": Group(
-        "GATr: narrow and deep or wide and shallow",
-        lambda: [get_arm("gatr")],
-        (Size(4, 2, 2), Size(8, 1, 4), Size(4, 4, 2), Size(6, 2, 2), Size(4, 6, 2)),
         (3e11,),
     ),
 }

@@ -23,7 +23,7 @@ from scipy.interpolate import BSpline
 
 from eqscale.arms import get_arm
 from eqscale.laws.render import markdown_table
-from eqscale.study.grid import design_run
+from eqscale.study.grid import choose_sizes, design_run
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.tasks import get_task
 from eqscale.tasks.dataset import DataSpec, open_split, prepare
@@ -253,7 +253,7 @@ def loading(data: Path) -> None:
     rng, preset = np.random.default_rng(0), COMPUTE_GRIDS["forces-cpu"]
     for name in preset.arms:
         arm = get_arm(name)
-        for size in arm.sizes(1e11)[:1] + arm.sizes(1e12)[3:4]:
+        for size in (arm.ladder[0], *choose_sizes(arm, 1e12, 1, preset)):
             spec = design_run(arm, size, 1e11, preset, 0)
             model = build_model(spec)
             optimizer = get_optimizer(spec.optimizer).build(model, 1e-3, spec.weight_decay, spec.momentum)

@@ -71,9 +71,6 @@ class Arm:
     packed: Callable[[Size, torch.device], bool] | None = None
     """For models that can leave padding out: size, device -> whether it costs them nothing there. Plans assume so,
     records count what was computed."""
-    deeper_ladders: tuple[tuple[float, tuple[Size, ...]], ...] = ()
-    """Budgets in executed FLOPs, rising, with the sizes to use instead of ``ladder`` from there on: long training pays
-    for more blocks at the same parameters."""
     alternatives: tuple[Recipe, ...] = ()
     """Recipes with other optimisers."""
     control_of: str | None = None
@@ -92,10 +89,6 @@ class Arm:
         """The recipe with an optimiser, or None if there is none; without a name its own."""
         recipes = (self.recipe, *self.alternatives)
         return next((recipe for recipe in recipes if optimizer in ("", recipe.optimizer)), None)
-
-    def sizes(self, budget: float) -> tuple[Size, ...]:
-        """The sizes that suit a budget in executed FLOPs, in order of parameters."""
-        return next((sizes for least, sizes in reversed(self.deeper_ladders) if budget >= least), self.ladder)
 
     def executed_flops(self, size: Size, task: Task, counts: TokenCounts, device: torch.device | None = None) -> float:
         """Training FLOPs that samples cost, with their padding unless the arm leaves it out.

@@ -90,30 +90,39 @@ def _build(size: Size, task: Task, aligned: bool) -> nn.Module:
     return PlainModel(_config(size, task, aligned), task.align if aligned else None, planes=not aligned)
 
 
-_WIDTHS = {8: 1, 10: 1, 12: 1, 16: 2, 20: 2, 24: 3, 30: 3, 36: 4, 42: 3, 52: 4, 64: 8, 80: 10}
-"""Width -> heads, at least 8 wide."""
+_HEADS = {8: 2, 10: 2, 12: 2, 14: 2, 16: 2, 20: 2, 24: 3, 30: 3, 36: 4, 42: 3, 52: 4, 64: 8, 80: 10, 96: 12, 112: 14}
+"""By width, at least 8 wide."""
 
-
-def _rungs(depth: int, least: int, most: int) -> tuple[Size, ...]:
-    return tuple(Size(width, depth, heads) for width, heads in _WIDTHS.items() if least <= width <= most)
-
-
-_LARGE = tuple(
-    Size(width, depth, heads)
-    for width, depth, heads in (
-        (80, 4, 10), (96, 4, 12), (112, 4, 14), (112, 5, 14), (128, 6, 16), (160, 6, 16), (192, 6, 16),
-        (224, 7, 16), (256, 8, 16), (320, 8, 20), (384, 8, 24), (448, 9, 28), (512, 10, 32), (640, 10, 40),
-        (768, 10, 48), (896, 11, 56), (1024, 13, 64), (1280, 13, 80), (1536, 14, 96), (1792, 16, 112),
-        (2048, 19, 128), (2304, 21, 144),
-    )
+# To about 1e9 parameters. The deepest that was searched has 8 blocks; beyond 1e5 parameters nothing was.
+_LARGE = (
+    *(Size(width, 8, _HEADS[width]) for width in (42, 52, 64, 80, 96, 112)),
+    *(
+        Size(width, depth, heads)
+        for width, depth, heads in (
+            (128, 8, 16), (160, 8, 16), (192, 8, 16), (224, 8, 16), (256, 8, 16), (320, 8, 20), (384, 8, 24),
+            (448, 9, 28), (512, 10, 32), (640, 10, 40), (768, 10, 48), (896, 11, 56), (1024, 13, 64), (1280, 13, 80),
+            (1536, 14, 96), (1792, 16, 112), (2048, 19, 128), (2304, 21, 144),
+        )
+    ),
 )  # fmt: skip
 
-# About 1e3 to 1e9 parameters. How many blocks pay follows from the length of training: on short budgets each further
-# block costs up to a quarter of the loss, on long ones too few do (docs/training.md).
-_LADDER = _rungs(1, 8, 80) + _rungs(2, 64, 80) + _rungs(3, 80, 80) + _LARGE
+
+def _ladder(*rungs: tuple[int, int]) -> tuple[Size, ...]:
+    return (*(Size(width, depth, _HEADS[width]) for width, depth in rungs), *_LARGE)
 
 
-def _arm(name: str, description: str, role: Role, *, two: float, three: float) -> Arm:
+# From about 1e3 parameters, with the depths that the search of shapes found (docs/training.md).
+_LADDER = _ladder(
+    (8, 1), (10, 1), (12, 1), (14, 1), (16, 1), (20, 1), (24, 1), (20, 2), (24, 2), (24, 3), (30, 3), (30, 4), (30, 6),
+    (30, 8), (36, 8),
+)  # fmt: skip
+_ALIGNED_LADDER = _ladder(
+    (8, 1), (10, 1), (12, 1), (10, 2), (12, 2), (14, 2), (16, 2), (20, 2), (20, 3), (20, 4), (24, 4), (24, 6), (24, 8),
+    (30, 8), (36, 8),
+)  # fmt: skip
+
+
+def _arm(name: str, description: str, role: Role) -> Arm:
     aligned, recipes = role is Role.ALIGN, fitted_recipes(name)
     return Arm(
         name,
@@ -121,22 +130,16 @@ def _arm(name: str, description: str, role: Role, *, two: float, three: float) -
         role,
         functools.partial(_build, aligned=aligned),
         functools.partial(_flops, aligned=aligned),
-        _LADDER,
+        _ALIGNED_LADDER if aligned else _LADDER,
         recipes[0],
         augmented=role is Role.AUGMENT,
         packed=lambda size, device: Transformer.packs(size.width, device),
         alternatives=recipes[1:],
-        # Budgets, in executed FLOPs, from which two and three blocks pay.
-        deeper_ladders=((two, _rungs(2, 10, 80) + _rungs(3, 80, 80) + _LARGE), (three, _rungs(3, 10, 80) + _LARGE)),
     )
 
 
 _LEARN = "learn the symmetry from the data: plain pre-LayerNorm transformer"
 _AUGMENT = "learn it from augmented data: a fresh group element per draw"
 _ALIGN = "align it: the plain transformer on samples turned into a canonical frame"
-ALIGNED = _arm("transformer_aligned", _ALIGN, Role.ALIGN, two=3e11, three=3e12)
-ARMS = (
-    _arm("transformer", _LEARN, Role.LEARN, two=1e12, three=1e13),
-    _arm("transformer_aug", _AUGMENT, Role.AUGMENT, two=1e12, three=1e13),
-    ALIGNED,
-)
+ALIGNED = _arm("transformer_aligned", _ALIGN, Role.ALIGN)
+ARMS = (_arm("transformer", _LEARN, Role.LEARN), _arm("transformer_aug", _AUGMENT, Role.AUGMENT), ALIGNED)

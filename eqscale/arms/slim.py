@@ -61,14 +61,14 @@ def _flops(size: Size, task: Task) -> TrainingFlops:
     return slim_training_flops(_config(size, task))
 
 
-# About 1e3 to 6e8 parameters; width counts true vectors, and as many pseudovectors and twice as many scalars. As narrow
-# and deep as GATr's.
+# About 1e3 to 6e8 parameters; width counts true vectors, and as many pseudovectors and twice as many scalars. Deep from
+# small sizes on, by the search of shapes (docs/training.md); beyond 1e5 parameters nothing was searched.
 _LADDER = tuple(
     Size(width, depth, heads)
     for width, depth, heads in (
-        (4, 1, 2), (5, 1, 2), (3, 4, 2), (4, 3, 2), (4, 4, 2), (4, 6, 2),
-        (6, 4, 2), (6, 6, 2), (8, 5, 4), (8, 7, 4), (12, 4, 4), (12, 6, 4), (16, 5, 4), (16, 7, 4),
-        (20, 7, 4), (24, 7, 4), (28, 8, 4), (32, 9, 8), (40, 9, 8), (48, 9, 8), (56, 10, 8), (72, 9, 8),
+        (4, 1, 2), (5, 1, 2), (3, 4, 2), (4, 3, 2), (4, 4, 2), (5, 4, 2),
+        (6, 4, 2), (6, 6, 2), (7, 6, 2), (8, 6, 4), (8, 8, 4), (10, 8, 4), (12, 8, 4), (14, 8, 4), (16, 8, 4),
+        (20, 8, 4), (24, 8, 4), (28, 8, 4), (32, 9, 8), (40, 9, 8), (48, 9, 8), (56, 10, 8), (72, 9, 8),
         (80, 11, 8), (96, 11, 8), (112, 12, 8), (136, 12, 8), (160, 13, 8), (192, 14, 8), (224, 15, 8),
         (264, 16, 8), (312, 17, 8), (376, 17, 8), (448, 18, 8), (512, 21, 8), (592, 24, 8), (640, 26, 8),
     )

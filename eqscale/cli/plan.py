@@ -121,8 +121,8 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rungs(task_name: str, name: str, N: float, budget: float) -> list[tuple[str, int]]:
-    """Sizes of a registered arm around N at a budget in executed FLOPs with their parameters; none for other arms."""
+def _rungs(task_name: str, name: str, N: float) -> list[tuple[str, int]]:
+    """Sizes of a registered arm around N with their parameters; none for other arms."""
     from bisect import bisect
 
     from eqscale.arms import arm_names, get_arm
@@ -131,9 +131,9 @@ def _rungs(task_name: str, name: str, N: float, budget: float) -> list[tuple[str
     if name not in arm_names() or task_name not in task_names():
         return []
     arm, task = get_arm(name), get_task(task_name)
-    sizes = arm.sizes(budget)
-    at = bisect(sizes, N, key=lambda size: arm.parameters(size, task))  # counts few: to build the largest takes seconds
-    return [(str(size), arm.parameters(size, task)) for size in sizes[max(at - 2, 0) : at + 2]]
+    # Counts few of them: to build the largest takes seconds.
+    at = bisect(arm.ladder, N, key=lambda size: arm.parameters(size, task))
+    return [(str(size), arm.parameters(size, task)) for size in arm.ladder[max(at - 2, 0) : at + 2]]
 
 
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:

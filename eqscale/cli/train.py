@@ -97,7 +97,7 @@ def _one_run(args: argparse.Namespace) -> Planned:
 def _size(arm: Arm, text: str) -> Size:
     from eqscale.arms import Size
 
-    rungs = {str(size): size for sizes in (arm.ladder, *(own for _, own in arm.deeper_ladders)) for size in sizes}
+    rungs = {str(size): size for size in arm.ladder}
     if text in rungs:
         return rungs[text]
     try:

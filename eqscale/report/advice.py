@@ -49,7 +49,7 @@ def suggest(
     arms: Mapping[str, Mapping[str, ArmFit]],
     axis: str,
     compute: float,
-    rungs: Callable[[str, float, float], Sequence[tuple[str, int]]],
+    rungs: Callable[[str, float], Sequence[tuple[str, int]]],
 ) -> list[Suggestion]:
     """What to train with ``compute`` on an axis; the best arm first.
 
@@ -58,8 +58,7 @@ def suggest(
         arms: their laws by axis and arm.
         axis: one of ``AXES``.
         compute: in the axis's unit.
-        rungs: arm, parameters and executed FLOPs to label and parameters of the sizes around that can be built, if
-            known.
+        rungs: arm and parameters to label and parameters of the sizes around that can be built, if known.
 
     Raises:
         InputError: no arm has an optimum at this compute, or ``compute`` is not positive and finite.
@@ -69,9 +68,7 @@ def suggest(
         if not math.isfinite(advice.loss):
             continue
         arm = arms[axis][advice.arm]
-        optimum = np.array([advice.N])
-        flops = float(arms["executed"][advice.arm].cost.cost(optimum, arm.cost.tokens(optimum, compute))[0])
-        size, N = _best_rung(arm, compute, rungs(advice.arm, advice.N, flops) or [("", advice.N)])
+        size, N = _best_rung(arm, compute, rungs(advice.arm, advice.N) or [("", advice.N)])
         D = float(arm.cost.tokens(np.array([N]), compute)[0])
         own = runs[runs["arm"] == advice.arm]
         per_step = (own["D"] / own["steps"]).median() if "steps" in own else math.nan

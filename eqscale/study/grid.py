@@ -81,7 +81,7 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
     """
     batch_size = preset.batch_size or recipe_of(arm, preset).batch_size(budget)
     batch, task = expected_batch(preset, batch_size), get_task(preset.task)
-    own = {size: arm.executed_flops(size, task, batch) for size in arm.sizes(budget)}
+    own = {size: arm.executed_flops(size, task, batch) for size in arm.ladder}
     # What is too large already needn't be built to count the FLOPs of its optimiser: that takes a minute.
     tried = [size for size in own if own[size] <= max(budget / preset.min_steps, min(own.values()))]
     cost_of_step = {size: _cost_of_step(arm, size, preset, batch_size) for size in tried}
@@ -167,14 +167,14 @@ def design_run(
 def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence[Size]) -> list[Size]:
     """Sizes of ``extra_sizes`` for an arm and budget that aren't planned anyway."""
     found = []
-    rungs = {str(size): size for size in arm.sizes(budget)}
+    rungs = {str(size): size for size in arm.ladder}
     for text in preset.extra_sizes:
         name, at, size = extra_size(text)
         here = (name, at) == (arm.name, budget)
         if name not in preset.arms or at not in preset.budgets or (here and size not in rungs):
             raise InputError(
                 f"--extra-sizes {text!r}: write ARM:BUDGET:WIDTHxDEPTH with one of the --arms, one of the --budgets "
-                "and a size of the arm's ladder at that budget" + (f" ({', '.join(rungs)})" if here else "")
+                "and a size of the arm's ladder" + (f" ({', '.join(rungs)})" if here else "")
             )
         if here and rungs[size] not in planned:
             found.append(rungs[size])
@@ -319,7 +319,7 @@ def validation_grid(preset: Validation, optima: Mapping[str, float]) -> list[Run
     specs, task = [], get_task(preset.task)
     for name in preset.arms:
         arm = get_arm(name)
-        runs = [design_run(arm, size, preset.budget, preset, seed=0) for size in arm.sizes(preset.budget)]
+        runs = [design_run(arm, size, preset.budget, preset, seed=0) for size in arm.ladder]
         sizes = {run.size: arm.parameters(run.size, task) for run in runs if run.steps >= preset.min_steps}
         advice = "lower --sizes-per-arm or --min-steps"
         _require_sizes(sizes, preset.sizes_per_arm, arm, preset.budget, preset, advice)
@@ -337,7 +337,7 @@ def possible_runs(preset: ComputeGrid, planned: Sequence[RunSpec]) -> list[RunSp
     """
     specs = []
     for budget, name in itertools.product(preset.budgets, preset.arms):
-        sizes, known = get_arm(name).sizes(budget), {s.size for s in planned if (s.arm, s.budget) == (name, budget)}
+        sizes, known = get_arm(name).ladder, {s.size for s in planned if (s.arm, s.budget) == (name, budget)}
         at = [k for k, size in enumerate(sizes) if size in known]
         rungs = sizes[max(at[0] - 1, 0) : at[-1] + 2]
         specs += [design_run(get_arm(name), size, budget, preset, preset.seeds[0]) for size in rungs]
@@ -358,7 +358,7 @@ def further_grid(preset: ComputeGrid, entries: Sequence[Mapping[str, Any]]) -> l
     for entry in entries:
         if entry["arm"] in preset.arms and entry["budget"] in preset.budgets:
             arm = get_arm(entry["arm"])
-            sizes = {str(size): size for size in arm.sizes(entry["budget"])}
+            sizes = {str(size): size for size in arm.ladder}
             if size := sizes.get(entry["size"]):
                 specs.append(design_run(arm, size, entry["budget"], preset, entry["seed"]))
     return specs

@@ -199,8 +199,6 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         budgets=(1e11, 3e11, 1e12, 3e12, 1e13),
         sizes_per_budget=6,
         replicate_up_to=1e12,
-        # where the best size was the largest, in seconds
-        extra_sizes=("gatr:3e11:12x4", "gatr:3e12:16x7", "gatr:1e13:20x7"),
         **(_CPU | _THREE_SEEDS),
     ),
     "forces-quick": ComputeGrid(budgets=(5e9, 1.5e10, 4e10), sizes_per_budget=3, **_FORCES_QUICK),
@@ -248,7 +246,7 @@ ASPECT_RATIOS: dict[str, AspectRatio] = {
     "cpu": AspectRatio(
         budgets=(3e11, 1e12, 3e12, 1e13),
         costs=(0.7, 1.4),
-        depths=(1, 2, 3, 4, 6),
+        depths=(1, 2, 3, 4, 6, 8),
         **(_CPU | {"arms": ("transformer", "transformer_aligned", "gatr_slim", "gatr")}),
     ),
     "paper": AspectRatio(budgets=(1e17,), costs=(1.0, 3.0), depths=(2, 4, 8, 16), **(_PAPER | {"seeds": (0, 1)})),

@@ -62,7 +62,7 @@ def test_controls_cost_what_their_arm_costs_and_train_by_its_recipe(name):
     arm = get_arm(name)
     other = get_arm(arm.control_of)
     assert arm.role is Role.CONTROL
-    assert (arm.recipe, arm.ladder, arm.deeper_ladders) == (other.recipe, other.ladder, other.deeper_ladders)
+    assert (arm.recipe, arm.ladder) == (other.recipe, other.ladder)
     for size in arm.ladder[3:12:4]:
         for count in (
             lambda a, size=size: a.parameters(size, RIGID),

@@ -118,7 +118,7 @@ def further_grid_of(grid):
 
 def test_further_runs_go_with_their_arms_and_budgets(tmp_path):
     preset = COMPUTE_GRIDS["quick"]
-    size = str(get_arm("gatr").sizes(1e10)[3])
+    size = str(get_arm("gatr").ladder[3])
     entries = [{"arm": "gatr", "budget": 1e10, "size": size, "seed": 5}]
     (spec,) = further_grid(preset, entries)
     assert (spec.arm, spec.budget, str(spec.size), spec.seed) == ("gatr", 1e10, size, 5)

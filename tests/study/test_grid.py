@@ -24,6 +24,7 @@ from eqscale.study.presets import (
     overridden,
 )
 from eqscale.tasks import get_task
+from eqscale.training.optim import step_flops
 
 TASK = get_task("rigid")
 
@@ -82,10 +83,15 @@ def test_a_data_grid_beyond_the_data_is_an_error():
         data_grid(dataclasses.replace(DATA_GRIDS["quick"], systems=(100, 5000)))
 
 
+def cost_of_step(arm, size, batch_size):
+    """Executed FLOPs of a training step, the optimiser's included."""
+    counts = expected_batch(QUICK, batch_size)
+    return arm.executed_flops(size, TASK, counts) + step_flops(arm.recipe.optimizer, arm, size, TASK)
+
+
 def test_every_run_spends_its_budget():
     for spec in compute_grid(QUICK):
-        batch = expected_batch(QUICK, spec.batch_size)
-        spent = spec.steps * get_arm(spec.arm).executed_flops(spec.size, TASK, batch)
+        spent = spec.steps * cost_of_step(get_arm(spec.arm), spec.size, spec.batch_size)
         assert spent == pytest.approx(spec.budget, rel=0.5 / spec.steps + 1e-12)
 
 
@@ -154,7 +160,7 @@ def test_a_task_without_a_variant_has_no_control():
 @pytest.mark.parametrize("name", VALIDATIONS)
 def test_validation_sizes_lie_around_the_predicted_optimum(name):
     preset = VALIDATIONS[name]
-    optima = {arm: get_arm(arm).parameters(get_arm(arm).sizes(preset.budget)[6], TASK) for arm in preset.arms}
+    optima = {arm: get_arm(arm).parameters(get_arm(arm).ladder[6], TASK) for arm in preset.arms}
     specs = validation_grid(preset, optima)
     assert len(specs) == 3 * len(preset.arms)
     assert {spec.budget for spec in specs} == {preset.budget}
@@ -203,9 +209,9 @@ def test_shapes_of_a_group_cost_the_same_and_the_ladders_own_is_among_them():
     assert {group.arm for group in groups} == set(SHAPES.arms)
     for group in groups:
         arm = get_arm(group.arm)
-        batch = expected_batch(QUICK, arm.recipe.batch_size(group.budget))
-        cost = {shape: arm.executed_flops(shape, TASK, batch) for shape in group.shapes}
-        assert group.rung in arm.sizes(group.budget)
+        batch = arm.recipe.batch_size(group.budget)
+        cost = {shape: cost_of_step(arm, shape, batch) for shape in group.shapes}
+        assert group.rung in arm.ladder
         assert len(group.shapes) >= 3
         assert {shape.depth for shape in group.shapes} <= {1, 2, 4, group.rung.depth}
         for shape in group.shapes:
@@ -218,6 +224,5 @@ def test_shapes_are_trained_with_every_seed_at_the_budget():
     shapes = {(group.arm, shape) for group in shape_groups(SHAPES) for shape in group.shapes}
     assert len(specs) == 2 * len(shapes) == len({spec.run_id for spec in specs})
     for spec in specs:
-        arm = get_arm(spec.arm)
-        spent = spec.steps * arm.executed_flops(spec.size, TASK, expected_batch(QUICK, spec.batch_size))
+        spent = spec.steps * cost_of_step(get_arm(spec.arm), spec.size, spec.batch_size)
         assert spent == pytest.approx(2e11, rel=0.01)
