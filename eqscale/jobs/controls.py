@@ -6,7 +6,7 @@ table and the report of the study. `eqscale run split` has the controls that bre
 
     eqscale run controls                    # preset quick: some minutes on two cores
     eqscale run controls --dry-run          # print the plan only
-    eqscale run controls --preset cpu       # half an hour; stop with Ctrl-C, the same command continues
+    eqscale run controls --preset cpu       # a quarter of an hour; stop with Ctrl-C, the same command continues
 
 A run with a record in the study's ledger is not trained again.
 """

@@ -6,7 +6,7 @@ fits a scaling law to each arm, and writes the run table, figures and report.
     eqscale run grid                    # preset first: a minute or two on two cores
     eqscale run grid --dry-run          # print the plan only, and how well it can tell the laws
     eqscale run grid --preset quick     # four to eight minutes: twice the range of compute
-    eqscale run grid --preset cpu       # two hours; stop with Ctrl-C, the same command continues
+    eqscale run grid --preset cpu       # eight hours on two cores; stop with Ctrl-C, the same command continues
     eqscale run grid --next 12          # then: choose the 12 best next runs, train them, refit
 
 A run with a record in the study's ledger is not trained again.

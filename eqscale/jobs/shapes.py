@@ -5,7 +5,7 @@ with Ray Tune. Logs every run to MLflow and writes the run table, a table of sha
 
     eqscale run shapes                    # preset quick: some minutes on two cores
     eqscale run shapes --dry-run          # print the plan only
-    eqscale run shapes --preset cpu       # one seed, four budgets: an hour
+    eqscale run shapes --preset cpu       # one seed, four budgets: four hours
 
 A run with a record in the study's ledger is not trained again.
 """

@@ -33,9 +33,6 @@ GPU_PEAKS = {
     "H200": 67e12,
 }
 
-SYSTEM_SECONDS = 0.02
-"""Of making one system of data on a core: a guess, from rigid scenes."""
-
 _METRIC_SECONDS = 1e-4  # metrics of an evaluated sample, on one CPU core
 _PRIOR_WEIGHT = 0.03  # of the guess against one run that has ended
 

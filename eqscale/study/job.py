@@ -23,7 +23,7 @@ from eqscale.storage import check_writable, write_atomically
 from eqscale.study import shared_data
 from eqscale.study.alone import Planned, write_plan
 from eqscale.study.description import description_path, read_description
-from eqscale.study.estimate import SYSTEM_SECONDS, Estimator, device_guess
+from eqscale.study.estimate import Estimator, device_guess
 from eqscale.study.grid import data_spec
 from eqscale.study.lease import StillOurs, only_driver
 from eqscale.study.options import JobOptions
@@ -388,9 +388,9 @@ def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Consol
     cluster = Cluster(workers, workers)
     planned = plan(todo, estimate, cluster, largest=options.devices_per_trial or 1)
     wall = max(placement.end for placement in run_list(planned, estimate, cluster))
-    data = data_spec(options.preset)
-    making = SYSTEM_SECONDS * shared_data.missing_systems(data, options.storage.data) / workers
-    first = f", {human_time(making)} of it for {get_task(data.task).words.unit.many}" if making >= 1 else ""
+    data, task = data_spec(options.preset), get_task(options.preset.task)
+    making = task.system_seconds * shared_data.missing_systems(data, options.storage.data) / workers
+    first = f", {human_time(making)} of it for {task.words.unit.many}" if making >= 1 else ""
     on = f"{workers} worker{'s' if workers > 1 else ''}"
     console.print(f"{len(done)} runs are done, {len(todo)} to go: about {human_time(wall + making)} on {on}{first}")
     return todo

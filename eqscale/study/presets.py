@@ -190,7 +190,10 @@ _PAPER = _CPU | {
 _GPU = _CPU | {"batch_size": 256, "train_systems": 400_000, "cost_range": 6.0, "min_steps": 1000}
 _THREE_SEEDS = {"seeds": (0, 1, 2)}
 _FORCES_QUICK = _QUICK | {"task": "forces", "train_systems": 3000, "test_systems": 400}
-_FORCES_CPU = _CPU | {"task": "forces", "arms": _PAPER["arms"]}
+# All ways to meet the symmetry, without augmentation, which only pays where data are seen again.
+_MAIN = {"arms": ("transformer", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr")}
+_REPEATED = {"arms": ("transformer", "transformer_aug", *_MAIN["arms"][1:])}
+_FORCES_CPU = _CPU | {"task": "forces"}
 
 COMPUTE_GRIDS: dict[str, ComputeGrid] = {
     "first": ComputeGrid(budgets=(1e10, 3e10, 1e11), sizes_per_budget=3, **(_QUICK | {"train_systems": 2000})),
@@ -198,12 +201,16 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
     "cpu": ComputeGrid(
         budgets=(1e11, 3e11, 1e12, 3e12, 1e13),
         sizes_per_budget=6,
-        replicate_up_to=1e12,
-        **(_CPU | _THREE_SEEDS),
+        replicate_up_to=3e11,
+        fewest_seeds=3,
+        **(_CPU | _MAIN | {"seeds": (0, 1, 2, 3, 4)}),
     ),
     "forces-quick": ComputeGrid(budgets=(5e9, 1.5e10, 4e10), sizes_per_budget=3, **_FORCES_QUICK),
     "forces-cpu": ComputeGrid(
-        budgets=(1e11, 3e11, 1e12, 3e12), sizes_per_budget=6, replicate_up_to=1e12, **(_FORCES_CPU | _THREE_SEEDS)
+        budgets=(1e11, 3e11, 1e12, 3e12),
+        sizes_per_budget=6,
+        replicate_up_to=1e12,
+        **(_FORCES_CPU | _MAIN | _THREE_SEEDS),
     ),
     "gpu": ComputeGrid(budgets=(1e13, 1e14, 1e15, 1e16), sizes_per_budget=3, **_GPU),
     "paper": ComputeGrid(budgets=(1e16, 1e17, 1e18, 1e19), sizes_per_budget=6, **_PAPER),
@@ -228,7 +235,7 @@ DATA_GRIDS: dict[str, DataGrid] = {
         budgets=(1e12,),
         systems=(300, 1000, 3000, 10_000, 30_000, 100_000),
         replicate_up_to=1000,
-        **(_FORCES_CPU | _THREE_SEEDS),
+        **(_FORCES_CPU | _REPEATED | _THREE_SEEDS),
     ),
     "paper": DataGrid(
         budgets=(1e18,),

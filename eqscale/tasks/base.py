@@ -80,6 +80,8 @@ class Task:
     variant: Mapping[str, OptionValue] = {}
     """View options under which an equivariant network must do equally well: a control."""
     samples_per_system: int = 1
+    system_seconds: float = 0.02
+    """CPU seconds in which a system is made, about: for estimates."""
     metrics: tuple[Metric, ...] = ()
     """What ``evaluate`` returns beside nmse and nmse_se, and belongs in run tables."""
     words: Wording

@@ -45,6 +45,7 @@ class ForcesTask(Task):
         ),
     )
     samples_per_system = FRAMES
+    system_seconds = 0.035
     symmetry_tolerance = 1e-9
     metrics = METRICS
     words = Wording(
