@@ -3,8 +3,8 @@
     python benchmarks/arms.py --only strong-plain strong-gatr  # what the papers' baselines lack: hours
     python benchmarks/arms.py --only gatr-embedding --seeds 0  # one group, one seed
 
-Every variant is trained as in the studies, with batch size and learning rate by the recipe of its arm. Prints one
-table per group. Each result goes to --json FILE as soon as it is ready, and what is there is not trained again: after
+Every variant is trained as in the studies, with batch size and learning rate by the recipe of its arm. Prints two
+tables per group. Each result goes to --json FILE as soon as it is ready, and what is there is not trained again: after
 an interruption, or with more seeds, start the same command once more.
 """
 
@@ -29,27 +29,21 @@ from torch import Tensor, nn
 from eqscale.algebra import embed_direction, embed_plane, embed_point, extract_direction, extract_normal, extract_weight
 from eqscale.arms import Arm, Size, get_arm, register
 from eqscale.arms.gatr import LENGTH, GATrModel, gatr_config
-from eqscale.arms.inputs import (
-    invariants,
-    invariants_width,
-    numbers,
-    numbers_width,
-    plane_invariants,
-    plane_invariants_width,
-)
-from eqscale.arms.plain import PlainModel
+from eqscale.arms.inputs import invariants, invariants_width, plane_invariants_width
+from eqscale.arms.plain import Frame, PlainModel, plain_config
 from eqscale.console import make_console
-from eqscale.models.flops import FlopCount, TrainingFlops
+from eqscale.laws.render import markdown_table
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
-from eqscale.models.transformer import Attention, Block, TransformerConfig, transformer_training_flops
+from eqscale.models.transformer import Attention, Block, Transformer, TransformerConfig, transformer_training_flops
+from eqscale.roles import Role
 from eqscale.study.grid import data_spec, design_run
 from eqscale.study.job import prepare_data
 from eqscale.study.presets import COMPUTE_GRIDS, ComputeGrid
 from eqscale.tasks import Batch, Task, get_task
 from eqscale.tasks.dataset import open_split
 from eqscale.tasks.fields import at_tokens
-from eqscale.tasks.rigid.symmetry import align
 from eqscale.tasks.rigid.windows import SCHEMA
+from eqscale.tasks.samples import Samples
 from eqscale.training.loop import train
 from eqscale.training.spec import RunSpec
 
@@ -57,34 +51,14 @@ FLOOR_INVARIANTS = plane_invariants_width(SCHEMA)
 
 
 # ---------------------------------------------------------------- plain transformer
-class WithoutInvariants(PlainModel):
-    """The plain transformer that must find its heights above the floor by itself."""
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.net(numbers(batch), batch.mask)
-
-
-class AlignedWithInvariants(PlainModel):
-    """The plain transformer in the upright frame that gets its heights above the floor as inputs, too."""
-
-    def forward(self, batch: Batch) -> Tensor:
-        upright, rotation = align(batch)
-        features = torch.cat([numbers(upright), *plane_invariants(upright)], -1)
-        return self.net(features, batch.mask) @ rotation
-
-
 class Relative(PlainModel):
     """The plain transformer that sees objects' centres from the middle of their scene."""
 
-    def forward(self, batch: Batch) -> Tensor:
-        features = torch.cat([numbers(self._centred(batch)), *plane_invariants(batch)], -1)
-        return self.net(features, batch.mask)
-
-    def _centred(self, batch: Batch) -> Batch:
-        mask = batch.mask[..., None]
-        middle = torch.where(mask, batch["center"], 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-        moved = {name: batch[name] - middle for name in ("position", "center")}
-        return dataclasses.replace(batch, values={**batch.values, **moved})
+    def _features(self, turned: Batch, batch: Batch) -> Tensor:
+        mask = turned.mask[..., None]
+        middle = torch.where(mask, turned["center"], 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        moved = {name: turned[name] - middle for name in ("position", "center")}
+        return super()._features(dataclasses.replace(turned, values={**turned.values, **moved}), batch)
 
 
 class QKNormAttention(Attention):
@@ -94,41 +68,30 @@ class QKNormAttention(Attention):
         super().__init__(config)
         self.gain = nn.Parameter(torch.ones(2, self.head_width))
 
-    def qkv_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, H, d), (B, T, d), (B, T, d)."""
+    def forward(self, x: Tensor, bias: Tensor | None, pairs: Tensor | None = None) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv(x).split((D, self.head_width, self.head_width), -1)
-        q = F.rms_norm(q.view(B, T, self.heads, -1), (self.head_width,)) * self.gain[0]
-        return q, F.rms_norm(k, (self.head_width,)) * self.gain[1], v
-
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        q, k, v = (z.transpose(1, 2) if z.ndim == 4 else z[:, None] for z in self.qkv_of(x))
-        mask = None if bias is None else bias[:, None]
-        y = F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q), attn_mask=mask)
+        q = (F.rms_norm(q.view(B, T, self.heads, -1), (self.head_width,)) * self.gain[0]).transpose(1, 2)
+        k = F.rms_norm(k, (self.head_width,)) * self.gain[1]
+        mask = sum(part for part in (pairs, None if bias is None else bias[:, None]) if part is not None)
+        y = F.scaled_dot_product_attention(q, k[:, None].expand_as(q), v[:, None].expand_as(q), attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
 
-class OnAten(PlainModel):
-    """A plain model whose blocks have parts that the CPU kernels don't know."""
+class OnAten(Transformer):
+    """A transformer whose blocks have parts that the CPU kernels don't know."""
 
-    def forward(self, batch: Batch) -> Tensor:
-        net, mask = self.net, batch.mask
-        bias = torch.zeros_like(mask, dtype=batch.target.dtype).masked_fill_(~mask, float("-inf"))[:, None]
-        x = net.embed(torch.cat([numbers(batch), *plane_invariants(batch)], -1))
-        for block, own in zip(net.blocks, self.biases(batch), strict=True):
-            x = block(x, bias if own is None else bias + own)
-        return net.readout(net.norm(x))
-
-    def biases(self, batch: Batch) -> list[Tensor | None]:
-        """What is added to the logits of each block."""
-        return [None] * len(self.net.blocks)
+    def runs_on_kernels(self, x: Tensor) -> bool:
+        """Never."""
+        return False
 
 
-class QKNormed(OnAten):
+class QKNormed(PlainModel):
     """The plain transformer with normalised queries and keys."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: TransformerConfig, frame: Frame | None = None, planes: bool = True) -> None:
+        super().__init__(config, frame, planes)
+        self.net = OnAten(config)
         for block in self.net.blocks:
             assert isinstance(block, Block)
             attention = QKNormAttention(config)
@@ -136,52 +99,21 @@ class QKNormed(OnAten):
             block.attention = attention
 
 
-class DistanceBiased(OnAten):
-    """The plain transformer whose heads add a learned function of two tokens' distance to their logits."""
-
-    RADII = (0.1, 0.3, 1.0, 3.0)
-    """Of Gaussians, in m."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
-        self.weight = nn.Parameter(torch.zeros(config.depth, len(self.RADII), config.heads))
-
-    def biases(self, batch: Batch) -> list[Tensor | None]:
-        squared = torch.cdist(batch["position"], batch["position"]).square()
-        scaled = squared[..., None] / torch.tensor(self.RADII, dtype=squared.dtype).square()
-        bells = torch.exp(-0.5 * scaled)
-        B, T = squared.shape[:2]
-        # the heads of a token are rows of one product
-        return [(bells @ own).permute(0, 1, 3, 2).reshape(B, -1, T) for own in self.weight]
-
-
-def distance_flops(config: TransformerConfig) -> TrainingFlops:
-    """With the products of its bells and weights; their gradient for the bells isn't needed."""
-    flops = transformer_training_flops(config)
-    own = 4.0 * config.depth * len(DistanceBiased.RADII) * config.heads
-    return dataclasses.replace(flops, executed=flops.executed + FlopCount(0.0, own))
-
-
 def plain(
-    label: str,
-    base: str = "transformer",
-    model: type[PlainModel] = PlainModel,
-    flops: Callable[[TransformerConfig], TrainingFlops] = transformer_training_flops,
-    **changes: object,
+    label: str, base: str = "transformer", planes: bool = True, model: type[PlainModel] = PlainModel, **changes: object
 ) -> Arm:
     """The plain transformer with another configuration, by the recipe of ``base``."""
+    arm = get_arm(base)
 
-    def config(size: Size) -> TransformerConfig:
-        features = numbers_width(SCHEMA) + (0 if model is WithoutInvariants else FLOOR_INVARIANTS)
-        values = dict(in_features=features, out_features=3, width=size.width, depth=size.depth, heads=size.heads)
-        return TransformerConfig(**(values | changes))  # type: ignore[arg-type]
+    def config(size: Size, task: Task) -> TransformerConfig:
+        return dataclasses.replace(plain_config(size, task, planes), **changes)  # type: ignore[arg-type]
 
     return dataclasses.replace(
-        get_arm(base),
+        arm,
         name=label,
-        build=lambda size, task: model(config(size)),
-        flops=lambda size, task: flops(config(size)),
-        packed=None if issubclass(model, OnAten) else get_arm(base).packed,
+        build=lambda size, task: model(config(size, task), task.align if arm.role is Role.ALIGN else None, planes),
+        flops=lambda size, task: transformer_training_flops(config(size, task)),
+        packed=None if model is QKNormed else arm.packed,
     )
 
 
@@ -243,12 +175,14 @@ def gatr(
     )
 
 
-def gatr_shaped(label: str, scalars: int = 2, heads: int = 1) -> Arm:
-    """The arm gatr with another number of scalars per channel, or times as many heads."""
+def gatr_shaped(label: str, scalars: int = 2, heads: int | None = 0) -> Arm:
+    """The arm gatr with another number of scalars per channel, or of heads (None: one per channel)."""
 
     def config(size: Size, task: Task) -> GATrConfig:
         own = gatr_config(size, task, "parity")
-        return dataclasses.replace(own, scalars=scalars * size.width, heads=heads * size.heads)
+        return dataclasses.replace(
+            own, scalars=scalars * size.width, heads=size.width if heads is None else heads or size.heads
+        )
 
     return dataclasses.replace(
         get_arm("gatr"),
@@ -287,9 +221,9 @@ GROUPS = {
         "plain transformer: floor invariants, attention heads, MLP",
         lambda: [
             get_arm("transformer"),
-            plain("without floor invariants", model=WithoutInvariants),
+            plain("without floor invariants", planes=False),
             get_arm("transformer_aligned"),
-            plain("aligned, with floor invariants", "transformer_aligned", AlignedWithInvariants),
+            plain("aligned, with floor invariants", "transformer_aligned"),
             plain("multi-head", multi_query=False),
             plain("narrow MLP", mlp_ratio=2),
         ],
@@ -304,8 +238,10 @@ GROUPS = {
             plain("SwiGLU", activation="swiglu"),
             plain("multi-head", multi_query=False),
             plain("QK-norm", model=QKNormed),
-            plain("distance bias", model=DistanceBiased, flops=distance_flops),
+            plain("without distances", distances=False),
             plain("relative features", model=Relative),
+            plain("two heads", heads=2),
+            plain("six heads", heads=6),
         ],
         (Size(24, 2, 3), Size(30, 3, 3)),
         (3e11, 1e12),
@@ -318,13 +254,22 @@ GROUPS = {
             gatr("directions both ways"),
             gatr_shaped("one scalar per channel", scalars=1),
             gatr_shaped("four scalars per channel", scalars=4),
-            gatr_shaped("twice the heads", heads=2),
+            gatr_shaped("one head", heads=1),
+            gatr_shaped("a head a channel", heads=None),
+            gatr_in_units("lengths in 1 m", 1.0),
             gatr_in_units("lengths in 0.3 m", 0.3),
             gatr_in_units("lengths in 0.03 m", 0.03),
         ],
         (Size(4, 4, 2), Size(6, 4, 2)),
         (3e11, 1e12),
         COMPUTE_GRIDS["cpu"],
+    ),
+    "forces-plain": Group(
+        "plain transformer on forces: heads that see distances",
+        lambda: [get_arm("transformer"), plain("without distances", distances=False)],
+        (Size(24, 2, 3), Size(30, 3, 3)),
+        (1e11, 1e12),
+        dataclasses.replace(COMPUTE_GRIDS["forces-cpu"], train_systems=16_000),
     ),
     "gatr-embedding": Group(
         "GATr: how directions are embedded, how the prediction is read, unit of length",
@@ -379,42 +324,49 @@ class Results:
 
 
 def run_group(group: Group, seeds: list[int], root: Path, results: Results, console: Console) -> list:
-    """Train every variant without a result; returns rows of (variant, budget, size, N, steps, losses, seconds)."""
-    data, task = data_spec(group.preset), get_task(group.preset.task)
-    train_windows, test_windows = open_split(data, root, "train"), open_split(data, root, "test")
-    rows = []
+    """Train every variant without a result; returns rows of (variant, budget, size, N, steps, losses)."""
+    task, rows = get_task(group.preset.task), []
     for arm, budget, size in itertools.product(group.variants(), group.budgets, group.sizes):
-        losses, seconds = [], []
-        for seed in seeds:
-            spec = design_run(arm, size, budget, group.preset, seed)
+        specs = [design_run(arm, size, budget, group.preset, seed) for seed in seeds]
+        for spec in specs:
             if spec.run_id not in results.done:
+                samples = open_samples(group.preset, root, console)
                 with tempfile.TemporaryDirectory() as folder:
-                    record = train(spec, train_windows, test_windows, checkpoints=Path(folder) / "checkpoints")
-                results.add(spec, record.test.get("nmse", float("inf")), record.seconds)
-            result = results.done[spec.run_id]
-            console.print(f"{arm.name} {size} {budget:.0e} seed {seed}: {result['nmse']:.4f}", markup=False)
-            losses.append(result["nmse"])
-            seconds.append(result["seconds"])
-        counted = arm.parameters(size, task), spec.steps
-        rows.append((arm.name, budget, str(size), *counted, losses, statistics.mean(seconds)))
+                    record = train(spec, *samples, checkpoints=Path(folder) / "checkpoints")
+                nmse = record.test.get("nmse", math.inf)
+                results.add(spec, nmse, record.seconds)
+                console.print(f"{arm.name} {size} {budget:.0e} seed {spec.seed}: {nmse:.4f}", markup=False)
+        losses = [results.done[spec.run_id]["nmse"] for spec in specs]
+        rows.append((arm.name, budget, str(size), arm.parameters(size, task), specs[0].steps, losses))
     return rows
 
 
-def print_table(group: Group, rows: list, console: Console) -> None:
-    """One row a variant, budget and size, and what each variant takes off the log loss of the first."""
-    console.print(f"\n{group.question}\n", markup=False)
-    print("| variant | budget | size | N | steps | seconds | test NMSE |\n| --- | --- | --- | --- | --- | --- | --- |")
+@functools.cache
+def open_samples(preset: ComputeGrid, root: Path, console: Console) -> tuple[Samples, Samples]:
+    """Training and test split; only where something is trained."""
+    data = data_spec(preset)
+    prepare_data(data, root, console)
+    return open_split(data, root, "train"), open_split(data, root, "test")
+
+
+def print_table(group: Group, rows: list) -> None:
+    """What each variant adds to the log loss of the first, and a row for each variant, budget and size."""
     logs: dict[str, list[list[float]]] = {}
-    for name, budget, size, parameters, steps, losses, seconds in rows:
+    cells = []
+    for name, budget, size, parameters, steps, losses in rows:
         spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         loss = f"{statistics.mean(losses):.4f}{spread}"
-        print(f"| {name} | {budget:.0e} | {size} | {parameters} | {steps} | {seconds:.0f} | {loss} |")
+        cells.append([name, f"{budget:.0e}", size, f"{parameters:,}", f"{steps:,}", loss])
         logs.setdefault(name, []).append([math.log(loss) for loss in losses])
     base, *others = logs
+    gains = []
     for name in others:
         pairs = list(zip(logs[name], logs[base], strict=True))
         gain = statistics.mean(statistics.mean(own) - statistics.mean(first) for own, first in pairs)
-        console.print(f"{name}: {100 * math.expm1(gain):+.1f} % against {base}{_scatter(pairs)}", markup=False)
+        gains.append([name, f"{100 * math.expm1(gain):+.1f} %{_scatter(pairs)}"])
+    print(f"\n## {group.question[0].upper()}{group.question[1:]}\n")
+    print(markdown_table(["variant", f"loss against {base}"], gains))
+    print(markdown_table(["variant", "budget", "size", "N", "steps", "test NMSE"], cells))
 
 
 def _scatter(pairs: list[tuple[list[float], list[float]]]) -> str:
@@ -437,10 +389,9 @@ def main() -> None:
     results = Results(args.json)
     for name in args.only:
         group = GROUPS[name]
-        prepare_data(data_spec(group.preset), args.data, console)
         for arm in group.variants():
             with_name_free(arm)
-        print_table(group, run_group(group, args.seeds, args.data, results, console), console)
+        print_table(group, run_group(group, args.seeds, args.data, results, console))
 
 
 def with_name_free(arm: Arm) -> None:

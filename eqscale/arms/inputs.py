@@ -66,6 +66,18 @@ def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
         return torch.tensor(values, dtype=dtype, device=device)
 
 
+def tokens_have_places(schema: Schema) -> bool:
+    """Whether a token is somewhere, so that two of them have a distance."""
+    return bool(schema.of(Kind.POINT, "token"))
+
+
+def places(batch: Batch) -> list[Tensor]:
+    """Where each token is over the task's length, (B, T, 3): its target's point, or its first. Empty without points."""
+    names = [field.name for field in batch.schema.of(Kind.POINT, "token")]
+    own = [name for name in names if name == batch.schema.target.at] or names
+    return [batch[name] / batch.schema.length for name in own[:1]]
+
+
 def plane_invariants_width(schema: Schema) -> int:
     """Length of the last dimension of ``plane_invariants``."""
     seen = [f for f in schema.fields if f.per == "token" and f.kind in (Kind.POINT, Kind.DIRECTION)]

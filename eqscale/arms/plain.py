@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from eqscale.arms.base import Arm, Size
-from eqscale.arms.inputs import in_one_call, numbers, numbers_width, plane_invariants, plane_invariants_width, pooled
+from eqscale.arms.inputs import (
+    in_one_call,
+    numbers,
+    numbers_width,
+    places,
+    plane_invariants,
+    plane_invariants_width,
+    pooled,
+    tokens_have_places,
+)
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
@@ -59,10 +68,12 @@ class PlainModel(nn.Module):
         return self.net.add_loss_gradient(self._features(seen, batch), seen.mask, seen.target, seen.weight, scale)
 
     def _features(self, turned: Batch, batch: Batch) -> Tensor:
-        features = numbers(turned)
-        if self.planes and (planes := plane_invariants(batch)):
-            features = torch.cat([features, *planes], -1)
-        return features
+        found = [numbers(turned)]
+        if self.planes:
+            found += plane_invariants(batch)
+        if self.net.config.distances:
+            found += places(batch)
+        return torch.cat(found, -1) if len(found) > 1 else found[0]
 
 
 def plain_config(size: Size, task: Task, planes: bool = True) -> TransformerConfig:
@@ -73,6 +84,7 @@ def plain_config(size: Size, task: Task, planes: bool = True) -> TransformerConf
         width=size.width,
         depth=size.depth,
         heads=size.heads,
+        distances=tokens_have_places(task.schema),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from eqscale.models.inputs import check_mask, check_tokens
 KERNEL_WIDTH = 256
 """Widest network that runs on kernels. Beyond it weights leave the cache from tile to tile, and ATen's large matrix
 products are as fast (``benchmarks/models.py``, part ``steps``)."""
+
+RADII = (0.1, 0.3, 1.0, 3.0)
+"""Of the Gaussians of the distance of two tokens that heads weigh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,9 @@ class TransformerConfig:
     """"layer": LayerNorm; "rms": RMSNorm."""
     activation: str = "gelu"
     """"gelu", or "swiglu" (Shazeer 2020), two thirds as wide: about as many parameters."""
+    distances: bool = False
+    """Whether heads add a learnt function of the distance of two tokens to their logits, as Graphormer does (Ying et
+    al. 2021, arXiv 2106.05234). Then three more numbers follow a token's features: where it is."""
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "width", "depth", "heads", "mlp_ratio"):
@@ -57,6 +64,11 @@ class TransformerConfig:
         for name, allowed in (("norm", ("layer", "rms")), ("activation", ("gelu", "swiglu"))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"transformer {name} must be one of {', '.join(allowed)}, not {getattr(self, name)}")
+
+    @property
+    def given(self) -> int:
+        """Numbers of an input token: features, and where it is."""
+        return self.in_features + (3 if self.distances else 0)
 
     @property
     def kv_heads(self) -> int:
@@ -90,8 +102,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, (config.heads + 2 * self.kv_heads) * self.head_width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x_BTD: Tensor, bias_B1T: Tensor | None) -> Tensor:
-        """Attend: (B, T, width) -> (B, T, width); the bias is -inf at padded keys."""
+    def forward(self, x_BTD: Tensor, bias_B1T: Tensor | None, pairs_BHTT: Tensor | None = None) -> Tensor:
+        """Attend: (B, T, width) -> (B, T, width); the bias is -inf at padded keys, that of pairs one of each head."""
         B, T, D = x_BTD.shape
         H, G, d = self.heads, self.kv_heads, self.head_width
         q, k, v = self.qkv(x_BTD).split((H * d, G * d, G * d), dim=-1)
@@ -101,10 +113,14 @@ class Attention(nn.Module):
             logits = torch.bmm(q * d**-0.5, k.transpose(1, 2))
             if bias_B1T is not None:
                 logits = logits + bias_B1T
+            if pairs_BHTT is not None:
+                logits = logits + pairs_BHTT.transpose(1, 2).reshape(B, T * H, T)
             y = torch.bmm(torch.softmax(logits, -1), v).view(B, T, D)
         else:
             q, k, v = (z.view(B, T, H, d).transpose(1, 2) for z in (q, k, v))
             mask = None if bias_B1T is None else bias_B1T[:, None]
+            if pairs_BHTT is not None:
+                mask = pairs_BHTT if mask is None else pairs_BHTT + mask
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, T, D)
         return self.out(y)
 
@@ -121,9 +137,9 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(config.width, config.mlp_inputs)
         self.mlp_out = nn.Linear(config.hidden, config.width)
 
-    def forward(self, x_BTD: Tensor, bias_B1T: Tensor | None) -> Tensor:
-        """One block: (B, T, width) -> (B, T, width)."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias_B1T)
+    def forward(self, x_BTD: Tensor, bias_B1T: Tensor | None, pairs_BHTT: Tensor | None = None) -> Tensor:
+        """One block: (B, T, width) -> (B, T, width); biases as of ``Attention``."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias_B1T, pairs_BHTT)
         u = self.mlp_in(self.mlp_norm(x_BTD))
         if self.gated:
             gate, value = u.chunk(2, -1)
@@ -135,13 +151,14 @@ class Block(nn.Module):
 def _shape(c: TransformerConfig, batch: int, tokens: int, dtype: torch.dtype) -> native.transformer.Shape:
     """Shape of a batch, and what the kernels need for it."""
     sizes = c.in_features, c.out_features, c.width, c.depth, c.heads, c.kv_heads, c.hidden
-    shape = native.transformer.Shape(batch, tokens, *sizes, c.activation == "swiglu", c.norm == "layer")
+    kinds = c.activation == "swiglu", c.norm == "layer", c.given - c.in_features
+    shape = native.transformer.Shape(batch, tokens, *sizes, *kinds)
     native.call("transformer_plan", torch.empty(0, dtype=dtype), shape)
     return shape
 
 
 class Transformer(nn.Module):
-    """Maps token features (B, T, in_features) to predictions (B, T, out_features).
+    """Maps tokens (B, T, given) to predictions (B, T, out_features).
 
     Permutation-equivariant over tokens. Padded tokens (mask False) influence nothing.
     """
@@ -149,13 +166,15 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        # Outside the blocks: no map between channels, so none for Muon.
+        self.distances = nn.Parameter(torch.zeros(config.depth, len(RADII), config.heads)) if config.distances else None
         self.embed = nn.Linear(config.in_features, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = _norm(config)
         self.readout = nn.Linear(config.width, config.out_features)
         # Where list(self.parameters()) finds them: its walk takes a tenth of a small network's step.
         owners = [module._parameters for module in self.modules()]
-        self._places: list[tuple[dict[str, Any], str]] = [(own, name) for own in owners for name in own]
+        self._places: list[tuple[dict[str, Any], str]] = [(own, k) for own in owners for k in own if own[k] is not None]
         self._initialise()
 
     def _initialise(self) -> None:
@@ -174,7 +193,8 @@ class Transformer(nn.Module):
         """Predict per token.
 
         Args:
-            features_BTF: token features, (B, T, in_features).
+            features_BTF: token features, (B, T, in_features); with ``distances`` (B, T, in_features + 3): the last
+                three are where the token is. No gradient flows into those.
             mask_BT: True for real tokens, (B, T); None if all are.
 
         Returns:
@@ -184,7 +204,7 @@ class Transformer(nn.Module):
             InputError: a shape, dtype or device that does not fit, or a sample without tokens.
         """
         config, weight = self.config, self.embed.weight
-        check_tokens("features", features_BTF, (config.in_features,), weight)
+        check_tokens("features", features_BTF, (config.given,), weight)
         if mask_BT is not None:
             check_mask(mask_BT, tuple(features_BTF.shape[:2]), weight.device)
         if self.runs_on_kernels(features_BTF):
@@ -194,10 +214,20 @@ class Transformer(nn.Module):
         bias = None
         if mask_BT is not None:
             bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[:, None]
-        x = self.embed(features_BTF)
-        for block in self.blocks:
-            x = block(x, bias)
+        x = self.embed(features_BTF[..., : config.in_features])
+        for block, pairs in zip(self.blocks, self._biases(features_BTF), strict=True):
+            x = block(x, bias, pairs)
         return self.readout(self.norm(x))
+
+    def _biases(self, features_BTF: Tensor) -> Sequence[Tensor | None]:
+        """What the heads of each block add to the logits of pairs of tokens, (B, H, T, T)."""
+        if self.distances is None:
+            return [None] * self.config.depth
+        points = features_BTF[..., self.config.in_features :].detach()
+        square = (points[:, :, None] - points[:, None]).square().sum(-1, keepdim=True)
+        radii = torch.tensor(RADII, dtype=points.dtype, device=points.device)
+        bells = torch.exp(-0.5 * square / radii.square())
+        return [(bells @ weights).permute(0, 3, 1, 2) for weights in self.distances]
 
     @staticmethod
     def packs(width: int, device: torch.device) -> bool:
@@ -219,7 +249,7 @@ class Transformer(nn.Module):
         of_inputs: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """As ``kernels.add_loss_gradient``, where ``runs_on_kernels``; raises InputError as ``forward`` does."""
-        check_tokens("features", features_BTF, (self.config.in_features,), self.embed.weight)
+        check_tokens("features", features_BTF, (self.config.given,), self.embed.weight)
         check_tokens("target", target_BTO, (self.config.out_features,), self.embed.weight)
         check_mask(mask_BT, tuple(features_BTF.shape[:2]), self.embed.weight.device)
         shape = _shape(self.config, *features_BTF.shape[:2], features_BTF.dtype)
@@ -242,6 +272,7 @@ def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:
     embed = config.in_features * d
     weights = embed + config.depth * per_block + d * config.out_features
     attention = 3 * config.depth * 2 * 2 * d  # scores and values: 2 T^2 d multiply-adds forward, twice that backward
+    attention += 2 * config.depth * 2 * len(RADII) * config.heads * config.distances  # points get no gradient
     return TrainingFlops(
         nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * embed, float(attention))
     )

@@ -132,17 +132,19 @@ template <class T> struct Tile {
     void clear_end(T* x, int n) const {
         for (int k = 1; k <= n; ++k) store(x + k * lanes - width<T>(), typename Simd<T>::V{});
     }
-    // x (B, T, n) into y (n, lanes), zero where there is no token
-    void gather(const T* x, int n, T* y) const {
+    // x (B, T, n; or ld from token to token) into y (n, lanes), zero where there is no token
+    void gather(const T* x, int n, T* y, int64_t ld = 0) const {
+        if (!ld) ld = n;
         std::fill(y, y + (size_t)n * lanes, (T)0);
         each_token([&](int64_t token, int lane) {
-            for (int k = 0; k < n; ++k) y[k * lanes + lane] = x[token * n + k];
+            for (int k = 0; k < n; ++k) y[k * lanes + lane] = x[token * ld + k];
         });
     }
-    // x (n, lanes) into y (B, T, n), whose padded tokens are left alone
-    void scatter(const T* x, int n, T* y) const {
+    // x (n, lanes) into y (B, T, n; or ld from token to token), whose padded tokens are left alone
+    void scatter(const T* x, int n, T* y, int64_t ld = 0) const {
+        if (!ld) ld = n;
         each_token([&](int64_t token, int lane) {
-            for (int k = 0; k < n; ++k) y[token * n + k] = x[k * lanes + lane];
+            for (int k = 0; k < n; ++k) y[token * ld + k] = x[k * lanes + lane];
         });
     }
     template <class F> void each_token(F body) const {
@@ -171,12 +173,45 @@ static T squared_error(const Tile<T>& tile, const T* y, const T* target, const T
     return total;
 }
 
+static const int BELLS = 4;
+
+// What a head adds to the logits of a sample: functions of pairs of tokens that are alike both ways, (BELLS, lanes, lanes),
+// zero in lanes without a token, times weights (BELLS; ld apart).
+template <class T> struct PairBias {
+    const T *bells, *weights;
+    int ld;
+
+    void add(T* scores, int len, int lanes, T scale) const {
+        const T* b[BELLS];
+        T w[BELLS];
+        for (int r = 0; r < BELLS; ++r) b[r] = bells + r * lanes * lanes, w[r] = weights[r * ld] * scale;
+        for (int i = 0; i < len * lanes; i += width<T>()) {
+            auto score = load(scores + i);
+#pragma GCC unroll 4
+            for (int r = 0; r < BELLS; ++r) score += load(b[r] + i) * w[r];
+            store(scores + i, score);
+        }
+    }
+    // The gradient of the logits, times `scale`, to that of the weights: sums (BELLS, one vector; ld vectors apart).
+    void gradient(const T* g, int len, int lanes, T scale, T* sums) const {
+        typename Simd<T>::V total[BELLS] = {};
+        for (int i = 0; i < len * lanes; i += width<T>())
+#pragma GCC unroll 4
+            for (int r = 0; r < BELLS; ++r) total[r] += load(g + i) * load(bells + r * lanes * lanes + i);
+        for (int r = 0; r < BELLS; ++r) {
+            T* to = sums + r * ld * width<T>();
+            store(to, load(to) + total[r] * scale);
+        }
+    }
+};
+
 // Softmax attention of one head of a sample with `len` tokens, lanes for queries; q, k, v, out: (d, lanes; ld apart).
 // p, if wanted, keeps the probabilities (queries, keys), with lanes for keys.
 template <class T>
 static void attend_head(const T* q, const T* k, const T* v, int d, int len, int lanes, int ld, T* scores, T* out,
-                        T* p) {
+                        T* p, const PairBias<T>* bias = nullptr) {
     gemm(k, 1, ld, q, ld, scores, lanes, len, d, lanes);
+    if (bias) bias->add(scores, len, lanes, std::sqrt((T)d));
     softmax(scores, len, lanes, lanes, 1 / std::sqrt((T)d));
     gemm(v, ld, 1, scores, lanes, out, ld, d, len, lanes);
     if (p) transpose(scores, lanes, len, lanes, p, lanes);
@@ -184,10 +219,11 @@ static void attend_head(const T* q, const T* k, const T* v, int d, int len, int 
 
 constexpr size_t attention_work(size_t lanes) { return lanes * (1 + 2 * lanes); }  // numbers of attend_head_gradient()
 
-// The gradient g of a head's out to those of q, k and v; the last two gain it where `add`.
+// The gradient g of a head's out to those of q, k and v, and to the sums of the bias; k and v gain it where `add`.
 template <class T>
 static void attend_head_gradient(const T* q, const T* k, const T* v, const T* out, const T* p, const T* g, int d,
-                                 int len, int lanes, int ld, T* gq, T* gk, T* gv, bool add, T* work) {
+                                 int len, int lanes, int ld, T* gq, T* gk, T* gv, bool add, T* work,
+                                 const PairBias<T>* bias = nullptr, T* sums = nullptr) {
     typedef typename Simd<T>::V V;
     const T scale = 1 / std::sqrt((T)d);
     T *dots = work, *gscores = dots + lanes, *turned = gscores + lanes * lanes;
@@ -200,6 +236,7 @@ static void attend_head_gradient(const T* q, const T* k, const T* v, const T* ou
     for (int q = 0; q < len; ++q)
         for (int l = q * lanes; l < (q + 1) * lanes; l += width<T>())
             store(gscores + l, load(p + l) * (load(gscores + l) - dots[q]) * scale);
+    if (bias) bias->gradient(gscores, len, lanes, 1 / scale, sums);
     gemm(g, ld, 1, p, lanes, gv, ld, d, len, lanes, (T*)nullptr, add);
     gemm(q, ld, 1, gscores, lanes, gk, ld, d, len, lanes, (T*)nullptr, add);
     transpose(gscores, lanes, len, lanes, turned, lanes);

@@ -6,10 +6,12 @@ namespace {
 struct Shape {  // see eqscale.native.transformer
     int64_t batch, tokens, in, out, width, depth, heads, kv_heads, hidden;
     int64_t gated, centred;  // hidden units gated by swish rather than GELU; LayerNorm rather than RMSNorm
+    int64_t point;  // last numbers of a token, beside `in`, that are where it is: 3, or 0 without a bias by distance
     int64_t kept;  // filled in by transformer_plan(): numbers kept for the backward pass
 };
 
 const double NORM_EPS = 1e-5;
+const double RADII[BELLS] = {0.1, 0.3, 1, 3};  // of Gaussians of the distance; eqscale.models.transformer
 
 // LayerNorm, or RMSNorm without a shift. Keeps the normalised rows and the factor of each token.
 template <class T> struct Norm {
@@ -84,11 +86,26 @@ template <class T> struct Block {
     Linear<T> mlp_in, mlp_out;
 };
 
+// Weights of the bias by distance, (depth, BELLS, heads).
+template <class T> struct Distances {
+    int blocks, heads;
+    const T* w;
+    size_t at;
+
+    int rows() const { return blocks * BELLS * heads; }
+    size_t sums() const { return (size_t)rows() * width<T>(); }
+    int arrays() const { return 1; }
+    PairBias<T> of_head(const T* bells, int block, int h) const { return {bells, w + block * BELLS * heads + h, heads}; }
+    T* sums_of(T* sums, int block, int h) const { return sums + at + (block * BELLS * heads + h) * width<T>(); }
+    void finish(const Sums<T>& sums, T* of_w, T*) const { sums.add_lanes_to(of_w, rows(), at); }
+};
+
 // The parameters, in the order of Transformer.parameters().
 template <class T> struct Network {
     const Shape& s;
     const T* const* next;
     size_t size = 0;  // of all sums of gradients
+    Distances<T> distances{};
     Linear<T> embed;
     std::vector<Block<T>> blocks;
     Norm<T> norm;
@@ -96,6 +113,7 @@ template <class T> struct Network {
 
     Network(const Shape& s, const T* const* parameters) : s(s), next(parameters) {
         const int d = (int)s.width, kv = (int)(s.kv_heads * (d / s.heads)), hidden = (int)s.hidden;
+        if (s.point) distances = {(int)s.depth, (int)s.heads, *next++, 0}, size = distances.sums();
         embed = linear((int)s.in, d);
         for (int i = 0; i < s.depth; ++i) {
             Block<T> b;
@@ -109,6 +127,7 @@ template <class T> struct Network {
         readout = linear(d, (int)s.out);
     }
     template <class F> void for_each(F body) const {
+        if (s.point) body(distances);
         body(embed);
         for (const Block<T>& b : blocks)
             body(b.attention_norm), body(b.qkv), body(b.out), body(b.mlp_norm), body(b.mlp_in), body(b.mlp_out);
@@ -172,32 +191,72 @@ template <class T> int64_t kept_of_sample(const Shape& s) {
     return lanes * (s.depth * (Kept<T>::rows(s) + s.heads * lanes) + s.width + 1);
 }
 
-// body(sample, head, first row of its key and value head, probabilities (queries, keys)) for all heads.
-template <class T, class F> void for_heads(const Shape& s, const Tile<T>& tile, T* p, F body) {
-    const int d = (int)(s.width / s.heads);
-    for (const auto& x : tile.samples)
-        for (int h = 0; h < s.heads; ++h, p += x.lanes * x.lanes) body(x, h, s.kv_heads > 1 ? h * d : 0, p);
+// Gaussians of the distances between the tokens of each sample, (BELLS, lanes, lanes) each, from x (B, T, in + 3); null
+// without a bias by distance.
+template <class T> const T* bells_of(const Shape& s, const Tile<T>& tile, const T* x) {
+    typedef typename Simd<T>::V V;
+    if (!s.point) return nullptr;
+    size_t pairs = 0;
+    for (const auto& sample : tile.samples) pairs += (size_t)sample.lanes * sample.lanes;
+    T *points = scratch<T, 4>(3 * tile.lanes + BELLS * pairs), *bells = points + 3 * tile.lanes, *to = bells;
+    tile.gather(x + s.in, 3, points, s.in + s.point);
+    for (const auto& sample : tile.samples) {
+        const int len = (int)sample.tokens.size(), lanes = sample.lanes;
+        const T* at = points + sample.first;
+        for (int i = 0; i < len; ++i)
+            for (int l = 0; l < lanes; l += width<T>()) {
+                V square = {};
+                for (int c = 0; c < 3; ++c) {
+                    const V d = load(at + c * tile.lanes + l) - at[c * tile.lanes + i];
+                    square += d * d;
+                }
+                for (int r = 0; r < BELLS; ++r)
+                    store(to + (r * lanes + i) * lanes + l, exponential<T>(square * (T)(-0.5 / (RADII[r] * RADII[r]))));
+            }
+        for (int r = 0; r < BELLS; ++r)
+            for (int i = 0; i < len; ++i) std::fill(to + (r * lanes + i) * lanes + len, to + (r * lanes + i + 1) * lanes, (T)0);
+        to += BELLS * lanes * lanes;
+    }
+    return bells;
 }
 
-template <class T> void attend(const Shape& s, const Tile<T>& tile, const T* qkv, T* out, T* p, T* scores, bool keep) {
+// body(sample, head, first row of its key and value head, probabilities (queries, keys), bells or null) for all heads.
+template <class T, class F> void for_heads(const Shape& s, const Tile<T>& tile, T* p, const T* bells, F body) {
+    const int d = (int)(s.width / s.heads);
+    for (const auto& x : tile.samples) {
+        const int pairs = x.lanes * x.lanes;
+        for (int h = 0; h < s.heads; ++h, p += pairs) body(x, h, s.kv_heads > 1 ? h * d : 0, p, bells);
+        if (bells) bells += BELLS * pairs;
+    }
+}
+
+template <class T>
+void attend(const Network<T>& net, int block, const Tile<T>& tile, const T* bells, const T* qkv, T* out, T* p, T* scores,
+            bool keep) {
+    const Shape& s = net.s;
     const int n = tile.lanes, d = (int)(s.width / s.heads);
     tile.clear_end(out, (int)s.width);
-    for_heads(s, tile, p, [&](const auto& x, int h, int kv, T* p) {
+    for_heads(s, tile, p, bells, [&](const auto& x, int h, int kv, T* p, const T* bells) {
         const T *q = qkv + h * d * n + x.first, *k = qkv + (s.width + kv) * n + x.first, *v = k + s.kv_heads * d * n;
-        attend_head(q, k, v, d, (int)x.tokens.size(), x.lanes, n, scores, out + h * d * n + x.first, keep ? p : nullptr);
+        const PairBias<T> bias = net.distances.of_head(bells, block, h);
+        attend_head(q, k, v, d, (int)x.tokens.size(), x.lanes, n, scores, out + h * d * n + x.first, keep ? p : nullptr,
+                    bells ? &bias : nullptr);
     });
 }
 
-// Gradients of out (heads d, lanes) to those of qkv.
+// Gradients of out (heads d, lanes) to those of qkv and, in sums, of the bias.
 template <class T>
-void attend_gradient(const Shape& s, const Tile<T>& tile, const T* qkv, const T* out, T* p, const T* gout, T* gqkv,
-                     T* work) {
+void attend_gradient(const Network<T>& net, int block, const Tile<T>& tile, const T* bells, const T* qkv, const T* out,
+                     T* p, const T* gout, T* gqkv, T* sums, T* work) {
+    const Shape& s = net.s;
     const int n = tile.lanes, d = (int)(s.width / s.heads);
     tile.clear_end(gqkv, (int)(s.width + 2 * s.kv_heads * d));
-    for_heads(s, tile, p, [&](const auto& x, int h, int kv, const T* p) {
+    for_heads(s, tile, p, bells, [&](const auto& x, int h, int kv, const T* p, const T* bells) {
         const int64_t at = h * d * n + x.first, to_k = (s.width + kv) * n + x.first, to_v = to_k + s.kv_heads * d * n;
+        const PairBias<T> bias = net.distances.of_head(bells, block, h);
         attend_head_gradient(qkv + at, qkv + to_k, qkv + to_v, out + at, p, gout + at, d, (int)x.tokens.size(), x.lanes,
-                             n, gqkv + at, gqkv + to_k, gqkv + to_v, h > 0 && s.kv_heads == 1, work);
+                             n, gqkv + at, gqkv + to_k, gqkv + to_v, h > 0 && s.kv_heads == 1, work,
+                             bells ? &bias : nullptr, net.distances.sums_of(sums, block, h));
     });
 }
 
@@ -205,24 +264,25 @@ template <class T> void transformer_plan(const T*, Shape* s, int) {
     s->kept = s->batch * kept_of_sample<T>(*s);
 }
 
-// A tile of x (B, T, in) to predictions, (out, lanes), in memory of this thread. kept: memory for the backward pass, or
-// null.
-template <class T> T* predict(const Network<T>& net, const Tile<T>& tile, const T* x, T* kept) {
+// A tile of x (B, T, in + point) to predictions, (out, lanes), in memory of this thread. kept: memory for the backward
+// pass, or null.
+template <class T> T* predict(const Network<T>& net, const Tile<T>& tile, const T* x, const T* bells, T* kept) {
     const Shape& s = net.s;
     const int n = tile.lanes;
     const int64_t ends_rows = std::max({s.in, s.out, s.tokens});  // or the scores of a head
     T* stream = scratch<T, 0>((2 * s.width + ends_rows + (kept ? 0 : Kept<T>::rows(s))) * tile_lanes<T>(s.tokens));
     T *normed = stream + s.width * n, *ends = normed + s.width * n, *reused = ends + ends_rows * n;
-    tile.gather(x, (int)s.in, ends);
+    tile.gather(x, (int)s.in, ends, s.in + s.point);
     net.embed.forward(ends, stream, n);
     T* memory = kept;
-    for (const Block<T>& b : net.blocks) {
+    for (int i = 0; i < s.depth; ++i) {
+        const Block<T>& b = net.blocks[i];
         if (!kept) memory = reused;
         const Kept<T> k(b, s, tile, memory, kept);
         b.attention_norm.forward(stream, k.attention_normed, k.attention_factor, n);
         b.attention_norm.affine(k.attention_normed, normed, n);
         b.qkv.forward(normed, k.qkv, n);
-        attend(s, tile, k.qkv, k.attended, k.p, ends, kept);
+        attend(net, i, tile, bells, k.qkv, k.attended, k.p, ends, kept);
         b.out.forward(k.attended, stream, n, true);
         b.mlp_norm.forward(stream, k.mlp_normed, k.mlp_factor, n);
         b.mlp_norm.affine(k.mlp_normed, normed, n);
@@ -237,10 +297,11 @@ template <class T> T* predict(const Network<T>& net, const Tile<T>& tile, const 
     return ends;
 }
 
-// From what predict() kept of a tile: adds the gradients of the parameters to sums and writes gx (B, T, in), if it is
-// not null. fill(g) writes the gradient of the predictions, (out, lanes).
+// From what predict() kept of a tile: adds the gradients of the parameters to sums and writes gx (B, T, in + point), if it
+// is not null; points have none. fill(g) writes the gradient of the predictions, (out, lanes).
 template <class T, class F>
-void differentiate(const Network<T>& net, const Tile<T>& tile, const T* x, T* gx, T* kept, T* sums, F fill) {
+void differentiate(const Network<T>& net, const Tile<T>& tile, const T* x, const T* bells, T* gx, T* kept, T* sums,
+                   F fill) {
     const Shape& s = net.s;
     const int n = tile.lanes, d = (int)s.width;
     const int64_t units = s.hidden * (s.gated ? 2 : 1), qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
@@ -274,17 +335,17 @@ void differentiate(const Network<T>& net, const Tile<T>& tile, const T* x, T* gx
 
         b.out.weight_gradient(k.attended, g, n, sums, turned);
         b.out.input_gradient(g, gnormed, n);
-        attend_gradient(s, tile, k.qkv, k.attended, k.p, gnormed, wide, work);
+        attend_gradient(net, i, tile, bells, k.qkv, k.attended, k.p, gnormed, wide, sums, work);
         b.attention_norm.affine(k.attention_normed, gnormed, n);
         b.qkv.weight_gradient(gnormed, wide, n, sums, turned);
         b.qkv.input_gradient(wide, gnormed, n);
         b.attention_norm.gradient(k.attention_normed, k.attention_factor, gnormed, g, n, sums, true);
     }
-    tile.gather(x, (int)s.in, wide);
+    tile.gather(x, (int)s.in, wide, s.in + s.point);
     net.embed.weight_gradient(wide, g, n, sums, turned);
     if (gx) {
         net.embed.input_gradient(g, wide, n);
-        tile.scatter(wide, (int)s.in, gx);
+        tile.scatter(wide, (int)s.in, gx, s.in + s.point);
     }
 }
 
@@ -296,17 +357,19 @@ template <class T> void finish(const Network<T>& net, const Sums<T>& sums, T* co
     });
 }
 
-// x (B, T, in) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
+// x (B, T, in + point) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
 template <class T>
 void transformer(const T* x, T* y, T* kept, const bool* mask, const Shape* shape, const T* const* parameters,
                  int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
     for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(s), false, threads,
-              [&](const Tile<T>& tile, T* memory) { tile.scatter(predict(net, tile, x, memory), (int)s.out, y); });
+              [&](const Tile<T>& tile, T* memory) {
+                  tile.scatter(predict(net, tile, x, bells_of(s, tile, x), memory), (int)s.out, y);
+              });
 }
 
-// gy (B, T, out) to gx (B, T, in; zeros on entry, or null) and the gradients of all parameters, added to what is there.
+// gy (B, T, out) to gx (B, T, in + point; zeros on entry, or null) and the gradients of all parameters, added to what is there.
 template <class T>
 void transformer_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T* kept, const bool* mask,
                           const Shape* shape, const T* const* parameters, int threads) {
@@ -315,7 +378,8 @@ void transformer_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T
     const Sums<T> sums(net.size, threads);
     for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(s), true, threads,
               [&](const Tile<T>& tile, T* memory) {
-                  differentiate(net, tile, x, gx, memory, sums.own(), [&](T* g) { tile.gather(gy, (int)s.out, g); });
+                  differentiate(net, tile, x, bells_of(s, tile, x), gx, memory, sums.own(),
+                                [&](T* g) { tile.gather(gy, (int)s.out, g); });
               });
     finish(net, sums, gradients);
 }
@@ -332,8 +396,8 @@ void transformer_loss(const T* x, const T* target, const T* weights, T scale, T*
     const Sums<T> sums(net.size + 1, threads);  // the last one is the loss
     for_tiles(s.batch, s.tokens, mask, (T*)nullptr, 0, false, threads, [&](const Tile<T>& tile, T*) {
         T* const kept = scratch<T, 3>(tile.samples.size() * kept_of_sample<T>(s));
-        const T* const y = predict(net, tile, x, kept);
-        differentiate(net, tile, x, gx, kept, sums.own(), [&](T* g) {
+        const T *const bells = bells_of(s, tile, x), *const y = predict(net, tile, x, bells, kept);
+        differentiate(net, tile, x, bells, gx, kept, sums.own(), [&](T* g) {
             sums.own()[net.size] += squared_error(tile, y, target, weights, scale, s.out, g, gtarget);
         });
     });

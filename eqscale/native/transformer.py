@@ -19,6 +19,6 @@ class Shape(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("batch", "tokens", "in_features", "out_features", "width", "depth", "heads", "kv_heads", "hidden"),
-            *("gated", "centred", "kept"),
+            *("gated", "centred", "point", "kept"),
         )
     )

@@ -18,7 +18,7 @@ from eqscale.training.optim import get_optimizer
 
 # Raise this when a change of code changes the outcome of a run: its identity changes with it, so that
 # results of different code never mix.
-RESULTS_VERSION = 5
+RESULTS_VERSION = 6
 _VERSION = "results version "
 CODE = f"eqscale {__version__}, {_VERSION}{RESULTS_VERSION}"
 """What a record names as its code."""

@@ -19,6 +19,10 @@ def config(**changes):
     return TransformerConfig(**(dict(in_features=12, out_features=3, width=16, depth=2, heads=4) | changes))
 
 
+FAR = {"in_features": 9, "distances": True}
+"""Changes of a network that sees distances: the last three of 12 numbers are where a token is."""
+
+
 def network(shape, dtype=torch.float64):
     """A network whose biases and gains are not the ones it starts with."""
     torch.manual_seed(0)
@@ -62,6 +66,8 @@ def on_aten(function, *args):
         {"activation": "swiglu", "mlp_ratio": 2},
         {"width": 3, "heads": 1, "out_features": 17, "depth": 1},
         {"width": 36, "norm": "rms", "activation": "swiglu", "multi_query": False},
+        FAR,
+        FAR | {"multi_query": False, "norm": "rms", "width": 20},
     ],
     ids=lambda changes: ", ".join(f"{name} {value}" for name, value in changes.items()) or "default",
 )
@@ -74,7 +80,9 @@ def test_kernels_compute_the_same_function_and_gradients(changes, tokens):
 
 
 @needs_kernels
-@pytest.mark.parametrize("changes", [{}, {"multi_query": False, "norm": "rms", "activation": "swiglu", "width": 20}])
+@pytest.mark.parametrize(
+    "changes", [{}, FAR, {"multi_query": False, "norm": "rms", "activation": "swiglu", "width": 20}]
+)
 def test_loss_and_gradient_in_one_call_are_those_of_two(changes):
     net, (x, mask) = network(config(**changes)), batch(31)
     target, weight = torch.randn_like(net(x, mask)).detach(), torch.rand_like(x[..., 0]) * mask
@@ -93,8 +101,9 @@ def test_loss_and_gradient_in_one_call_are_those_of_two(changes):
 
 
 @needs_kernels
-def test_a_diverged_batch_leaves_nothing_behind_in_the_memory_of_the_kernels():
-    net = network(config(multi_query=False, mlp_ratio=1))
+@pytest.mark.parametrize("changes", [{}, FAR])
+def test_a_diverged_batch_leaves_nothing_behind_in_the_memory_of_the_kernels(changes):
+    net = network(config(multi_query=False, mlp_ratio=1, **changes))
 
     def gradients(x, mask):
         net.zero_grad()
@@ -105,7 +114,8 @@ def test_a_diverged_batch_leaves_nothing_behind_in_the_memory_of_the_kernels():
     x, mask = batch(26)
     want = gradients(x, mask)
     diverged = torch.full((11, 8, 12), float("nan"), dtype=torch.float64)  # as many lanes, all of them real
-    assert all(value.isnan().all() for value in gradients(diverged, torch.ones(11, 8, dtype=torch.bool)))
+    # all but the gradient of points, which have none
+    assert all(value.isnan().any() for value in gradients(diverged, torch.ones(11, 8, dtype=torch.bool)))
     for a, b in zip(gradients(x, mask), want, strict=True):
         assert torch.equal(a, b)
 
@@ -141,7 +151,7 @@ def test_inference_gives_the_same_bits_and_keeps_nothing(monkeypatch):
 
 @needs_kernels
 def test_inference_has_room_for_many_short_samples():
-    net, x = network(config(heads=8)), torch.randn(200, 33, 12, dtype=torch.float64)
+    net, x = network(config(heads=8, **FAR)), torch.randn(200, 33, 12, dtype=torch.float64)
     mask = torch.arange(33) < torch.arange(1, 201)[:, None] % 11 + 1
     with torch.no_grad():
         got, want = net(x, mask), on_aten(net, x, mask)
@@ -214,7 +224,19 @@ def test_a_gated_block_has_about_as_many_parameters():
     assert count(norm="rms") == count() - 5 * 48
 
 
-VARIANTS = pytest.mark.parametrize("variant", [{}, {"norm": "rms", "activation": "swiglu"}], ids=["default", "gated"])
+def test_heads_see_distances_and_nothing_else_of_where_tokens_are():
+    net, (x, mask) = network(config(**FAR)), batch()
+    want, moved, scaled = net(x, mask)[mask], x.clone(), x.clone()
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))
+    moved[..., 9:] = x[..., 9:] @ turn + torch.tensor([3.0, -2.0, 5.0])
+    scaled[..., 9:] *= 1.1
+    torch.testing.assert_close(net(moved, mask)[mask], want, rtol=1e-12, atol=1e-12)
+    assert (net(scaled, mask)[mask] - want).abs().max() > 1e-4
+
+
+VARIANTS = pytest.mark.parametrize(
+    "variant", [{}, FAR, {"norm": "rms", "activation": "swiglu"}], ids=["default", "distances", "gated"]
+)
 
 
 @VARIANTS
