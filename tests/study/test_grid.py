@@ -42,8 +42,8 @@ def planned(preset):
 def test_every_preset_can_be_planned(name):
     preset = planned(COMPUTE_GRIDS[name])
     specs = compute_grid(preset)
-    replicated = sum(budget <= preset.replicate_up_to for budget in preset.budgets)
-    per_size = len(preset.budgets) + replicated * (len(preset.seeds) - 1)
+    many, few = len(preset.seeds), preset.fewest_seeds
+    per_size = sum(many if budget <= preset.replicate_up_to else few for budget in preset.budgets)
     extra = [preset.seeds if at <= preset.replicate_up_to else (0,) for _, at, _ in map(extra_size, preset.extra_sizes)]
     ladders = per_size * len(preset.arms) * preset.sizes_per_budget
     assert len({spec.run_id for spec in specs}) == len(specs) == ladders + sum(map(len, extra))
