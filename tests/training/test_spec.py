@@ -85,7 +85,7 @@ def test_runs_share_their_luck_only_with_twins():
 
 
 def test_a_run_of_another_results_version_is_not_trained(windows, tmp_path):
-    with pytest.raises(InputError, match=r"is of results version 4; this code trains those of 5"):
+    with pytest.raises(InputError, match=r"is of results version 4; this code trains those of 6"):
         train(make_spec(version=4), *windows, checkpoints=tmp_path)
 
 
