@@ -17,15 +17,15 @@ plain = get_arm("transformer")
 
 class Broken(PlainModel):
     def forward(self, batch):
-        raise RuntimeError("the largest size is broken")
+        raise RuntimeError("the widest size is broken")
 
 
 def build(size, task):
     model = plain.build(size, task)
-    return Broken(model.net.config) if size.width == 36 else model
+    return Broken(model.net.config) if size.width == 24 else model
 
 
-# larger sizes than the plain arm's: one run has the largest
+# larger sizes than the plain arm's: one run has the widest
 register(dataclasses.replace(plain, name="broken", build=build, optimal_cost=6 * plain.optimal_cost))
 """
 
@@ -37,7 +37,7 @@ def test_failing_trials_do_not_stop_the_study(tmp_path, shared_ray, empty_databa
     with undrawn_figures():
         result = run_here(tmp_path, "grid", *TINY_ARGUMENTS, *arms, ray=shared_ray)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "RuntimeError: the largest size is broken" in result.stdout
+    assert "RuntimeError: the widest size is broken" in result.stdout
     rows = pd.read_csv(tmp_path / "results/quick/runs.csv").groupby("arm")["status"].value_counts()
     assert rows.to_dict() == {("broken", "failed"): 1, ("broken", "finished"): 8, ("transformer", "finished"): 9}
     assert "failed" in (tmp_path / "results/quick/report.md").read_text()
