@@ -31,17 +31,26 @@ _PROBE_COST = 2e6  # FLOPs per token up to which an arm's sizes are probed
 
 @functools.cache
 def activation_bytes_per_token(arm_name: str, size: Size, task_name: str) -> float:
-    """Bytes that the forward pass of one token keeps for the backward pass, without attention matrices.
+    """Bytes that the forward pass of one token keeps for the backward pass, with attention to some tens of tokens.
 
-    Measured on the CPU with the largest small size of the arm's ladder, and carried over in proportion to width
-    times depth: every other tensor that a block keeps has as many numbers as the residual stream, or a multiple.
+    Measured on the CPU with the smallest and the largest small size of the arm's ladder, and carried on along the line
+    through both in width times depth: tensors of a block have as many numbers as the residual stream, or a multiple;
+    others, such as the distances of tokens, are kept once.
     """
     arm, task = get_arm(arm_name), get_task(task_name)
     affordable = [s for s in arm.ladder if arm.flops(s, task).executed.per_token <= _PROBE_COST]
-    probe = max(affordable or [arm.ladder[0]], key=lambda s: s.width * s.depth)
-    if size.width * size.depth <= probe.width * probe.depth:
-        probe = size
-    return _kept_bytes(arm_name, probe, task) * size.width * size.depth / (probe.width * probe.depth)
+    least, probe = arm.ladder[0], max(affordable or arm.ladder[:1], key=_numbers)
+    if _numbers(size) <= _numbers(probe):
+        return _kept_bytes(arm_name, size, task)
+    kept = _kept_bytes(arm_name, probe, task)
+    if _numbers(probe) == _numbers(least):
+        return kept * _numbers(size) / _numbers(probe)
+    slope = (kept - _kept_bytes(arm_name, least, task)) / (_numbers(probe) - _numbers(least))
+    return kept + slope * (_numbers(size) - _numbers(probe))
+
+
+def _numbers(size: Size) -> int:
+    return size.width * size.depth
 
 
 def _kept_bytes(arm_name: str, size: Size, task: Task) -> float:
