@@ -43,7 +43,7 @@ def test_nodes_that_share_no_folder_train_a_study_together(slurm, tmp_path, empt
 
 def test_a_task_of_an_array_stops_before_its_time_is_up_is_queued_again_and_goes_on(slurm, tmp_path, monkeypatch):
     monkeypatch.chdir(slurm.submitted)
-    longer = ["--budgets", "6e8", "1.2e9", "2.4e9"]  # than a signal takes
+    longer = ["--budgets", "2.4e9", "4.8e9", "9.6e9"]  # than a signal takes on a busy machine
     arguments = [*TINY_ARGUMENTS, *longer, "--arms", "transformer", "--study", "mine"]
     assert main(["run", "grid", *arguments, "--export", "plan.jsonl"]) == 0
     task = {"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "2", "ARRAY_TASK_MAX": "2"}
