@@ -176,10 +176,12 @@ static T squared_error(const Tile<T>& tile, const T* y, const T* target, const T
 static const int BELLS = 4;
 
 // What a head adds to the logits of a sample: functions of pairs of tokens that are alike both ways, (BELLS, lanes, lanes),
-// zero in lanes without a token, times weights (BELLS; ld apart).
+// zero in lanes without a token, times weights (BELLS; ld apart). sums: of the weights' gradients, (BELLS, one vector; ld
+// vectors apart). Nothing without bells.
 template <class T> struct PairBias {
-    const T *bells, *weights;
-    int ld;
+    const T *bells = nullptr, *weights = nullptr;
+    T* sums = nullptr;
+    int ld = 0;
 
     void add(T* scores, int len, int lanes, T scale) const {
         const T* b[BELLS];
@@ -192,8 +194,8 @@ template <class T> struct PairBias {
             store(scores + i, score);
         }
     }
-    // The gradient of the logits, times `scale`, to that of the weights: sums (BELLS, one vector; ld vectors apart).
-    void gradient(const T* g, int len, int lanes, T scale, T* sums) const {
+    // The gradient of the logits, times `scale`, to that of the weights.
+    void gradient(const T* g, int len, int lanes, T scale) const {
         typename Simd<T>::V total[BELLS] = {};
         for (int i = 0; i < len * lanes; i += width<T>())
 #pragma GCC unroll 4
@@ -209,9 +211,9 @@ template <class T> struct PairBias {
 // p, if wanted, keeps the probabilities (queries, keys), with lanes for keys.
 template <class T>
 static void attend_head(const T* q, const T* k, const T* v, int d, int len, int lanes, int ld, T* scores, T* out,
-                        T* p, const PairBias<T>* bias = nullptr) {
+                        T* p, const PairBias<T>& bias = {}) {
     gemm(k, 1, ld, q, ld, scores, lanes, len, d, lanes);
-    if (bias) bias->add(scores, len, lanes, std::sqrt((T)d));
+    if (bias.bells) bias.add(scores, len, lanes, std::sqrt((T)d));
     softmax(scores, len, lanes, lanes, 1 / std::sqrt((T)d));
     gemm(v, ld, 1, scores, lanes, out, ld, d, len, lanes);
     if (p) transpose(scores, lanes, len, lanes, p, lanes);
@@ -219,11 +221,11 @@ static void attend_head(const T* q, const T* k, const T* v, int d, int len, int 
 
 constexpr size_t attention_work(size_t lanes) { return lanes * (1 + 2 * lanes); }  // numbers of attend_head_gradient()
 
-// The gradient g of a head's out to those of q, k and v, and to the sums of the bias; k and v gain it where `add`.
+// The gradient g of a head's out to those of q, k, v and the bias; k and v gain it where `add`.
 template <class T>
 static void attend_head_gradient(const T* q, const T* k, const T* v, const T* out, const T* p, const T* g, int d,
                                  int len, int lanes, int ld, T* gq, T* gk, T* gv, bool add, T* work,
-                                 const PairBias<T>* bias = nullptr, T* sums = nullptr) {
+                                 const PairBias<T>& bias = {}) {
     typedef typename Simd<T>::V V;
     const T scale = 1 / std::sqrt((T)d);
     T *dots = work, *gscores = dots + lanes, *turned = gscores + lanes * lanes;
@@ -236,7 +238,7 @@ static void attend_head_gradient(const T* q, const T* k, const T* v, const T* ou
     for (int q = 0; q < len; ++q)
         for (int l = q * lanes; l < (q + 1) * lanes; l += width<T>())
             store(gscores + l, load(p + l) * (load(gscores + l) - dots[q]) * scale);
-    if (bias) bias->gradient(gscores, len, lanes, 1 / scale, sums);
+    if (bias.bells) bias.gradient(gscores, len, lanes, 1 / scale);
     gemm(g, ld, 1, p, lanes, gv, ld, d, len, lanes, (T*)nullptr, add);
     gemm(q, ld, 1, gscores, lanes, gk, ld, d, len, lanes, (T*)nullptr, add);
     transpose(gscores, lanes, len, lanes, turned, lanes);

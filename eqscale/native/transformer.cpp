@@ -95,8 +95,11 @@ template <class T> struct Distances {
     int rows() const { return blocks * BELLS * heads; }
     size_t sums() const { return (size_t)rows() * width<T>(); }
     int arrays() const { return 1; }
-    PairBias<T> of_head(const T* bells, int block, int h) const { return {bells, w + block * BELLS * heads + h, heads}; }
-    T* sums_of(T* sums, int block, int h) const { return sums + at + (block * BELLS * heads + h) * width<T>(); }
+    int first(int block, int h) const { return block * BELLS * heads + h; }
+    PairBias<T> of_head(const T* bells, int block, int h, T* sums = nullptr) const {
+        if (!bells) return {};
+        return {bells, w + first(block, h), sums ? sums + at + first(block, h) * width<T>() : nullptr, heads};
+    }
     void finish(const Sums<T>& sums, T* of_w, T*) const { sums.add_lanes_to(of_w, rows(), at); }
 };
 
@@ -238,9 +241,8 @@ void attend(const Network<T>& net, int block, const Tile<T>& tile, const T* bell
     tile.clear_end(out, (int)s.width);
     for_heads(s, tile, p, bells, [&](const auto& x, int h, int kv, T* p, const T* bells) {
         const T *q = qkv + h * d * n + x.first, *k = qkv + (s.width + kv) * n + x.first, *v = k + s.kv_heads * d * n;
-        const PairBias<T> bias = net.distances.of_head(bells, block, h);
         attend_head(q, k, v, d, (int)x.tokens.size(), x.lanes, n, scores, out + h * d * n + x.first, keep ? p : nullptr,
-                    bells ? &bias : nullptr);
+                    net.distances.of_head(bells, block, h));
     });
 }
 
@@ -253,10 +255,9 @@ void attend_gradient(const Network<T>& net, int block, const Tile<T>& tile, cons
     tile.clear_end(gqkv, (int)(s.width + 2 * s.kv_heads * d));
     for_heads(s, tile, p, bells, [&](const auto& x, int h, int kv, const T* p, const T* bells) {
         const int64_t at = h * d * n + x.first, to_k = (s.width + kv) * n + x.first, to_v = to_k + s.kv_heads * d * n;
-        const PairBias<T> bias = net.distances.of_head(bells, block, h);
         attend_head_gradient(qkv + at, qkv + to_k, qkv + to_v, out + at, p, gout + at, d, (int)x.tokens.size(), x.lanes,
                              n, gqkv + at, gqkv + to_k, gqkv + to_v, h > 0 && s.kv_heads == 1, work,
-                             bells ? &bias : nullptr, net.distances.sums_of(sums, block, h));
+                             net.distances.of_head(bells, block, h, sums));
     });
 }
 
