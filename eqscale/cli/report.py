@@ -22,7 +22,7 @@ report.html. The folder may hold
   evaluation/*.json     measurements of trained models, from eqscale measure or eqscale evaluate --json
   evaluation/*.gif      a prediction beside the truth, from eqscale measure
 
-The compute grid or the data grid must be there.
+The compute grid or the data grid must be there; or the folder is that of eqscale run optimizers or split.
 """
 
 
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
 
         answers = read_answers(folders, args.joint)
     for folder in map(write_report, folders):
-        print(f"written: {folder / 'report.md'} and {folder / 'report.html'}")
+        print("written:", " and ".join(str(page) for page in sorted(folder.glob("report.[mh]*"), reverse=True)))
     if args.joint is not None:
         write_joint(answers, args.joint)
         print(f"written: {args.joint / 'report.md'}")

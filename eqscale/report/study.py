@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
+from eqscale.errors import InputError
 from eqscale.laws.render import fit_record, write_json
 from eqscale.report.analysis import analyse
 from eqscale.report.conclusions import conclude
 from eqscale.report.data_grid import read_data_grid
 from eqscale.report.exhibits import FigureGroup, number_exhibits, numbered
 from eqscale.report.figures import draw_figures
+from eqscale.report.optimizers import write_optimizers
 from eqscale.report.page import write_page
 from eqscale.report.parts import UNIQUE, read_study, study_folder
 from eqscale.report.prediction import outcome_frame, outcomes
 from eqscale.report.render import Content, render
+from eqscale.report.split import write_split
 from eqscale.report.tables import (
     allocation_frame,
     coefficients_frame,
@@ -25,20 +30,33 @@ from eqscale.report.tables import (
 )
 from eqscale.storage import write_text
 
+_OTHERS = {"optimizers.csv": write_optimizers, "split.csv": write_split}
+"""Jobs that compare runs without laws: their table -> what writes their report."""
+_NOT_HERE = {"shapes.csv": "shapes", "trials.csv": "search"}
+"""Jobs whose report needs their plan: their table -> their name."""
+
 
 def write_report(folder: Path) -> Path:
     """Write fits, tables, figures (PNG and SVG), ``report.md`` and ``report.html``; returns their folder.
 
-    Files of an earlier report are overwritten. Equal run tables give equal files, byte for byte.
+    That of a comparison of optimisers, or of a split, has a table and ``report.md``. Files of an earlier report are
+    overwritten. Equal run tables give equal files, byte for byte.
 
     Args:
         folder: results folder of a study, see ``eqscale.report.parts``; or that of one of its parts, such as
             ``data_grid``, for the whole study.
 
     Raises:
-        InputError: no run table, a bad value in one, or no arm with enough finished runs for a law. Then nothing is
-            written.
+        InputError: no run table, a bad value in one, no arm with enough finished runs for a law, or the folder of a
+            job that needs its plan. Then nothing is written.
     """
+    for table, job in _NOT_HERE.items():
+        if (folder / table).exists():
+            raise InputError(f"{folder} has the report of `eqscale run {job}`: the same command writes it again")
+    for table, write in _OTHERS.items():
+        if (folder / table).exists():
+            write(pd.read_csv(folder / "runs.csv"), folder)
+            return folder
     folder = study_folder(folder)
     study = read_study(folder)
     analysis = analyse(study)

@@ -1,9 +1,13 @@
 """The comparison of optimisers says what planted losses say."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.report.optimizers import compare_optimizers, write_optimizers
 from eqscale.study.grid import optimizer_grid
@@ -66,3 +70,23 @@ def test_every_arm_has_as_many_runs_with_each_optimiser(name):
     counts = pd.Series([(spec.arm, spec.optimizer) for spec in specs]).value_counts()
     assert set(counts) == {len(preset.budgets) * preset.sizes_per_budget * len(preset.seeds)}
     assert len(counts) == len(preset.arms) * 2
+
+
+def test_the_published_table_is_rebuilt_byte_for_byte(tmp_path):
+    published = Path(__file__).parents[2] / "results/cpu2/optimizers"
+    shutil.copytree(published, tmp_path / "mine")
+    for name in ("report.md", "optimizers.csv"):
+        (tmp_path / "mine" / name).write_text("damaged")
+    assert main(["report", str(tmp_path / "mine")]) == 0
+    for path in published.iterdir():
+        assert (tmp_path / "mine" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "mine").iterdir())) == len(list(published.iterdir()))
+
+
+@pytest.mark.parametrize(("name", "job"), [("aspect_ratio", "shapes"), ("learning_rate", "search")])
+def test_reports_that_need_a_plan_are_left_to_their_job(name, job, tmp_path, capsys):
+    shutil.copytree(Path(__file__).parents[2] / "results/cpu2" / name, tmp_path / name)
+    before = {path: path.read_bytes() for path in (tmp_path / name).iterdir()}
+    assert main(["report", str(tmp_path / name)]) == 2
+    assert f"`eqscale run {job}`" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
