@@ -126,6 +126,8 @@ class SimulatedSlurm:
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # A script may have put this process in its background, which ignores it; Slurm starts jobs afresh.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def caches(self, nodes: int) -> list[Path]:

@@ -51,7 +51,7 @@ def test_a_task_of_an_array_stops_before_its_time_is_up_is_queued_again_and_goes
     said = [next((line for line in job.stdout if b"finished" in line), b"")]
     job.send_signal(signal.SIGUSR1)
     said += job.stdout
-    assert job.wait() == 130, said
+    assert job.wait() == 130, b"".join(said).decode()
     part = slurm.submitted / "part2.jsonl"
     assert slurm.requeued() == ["requeue 7_2"]
     before = read_records(part).records
