@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from eqscale.arms.base import Arm, Size
 from eqscale.arms.gatr import LENGTH
-from eqscale.arms.inputs import in_one_call, pooled
+from eqscale.arms.inputs import in_one_call, places, pooled, tokens_have_places
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
 from eqscale.models.flops import TrainingFlops
@@ -25,7 +25,7 @@ class SlimModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
-        invariants, directions, _ = self.net(*self._seen(batch), batch.mask)
+        invariants, directions, _ = self.net(*self._seen(batch), batch.mask, self._points(batch))
         if batch.schema.target.kind is Kind.INVARIANT:
             return pooled(invariants, batch)
         return pooled(directions[:, :, 0], batch)
@@ -37,11 +37,15 @@ class SlimModel(nn.Module):
         """
         if not in_one_call(self, self.net, SlimModel, batch) or not self.net.runs_on_kernels(batch.target):
             return None
-        return self.net.add_loss_gradient(*self._seen(batch), batch.mask, batch.target, batch.weight, scale)
+        points = self._points(batch)
+        return self.net.add_loss_gradient(*self._seen(batch), batch.mask, batch.target, batch.weight, scale, points)
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         true, pseudo, scalars = vectors(centred(batch), self.unit)
         return scalars, true, pseudo
+
+    def _points(self, batch: Batch) -> Tensor | None:
+        return places(batch)[0] if self.net.config.distances else None
 
 
 def _config(size: Size, task: Task) -> SlimConfig:
@@ -49,8 +53,9 @@ def _config(size: Size, task: Task) -> SlimConfig:
     target, (true, pseudo, scalars) = task.schema.target, vectors_width(task.schema)
     outputs = Channels(0, 1, 0) if target.kind is Kind.DIRECTION else Channels(target.width, 0, 0)
     return SlimConfig(
-        Channels(scalars, true, pseudo), outputs, 2 * size.width, size.width, blocks=size.depth, heads=size.heads
-    )
+        Channels(scalars, true, pseudo), outputs, 2 * size.width, size.width, blocks=size.depth, heads=size.heads,
+        distances=tokens_have_places(task.schema),
+    )  # fmt: skip
 
 
 def _build(size: Size, task: Task) -> nn.Module:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from eqscale import native
 from eqscale.errors import InputError
-from eqscale.models import kernels
+from eqscale.models import distances, kernels
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
 
@@ -71,6 +71,8 @@ class SlimConfig:
     blocks: int
     heads: int
     """Query heads; keys and values are shared (multi-query)."""
+    distances: bool = False
+    """Whether heads see them (``eqscale.models.distances``)."""
 
     def __post_init__(self) -> None:
         for name in ("scalars", "vectors", "blocks", "heads"):
@@ -164,19 +166,28 @@ class Block(nn.Module):
         assert self.to_factors.bias is not None
         nn.init.ones_(self.to_factors.bias[2 * config.scalars :].data)  # open gates
 
-    def forward(self, x: Features, shape: tuple[int, int], bias: Tensor | None) -> Features:
-        """One block; N tokens are ``shape`` (B, T), and the bias (B, 1, T) is -inf at padded keys."""
-        x = x + self.from_heads(self._attend(self.to_qkv(norm(x)), shape, bias))
+    def forward(
+        self, x: Features, shape: tuple[int, int], bias: Tensor | None, pairs: Tensor | None = None
+    ) -> Features:
+        """One block; N tokens are ``shape`` (B, T).
+
+        The bias (B, 1, T) is -inf at padded keys, that of pairs, (B, H, T, T), one of each head.
+        """
+        x = x + self.from_heads(self._attend(self.to_qkv(norm(x)), shape, bias, pairs))
         return x + self.from_products(self._multiply(self.to_factors(norm(x))))
 
-    def _attend(self, x: Features, shape: tuple[int, int], bias: Tensor | None) -> Features:
+    def _attend(self, x: Features, shape: tuple[int, int], bias: Tensor | None, pairs: Tensor | None) -> Features:
         """Softmax attention by dot products of scalars and vectors; all heads share keys and values."""
         H, head, (B, T) = self.config.heads, self.config.head, shape
         rows = torch.cat([part.reshape(H + 2, -1, B, T) for part in x], 1)
         q, k, v = rows.split((H, 1, 1))
         q = q.permute(2, 0, 3, 1).reshape(B, H * T, head.numbers)
         logits = torch.bmm(q * head.numbers**-0.5, k[0].transpose(0, 1))
-        y = torch.bmm(torch.softmax(logits if bias is None else logits + bias, -1), v[0].permute(1, 2, 0))
+        if bias is not None:
+            logits = logits + bias
+        if pairs is not None:
+            logits = logits + pairs.reshape(B, H * T, T)
+        y = torch.bmm(torch.softmax(logits, -1), v[0].permute(1, 2, 0))
         y = y.view(B, H, T, head.numbers).permute(1, 3, 0, 2)
         scalars, true, pseudo = y.split((head.scalars, 3 * head.true, 3 * head.pseudo), 1)
         N = B * T
@@ -214,7 +225,8 @@ def _shape(c: SlimConfig, batch: int, tokens: int, dtype: torch.dtype) -> native
     """Shape of a batch, and what the kernels need for it."""
     three = ctypes.c_int64 * 3
     shape = native.slim.Shape(
-        batch, tokens, three(*c.inputs), three(*c.outputs), c.scalars, c.vectors, c.blocks, c.heads, three(*c.head)
+        *(batch, tokens, three(*c.inputs), three(*c.outputs), c.scalars, c.vectors, c.blocks, c.heads, three(*c.head)),
+        3 if c.distances else 0,
     )
     native.call("slim_plan", torch.empty(0, dtype=dtype), shape)
     return shape
@@ -226,13 +238,14 @@ class Slim(nn.Module):
     def __init__(self, config: SlimConfig) -> None:
         super().__init__()
         self.config = config
+        self.distances = distances.weights(config.blocks, config.heads) if config.distances else None
         self.embed = Linear(config.inputs, config.stream)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.read_out = Linear(config.stream, config.outputs, gain=0.1)
         self._linears = [module for module in self.modules() if isinstance(module, Linear)]
 
     def forward(
-        self, scalars: Tensor, true: Tensor, pseudo: Tensor, mask: Tensor | None = None
+        self, scalars: Tensor, true: Tensor, pseudo: Tensor, mask: Tensor | None = None, points: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Predict per token.
 
@@ -241,6 +254,7 @@ class Slim(nn.Module):
             true: true vectors, (B, T, inputs.true, 3).
             pseudo: pseudovectors, (B, T, inputs.pseudo, 3).
             mask: True for real tokens, (B, T); None if all are. What the others hold must be finite.
+            points: where tokens are, (B, T, 3), if the network sees distances. No gradient flows into them.
 
         Returns:
             (B, T, outputs.scalars), (B, T, outputs.true, 3), (B, T, outputs.pseudo, 3); meaningless at padded tokens.
@@ -248,10 +262,9 @@ class Slim(nn.Module):
         Raises:
             InputError: a shape, dtype or device that does not fit, or a sample without tokens.
         """
-        self._check(scalars, true, pseudo, mask)
+        x = self._checked(scalars, true, pseudo, mask, points)
         c, (B, T) = self.config, true.shape[:2]
         if self.runs_on_kernels(true):
-            x = torch.cat([scalars, true.flatten(2), pseudo.flatten(2)], -1)
             y = kernels.run("slim", _shape(c, B, T, x.dtype), c.outputs.numbers, x, mask, self._pieces())
             invariants, *vectors = y.split((c.outputs.scalars, 3 * c.outputs.true, 3 * c.outputs.pseudo), -1)
             return invariants, *(part.reshape(B, T, part.shape[-1] // 3, 3) for part in vectors)
@@ -259,8 +272,8 @@ class Slim(nn.Module):
         if mask is not None:
             bias = torch.zeros_like(mask, dtype=true.dtype).masked_fill_(~mask, -math.inf)[:, None]
         features = self.embed(Features(scalars.flatten(0, 1).t(), _planar(true), _planar(pseudo)))
-        for block in self.blocks:
-            features = block(features, (B, T), bias)
+        for block, pairs in zip(self.blocks, distances.biases(self.distances, x[..., -3:], c.blocks), strict=True):
+            features = block(features, (B, T), bias, pairs)
         features = self.read_out(norm(features))
         directions = (part.view(len(part), 3, B, T).permute(2, 3, 0, 1) for part in features[1:])
         return features.scalars.t().reshape(B, T, c.outputs.scalars), *directions
@@ -270,30 +283,49 @@ class Slim(nn.Module):
         return native.available(x) and not torch.is_autocast_enabled("cpu")
 
     def add_loss_gradient(
-        self, scalars: Tensor, true: Tensor, pseudo: Tensor, mask: Tensor, target: Tensor, weight: Tensor, scale: float
+        self,
+        scalars: Tensor,
+        true: Tensor,
+        pseudo: Tensor,
+        mask: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        scale: float,
+        points: Tensor | None = None,
     ) -> Tensor:
         """As ``kernels.add_loss_gradient``, where ``runs_on_kernels``; raises InputError as ``forward`` does.
 
         Targets are (B, T, outputs.numbers): scalars, true vectors, pseudovectors.
         """
-        self._check(scalars, true, pseudo, mask)
+        x = self._checked(scalars, true, pseudo, mask, points)
         check_tokens("target", target, (self.config.outputs.numbers,), next(self.parameters()))
-        x = torch.cat([scalars, true.flatten(2), pseudo.flatten(2)], -1)
         shape = _shape(self.config, *x.shape[:2], x.dtype)
         return kernels.add_loss_gradient("slim", shape, x, mask, self._pieces(), target, weight, scale)
 
-    def _check(self, scalars: Tensor, true: Tensor, pseudo: Tensor, mask: Tensor | None) -> None:
+    def _checked(
+        self, scalars: Tensor, true: Tensor, pseudo: Tensor, mask: Tensor | None, points: Tensor | None
+    ) -> Tensor:
+        """The inputs side by side, (B, T, numbers)."""
         c, own = self.config, next(self.parameters())
+        if (points is not None) != c.distances:
+            raise InputError(
+                f"points: needed if, and only if, the network sees distances; SlimConfig.distances is {c.distances}"
+            )
         check_tokens("true", true, (c.inputs.true, 3), own)
-        for name, part, tail in (("scalars", scalars, (c.inputs.scalars,)), ("pseudo", pseudo, (c.inputs.pseudo, 3))):
+        others = [("scalars", scalars, (c.inputs.scalars,)), ("pseudo", pseudo, (c.inputs.pseudo, 3))]
+        if points is not None:
+            others.append(("points", points, (3,)))
+        for name, part, tail in others:
             check_tokens(name, part, tail, own)
             if part.shape[:2] != true.shape[:2]:
                 raise InputError(f"{name}: tokens {tuple(part.shape[:2])}, true vectors have {tuple(true.shape[:2])}")
         if mask is not None:
             check_mask(mask, tuple(true.shape[:2]), own.device)
+        return torch.cat([scalars, true.flatten(2), pseudo.flatten(2), *([] if points is None else [points])], -1)
 
     def _pieces(self) -> list[Tensor | None]:
-        return [piece for linear in self._linears for piece in linear.pieces()]
+        own = [] if self.distances is None else [self.distances]
+        return own + [piece for linear in self._linears for piece in linear.pieces()]
 
     @staticmethod
     def packs(device: torch.device) -> bool:
@@ -321,6 +353,8 @@ def slim_training_flops(config: SlimConfig) -> TrainingFlops:
     executed -= 2.0 * _weights(*borders[0], of_vectors=3)
     executed += 6.0 * config.blocks * config.vectors * (2 * 3 + 4 * 6)
     pairs = 6.0 * config.blocks * 2 * config.heads * config.head.numbers
+    if config.distances:
+        pairs += distances.training_flops(config.blocks, config.heads)
     return TrainingFlops(nominal=FlopCount(nominal), executed=FlopCount(executed, pairs))
 
 

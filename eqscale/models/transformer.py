@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,16 +16,13 @@ from torch import Tensor, nn
 
 from eqscale import native
 from eqscale.errors import InputError
-from eqscale.models import kernels
+from eqscale.models import distances, kernels
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.inputs import check_mask, check_tokens
 
 KERNEL_WIDTH = 256
 """Widest network that runs on kernels. Beyond it weights leave the cache from tile to tile, and ATen's large matrix
 products are as fast (``benchmarks/models.py``, part ``steps``)."""
-
-RADII = (0.1, 0.3, 1.0, 3.0)
-"""Of the Gaussians of the distance of two tokens that heads weigh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +48,8 @@ class TransformerConfig:
     activation: str = "gelu"
     """"gelu", or "swiglu" (Shazeer 2020), two thirds as wide: about as many parameters."""
     distances: bool = False
-    """Whether heads add a learnt function of the distance of two tokens to their logits, as Graphormer does (Ying et
-    al. 2021, arXiv 2106.05234). Then three more numbers follow a token's features: where it is."""
+    """Whether heads see them (``eqscale.models.distances``). Then three more numbers follow a token's features: where
+    it is."""
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "width", "depth", "heads", "mlp_ratio"):
@@ -166,8 +162,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        # Outside the blocks: no map between channels, so none for Muon.
-        self.distances = nn.Parameter(torch.zeros(config.depth, len(RADII), config.heads)) if config.distances else None
+        self.distances = distances.weights(config.depth, config.heads) if config.distances else None
         self.embed = nn.Linear(config.in_features, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = _norm(config)
@@ -215,19 +210,10 @@ class Transformer(nn.Module):
         if mask_BT is not None:
             bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[:, None]
         x = self.embed(features_BTF[..., : config.in_features])
-        for block, pairs in zip(self.blocks, self._biases(features_BTF), strict=True):
-            x = block(x, bias, pairs)
+        pairs = distances.biases(self.distances, features_BTF[..., config.in_features :], config.depth)
+        for block, pairs_BHTT in zip(self.blocks, pairs, strict=True):
+            x = block(x, bias, pairs_BHTT)
         return self.readout(self.norm(x))
-
-    def _biases(self, features_BTF: Tensor) -> Sequence[Tensor | None]:
-        """What the heads of each block add to the logits of pairs of tokens, (B, H, T, T)."""
-        if self.distances is None:
-            return [None] * self.config.depth
-        points = features_BTF[..., self.config.in_features :].detach()
-        square = (points[:, :, None] - points[:, None]).square().sum(-1, keepdim=True)
-        radii = torch.tensor(RADII, dtype=points.dtype, device=points.device)
-        bells = torch.exp(-0.5 * square / radii.square())
-        return [(bells @ weights).permute(0, 3, 1, 2) for weights in self.distances]
 
     @staticmethod
     def packs(width: int, device: torch.device) -> bool:
@@ -271,8 +257,7 @@ def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:
     per_block = d * (d + 2 * d_kv) + d * d + (config.mlp_inputs + config.hidden) * d
     embed = config.in_features * d
     weights = embed + config.depth * per_block + d * config.out_features
-    attention = 3 * config.depth * 2 * 2 * d  # scores and values: 2 T^2 d multiply-adds forward, twice that backward
-    attention += 2 * config.depth * 2 * len(RADII) * config.heads * config.distances  # points get no gradient
-    return TrainingFlops(
-        nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * embed, float(attention))
-    )
+    attention = 3.0 * config.depth * 2 * 2 * d  # scores and values: 2 T^2 d multiply-adds forward, twice that backward
+    if config.distances:
+        attention += distances.training_flops(config.depth, config.heads)
+    return TrainingFlops(nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * embed, attention))

@@ -8,6 +8,7 @@ namespace {
 
 struct Shape {  // see eqscale.native.slim
     int64_t batch, tokens, in[3], out[3], scalars, vectors, blocks, heads, head[3];
+    int64_t point;  // last numbers of a token, beside `in`, that are where it is: 3, or 0 without a bias by distance
     int64_t kept;  // filled in by slim_plan(): numbers kept for the backward pass
 };
 
@@ -56,6 +57,7 @@ template <class T> struct Network {
     int widest = 0;   // rows of the widest activation
     int turned = 0;   // rows of the widest transposed side of a map
     Channels stream, head, heads, factors, products;
+    Distances<T> distances{};
     TypedLinear<T> embed, read_out;
     std::vector<Block<T>> blocks;
 
@@ -63,6 +65,7 @@ template <class T> struct Network {
         const int S = (int)s.scalars, C = (int)s.vectors, H = (int)s.heads;
         stream = {S, C, C}, head = {(int)s.head[0], (int)s.head[1], (int)s.head[2]};
         heads = of_heads(H), factors = {2 * S + 2 * C, 2 * C, 2 * C}, products = {2 * S + 2 * C, 3 * C, 3 * C};
+        if (s.point) distances = {(int)s.blocks, H, *next++, 0}, size = distances.sums();
         embed = linear({(int)s.in[0], (int)s.in[1], (int)s.in[2]}, stream);
         for (int i = 0; i < s.blocks; ++i) {
             Block<T> b;
@@ -83,10 +86,14 @@ template <class T> struct Network {
         next += 4, widest = std::max({widest, in.rows(), out.rows()});
         return x;
     }
-    template <class F> void for_each(F body) const {
-        body(embed);
-        for (const Block<T>& b : blocks) body(b.to_qkv), body(b.from_heads), body(b.to_factors), body(b.from_products);
-        body(read_out);
+    // Adds the totals of the sums to the gradients of each parameter.
+    void finish(const Sums<T>& sums, T* const* gradients) const {
+        if (distances.blocks) distances.finish(sums, *gradients++, nullptr);
+        embed.finish(sums, gradients);
+        for (const Block<T>& b : blocks)
+            for (const auto* map : {&b.to_qkv, &b.from_heads, &b.to_factors, &b.from_products})
+                map->finish(sums, gradients);
+        read_out.finish(sums, gradients);
     }
 };
 
@@ -177,7 +184,8 @@ void head_rows(Channels head, int of, int heads, T* x, int n, int first, T* own,
 }
 
 template <class T>
-void attend(const Network<T>& net, const Shape& s, const Tile<T>& tile, T* qkv, T* out, T* p, T* work, bool keep) {
+void attend(const Network<T>& net, const Shape& s, int block, const Tile<T>& tile, const T* bells, T* qkv, T* out, T* p,
+            T* work, bool keep) {
     const int n = tile.lanes, H = (int)s.heads, F = net.head.rows();
     tile.clear_end(out, net.heads.rows());
     for (const auto& x : tile.samples) {
@@ -187,16 +195,18 @@ void attend(const Network<T>& net, const Shape& s, const Tile<T>& tile, T* qkv, 
         head_rows(net.head, H + 1, H + 2, qkv, n, x.first, v, lanes, true);
         for (int h = 0; h < H; ++h, p += lanes * lanes) {
             head_rows(net.head, h, H + 2, qkv, n, x.first, q, lanes, true);
-            attend_head(q, k, v, F, (int)x.tokens.size(), lanes, lanes, scores, y, keep ? p : nullptr);
+            attend_head(q, k, v, F, (int)x.tokens.size(), lanes, lanes, scores, y, keep ? p : nullptr,
+                        net.distances.of_head(bells, block, h));
             head_rows(net.head, h, H, out, n, x.first, y, lanes, false);
         }
+        if (bells) bells += BELLS * lanes * lanes;
     }
 }
 
-// Gradients of the attended values to those of qkv.
+// Gradients of the attended values to those of qkv and, in sums, of the bias.
 template <class T>
-void attend_gradient(const Network<T>& net, const Shape& s, const Tile<T>& tile, T* qkv, T* out, const T* p, T* gout,
-                     T* gqkv, T* work) {
+void attend_gradient(const Network<T>& net, const Shape& s, int block, const Tile<T>& tile, const T* bells, T* qkv,
+                     T* out, const T* p, T* gout, T* gqkv, T* sums, T* work) {
     const int n = tile.lanes, H = (int)s.heads, F = net.head.rows();
     tile.clear_end(gqkv, net.of_heads(H + 2).rows());
     for (const auto& x : tile.samples) {
@@ -210,11 +220,13 @@ void attend_gradient(const Network<T>& net, const Shape& s, const Tile<T>& tile,
             head_rows(net.head, h, H + 2, qkv, n, x.first, q, lanes, true);
             head_rows(net.head, h, H, out, n, x.first, y, lanes, true);
             head_rows(net.head, h, H, gout, n, x.first, g, lanes, true);
-            attend_head_gradient(q, k, v, y, p, g, F, (int)x.tokens.size(), lanes, lanes, gq, gk, gv, h > 0, next);
+            attend_head_gradient(q, k, v, y, p, g, F, (int)x.tokens.size(), lanes, lanes, gq, gk, gv, h > 0, next,
+                                 net.distances.of_head(bells, block, h, sums));
             head_rows(net.head, h, H + 2, gqkv, n, x.first, gq, lanes, false);
         }
         head_rows(net.head, H, H + 2, gqkv, n, x.first, gk, lanes, false);
         head_rows(net.head, H + 1, H + 2, gqkv, n, x.first, gv, lanes, false);
+        if (bells) bells += BELLS * lanes * lanes;
     }
 }
 
@@ -318,25 +330,33 @@ template <class T> size_t work_of_attention(const Network<T>& net, const Shape& 
 }
 
 template <class T> void slim_plan(const T*, Shape* s, int) {
-    const std::vector<const T*> somewhere(4 * (2 + 4 * s->blocks), (const T*)s);
+    const std::vector<const T*> somewhere(1 + 4 * (2 + 4 * s->blocks), (const T*)s);
     s->kept = s->batch * kept_of_sample<T>(Network<T>(*s, somewhere.data()), *s);
 }
 
-// A tile of x (B, T, in) to predictions, (out, lanes), in memory of this thread. kept: memory for the backward pass, or
-// null.
-template <class T> T* predict(const Network<T>& net, const Shape& s, const Tile<T>& tile, const T* x, T* kept) {
+// Gaussians of the distances within samples; null without a bias by distance.
+template <class T> const T* bells_of(const Network<T>& net, const Shape& s, const Tile<T>& tile, const T* x) {
+    const int features = net.embed.in.rows();
+    return s.point ? bells_of(tile, x + features, features + s.point) : nullptr;
+}
+
+// A tile of x (B, T, in + point) to predictions, (out, lanes), in memory of this thread. kept: memory for the backward
+// pass, or null.
+template <class T>
+T* predict(const Network<T>& net, const Shape& s, const Tile<T>& tile, const T* x, const T* bells, T* kept) {
     const int n = tile.lanes, S = (int)s.scalars, C = (int)s.vectors;
     const size_t reused = kept ? 0 : Kept<T>::rows(net, s) + net.stream.rows() + 3, work_of = work_of_attention<T>(net, s);
     T* stream = scratch<T, 0>((net.stream.rows() + net.widest + reused) * tile_lanes<T>(s.tokens) + work_of);
     T *ends = stream + net.stream.rows() * n, *work = ends + net.widest * n, *own = work + work_of, *memory = kept;
-    tile.gather(x, net.embed.in.rows(), ends);
+    tile.gather(x, net.embed.in.rows(), ends, net.embed.in.rows() + s.point);
     net.embed.forward(ends, stream, n);
-    for (const Block<T>& b : net.blocks) {
+    for (int i = 0; i < s.blocks; ++i) {
+        const Block<T>& b = net.blocks[i];
         if (!kept) memory = own;
         const Kept<T> k(net, s, tile, memory, kept);
         norm(net.stream, stream, k.attention_normed, k.attention_factors, n);
         b.to_qkv.forward(k.attention_normed, k.qkv, n);
-        attend(net, s, tile, k.qkv, k.attended, k.p, work, kept);
+        attend(net, s, i, tile, bells, k.qkv, k.attended, k.p, work, kept);
         b.from_heads.forward(k.attended, stream, n, true);
         norm(net.stream, stream, k.mlp_normed, k.mlp_factors, n);
         b.to_factors.forward(k.mlp_normed, k.factors, n);
@@ -349,11 +369,11 @@ template <class T> T* predict(const Network<T>& net, const Shape& s, const Tile<
     return ends;
 }
 
-// From what predict() kept of a tile: adds the gradients of the parameters to sums and writes gx (B, T, in), if it is
-// not null. fill(g) writes the gradient of the predictions, (out, lanes).
+// From what predict() kept of a tile: adds the gradients of the parameters to sums and writes gx (B, T, in + point), if
+// it is not null; points have none. fill(g) writes the gradient of the predictions, (out, lanes).
 template <class T, class F>
-void differentiate(const Network<T>& net, const Shape& s, const Tile<T>& tile, const T* x, T* gx, T* kept, T* sums,
-                   F fill) {
+void differentiate(const Network<T>& net, const Shape& s, const Tile<T>& tile, const T* x, const T* bells, T* gx,
+                   T* kept, T* sums, F fill) {
     const int n = tile.lanes, R = net.stream.rows(), S = (int)s.scalars, C = (int)s.vectors;
     const size_t rows = 2 * R + 2 * net.widest + 3 * net.turned;
     T *g = scratch<T, 2>(rows * tile_lanes<T>(s.tokens) + work_of_attention<T>(net, s)), *gnormed = g + R * n;
@@ -373,31 +393,28 @@ void differentiate(const Network<T>& net, const Shape& s, const Tile<T>& tile, c
         b.to_factors.backward(k.mlp_normed, other, gnormed, n, sums, turned);
         norm_gradient(net.stream, k.mlp_normed, k.mlp_factors, gnormed, g, n, true);
         b.from_heads.backward(k.attended, g, wide, n, sums, turned);
-        attend_gradient(net, s, tile, k.qkv, k.attended, k.p, wide, other, work);
+        attend_gradient(net, s, i, tile, bells, k.qkv, k.attended, k.p, wide, other, sums, work);
         b.to_qkv.backward(k.attention_normed, other, gnormed, n, sums, turned);
         norm_gradient(net.stream, k.attention_normed, k.attention_factors, gnormed, g, n, true);
     }
-    tile.gather(x, net.embed.in.rows(), wide);
+    tile.gather(x, net.embed.in.rows(), wide, net.embed.in.rows() + s.point);
     net.embed.backward(wide, g, gx ? other : gx, n, sums, turned);
-    if (gx) tile.scatter(other, net.embed.in.rows(), gx);
+    if (gx) tile.scatter(other, net.embed.in.rows(), gx, net.embed.in.rows() + s.point);
 }
 
-template <class T> void finish(const Network<T>& net, const Sums<T>& sums, T* const* gradients) {
-    net.for_each([&](const TypedLinear<T>& map) { map.finish(sums, gradients); });
-}
-
-// x (B, T, in) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
+// x (B, T, in + point) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
 template <class T>
 void slim(const T* x, T* y, T* kept, const bool* mask, const Shape* shape, const T* const* parameters, int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
     for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(net, s), false, threads,
               [&](const Tile<T>& tile, T* memory) {
-                  tile.scatter(predict(net, s, tile, x, memory), net.read_out.out.rows(), y);
+                  tile.scatter(predict(net, s, tile, x, bells_of(net, s, tile, x), memory), net.read_out.out.rows(), y);
               });
 }
 
-// gy (B, T, out) to gx (B, T, in; zeros on entry, or null) and the gradients of all parameters, added to what is there.
+// gy (B, T, out) to gx (B, T, in + point; zeros on entry, or null) and the gradients of all parameters, added to what is
+// there.
 template <class T>
 void slim_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T* kept, const bool* mask, const Shape* shape,
                    const T* const* parameters, int threads) {
@@ -406,10 +423,10 @@ void slim_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T* kept,
     const Sums<T> sums(net.size, threads);
     for_tiles(s.batch, s.tokens, mask, kept, kept_of_sample<T>(net, s), true, threads,
               [&](const Tile<T>& tile, T* memory) {
-                  differentiate(net, s, tile, x, gx, memory, sums.own(),
+                  differentiate(net, s, tile, x, bells_of(net, s, tile, x), gx, memory, sums.own(),
                                 [&](T* g) { tile.gather(gy, net.read_out.out.rows(), g); });
               });
-    finish(net, sums, gradients);
+    net.finish(sums, gradients);
 }
 
 // As transformer_loss() of transformer.cpp.
@@ -421,12 +438,12 @@ void slim_loss(const T* x, const T* target, const T* weights, T scale, T* loss, 
     const Sums<T> sums(net.size + 1, threads);  // the last one is the loss
     for_tiles(s.batch, s.tokens, mask, (T*)nullptr, 0, false, threads, [&](const Tile<T>& tile, T*) {
         T* const kept = scratch<T, 3>(tile.samples.size() * kept_of_sample<T>(net, s));
-        const T* const y = predict(net, s, tile, x, kept);
-        differentiate(net, s, tile, x, gx, kept, sums.own(), [&](T* g) {
+        const T *const bells = bells_of(net, s, tile, x), *const y = predict(net, s, tile, x, bells, kept);
+        differentiate(net, s, tile, x, bells, gx, kept, sums.own(), [&](T* g) {
             sums.own()[net.size] += squared_error(tile, y, target, weights, scale, net.read_out.out.rows(), g, gtarget);
         });
     });
-    finish(net, sums, gradients);
+    net.finish(sums, gradients);
     *loss = sums.total(net.size);
 }
 

@@ -15,5 +15,5 @@ class Shape(ctypes.Structure):
         *((name, ctypes.c_int64 * 3) for name in ("inputs", "outputs")),
         *((name, ctypes.c_int64) for name in ("scalars", "vectors", "blocks", "heads")),
         ("head", ctypes.c_int64 * 3),
-        ("kept", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("point", "kept")),
     )

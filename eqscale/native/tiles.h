@@ -173,7 +173,36 @@ static T squared_error(const Tile<T>& tile, const T* y, const T* target, const T
     return total;
 }
 
+// Gaussians of the distance of two tokens (eqscale.models.distances).
 static const int BELLS = 4;
+static const double RADII[BELLS] = {0.1, 0.3, 1, 3};
+
+// Those of the tokens of each sample, (BELLS, lanes, lanes) each, in memory of this thread. x: the points, ld apart.
+template <class T> static const T* bells_of(const Tile<T>& tile, const T* x, int64_t ld) {
+    typedef typename Simd<T>::V V;
+    size_t pairs = 0;
+    for (const auto& sample : tile.samples) pairs += (size_t)sample.lanes * sample.lanes;
+    T *points = scratch<T, 4>(3 * tile.lanes + BELLS * pairs), *bells = points + 3 * tile.lanes, *to = bells;
+    tile.gather(x, 3, points, ld);
+    for (const auto& sample : tile.samples) {
+        const int len = (int)sample.tokens.size(), lanes = sample.lanes;
+        const T* at = points + sample.first;
+        for (int i = 0; i < len; ++i)
+            for (int l = 0; l < lanes; l += width<T>()) {
+                V square = {};
+                for (int c = 0; c < 3; ++c) {
+                    const V d = load(at + c * tile.lanes + l) - at[c * tile.lanes + i];
+                    square += d * d;
+                }
+                for (int r = 0; r < BELLS; ++r)
+                    store(to + (r * lanes + i) * lanes + l, exponential<T>(square * (T)(-0.5 / (RADII[r] * RADII[r]))));
+            }
+        for (int r = 0; r < BELLS; ++r)
+            for (int i = 0; i < len; ++i) std::fill(to + (r * lanes + i) * lanes + len, to + (r * lanes + i + 1) * lanes, (T)0);
+        to += BELLS * lanes * lanes;
+    }
+    return bells;
+}
 
 // What a head adds to the logits of a sample: functions of pairs of tokens that are alike both ways, (BELLS, lanes, lanes),
 // zero in lanes without a token, times weights (BELLS; ld apart). sums: of the weights' gradients, (BELLS, one vector; ld
@@ -205,6 +234,23 @@ template <class T> struct PairBias {
             store(to, load(to) + total[r] * scale);
         }
     }
+};
+
+// Weights of the bias by distance, (depth, BELLS, heads).
+template <class T> struct Distances {
+    int blocks, heads;
+    const T* w;
+    size_t at;
+
+    int rows() const { return blocks * BELLS * heads; }
+    size_t sums() const { return (size_t)rows() * width<T>(); }
+    int arrays() const { return 1; }
+    int first(int block, int h) const { return block * BELLS * heads + h; }
+    PairBias<T> of_head(const T* bells, int block, int h, T* sums = nullptr) const {
+        if (!bells) return {};
+        return {bells, w + first(block, h), sums ? sums + at + first(block, h) * width<T>() : nullptr, heads};
+    }
+    void finish(const Sums<T>& sums, T* of_w, T*) const { sums.add_lanes_to(of_w, rows(), at); }
 };
 
 // Softmax attention of one head of a sample with `len` tokens, lanes for queries; q, k, v, out: (d, lanes; ld apart).

@@ -11,7 +11,6 @@ struct Shape {  // see eqscale.native.transformer
 };
 
 const double NORM_EPS = 1e-5;
-const double RADII[BELLS] = {0.1, 0.3, 1, 3};  // of Gaussians of the distance; eqscale.models.transformer
 
 // LayerNorm, or RMSNorm without a shift. Keeps the normalised rows and the factor of each token.
 template <class T> struct Norm {
@@ -84,23 +83,6 @@ template <class T> struct Block {
     Linear<T> qkv, out;
     Norm<T> mlp_norm;
     Linear<T> mlp_in, mlp_out;
-};
-
-// Weights of the bias by distance, (depth, BELLS, heads).
-template <class T> struct Distances {
-    int blocks, heads;
-    const T* w;
-    size_t at;
-
-    int rows() const { return blocks * BELLS * heads; }
-    size_t sums() const { return (size_t)rows() * width<T>(); }
-    int arrays() const { return 1; }
-    int first(int block, int h) const { return block * BELLS * heads + h; }
-    PairBias<T> of_head(const T* bells, int block, int h, T* sums = nullptr) const {
-        if (!bells) return {};
-        return {bells, w + first(block, h), sums ? sums + at + first(block, h) * width<T>() : nullptr, heads};
-    }
-    void finish(const Sums<T>& sums, T* of_w, T*) const { sums.add_lanes_to(of_w, rows(), at); }
 };
 
 // The parameters, in the order of Transformer.parameters().
@@ -194,33 +176,9 @@ template <class T> int64_t kept_of_sample(const Shape& s) {
     return lanes * (s.depth * (Kept<T>::rows(s) + s.heads * lanes) + s.width + 1);
 }
 
-// Gaussians of the distances between the tokens of each sample, (BELLS, lanes, lanes) each, from x (B, T, in + 3); null
-// without a bias by distance.
+// Those of a batch; null without a bias by distance.
 template <class T> const T* bells_of(const Shape& s, const Tile<T>& tile, const T* x) {
-    typedef typename Simd<T>::V V;
-    if (!s.point) return nullptr;
-    size_t pairs = 0;
-    for (const auto& sample : tile.samples) pairs += (size_t)sample.lanes * sample.lanes;
-    T *points = scratch<T, 4>(3 * tile.lanes + BELLS * pairs), *bells = points + 3 * tile.lanes, *to = bells;
-    tile.gather(x + s.in, 3, points, s.in + s.point);
-    for (const auto& sample : tile.samples) {
-        const int len = (int)sample.tokens.size(), lanes = sample.lanes;
-        const T* at = points + sample.first;
-        for (int i = 0; i < len; ++i)
-            for (int l = 0; l < lanes; l += width<T>()) {
-                V square = {};
-                for (int c = 0; c < 3; ++c) {
-                    const V d = load(at + c * tile.lanes + l) - at[c * tile.lanes + i];
-                    square += d * d;
-                }
-                for (int r = 0; r < BELLS; ++r)
-                    store(to + (r * lanes + i) * lanes + l, exponential<T>(square * (T)(-0.5 / (RADII[r] * RADII[r]))));
-            }
-        for (int r = 0; r < BELLS; ++r)
-            for (int i = 0; i < len; ++i) std::fill(to + (r * lanes + i) * lanes + len, to + (r * lanes + i + 1) * lanes, (T)0);
-        to += BELLS * lanes * lanes;
-    }
-    return bells;
+    return s.point ? bells_of(tile, x + s.in, s.in + s.point) : nullptr;
 }
 
 // body(sample, head, first row of its key and value head, probabilities (queries, keys), bells or null) for all heads.
