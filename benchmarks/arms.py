@@ -31,9 +31,11 @@ from eqscale.arms import Arm, Size, get_arm, register
 from eqscale.arms.gatr import LENGTH, GATrModel, gatr_config
 from eqscale.arms.inputs import invariants, invariants_width, plane_invariants_width
 from eqscale.arms.plain import Frame, PlainModel, plain_config
+from eqscale.arms.slim import SlimModel, slim_config
 from eqscale.console import make_console
 from eqscale.laws.render import markdown_table
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
+from eqscale.models.slim import SlimConfig, slim_training_flops
 from eqscale.models.transformer import Attention, Block, Transformer, TransformerConfig, transformer_training_flops
 from eqscale.roles import Role
 from eqscale.study.grid import data_spec, design_run
@@ -204,6 +206,20 @@ def gatr_in_units(label: str, unit: float) -> Arm:
     return dataclasses.replace(arm, name=label, build=build)
 
 
+def slim(label: str, **changes: object) -> Arm:
+    """The arm gatr_slim with another configuration."""
+
+    def config(size: Size, task: Task) -> SlimConfig:
+        return dataclasses.replace(slim_config(size, task), **changes)  # type: ignore[arg-type]
+
+    return dataclasses.replace(
+        get_arm("gatr_slim"),
+        name=label,
+        build=lambda size, task: SlimModel(config(size, task), task.schema),
+        flops=lambda size, task: slim_training_flops(config(size, task)),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Variants that answer one question, at the same budgets and sizes."""
@@ -269,6 +285,13 @@ GROUPS = {
         lambda: [get_arm("transformer"), plain("without distances", distances=False)],
         (Size(24, 2, 3), Size(30, 3, 3)),
         (1e11, 1e12),
+        dataclasses.replace(COMPUTE_GRIDS["forces-cpu"], train_systems=16_000),
+    ),
+    "forces-slim": Group(
+        "slim GATr on forces: heads that see distances",
+        lambda: [get_arm("gatr_slim"), slim("slim without distances", distances=False)],
+        (Size(6, 4, 2), Size(6, 6, 2)),
+        (1e11, 3e11),
         dataclasses.replace(COMPUTE_GRIDS["forces-cpu"], train_systems=16_000),
     ),
     "gatr-embedding": Group(

@@ -304,22 +304,10 @@ def simulate(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    arms = ("transformer", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr")
-    add(
-        "--preset",
-        default="cpu",
-        choices=sorted(COMPUTE_GRIDS.keys() & DATA_GRIDS),
-        help="whose budgets, data and ladders (default: %(default)s)",
-    )
-    add("--arms", nargs="+", default=arms, help="of the compute grid; the data grid has transformer_aug too")
-    add("--sizes", type=int, default=6, help="a budget of the compute grid")
-    add("--seeds", type=int, default=3, help="of every run of the compute grid")
-    add("--more-seeds", type=int, default=5, help="at the lowest budgets")
-    add("--more-up-to", type=float, default=3e11, help="the highest of the lowest budgets")
-    add("--data-budgets", type=float, nargs="+", default=[3e12])
-    add("--data-sizes", type=int, default=1, help="sizes at each number of systems")
-    add("--data-seeds", type=int, default=3, help="of runs on few systems")
-    add("--data-replicate-up-to", type=float, default=1000, help="systems up to which these are trained")
+    presets = sorted(COMPUTE_GRIDS.keys() & DATA_GRIDS)
+    add("--preset", default="cpu", choices=presets, help="whose grids (default: %(default)s)")
+    add("--seeds", type=int, help="of every run (default: the preset's)")
+    add("--data-seeds", type=int, help="of runs of the data grid on few systems (default: the preset's)")
     add("--cases", nargs="+", default=CASES, choices=CASES)
     add("--only-data", action="store_true", help="conclusion 1 alone: seconds instead of minutes")
     add("--noise", type=float, default=1.0, help="over that of results/cpu")
@@ -331,14 +319,11 @@ def main() -> None:
     if args.draws < 1 or not args.noise > 0 or not 0 <= args.shared <= 1:
         parser.error("--draws must be at least 1, --noise positive, --shared from 0 to 1")
     analysis.RESAMPLES = args.resamples
-    grid = dataclasses.replace(
-        COMPUTE_GRIDS[args.preset], arms=tuple(args.arms), sizes_per_budget=args.sizes, extra_sizes=(),
-        seeds=tuple(range(args.more_seeds)), replicate_up_to=args.more_up_to, fewest_seeds=args.seeds,
-    )  # fmt: skip
-    on_data = dataclasses.replace(
-        DATA_GRIDS[args.preset], arms=(*args.arms, "transformer_aug"), budgets=tuple(args.data_budgets),
-        sizes_per_cell=args.data_sizes, seeds=tuple(range(args.data_seeds)), replicate_up_to=args.data_replicate_up_to,
-    )  # fmt: skip
+    grid, on_data = COMPUTE_GRIDS[args.preset], DATA_GRIDS[args.preset]
+    if args.seeds:
+        grid = dataclasses.replace(grid, seeds=tuple(range(args.seeds)), fewest_seeds=args.seeds)
+    if args.data_seeds:
+        on_data = dataclasses.replace(on_data, seeds=tuple(range(args.data_seeds)))
     seconds, _ = measured_throughput(TIMED)
     compute, data = (plan_table(s, p, seconds) for s, p in ((compute_grid(grid), grid), (data_grid(on_data), on_data)))
     console = Console(width=200)

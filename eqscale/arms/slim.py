@@ -48,7 +48,8 @@ class SlimModel(nn.Module):
         return places(batch)[0] if self.net.config.distances else None
 
 
-def _config(size: Size, task: Task) -> SlimConfig:
+def slim_config(size: Size, task: Task) -> SlimConfig:
+    """Shape of the network."""
     require_origin(task.schema)
     target, (true, pseudo, scalars) = task.schema.target, vectors_width(task.schema)
     outputs = Channels(0, 1, 0) if target.kind is Kind.DIRECTION else Channels(target.width, 0, 0)
@@ -59,11 +60,11 @@ def _config(size: Size, task: Task) -> SlimConfig:
 
 
 def _build(size: Size, task: Task) -> nn.Module:
-    return SlimModel(_config(size, task), task.schema)
+    return SlimModel(slim_config(size, task), task.schema)
 
 
 def _flops(size: Size, task: Task) -> TrainingFlops:
-    return slim_training_flops(_config(size, task))
+    return slim_training_flops(slim_config(size, task))
 
 
 # About 1e3 to 6e8 parameters; width counts true vectors, and as many pseudovectors and twice as many scalars. Deep from

@@ -221,10 +221,11 @@ DATA_GRIDS: dict[str, DataGrid] = {
         budgets=(5e10,), systems=(30, 100, 400, 4000), **(_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")})
     ),
     "cpu": DataGrid(
-        budgets=(3e12,),
-        systems=(30, 100, 300, 1000, 3000, 10_000, 100_000),
+        budgets=(3e11, 3e12),
+        systems=(100, 1000, 10_000, 100_000),
+        sizes_per_cell=3,
         replicate_up_to=100,
-        **(_CPU | _THREE_SEEDS | {"arms": _PAPER["arms"]}),
+        **(_CPU | _REPEATED | _THREE_SEEDS),
     ),
     "forces-quick": DataGrid(
         budgets=(1e10,),
@@ -232,9 +233,10 @@ DATA_GRIDS: dict[str, DataGrid] = {
         **(_FORCES_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")}),
     ),
     "forces-cpu": DataGrid(
-        budgets=(1e12,),
-        systems=(300, 1000, 3000, 10_000, 30_000, 100_000),
-        replicate_up_to=1000,
+        budgets=(1e11, 1e12),
+        systems=(300, 3000, 30_000, 100_000),
+        sizes_per_cell=3,
+        replicate_up_to=300,
         **(_FORCES_CPU | _REPEATED | _THREE_SEEDS),
     ),
     "paper": DataGrid(

@@ -207,12 +207,13 @@ SHAPES = dataclasses.replace(ASPECT_RATIOS["cpu"], budgets=(2e11,), costs=(1.0, 
 def test_shapes_of_a_group_cost_the_same_and_the_ladders_own_is_among_them():
     groups = shape_groups(SHAPES)
     assert {group.arm for group in groups} == set(SHAPES.arms)
+    assert sum(len(group.shapes) for group in groups) >= 3 * len(groups)
     for group in groups:
         arm = get_arm(group.arm)
         batch = arm.recipe.batch_size(group.budget)
         cost = {shape: cost_of_step(arm, shape, batch) for shape in group.shapes}
         assert group.rung in arm.ladder
-        assert len(group.shapes) >= 3
+        assert len(group.shapes) >= 2  # narrow networks: not every depth has a width that costs the same
         assert {shape.depth for shape in group.shapes} <= {1, 2, 4, group.rung.depth}
         for shape in group.shapes:
             assert cost[shape] == pytest.approx(cost[group.rung], rel=0.13)
