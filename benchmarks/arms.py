@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from eqscale.algebra import embed_direction, embed_plane, embed_point, extract_direction, extract_normal, extract_weight
 from eqscale.arms import Arm, Size, get_arm, register
-from eqscale.arms.gatr import LENGTH, GATrModel, gatr_config
+from eqscale.arms.gatr import GATrModel, gatr_config
 from eqscale.arms.inputs import invariants, invariants_width, plane_invariants_width
 from eqscale.arms.plain import Frame, PlainModel, plain_config
 from eqscale.arms.slim import SlimModel, slim_config
@@ -154,7 +154,7 @@ def gatr(
     label: str,
     planes: bool = True,
     ideal: bool = True,
-    unit: float = LENGTH,
+    unit: float = SCHEMA.vector_unit,
     read: str = "both",
     floor_invariants: bool = True,
 ) -> Arm:
@@ -194,9 +194,9 @@ def gatr_shaped(label: str, scalars: int = 2, heads: int | None = 0) -> Arm:
     )
 
 
-def gatr_in_units(label: str, unit: float) -> Arm:
-    """The arm gatr with multivectors in another unit of length, in m."""
-    arm = get_arm("gatr")
+def in_units(label: str, unit: float, base: str = "gatr") -> Arm:
+    """An arm of vectors or multivectors with another unit of length, in that of the task's points."""
+    arm = get_arm(base)
 
     def build(size: Size, task: Task) -> nn.Module:
         model = arm.build(size, task)
@@ -231,6 +231,8 @@ class Group:
     preset: ComputeGrid = COMPUTE_GRIDS["quick"]
     """Data, and how runs are trained."""
 
+
+FORCES = dataclasses.replace(COMPUTE_GRIDS["forces-cpu"], train_systems=16_000)
 
 GROUPS = {
     "plain": Group(
@@ -272,9 +274,9 @@ GROUPS = {
             gatr_shaped("four scalars per channel", scalars=4),
             gatr_shaped("one head", heads=1),
             gatr_shaped("a head a channel", heads=None),
-            gatr_in_units("lengths in 1 m", 1.0),
-            gatr_in_units("lengths in 0.3 m", 0.3),
-            gatr_in_units("lengths in 0.03 m", 0.03),
+            in_units("lengths in 1 m", 1.0),
+            in_units("lengths in 0.3 m", 0.3),
+            in_units("lengths in 0.03 m", 0.03),
         ],
         (Size(4, 4, 2), Size(6, 4, 2)),
         (3e11, 1e12),
@@ -285,14 +287,31 @@ GROUPS = {
         lambda: [get_arm("transformer"), plain("without distances", distances=False)],
         (Size(24, 2, 3), Size(30, 3, 3)),
         (1e11, 1e12),
-        dataclasses.replace(COMPUTE_GRIDS["forces-cpu"], train_systems=16_000),
+        FORCES,
     ),
     "forces-slim": Group(
         "slim GATr on forces: heads that see distances",
         lambda: [get_arm("gatr_slim"), slim("slim without distances", distances=False)],
         (Size(6, 4, 2), Size(6, 6, 2)),
         (1e11, 3e11),
-        dataclasses.replace(COMPUTE_GRIDS["forces-cpu"], train_systems=16_000),
+        FORCES,
+    ),
+    "forces-gatr": Group(
+        "GATr on forces: unit of length (the arm's: 1 Å)",
+        lambda: [get_arm("gatr"), *(in_units(f"gatr, {unit} Å", unit) for unit in (0.1, 0.3, 2.0, 4.0))],
+        (Size(4, 4, 2),),
+        (1e11,),
+        FORCES,
+    ),
+    "forces-slim-unit": Group(
+        "slim GATr on forces: unit of length (the arm's: 1 Å)",
+        lambda: [
+            get_arm("gatr_slim"),
+            *(in_units(f"slim, {unit} Å", unit, "gatr_slim") for unit in (0.1, 0.3, 2.0, 4.0)),
+        ],
+        (Size(6, 4, 2),),
+        (1e11,),
+        FORCES,
     ),
     "gatr-embedding": Group(
         "GATr: how directions are embedded, how the prediction is read, unit of length",
@@ -317,7 +336,7 @@ GROUPS = {
     ),
     "gatr-unit": Group(
         "GATr: unit of length",
-        lambda: [get_arm("gatr"), gatr_in_units("in metres", 1.0), gatr_in_units("in cm", 0.01)],
+        lambda: [get_arm("gatr"), in_units("in metres", 1.0), in_units("in cm", 0.01)],
         (Size(4, 2, 2), Size(6, 4, 2)),
         (3e11,),
     ),

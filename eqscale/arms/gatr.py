@@ -27,9 +27,6 @@ from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.roles import Role
 from eqscale.tasks import Batch, Kind, Schema, Task
 
-LENGTH = 0.1
-"""Unit of length of the multivectors over the task's: larger networks train far better with a tenth (docs/arms.md)."""
-
 
 class GATrModel(nn.Module):
     """GATr on tokens: Batch -> predicted targets."""
@@ -38,7 +35,7 @@ class GATrModel(nn.Module):
         """A model; ``scalars`` are the numbers (B, T, scalars_in) that its scalar channels hold."""
         super().__init__()
         self.net = GATr(config)
-        self.unit = LENGTH * schema.length
+        self.unit = schema.vector_unit
         self.embed = published_multivectors if config.symmetry == "published" else multivectors
         self.scalars = scalars
         self.at = schema.target.at

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from eqscale.arms.base import Arm, Size
-from eqscale.arms.gatr import LENGTH
 from eqscale.arms.inputs import in_one_call, places, pooled, tokens_have_places
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
@@ -21,7 +20,7 @@ class SlimModel(nn.Module):
     def __init__(self, config: SlimConfig, schema: Schema) -> None:
         super().__init__()
         self.net = Slim(config)
-        self.unit = LENGTH * schema.length
+        self.unit = schema.vector_unit
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""

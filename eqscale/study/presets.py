@@ -222,9 +222,9 @@ DATA_GRIDS: dict[str, DataGrid] = {
     ),
     "cpu": DataGrid(
         budgets=(3e11, 3e12),
-        systems=(100, 1000, 10_000, 100_000),
-        sizes_per_cell=3,
-        replicate_up_to=100,
+        systems=(100, 1000, 100_000),
+        sizes_per_cell=2,
+        fewest_seeds=3,
         **(_CPU | _REPEATED | _THREE_SEEDS),
     ),
     "forces-quick": DataGrid(
@@ -234,9 +234,9 @@ DATA_GRIDS: dict[str, DataGrid] = {
     ),
     "forces-cpu": DataGrid(
         budgets=(1e11, 1e12),
-        systems=(300, 3000, 30_000, 100_000),
-        sizes_per_cell=3,
-        replicate_up_to=300,
+        systems=(300, 3000, 100_000),
+        sizes_per_cell=2,
+        fewest_seeds=3,
         **(_FORCES_CPU | _REPEATED | _THREE_SEEDS),
     ),
     "paper": DataGrid(

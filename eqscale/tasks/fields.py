@@ -73,6 +73,9 @@ class Schema:
     """What is predicted: a direction, attached to a point if per token, or an invariant; of order one."""
     length: float = 1.0
     """Typical distance between points, in their unit."""
+    vector_length: float | None = None
+    """What networks of vectors and multivectors see lengths over, in that unit: they take products of them, so that the
+    best one can differ from ``length`` (default: a tenth of it)."""
 
     def __post_init__(self) -> None:
         known = {field.name: field for field in self.fields}
@@ -86,8 +89,9 @@ class Schema:
             raise InputError(
                 f"target {self.target.name!r}: must be a direction or an invariant, not a {self.target.kind.value}"
             )
-        if not self.length > 0:
-            raise InputError(f"length {self.length:g}: must be positive")
+        for name, length in (("length", self.length), ("vector_length", self.vector_unit)):
+            if not length > 0:
+                raise InputError(f"{name} {length:g}: must be positive")
         for field in (*self.fields, self.target):
             for link, kind in (("relative_to", field.kind), ("at", Kind.POINT)):
                 name = getattr(field, link)
@@ -98,6 +102,11 @@ class Schema:
                         f"{' per sample' if field.per == 'sample' else ''}: "
                         f"{', '.join(options) or 'there is none'}"
                     )
+
+    @property
+    def vector_unit(self) -> float:
+        """Unit of length of vectors and multivectors."""
+        return 0.1 * self.length if self.vector_length is None else self.vector_length
 
     def of(self, kind: Kind, per: str | None = None) -> list[Field]:
         """The fields of a kind, in the order of their declaration."""

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from eqscale.algebra import embed_direction, embed_plane, embed_point
-from eqscale.arms.gatr import LENGTH
 from eqscale.arms.inputs import (
     invariants,
     multivectors,
@@ -98,7 +97,7 @@ def test_gatr_sees_three_true_and_five_pseudo_channels(batch, unit):
 
 def test_published_gatr_sees_six_channels(batch):
     n, d = floor(batch)
-    normal, unit = everywhere(n[:, 0], batch), LENGTH
+    normal, unit = everywhere(n[:, 0], batch), 0.1
     origin = torch.zeros_like(normal)
     expected = [
         embed_plane(normal, normal * (d / unit)[..., None]),

@@ -26,6 +26,7 @@ FORCE = Field("force", Kind.DIRECTION, at="x")
             r"target 'w': must be a direction or an invariant, not a pseudovector",
         ),
         (lambda: Schema((POINT,), FORCE, length=0), r"length 0: must be positive"),
+        (lambda: Schema((POINT,), FORCE, vector_length=-1), r"vector_length -1: must be positive"),
         (
             lambda: Schema((POINT,), Field("force", Kind.DIRECTION, at="y")),
             r"field 'force': at='y' must name a point: x",

@@ -24,6 +24,7 @@ SCHEMA = Schema(
     ),
     target=Field("force", Kind.DIRECTION, at="position"),
     length=1.0,
+    vector_length=1.0,  # by runs of gatr and gatr_slim in 0.03 to 4 Å (docs/forces.md)
 )
 """Atoms with the middle of their neighbours (``neighbour_means``) and their element (one-hot, in the order of
 ``ELEMENTS``); of the molecule the mean position of all, charge and number of unpaired electrons. The target is the
