@@ -47,9 +47,10 @@ def plan(preset: ComputeGrid, factors: list[float]) -> list[RunSpec]:
 def factor_of(spec: RunSpec) -> float:
     """A run's learning rate over that of its arm's recipe with the same optimiser."""
     arm = get_arm(spec.arm)
-    recipe = next(own for own in (arm.recipe, *arm.alternatives) if own.optimizer == spec.optimizer)
+    recipe = arm.recipe_with(spec.optimizer)
+    assert recipe is not None, spec.optimizer
     parameters = arm.parameters(spec.size, get_task(spec.task))
-    return spec.learning_rate / recipe.learning_rate(parameters, spec.steps, spec.batch_size)
+    return spec.learning_rate / recipe.on(spec.task).learning_rate(parameters, spec.steps, spec.batch_size)
 
 
 def table(records: list[RunRecord]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 PARAMETERS, STEPS, BATCH, BUDGET = 1e4, 1e3, 16, 1e11
@@ -35,6 +36,12 @@ class Recipe:
     """Share of the past in the optimiser's average of gradients."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrix weights."""
+    rate_on: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    """Task -> factor of ``rate`` there, where a check found another one than the search."""
+
+    def on(self, task: str) -> Recipe:
+        """The recipe on a task."""
+        return dataclasses.replace(self, rate=self.rate_on.get(task, 1.0) * self.rate, rate_on={})
 
     def batch_size(self, budget: float) -> int:
         """Samples in a batch at a budget of executed FLOPs: the nearest power of two, at least 16."""

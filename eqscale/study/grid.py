@@ -49,15 +49,15 @@ def expected_batch(preset: Preset, batch_size: int) -> TokenCounts:
 
 
 def recipe_of(arm: Arm, preset: Preset) -> Recipe:
-    """How a preset trains an arm: by its recipe with the preset's optimiser.
+    """How a preset trains an arm: by its recipe on the preset's task with its optimiser.
 
     Where that wasn't searched, the arm's own recipe with the optimiser's usual rate and momentum.
     """
     if found := arm.recipe_with(preset.optimizer):
-        return found
-    optimizer = get_optimizer(preset.optimizer)
+        return found.on(preset.task)
+    optimizer, usual = get_optimizer(preset.optimizer), arm.recipe.on(preset.task)
     return dataclasses.replace(
-        arm.recipe, optimizer=optimizer.name, rate=optimizer.rate_factor * arm.recipe.rate, momentum=optimizer.momentum
+        usual, optimizer=optimizer.name, rate=optimizer.rate_factor * usual.rate, momentum=optimizer.momentum
     )
 
 
