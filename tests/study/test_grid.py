@@ -10,6 +10,7 @@ from eqscale.study.grid import (
     compute_grid,
     controls_grid,
     data_grid,
+    design_run,
     expected_batch,
     shape_groups,
     validation_grid,
@@ -24,6 +25,7 @@ from eqscale.study.presets import (
     overridden,
 )
 from eqscale.tasks import get_task
+from eqscale.training import optim
 from eqscale.training.optim import step_flops
 
 TASK = get_task("rigid")
@@ -36,6 +38,21 @@ def planned(preset):
     if preset.task == "forces":
         pytest.importorskip("tblite", reason="pip install 'eqscale[forces]'")
     return preset
+
+
+@pytest.mark.parametrize("optimizer", ["", "unsearched"])
+def test_a_recipe_can_have_another_rate_on_one_task(optimizer, monkeypatch):
+    if optimizer:
+        monkeypatch.setitem(
+            optim._OPTIMIZERS, optimizer, dataclasses.replace(optim.get_optimizer("adamw"), name=optimizer)
+        )
+    usual = get_arm("gatr_slim")
+    arm = dataclasses.replace(usual, recipe=dataclasses.replace(usual.recipe, rate_on={"forces": 0.5}))
+    for task, factor in (("rigid", 1.0), ("forces", 0.5)):
+        preset = overridden(QUICK, {"task": task, "optimizer": optimizer})
+        runs = [design_run(one, one.ladder[3], 1e11, preset, 0) for one in (usual, arm)]
+        assert runs[1].learning_rate == pytest.approx(factor * runs[0].learning_rate, rel=1e-3)
+        assert runs[1].steps == runs[0].steps
 
 
 @pytest.mark.parametrize("name", COMPUTE_GRIDS)

@@ -163,6 +163,19 @@ def test_gatr_has_no_equivariance_error_but_rounding(windows, tmp_path):
     assert test["equivariance_loss_share"] < 1e-6
 
 
+@pytest.mark.parametrize(("large", "status"), [({5}, "finished"), (range(1, 99), "diverged")])
+def test_a_single_large_loss_is_a_hard_batch_many_are_divergence(windows, tmp_path, monkeypatch, large, status):
+    healthy = loop.accumulate_gradient
+    calls = []
+
+    def large_at_some_steps(*args):
+        calls.append(1)
+        return healthy(*args) + (100.0 if len(calls) in large else 0.0)
+
+    monkeypatch.setattr(loop, "accumulate_gradient", large_at_some_steps)
+    assert train(make_spec(), *windows, checkpoints=tmp_path).status == status
+
+
 def test_a_nan_ends_the_run_as_diverged(windows, tmp_path, monkeypatch):
     healthy = loop.accumulate_gradient
     calls = []
