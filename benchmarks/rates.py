@@ -2,7 +2,7 @@
 
     python benchmarks/rates.py plan.jsonl --preset forces-cpu --budgets 1e11 1e12    # the same runs for every arm
     eqscale train plan.jsonl --records rates.jsonl                                   # --shard: on several machines
-    python benchmarks/rates.py --table rates.jsonl --out results/forces/learning_rate
+    python benchmarks/rates.py --table rates.jsonl --out results/forces/rates
 
 Plans a size in the middle of the compute grid's at each budget, with every factor of the recipe's rate and one seed.
 The table says how far the recipe's pick ends above the best rate tried; --out also writes the runs.
