@@ -6,7 +6,7 @@ the run table, figure and report.
 
     eqscale run data                    # preset quick: some minutes on two cores
     eqscale run data --dry-run          # print the plan only
-    eqscale run data --preset cpu       # an hour; stop with Ctrl-C, the same command continues
+    eqscale run data --preset cpu       # two to three hours on two cores; stop with Ctrl-C, the same command continues
     eqscale run data --budgets 1e10 5e10 --sizes-per-cell 3
 
 A run with a record in the study's ledger is not trained again.
