@@ -653,6 +653,7 @@ def main() -> None:
     start = time.perf_counter()
     native.available(torch.zeros(1))
     print(f"{platform.machine()}, torch {torch.__version__}; kernels ready after {time.perf_counter() - start:.1f} s")
+    torch.set_flush_denormal(True)  # as in training
     results = []
     for part, threads in itertools.product(parts, map(int, arguments.threads.split(","))):
         if part == "memory" and threads != int(arguments.threads.split(",")[0]):
