@@ -296,7 +296,7 @@ GROUPS = {
         (1e11, 3e11),
         FORCES,
     ),
-    "forces-gatr": Group(
+    "forces-gatr-unit": Group(
         "GATr on forces: unit of length (the arm's: 1 Å)",
         lambda: [get_arm("gatr"), *(in_units(f"gatr, {unit} Å", unit) for unit in (0.1, 0.3, 2.0, 4.0))],
         (Size(4, 4, 2),),

@@ -306,8 +306,6 @@ def main() -> None:
     add = parser.add_argument
     presets = sorted(COMPUTE_GRIDS.keys() & DATA_GRIDS)
     add("--preset", default="cpu", choices=presets, help="whose grids (default: %(default)s)")
-    add("--seeds", type=int, help="of every run (default: the preset's)")
-    add("--data-seeds", type=int, help="of runs of the data grid on few systems (default: the preset's)")
     add("--cases", nargs="+", default=CASES, choices=CASES)
     add("--only-data", action="store_true", help="conclusion 1 alone: seconds instead of minutes")
     add("--noise", type=float, default=1.0, help="over that of results/cpu")
@@ -320,10 +318,6 @@ def main() -> None:
         parser.error("--draws must be at least 1, --noise positive, --shared from 0 to 1")
     analysis.RESAMPLES = args.resamples
     grid, on_data = COMPUTE_GRIDS[args.preset], DATA_GRIDS[args.preset]
-    if args.seeds:
-        grid = dataclasses.replace(grid, seeds=tuple(range(args.seeds)), fewest_seeds=args.seeds)
-    if args.data_seeds:
-        on_data = dataclasses.replace(on_data, seeds=tuple(range(args.data_seeds)))
     seconds, _ = measured_throughput(TIMED)
     compute, data = (plan_table(s, p, seconds) for s, p in ((compute_grid(grid), grid), (data_grid(on_data), on_data)))
     console = Console(width=200)

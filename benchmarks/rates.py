@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
+import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -45,20 +47,28 @@ def plan(preset: ComputeGrid, factors: list[float]) -> list[RunSpec]:
 
 
 def factor_of(spec: RunSpec) -> float:
-    """A run's learning rate over that of its arm's recipe with the same optimiser."""
+    """A run's learning rate over that of its arm's recipe on the task, with the same optimiser.
+
+    Raises InputError if the arm has no recipe with it.
+    """
     arm = get_arm(spec.arm)
     recipe = arm.recipe_with(spec.optimizer)
-    assert recipe is not None, spec.optimizer
+    if recipe is None:
+        raise InputError(f"run {spec.name}: {spec.arm} has no recipe with {spec.optimizer}")
     parameters = arm.parameters(spec.size, get_task(spec.task))
     return spec.learning_rate / recipe.on(spec.task).learning_rate(parameters, spec.steps, spec.batch_size)
 
 
 def table(records: list[RunRecord]) -> str:
-    """A row for each arm and budget, with the loss at each factor of the recipe's rate."""
-    losses: dict[tuple[float, str, str, int], dict[float, float]] = defaultdict(dict)
+    """A row for each arm, size and budget: the loss, geometric mean over seeds, at each factor of the recipe's rate."""
+    seeds: dict[tuple[float, str, str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         spec = record.spec
-        losses[spec.budget, spec.arm, str(spec.size), spec.batch_size][round(factor_of(spec), 2)] = record.loss
+        seeds[spec.budget, spec.arm, str(spec.size), spec.batch_size][round(factor_of(spec), 2)].append(record.loss)
+    losses = {
+        row: {factor: math.exp(statistics.mean(map(math.log, values))) for factor, values in own.items()}
+        for row, own in seeds.items()
+    }
     factors = sorted({factor for own in losses.values() for factor in own})
     rows = []
     for (budget, arm, size, batch), own in sorted(losses.items()):
@@ -84,12 +94,19 @@ def runs_csv(records: list[RunRecord]) -> str:
     return text.getvalue()
 
 
+def _budget(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} FLOPs: must be positive and finite")
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", nargs="?", type=Path, help="file to write the plan to")
     parser.add_argument("--preset", choices=COMPUTE_GRIDS, default="cpu", help="compute grid whose runs are varied")
     parser.add_argument("--arms", nargs="+", help="default: the preset's")
-    parser.add_argument("--budgets", nargs="+", type=float, help="default: the preset's")
+    parser.add_argument("--budgets", nargs="+", type=_budget, help="default: the preset's")
     parser.add_argument("--factors", nargs="+", type=float, default=[0.5, 1.0, 2.0], help="of the recipe's rate")
     parser.add_argument("--table", nargs="+", type=Path, metavar="RECORDS", help="records of eqscale train")
     parser.add_argument("--out", type=Path, help="folder for report.md and runs.csv (with --table)")
@@ -101,6 +118,8 @@ def main() -> None:
         preset = overridden(COMPUTE_GRIDS[args.preset], given)
         write_plan(args.plan, [Planned(spec, data_spec(preset)) for spec in plan(preset, args.factors)])
         return
+    if missing := [str(path) for path in args.table if not path.is_file()]:
+        parser.error(f"no file {missing[0]}")
     records = [record for path in args.table for record in read_records(path).records.values()]
     if not records:
         parser.error("no record of this results version in " + ", ".join(map(str, args.table)))
