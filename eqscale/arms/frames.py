@@ -54,7 +54,7 @@ class FramesModel(PlainModel):
     frame: LearnedFrame
 
     def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
-        """As of ``PlainModel``, in three kernel calls; None also if a frame lacks an axis."""
+        """As of ``PlainModel``, in three kernel calls."""
         schema = batch.schema
         turns = schema.target.kind is Kind.DIRECTION and not schema.of(Kind.PSEUDOVECTOR)  # all that the kernel knows
         if (
@@ -68,11 +68,21 @@ class FramesModel(PlainModel):
         given = true, invariants, batch.mask, self._features(middle, batch), batch.target
         seen = Turned(*(value.contiguous() for value in given))
         features, target, matrices = self.frame.frames.turn(seen, columns)
-        if not matrices.any(-1).all():
-            return None  # the loss isn't that of outputs turned back
-        of_inputs = torch.zeros_like(features), torch.zeros_like(target)
-        loss = self.net.add_loss_gradient(features, batch.mask, target, batch.weight, scale, of_inputs)
-        self.frame.frames.add_gradient(seen, columns, *of_inputs)
+        of_features, of_target = torch.zeros_like(features), torch.zeros_like(target)
+        axes = matrices.any(-1)
+        lacking = not axes.all()
+        loss = self.net.add_loss_gradient(
+            *(features, batch.mask, target, batch.weight, scale, (of_features, of_target)),
+            axes.to(target.dtype) if lacking else None,
+        )
+        if lacking:
+            # Along no axis of the frame, a target is missed whatever is predicted: |R^T y - t|^2 has |t|^2 - |R t|^2
+            # more than |y - R t|^2.
+            tokens = batch.mask & ~axes.all(-1, keepdim=True)
+            weight, seen_of_it = scale * batch.weight[tokens][:, None], target[tokens]
+            loss += (weight * (batch.target[tokens].square() - seen_of_it.square())).sum()
+            of_target[tokens] -= 2 * weight * seen_of_it
+        self.frame.frames.add_gradient(seen, columns, of_features, of_target)
         return loss
 
 

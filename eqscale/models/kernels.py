@@ -103,6 +103,7 @@ def add_loss_gradient(
     weight: Tensor,
     scale: float,
     of_inputs: tuple[Tensor, Tensor] | None = None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """The loss of a network, whose gradient is added to that of the parameters.
 
@@ -118,6 +119,8 @@ def add_loss_gradient(
         weight: weight of each token's squared error, (B, T).
         scale: factor of the loss.
         of_inputs: zeros that the gradients of x and target are written to, if they are wanted.
+        given: 1 for each component of a sample's predictions that counts, else 0, (B, predictions of a token); None:
+            all do.
 
     Returns:
         The weighted sum of squared errors of real tokens times ``scale``, a scalar.
@@ -129,7 +132,7 @@ def add_loss_gradient(
     native.call(
         f"{name}_loss",
         *(value.contiguous() for value in (x, target, weight)),
-        *(scale, loss, *(of_inputs or (None, None))),
+        *(given, scale, loss, *(of_inputs or (None, None))),
         *(pointers([None if p is None else p.grad for p in parameters]), mask.contiguous()),
         *(shape, pointers(parameters)),
     )

@@ -233,6 +233,7 @@ class Transformer(nn.Module):
         weight_BT: Tensor,
         scale: float,
         of_inputs: tuple[Tensor, Tensor] | None = None,
+        given: Tensor | None = None,
     ) -> Tensor:
         """As ``kernels.add_loss_gradient``, where ``runs_on_kernels``; raises InputError as ``forward`` does."""
         check_tokens("features", features_BTF, (self.config.given,), self.embed.weight)
@@ -241,7 +242,7 @@ class Transformer(nn.Module):
         shape = _shape(self.config, *features_BTF.shape[:2], features_BTF.dtype)
         parameters = [own[name] for own, name in self._places]
         return kernels.add_loss_gradient(
-            "transformer", shape, features_BTF, mask_BT, parameters, target_BTO, weight_BT, scale, of_inputs
+            "transformer", shape, features_BTF, mask_BT, parameters, target_BTO, weight_BT, scale, of_inputs, given
         )
 
 

@@ -345,10 +345,11 @@ void transformer_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T
 
 // The sum over tokens of weights (B, T) times squared distances of the predictions from the target (B, T, out), times
 // `scale`, and its gradients: of x and target (zeros on entry, or null), and, added to what is there, of the parameters.
+// given (B, out), or null: see squared_error().
 // A tile goes forward and back before the next one: it never leaves the cache.
 template <class T>
-void transformer_loss(const T* x, const T* target, const T* weights, T scale, T* loss, T* gx, T* gtarget,
-                      T* const* gradients, const bool* mask, const Shape* shape, const T* const* parameters,
+void transformer_loss(const T* x, const T* target, const T* weights, const T* given, T scale, T* loss, T* gx,
+                      T* gtarget, T* const* gradients, const bool* mask, const Shape* shape, const T* const* parameters,
                       int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
@@ -357,7 +358,7 @@ void transformer_loss(const T* x, const T* target, const T* weights, T scale, T*
         T* const kept = scratch<T, 3>(tile.samples.size() * kept_of_sample<T>(s));
         const T *const bells = bells_of(s, tile, x), *const y = predict(net, tile, x, bells, kept);
         differentiate(net, tile, x, bells, gx, kept, sums.own(), [&](T* g) {
-            sums.own()[net.size] += squared_error(tile, y, target, weights, scale, s.out, g, gtarget);
+            sums.own()[net.size] += squared_error(tile, y, target, weights, given, scale, s.out, g, gtarget);
         });
     });
     finish(net, sums, gradients);

@@ -8,7 +8,7 @@ SIGNATURES = {
     "transformer_plan": "ppi",
     "transformer": "ppppppi",
     "transformer_gradient": "ppppppppi",
-    "transformer_loss": "ppptpppppppi",
+    "transformer_loss": "pppptpppppppi",
 }
 
 

@@ -29,6 +29,14 @@ def frame_of(kind, matrix):
     return lambda batch: (transform(batch, matrix), matrix)
 
 
+def flattened(batch, axes):
+    """The batch in a line, a plane or a point."""
+    kept = (torch.arange(3) < axes).double()
+    return batch.replace(
+        floor=batch["floor"] * torch.cat([kept, kept.new_ones(1)]), **{name: batch[name] * kept for name in VECTORS}
+    )
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_the_backbone_in_a_given_frame_is_the_arm_of_that_frame(kind, batch):
     twin = model_of(NAMES[kind])
@@ -67,12 +75,21 @@ def test_the_network_of_frames_learns_with_the_backbone(batch):
         assert parameter.grad.abs().max() > 1e-6, name
 
 
-def test_a_frame_that_lacks_an_axis_leaves_the_loss_to_predictions_turned_back(batch):
-    model = model_of("transformer_frames")
-    flat = batch.replace(**{name: batch[name] * batch[name].new_tensor([1.0, 1.0, 0.0]) for name in VECTORS})
-    flat = flat.replace(floor=flat["floor"] * flat["floor"].new_tensor([1.0, 1.0, 0.0, 1.0]))
-    assert model.add_loss_gradient(flat, 1.0) is None
-    assert all(parameter.grad is None for parameter in model.parameters())
+@pytest.mark.skipif(not native.available(torch.empty(0)), reason="no C++ compiler here")
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_the_kernels_loss_is_that_of_predictions_turned_back_where_frames_lack_axes_too(axes, batch):
+    whole, apart = model_of("transformer_frames"), model_of("transformer_frames")
+    by_turns = [batch, flattened(batch, axes)]
+    fields = (*VECTORS, "floor")
+    mixed = batch.replace(**{n: torch.stack([by_turns[i % 2][n][i] for i in range(len(batch))]) for n in fields})
+    assert whole.frame.degenerate(mixed).any()
+    assert not whole.frame.degenerate(mixed).all()
+    losses = [whole.add_loss_gradient(mixed, 0.3).item() for _ in range(2)]  # gradients add up
+    want = 0.3 * (mixed.weight * (apart(mixed) - mixed.target).square().sum(-1)).sum()
+    (2 * want).backward()
+    assert losses == [pytest.approx(want.item(), rel=1e-12)] * 2
+    for (own, a), b in zip(whole.named_parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12, msg=own)
 
 
 def test_windows_of_the_rigid_task_that_are_too_symmetric_for_a_frame_are_rare(windows):
@@ -85,10 +102,7 @@ def test_windows_of_the_rigid_task_that_are_too_symmetric_for_a_frame_are_rare(w
 @pytest.mark.parametrize("axes", [0, 1, 2])
 def test_flat_straight_and_empty_samples_are_predicted_exactly_equivariantly_too(axes, batch):
     model = model_of("transformer_frames")
-    kept = (torch.arange(3) < axes).double()
-    flat = batch.replace(
-        floor=batch["floor"] * torch.cat([kept, kept.new_ones(1)]), **{n: batch[n] * kept for n in VECTORS}
-    )
+    flat = flattened(batch, axes)
     R = random_orthogonal(len(batch), torch.Generator().manual_seed(1), torch.float64)
     expected = model(flat) @ R.mT
     assert model.frame.degenerate(flat).all()
