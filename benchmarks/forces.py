@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import itertools
 import time
 from pathlib import Path
@@ -20,12 +21,13 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.interpolate import BSpline
+from torch import nn
 
 from eqscale.arms import get_arm
 from eqscale.laws.render import markdown_table
 from eqscale.study.grid import choose_sizes, design_run
 from eqscale.study.presets import COMPUTE_GRIDS
-from eqscale.tasks import get_task
+from eqscale.tasks import Batch, Prepared, get_task
 from eqscale.tasks.dataset import DataSpec, open_split, prepare
 from eqscale.tasks.forces import geometries
 from eqscale.tasks.forces.families import ELEMENTS, UNSOUND, Family, find_family
@@ -33,7 +35,7 @@ from eqscale.tasks.forces.geometries import FRAMES, SOURCES, make_system
 from eqscale.tasks.forces.samples import Geometries
 from eqscale.tasks.forces.xtb import Surface, one_thread
 from eqscale.tasks.loader import batches
-from eqscale.training.loop import add_gradient, build_model
+from eqscale.training.loop import add_gradient, build_model, prepared
 from eqscale.training.optim import clip_gradients, get_optimizer
 
 TASK = get_task("forces")
@@ -258,22 +260,30 @@ def loading(data: Path) -> None:
             model = build_model(spec)
             optimizer = get_optimizer(spec.optimizer).build(model, 1e-3, spec.weight_decay, spec.momentum)
             optimized = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-            order = [rng.integers(len(samples), size=spec.batch_size) for _ in range(300)]
+            for tensor in optimized:
+                tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            order = [rng.integers(len(samples), size=spec.batch_size) for _ in range(320)]
+            once = prepared(model, samples.batch(np.concatenate(order)))
+            seconds, given = [], []
+            for prepare_batch in (lambda batch, steps, once=once: once, functools.partial(_inputs, model)):
+                begin = time.process_time()
+                given = list(batches(samples, order.__getitem__, range(len(order)), prepare=prepare_batch))
+                seconds.append((time.process_time() - begin) / len(order))
+            load, inputs = seconds[0], seconds[1] - seconds[0]
             begin = time.process_time()
-            collections.deque(batches(samples, order), maxlen=1)
-            load = (time.process_time() - begin) / len(order)
-            made = list(batches(samples, order))
-            begin = time.process_time()
-            for batch in made:
-                for tensor in optimized:
-                    tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.zero_()
+            for batch in given:
+                torch._foreach_zero_([tensor.grad for tensor in optimized])
                 add_gradient(model, batch, len(batch))
                 clip_gradients(optimized, 1.0)
                 optimizer.step()
-            step = (time.process_time() - begin) / len(order)
+            step = inputs + (time.process_time() - begin) / len(order)
             rows.append([name, str(size), str(spec.batch_size), f"{1e6 * load:.0f}", f"{1e6 * step:.0f}",
                          f"{load / (load + step):.1%}"])  # fmt: skip
     print(markdown_table(["arm", "size", "batch", "loading, µs a batch", "step, µs", "share"], rows))
+
+
+def _inputs(model: nn.Module, batch: Batch, steps: range) -> Batch | Prepared:
+    return prepared(model, batch)
 
 
 PARTS = {f.__name__: f for f in (symmetry, unsound, cost, correlation, statistics, baselines, loading)}

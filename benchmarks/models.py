@@ -51,7 +51,7 @@ from eqscale.study.grid import data_spec
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.tasks import Batch, get_task
 from eqscale.tasks.dataset import open_split, prepare
-from eqscale.training.loop import DataOrder, add_gradient
+from eqscale.training.loop import DataOrder, add_gradient, prepared
 from eqscale.training.optim import clip_gradients, get_optimizer
 
 HEADS = 8
@@ -600,12 +600,12 @@ def arms(sizes: list[Size], rounds: int, least: float) -> list[dict]:
         train = open_split(data_spec(preset), pathlib.Path(folder), "train")
         for batch in (16, 64):
             order = DataOrder(train.tokens, task.samples_per_system, batch, seed=0)
-            seen = list(train.batches([order.batch(k) for k in range(8)]))
+            seen = [train.batch(order.batch(k)) for k in range(8)]
 
             def step(model: nn.Module, seen: list[Batch] = seen) -> None:
                 for samples in seen:
                     model.zero_grad()
-                    add_gradient(model, samples, len(samples))
+                    add_gradient(model, prepared(model, samples), len(samples))
 
             seconds = interleaved({n: functools.partial(step, m) for n, m in models.items()}, rounds, least)
             tokens = [samples.mask.sum(1).double() for samples in seen]

@@ -9,6 +9,7 @@ are CPU seconds. Freshly initialised networks hold few subnormals: only trained 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 import sys
@@ -20,14 +21,19 @@ from torch import nn
 
 from eqscale.cli import run_or_exit
 from eqscale.console import make_console
+from eqscale.tasks import Batch, Prepared
 from eqscale.tasks.dataset import open_stored
 from eqscale.tasks.loader import batches
-from eqscale.training.loop import accumulate_gradient, load_trained
+from eqscale.training.loop import accumulate_gradient, load_trained, prepared
 from eqscale.training.optim import get_optimizer
 from eqscale.training.order import DataOrder
 
 _STEPS = 20  # of one kind, before the other takes its turn
 _ROUNDS = 3
+
+
+def _prepared(model: nn.Module, batch: Batch, steps: range) -> Batch | Prepared:
+    return prepared(model, batch)
 
 
 def main() -> int:
@@ -43,7 +49,7 @@ def main() -> int:
         model.train()
         samples = open_stored(spec.task, spec.data, args.data, "train", systems=spec.train_systems, **spec.options)
         order = DataOrder(samples.tokens, samples.samples_per_system, spec.batch_size, spec.seed)
-        source = batches(samples, (order.batch(step) for step in itertools.count()))
+        source = batches(samples, order.batch, range(10**9), prepare=functools.partial(_prepared, model))
         optimizer = get_optimizer(spec.optimizer).build(model, spec.learning_rate, spec.weight_decay)
         parameters = list(model.parameters())
         for group in optimizer.param_groups:

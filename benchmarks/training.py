@@ -89,19 +89,18 @@ def clocks(watch: Stopwatch, trainer: loop._Trainer) -> Iterator[None]:
     places = [
         (trainer, "elements", "data: augmentation"),
         (loop, "transform", "data: augmentation"),
+        (loop, "prepared", "data: inputs"),
         (loop, "add_gradient", "gradient"),
         (loop, "clip_gradients", "optimiser: clipping"),
         (trainer.optimizer, "step", "optimiser"),
         (trainer, "_read_losses", "logging"),
         (trainer, "_add_curve_point", "curve point"),
     ]
-    if getattr(trainer.model, "align", None):
-        places.append((trainer.model, "align", "gradient: alignment"))
     before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in places]
     batches = loop.batches
     for owner, name, part in places:
         setattr(owner, name, watch.timed(part, getattr(owner, name)))
-    loop.batches = lambda *args: watch.items("data", batches(*args))  # type: ignore[assignment]
+    loop.batches = lambda *args, **options: watch.items("data", batches(*args, **options))  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -19,9 +19,9 @@ from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.frames import Frames, FramesConfig, Turned, frames_training_flops
-from eqscale.models.transformer import transformer_training_flops
+from eqscale.models.transformer import TransformerConfig, transformer_training_flops
 from eqscale.roles import Role
-from eqscale.tasks import Batch, Kind, Schema, Task
+from eqscale.tasks import Batch, Kind, Prepared, Schema, Task
 from eqscale.tasks.symmetry import transform
 
 
@@ -53,8 +53,12 @@ class FramesModel(PlainModel):
 
     frame: LearnedFrame
 
-    def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
-        """As of ``PlainModel``, in three kernel calls."""
+    def __init__(self, config: TransformerConfig, frame: LearnedFrame, schema: Schema) -> None:
+        super().__init__(config, frame)
+        self.columns = vectors_of_numbers(schema)
+
+    def prepared(self, batch: Batch) -> Prepared | None:
+        """As of ``PlainModel``, of the batch about its mean: what frames are made of, and what is turned into them."""
         schema = batch.schema
         turns = schema.target.kind is Kind.DIRECTION and not schema.of(Kind.PSEUDOVECTOR)  # all that the kernel knows
         if (
@@ -63,26 +67,30 @@ class FramesModel(PlainModel):
             or not self.net.runs_on_kernels(batch.target)
         ):
             return None
-        middle, columns = centred(batch), vectors_of_numbers(schema)
+        middle = centred(batch)
         true, _, invariants = vectors(middle, schema.length)
-        given = true, invariants, batch.mask, self._features(middle, batch), batch.target
-        seen = Turned(*(value.contiguous() for value in given))
-        features, target, matrices = self.frame.frames.turn(seen, columns)
-        of_features, of_target = torch.zeros_like(features), torch.zeros_like(target)
+        return Prepared((true, invariants, batch.mask, self._features(middle, batch), batch.target, batch.weight))
+
+    def add_loss_gradient(self, given: Prepared, scale: float) -> Tensor:
+        """As of ``PlainModel``, in three kernel calls."""
+        true, invariants, mask, features, target, weight = (tensor.contiguous() for tensor in given.tensors)
+        seen, frames = Turned(true, invariants, mask, features, target), self.frame.frames
+        features, turned, matrices = frames.turn(seen, self.columns)
+        of_features, of_turned = torch.zeros_like(features), torch.zeros_like(turned)
         axes = matrices.any(-1)
         lacking = not axes.all()
         loss = self.net.add_loss_gradient(
-            *(features, batch.mask, target, batch.weight, scale, (of_features, of_target)),
-            axes.to(target.dtype) if lacking else None,
+            *(features, mask, turned, weight, scale, (of_features, of_turned)),
+            axes.to(turned.dtype) if lacking else None,
         )
         if lacking:
             # Along no axis of the frame, a target is missed whatever is predicted: |R^T y - t|^2 has |t|^2 - |R t|^2
             # more than |y - R t|^2.
-            tokens = batch.mask & ~axes.all(-1, keepdim=True)
-            weight, seen_of_it = scale * batch.weight[tokens][:, None], target[tokens]
-            loss += (weight * (batch.target[tokens].square() - seen_of_it.square())).sum()
-            of_target[tokens] -= 2 * weight * seen_of_it
-        self.frame.frames.add_gradient(seen, columns, of_features, of_target)
+            tokens = mask & ~axes.all(-1, keepdim=True)
+            factor, along = scale * weight[tokens][:, None], turned[tokens]
+            loss += (factor * (target[tokens].square() - along.square())).sum()
+            of_turned[tokens] -= 2 * factor * along
+        frames.add_gradient(seen, self.columns, of_features, of_turned)
         return loss
 
 
@@ -93,7 +101,7 @@ def _frames_config(size: Size, task: Task) -> FramesConfig:
 
 
 def _build(size: Size, task: Task) -> nn.Module:
-    return FramesModel(plain_config(size, task), LearnedFrame(_frames_config(size, task)))
+    return FramesModel(plain_config(size, task), LearnedFrame(_frames_config(size, task)), task.schema)
 
 
 def _flops(size: Size, task: Task) -> TrainingFlops:

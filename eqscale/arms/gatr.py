@@ -25,7 +25,7 @@ from eqscale.arms.recipe import fitted_recipes
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.roles import Role
-from eqscale.tasks import Batch, Kind, Schema, Task
+from eqscale.tasks import Batch, Kind, Prepared, Schema, Task
 
 
 class GATrModel(nn.Module):
@@ -48,17 +48,18 @@ class GATrModel(nn.Module):
             return pooled(scalars, batch)
         return pooled(self._read(channels, self._point(batch)), batch)
 
-    def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
-        """The batch's weighted squared error times ``scale``, its gradient added to that of the parameters.
-
-        None, with nothing done, where that isn't one kernel call, as in a subclass or with hooks.
-        """
+    def prepared(self, batch: Batch) -> Prepared | None:
+        """What ``add_loss_gradient`` takes; None where it isn't one kernel call, as in a subclass or with hooks."""
         directions = batch.schema.target.kind is not Kind.INVARIANT
         if not directions or not in_one_call(self, self.net, GATrModel, batch) or not native.available(batch.target):
             return None
-        point = self._point(batch).expand_as(batch.target)
-        given = self.embed(batch, self.unit), self.scalars(batch), batch.mask, self._readings(batch.target), point
-        return self.net.add_loss_gradient(*given, batch.target, batch.weight, scale)
+        embedded, point = self.embed(batch, self.unit), self._point(batch).expand_as(batch.target)
+        return Prepared((embedded, self.scalars(batch), batch.mask, point, batch.target, batch.weight))
+
+    def add_loss_gradient(self, given: Prepared, scale: float) -> Tensor:
+        """The weighted squared error of samples times ``scale``, its gradient added to that of the parameters."""
+        embedded, scalars, mask, point, target, weight = given.tensors
+        return self.net.add_loss_gradient(embedded, scalars, mask, self._readings(target), point, target, weight, scale)
 
     def _point(self, batch: Batch) -> Tensor:
         """Where displacements are read, (B, T or 1, 3)."""

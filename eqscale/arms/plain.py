@@ -23,7 +23,7 @@ from eqscale.arms.recipe import fitted_recipes
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
 from eqscale.roles import Role
-from eqscale.tasks import Batch, Kind, Task
+from eqscale.tasks import Batch, Kind, Prepared, Task
 
 Frame = Callable[[Batch], tuple[Batch, Tensor]]
 """A batch -> the same batch in another frame, and the matrix there, (B, 3, 3)."""
@@ -55,17 +55,21 @@ class PlainModel(nn.Module):
             return output
         return (output @ matrix) if output.ndim == 3 else (output[:, None] @ matrix)[:, 0]  # back: R^T y
 
-    def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
-        """The batch's weighted squared error times ``scale``, its gradient added to that of the parameters.
+    def prepared(self, batch: Batch) -> Prepared | None:
+        """What ``add_loss_gradient`` takes: network inputs, mask, target and weight, in the frame of the network.
 
-        None, with nothing done, where that isn't one kernel call, as in a learnt frame, a subclass, or with hooks. The
-        error is that in the frame of the network.
+        None where loss and gradient aren't one kernel call, as in a learnt frame, a subclass, or with hooks.
         """
         learnt = isinstance(self.frame, nn.Module) and any(True for _ in self.frame.parameters())
         if learnt or not in_one_call(self, self.net, PlainModel, batch) or not self.net.runs_on_kernels(batch.target):
             return None
         seen = batch if self.frame is None else self.frame(batch)[0]
-        return self.net.add_loss_gradient(self._features(seen, batch), seen.mask, seen.target, seen.weight, scale)
+        return Prepared((self._features(seen, batch), seen.mask, seen.target, seen.weight))
+
+    def add_loss_gradient(self, given: Prepared, scale: float) -> Tensor:
+        """The weighted squared error of samples times ``scale``, its gradient added to that of the parameters."""
+        features, mask, target, weight = given.tensors
+        return self.net.add_loss_gradient(features, mask, target, weight, scale)
 
     def _features(self, turned: Batch, batch: Batch) -> Tensor:
         found = [numbers(turned)]

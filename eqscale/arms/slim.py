@@ -11,7 +11,7 @@ from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.slim import Channels, Slim, SlimConfig, slim_training_flops
 from eqscale.roles import Role
-from eqscale.tasks import Batch, Kind, Schema, Task
+from eqscale.tasks import Batch, Kind, Prepared, Schema, Task
 
 
 class SlimModel(nn.Module):
@@ -29,15 +29,17 @@ class SlimModel(nn.Module):
             return pooled(invariants, batch)
         return pooled(directions[:, :, 0], batch)
 
-    def add_loss_gradient(self, batch: Batch, scale: float) -> Tensor | None:
-        """The batch's weighted squared error times ``scale``, its gradient added to that of the parameters.
-
-        None, with nothing done, where that isn't one kernel call, as in a subclass or with hooks.
-        """
+    def prepared(self, batch: Batch) -> Prepared | None:
+        """What ``add_loss_gradient`` takes; None where it isn't one kernel call, as in a subclass or with hooks."""
         if not in_one_call(self, self.net, SlimModel, batch) or not self.net.runs_on_kernels(batch.target):
             return None
-        points = self._points(batch)
-        return self.net.add_loss_gradient(*self._seen(batch), batch.mask, batch.target, batch.weight, scale, points)
+        x = self.net.joined(*self._seen(batch), batch.mask, self._points(batch))
+        return Prepared((x, batch.mask, batch.target, batch.weight))
+
+    def add_loss_gradient(self, given: Prepared, scale: float) -> Tensor:
+        """The weighted squared error of samples times ``scale``, its gradient added to that of the parameters."""
+        x, mask, target, weight = given.tensors
+        return self.net.add_loss_gradient(x, mask, target, weight, scale)
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         true, pseudo, scalars = vectors(centred(batch), self.unit)

@@ -262,7 +262,7 @@ class Slim(nn.Module):
         Raises:
             InputError: a shape, dtype or device that does not fit, or a sample without tokens.
         """
-        x = self._checked(scalars, true, pseudo, mask, points)
+        x = self.joined(scalars, true, pseudo, mask, points)
         c, (B, T) = self.config, true.shape[:2]
         if self.runs_on_kernels(true):
             y = kernels.run("slim", _shape(c, B, T, x.dtype), c.outputs.numbers, x, mask, self._pieces())
@@ -282,30 +282,19 @@ class Slim(nn.Module):
         """Whether a forward pass of inputs like ``x`` would run on the CPU kernels."""
         return native.available(x) and not torch.is_autocast_enabled("cpu")
 
-    def add_loss_gradient(
-        self,
-        scalars: Tensor,
-        true: Tensor,
-        pseudo: Tensor,
-        mask: Tensor,
-        target: Tensor,
-        weight: Tensor,
-        scale: float,
-        points: Tensor | None = None,
-    ) -> Tensor:
+    def add_loss_gradient(self, x: Tensor, mask: Tensor, target: Tensor, weight: Tensor, scale: float) -> Tensor:
         """As ``kernels.add_loss_gradient``, where ``runs_on_kernels``; raises InputError as ``forward`` does.
 
-        Targets are (B, T, outputs.numbers): scalars, true vectors, pseudovectors.
+        x: as of ``joined``. Targets are (B, T, outputs.numbers): scalars, true vectors, pseudovectors.
         """
-        x = self._checked(scalars, true, pseudo, mask, points)
         check_tokens("target", target, (self.config.outputs.numbers,), next(self.parameters()))
         shape = _shape(self.config, *x.shape[:2], x.dtype)
         return kernels.add_loss_gradient("slim", shape, x, mask, self._pieces(), target, weight, scale)
 
-    def _checked(
+    def joined(
         self, scalars: Tensor, true: Tensor, pseudo: Tensor, mask: Tensor | None, points: Tensor | None
     ) -> Tensor:
-        """The inputs side by side, (B, T, numbers)."""
+        """The inputs side by side, (B, T, numbers); arguments and errors as of ``forward``."""
         c, own = self.config, next(self.parameters())
         if (points is not None) != c.distances:
             raise InputError(

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from eqscale.errors import InputError
 from eqscale.plugins import load_files
 from eqscale.tasks.base import Metric, Option, Options, Task
-from eqscale.tasks.fields import Batch, Field, Kind, Schema
+from eqscale.tasks.fields import Batch, Field, Kind, Prepared, Schema
 from eqscale.tasks.samples import Samples
 from eqscale.wording import Noun, Wording
 
 __all__ = [
-    "Batch", "Field", "Kind", "Metric", "Noun", "Option", "Options", "Samples", "Schema", "Task", "UnknownTask",
-    "Wording", "get_task", "load_task_files", "register", "task_names",
+    "Batch", "Field", "Kind", "Metric", "Noun", "Option", "Options", "Prepared", "Samples", "Schema", "Task",
+    "UnknownTask", "Wording", "get_task", "load_task_files", "register", "task_names",
 ]  # fmt: skip
 
 DEFAULT = "rigid"

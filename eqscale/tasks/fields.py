@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
@@ -162,8 +163,25 @@ class Batch:
         return Batch(
             schema=self.schema,
             values={name: change(value) for name, value in self.values.items()},
-            labels={name: change(value) for name, value in self.labels.items()},
+            labels=Later(**{name: functools.partial(_changed, self.labels, name, change) for name in self.labels}),
             **{name: change(getattr(self, name)) for name in tensors},
+        )
+
+    def cut(self, rows: slice, tokens: int) -> Batch:
+        """Those samples, contiguous, with their first ``tokens`` tokens."""
+        schema = self.schema
+
+        def of(value: Tensor, per: str = "token") -> Tensor:
+            return (value[rows, :tokens] if per == "token" else value[rows]).contiguous()
+
+        return Batch(
+            schema=schema,
+            values={field.name: of(self.values[field.name], field.per) for field in schema.fields},
+            mask=of(self.mask),
+            target=of(self.target, schema.target.per),
+            weight=of(self.weight, schema.target.per),
+            system=of(self.system, "sample"),
+            labels=Later(**{name: functools.partial(_changed, self.labels, name, of) for name in self.labels}),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -184,6 +202,29 @@ class Batch:
             values={name: changed.get(name, value) for name, value in self.values.items()},
             labels={name: changed.get(name, value) for name, value in self.labels.items()},
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a model has made of B samples ahead of a training step that takes nothing else of them."""
+
+    tensors: tuple[Tensor, ...]
+    """(B, T, ...) each."""
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Prepared:
+        """The same with ``change`` applied to every tensor."""
+        return Prepared(tuple(change(tensor) for tensor in self.tensors))
+
+    def cut(self, rows: slice, tokens: int) -> Prepared:
+        """Those samples, with their first ``tokens`` tokens."""
+        return Prepared(tuple(tensor[rows, :tokens] for tensor in self.tensors))
+
+
+def _changed(values: Mapping[str, Tensor], name: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(values[name])
 
 
 def at_tokens(value: Tensor, tokens: int) -> Tensor:

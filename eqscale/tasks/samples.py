@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,19 +35,13 @@ class Samples(abc.ABC):
         return int(self.tokens.sum()) * self.samples_per_system
 
     @abc.abstractmethod
-    def batches(
-        self, groups: Sequence[np.ndarray], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Iterator[Batch]:
-        """The batches of several index arrays, each padded to its own longest sample and bitwise equal to ``batch``.
-
-        Raises IndexError for an index outside 0..len - 1.
-        """
-
     def batch(
         self, indices: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Batch:
-        """The samples of those indices (B,), padded to the most tokens among them."""
-        return next(iter(self.batches([indices], device, dtype)))
+        """The samples of those indices (B,), padded to the most tokens among them.
+
+        Raises IndexError for an index outside 0..len - 1.
+        """
 
 
 class StoredSamples(Samples):
@@ -74,26 +68,25 @@ class StoredSamples(Samples):
         self.tokens = self._columns.pop("tokens").astype(np.int64)
         self.n_systems = len(self.tokens)
 
-    def batches(
-        self, groups: Sequence[np.ndarray], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Iterator[Batch]:
-        """As ``Samples.batches``."""
-        for indices in groups:
-            if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-                raise IndexError(f"sample indices must lie in 0..{len(self) - 1}")
-            tokens = self.tokens[indices]
-            T = int(tokens.max(initial=0))
+    def batch(
+        self, indices: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """As ``Samples.batch``."""
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"sample indices must lie in 0..{len(self) - 1}")
+        tokens = self.tokens[indices]
+        T = int(tokens.max(initial=0))
 
-            def cut(value: np.ndarray, per: str, indices: np.ndarray = indices, T: int = T) -> torch.Tensor:
-                rows = value[indices]
-                return torch.from_numpy(rows[:, :T] if per == "token" else rows).to(device, dtype)
+        def cut(value: np.ndarray, per: str) -> torch.Tensor:
+            rows = value[indices]
+            return torch.from_numpy(rows[:, :T] if per == "token" else rows).to(device, dtype)
 
-            per = self.schema.target.per
-            yield Batch(
-                schema=self.schema,
-                values={f.name: cut(self._columns[f.name], f.per) for f in self.schema.fields},
-                mask=torch.from_numpy(np.arange(T) < tokens[:, None]).to(device),
-                target=cut(self._target, per) / self.target_rms,
-                weight=cut(self._columns["weight"], per),
-                system=torch.from_numpy(np.asarray(indices, np.int64)).to(device),
-            )
+        per = self.schema.target.per
+        return Batch(
+            schema=self.schema,
+            values={f.name: cut(self._columns[f.name], f.per) for f in self.schema.fields},
+            mask=torch.from_numpy(np.arange(T) < tokens[:, None]).to(device),
+            target=cut(self._target, per) / self.target_rms,
+            weight=cut(self._columns["weight"], per),
+            system=torch.from_numpy(np.asarray(indices, np.int64)).to(device),
+        )

@@ -9,7 +9,7 @@ import functools
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from eqscale.arms import TokenCounts, get_arm
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath
-from eqscale.tasks import Batch, Samples, get_task
+from eqscale.tasks import Batch, Prepared, Samples, get_task
 from eqscale.tasks.loader import batches
 from eqscale.tasks.metrics import evaluate, squared_error
 from eqscale.tasks.symmetry import transform
@@ -57,7 +57,9 @@ def weighted_mse(prediction: Tensor, batch: Batch) -> Tensor:
     return squared_error(prediction, batch).sum() / len(batch)
 
 
-def accumulate_gradient(model: nn.Module, batch: Batch, micro_batch: int, whole: float | None = None) -> Tensor:
+def accumulate_gradient(
+    model: nn.Module, batch: Batch | Prepared, micro_batch: int, whole: float | None = None
+) -> Tensor:
     """Add the gradient of the batch's loss to the model, computing ``micro_batch`` samples at once.
 
     Every part is weighted with its share of the samples: loss and gradient are those of the whole batch but
@@ -65,7 +67,7 @@ def accumulate_gradient(model: nn.Module, batch: Batch, micro_batch: int, whole:
 
     Args:
         model: the model; ranks of a group have it wrapped in DistributedDataParallel, which averages over them.
-        batch: the samples.
+        batch: the samples, or what the model has prepared of them.
         micro_batch: most samples in a part.
         whole: the samples by which the sum is divided, if not those of the batch: for a share of a batch of B
             samples over k ranks B / k, so that the mean over ranks is that of the whole batch.
@@ -74,27 +76,32 @@ def accumulate_gradient(model: nn.Module, batch: Batch, micro_batch: int, whole:
         The loss, a scalar.
     """
     count = len(batch) if whole is None else whole
-    total = torch.zeros((), device=batch.weight.device, dtype=batch.weight.dtype)
-    pieces = list(parts(batch, micro_batch))
+    losses, pieces = [], list(parts(batch, micro_batch))
     for piece in pieces:
         last = piece is pieces[-1]
         held = isinstance(model, DistributedDataParallel) and not last
         with cast(DistributedDataParallel, model).no_sync() if held else contextlib.nullcontext():
-            total += add_gradient(model, piece, count)
-    return total
+            losses.append(add_gradient(model, piece, count))
+    return sum(losses[1:], losses[0])
 
 
-def add_gradient(model: nn.Module, batch: Batch, count: float) -> Tensor:
-    """Add the gradient of the batch's squared error over ``count`` to the model; returns that error over ``count``.
+def prepared(model: nn.Module, batch: Batch) -> Batch | Prepared:
+    """What ``add_gradient`` takes of a batch on the CPU, with all that doesn't depend on the model's parameters done.
 
-    A model may have a method ``add_loss_gradient(batch, factor)`` that does so faster than a forward and a backward
-    pass, or returns None and does nothing.
+    A model may have two methods, together faster than a forward and a backward pass: ``prepared(batch)``, which returns
+    that or None, and ``add_loss_gradient(prepared, factor)``.
     """
-    in_one_go = getattr(model, "add_loss_gradient", None)
-    loss = None if in_one_go is None else in_one_go(batch, 1 / count)
-    if loss is None:
-        loss = weighted_mse(model(batch), batch) * (len(batch) / count)
-        loss.backward()
+    prepare = getattr(model, "prepared", None)
+    made = None if prepare is None else prepare(batch)
+    return batch if made is None else made
+
+
+def add_gradient(model: nn.Module, batch: Batch | Prepared, count: float) -> Tensor:
+    """Add the gradient of the batch's squared error over ``count`` to the model; returns that error over ``count``."""
+    if isinstance(batch, Prepared):
+        return cast(Any, model).add_loss_gradient(batch, 1 / count)
+    loss = weighted_mse(model(batch), batch) * (len(batch) / count)
+    loss.backward()
     return loss.detach()
 
 
@@ -288,9 +295,7 @@ class _Trainer:
         progress = self.progress
         clock = last_checkpoint = time.perf_counter()
         cpu_clock = time.process_time()
-        steps = range(progress.step, self.spec.steps)
-        shares = (self.order.batch(step)[self.group.rows] for step in steps)
-        for batch in batches(self.train_samples, shares, self.device):
+        for batch in self._batches():
             self._step(batch)
             at_curve_point = progress.step in self.curve_steps
             due = time.perf_counter() - last_checkpoint > self.checkpoint_seconds
@@ -360,12 +365,23 @@ class _Trainer:
             cpu_seconds=progress.cpu_seconds if cpu_known else None,
         )
 
-    def _step(self, batch: Batch) -> None:
-        spec, progress = self.spec, self.progress
+    def _batches(self) -> Iterator[Batch | Prepared]:
+        """This rank's share of the batches from the next step on."""
+        steps, rows = range(self.progress.step, self.spec.steps), self.group.rows
+        return batches(
+            *(self.train_samples, lambda step: self.order.batch(step)[rows], steps, self.device), prepare=self._prepared
+        )
+
+    def _prepared(self, batch: Batch, steps: range) -> Batch | Prepared:
         if self.arm.augmented:
-            generator = torch.Generator().manual_seed((self.augmentation_seed << 32) + progress.step)
-            elements = self.elements(spec.batch_size, generator, batch.target.dtype)
-            batch = transform(batch, elements[self.group.rows].to(self.device))
+            generators = (torch.Generator().manual_seed((self.augmentation_seed << 32) + step) for step in steps)
+            size, dtype, rows = self.spec.batch_size, batch.target.dtype, self.group.rows
+            batch = transform(batch, torch.cat([self.elements(size, g, dtype)[rows] for g in generators]))
+        with self.precision:
+            return prepared(self.trained, batch) if self.device.type == "cpu" else batch
+
+    def _step(self, batch: Batch | Prepared) -> None:
+        spec, progress = self.spec, self.progress
         with self.precision:
             loss = fitting(functools.partial(self._gradient, batch), self.micro_batch, self._halved)
         clip_gradients(self.optimized, spec.clip)
@@ -381,7 +397,7 @@ class _Trainer:
         progress.padded_pairs += B * T * T
         progress.step += 1
 
-    def _gradient(self, batch: Batch, micro_batch: int) -> Tensor:
+    def _gradient(self, batch: Batch | Prepared, micro_batch: int) -> Tensor:
         # In place: flat optimisers keep all gradients in one tensor, graphs on a GPU their addresses.
         torch._foreach_zero_([tensor.grad for tensor in self.optimized])
         return accumulate_gradient(self.trained, batch, micro_batch, self.spec.batch_size / self.group.world)
@@ -536,9 +552,8 @@ def time_steps(spec: RunSpec, train_samples: Samples, test_samples: Samples, sec
     with tempfile.TemporaryDirectory() as folder:
         trainer = _Trainer(spec, train_samples, test_samples, Path(folder))
     clock = time.perf_counter if trainer.device.type == "cuda" else time.process_time
-    shares = (trainer.order.batch(step) for step in range(spec.steps))
     begin = 0.0
-    for batch in batches(train_samples, shares, trainer.device):
+    for batch in trainer._batches():
         trainer._step(batch)
         done = trainer.progress.step - (_RECORDING_STEPS if trainer.graphs else _UNTIMED_STEPS)
         if done >= 0 and done % _CHECK_STEPS == 0:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import operator
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 from eqscale.storage import AnyPath, write_atomically
-from eqscale.tasks import Batch
+from eqscale.tasks import Batch, Prepared
 
 T = TypeVar("T")
+Given = TypeVar("Given", bound=Batch | Prepared)
 
 _MESSAGES = ("can't allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 _FILE = "micro_batch"
@@ -28,13 +29,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
-def parts(batch: Batch, size: int) -> Iterator[Batch]:
+def parts(batch: Given, size: int) -> Iterator[Given]:
     """The batch in parts of up to ``size`` samples, padded as the whole; a batch that small is its one part."""
     if len(batch) <= size:
         yield batch
         return
     for start in range(0, len(batch), size):
-        yield batch.map(operator.itemgetter(slice(start, start + size)))
+        yield cast(Given, batch.map(operator.itemgetter(slice(start, start + size))))
 
 
 def fitting(compute: Callable[[int], T], size: int, halved: Callable[[int, str], None]) -> T:

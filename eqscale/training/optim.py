@@ -70,9 +70,13 @@ def clip_gradients(tensors: Sequence[Tensor], most: float) -> None:
 class _AdamW(torch.optim.AdamW):
     """AdamW that calls PyTorch's fused operation itself: the rest of ``step`` takes longer than a few flat tensors."""
 
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters."""
+        self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """``step`` without PyTorch's hooks around it, for an optimiser that has this one inside."""
         for group in self.param_groups:
             parameters = group["params"]
             for p in parameters:
@@ -159,6 +163,12 @@ def hidden_maps(model: nn.Module) -> list[nn.Parameter]:
     return [p for path, p in named if "blocks" in path and p.ndim >= 2 and p.requires_grad]
 
 
+@functools.lru_cache(maxsize=64)
+def _tables(maps: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """For the kernel: shapes of the maps, coefficients of the iterations."""
+    return torch.tensor(maps, dtype=torch.int32), torch.tensor(_NEWTON_SCHULZ, dtype=dtype)
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for the hidden maps of a model, AdamW for everything else.
 
@@ -197,7 +207,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters."""
-        self._adamw.step()
+        self._adamw.update()
         hidden = self.param_groups[0]
         (flat,) = hidden["params"]
         if flat not in self.state:
@@ -205,7 +215,7 @@ class Muon(torch.optim.Optimizer):
         average, momentum = self.state[flat]["momentum"], hidden["momentum"]
         kept, rate = 1 - hidden["lr"] * hidden["weight_decay"], _ROOT_MEAN_SQUARE * hidden["lr"]
         if native.available(flat):
-            shapes, coefficients = torch.tensor(hidden["maps"], dtype=torch.int32), flat.new_tensor(_NEWTON_SCHULZ)
+            shapes, coefficients = _tables(tuple(hidden["maps"]), flat.dtype)
             native.call(
                 "muon",
                 flat,

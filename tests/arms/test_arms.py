@@ -59,7 +59,7 @@ def parameters(arm, size):
 @pytest.mark.parametrize("name", [*ARMS, "gatr_published", "gatr_absolute"])
 def test_loss_and_gradient_in_one_call_are_those_of_predictions(name, batch):
     whole, apart = build(name), build(name)
-    losses = [whole.add_loss_gradient(batch, 0.3).item() for _ in range(2)]  # gradients add up
+    losses = [whole.add_loss_gradient(whole.prepared(batch), 0.3).item() for _ in range(2)]  # gradients add up
     want = 0.3 * (batch.weight * (apart(batch) - batch.target).square().sum(-1)).sum()
     (2 * want).backward()
     assert losses == [pytest.approx(want.item(), rel=1e-12)] * 2

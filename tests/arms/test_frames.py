@@ -84,7 +84,7 @@ def test_the_kernels_loss_is_that_of_predictions_turned_back_where_frames_lack_a
     mixed = batch.replace(**{n: torch.stack([by_turns[i % 2][n][i] for i in range(len(batch))]) for n in fields})
     assert whole.frame.degenerate(mixed).any()
     assert not whole.frame.degenerate(mixed).all()
-    losses = [whole.add_loss_gradient(mixed, 0.3).item() for _ in range(2)]  # gradients add up
+    losses = [whole.add_loss_gradient(whole.prepared(mixed), 0.3).item() for _ in range(2)]  # gradients add up
     want = 0.3 * (mixed.weight * (apart(mixed) - mixed.target).square().sum(-1)).sum()
     (2 * want).backward()
     assert losses == [pytest.approx(want.item(), rel=1e-12)] * 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -159,14 +159,11 @@ class Windows(Samples):
         tokens[:, mask] = slots[:, self._real_slots(scene, local.shape[2])]
         return torch.from_numpy(tokens).to(device=device, dtype=dtype)
 
-    def batches(
-        self, groups: Sequence[np.ndarray], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Iterator[Batch]:
-        """As ``Samples.batches``.
-
-        What is computed per object is computed for all groups together: small batches take half as long.
-        """
-        indices = np.concatenate(groups).astype(np.int64, copy=False)
+    def batch(
+        self, indices: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """As ``Samples.batch``."""
+        indices = np.asarray(indices, np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"window indices must lie in 0..{len(self) - 1}")
         scene, start = np.divmod(indices, self.samples_per_system)
@@ -209,50 +206,39 @@ class Windows(Samples):
         contact = np.zeros(b * n + 1, np.int64)
         contact[:-1] = np.minimum(touched, 2).reshape(-1)
 
-        here = torch.device(device).type == "cpu"  # a call that does nothing counts, too, at small batches
-
         def tensor(array: np.ndarray) -> torch.Tensor:
-            found = torch.from_numpy(array)
-            return found if here and found.dtype == dtype else found.to(device=device, dtype=dtype)
+            return torch.from_numpy(array).to(device, dtype)
 
         def exact(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array) if here else torch.from_numpy(array).to(device)
+            return torch.from_numpy(array).to(device)
 
         vertical = np.ascontiguousarray(matrix[:, :, 2])
-        offset, gravity, floor = -mean[:, 2], -GRAVITY * vertical, self._floor[scene]
-        three = np.arange(3)[:, None, None]
-        tokens, real = self.tokens[scene], self._real_slots(scene, v)
-        end_row = end_token = 0
-        for group in groups:
-            rows = slice(end_row, end_row := end_row + len(group))
-            mask = _mask(tokens[rows])
-            slot = np.full(mask.shape, b * n * v)
-            slot[mask] = real[end_token : (end_token := end_token + int(tokens[rows].sum()))]
-            body = slot // v
-            vectors = slot_rows.take(3 * slot + three, axis=0)
-            vectors_of_object = object_rows.take(3 * body + three, axis=0)
-            values = {
+        mask = _mask(self.tokens[scene])
+        slot = np.full(mask.shape, b * n * v)
+        slot[mask] = self._real_slots(scene, v)
+        body, three = slot // v, np.arange(3)[:, None, None]
+        vectors = slot_rows.take(3 * slot + three, axis=0)
+        vectors_of_object = object_rows.take(3 * body + three, axis=0)
+        return Batch(
+            schema=SCHEMA,
+            values={
                 "position": tensor(vectors[0]),
                 "center": tensor(vectors_of_object[0]),
                 "velocity": tensor(vectors[1]),
                 "center_velocity": tensor(vectors_of_object[1]),
                 "material": tensor(vectors_of_object[2]),
-                "floor": tensor(np.concatenate([vertical[rows], offset[rows, None]], axis=1)),
-                "gravity": tensor(gravity[rows]),
-                "floor_material": tensor(floor[rows]),
-            }
-            yield Batch(
-                schema=SCHEMA,
-                values=values,
-                mask=exact(mask),
-                target=tensor(vectors[2]),
-                weight=exact(weight.take(body)),
-                system=exact(scene[rows]),
-                labels=Later(  # training needs none
-                    object_index=lambda body=body, mask=mask: exact(body % n * mask),  # type: ignore[misc]
-                    contact=lambda body=body: exact(contact.take(body)),  # type: ignore[misc]
-                ),
-            )
+                "floor": tensor(np.concatenate([vertical, -mean[:, 2:]], axis=1)),
+                "gravity": tensor(-GRAVITY * vertical),
+                "floor_material": tensor(self._floor[scene]),
+            },
+            mask=exact(mask),
+            target=tensor(vectors[2]),
+            weight=exact(weight.take(body)),
+            system=exact(scene),
+            labels=Later(  # training needs none
+                object_index=lambda: exact(body % n * mask), contact=lambda: exact(contact.take(body))
+            ),
+        )
 
 
 def _mask(tokens: np.ndarray) -> np.ndarray:
