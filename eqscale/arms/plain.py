@@ -129,7 +129,7 @@ def _ladder(*rungs: tuple[int, int]) -> tuple[Size, ...]:
 
 # From about 1e3 parameters, with the depths that the search of shapes found (docs/training.md).
 _LADDER = _ladder(
-    (8, 1), (10, 1), (12, 1), (14, 1), (16, 1), (20, 1), (24, 1), (20, 2), (24, 2), (24, 3), (30, 3), (30, 4), (30, 6),
+    (8, 1), (10, 1), (12, 1), (10, 2), (12, 2), (14, 2), (16, 2), (20, 2), (24, 2), (24, 3), (30, 3), (30, 4), (30, 6),
     (30, 8), (36, 8),
 )  # fmt: skip
 _ALIGNED_LADDER = _ladder(

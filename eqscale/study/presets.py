@@ -190,6 +190,8 @@ _PAPER = _CPU | {
 _GPU = _CPU | {"batch_size": 256, "train_systems": 400_000, "cost_range": 6.0, "min_steps": 1000}
 _THREE_SEEDS = {"seeds": (0, 1, 2)}
 _FORCES_QUICK = _QUICK | {"task": "forces", "train_systems": 3000, "test_systems": 400}
+# The two sizes of a cell lie beside the guessed optimum, not at the ends of the compute grid's range.
+_TWO_SIZES = {"sizes_per_cell": 2, "cost_range": 4.0, "fewest_seeds": 3}
 # All ways to meet the symmetry, without augmentation, which only pays where data are seen again.
 _MAIN = {"arms": ("transformer", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr")}
 _REPEATED = {"arms": ("transformer", "transformer_aug", *_MAIN["arms"][1:])}
@@ -223,9 +225,7 @@ DATA_GRIDS: dict[str, DataGrid] = {
     "cpu": DataGrid(
         budgets=(3e11, 3e12),
         systems=(100, 1000, 100_000),
-        sizes_per_cell=2,
-        fewest_seeds=3,
-        **(_CPU | _REPEATED | _THREE_SEEDS),
+        **(_CPU | _REPEATED | _THREE_SEEDS | _TWO_SIZES),
     ),
     "forces-quick": DataGrid(
         budgets=(1e10,),
@@ -235,9 +235,7 @@ DATA_GRIDS: dict[str, DataGrid] = {
     "forces-cpu": DataGrid(
         budgets=(1e11, 1e12),
         systems=(300, 3000, 100_000),
-        sizes_per_cell=2,
-        fewest_seeds=3,
-        **(_FORCES_CPU | _REPEATED | _THREE_SEEDS),
+        **(_FORCES_CPU | _REPEATED | _THREE_SEEDS | _TWO_SIZES),
     ),
     "paper": DataGrid(
         budgets=(1e18,),
