@@ -34,7 +34,7 @@ from eqscale.tasks.forces.families import ELEMENTS, UNSOUND, Family, find_family
 from eqscale.tasks.forces.geometries import FRAMES, SOURCES, make_system
 from eqscale.tasks.forces.samples import Geometries
 from eqscale.tasks.forces.xtb import Surface, one_thread
-from eqscale.tasks.loader import batches
+from eqscale.tasks.loader import TOGETHER, batches
 from eqscale.training.loop import add_gradient, build_model, prepared
 from eqscale.training.optim import clip_gradients, get_optimizer
 
@@ -262,21 +262,23 @@ def loading(data: Path) -> None:
             optimized = [tensor for group in optimizer.param_groups for tensor in group["params"]]
             for tensor in optimized:
                 tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            order = [rng.integers(len(samples), size=spec.batch_size) for _ in range(320)]
-            once = prepared(model, samples.batch(np.concatenate(order)))
-            seconds, given = [], []
-            for prepare_batch in (lambda batch, steps, once=once: once, functools.partial(_inputs, model)):
+            order = [rng.integers(len(samples), size=spec.batch_size) for _ in range(1600)]
+            once = prepared(model, samples.batch(np.concatenate(order[: TOGETHER // spec.batch_size])))
+            prepare_batch, seconds = functools.partial(_inputs, model), []
+            for make in (lambda batch, steps, once=once: once, prepare_batch):
+                source = batches(samples, order.__getitem__, range(len(order)), prepare=make)
                 begin = time.process_time()
-                given = list(batches(samples, order.__getitem__, range(len(order)), prepare=prepare_batch))
+                collections.deque(source, maxlen=1)
                 seconds.append((time.process_time() - begin) / len(order))
             load, inputs = seconds[0], seconds[1] - seconds[0]
+            given = list(batches(samples, order.__getitem__, range(320), prepare=prepare_batch))
             begin = time.process_time()
             for batch in given:
                 torch._foreach_zero_([tensor.grad for tensor in optimized])
                 add_gradient(model, batch, len(batch))
                 clip_gradients(optimized, 1.0)
                 optimizer.step()
-            step = inputs + (time.process_time() - begin) / len(order)
+            step = inputs + (time.process_time() - begin) / len(given)
             rows.append([name, str(size), str(spec.batch_size), f"{1e6 * load:.0f}", f"{1e6 * step:.0f}",
                          f"{load / (load + step):.1%}"])  # fmt: skip
     print(markdown_table(["arm", "size", "batch", "loading, µs a batch", "step, µs", "share"], rows))

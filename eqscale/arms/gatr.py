@@ -58,7 +58,8 @@ class GATrModel(nn.Module):
 
     def add_loss_gradient(self, given: Prepared, scale: float) -> Tensor:
         """The weighted squared error of samples times ``scale``, its gradient added to that of the parameters."""
-        embedded, scalars, mask, point, target, weight = given.tensors
+        # The kernel takes as many samples at once as fit with their padding.
+        embedded, scalars, mask, point, target, weight = (tensor[:, : given.longest] for tensor in given.tensors)
         return self.net.add_loss_gradient(embedded, scalars, mask, self._readings(target), point, target, weight, scale)
 
     def _point(self, batch: Batch) -> Tensor:

@@ -223,9 +223,7 @@ DATA_GRIDS: dict[str, DataGrid] = {
         budgets=(5e10,), systems=(30, 100, 400, 4000), **(_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")})
     ),
     "cpu": DataGrid(
-        budgets=(3e11, 3e12),
-        systems=(100, 1000, 100_000),
-        **(_CPU | _REPEATED | _THREE_SEEDS | _TWO_SIZES),
+        budgets=(3e11, 3e12), systems=(100, 1000, 100_000), **(_CPU | _REPEATED | _THREE_SEEDS | _TWO_SIZES)
     ),
     "forces-quick": DataGrid(
         budgets=(1e10,),
@@ -233,9 +231,7 @@ DATA_GRIDS: dict[str, DataGrid] = {
         **(_FORCES_QUICK | {"arms": ("transformer", "transformer_aug", "gatr")}),
     ),
     "forces-cpu": DataGrid(
-        budgets=(1e11, 1e12),
-        systems=(300, 3000, 100_000),
-        **(_FORCES_CPU | _REPEATED | _THREE_SEEDS | _TWO_SIZES),
+        budgets=(1e11, 1e12), systems=(300, 3000, 100_000), **(_FORCES_CPU | _REPEATED | _THREE_SEEDS | _TWO_SIZES)
     ),
     "paper": DataGrid(
         budgets=(1e18,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ T = TypeVar("T")
 _DEPTH = 3
 """Batches made ahead: enough to ride out a slow disk read, little pinned memory."""
 
-_TOGETHER = 512
+TOGETHER = 512
 """Samples assembled at once; fewer cost more calls, more no longer fit the CPU's cache."""
 
 Prepare = Callable[[Batch, range], Batch | Prepared]
@@ -60,16 +61,14 @@ def _assemble(
     if not steps:
         return
     size = len(draw(steps.start))
-    together = max(1, _TOGETHER // size)
+    together = max(1, TOGETHER // size)
     # From multiples on: a run that is resumed in between has the bits of one that wasn't.
     for start in range(steps.start // together * together, steps.stop, together):
         group = range(start, min(start + together, steps.stop))
         whole = samples.batch(np.concatenate([draw(step) for step in group]), dtype=dtype)
         longest = whole.mask.sum(1).view(-1, size).amax(1).tolist()
-        made = prepare(whole, group)
-        for k, (step, tokens) in enumerate(zip(group, longest, strict=True)):
-            if step in steps:
-                yield made.cut(slice(k * size, (k + 1) * size), tokens)
+        made = prepare(whole, group).split(size, longest)
+        yield from itertools.islice(made, max(0, steps.start - start), None)
 
 
 def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:

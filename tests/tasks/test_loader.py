@@ -13,6 +13,22 @@ def test_batches_come_in_the_order_given(toys):
         torch.testing.assert_close(batch.target, toys.batch(indices).target, rtol=0, atol=0)
 
 
+def test_steps_are_prepared_in_the_same_company_wherever_a_run_resumes(toys):
+    draws, together = np.arange(400).reshape(4, 100) % len(toys), []
+
+    def prepare(batch, steps):
+        together.append(steps)
+        assert len(batch) == 100 * len(steps)
+        return batch
+
+    for start in range(4):
+        got = list(batches(toys, draws.__getitem__, range(start, 4), prepare=prepare))
+        for step, batch in zip(range(start, 4), got, strict=True):
+            assert torch.equal(batch.target, toys.batch(draws[step]).target)
+    assert together == [range(4)] * 4
+    assert list(batches(toys, draws.__getitem__, range(4, 4))) == []
+
+
 def test_making_ahead_keeps_order_and_bound():
     made = []
     bound = threading.Semaphore(0)
