@@ -6,21 +6,22 @@ import torch
 
 from eqscale.arms import arm_names
 from eqscale.training import loop
-from eqscale.training.loop import accumulate_gradient, build_model, train, weighted_mse
+from eqscale.training.loop import accumulate_gradient, build_model, prepared, train, weighted_mse
 from eqscale.training.memory import fitting, is_out_of_memory, parts, read_micro_batch, write_micro_batch
 from tests.training.test_loop import make_spec
 
 
-@pytest.mark.parametrize("arm", ["transformer", "transformer_aligned", "gatr"])
+@pytest.mark.parametrize("arm", ["transformer", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr"])
 @pytest.mark.parametrize("micro_batch", [1, 3, 4, 7])
-def test_the_gradient_of_the_parts_is_that_of_the_batch(windows, arm, micro_batch):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_gradient_of_the_parts_is_that_of_the_batch(windows, arm, micro_batch, ahead):
     assert arm in arm_names()
     batch = windows[0].batch(np.arange(0, 70, 10), dtype=torch.float64)
     model = build_model(make_spec(arm=arm)).double()
     weighted_mse(model(batch), batch).backward()
     whole = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    loss = accumulate_gradient(model, batch, micro_batch)
+    loss = accumulate_gradient(model, prepared(model, batch) if ahead else batch, micro_batch)
     scale = max(g.abs().max() for g in whole)
     assert scale > 1e-3
     for parameter, expected in zip(model.parameters(), whole, strict=True):
