@@ -30,8 +30,9 @@ from eqscale.study.records import read_records
 from eqscale.training.spec import RunSpec
 
 RUNS = (
-    "transformer-1e10-10x1-s0", "transformer-1e10-20x1-s0", "transformer-3e10-20x1-s0",
-    "transformer-1e11-20x1-s0", "gatr-1e10-2x1-s0", "gatr-1e10-2x2-s0", "gatr-3e10-4x3-s0", "gatr-1e11-3x2-s0",
+    "transformer-1e10-10x1-s0-muon", "transformer-1e10-12x2-s0-muon", "transformer-3e10-16x2-s0-muon",
+    "transformer-1e11-16x2-s0-muon", "gatr-1e10-2x1-s0-muon", "gatr-1e10-2x2-s0-muon", "gatr-3e10-4x3-s0-muon",
+    "gatr-1e11-3x2-s0-muon",
 )  # fmt: skip
 SEEDS = 5
 # name -> PyTorch's instruction set, and that of the kernels (empty: this machine's, None: no kernels)
@@ -50,7 +51,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data sets (default: data)")
     args = parser.parse_args()
     preset = COMPUTE_GRIDS["quick"]
-    specs = [spec for spec in compute_grid(preset) if spec.name in args.runs]
+    by_name = {spec.name: spec for spec in compute_grid(preset)}
+    if unknown := set(args.runs) - by_name.keys():
+        parser.error(f"no run {min(unknown)} in the preset quick; choose from {', '.join(by_name)}")
+    specs = [by_name[name] for name in args.runs]
     seeds = [dataclasses.replace(spec, seed=seed) for seed in range(1, SEEDS) for spec in specs]
     with tempfile.TemporaryDirectory() as folder:
         found = {kind: _losses([*specs, *(seeds if kind == "own" else [])], kind, args.data, Path(folder))

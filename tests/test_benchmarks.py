@@ -56,3 +56,8 @@ def test_rates_refuse_what_they_cannot_use_before_anything_is_written(args, mess
     assert done.returncode != 0
     assert message in done.stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]
+
+
+def test_kinds_of_cpu_are_compared_on_runs_that_the_preset_has():
+    code = "import cpu_kinds as c; assert set(c.RUNS) <= {s.name for s in c.compute_grid(c.COMPUTE_GRIDS['quick'])}"
+    subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, check=True)
