@@ -188,9 +188,9 @@ class Batch:
             labels=Later(**{name: functools.partial(_changed, self.labels, name, of) for name in self.labels}),
         )
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """Copy of the batch on another device."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device))
 
     def double(self) -> Batch:
         """The batch with its floats in float64."""

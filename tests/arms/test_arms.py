@@ -58,7 +58,11 @@ def parameters(arm, size):
 @pytest.mark.skipif(not native.available(torch.empty(0)), reason="no C++ compiler here")
 @pytest.mark.parametrize("name", [*ARMS, "gatr_published", "gatr_absolute"])
 def test_loss_and_gradient_in_one_call_are_those_of_predictions(name, batch):
-    whole, apart = build(name), build(name)
+    check_loss_in_one_call(build(name), build(name), batch)
+
+
+def check_loss_in_one_call(whole, apart, batch):
+    """On two equal models."""
     losses = [whole.add_loss_gradient(whole.prepared(batch), 0.3).item() for _ in range(2)]  # gradients add up
     want = 0.3 * (batch.weight * (apart(batch) - batch.target).square().sum(-1)).sum()
     (2 * want).backward()

@@ -10,6 +10,7 @@ from eqscale.arms import get_arm
 from eqscale.arms.plain import PlainModel
 from eqscale.tasks import get_task
 from eqscale.tasks.symmetry import random_orthogonal, transform, translate
+from tests.arms.test_arms import check_loss_in_one_call
 
 RIGID = get_task("rigid")
 VECTORS = ("position", "center", "velocity", "center_velocity", "gravity")
@@ -84,12 +85,7 @@ def test_the_kernels_loss_is_that_of_predictions_turned_back_where_frames_lack_a
     mixed = batch.replace(**{n: torch.stack([by_turns[i % 2][n][i] for i in range(len(batch))]) for n in fields})
     assert whole.frame.degenerate(mixed).any()
     assert not whole.frame.degenerate(mixed).all()
-    losses = [whole.add_loss_gradient(whole.prepared(mixed), 0.3).item() for _ in range(2)]  # gradients add up
-    want = 0.3 * (mixed.weight * (apart(mixed) - mixed.target).square().sum(-1)).sum()
-    (2 * want).backward()
-    assert losses == [pytest.approx(want.item(), rel=1e-12)] * 2
-    for (own, a), b in zip(whole.named_parameters(), apart.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12, msg=own)
+    check_loss_in_one_call(whole, apart, mixed)
 
 
 def test_windows_of_the_rigid_task_that_are_too_symmetric_for_a_frame_are_rare(windows):
