@@ -44,8 +44,8 @@ class Classes:
 
 
 def read_classes(column: pd.Series, N: Array, D: Array, needed: int, where: str) -> Classes:
-    """The classes of a column; numbers with fewer than ``needed`` distinct points go with the next smaller class (the
-    smallest with the next larger).
+    """The classes of a column; numbers join, from the smallest on, until their class has ``needed`` distinct points. A
+    last class with fewer goes with the one before.
 
     Args:
         column: number or label of each run, (n,).
@@ -64,12 +64,12 @@ def read_classes(column: pd.Series, N: Array, D: Array, needed: int, where: str)
     points = _points(np.zeros(len(N)), N, D)
     groups: list[list] = []
     for value in sorted(set(values), key=None if numeric else str):
-        count = len(set(points[np.isin(values, [value])]))
+        count = _count(points, values, [value])
         if count < needed and not numeric:
             raise InputError(
                 f"{where}: {name} = {value} has {count} distinct points; a class needs {needed} (leave it out: --where)"
             )
-        if groups and (count < needed or _count(points, values, groups[-1]) < needed):
+        if groups and _count(points, values, groups[-1]) < needed:
             groups[-1].append(value)
         else:
             groups.append([value])
