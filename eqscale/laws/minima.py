@@ -1,8 +1,10 @@
 """Compute-optimal loss and size of each budget from its own runs, without a law.
 
-Approach 2 of Hoffmann et al. 2022 (section 3.2) with intervals: a parabola in log N through the log losses of a
-budget's runs, whose vertex is the optimum. One scatter is pooled over all budgets of an arm; it holds both the noise
-of the runs and what a parabola misses.
+Approach 2 of Hoffmann et al. 2022 (section 3.2) with intervals: the minimum of a parabola in log N through the log
+losses of a budget's runs, or of a cubic where sizes have several seeds: losses rise more steeply on one side, which
+shifts a parabola's minimum by several percent, but through single runs a cubic's errors are larger than that. Only
+sizes near the best one count. One scatter is pooled over all budgets of an arm; it holds both the noise of the runs and
+what the curves miss.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from eqscale.laws.contrast import Estimate, estimate
 
 Array = np.ndarray
 
-_SIZES = 4  # fewer leave no residual to judge a parabola by
+_SIZES = 4  # fewer leave no residual to judge even a parabola by
+_NEAR = 0.2  # sizes count up to so far above the best one's mean log loss, or else the best five
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Minima:
     N: Optima
     """Log size at the vertex; NaN where it lies outside the sizes."""
     scatter: float
-    """Standard deviation of a log loss about its parabola, pooled over budgets."""
+    """Standard deviation of a log loss about its curve, pooled over budgets."""
     df: int
     """Degrees of freedom of ``scatter``."""
 
@@ -56,7 +59,7 @@ class Minima:
 
 
 def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Minima | None:
-    """Fit a parabola to each budget of an arm.
+    """Fit a curve to each budget of an arm: a cubic from five sizes and two seeds each on, else a parabola.
 
     Args:
         arm: runs grouped by ``budget``; those of one budget should cost about the same. The law is not used.
@@ -71,46 +74,64 @@ def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Min
     grids, fitted, residuals, leverages = [], [], [], []
     for budget in budgets:
         here = arm.budget == budget
-        x, y = np.log(arm.N[here]), np.log(arm.loss[here])
-        X = np.vander(x - x.mean(), 3)
+        x, y = _near(np.log(arm.N[here]), np.log(arm.loss[here]))
+        sizes = len(np.unique(x))
+        X = np.vander(x - x.mean(), 4 if sizes > _SIZES and len(x) >= 2 * sizes else 3)
         solve = np.linalg.pinv(X)
         grids.append((x, solve))
         fitted.append(X @ (solve @ y))
         residuals.append(y - fitted[-1])
         leverages.append(np.einsum("ij,ji->i", X, solve))
-    df = sum(map(len, residuals)) - 3 * len(budgets)
+    df = sum(len(x) - len(solve) for x, solve in grids)
     scatter = float(np.sqrt(sum(float(r @ r) for r in residuals) / df))
     pool = np.concatenate(residuals) / np.sqrt(np.maximum(1 - np.concatenate(leverages), 0.05))
     pool -= pool.mean()
     rng = np.random.default_rng(seed)
-    losses, sizes = [], []
+    losses, log_sizes = [], []
     for (x, solve), line, residual in zip(grids, fitted, residuals, strict=True):
         drawn = line + rng.choice(pool, (resamples, len(x)))
         coefficients = np.concatenate([(line + residual)[None], drawn]) @ solve.T
         log_loss, at, inside = _lowest(coefficients, x - x.mean())
         log_n = np.where(inside, at + x.mean(), np.nan)
-        (a, b, _), covariance = coefficients[0], scatter**2 * solve @ solve.T
-        by_loss = np.array([at[0] ** 2, at[0], 1.0])  # at a vertex its own shift doesn't count
-        by_size = np.array([b / (2 * a * a), -1 / (2 * a), 0.0]) if inside[0] else np.full(3, np.nan)
+        covariance = scatter**2 * solve @ solve.T
+        by_loss = np.vander(at[:1], len(solve))[0]  # at a vertex its own shift doesn't count
+        by_size = np.full(len(solve), np.nan)
+        if inside[0]:
+            powers = np.arange(len(solve) - 1, -1, -1)
+            slopes = powers * at[0] ** np.maximum(powers - 1, 0)
+            by_size = -slopes / np.polyval(np.polyder(coefficients[0], 2), at[0])
         losses.append((log_loss[0], np.sqrt(by_loss @ covariance @ by_loss), log_loss[1:]))
-        sizes.append((log_n[0], np.sqrt(by_size @ covariance @ by_size), log_n[1:]))
+        log_sizes.append((log_n[0], np.sqrt(by_size @ covariance @ by_size), log_n[1:]))
     loss, size = (
         Optima(np.array(value), np.array(se), np.transpose(draws))
-        for value, se, draws in (zip(*losses, strict=True), zip(*sizes, strict=True))
+        for value, se, draws in (zip(*losses, strict=True), zip(*log_sizes, strict=True))
     )
     return Minima(arm.name, np.array(budgets), loss, size, scatter, df)
 
 
+def _near(x: Array, y: Array) -> tuple[Array, Array]:
+    """The runs of the sizes near the best one: log sizes and log losses."""
+    which = np.unique(x, return_inverse=True)[1]
+    mean = np.bincount(which, y) / np.bincount(which)
+    limit = max(mean.min() + _NEAR, np.sort(mean)[:5].max())
+    chosen = mean[which] <= limit
+    return x[chosen], y[chosen]
+
+
 def _lowest(coefficients: Array, x: Array) -> tuple[Array, Array, Array]:
-    """Lowest value within the sizes x of parabolas (b, 3), where it is, and whether it is a vertex."""
-    a, b, c = coefficients.T
+    """Value at the minimum within the sizes x of cubics or parabolas (b, 4 or 3), where it is, and whether it is a
+    vertex.
+    """
+    *cubic, b, c, d = coefficients.T
+    a = cubic[0] if cubic else np.zeros_like(b)
     low, high = x.min(), x.max()
     with np.errstate(divide="ignore", invalid="ignore"):
-        top = -b / (2 * a)
-    inside = (a > 0) & (low < top) & (top < high)
-    ends = [a * v * v + b * v + c for v in (low, high)]
+        root = np.sqrt(b * b - 3 * a * c)  # half the curvature at the minimum
+        top = np.where(b > 0, -c / (b + root), (root - b) / (3 * a))
+    inside = (root > 0) & (low < top) & (top < high)
+    ends = [((a * v + b) * v + c) * v + d for v in (low, high)]
     at = np.where(inside, top, np.where(ends[0] < ends[1], low, high))
-    return a * at * at + b * at + c, at, inside
+    return ((a * at + b) * at + c) * at + d, at, inside
 
 
 def vertex(x: Array, y: Array) -> tuple[float, float, bool]:

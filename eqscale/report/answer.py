@@ -13,6 +13,7 @@ from eqscale.laws.minima import combine, weights_at
 from eqscale.laws.render import interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
 from eqscale.report.card import answer_card
+from eqscale.report.checks import cannot_tell
 from eqscale.report.conclusions import NOT_REPRODUCED, Conclusion
 from eqscale.report.controls import control_lines
 from eqscale.report.data_grid import DataGrid
@@ -95,10 +96,11 @@ def verdict(own: Sequence[Conclusion]) -> str:
 
 
 def _crossings(analysis: Analysis) -> list[str]:
-    """Where lines are shown to cross, on every axis."""
+    """Where lines are shown to cross, on every axis, among the laws that can tell."""
     parts = []
     for axis, pairs in analysis.comparisons.items():
-        crossings = [pair.crossing for pair in pairs if isinstance(pair, Comparison)]
+        able = {name for name, arm in analysis.arms[axis].items() if not cannot_tell(arm)}
+        crossings = [p.crossing for p in pairs if isinstance(p, Comparison) and {p.arm, p.reference} <= able]
         found = [
             f"`{c.better_below}` and `{c.better_above}` at {c.C:.2g} {interval_text(c.interval, 2)} {AXES[axis].unit} "
             f"(`{c.better_above}` ahead above)"
@@ -110,7 +112,11 @@ def _crossings(analysis: Analysis) -> list[str]:
             said = ", ".join(found) or "none shown"
             more = f", none shown for {none} other pair{'s' if none > 1 else ''}" if found and none else ""
             parts.append(f"on {AXES[axis].label}: {said}{more}")
-    return [f"Where lines of the laws are shown to cross: {'; '.join(parts)} (`comparisons.csv`)."] * bool(parts)
+    laws = analysis.arms.get("executed", {})
+    mute = [f"`{name}`" for name, arm in laws.items() if cannot_tell(arm)]
+    unsaid = f" The laws of {', '.join(mute)} can't tell: the runs don't determine them, or they miss structure."
+    where = f"Where lines of the laws are shown to cross: {'; '.join(parts)} (`comparisons.csv`)." if parts else ""
+    return [f"{where}{unsaid * bool(mute)}".strip()] if len(laws) > 1 else []
 
 
 def _prediction_line(study: Study) -> str:

@@ -42,20 +42,24 @@ def answer_card(finished: pd.DataFrame) -> Card:
         cells = ["–" if pd.isna(loss) else number(loss, 3) for loss in losses]
         ratio = losses.nsmallest(2).iloc[-1] / losses.min()
         rows.append((f"{budget:.3g}", *cells, number(ratio, 3) if losses.count() > 1 else "–"))
-    compared = best[best.count(axis=1) > 1]
+    compared = best.dropna()
+    if compared.empty or best.shape[1] < 2:
+        compared = best[best.count(axis=1) > 1]
     if compared.empty:
         said: tuple[str, ...] = ("No budget has finished runs of two arms: there is nothing to compare.",)
     else:
-        said = (f"{_who(compared)}; {_by_how_much(compared)}.", _how_sure(compared, seeds, seed_noise(finished)))
+        where = "Where all arms have runs: at" if len(compared) < (best.count(axis=1) > 1).sum() else "At"
+        who = f"{where} equal compute, {_who(compared)}"
+        said = (f"{who}; {_by_how_much(compared)}.", _how_sure(compared, seeds, seed_noise(finished)))
     return Card(said, ("executed FLOPs", *best.columns, "second ÷ best"), tuple(rows))
 
 
 def _who(best: pd.DataFrame) -> str:
     winners = best.idxmin(axis=1)
     if winners.nunique() == 1:
-        return f"At equal compute, {winners.iloc[0]} has the lowest loss at every budget"
+        return f"{winners.iloc[0]} has the lowest loss at every budget"
     where = (f"{arm}'s at {_budgets(winners.index[winners == arm])}" for arm in winners.unique())
-    return f"At equal compute, the lowest loss is {', '.join(where)} FLOPs"
+    return f"the lowest loss is {', '.join(where)} FLOPs"
 
 
 def _by_how_much(best: pd.DataFrame) -> str:

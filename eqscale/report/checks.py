@@ -126,7 +126,7 @@ def by_laws(pair: Pair, arms: Mapping[str, ArmFit], unit: str) -> dict[int, list
         2: _on_compute(bends, gaps, _difference(base, arm, change("loss")), unit),
         3: _on_allocation(sizes, _difference(arm, base, change("N")), unit),
     }
-    doubts = [doubt for a in (arm, base) if (doubt := _doubt(a))]
+    doubts = [doubt for a in (arm, base) if (doubt := doubt_about(a))]
     if doubts:
         return {n: [_without_vote(f, doubts) for f in findings] for n, findings in found.items()}
     if straight := [f"`{a.name}` has E = 0" for a in (arm, base) if not a.fit.form.lowest(a.fit.coefficients)[0]]:
@@ -134,7 +134,7 @@ def by_laws(pair: Pair, arms: Mapping[str, ArmFit], unit: str) -> dict[int, list
     return found
 
 
-def _doubt(arm: ArmFit) -> str:
+def doubt_about(arm: ArmFit) -> str:
     """Why a law is the wrong one for its runs, in words; empty if nothing says so."""
     test = lack_of_fit(arm.fit)
     if test is not None and test.rejects:
@@ -142,6 +142,11 @@ def _doubt(arm: ArmFit) -> str:
     if arm.fit.verdict.has("misfit"):
         return f"`{arm.name}` is a misfit, p = {number(arm.fit.structure.p_value, 2)}"  # type: ignore[union-attr]
     return ""
+
+
+def cannot_tell(arm: ArmFit) -> bool:
+    """Whether nothing beyond single costs may rest on a law: it is the wrong one, or its runs don't determine it."""
+    return bool(doubt_about(arm)) or arm.fit.verdict.has("unidentified")
 
 
 def _without_vote(finding: Finding, why: Iterable[str]) -> Finding:

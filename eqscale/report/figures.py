@@ -23,7 +23,8 @@ LOSS = "test NMSE"
 def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder: Path) -> list[FigureGroup]:
     """Draw every figure that the study has data for, as PNG and SVG."""
     out: list[FigureGroup] = []
-    colours, built_in, laws = study.roles.colours(), study.roles.built_in, analysis.arms
+    colours, laws = study.roles.colours(), analysis.arms
+    reference = next(iter(study.roles.built_in), "")  # the best arm with the symmetry built in
 
     def add(key: str, title: str, caption: str, images: Mapping[tuple[str, str], Figure]) -> None:
         for (file, _), figure in images.items():
@@ -45,17 +46,16 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
             )),
         )  # fmt: skip
         add(
-            "ratio", f"Loss relative to that of {', of '.join(built_in)}",
+            "ratio", f"Loss relative to that of {reference}",
             "Markers are ratios of compute-optimal losses measured at equal cost, without a law, with 95 % intervals "
             "(the wider of model-based and robust), lines and bands those of the laws over the costs that both arms' "
             "runs cover. Where they disagree, trust the markers.",
             {
-                (f"loss_ratio{f'_{name}' * bool(i)}{AXES[axis].suffix}", axis): plots.loss_ratios(
-                    minima, name, laws[axis], axis=AXES[axis].label, colours=colours
+                (f"loss_ratio{AXES[axis].suffix}", axis): plots.loss_ratios(
+                    minima, reference, laws[axis], axis=AXES[axis].label, colours=colours
                 )
-                for i, name in enumerate(built_in)
                 for axis, minima in analysis.minima.items()
-                if name in minima and len(minima) > 1
+                if reference in minima and len(minima) > 1
             },
         )  # fmt: skip
         add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -24,13 +25,26 @@ SURE = 0.975
 _BY_LAW = "by law"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Leader:
+    """The arm of lowest loss at a cost."""
+
+    cost: float
+    arm: str
+    rival: str
+    """Who could be ahead instead, and how likely that is; empty if the arm is ahead for sure."""
+    alone: bool = False
+    """No other arm has an optimum there."""
+
+
 def headline(analysis: Analysis) -> str:
     """Who is ahead at the largest compute, in one sentence."""
     ahead: dict[str, list[str]] = {}
-    for axis, levels in _known(analysis).items():
-        if levels and len(levels[-1]) > 1:
-            top = levels[-1][0]
-            ahead.setdefault(f"`{top.arm}` is ahead" if _sure(top) else "no arm is ahead for sure", []).append(axis)
+    for axis in analysis.arms:
+        leaders = _leaders(analysis, axis)
+        if leaders and not (top := leaders[-1]).alone:
+            who = "no arm is ahead for sure" if top.rival else f"`{top.arm}` is ahead"
+            ahead.setdefault(who, []).append(axis)
     if not ahead:
         return ""
     said = ", ".join(
@@ -40,35 +54,37 @@ def headline(analysis: Analysis) -> str:
 
 
 def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
-    """One row per axis, with ratios to each built-in arm (or else to the first arm); empty without laws."""
+    """One row per axis, with ratios to the best built-in arm (or else to the first arm); empty without laws."""
     known = _known(analysis)
     if not known:
         return ""
     names = list(analysis.arms["executed"])
-    references = [name for name in built_in if name in names] or names[:1]
+    reference = next((name for name in built_in if name in names), names[0])
     header = ["axis", "ahead at the lowest, middle and highest common cost", "compute-optimal loss at the highest cost"]
-    for reference in references:
-        over = f"over that of `{reference}`"
-        header += [f"loss {over}, lowest → highest cost", f"compute {over}, same loss"]
+    over = f"over that of `{reference}`"
+    header += [f"loss {over}, lowest → highest cost", f"compute {over}, same loss"]
     rows = []
-    for axis, levels in known.items():
-        row = [f"**{AXES[axis].label}**", _leaders(levels, AXES[axis].unit), _lowest(analysis, axis, names)]
-        for reference in references:
-            for factor in (_losses, _compute):
-                others = (name for name in names if name != reference)
-                cells = [f"`{name}` {factor(analysis, axis, reference, name)}" for name in others]
-                row.append("<br>".join(cells) or UNSEEN)
+    for axis in known:
+        row = [f"**{AXES[axis].label}**", _who(_leaders(analysis, axis), axis), _lowest(analysis, axis, names)]
+        for factor in (_losses, _compute):
+            others = (name for name in names if name != reference)
+            row.append("<br>".join(f"`{name}` {factor(analysis, axis, reference, name)}" for name in others) or UNSEEN)
         rows.append(row)
-    note = f"An arm is ahead if {100 * SURE:.3g} % of the resamples of its law say so (`ranking.csv`)."
+    note = ""
     if any(analysis.minima.values()):
-        note += (
-            " Losses and ratios are measured at single costs: on executed FLOPs without a law, on the other axes after "
-            f"moving the runs along their laws to equal cost ({link('minima')})."
+        note = (
+            "Losses and ratios are measured at single costs: on executed FLOPs without a law, on the other axes after "
+            f"moving the runs along their laws to equal cost ({link('minima')}). An arm is ahead if the interval of "
+            "every other arm's loss over its own lies above 1. "
         )
     if any(_BY_LAW in cell for row in rows for cell in row):
-        note += f" Where too few sizes were run for a measured optimum, they are *{_BY_LAW}* (`comparisons.csv`)."
+        note += (
+            f"Where too few sizes were run for a measured optimum, losses and ratios are *{_BY_LAW}* "
+            f"(`comparisons.csv`), and an arm is ahead if {100 * SURE:.3g} % of the resamples of its law say so "
+            "(`ranking.csv`). "
+        )
     return (
-        f"{markdown_table(header, rows)}\n{note} Compute is compared at the loss that the other arm has at its highest "
+        f"{markdown_table(header, rows)}\n{note}Compute is compared at the loss that the other arm has at its highest "
         "cost. Brackets are 95 % intervals."
     )
 
@@ -81,28 +97,55 @@ def _known(analysis: Analysis) -> dict[str, list[list[Advice]]]:
     }
 
 
-def _leaders(levels: list[list[Advice]], unit: str) -> str:
-    if not levels:
+def _leaders(analysis: Analysis, axis: str) -> list[_Leader]:
+    """Who is ahead at the lowest, middle and highest cost that all arms have in common: measured, or else by law."""
+    costs, minima = _common_costs(analysis, axis), analysis.minima[axis]
+    if not costs:
+        return [_by_law(level) for level in _known(analysis)[axis]]
+    out = []
+    for cost in dict.fromkeys((costs[0], costs[len(costs) // 2], costs[-1])):
+        best, *others = sorted(minima, key=lambda name: lowest_loss(minima[name], cost).value)
+        ratios = {name: loss_ratio(minima[best], minima[name], cost).exp() for name in others}
+        close = [f"`{name}` {_estimate(ratio)}" for name, ratio in ratios.items() if not ratio.low > 1]
+        out.append(_Leader(cost, best, ", ".join(close), alone=not others))
+    return out
+
+
+def _by_law(level: list[Advice]) -> _Leader:
+    top = level[0]
+    sure = top.probability_best is None or top.probability_best >= SURE
+    rival = "" if sure else f"{100 * (top.probability_best or 0):.0f} %, {_BY_LAW}"
+    return _Leader(top.C, top.arm, rival, alone=len(level) == 1)
+
+
+def _common_costs(analysis: Analysis, axis: str) -> list[float]:
+    """Costs at which every arm with a law has a measured optimum, ascending."""
+    minima, names = analysis.minima[axis], analysis.arms[axis]
+    if not names or not set(names) <= minima.keys():
+        return []
+    return functools.reduce(np.intersect1d, [minima[name].cost for name in names]).tolist()
+
+
+def _who(leaders: list[_Leader], axis: str) -> str:
+    if not leaders:
         return "no cost in common, or no law has an optimum"
-    if len(levels[-1]) == 1:
-        return f"only `{levels[-1][0].arm}` has a law"
+    if leaders[-1].alone:
+        return f"only `{leaders[-1].arm}` has a law"
     return "<br>".join(
-        f"{top.C:.3g} {unit}: "
-        + (f"`{top.arm}`" if _sure(top) else f"open (`{top.arm}` {100 * (top.probability_best or 0):.0f} %)")
-        for top, *_ in levels
+        f"{leader.cost:.3g} {AXES[axis].unit}: "
+        + (f"open (`{leader.arm}`; {leader.rival})" if leader.rival else f"`{leader.arm}`")
+        for leader in leaders
     )
 
 
 def _lowest(analysis: Analysis, axis: str, names: list[str]) -> str:
     """Compute-optimal loss of each arm at the highest cost of all, lowest first."""
     minima, unit = analysis.minima[axis], AXES[axis].unit
-    if set(names) <= minima.keys():
-        common = functools.reduce(np.intersect1d, [minima[name].cost for name in names])
-        if len(common):
-            found = {name: lowest_loss(minima[name], float(common[-1])).exp() for name in names}
-            ordered = sorted(found, key=lambda name: found[name].value)
-            lines = (f"`{name}` {_estimate(found[name])}" for name in ordered)
-            return "<br>".join([f"at {common[-1]:.3g} {unit}:", *lines])
+    if common := _common_costs(analysis, axis):
+        found = {name: lowest_loss(minima[name], common[-1]).exp() for name in names}
+        ordered = sorted(found, key=lambda name: found[name].value)
+        lines = (f"`{name}` {_estimate(found[name])}" for name in ordered)
+        return "<br>".join([f"at {common[-1]:.3g} {unit}:", *lines])
     if not (levels := _known(analysis)[axis]):
         return UNSEEN
     by_law = (f"`{a.arm}` {_with_limits(a.loss, a.loss_band)}" for a in levels[-1])
@@ -142,7 +185,3 @@ def _estimate(e: Estimate) -> str:
 
 def _with_limits(value: float, limits: tuple[float, float]) -> str:
     return f"{number(value, 3)} {interval_text(limits, 3)}"
-
-
-def _sure(advice: Advice) -> bool:
-    return advice.probability_best is None or advice.probability_best >= SURE

@@ -94,7 +94,7 @@ def test_small_classes_go_with_their_neighbours():
     depth = pd.Series([1] * 2 + [2] * 4 + [3] * 5 + [4] + [5] * 2, name="depth")
     assert read_classes(depth, N, D, 4, "runs").labels == ("1–2", "3–5")
     assert read_classes(depth, N, D, 2, "runs").labels == ("1", "2", "3", "4–5")
-    ladder = pd.Series([1] + [2] * 8 + [3] * 3 + [4] * 2, name="depth")  # a rich class doesn't take the rare ones above it
+    ladder = pd.Series([1] + [2] * 8 + [3] * 3 + [4] * 2, name="depth")  # 2 is rich, and doesn't take 3 and 4
     assert read_classes(ladder, N, D, 4, "runs").labels == ("1–2", "3–4")
     seeds = read_classes(
         pd.Series([1] * 6 + [2] * 6, name="depth"), np.repeat([1.0, 2, 3, 4], 3), np.ones(12), 2, "runs"
