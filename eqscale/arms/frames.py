@@ -75,22 +75,10 @@ class FramesModel(PlainModel):
         """As of ``PlainModel``, in three kernel calls."""
         true, invariants, mask, features, target, weight = (tensor.contiguous() for tensor in given.tensors)
         seen, frames = Turned(true, invariants, mask, features, target), self.frame.frames
-        features, turned, matrices = frames.turn(seen, self.columns)
+        features, turned, axes = frames.turn(seen, self.columns)
         of_features, of_turned = torch.zeros_like(features), torch.zeros_like(turned)
-        axes = matrices.any(-1)
-        lacking = not axes.all()
-        loss = self.net.add_loss_gradient(
-            *(features, mask, turned, weight, scale, (of_features, of_turned)),
-            axes.to(turned.dtype) if lacking else None,
-        )
-        if lacking:
-            # Along no axis of the frame, a target is missed whatever is predicted: |R^T y - t|^2 has |t|^2 - |R t|^2
-            # more than |y - R t|^2.
-            tokens = mask & ~axes.all(-1, keepdim=True)
-            factor, along = scale * weight[tokens][:, None], turned[tokens]
-            loss += (factor * (target[tokens].square() - along.square())).sum()
-            of_turned[tokens] -= 2 * factor * along
-        frames.add_gradient(seen, self.columns, of_features, of_turned)
+        loss = self.net.add_loss_gradient(features, mask, turned, weight, scale, (of_features, of_turned), axes)
+        frames.add_gradient(seen, self.columns, weight, scale, loss, of_features, of_turned)
         return loss
 
 

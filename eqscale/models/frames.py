@@ -83,28 +83,41 @@ class Frames(nn.Module):
         """Features and targets turned into the frames, in one kernel call; nothing for autograd.
 
         Returns:
-            Both as given, with the vectors of real tokens turned (padded ones hold anything), and the frames.
+            Both as given, with the vectors of real tokens turned (padded ones hold anything), and 1 for each axis that
+            a frame has, 0 for one that it lacks, (B, 3).
         """
-        turned, matrices = torch.empty_like(seen.features), seen.target.new_empty(len(seen.target), 3, 3)
-        target = torch.empty_like(seen.target)
-        self._call("frames", seen, columns, turned, target, matrices)
-        return turned, target, matrices
+        turned, target = torch.empty_like(seen.features), torch.empty_like(seen.target)
+        axes = seen.target.new_empty(len(seen.target), 3)
+        self._call("frames", seen, columns, turned, target, axes)
+        return turned, target, axes
 
-    def add_gradient(self, seen: Turned, columns: tuple[int, ...], features: Tensor, target: Tensor) -> None:
-        """Add to the parameters' gradients, from those of what ``turn`` returned."""
-        for parameter in self.parameters():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in self.parameters()]
-        self._call("frames_gradient", seen, columns, features, target, kernels.pointers(gradients))
+    def add_gradient(
+        self, seen: Turned, columns: tuple[int, ...], weight: Tensor, scale: float, loss: Tensor, features: Tensor,
+        target: Tensor,
+    ) -> None:  # fmt: skip
+        """Add to the parameters' gradients and to the loss, once that along the frames' axes is known.
 
-    def _call(self, name: str, seen: Turned, columns: tuple[int, ...], *others: Tensor | ctypes.Array) -> None:
+        Args:
+            seen, columns: as of ``turn``.
+            weight: of each token's squared error, (B, T).
+            scale: factor of the loss.
+            loss: gains what targets have along no axis of their frame, which is missed whatever is predicted.
+            features, target: gradients of what ``turn`` returned.
+        """
+        given = weight, scale, loss, features, target, native.pointers(kernels.gradients(self._own()))
+        self._call("frames_gradient", seen, columns, *given)
+
+    def _call(self, name: str, seen: Turned, columns: tuple[int, ...], *others: Tensor | ctypes.Array | float) -> None:
         given = [seen.vectors, seen.invariants, seen.features, seen.target]
         config, (B, T, F) = self.config, seen.features.shape
         shape = native.frames.Shape(B, T, config.vectors, config.invariants, config.hidden, F, len(columns))
-        parameters = kernels.pointers(list(self.parameters()))
+        parameters = native.pointers(self._own())
         places = (ctypes.c_int64 * len(columns))(*columns)
         native.call(name, *given, *others, places, seen.mask, shape, parameters)
+
+    def _own(self) -> list[Tensor]:
+        """``parameters()``, without the search for them, which takes as long as a kernel."""
+        return [self.hidden.weight, self.hidden.bias, self.weights.weight, self.weights.bias]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from eqscale import native
-
-
-def pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
-    """An array of pointers to tensors, null for None; the tensors must outlive it."""
-    return (ctypes.c_void_p * len(tensors))(*[None if x is None else x.data_ptr() for x in tensors])
+from eqscale.native import pointers
 
 
 class _Memory:
@@ -93,6 +89,14 @@ def run(
     return _OnKernels.apply(name, shape, out_features, keep, x, mask, *parameters)
 
 
+def gradients(parameters: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of parameters, to add to; zeros where they have none yet, None for None."""
+    for parameter in parameters:
+        if parameter is not None and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [None if parameter is None else parameter.grad for parameter in parameters]
+
+
 def add_loss_gradient(
     name: str,
     shape: ctypes.Structure,
@@ -125,15 +129,12 @@ def add_loss_gradient(
     Returns:
         The weighted sum of squared errors of real tokens times ``scale``, a scalar.
     """
-    for parameter in parameters:
-        if parameter is not None and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
     loss = x.new_empty(())
     native.call(
         f"{name}_loss",
         *(value.contiguous() for value in (x, target, weight)),
         *(given, scale, loss, *(of_inputs or (None, None))),
-        *(pointers([None if p is None else p.grad for p in parameters]), mask.contiguous()),
+        *(pointers(gradients(parameters)), mask.contiguous()),
         *(shape, pointers(parameters)),
     )
     return loss

@@ -20,13 +20,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from eqscale.algebra.blades import BY_OUTPUT
-from eqscale.native import frames, gatr, muon, slim, transformer
+from eqscale.native import frames, gatr, muon, slim, steps, transformer
 
 _HERE = pathlib.Path(__file__).parent
 _KERNEL_FILES = {
@@ -34,6 +34,7 @@ _KERNEL_FILES = {
     "gatr.cpp": gatr.SIGNATURES,
     "muon.cpp": muon.SIGNATURES,
     "slim.cpp": slim.SIGNATURES,
+    "steps.cpp": steps.SIGNATURES,
     "transformer.cpp": transformer.SIGNATURES,
 }
 _FLAGS = ("-O3", "-std=c++17", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
@@ -167,6 +168,16 @@ def available(x: Tensor) -> bool:
     if _switched_off or torch.compiler.is_compiling():
         return False
     return x.device.type == "cpu" and x.dtype in _REALS and _library() is not None
+
+
+def pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+    """An array of pointers to tensors, null for None; the tensors must outlive it."""
+    return (ctypes.c_void_p * len(tensors))(*[None if x is None else x.data_ptr() for x in tensors])
+
+
+def sizes(tensors: Sequence[Tensor]) -> ctypes.Array:
+    """An array of the tensors' numbers of elements."""
+    return (ctypes.c_int64 * len(tensors))(*[x.numel() for x in tensors])
 
 
 def call(name: str, first: Tensor, *others: Tensor | ctypes.Structure | ctypes.Array | int | float | None) -> None:

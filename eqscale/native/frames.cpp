@@ -48,6 +48,7 @@ template <class T> struct Axes {
     void matrix(T* m) const {
         for (int i = 0; i < 3; ++i) m[i] = x[i], m[3 + i] = y[i], m[6 + i] = side * normal[i];
     }
+    bool has(int axis) const { return axis == 0 ? length > 0 : axis == 1 ? height > 0 : side != 0; }
     // The gradient of the matrix to that of the first two rows.
     void gradient(const T* g, T* rows) const {
         T gx[3], gn[3], other[3];
@@ -128,19 +129,21 @@ template <class T> size_t memory_of(const Network<T>& net) {
 }
 
 // features (B, T, features), of which columns[i] and the two behind it are a vector, and target (B, T, 3) turned into the
-// frames, whose axes are the rows of matrices (B, 3, 3); of real tokens only.
+// frames; of real tokens only. axes (B, 3): 1 for each axis that a sample's frame has, 0 for one that it lacks.
 template <class T>
 void frames(const T* v, const T* invariants, const T* features, const T* target, T* turned, T* turned_target,
-            T* matrices, const int64_t* columns, const bool* mask, const Shape* shape, const T* const* parameters,
+            T* axes, const int64_t* columns, const bool* mask, const Shape* shape, const T* const* parameters,
             int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
     for_tiles(s.batch, s.tokens, mask, (T*)nullptr, 0, false, threads, [&](const Tile<T>& tile, T*) {
         const Seen<T> seen(net, tile, v, invariants, scratch<T, 0>(memory_of(net)));
         for (size_t i = 0; i < tile.samples.size(); ++i) {
-            T rows[12], *m = matrices + 9 * (tile.first_sample + i);
+            T rows[12], m[9];
             seen.sums(tile.samples[i], (int)s.vectors, tile.lanes, rows);
-            Axes<T>(rows).matrix(m);
+            const Axes<T> frame(rows);
+            frame.matrix(m);
+            for (int a = 0; a < 3; ++a) axes[3 * (tile.first_sample + i) + a] = frame.has(a);
             const auto turn = [&](const T* from, T* to) {
                 for (int c = 0; c < 3; ++c) to[c] = Axes<T>::dot(m + 3 * c, from);
             };
@@ -154,15 +157,17 @@ void frames(const T* v, const T* invariants, const T* features, const T* target,
     });
 }
 
-// The gradients of what was turned, added as those of the parameters.
+// The gradients of what was turned, added as those of the parameters. Along no axis of the frame, a target is missed
+// whatever is predicted: |R^T y - t|^2 has |t|^2 - |R t|^2 more than |y - R t|^2. The weighted sum of that, times
+// `scale`, is added to loss.
 template <class T>
-void frames_gradient(const T* v, const T* invariants, const T* features, const T* target, const T* gturned,
-                     const T* gturned_target, T* const* gradients, const int64_t* columns, const bool* mask,
-                     const Shape* shape, const T* const* parameters, int threads) {
+void frames_gradient(const T* v, const T* invariants, const T* features, const T* target, const T* weight, T scale,
+                     T* loss, const T* gturned, const T* gturned_target, T* const* gradients, const int64_t* columns,
+                     const bool* mask, const Shape* shape, const T* const* parameters, int threads) {
     const Shape& s = *shape;
     const int K = (int)s.vectors;
     const Network<T> net(s, parameters);
-    const Sums<T> sums(net.size(), threads);
+    const Sums<T> sums(net.size() + 1, threads);  // the last one is the loss
     for_tiles(s.batch, s.tokens, mask, (T*)nullptr, 0, false, threads, [&](const Tile<T>& tile, T*) {
         const Seen<T> seen(net, tile, v, invariants, scratch<T, 0>(memory_of(net)));
         const int n = tile.lanes;
@@ -170,7 +175,11 @@ void frames_gradient(const T* v, const T* invariants, const T* features, const T
         std::fill_n(gweights, 3 * K * n, (T)0);
         for (size_t i = 0; i < tile.samples.size(); ++i) {
             const auto& sample = tile.samples[i];
-            T rows[12], g[9] = {}, grows[6];
+            T rows[12], m[9], g[9] = {}, grows[6];
+            seen.sums(sample, K, n, rows);
+            const Axes<T> frame(rows);
+            frame.matrix(m);
+            const bool whole = frame.has(2);
             const auto add = [&](const T* gto, const T* from) {
                 for (int c = 0; c < 3; ++c)
                     for (int d = 0; d < 3; ++d) g[3 * c + d] += gto[c] * from[d];
@@ -178,10 +187,21 @@ void frames_gradient(const T* v, const T* invariants, const T* features, const T
             for (int t : sample.tokens) {
                 const int64_t token = (tile.first_sample + i) * s.tokens + t, at = token * s.features;
                 for (int64_t j = 0; j < s.directions; ++j) add(gturned + at + columns[j], features + at + columns[j]);
-                add(gturned_target + 3 * token, target + 3 * token);
+                const T* t0 = target + 3 * token;
+                T gto[3];
+                std::copy_n(gturned_target + 3 * token, 3, gto);
+                if (!whole) {
+                    T missed = Axes<T>::dot(t0, t0);
+                    for (int c = 0; c < 3; ++c) {
+                        const T along = Axes<T>::dot(m + 3 * c, t0);
+                        missed -= along * along;
+                        gto[c] -= 2 * scale * weight[token] * along;
+                    }
+                    sums.own()[net.size()] += scale * weight[token] * missed;
+                }
+                add(gto, t0);
             }
-            seen.sums(sample, K, n, rows);
-            Axes<T>(rows).gradient(g, grows);
+            frame.gradient(g, grows);
             const int len = (int)sample.tokens.size();
             for (T& value : grows) value /= len;
             for (int a = 0; a < 2; ++a)  // the third vector only chooses a side
@@ -198,6 +218,7 @@ void frames_gradient(const T* v, const T* invariants, const T* features, const T
     });
     net.hidden.finish(sums, gradients[0], gradients[1]);
     net.weights.finish(sums, gradients[2], gradients[3]);
+    *loss += sums.total(net.size());
 }
 
 }  // namespace

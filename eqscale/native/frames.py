@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-SIGNATURES = {"frames": "pppppppppppi", "frames_gradient": "pppppppppppi"}
+SIGNATURES = {"frames": "pppppppppppi", "frames_gradient": "ppppptppppppppi"}
 
 
 class Shape(ctypes.Structure):

@@ -230,6 +230,8 @@ class _Trainer:
         self.optimizer = get_optimizer(spec.optimizer).build(
             self.model, spec.learning_rate, spec.weight_decay, spec.momentum
         )
+        # Of a built-in one without PyTorch's hooks, which take as long as a small network's kernel.
+        self.take_step = getattr(self.optimizer, "bare_step", self.optimizer.step)
         self.optimized = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
         for tensor in self.optimized:
             if tensor.grad is None:  # as for a flat optimiser, they are zeroed in place from the start
@@ -387,7 +389,7 @@ class _Trainer:
         clip_gradients(self.optimized, spec.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, spec) * group.get(RATE_SCALE, 1.0)
-        self.optimizer.step()
+        self.take_step()
         self.pending.append(loss.detach())
         tokens, pairs, T = self.order.counts(progress.step)
         B = spec.batch_size  # padded as on one device

@@ -63,46 +63,49 @@ def flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
 def clip_gradients(tensors: Sequence[Tensor], most: float) -> None:
     """``torch.nn.utils.clip_grad_norm_`` without its sorting by device, which takes longer than a few flat tensors."""
     gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    if all(g.dtype == gradients[0].dtype and g.is_contiguous() and native.available(g) for g in gradients):
+        norm = gradients[0].new_empty(())
+        native.call("clip", norm, native.pointers(gradients), native.sizes(gradients), len(gradients), most)
+        return
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
 
 
 class _AdamW(torch.optim.AdamW):
-    """AdamW that calls PyTorch's fused operation itself: the rest of ``step`` takes longer than a few flat tensors."""
+    """AdamW on a kernel, or by PyTorch's fused operation: the rest of ``step`` takes longer than a few flat tensors."""
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters."""
-        self.update()
+        self.bare_step()
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """``step`` without PyTorch's hooks around it, for an optimiser that has this one inside."""
+    def bare_step(self) -> None:
+        """``step`` without PyTorch's hooks around it."""
         for group in self.param_groups:
-            parameters = group["params"]
-            for p in parameters:
-                if p not in self.state:
-                    start = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-                    self.state[p] = {"step": torch.zeros((), device=p.device), **start}
-            steps, averages, squares = (
-                [self.state[p][name] for p in parameters] for name in ("step", "exp_avg", "exp_avg_sq")
-            )
-            beta1, beta2 = group["betas"]
-            torch._foreach_add_(steps, 1)
-            torch._fused_adamw_(
-                parameters,
-                [p.grad for p in parameters],
-                averages,
-                squares,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            rate, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state |= {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                    state["step"] = torch.zeros((), device=p.device)
+                average, square, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
+                step += 1
+                if native.available(p):
+                    count = step.item()
+                    native.call(
+                        *("adamw", p, p.grad, average, square, p.numel(), beta1, beta2, 1 - rate * decay),
+                        *(rate / (1 - beta1**count), (1 - beta2**count) ** 0.5, eps),
+                    )
+                    continue
+                torch._fused_adamw_(
+                    *([p], [p.grad], [average], [square], [], [step]),
+                    lr=rate,
+                    beta1=beta1,
+                    beta2=beta2,
+                    weight_decay=decay,
+                    eps=eps,
+                    amsgrad=False,
+                    maximize=False,
+                )
 
 
 def _decayed(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -204,10 +207,13 @@ class Muon(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._share()
 
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters."""
-        self._adamw.update()
+        self.bare_step()
+
+    def bare_step(self) -> None:
+        """``step`` without PyTorch's hooks around it."""
+        self._adamw.bare_step()
         hidden = self.param_groups[0]
         (flat,) = hidden["params"]
         if flat not in self.state:

@@ -124,7 +124,17 @@ def test_clipping_is_that_of_pytorch():
             b.grad = a.grad.clone()
         optim.clip_gradients(ours, limit)
         torch.nn.utils.clip_grad_norm_(theirs, limit)
-        assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=0)
+
+
+def test_clipping_keeps_what_is_not_a_number():
+    """Else a run that diverged would go on."""
+    tensor = torch.nn.Parameter(torch.zeros(20))
+    tensor.grad = torch.ones(20)
+    tensor.grad[3] = torch.nan
+    optim.clip_gradients([tensor], 0.1)
+    assert tensor.grad.isnan().all()
 
 
 def set_gradients(model, seed):

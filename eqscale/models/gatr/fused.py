@@ -16,6 +16,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from eqscale import native
 from eqscale.algebra.blades import EUCLIDEAN
+from eqscale.models import kernels
 from eqscale.models.gatr.attention import DISTANCE_EPS
 from eqscale.models.gatr.config import BlockMaps, GATrConfig, border_maps
 from eqscale.models.gatr.layout import Layout, table
@@ -102,7 +103,9 @@ def add_loss_gradient(
     Returns:
         The weighted sum of squared errors of real tokens times ``scale``, a scalar.
     """
-    bank = _flatten_dense_tensors(parameters)
+    sizes, count = native.sizes(parameters), len(parameters)
+    bank = multivectors.new_empty(sum(sizes))
+    native.call("join", bank, native.pointers(parameters), sizes, count)
     loss, gbank = bank.new_empty(()), torch.zeros_like(bank)
     native.call(
         "gatr_loss",
@@ -110,8 +113,7 @@ def add_loss_gradient(
         *(value.contiguous() for value in (*read, point, target, weight)),
         *(scale, loss, gbank, mask.contiguous(), _tables(config).network, _batch(multivectors)),
     )
-    for parameter, gradient in zip(parameters, _unflatten_dense_tensors(gbank, parameters), strict=True):
-        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    native.call("add_pieces", gbank, native.pointers(kernels.gradients(parameters)), sizes, count)
     return loss
 
 
