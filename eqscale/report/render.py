@@ -118,7 +118,10 @@ def _conclusions(content: Content, shown: str) -> str:
             cells = [f"**{check.outcome}**", check.measured + law, check.power or UNSEEN]
             outcomes = [by_axis[axis].outcome for axis in others]
             rows.append([str(k + 1), *([f"`{arm}`"] if several else []), *cells, *outcomes])
-        verdicts = [f"`{arm}`: " * several + verdict([c for c in own if c.arm == arm]) for arm in built_in or (None,)]
+        alike: dict[str, list[str]] = {}
+        for arm in built_in or (None,):
+            alike.setdefault(verdict([c for c in own if c.arm == arm]), []).append(f"`{arm}`")
+        verdicts = [f"{', '.join(arms)}: " * several + said for said, arms in alike.items()]
         links = [mark for mark in EXHIBITS[n] if mark.replace("link", "anchor", 1) in shown]
         where = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
         header = ["outcome", "measured", "what it can tell", *(f"on {AXES[axis].short}" for axis in others)]

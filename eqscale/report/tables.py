@@ -16,6 +16,7 @@ from eqscale.laws.contrast import Estimate, contrast, log_optimum, slope
 from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
 from eqscale.laws.render import interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
+from eqscale.report.checks import cannot_tell
 from eqscale.report.exhibits import UNSEEN, Table
 from eqscale.report.parts import PARTS, Study
 
@@ -81,14 +82,16 @@ def exponents(arm: ArmFit) -> dict[str, Estimate]:
 def allocation_table(analysis: Analysis) -> Table:
     """Exponents of compute-optimal allocation on executed FLOPs."""
     rows = [
-        [f"`{name}`", *(wide(e) for e in exponents(arm).values())]
+        [f"`{name}`" + " †" * cannot_tell(arm), *(wide(e) for e in exponents(arm).values())]
         for name, arm in analysis.arms.get("executed", {}).items()
     ]
+    doubted = any("†" in row[0] for row in rows)
     return Table(
         "allocation", "Exponents of compute-optimal allocation, by the laws",
         ["arm", "N_opt", "D_opt", "cost per token", "L_opt"], rows,
         "x in N_opt ∝ C^x and so on, between the smallest and the largest executed cost of the arm's runs. "
-        "`allocation.csv` has all axes.",
+        + "† The law misses structure, or its runs don't determine it: don't extrapolate. " * doubted
+        + "`allocation.csv` has all axes.",
     )  # fmt: skip
 
 
