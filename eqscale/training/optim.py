@@ -71,6 +71,11 @@ def clip_gradients(tensors: Sequence[Tensor], most: float) -> None:
     torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
 
 
+def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    """The step of an optimiser; of a built-in one without PyTorch's hooks, which take as long as AdamW."""
+    return getattr(optimizer, "bare_step", optimizer.step)
+
+
 class _AdamW(torch.optim.AdamW):
     """AdamW on a kernel, or by PyTorch's fused operation: the rest of ``step`` takes longer than a few flat tensors."""
 
