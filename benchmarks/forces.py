@@ -36,7 +36,7 @@ from eqscale.tasks.forces.samples import Geometries
 from eqscale.tasks.forces.xtb import Surface, one_thread
 from eqscale.tasks.loader import TOGETHER, batches
 from eqscale.training.loop import add_gradient, build_model, prepared
-from eqscale.training.optim import bare_step, clip_gradients, get_optimizer
+from eqscale.training.optim import clip_gradients, get_optimizer
 
 TASK = get_task("forces")
 G2 = DataSpec("forces", train_systems=2000, test_systems=400)
@@ -259,7 +259,6 @@ def loading(data: Path) -> None:
             spec = design_run(arm, size, 1e11, preset, 0)
             model = build_model(spec)
             optimizer = get_optimizer(spec.optimizer).build(model, 1e-3, spec.weight_decay, spec.momentum)
-            take_step = bare_step(optimizer)
             optimized = [tensor for group in optimizer.param_groups for tensor in group["params"]]
             for tensor in optimized:
                 tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
@@ -278,7 +277,7 @@ def loading(data: Path) -> None:
                 torch._foreach_zero_([tensor.grad for tensor in optimized])
                 add_gradient(model, batch, len(batch))
                 clip_gradients(optimized, 1.0)
-                take_step()
+                optimizer.step()
             step = inputs + (time.process_time() - begin) / len(given)
             rows.append([name, str(size), str(spec.batch_size), f"{1e6 * load:.0f}", f"{1e6 * step:.0f}",
                          f"{load / (load + step):.1%}"])  # fmt: skip

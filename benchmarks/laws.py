@@ -5,6 +5,7 @@
     OMP_NUM_THREADS=1 python benchmarks/laws.py --part coverage --runs 25 --trials 1000
     OMP_NUM_THREADS=1 python benchmarks/laws.py --part boundary --cells 0 1 --trials 400 --json boundary.json
     OMP_NUM_THREADS=1 python benchmarks/laws.py --part claims --trials 400
+    OMP_NUM_THREADS=1 python benchmarks/laws.py --part minima --trials 200
 
 The recipe is Hoffmann et al. 2022 (arXiv 2203.15556, appendix D.3) as published: L-BFGS-B with SciPy's
 defaults on (log E, log A, log B, α, β) from a grid of 4,500 starts. Its cost is measured on a random sample
@@ -14,7 +15,9 @@ The data are the 240 Chinchilla runs digitised by Besiroglu et al. 2024 where ``
 has chinchilla_epoch.csv, otherwise as many synthetic runs on their fitted surface.
 
 ``boundary`` simulates the study's own design (results/cpu) with a floor E so low that about a third of the fits end at
-E = 0, and with none. ``claims`` counts comparisons of equal arms in which anything at all is claimed.
+E = 0, and with none. ``claims`` counts comparisons of equal arms in which anything at all is claimed. ``minima`` takes
+smooth curves through the losses of results/cpu2 up to 1e12 FLOPs for true, draws the runs there with the noise of their
+seeds, and says how often intervals hold the true optimum; beside them a parabola through all sizes.
 """
 
 from __future__ import annotations
@@ -33,14 +36,15 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import minimize
-from scipy.stats import norm
+from scipy.optimize import least_squares, minimize
+from scipy.stats import norm, t
 
 from eqscale.laws import FORMS, Fit, bootstrap, fit, nd_cost
 from eqscale.laws.arms import ArmFit, fit_arms
 from eqscale.laws.compare import compare_arms, log_multiplier
 from eqscale.laws.contrast import log_optimum
 from eqscale.laws.forms import Coefficients
+from eqscale.laws.minima import combine, measured_minima, weights_at
 from eqscale.laws.problem import Loss
 from eqscale.laws.profile import Region, limits, surface
 from eqscale.laws.render import write_json
@@ -280,6 +284,7 @@ def coverage(console: Console, trials: int, resamples: int, grids: list[tuple[in
 
 
 STUDY = Path(__file__).resolve().parents[1] / "results" / "cpu" / "runs.csv"
+SHAPES = STUDY.parents[1] / "cpu2" / "runs.csv"
 REACHES = {"top": 1e13, "3 x top": 3e13}
 """The highest budget of the study's compute grid and three times that, in executed FLOPs."""
 CELLS = [(71, 0.03, True), (71, 0.03, False), (71, 0.06, True), (71, 0.06, False), (24, 0.01, True), (24, 0.01, False)]
@@ -458,9 +463,80 @@ def claims(console: Console, folder: Path | None, trials: int) -> list[dict]:
     return records
 
 
+def curve(shape: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Log loss over log size: a floor, a term that falls and one that rises."""
+    floor, falling, rate, rising, growth = shape
+    with np.errstate(over="ignore"):
+        return np.logaddexp(np.logaddexp(floor, falling - np.exp(rate) * x), rising + np.exp(growth) * x)
+
+
+def through(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The curve through mean log losses of sizes."""
+    rng = np.random.default_rng(1)
+    starts = (np.array([-2.5, -2.5, -0.5, -3.0, 0.0]) + 0.7 * rng.normal(size=5) for _ in range(20))
+    found = (least_squares(lambda p: curve(p, x) - y, start) for start in starts)
+    return min(found, key=lambda fitted: fitted.cost).x
+
+
+def parabolas(cells: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[float, float]]:
+    """Lowest loss of a parabola through all log losses (x, y) of each budget, and half its 95 % interval."""
+    fits = [(x - x.mean(), np.polyfit(x - x.mean(), y, 2), y) for x, y in cells]
+    df = sum(len(x) - 3 for x, _, _ in fits)
+    scatter = np.sqrt(sum(((y - np.polyval(c, x)) ** 2).sum() for x, c, y in fits) / df)
+    out = []
+    for x, c, _ in fits:
+        at = np.clip(-c[1] / (2 * c[0]), x.min(), x.max())
+        row = np.vander([at], 3)[0] @ np.linalg.pinv(np.vander(x, 3))
+        out.append((float(np.polyval(c, at)), float(t.ppf(0.975, df) * scatter * np.linalg.norm(row))))
+    return out
+
+
+def minima(console: Console, trials: int) -> None:
+    """Bias and coverage of measured optima on the shapes of a study."""
+    runs = pd.read_csv(SHAPES).query("budget < 2e12 and loss > 0")
+    for alone in (False, True):
+        title = f"{'one run' if alone else 'all runs'} of each size, {trials} trials: bias of the lowest loss, coverage"
+        table = Table("arm", "FLOPs", "noise", "bias", "loss covered", "size covered", "parabola: bias", "loss covered",
+                      title=title, title_justify="left")  # fmt: skip
+        for name, own in runs.groupby("arm"):
+            cells, truths = [], []
+            for budget, cell in own.groupby("budget"):
+                log_loss = np.log(cell.loss).groupby(np.log(cell.N))
+                means = log_loss.mean()
+                x0, noise = float(means.index.to_numpy().mean()), float(np.sqrt(log_loss.var().mean()))
+                shape = through(means.index.to_numpy() - x0, means.to_numpy())
+                x = means.index.to_numpy() if alone else np.log(cell.N.to_numpy())
+                grid = np.linspace(x.min(), x.max(), 2001)
+                on_grid = curve(shape, grid - x0)
+                cells.append((float(budget), x, curve(shape, x - x0), noise))
+                truths.append((on_grid.min(), grid[on_grid.argmin()]))
+            N, clean = (np.exp(np.concatenate([cell[i] for cell in cells])) for i in (1, 2))
+            budget = np.repeat([cell[0] for cell in cells], [len(cell[1]) for cell in cells])
+            held_law = {"E": 0.0, "A": 1.0, "B": 1.0, "alpha": 0.5, "beta": 0.5}  # measured optima need none
+            law = fit(N, budget / (6 * N), clean, fix=held_law)
+            arm = ArmFit(str(name), law, None, nd_cost(), budget, budget)
+            rng, bias, held = np.random.default_rng(5), np.zeros((len(cells), 2)), np.zeros((len(cells), 3))
+            for trial in range(trials):
+                drawn = [(x, y + noise * rng.normal(size=len(x))) for _, x, y, noise in cells]
+                loss = np.exp(np.concatenate([y for _, y in drawn]))
+                found = measured_minima(replace(arm, fit=replace(arm.fit, observed=loss)), resamples=200, seed=trial)
+                assert found is not None
+                for i, ((best, at), (vertex, half)) in enumerate(zip(truths, parabolas(drawn), strict=True)):
+                    one = weights_at(found, found.cost[[i]], np.ones(1))
+                    lowest, size = combine([(found, found.loss, one)]), combine([(found, found.N, one)])
+                    bias[i] += lowest.value - best, vertex - best
+                    held[i] += lowest.low < best < lowest.high, size.low < at < size.high, abs(vertex - best) < half
+            for (b, _, _, noise), (own_bias, other_bias), (loss_held, size_held, other_held) in zip(
+                cells, 100 * bias / trials, held / trials, strict=True
+            ):
+                table.add_row(str(name), f"{b:.0e}", f"{noise:.1%}", f"{own_bias:+.1f} %", f"{loss_held:.0%}",
+                              f"{size_held:.0%}", f"{other_bias:+.1f} %", f"{other_held:.0%}")  # fmt: skip
+        console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("speed", "exact", "form", "coverage", "boundary", "claims", "all")
+    parts = ("speed", "exact", "form", "coverage", "boundary", "claims", "minima", "all")
     parser.add_argument("--part", choices=parts, default="all")
     parser.add_argument("--data", type=Path, help="folder with chinchilla_epoch.csv")
     parser.add_argument("--sample", type=int, default=200, help="starts of the recipe that are run")
@@ -487,6 +563,8 @@ def main() -> None:
         figures["boundary"] = boundary(console, args.trials, args.cells)
     if args.part in ("claims", "all"):
         figures["claims"] = claims(console, args.data, args.trials)
+    if args.part in ("minima", "all"):
+        minima(console, args.trials)
     if args.json:
         write_json(args.json, figures)
 

@@ -52,7 +52,7 @@ from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.tasks import Batch, get_task
 from eqscale.tasks.dataset import open_split, prepare
 from eqscale.training.loop import DataOrder, add_gradient, prepared
-from eqscale.training.optim import bare_step, clip_gradients, get_optimizer
+from eqscale.training.optim import clip_gradients, get_optimizer
 
 HEADS = 8
 NETWORKS = ((8, 16, 4), (16, 32, 6), (32, 64, 8))  # multivector channels, scalars, blocks
@@ -520,7 +520,7 @@ def step_now(trained: Trained) -> Step:
     """The same as the trainer does it."""
     model, optimizer = trained.model, get_optimizer("adamw").build(trained.model, 1e-3, 0.1, 0.9)
     target = torch.randn_like(trained.forward(model)).detach()
-    parameters, take_step = [p for group in optimizer.param_groups for p in group["params"]], bare_step(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step() -> None:
         torch._foreach_zero_([p.grad for p in parameters])
@@ -529,7 +529,7 @@ def step_now(trained: Trained) -> Step:
         else:
             nn.functional.mse_loss(trained.forward(model), target).backward()
         clip_gradients(parameters, 1.0)
-        take_step()
+        optimizer.step()
 
     return step
 

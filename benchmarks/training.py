@@ -92,7 +92,7 @@ def clocks(watch: Stopwatch, trainer: loop._Trainer) -> Iterator[None]:
         (loop, "prepared", "data: inputs"),
         (loop, "add_gradient", "gradient"),
         (loop, "clip_gradients", "optimiser: clipping"),
-        (trainer, "take_step", "optimiser"),
+        (trainer.optimizer, "step", "optimiser"),
         (trainer, "_read_losses", "logging"),
         (trainer, "_add_curve_point", "curve point"),
     ]

@@ -1,10 +1,9 @@
 """Compute-optimal loss and size of each budget from its own runs, without a law.
 
-Approach 2 of Hoffmann et al. 2022 (section 3.2) with intervals: the minimum of a parabola in log N through the log
-losses of a budget's runs, or of a cubic where sizes have several seeds: losses rise more steeply on one side, which
-shifts a parabola's minimum by several percent, but through single runs a cubic's errors are larger than that. Only
-sizes near the best one count. One scatter is pooled over all budgets of an arm; it holds both the noise of the runs and
-what the curves miss.
+Approach 2 of Hoffmann et al. 2022 (section 3.2) with intervals, and with the minimum of a cubic in log N through the
+log losses of a budget's runs: losses rise more steeply on one side, which shifts a parabola's minimum by several
+percent. Only sizes near the best one count. One scatter is pooled over all budgets of an arm; it holds both the noise
+of the runs and what the curves miss.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Minima:
 
 
 def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Minima | None:
-    """Fit a curve to each budget of an arm: a cubic from five sizes and two seeds each on, else a parabola.
+    """Fit a curve to each budget of an arm: a cubic, or a parabola where there are four sizes.
 
     Args:
         arm: runs grouped by ``budget``; those of one budget should cost about the same. The law is not used.
@@ -75,8 +74,7 @@ def measured_minima(arm: ArmFit, *, resamples: int = 1000, seed: int = 0) -> Min
     for budget in budgets:
         here = arm.budget == budget
         x, y = _near(np.log(arm.N[here]), np.log(arm.loss[here]))
-        sizes = len(np.unique(x))
-        X = np.vander(x - x.mean(), 4 if sizes > _SIZES and len(x) >= 2 * sizes else 3)
+        X = np.vander(x - x.mean(), 4 if len(np.unique(x)) > _SIZES else 3)
         solve = np.linalg.pinv(X)
         grids.append((x, solve))
         fitted.append(X @ (solve @ y))

@@ -104,7 +104,7 @@ class Frames(nn.Module):
             loss: gains what targets have along no axis of their frame, which is missed whatever is predicted.
             features, target: gradients of what ``turn`` returned.
         """
-        given = weight, scale, loss, features, target, native.pointers(kernels.gradients(self._own()))
+        given = weight, scale, loss, features, target, native.pointers(kernels.gradients_of(self._own()))
         self._call("frames_gradient", seen, columns, *given)
 
     def _call(self, name: str, seen: Turned, columns: tuple[int, ...], *others: Tensor | ctypes.Array | float) -> None:

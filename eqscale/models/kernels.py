@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from eqscale import native
-from eqscale.native import pointers
 
 
 class _Memory:
@@ -42,7 +41,7 @@ class _OnKernels(torch.autograd.Function):
         mask: Tensor | None,
         *parameters: Tensor | None,
     ) -> Tensor:
-        ctx.name, ctx.shape, ctx.pointers = name, shape, pointers(parameters)
+        ctx.name, ctx.shape, ctx.pointers = name, shape, native.pointers(parameters)
         ctx.kept = _Memory(shape.kept, x) if keep else None
         ctx.save_for_backward(x, mask, *parameters)
         y = x.new_zeros(*x.shape[:2], out_features)
@@ -59,7 +58,8 @@ class _OnKernels(torch.autograd.Function):
         gradients = [None if p is None else next(pieces).view_as(p) for p in parameters]
         kept = ctx.kept.tensor
         native.call(
-            f"{ctx.name}_gradient", x, gy.contiguous(), gx, pointers(gradients), kept, mask, ctx.shape, ctx.pointers
+            *(f"{ctx.name}_gradient", x, gy.contiguous(), gx, native.pointers(gradients)),
+            *(kept, mask, ctx.shape, ctx.pointers),
         )
         return None, None, None, None, gx, None, *gradients
 
@@ -89,7 +89,7 @@ def run(
     return _OnKernels.apply(name, shape, out_features, keep, x, mask, *parameters)
 
 
-def gradients(parameters: Sequence[Tensor | None]) -> list[Tensor | None]:
+def gradients_of(parameters: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The gradients of parameters, to add to; zeros where they have none yet, None for None."""
     for parameter in parameters:
         if parameter is not None and parameter.grad is None:
@@ -134,7 +134,7 @@ def add_loss_gradient(
         f"{name}_loss",
         *(value.contiguous() for value in (x, target, weight)),
         *(given, scale, loss, *(of_inputs or (None, None))),
-        *(pointers(gradients(parameters)), mask.contiguous()),
-        *(shape, pointers(parameters)),
+        *(native.pointers(gradients_of(parameters)), mask.contiguous()),
+        *(shape, native.pointers(parameters)),
     )
     return loss

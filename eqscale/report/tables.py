@@ -177,10 +177,9 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
     return Table(
         "minima", "Measured optima at equal cost, without a law",
         [AXES["executed"].label, "arm", *header.values()], rows,
-        "Minimum of a cubic in log N, with single seeds of a parabola, through the log losses of the runs at one cost "
-        "(after approach 2 of Hoffmann et al. 2022), of sizes up to 20 % above the best or the best five. `minima.csv` "
-        "has both intervals and the other axes, to which runs are moved along their laws."
-        + (joined if built_in else ""),
+        "Minimum of a cubic in log N through the log losses of the runs at one cost (after approach 2 of Hoffmann et "
+        "al. 2022), of sizes up to 20 % above the best or the best five. `minima.csv` has both intervals and the other "
+        "axes, to which runs are moved along their laws." + (joined if built_in else ""),
     )  # fmt: skip
 
 

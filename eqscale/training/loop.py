@@ -29,7 +29,7 @@ from eqscale.training import checkpoint
 from eqscale.training.device import hardware, peak_memory_mb, replays_graphs, trains_in_bfloat16
 from eqscale.training.group import Group
 from eqscale.training.memory import NEXT_ATTEMPT, fitting, parts, read_micro_batch, write_micro_batch
-from eqscale.training.optim import RATE_SCALE, bare_step, clip_gradients, get_optimizer, step_flops
+from eqscale.training.optim import RATE_SCALE, clip_gradients, get_optimizer, step_flops
 from eqscale.training.order import DataOrder
 from eqscale.training.spec import CODE, RESULTS_VERSION, CurvePoint, RunRecord, RunSpec
 
@@ -230,7 +230,6 @@ class _Trainer:
         self.optimizer = get_optimizer(spec.optimizer).build(
             self.model, spec.learning_rate, spec.weight_decay, spec.momentum
         )
-        self.take_step = bare_step(self.optimizer)
         self.optimized = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
         for tensor in self.optimized:
             if tensor.grad is None:  # as for a flat optimiser, they are zeroed in place from the start
@@ -388,7 +387,7 @@ class _Trainer:
         clip_gradients(self.optimized, spec.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, spec) * group.get(RATE_SCALE, 1.0)
-        self.take_step()
+        self.optimizer.step()
         self.pending.append(loss.detach())
         tokens, pairs, T = self.order.counts(progress.step)
         B = spec.batch_size  # padded as on one device

@@ -71,20 +71,18 @@ def clip_gradients(tensors: Sequence[Tensor], most: float) -> None:
     torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
 
 
-def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
-    """The step of an optimiser; of a built-in one without PyTorch's hooks, which take as long as AdamW."""
-    return getattr(optimizer, "bare_step", optimizer.step)
+def _without_hooks(step: Callable[..., None]) -> Callable[..., None]:
+    """Mark a ``step`` as wrapped already, so that PyTorch leaves out its profiler and hooks, which take as long."""
+    step.hooked = True  # type: ignore[attr-defined]
+    return step
 
 
 class _AdamW(torch.optim.AdamW):
     """AdamW on a kernel, or by PyTorch's fused operation: the rest of ``step`` takes longer than a few flat tensors."""
 
+    @_without_hooks
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters."""
-        self.bare_step()
-
-    def bare_step(self) -> None:
-        """``step`` without PyTorch's hooks around it."""
         for group in self.param_groups:
             rate, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
             for p in group["params"]:
@@ -212,13 +210,10 @@ class Muon(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._share()
 
+    @_without_hooks
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters."""
-        self.bare_step()
-
-    def bare_step(self) -> None:
-        """``step`` without PyTorch's hooks around it."""
-        self._adamw.bare_step()
+        self._adamw.step()
         hidden = self.param_groups[0]
         (flat,) = hidden["params"]
         if flat not in self.state:

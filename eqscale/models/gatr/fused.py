@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch._utils import _unflatten_dense_tensors
 
 from eqscale import native
 from eqscale.algebra.blades import EUCLIDEAN
@@ -62,7 +63,7 @@ class _Network(torch.autograd.Function):
         tables, batch = _tables(config), _batch(multivectors)
         network, (b, t) = tables.network, multivectors.shape[:2]
         multivectors, scalars = multivectors.contiguous(), scalars.contiguous()
-        bank = _flatten_dense_tensors(parameters)
+        bank = _joined(parameters)
         kept = multivectors.new_empty(math.ceil(b / batch.per_tile), network.kept_rows, batch.ld) if keep else None
         out = multivectors.new_zeros(b, t, network.outputs)
         mask = None if mask is None else mask.contiguous()
@@ -103,9 +104,7 @@ def add_loss_gradient(
     Returns:
         The weighted sum of squared errors of real tokens times ``scale``, a scalar.
     """
-    sizes, count = native.sizes(parameters), len(parameters)
-    bank = multivectors.new_empty(sum(sizes))
-    native.call("join", bank, native.pointers(parameters), sizes, count)
+    bank = _joined(parameters)
     loss, gbank = bank.new_empty(()), torch.zeros_like(bank)
     native.call(
         "gatr_loss",
@@ -113,8 +112,16 @@ def add_loss_gradient(
         *(value.contiguous() for value in (*read, point, target, weight)),
         *(scale, loss, gbank, mask.contiguous(), _tables(config).network, _batch(multivectors)),
     )
-    native.call("add_pieces", gbank, native.pointers(kernels.gradients(parameters)), sizes, count)
+    gradients = native.pointers(kernels.gradients_of(parameters))
+    native.call("add_pieces", gbank, gradients, native.sizes(parameters), len(parameters))
     return loss
+
+
+def _joined(parameters: Sequence[Tensor]) -> Tensor:
+    """All parameters one after the other, (numbers,)."""
+    bank = parameters[0].new_empty(sum(p.numel() for p in parameters))
+    native.call("join", bank, native.pointers(parameters), native.sizes(parameters), len(parameters))
+    return bank
 
 
 def _batch(multivectors: Tensor) -> interface.Batch:
