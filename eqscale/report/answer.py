@@ -14,7 +14,7 @@ from eqscale.laws.render import interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
 from eqscale.report.card import answer_card
 from eqscale.report.checks import cannot_tell
-from eqscale.report.conclusions import NOT_REPRODUCED, Conclusion
+from eqscale.report.conclusions import Conclusion
 from eqscale.report.controls import control_lines
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.data_tables import data_lines
@@ -82,17 +82,11 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def verdict(own: Sequence[Conclusion]) -> str:
-    """Verdicts on one conclusion for one arm by axis, and the checks that decide against it."""
-    reasons: dict[tuple[str, str], list[str]] = {}
+    """Verdicts on one conclusion for one arm by axis."""
+    axes: dict[str, list[str]] = {}
     for c in own:
-        blocking = "fails" if c.verdict == NOT_REPRODUCED else "open"
-        claims = [f"“{check.claim}”" for check in c.checks if check.outcome == blocking]
-        why = f"{' and '.join(claims)}: {blocking}" if claims else ""
-        reasons.setdefault((c.verdict, why), []).append(AXES[c.axis].label if c.axis else "")
-    return "; ".join(
-        f"**{verdict}**" + f" on {' and '.join(axes)}" * (len(reasons) > 1) + f" ({why})" * bool(why)
-        for (verdict, why), axes in reasons.items()
-    )
+        axes.setdefault(c.verdict, []).append(AXES[c.axis].short if c.axis else "")
+    return "; ".join(f"**{said}**" + f" on {' and '.join(on)}" * (len(axes) > 1) for said, on in axes.items())
 
 
 def _crossings(analysis: Analysis) -> list[str]:

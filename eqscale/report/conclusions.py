@@ -29,8 +29,6 @@ SUFFICIENT = 10.0
 """Epochs taken as sufficient for augmentation."""
 _POWER = 0.5  # a check that even the best outcome would pass less often than this can't fail
 
-NOT_REPRODUCED = "not reproduced"
-
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -64,7 +62,7 @@ class Conclusion:
         """``reproduced``, ``not reproduced`` or ``not decidable at this scale``."""
         outcomes = {check.outcome for check in self.checks}
         if "fails" in outcomes:
-            return NOT_REPRODUCED
+            return "not reproduced"
         return "reproduced" if outcomes == {"holds"} else "not decidable at this scale"
 
 

@@ -124,10 +124,11 @@ def _conclusions(content: Content, shown: str) -> str:
         verdicts = [f"{', '.join(arms)}: " * several + said for said, arms in alike.items()]
         links = [mark for mark in EXHIBITS[n] if mark.replace("link", "anchor", 1) in shown]
         where = f"Shown by {', '.join(links)}." if links else "Nothing was run for it."
+        parts += [f'<a id="conclusion{n}"></a>**{n}. {statement}**', f"{'; '.join(verdicts)}. {where}"]
+        if not links:
+            continue
         header = ["outcome", "measured", "what it can tell", *(f"on {AXES[axis].short}" for axis in others)]
         parts += [
-            f'<a id="conclusion{n}"></a>**{n}. {statement}**',
-            f"{'; '.join(verdicts)}. {where}",
             "\n".join(f"{k}. {claim}: {criterion}" for k, (claim, criterion) in enumerate(claims, start=1)),
             markdown_table(["check", *(["arm"] if several else []), *header], rows),
         ]

@@ -159,13 +159,13 @@ def _optima(analysis: Analysis, axis: str, built_in: Sequence[str]) -> Iterator[
 
 
 def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
-    """Optima of the budgets' runs, without a law, and relative to those of each built-in arm."""
+    """Optima of the budgets' runs, without a law, and relative to those of the best built-in arm."""
     header = {"loss": "lowest loss", "N": "N_opt"}
-    for name in built_in:
+    for name in built_in[:1]:
         header[f"loss over {name}"] = f"loss over that of `{name}`"
         header[f"cost over {name}"] = f"this cost over what `{name}` needs for this loss"
     rows = []
-    for cost, name, found in _optima(analysis, "executed", built_in):
+    for cost, name, found in _optima(analysis, "executed", built_in[:1]):
         shown = {what: wide(e) for what, e in found.items()}
         shown |= {what: said for what, e in found.items() if what.startswith("cost") and (said := bound(e))}
         cells = [shown.get(what, "at an edge" if what == "N" else UNSEEN) for what in header]
@@ -178,8 +178,8 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
         "minima", "Measured optima at equal cost, without a law",
         [AXES["executed"].label, "arm", *header.values()], rows,
         "Minimum of a cubic in log N through the log losses of the runs at one cost (after approach 2 of Hoffmann et "
-        "al. 2022), of sizes up to 20 % above the best or the best five. `minima.csv` has both intervals and the other "
-        "axes, to which runs are moved along their laws." + (joined if built_in else ""),
+        "al. 2022), of sizes up to 20 % above the best or the best five. `minima.csv` has both intervals, ratios to "
+        "every built-in arm, and the other axes, to which runs are moved along their laws." + (joined if built_in else ""),
     )  # fmt: skip
 
 
