@@ -202,15 +202,18 @@ class Windows(Samples):
         slot_rows, object_rows = by_slot.reshape(-1, 3), by_object.reshape(-1, 3)
         weight = np.zeros(b * n + 1, precision)
         weight[:-1] = (1.0 / (objects[:, None] * np.maximum(count, 1))).astype(precision).reshape(-1)
-        touched = np.bitwise_or.reduce(self._contact[scene[:, None], start[:, None] + np.arange(self.horizon)], axis=1)
-        contact = np.zeros(b * n + 1, np.int64)
-        contact[:-1] = np.minimum(touched, 2).reshape(-1)
 
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(device, dtype)
 
         def exact(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(device)
+
+        def contact() -> torch.Tensor:
+            touched = np.bitwise_or.reduce(self._contact[scene[:, None], start[:, None] + np.arange(self.horizon)], 1)
+            by_body = np.zeros(b * n + 1, np.int64)
+            by_body[:-1] = np.minimum(touched, 2).reshape(-1)
+            return exact(by_body.take(body))
 
         vertical = np.ascontiguousarray(matrix[:, :, 2])
         mask = _mask(self.tokens[scene])
@@ -235,9 +238,7 @@ class Windows(Samples):
             target=tensor(vectors[2]),
             weight=exact(weight.take(body)),
             system=exact(scene),
-            labels=Later(  # training needs none
-                object_index=lambda: exact(body % n * mask), contact=lambda: exact(contact.take(body))
-            ),
+            labels=Later(object_index=lambda: exact(body % n * mask), contact=contact),  # training needs none
         )
 
 
