@@ -48,14 +48,19 @@ def _predicted(record: Mapping[str, Any], what: str) -> str:
 
 def metric_table(study: Study) -> Table:
     """The task's own errors of the best models."""
-    runs, words = study.runs, study.wording
-    shown = {c: label for c, label in words.metrics.items() if c in runs and runs[c].notna().any()}
-    rows = [
-        [f"`{run['arm']}`", f"{run['budget']:.3g}", f"{run['N']:.3g}", number(run["loss"])]
-        + [number(run[column], 3) for column in shown]
-        for _, run in study.best.iterrows()
-        if shown
-    ]
+    words, rows = study.wording, []
+    # a model that was measured later has every error that its task tells today
+    measured = {
+        content.get("run_id"): result["errors"]
+        for content in study.evaluations
+        for result in content.get("results", [])
+        if result["predictor"] == "model"
+    }
+    errors = [run.to_dict() | measured.get(run["run_id"], {}) for _, run in study.best.iterrows()]
+    shown = {c: label for c, label in words.metrics.items() if not all(pd.isna(e.get(c)) for e in errors)}
+    for e in errors if shown else ():
+        own = [f"`{e['arm']}`", f"{e['budget']:.3g}", f"{e['N']:.3g}", number(e["loss"])]
+        rows.append(own + [number(e.get(column), 3) for column in shown])
     return Table(
         "metrics", "Errors of the best models by kind", ["arm", "budget", "N", "NMSE", *shown.values()], rows,
         f"The best run of each arm at its largest budget. {words.metrics_note}",

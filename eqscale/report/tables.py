@@ -179,7 +179,8 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
         [AXES["executed"].label, "arm", *header.values()], rows,
         "Minimum of a cubic in log N through the log losses of the runs at one cost (after approach 2 of Hoffmann et "
         "al. 2022), of sizes up to 20 % above the best or the best five. `minima.csv` has both intervals, ratios to "
-        "every built-in arm, and the other axes, to which runs are moved along their laws." + (joined if built_in else ""),
+        "every built-in arm, and the other axes, to which runs are moved along their laws."
+        + (joined if built_in else ""),
     )  # fmt: skip
 
 

@@ -57,6 +57,25 @@ def test_a_report_on_another_task_uses_its_words_only(tmp_path):
     assert "One system." in text
 
 
+def test_a_model_that_is_measured_again_shows_the_errors_that_its_task_tells_today(tmp_path):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, budgets=planted.BUDGETS[:3], seeds=(0, 1))
+    table["run_id"] = [f"{k:016x}" for k in range(len(table))]
+    planted.write_part(table.assign(radius_error=0.125).drop(columns="frame"), tmp_path)
+    metrics = {"radius_error": "radius, AU", "tilt_error": "tilt"}
+    (tmp_path / "task.json").write_text(json.dumps(OTHER | {"metrics": metrics}))
+    top = table[table["budget"] == table["budget"].max()]
+    best = top[top["arm"] == "gatr"].sort_values("loss").iloc[0]["run_id"]
+    errors = {"nmse": 0.2, "nmse_se": 0.01, "radius_error": 0.25, "tilt_error": 0.5}
+    results = [{"predictor": "model", "average": 1, "errors": errors}]
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "gatr.json").write_text(json.dumps({"run_id": best, "spec": {}, "results": results}))
+    planted.write_text(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| NMSE | radius, AU | tilt |" in text
+    assert re.search(r"`gatr` .*\| 0.25 \| 0.5 \|", text)
+    assert re.search(r"`transformer` .*\| 0.125 \| – \|", text)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -29,6 +29,8 @@ METRICS = (
     Metric("nmse_other", "the same for all other elements"),
     Metric("nmse_weak", "squared error where the force is below its root mean square, over the mean square there"),
     Metric("nmse_strong", "the same where the force is above"),
+    Metric("nmse_diatomic", "squared error on molecules of two atoms over their mean squared force"),
+    Metric("nmse_polyatomic", "the same for larger molecules"),
     Metric("net_force_mev", "root mean square of the sum of predicted forces, which is 0 in truth, meV/Å"),
     Metric("net_torque_mev", "root mean square of the net torque of predictions, which is 0 in truth, meV"),
 )
@@ -59,6 +61,8 @@ def evaluate(predict: Predictor, samples: Geometries, indices: np.ndarray, **whe
         chosen = {e.lower(): kind[..., k] > 0 for k, e in enumerate(ELEMENTS) if e in _SINGLED_OUT}
         chosen["other"] = batch.mask & ~torch.stack(list(chosen.values())).any(0)
         chosen |= {"weak": size < 1, "strong": size >= 1}
+        atoms_of = batch.mask.sum(1, keepdim=True)
+        chosen |= {"diatomic": atoms_of == 2, "polyatomic": atoms_of > 2}
         for name, atoms in chosen.items():
             add(f"error_{name}", square * atoms)
             add(f"scale_{name}", scale * atoms)
@@ -79,7 +83,7 @@ def evaluate(predict: Predictor, samples: Geometries, indices: np.ndarray, **whe
         "net_force_mev": mev * math.sqrt(sums["net_force"] / n),
         "net_torque_mev": mev * math.sqrt(sums["net_torque"] / n),
     }
-    for name in (*(e.lower() for e in _SINGLED_OUT), "other", "weak", "strong"):
+    for name in (*(e.lower() for e in _SINGLED_OUT), "other", "weak", "strong", "diatomic", "polyatomic"):
         scale = sums[f"scale_{name}"]
         found[f"nmse_{name}"] = sums[f"error_{name}"] / scale if scale else math.nan
     if unseen.any():

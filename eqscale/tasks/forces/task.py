@@ -60,12 +60,15 @@ class ForcesTask(Task):
             "cosine": "cosine",
             "nmse_weak": "weak forces",
             "nmse_strong": "strong forces",
+            "nmse_diatomic": "diatomics",
+            "nmse_polyatomic": "larger molecules",
             "net_force_mev": "net force, meV/Å",
             "net_torque_mev": "net torque, meV",
         },
         metrics_note="The NMSE is that of new geometries of molecules that were trained on; unseen molecules have "
         "theirs beside it. Weak and strong forces are those below and above the root mean square, each relative to its "
-        "own mean square. Net forces and torques are root mean squares of a molecule's sum; exact ones are zero.",
+        "own mean square; so are diatomics and larger molecules. Net forces and torques are root mean squares of a "
+        "molecule's sum; exact ones are zero.",
         animation="One test geometry from all sides: true forces in black, predicted ones in orange.",
     )
 

@@ -152,8 +152,8 @@ def test_no_force_has_loss_one_and_the_truth_has_none(task, data):
     _, _, samples = data
     indices = np.arange(len(samples))
     found = task.evaluate(lambda batch: torch.zeros_like(batch.target), samples, indices)
-    for name in ("nmse", "nmse_unseen", "nmse_h", "nmse_n", "nmse_o", "nmse_weak", "nmse_strong"):
-        assert found[name] == pytest.approx(1.0)
+    for name in ("", "_unseen", "_h", "_n", "_o", "_weak", "_strong", "_diatomic", "_polyatomic"):
+        assert found[f"nmse{name}"] == pytest.approx(1.0)
     assert np.isnan([found["nmse_c"], found["nmse_other"]]).all()
     seen = everything(samples).target[torch.from_numpy(~samples.unseen[indices // 8])]
     weight = everything(samples).weight[torch.from_numpy(~samples.unseen[indices // 8])]
@@ -165,6 +165,16 @@ def test_no_force_has_loss_one_and_the_truth_has_none(task, data):
     assert exact["net_force_mev"] < 0.1
     assert exact["net_torque_mev"] < 0.1
     assert {metric.name for metric in task.metrics} == exact.keys() - {"nmse", "nmse_se"}
+
+
+def test_diatomics_have_an_error_of_their_own(task, data):
+    _, samples, _ = data
+
+    def wrong_on_pairs(batch):
+        return torch.where((batch.mask.sum(1) == 2)[:, None, None], 0.0, batch.target)
+
+    found = task.evaluate(wrong_on_pairs, samples, np.arange(len(samples)))
+    assert (found["nmse_diatomic"], found["nmse_polyatomic"]) == (1.0, 0.0)
 
 
 def test_a_push_on_every_atom_is_a_net_force_and_a_turn_a_net_torque(task, data):
