@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from eqscale.measure.evaluation import open_test
 from eqscale.report.step_times import SHAPE
 from eqscale.tasks import Samples
+from eqscale.tasks.base import OptionValue
 from eqscale.tasks.dataset import open_stored
 from eqscale.training.loop import time_steps
 from eqscale.training.spec import RunSpec
@@ -27,13 +28,20 @@ def open_shapes(specs: Iterable[RunSpec], data: Path) -> dict[RunSpec, tuple[Sam
     Raises:
         InputError: the folder ``data`` lacks the data of a run.
     """
+
+    @functools.cache  # shapes share their samples, which may be large
+    def opened(
+        split: str, task: str, digest: str, systems: int, options: tuple[tuple[str, OptionValue], ...]
+    ) -> Samples:
+        return open_stored(task, digest, data, split, systems=systems, **dict(options))
+
+    def samples(spec: RunSpec, split: str, systems: int) -> Samples:
+        return opened(split, spec.task, spec.data, systems, tuple(spec.options.items()))
+
     by_systems = sorted(specs, key=lambda spec: spec.train_systems)
     found = {(spec.arm, spec.size, spec.batch_size): spec for spec in by_systems}
     return {
-        spec: (
-            open_stored(spec.task, spec.data, data, "train", systems=spec.train_systems, **spec.options),
-            open_test(spec, data),
-        )
+        spec: (samples(spec, "train", spec.train_systems), samples(spec, "test", spec.test_systems))
         for spec in sorted(found.values(), key=lambda spec: spec.budget / spec.steps)
     }
 
