@@ -212,6 +212,17 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         budgets=(1e11, 3e11, 1e12, 3e12),
         sizes_per_budget=6,
         replicate_up_to=1e12,
+        # Per second, larger networks spend more FLOPs: these bracket the optima on that axis.
+        extra_sizes=(
+            *("gatr:1e11:6x6", "gatr:1e11:8x5", "gatr_slim:1e11:8x8", "gatr_slim:1e11:10x8"),
+            *("transformer:3e11:30x4", "transformer:3e11:30x6"),
+            *("transformer_aligned:1e11:20x4", "transformer_aligned:1e11:24x4"),
+            *("transformer_aligned:3e11:24x6", "transformer_aligned:3e11:24x8"),
+            *("transformer_aligned:1e12:24x8", "transformer_aligned:1e12:30x8"),
+            *("transformer_frames:3e11:24x6", "transformer_frames:3e11:24x8"),
+            *("transformer_frames:1e12:30x8", "transformer_frames:1e12:36x8"),
+            *("transformer_frames:3e12:36x8", "transformer_frames:3e12:42x8"),
+        ),
         **(_FORCES_CPU | _MAIN | _THREE_SEEDS),
     ),
     "gpu": ComputeGrid(budgets=(1e13, 1e14, 1e15, 1e16), sizes_per_budget=3, **_GPU),
