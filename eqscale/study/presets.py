@@ -297,7 +297,8 @@ OPTIMIZERS: dict[str, OptimizerControl] = {
 VALIDATIONS: dict[str, Validation] = {
     "quick": Validation(budget=4e11, sizes_per_arm=3, size_step=2.0, **_QUICK),
     # still no system twice
-    "cpu": Validation(budget=3e13, sizes_per_arm=3, size_step=1.7, **(_CPU | {"train_systems": 200_000})),
+    "cpu": Validation(budget=3e13, sizes_per_arm=3, size_step=1.7, **(_CPU | _MAIN | {"train_systems": 200_000})),
+    "forces-cpu": Validation(budget=1e13, sizes_per_arm=3, size_step=1.7, **(_FORCES_CPU | _MAIN)),
     "paper": Validation(budget=3e19, sizes_per_arm=3, size_step=2.0, **_PAPER),
 }
 
