@@ -107,7 +107,8 @@ class Geometries(Samples):
             options: of the task.
         """
         self.schema, self.options, self.force_rms = SCHEMA, options, force_rms
-        columns = {name: np.concatenate([s[name] for s in shards]) for name in shards[0].dtype.names or ()}
+        names = ("tokens", "unseen", "source", "molecule", "electrons", "element")
+        columns = {name: np.concatenate([s[name] for s in shards]) for name in names}
         self.tokens = columns["tokens"].astype(np.int64)
         self.unseen = columns["unseen"]
         """Whether a system's molecule is never trained on, (n_systems,)."""
@@ -116,9 +117,12 @@ class Geometries(Samples):
         self.n_systems = len(self.tokens)
         self._electrons, self._element = columns["electrons"], columns["element"]
         T = columns["element"].shape[1]
-        self._position, self._neighbours, self._force = (
-            columns[name].reshape(-1, T, 3) for name in ("position", "neighbours", "force")
-        )
+        # Positions, neighbours and targets of a geometry lie side by side: a batch then waits for memory once.
+        geometry = np.empty((self.n_systems, FRAMES, 3, T, 3), np.float32)
+        for rows, s in zip(np.split(geometry, np.cumsum([len(s) for s in shards])[:-1]), shards, strict=True):
+            rows[:, :, 0], rows[:, :, 1] = s["position"], s["neighbours"]
+            np.divide(s["force"], np.float32(force_rms), out=rows[:, :, 2])
+        self._geometry = geometry.reshape(-1, 3, T, 3)
         self._weight = (np.arange(T) < self.tokens[:, None]) / self.tokens[:, None].astype(np.float32)
 
     def batch(
@@ -133,21 +137,22 @@ class Geometries(Samples):
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(device, dtype)
 
-        def cut(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            return np.ascontiguousarray(column.take(rows, axis=0)[:, :T])  # take before a view: far faster
-
-        weight = tensor(cut(self._weight, system))
+        # take before a view: far faster
+        geometry = self._geometry.take(indices, axis=0)
+        position, neighbours, force = (tensor(np.ascontiguousarray(geometry[:, k, :T])) for k in range(3))
+        element = self._element.take(system, axis=0)[:, :T]
+        weight = tensor(np.ascontiguousarray(self._weight.take(system, axis=0)[:, :T]))
         return Batch(
             schema=SCHEMA,
             values={
-                "position": tensor(cut(self._position, indices)),
-                "neighbours": tensor(cut(self._neighbours, indices)),
-                "element": tensor(_ONE_HOT.take(cut(self._element, system), axis=0)),
+                "position": position,
+                "neighbours": neighbours,
+                "element": tensor(_ONE_HOT.take(element, axis=0)),
                 "center": tensor(np.zeros((len(indices), 3), np.float32)),
-                "electrons": tensor(self._electrons[system]),
+                "electrons": tensor(self._electrons.take(system, axis=0)),
             },
             mask=weight > 0,
-            target=tensor(cut(self._force, indices) / np.float32(self.force_rms)),
+            target=force,
             weight=weight,
             system=torch.from_numpy(system).to(device),
         )
