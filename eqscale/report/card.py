@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -70,7 +70,7 @@ def _by_how_much(best: pd.DataFrame) -> str:
     said = f"the loss of {others[0]} is {top.iloc[0]:.2f} times that of {ahead}"
     said += "".join(f", that of {arm} {top[arm]:.2f} times" for arm in others[1:])
     if len(ratios) > 1:
-        said += f" (at {lowest.name:.3g} FLOPs {' and '.join(f'{ratio:.2f}' for ratio in lowest)} times)"
+        said += f" (at {lowest.name:.3g} FLOPs {_listed(f'{ratio:.2f}' for ratio in lowest)} times)"
     return f"at {top.name:.3g} FLOPs {said}"
 
 
@@ -104,5 +104,9 @@ def _range(values: pd.Series) -> str:
 
 
 def _budgets(budgets: Sequence[float]) -> str:
-    *others, last = (f"{budget:.3g}" for budget in budgets)
+    return _listed(f"{budget:.3g}" for budget in budgets)
+
+
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
     return f"{', '.join(others)} and {last}" if others else last
