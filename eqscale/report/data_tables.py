@@ -81,22 +81,24 @@ def data_lines(grid: DataGrid, roles: Roles) -> list[str]:
     base, augmented = roles.baseline, roles.augmented
     if base is None or augmented is None:
         return []
-    lines = []
-    for arm in roles.built_in:
-        trio = [arm, base, augmented]
-        levels = grid.levels_with_epochs(trio, REPEATED)
-        fewest = {name: grid.excess({name: 1.0}, levels[:1]) for name in trio} if levels else {}
-        if not levels or any(math.isnan(price.value) for price in fewest.values()):
-            continue
+    built_in = [arm for arm in roles.built_in if arm in grid.arms()]
+    arms = [*built_in, base, augmented]
+    levels, fresh = grid.levels_with_epochs(arms, REPEATED), grid.fresh_levels(arms)
+    fewest = {name: grid.excess({name: 1.0}, levels[:1]) for name in arms} if levels else {}
+    if not built_in or not levels or any(math.isnan(price.value) for price in fewest.values()):
+        return []
+    said = ", ".join(f"`{name}` {_factor(price)}" for name, price in fewest.items())
+    lines = [
+        f"Scarce data, at one budget: with {levels[0]} {grid.units} losses grow over those with fresh data by these "
+        f"factors: {said} ({link('repetition')})."
+    ]
+    for arm in built_in:
         lead, left = {base: 1.0, arm: -1.0}, {augmented: 1.0, arm: -1.0}
-        fresh = grid.fresh_levels(trio)
-        said = ", ".join(f"`{name}` {_factor(price)}" for name, price in fewest.items())
         lines.append(
-            f"Scarce data, at one budget: with {levels[0]} {grid.units} losses grow over those with fresh data by "
-            f"these factors: {said}. Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs "
-            f"`{base}` {_factor(grid.excess(lead, levels))} and `{augmented}` {_factor(grid.excess(left, levels))} "
-            f"times what it costs `{arm}`; with fresh data their losses are {_factor(grid.gap(lead, fresh))} and "
-            f"{_factor(grid.gap(left, fresh))} times that of `{arm}` ({link('repetition')}, {link('data')})."
+            f"Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs `{base}` "
+            f"{_factor(grid.excess(lead, levels))} and `{augmented}` {_factor(grid.excess(left, levels))} times what "
+            f"it costs `{arm}`; with fresh data their losses are {_factor(grid.gap(lead, fresh))} and "
+            f"{_factor(grid.gap(left, fresh))} times that of `{arm}` ({link('data')})."
         )
     return lines
 
