@@ -54,7 +54,8 @@ def _within(low: float, high: float, limit: float) -> str:
     return "fails" if low > limit or high < -limit else "holds" if -limit < low and high < limit else "open"
 
 
-_SEEN = 0.8  # share of studies that find what a check is said to see
+SEEN = 0.8
+"""Share of studies that find what a check is said to see."""
 _SIDE = float(stats.norm.ppf(0.975))
 
 
@@ -62,8 +63,8 @@ def sees(half: float) -> str:
     """The smallest factor that a check on the sign of its logarithm finds, from half the width of its interval."""
     if not math.isfinite(half):
         return "sees nothing: its interval is unbounded"
-    factor = math.exp(half * (1 + float(stats.norm.ppf(_SEEN)) / _SIDE))
-    return f"sees a factor of {number(factor, 3)} in {100 * _SEEN:.0f} % of such studies"
+    factor = math.exp(half * (1 + float(stats.norm.ppf(SEEN)) / _SIDE))
+    return f"sees a factor of {number(factor, 3)}"
 
 
 def passing(margin: float, half: float) -> float:
@@ -74,7 +75,7 @@ def passing(margin: float, half: float) -> float:
 def _holds_if_equal(halves: Iterable[float], limit: float) -> str:
     """How often a check that values are within ±limit holds if they are all 0."""
     chance = math.prod(max(2 * passing(limit, half) - 1, 0.0) for half in halves)
-    return f"holds in {100 * chance:.0f} % of such studies if nothing changes at all"
+    return f"holds in {100 * chance:.0f} % if nothing changes at all"
 
 
 def _half(e: Estimate) -> float:

@@ -131,9 +131,11 @@ def _both(claim: tuple[str, str], measured: checks.Finding, by_law: checks.Findi
     """A check that is made with the measured optima and with the laws."""
     votes = {finding.outcome for finding in (measured, by_law)} - {checks.NO_VOTE}
     outcome = votes.pop() if len(votes) == 1 else "open"
-    powers = [f"{how}: {found.power}" for how, found in (("measured", measured), ("laws", by_law)) if found.power]
-    shown, shown_by_law = (f"{found.text} ({found.outcome})" for found in (measured, by_law))
-    return Check(*claim, outcome, shown, shown_by_law, "; ".join(powers))
+    power = measured.power
+    if by_law.power:
+        power = f"measured: {power}; laws: {by_law.power}" if power else f"laws: {by_law.power}"
+    shown, by_laws = (f.text + f" ({f.outcome})" * (f.outcome != outcome) for f in (measured, by_law))
+    return Check(*claim, outcome, shown, by_laws, power)
 
 
 def _nothing(claims: Sized, pair: checks.Pair, found: Container[str], what: str) -> list[checks.Finding]:
@@ -184,7 +186,7 @@ def _on_repetition(grid: DataGrid, trio: Sequence[str], many: list[int], fresh: 
     chance = checks.passing(CLOSED * whole.value, beyond.high - beyond.value)
     return checks.Finding(
         checks.positive(-beyond.high, -beyond.low), _share_text(grid, left, whole),
-        f"holds in {100 * chance:.0f} % of such studies if repetition costs both the same",
+        f"holds in {100 * chance:.0f} % if repetition costs both the same",
     )  # fmt: skip
 
 
@@ -206,15 +208,15 @@ def _on_whole_gap(grid: DataGrid, trio: Sequence[str], many: list[int], fresh: l
     power = "can't fail: without fresh data nobody knows what a perfect augmentation would leave"
     if fresh:
         power = (
-            f"holds in {100 * chance:.0f} % of such studies at best: a perfect augmentation, which ends as with fresh "
-            f"data, leaves {100 * lead / whole.value:.1f} %"
+            f"holds in {100 * chance:.0f} % at best: a perfect augmentation, which ends as with fresh data, "
+            f"leaves {100 * lead / whole.value:.1f} %"
         )
     return checks.Finding(outcome, text, power)
 
 
 def _share_text(grid: DataGrid, left: Gap, whole: Gap) -> str:
-    share = f"{100 * left.value / whole.value:.0f} % is left"
-    return f"{_gap_text(grid, left, 'left')}; {_gap_text(grid, whole, 'of')}: {share}"
+    share = f"{100 * left.value / whole.value:.0f} %"
+    return f"{_gap_text(grid, left, f'{share} is left:', at=False)} {_gap_text(grid, whole, 'of')}"
 
 
 def _missing(grid: DataGrid, arms: Sequence[str], epochs: float) -> str:
@@ -224,8 +226,8 @@ def _missing(grid: DataGrid, arms: Sequence[str], epochs: float) -> str:
     return f"no data size was seen {epochs:g} times by all of {', '.join(f'`{arm}`' for arm in arms)}"
 
 
-def _gap_text(grid: DataGrid, found: Gap, what: str) -> str:
+def _gap_text(grid: DataGrid, found: Gap, what: str, at: bool = True) -> str:
     if not found.known:
         return f"{what} {found.value:.3g} without seeds that would tell the noise"
-    levels = ", ".join(map(str, found.levels))
-    return f"{what} {found.value:.3g} [{found.low:.3g}, {found.high:.3g}] at {levels} {grid.units}"
+    where = f" at {', '.join(map(str, found.levels))} {grid.units}"
+    return f"{what} {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]{where * at}"

@@ -14,7 +14,7 @@ from eqscale.report import data_tables, part_tables, tables
 from eqscale.report.analysis import Analysis
 from eqscale.report.answer import verdict
 from eqscale.report.caveats import caveats
-from eqscale.report.checks import NO_VOTE
+from eqscale.report.checks import NO_VOTE, SEEN
 from eqscale.report.conclusions import EXHIBITS, STATEMENTS, Conclusion
 from eqscale.report.controls import control_table
 from eqscale.report.data_grid import DataGrid
@@ -104,6 +104,7 @@ def _conclusions(content: Content, shown: str) -> str:
         "check *holds* or *fails* only if its whole 95 % interval does. Measured optima and laws must agree; a law "
         "that misses structure has no vote, nor has one with E = 0 on whether it is a power law. A conclusion is "
         "reproduced if all its checks hold, not reproduced if one fails, and otherwise not decidable at this scale. "
+        f"*What it can tell*: the factor that {100 * SEEN:.0f} % of such studies would see, or how many would hold. "
         "The tables give numbers for executed FLOPs; `conclusions.json` has them for every axis, and those of the laws."
     ]
     for n, statement in STATEMENTS.items():

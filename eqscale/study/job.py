@@ -7,7 +7,7 @@ import dataclasses
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -253,8 +253,12 @@ class _NowAndThen:
 
 
 @contextlib.contextmanager
-def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenStudy]:
+def open_study(
+    options: JobOptions[Preset], console: Console, planned: Collection[str] | None = None
+) -> Iterator[OpenStudy]:
     """Open a study for this driver; close its MLflow runs, and Ray if it was started, however the job ends.
+
+    ``planned`` holds the identities of its runs, if they are known beforehand: of another study no others are adopted.
 
     Raises InputError before any compute is spent, for folders or addresses that can't be used, or if another driver
     runs the study.
@@ -263,7 +267,7 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study) as still_ours, contextlib.ExitStack() as resources:
-        if (published := _adoptable(options)) is not None:
+        if (published := _adoptable(options, planned)) is not None:
             adopted = published.adopt(options.storage.ledger, still_ours)
             console.print(
                 f"adopted {adopted} records from {published.path}; to train these runs anew, start a study of another "
@@ -299,8 +303,8 @@ def open_study(options: JobOptions[Preset], console: Console) -> Iterator[OpenSt
         console.print(f"compare the runs: eqscale ui{elsewhere}")
 
 
-def _adoptable(options: JobOptions[Preset]) -> PublishedRecords | None:
-    """What ``--adopt`` names, None without it.
+def _adoptable(options: JobOptions[Preset], planned: Collection[str] | None) -> PublishedRecords | None:
+    """What ``--adopt`` names, None without it; of another results folder than the study's own, the runs planned.
 
     Raises:
         InputError: it holds no record, or the results folder has records of another study, which would be overwritten.
@@ -311,6 +315,8 @@ def _adoptable(options: JobOptions[Preset]) -> PublishedRecords | None:
         if not published.records:
             raise InputError(f"--adopt {options.adopt}: no record of the present results version in {published.path}")
     there = read_records(options.results).require_sound()
+    if published is not None and planned is not None and published.path.resolve() != there.path.resolve():
+        published = published.only(planned)
     ledger = options.storage.ledger
     replaced = [record.spec.version for run_id, record in there.outdated.items() if run_id not in ledger]
     if replaced and not options.dry_run:
@@ -352,7 +358,7 @@ def run_study(
         console.print(f"{options.export}: {len(todo)} runs for eqscale train", markup=False)
     if options.dry_run:
         return 0
-    with open_study(options, console) as study:
+    with open_study(options, console, {spec.run_id for spec in specs}) as study:
         study.train(todo, publish=lambda: study.publish(specs))
         missing = study.missing(specs)
         table = study.publish(specs)
@@ -373,7 +379,7 @@ def run_study(
 def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Console) -> list[RunSpec]:
     """The runs without a record, longest first; prints the plan."""
     ledger = options.storage.ledger
-    published = _adoptable(options)
+    published = _adoptable(options, {spec.run_id for spec in specs})
     elsewhere = published.missing(ledger) if published is not None else {}  # adopted once the study is open
     done = {spec.run_id for spec in specs if spec.run_id in ledger or spec.run_id in elsewhere}
     estimate = Estimator(ended=(elsewhere.get(run_id) or ledger.read(run_id) for run_id in done))

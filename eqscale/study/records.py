@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from eqscale.errors import InputError
@@ -44,6 +45,12 @@ class PublishedRecords:
     def missing(self, ledger: Ledger) -> dict[str, RunRecord]:
         """The records that a ledger lacks."""
         return {run_id: record for run_id, record in self.records.items() if run_id not in ledger}
+
+    def only(self, run_ids: Collection[str]) -> PublishedRecords:
+        """The records and failures of some runs."""
+        records = {run_id: record for run_id, record in self.records.items() if run_id in run_ids}
+        failures = {run_id: note for run_id, note in self.failures.items() if run_id in run_ids}
+        return dataclasses.replace(self, records=records, failures=failures)
 
     def adopt(self, ledger: Ledger, still_ours: StillOurs) -> int:
         """Write to the ledger what it lacks; returns the number of records. Failures are only notes on the side."""

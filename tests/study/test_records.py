@@ -40,6 +40,20 @@ def test_an_empty_ledger_adopts_all_that_was_published(ledger, tmp_path):
     assert records_path(tmp_path).read_bytes() == text
 
 
+def test_a_job_takes_from_its_own_folder_everything_and_from_another_what_it_plans(ledger, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_records(ledger, tmp_path / "published")
+    planned = {make_spec(seed).run_id for seed in (1, 3, 7)}
+
+    def taken(results):
+        arguments = ["--preset", "quick", "--adopt", "published", "--results", results]
+        return job._adoptable(parse_options("", COMPUTE_GRIDS, "grid", "", arguments), planned)
+
+    assert taken("mine").records.keys() == {make_spec(1).run_id}
+    assert taken("mine").failures.keys() == {make_spec(3).run_id}
+    assert len(taken("published").records) == 3
+
+
 def test_nothing_is_adopted_by_a_process_that_has_lost_the_study(ledger, tmp_path):
     write_records(ledger, tmp_path)
     elsewhere, calls = Ledger(tmp_path / "elsewhere"), []
