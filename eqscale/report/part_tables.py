@@ -11,7 +11,7 @@ import pandas as pd
 from eqscale.laws.axes import AXES
 from eqscale.laws.render import interval_text, number
 from eqscale.report.exhibits import UNSEEN, Table, link
-from eqscale.report.parts import Study
+from eqscale.report.parts import VARIANT, Study
 from eqscale.report.prediction import outcomes
 from eqscale.wording import Noun
 
@@ -49,14 +49,15 @@ def _predicted(record: Mapping[str, Any], what: str) -> str:
 def metric_table(study: Study) -> Table:
     """The task's own errors of the best models."""
     words, rows = study.wording, []
+    variant = words.variant.one if words.variant else ""
     # a model that was measured later has every error that its task tells today
     measured = {
-        content.get("run_id"): result["errors"]
+        (content.get("run_id"), result.get(variant, "")): result["errors"]
         for content in study.evaluations
         for result in content.get("results", [])
         if result["predictor"] == "model"
     }
-    errors = [run.to_dict() | measured.get(run["run_id"], {}) for _, run in study.best.iterrows()]
+    errors = [run.to_dict() | measured.get((run["run_id"], run[VARIANT]), {}) for _, run in study.best.iterrows()]
     shown = {c: label for c, label in words.metrics.items() if not all(pd.isna(e.get(c)) for e in errors)}
     for e in errors if shown else ():
         own = [f"`{e['arm']}`", f"{e['budget']:.3g}", f"{e['N']:.3g}", number(e["loss"])]

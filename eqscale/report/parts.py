@@ -103,11 +103,22 @@ def read_study(folder: Path) -> Study:
     runs = pd.concat(checked, ignore_index=True)
     stage_seconds = (read_json(folder / "study.json") or {}).get("stage_seconds", {})
     measured = sorted((folder / "evaluation").glob("*"))
-    evaluations = tuple(read_json(path) or {} for path in measured if path.suffix == ".json")
+    evaluations = tuple(_read_evaluation(path, wording) for path in measured if path.suffix == ".json")
     animations = tuple(path for path in measured if path.suffix == ".gif")
     prediction = read_json(folder / "prediction.json")
     curves = _read_curves(folder / "records.jsonl")
     return Study(runs, wording, read_roles(runs), prediction, evaluations, stage_seconds, untimed, animations, curves)
+
+
+def _read_evaluation(path: Path, wording: Wording) -> dict[str, Any]:
+    content = read_json(path) or {}
+    needed = {"predictor", "errors"} | ({wording.variant.one} if wording.variant else set())
+    for number, result in enumerate(content.get("results", []), start=1):
+        if missing := sorted(needed - result.keys()) or sorted({"nmse", "nmse_se"} - result["errors"].keys()):
+            raise InputError(
+                f"{path}: result {number} has no {missing[0]!r}: delete the file; eqscale measure writes it"
+            )
+    return content
 
 
 def _read_curves(path: Path) -> dict[str, np.ndarray]:

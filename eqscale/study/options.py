@@ -191,7 +191,7 @@ def _add_places(parser: argparse.ArgumentParser, job: str) -> None:
     help_text = f"folder of table, figures and report (default: the study's so far, or else {default})"
     add("--results", type=Path, help=help_text)
     help_text = (
-        "take over published runs of a results folder, e.g. results/cpu, that are planned: they are not trained again"
+        "take over the published runs of a results folder, e.g. results/cpu; from another than --results, those planned"
     )
     add("--adopt", type=Path, metavar="FOLDER", help=help_text)
     add("--tracking-uri", help=TRACKING_HELP)

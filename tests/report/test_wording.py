@@ -57,16 +57,33 @@ def test_a_report_on_another_task_uses_its_words_only(tmp_path):
     assert "One system." in text
 
 
+@pytest.mark.parametrize(
+    ("result", "missing"), [({"errors": {}}, "predictor"), ({"predictor": "model", "errors": {}}, "nmse")]
+)
+def test_a_measurement_that_lacks_something_is_named(tmp_path, result, missing):
+    planted.write_part(planted.compute_grid(planted.LIKE_THE_PAPER, budgets=planted.BUDGETS[:3]), tmp_path)
+    (tmp_path / "task.json").write_text(json.dumps(OTHER))
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "gatr.json").write_text(json.dumps({"results": [result]}))
+    with pytest.raises(InputError, match=rf"evaluation/gatr.json: result 1 has no '{missing}'"):
+        planted.write_text(tmp_path)
+    assert not (tmp_path / "report.md").exists()
+
+
 def test_a_model_that_is_measured_again_shows_the_errors_that_its_task_tells_today(tmp_path):
     table = planted.compute_grid(planted.LIKE_THE_PAPER, budgets=planted.BUDGETS[:3], seeds=(0, 1))
     table["run_id"] = [f"{k:016x}" for k in range(len(table))]
-    planted.write_part(table.assign(radius_error=0.125).drop(columns="frame"), tmp_path)
+    planted.write_part(table.assign(radius_error=0.125, frame="free"), tmp_path)
     metrics = {"radius_error": "radius, AU", "tilt_error": "tilt"}
-    (tmp_path / "task.json").write_text(json.dumps(OTHER | {"metrics": metrics}))
+    variant = {"one": "frame", "many": "frames"}
+    (tmp_path / "task.json").write_text(json.dumps(OTHER | {"metrics": metrics, "variant": variant}))
     top = table[table["budget"] == table["budget"].max()]
     best = top[top["arm"] == "gatr"].sort_values("loss").iloc[0]["run_id"]
     errors = {"nmse": 0.2, "nmse_se": 0.01, "radius_error": 0.25, "tilt_error": 0.5}
-    results = [{"predictor": "model", "average": 1, "errors": errors}]
+    results = [
+        {"predictor": "model", "frame": frame, "average": 1, "errors": {name: k * e for name, e in errors.items()}}
+        for k, frame in ((1, "free"), (7, "fixed"))  # of its own view alone
+    ]
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "gatr.json").write_text(json.dumps({"run_id": best, "spec": {}, "results": results}))
     planted.write_text(tmp_path)
