@@ -586,7 +586,7 @@ def steps(sizes: list[Size], rounds: int, least: float) -> list[dict]:
     return results
 
 
-ARMS = {"transformer": (36, 2, 4), "transformer_frames": (36, 2, 4), "gatr_slim": (12, 4, 4), "gatr": (6, 4, 2)}
+ARMS = {"transformer": (36, 2, 4), "transformer_local": (36, 2, 4), "gatr_slim": (12, 4, 4), "gatr": (6, 4, 2)}
 """Width, depth and heads at about 3e4 parameters."""
 
 

@@ -59,7 +59,7 @@ KNOWN = Path(__file__).resolve().parents[1] / "results" / "cpu"
 TIMED = KNOWN.parent / "cpu2" / "learning_rate" / "check_runs.csv"
 """Runs of all arms with the present code, which say how long the planned ones will take."""
 CASES = ("measured", "reproduced", "contrary", "useless")
-STAND_IN = {"transformer_frames": "transformer_aligned", "gatr_slim": "gatr", "transformer_aug": "transformer"}
+STAND_IN = {"transformer_local": "transformer_aligned", "gatr_slim": "gatr", "transformer_aug": "transformer"}
 """Arms that the compute grid of results/cpu lacks -> the one whose law and noise they are given."""
 BASE = "transformer"
 """The arm that the built-in ones are compared with."""

@@ -1,124 +1,142 @@
-"""The arm that builds the symmetry into the plain transformer: it sees every sample in a learnt, equivariant frame.
+"""The arms that build the symmetry into the plain transformer: it sees vectors in learnt, equivariant frames.
 
 One backbone, and only the frame differs: a sample's own (``transformer``), a random one (``transformer_aug``), a
-canonical one (``transformer_aligned``), a learnt one. All tokens of a sample share it, so attention needs no change of
-frame between tokens.
+canonical one (``transformer_aligned``), a learnt one of the sample (``transformer_frames``) or of each token
+(``transformer_local``).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor, nn
 
-from eqscale.arms.base import Size
-from eqscale.arms.inputs import in_one_call, plane_invariants_width, vectors_of_numbers
-from eqscale.arms.plain import ALIGNED, PlainModel, plain_config
+from eqscale.arms.base import Arm, Size
+from eqscale.arms.inputs import (
+    columns_of_numbers,
+    in_one_call,
+    numbers,
+    places,
+    plane_invariants,
+    plane_invariants_width,
+    pooled,
+)
+from eqscale.arms.plain import ALIGNED, plain_config
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
 from eqscale.models.flops import FlopCount, TrainingFlops
-from eqscale.models.frames import Frames, FramesConfig, Turned, frames_training_flops
-from eqscale.models.transformer import TransformerConfig, transformer_training_flops
+from eqscale.models.frames import Frames, FramesConfig, frames_training_flops
+from eqscale.models.transformer import InFrames, Transformer, TransformerConfig, transformer_training_flops
 from eqscale.roles import Role
 from eqscale.tasks import Batch, Kind, Prepared, Schema, Task
-from eqscale.tasks.symmetry import transform
+
+_TRUE = (Kind.POINT, Kind.DIRECTION, Kind.PLANE)
 
 
-class LearnedFrame(nn.Module):
-    """Batch -> the same batch about the mean of its points and along its frame, and the matrix there, (B, 3, 3)."""
+class FramesModel(nn.Module):
+    """The plain transformer in learnt frames: Batch -> predicted targets."""
 
-    def __init__(self, config: FramesConfig) -> None:
+    def __init__(self, config: TransformerConfig, frames: FramesConfig, schema: Schema) -> None:
         super().__init__()
-        self.frames = Frames(config)
+        learnt = Frames(frames)  # first, so that a seed still draws the weights that it drew for published runs
+        self.net, self.frames = Transformer(config), learnt
+        self.pseudovectors = [at + i for at in columns_of_numbers(schema, (Kind.PSEUDOVECTOR,)) for i in range(3)]
 
-    def forward(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """The batch in its frame; what is left of its position and orientation is rounding."""
-        batch = centred(batch)
-        matrix, _ = self._frames(batch)
-        return transform(batch, matrix), matrix
+    def forward(self, batch: Batch) -> Tensor:
+        """Predict the targets of a batch, in its own frame."""
+        with torch.autocast(batch.mask.device.type, enabled=False):  # not coordinates in half precision
+            true, invariants, x = self._seen(batch)
+            matrices, _ = self.frames(true, invariants, batch.mask)
+            x = torch.cat([self._mirrored(x, matrices), matrices.flatten(2)], -1)
+        return pooled(self.net(x, batch.mask), batch)
 
     @torch.no_grad()
     def degenerate(self, batch: Batch) -> Tensor:
-        """Samples whose frame lacks an axis, (B,): too symmetric for three directions."""
-        return self._frames(centred(batch))[1]
-
-    def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        true, _, invariants = vectors(batch, batch.schema.length)
-        return self.frames(true, invariants, batch.mask)
-
-
-class FramesModel(PlainModel):
-    """The plain transformer in learnt frames."""
-
-    frame: LearnedFrame
-
-    def __init__(self, config: TransformerConfig, frame: LearnedFrame, schema: Schema) -> None:
-        super().__init__(config, frame)
-        self.columns = vectors_of_numbers(schema)
+        """Tokens whose frame lacks an axis, (B, T): too symmetric for three directions."""
+        true, invariants, _ = self._seen(batch)
+        return self.frames(true, invariants, batch.mask)[1] & batch.mask
 
     def prepared(self, batch: Batch) -> Prepared | None:
-        """As of ``PlainModel``, of the batch about its mean: what frames are made of, and what is turned into them."""
-        schema = batch.schema
-        turns = schema.target.kind is Kind.DIRECTION and not schema.of(Kind.PSEUDOVECTOR)  # all that the kernel knows
-        if (
-            not turns
-            or not in_one_call(self, self.net, PlainModel, batch)
-            or not self.net.runs_on_kernels(batch.target)
-        ):
+        """What ``add_loss_gradient`` takes: what frames are made of, network inputs with room for frames, mask, target
+        and weight. None where loss and gradient aren't kernel calls, as in a subclass, or with hooks.
+        """
+        if not in_one_call(self, self.net, FramesModel, batch) or not self.net.runs_on_kernels(batch.target):
             return None
-        middle = centred(batch)
-        true, _, invariants = vectors(middle, schema.length)
-        return Prepared((true, invariants, batch.mask, self._features(middle, batch), batch.target, batch.weight))
+        true, invariants, x = self._seen(batch)
+        x = torch.cat([x, x.new_zeros(*x.shape[:2], 9)], -1)
+        return Prepared((true, invariants, x, batch.mask, batch.target, batch.weight))
 
     def add_loss_gradient(self, given: Prepared, scale: float) -> Tensor:
-        """As of ``PlainModel``, in three kernel calls."""
-        true, invariants, mask, features, target, weight = (tensor.contiguous() for tensor in given.tensors)
-        seen, frames = Turned(true, invariants, mask, features, target), self.frame.frames
-        features, turned, axes = frames.turn(seen, self.columns)
-        of_features, of_turned = torch.zeros_like(features), torch.zeros_like(turned)
-        loss = self.net.add_loss_gradient(features, mask, turned, weight, scale, (of_features, of_turned), axes)
-        frames.add_gradient(seen, self.columns, weight, scale, loss, of_features, of_turned)
+        """The weighted squared error of samples times ``scale``, its gradient added to that of the parameters."""
+        true, invariants, x, mask, target, weight = (tensor.contiguous() for tensor in given.tensors)
+        self.frames.write(true, invariants, mask, x[..., -9:])
+        seen, of_seen = self._mirrored(x, x[..., -9:].unflatten(-1, (3, 3))), torch.zeros_like(x)
+        loss = self.net.add_loss_gradient(seen, mask, target, weight, scale, of_seen)
+        self.frames.add_gradient(true, invariants, mask, of_seen[..., -9:])
         return loss
 
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """True vectors and invariants, and all numbers about the mean of the points."""
+        middle = centred(batch)
+        true, _, invariants = vectors(middle, batch.schema.length)
+        found = [numbers(middle), *plane_invariants(batch), *(places(batch) if self.net.config.distances else [])]
+        return true, invariants, torch.cat(found, -1)
 
-def _frames_config(size: Size, task: Task) -> FramesConfig:
-    require_origin(task.schema)
-    true, _, invariants = vectors_width(task.schema)
-    return FramesConfig(true, invariants, size.width // 2)
+    def _mirrored(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """With pseudovectors reversed where a frame is left-handed, so that the network can turn them as vectors."""
+        if not self.pseudovectors:
+            return x
+        hands = torch.linalg.det(matrices.detach()).round()[..., None]
+        at = torch.tensor(self.pseudovectors, device=x.device)
+        return x.index_copy(-1, at, x[..., self.pseudovectors] * hands)
 
 
-def _build(size: Size, task: Task) -> nn.Module:
-    return FramesModel(plain_config(size, task), LearnedFrame(_frames_config(size, task)), task.schema)
+def _configs(size: Size, task: Task, own: bool) -> tuple[TransformerConfig, FramesConfig]:
+    schema = task.schema
+    require_origin(schema)
+    true, _, invariants = vectors_width(schema)
+    channels = size.width // size.heads
+    in_frames = InFrames(
+        columns_of_numbers(schema, (*_TRUE, Kind.PSEUDOVECTOR)),
+        # About half of a head, as in arXiv 2505.20280.
+        head_vectors=max(channels >= 3, round(channels / 6)) if own else 0,
+        turns_output=schema.target.kind is Kind.DIRECTION,
+    )
+    config = dataclasses.replace(plain_config(size, task), frames=in_frames)
+    return config, FramesConfig(true, invariants, size.width // 2, own)
 
 
-def _flops(size: Size, task: Task) -> TrainingFlops:
-    config, frames = plain_config(size, task), frames_training_flops(_frames_config(size, task))
-    network = transformer_training_flops(config)
-    # The network's inputs need a gradient here. Fields of tokens are turned, outputs turned back.
-    inputs = 2.0 * config.in_features * config.width + 2.0 * 3 * plane_invariants_width(task.schema)
-    turned = 4.0 * 9 * _vectors_of_tokens(task.schema)
-    back = 6.0 * 9 if task.schema.target.kind is Kind.DIRECTION and task.schema.target.per == "token" else 0.0
-    return TrainingFlops(
-        network.nominal + frames.nominal, network.executed + frames.executed + FlopCount(inputs + turned + back)
+def _build(size: Size, task: Task, own: bool) -> nn.Module:
+    return FramesModel(*_configs(size, task, own), task.schema)
+
+
+def _flops(size: Size, task: Task, own: bool) -> TrainingFlops:
+    config, frames = _configs(size, task, own)
+    parts = transformer_training_flops(config), frames_training_flops(frames)
+    others = 2.0 * 3 * plane_invariants_width(task.schema)
+    if not own:  # fields of a sample may be turned once for all its tokens
+        others -= 36.0 * sum(f.per == "sample" and f.kind is not Kind.INVARIANT for f in task.schema.fields)
+    return TrainingFlops(parts[0].nominal + parts[1].nominal, parts[0].executed + parts[1].executed + FlopCount(others))
+
+
+def _arm(name: str, description: str, own: bool) -> Arm:
+    recipes = fitted_recipes(name)
+    # Its ladder is that of the arm that aligns, its nearest kin.
+    return dataclasses.replace(
+        ALIGNED,
+        name=name,
+        description=f"build it in: the plain transformer in {description}, exactly E(3)-equivariant",
+        role=Role.BUILD_IN,
+        build=functools.partial(_build, own=own),
+        flops=functools.partial(_flops, own=own),
+        recipe=recipes[0],
+        alternatives=recipes[1:],
     )
 
 
-def _vectors_of_tokens(schema: Schema) -> int:
-    return sum(field.per == "token" and field.kind is not Kind.INVARIANT for field in schema.fields)
-
-
-_RECIPES = fitted_recipes("transformer_frames")
-# Its ladder is that of the arm that aligns, its nearest kin.
 ARMS = (
-    dataclasses.replace(
-        ALIGNED,
-        name="transformer_frames",
-        description="build it in: the plain transformer in a learnt frame of every sample, exactly E(3)-equivariant",
-        role=Role.BUILD_IN,
-        build=_build,
-        flops=_flops,
-        recipe=_RECIPES[0],
-        alternatives=_RECIPES[1:],
-    ),
+    _arm("transformer_frames", "a learnt frame of every sample", own=False),
+    _arm("transformer_local", "a learnt frame of every token", own=True),
 )

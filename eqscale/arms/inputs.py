@@ -30,11 +30,11 @@ def numbers(batch: Batch) -> Tensor:
     return torch.cat(found, -1)
 
 
-def vectors_of_numbers(schema: Schema) -> tuple[int, ...]:
-    """The first of the three columns of each true vector among ``numbers``."""
+def columns_of_numbers(schema: Schema, kinds: tuple[Kind, ...]) -> tuple[int, ...]:
+    """The first of the columns of each field of these kinds among ``numbers``."""
     found, at = [], 0
     for field in sorted(schema.fields, key=lambda field: field.per != "token"):
-        if field.kind in (Kind.POINT, Kind.DIRECTION, Kind.PLANE):
+        if field.kind in kinds:
             found.append(at)
         at += field.width
     return tuple(found)

@@ -58,10 +58,9 @@ class PlainModel(nn.Module):
     def prepared(self, batch: Batch) -> Prepared | None:
         """What ``add_loss_gradient`` takes: network inputs, mask, target and weight, in the frame of the network.
 
-        None where loss and gradient aren't one kernel call, as in a learnt frame, a subclass, or with hooks.
+        None where loss and gradient aren't one kernel call, as in a subclass, or with hooks.
         """
-        learnt = isinstance(self.frame, nn.Module) and any(True for _ in self.frame.parameters())
-        if learnt or not in_one_call(self, self.net, PlainModel, batch) or not self.net.runs_on_kernels(batch.target):
+        if not in_one_call(self, self.net, PlainModel, batch) or not self.net.runs_on_kernels(batch.target):
             return None
         seen = batch if self.frame is None else self.frame(batch)[0]
         return Prepared((self._features(seen, batch), seen.mask, seen.target, seen.weight))

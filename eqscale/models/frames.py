@@ -1,8 +1,7 @@
-"""A frame for each sample from a small equivariant network, so that any network becomes equivariant in it."""
+"""Frames of tokens, or of whole samples, from a small equivariant network: in them any network becomes equivariant."""
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 
 import torch
@@ -24,19 +23,27 @@ class FramesConfig:
     """Invariants of a token, beside the products of its vectors."""
     hidden: int
     """Hidden units of a token."""
+    own: bool
+    """Whether each token has a frame of its own; else all tokens of a sample share one."""
 
     @property
     def inputs(self) -> int:
         """Numbers of which a token's weights are a function: invariants, and products of every pair of vectors."""
         return self.invariants + self.vectors * (self.vectors + 1) // 2
 
+    @property
+    def weights(self) -> int:
+        """Weights of a token's vectors in the sums of its sample and, for frames of tokens, in its own."""
+        return 3 * self.vectors * (2 if self.own else 1)
+
 
 class Frames(nn.Module):
-    """Vectors and invariants of a sample's tokens -> an orthonormal frame that turns and mirrors with the sample.
+    """Vectors and invariants of a sample's tokens -> orthonormal frames that turn and mirror with the sample.
 
-    Three sums of the tokens' vectors, with weights that are functions of the token's invariants, made orthonormal by
-    Gram and Schmidt (as arXiv 2505.20280 does for each token). The third only decides on which side of the first two
-    the frame's third axis lies, so training changes the first two alone.
+    Three sums of the vectors of all tokens, with weights that are functions of a token's invariants; to the frame of a
+    token, three sums of its own vectors are added. Gram and Schmidt make them orthonormal, as in arXiv 2505.20280,
+    where the sums are over pairs of tokens. The third vector only decides on which side of the first two the frame's
+    third axis lies, so training changes the first two alone.
     """
 
     rows: Tensor
@@ -46,7 +53,7 @@ class Frames(nn.Module):
         super().__init__()
         self.config = config
         self.hidden = nn.Linear(config.inputs, config.hidden)
-        self.weights = nn.Linear(config.hidden, 3 * config.vectors)
+        self.weights = nn.Linear(config.hidden, config.weights)
         for linear in (self.hidden, self.weights):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
@@ -55,7 +62,7 @@ class Frames(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, vectors: Tensor, invariants: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames of samples.
+        """Frames of tokens.
 
         Args:
             vectors: (B, T, K, 3).
@@ -63,8 +70,8 @@ class Frames(nn.Module):
             mask: True for real tokens, (B, T); what the others hold must be finite.
 
         Returns:
-            Orthogonal matrices (B, 3, 3), the axes of the frame as rows; and which are degenerate (B,): axes that a
-            sample leaves open are zero.
+            Orthogonal matrices (B, T, 3, 3), the axes of each frame as rows; and which are degenerate (B, T): axes that
+            a sample leaves open are zero.
         """
         B, T, K = vectors.shape[:3]
         share = mask / mask.sum(1, keepdim=True, dtype=vectors.dtype)
@@ -73,67 +80,41 @@ class Frames(nn.Module):
         products = (rows.index_select(0, self.rows) * rows.index_select(0, self.columns)).view(-1, 3, B * T).sum(1)
         products = products * (1 + products.abs()).rsqrt()  # those of far points are large: of the order of a length
         seen = torch.cat([invariants, products.T.view(B, T, -1)], -1)
-        weights = self.weights(F.silu(self.hidden(seen))) * share[..., None]
-        weights = weights.view(B, T, 3, K).transpose(1, 2).reshape(B, 3, T * K)
-        vectors = vectors.reshape(B, T * K, 3)
-        terms = (weights.detach().abs() * vectors.detach().norm(dim=-1)[:, None]).sum(-1, keepdim=True)
-        return orthonormal(torch.bmm(weights, vectors), terms)
+        weights = self.weights(F.silu(self.hidden(seen)))
+        # (3, token and vector) for each sample, and for each token what it adds alone.
+        of_all = (weights[..., : 3 * K] * share[..., None]).view(B, T, 3, K).transpose(1, 2).reshape(B, 3, T * K)
+        lengths = vectors.detach().norm(dim=-1, keepdim=True)
+        sums = torch.bmm(of_all, vectors.reshape(B, T * K, 3))[:, None]
+        terms = torch.bmm(of_all.detach().abs(), lengths.view(B, T * K, 1))[:, None]
+        if self.config.own:
+            of_one = weights[..., 3 * K :].view(B, T, 3, K)
+            sums, terms = sums + of_one @ vectors, terms + of_one.detach().abs() @ lengths
+        matrices, degenerate = orthonormal(sums.flatten(0, 1), terms.flatten(0, 1))
+        return matrices.view(B, -1, 3, 3).expand(B, T, 3, 3), degenerate.view(B, -1).expand(B, T)
 
-    def turn(self, seen: Turned, columns: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Features and targets turned into the frames, in one kernel call; nothing for autograd.
-
-        Returns:
-            Both as given, with the vectors of real tokens turned (padded ones hold anything), and 1 for each axis that
-            a frame has, 0 for one that it lacks, (B, 3).
-        """
-        turned, target = torch.empty_like(seen.features), torch.empty_like(seen.target)
-        axes = seen.target.new_empty(len(seen.target), 3)
-        self._call("frames", seen, columns, turned, target, axes)
-        return turned, target, axes
-
-    def add_gradient(
-        self, seen: Turned, columns: tuple[int, ...], weight: Tensor, scale: float, loss: Tensor, features: Tensor,
-        target: Tensor,
-    ) -> None:  # fmt: skip
-        """Add to the parameters' gradients and to the loss, once that along the frames' axes is known.
+    def write(self, vectors: Tensor, invariants: Tensor, mask: Tensor, matrices: Tensor) -> None:
+        """Frames of real tokens in one kernel call; nothing for autograd.
 
         Args:
-            seen, columns: as of ``turn``.
-            weight: of each token's squared error, (B, T).
-            scale: factor of the loss.
-            loss: gains what targets have along no axis of their frame, which is missed whatever is predicted.
-            features, target: gradients of what ``turn`` returned.
+            vectors, invariants, mask: as of ``forward``, contiguous.
+            matrices: (B, T, 9), the last columns of a contiguous tensor, which they are written to.
         """
-        given = weight, scale, loss, features, target, native.pointers(kernels.gradients_of(self._own()))
-        self._call("frames_gradient", seen, columns, *given)
+        given, shape = native.pointers(self._own()), self._shape(matrices)
+        native.call("frames", vectors, invariants, matrices, mask, shape, given)
 
-    def _call(self, name: str, seen: Turned, columns: tuple[int, ...], *others: Tensor | ctypes.Array | float) -> None:
-        given = [seen.vectors, seen.invariants, seen.features, seen.target]
-        config, (B, T, F) = self.config, seen.features.shape
-        shape = native.frames.Shape(B, T, config.vectors, config.invariants, config.hidden, F, len(columns))
-        parameters = native.pointers(self._own())
-        places = (ctypes.c_int64 * len(columns))(*columns)
-        native.call(name, *given, *others, places, seen.mask, shape, parameters)
+    def add_gradient(self, vectors: Tensor, invariants: Tensor, mask: Tensor, of_matrices: Tensor) -> None:
+        """Add to the parameters' gradients that of the matrices, which are as of ``write``."""
+        given, shape = native.pointers(self._own()), self._shape(of_matrices)
+        gradients = native.pointers(kernels.gradients_of(self._own()))
+        native.call("frames_gradient", vectors, invariants, of_matrices, gradients, mask, shape, given)
+
+    def _shape(self, matrices: Tensor) -> native.frames.Shape:
+        c, (B, T) = self.config, matrices.shape[:2]
+        return native.frames.Shape(B, T, c.vectors, c.invariants, c.hidden, c.own, matrices.stride(1))
 
     def _own(self) -> list[Tensor]:
         """``parameters()``, without the search for them, which takes as long as a kernel."""
         return [self.hidden.weight, self.hidden.bias, self.weights.weight, self.weights.bias]
-
-
-@dataclasses.dataclass(frozen=True)
-class Turned:
-    """What kernels turn into frames; all contiguous."""
-
-    vectors: Tensor
-    """As of ``Frames``, (B, T, K, 3)."""
-    invariants: Tensor
-    """As of ``Frames``, (B, T, I)."""
-    mask: Tensor
-    """True for real tokens, (B, T)."""
-    features: Tensor
-    """Inputs of a network, (B, T, F)."""
-    target: Tensor
-    """(B, T, 3)."""
 
 
 def orthonormal(vectors: Tensor, terms: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -149,16 +130,21 @@ def orthonormal(vectors: Tensor, terms: Tensor | None = None) -> tuple[Tensor, T
     """
     first, second, third = vectors.unbind(1)
     eps = torch.finfo(vectors.dtype).eps
-    rounding = 32 * eps * (vectors.detach().norm(dim=-1, keepdim=True) if terms is None else terms)
-    no_x = first.detach().norm(dim=-1, keepdim=True) <= rounding[:, 0]
+    lengths = vectors.detach().norm(dim=-1, keepdim=True)
+    rounding = 32 * eps * (lengths if terms is None else terms)
+    length, reach = lengths[:, 0], lengths[:, 1]
+    no_x = length <= rounding[:, 0]
     x = _normalised(first, no_x)
     across = torch.linalg.cross(x, second)
-    least = torch.maximum(eps**0.5 * second.detach().norm(dim=-1, keepdim=True), rounding[:, 1])
-    no_y = across.detach().norm(dim=-1, keepdim=True) <= least
+    height = across.detach().norm(dim=-1, keepdim=True)
+    # What rounding turns the first axis by moves the second vector's part across it, and so on.
+    of_across = rounding[:, 1] + reach * torch.where(no_x, 0.0, rounding[:, 0] / length)
+    no_y = height <= torch.maximum(eps**0.5 * reach, of_across)
     normal = _normalised(across, no_y)
+    of_side = rounding[:, 2] + lengths[:, 2] * torch.where(no_y, 0.0, of_across / height)
     # The third can only choose between the two sides of the plane.
     side = (third.detach() * normal.detach()).sum(-1, keepdim=True)
-    side = torch.where(side.abs() <= rounding[:, 2], 0.0, side).sign()
+    side = torch.where(side.abs() <= of_side, 0.0, side).sign()
     return torch.stack([x, torch.linalg.cross(normal, x), side * normal], 1), (side == 0)[:, 0]
 
 
@@ -173,8 +159,7 @@ def frames_training_flops(config: FramesConfig) -> TrainingFlops:
 
     Nominal: 6 per weight and token. Executed: the matrix products; inputs need no gradient.
     """
-    K, first = config.vectors, config.inputs * config.hidden
-    weights = first + config.hidden * 3 * K
-    return TrainingFlops(
-        nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * first + 4.0 * 9 * K)
-    )
+    first = config.inputs * config.hidden
+    weights = first + config.hidden * config.weights
+    sums = 4.0 * 3 * config.weights
+    return TrainingFlops(nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * first + sums))

@@ -106,8 +106,7 @@ def add_loss_gradient(
     target: Tensor,
     weight: Tensor,
     scale: float,
-    of_inputs: tuple[Tensor, Tensor] | None = None,
-    given: Tensor | None = None,
+    of_inputs: Tensor | None = None,
 ) -> Tensor:
     """The loss of a network, whose gradient is added to that of the parameters.
 
@@ -122,9 +121,7 @@ def add_loss_gradient(
         target: targets, (B, T, predictions of a token).
         weight: weight of each token's squared error, (B, T).
         scale: factor of the loss.
-        of_inputs: zeros that the gradients of x and target are written to, if they are wanted.
-        given: 1 for each component of a sample's predictions that counts, else 0, (B, predictions of a token); None:
-            all do.
+        of_inputs: zeros that the gradient of x is written to, if it is wanted.
 
     Returns:
         The weighted sum of squared errors of real tokens times ``scale``, a scalar.
@@ -133,7 +130,7 @@ def add_loss_gradient(
     native.call(
         f"{name}_loss",
         *(value.contiguous() for value in (x, target, weight)),
-        *(given, scale, loss, *(of_inputs or (None, None))),
+        *(scale, loss, of_inputs),
         *(native.pointers(gradients_of(parameters)), mask.contiguous()),
         *(shape, native.pointers(parameters)),
     )

@@ -6,8 +6,10 @@ of 256; anywhere else, under autocast and in traced code it runs on ATen operati
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +25,19 @@ from eqscale.models.inputs import check_mask, check_tokens
 KERNEL_WIDTH = 256
 """Widest network that runs on kernels. Beyond it weights leave the cache from tile to tile, and ATen's large matrix
 products are as fast (``benchmarks/models.py``, part ``steps``)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InFrames:
+    """How a network sees each token's vectors in the frame of that token (Lippmann et al. 2024, arXiv 2405.15389)."""
+
+    columns: tuple[int, ...]
+    """Vectors among a token's features: the first of each one's three columns."""
+    head_vectors: int
+    """Vectors among the channels of a head, the first ones. They leave the frame for attention, and what it puts out
+    goes into that of its token. 0 where tokens share a frame: it would change nothing."""
+    turns_output: bool
+    """Whether a prediction is a vector."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +65,8 @@ class TransformerConfig:
     distances: bool = False
     """Whether heads see them (``eqscale.models.distances``). Then three more numbers follow a token's features: where
     it is."""
+    frames: InFrames | None = None
+    """Then nine more numbers follow: the axes of the token's frame, as rows, zero where it lacks one."""
 
     def __post_init__(self) -> None:
         for name in ("in_features", "out_features", "width", "depth", "heads", "mlp_ratio"):
@@ -63,8 +80,8 @@ class TransformerConfig:
 
     @property
     def given(self) -> int:
-        """Numbers of an input token: features, and where it is."""
-        return self.in_features + (3 if self.distances else 0)
+        """Numbers of an input token: features, where it is, and its frame."""
+        return self.in_features + (3 if self.distances else 0) + (9 if self.frames else 0)
 
     @property
     def kv_heads(self) -> int:
@@ -87,6 +104,21 @@ def _norm(config: TransformerConfig) -> nn.Module:
     return nn.LayerNorm(config.width) if config.norm == "layer" else nn.RMSNorm(config.width, eps=1e-5)
 
 
+def _turned(x_BTC: Tensor, matrices_BT33: Tensor, groups: int, vectors: int) -> Tensor:
+    """The channels with the first vectors of each of equal groups multiplied by each token's matrix."""
+    B, T, C = x_BTC.shape
+    x = x_BTC.view(B, T, groups, C // groups)
+    turned = x[..., : 3 * vectors].reshape(B, T, groups * vectors, 3) @ matrices_BT33.mT
+    return torch.cat([turned.view(B, T, groups, 3 * vectors), x[..., 3 * vectors :]], -1).view(B, T, C)
+
+
+def _in_frames(x_BTF: Tensor, axes_BT33: Tensor, columns: Sequence[int]) -> Tensor:
+    """Features with the vectors at the columns turned into the tokens' frames."""
+    at = [column + i for column in columns for i in range(3)]
+    turned = x_BTF[..., at].unflatten(-1, (-1, 3)) @ axes_BT33.mT
+    return x_BTF.index_copy(-1, torch.tensor(at, device=x_BTF.device), turned.flatten(2))
+
+
 class Attention(nn.Module):
     """Multi-head or multi-query self-attention over a padded set of tokens."""
 
@@ -95,14 +127,27 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.head_width = config.width // config.heads
         self.kv_heads = config.kv_heads
+        self.vectors = config.frames.head_vectors if config.frames else 0
         self.qkv = nn.Linear(config.width, (config.heads + 2 * self.kv_heads) * self.head_width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x_BTD: Tensor, bias_B1T: Tensor | None, pairs_BHTT: Tensor | None = None) -> Tensor:
-        """Attend: (B, T, width) -> (B, T, width); the bias is -inf at padded keys, that of pairs one of each head."""
+    def forward(
+        self, x_BTD: Tensor, bias_B1T: Tensor | None, pairs_BHTT: Tensor | None = None, axes_BT33: Tensor | None = None
+    ) -> Tensor:
+        """Attend: (B, T, width) -> (B, T, width).
+
+        Args:
+            x_BTD: the tokens.
+            bias_B1T: -inf at padded keys.
+            pairs_BHTT: bias of pairs, one of each head.
+            axes_BT33: frames of the tokens.
+        """
         B, T, D = x_BTD.shape
         H, G, d = self.heads, self.kv_heads, self.head_width
-        q, k, v = self.qkv(x_BTD).split((H * d, G * d, G * d), dim=-1)
+        qkv = self.qkv(x_BTD)
+        if axes_BT33 is not None and self.vectors:
+            qkv = _turned(qkv, axes_BT33.mT, H + 2 * G, self.vectors)
+        q, k, v = qkv.split((H * d, G * d, G * d), dim=-1)
         if G == 1:
             # All heads share k and v, so heads are just more query rows: one small product a sample.
             q = q.reshape(B, T * H, d)
@@ -118,6 +163,8 @@ class Attention(nn.Module):
             if pairs_BHTT is not None:
                 mask = pairs_BHTT if mask is None else pairs_BHTT + mask
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, T, D)
+        if axes_BT33 is not None and self.vectors:
+            y = _turned(y, axes_BT33, H, self.vectors)
         return self.out(y)
 
 
@@ -133,9 +180,9 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(config.width, config.mlp_inputs)
         self.mlp_out = nn.Linear(config.hidden, config.width)
 
-    def forward(self, x_BTD: Tensor, bias_B1T: Tensor | None, pairs_BHTT: Tensor | None = None) -> Tensor:
-        """One block: (B, T, width) -> (B, T, width); biases as of ``Attention``."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias_B1T, pairs_BHTT)
+    def forward(self, x_BTD: Tensor, *seen: Tensor | None) -> Tensor:
+        """One block: (B, T, width) -> (B, T, width); what else attention sees is as of ``Attention``."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), *seen)
         u = self.mlp_in(self.mlp_norm(x_BTD))
         if self.gated:
             gate, value = u.chunk(2, -1)
@@ -147,8 +194,12 @@ class Block(nn.Module):
 def _shape(c: TransformerConfig, batch: int, tokens: int, dtype: torch.dtype) -> native.transformer.Shape:
     """Shape of a batch, and what the kernels need for it."""
     sizes = c.in_features, c.out_features, c.width, c.depth, c.heads, c.kv_heads, c.hidden
-    kinds = c.activation == "swiglu", c.norm == "layer", c.given - c.in_features
-    shape = native.transformer.Shape(batch, tokens, *sizes, *kinds)
+    kinds = c.activation == "swiglu", c.norm == "layer", 3 if c.distances else 0
+    frames = c.frames or InFrames((), 0, False)
+    columns = (ctypes.c_int64 * len(frames.columns))(*frames.columns)
+    turned = 9 if c.frames else 0, len(columns), frames.head_vectors, frames.turns_output, ctypes.addressof(columns)
+    shape = native.transformer.Shape(batch, tokens, *sizes, *kinds, *turned)
+    shape.held = columns
     native.call("transformer_plan", torch.empty(0, dtype=dtype), shape)
     return shape
 
@@ -188,8 +239,8 @@ class Transformer(nn.Module):
         """Predict per token.
 
         Args:
-            features_BTF: token features, (B, T, in_features); with ``distances`` (B, T, in_features + 3): the last
-                three are where the token is. No gradient flows into those.
+            features_BTF: (B, T, given): token features; with ``distances``, three numbers that are where the token is,
+                which no gradient flows into; with ``frames``, nine that are its frame.
             mask_BT: True for real tokens, (B, T); None if all are.
 
         Returns:
@@ -209,11 +260,18 @@ class Transformer(nn.Module):
         bias = None
         if mask_BT is not None:
             bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[:, None]
-        x = self.embed(features_BTF[..., : config.in_features])
-        pairs = distances.biases(self.distances, features_BTF[..., config.in_features :], config.depth)
+        x, points, axes = features_BTF.split((config.in_features, 3 * config.distances, 9 * bool(config.frames)), -1)
+        axes_BT33 = axes.unflatten(-1, (3, 3)) if config.frames else None
+        if config.frames and axes_BT33 is not None:
+            x = _in_frames(x, axes_BT33, config.frames.columns)
+        x = self.embed(x)
+        pairs = distances.biases(self.distances, points, config.depth)
         for block, pairs_BHTT in zip(self.blocks, pairs, strict=True):
-            x = block(x, bias, pairs_BHTT)
-        return self.readout(self.norm(x))
+            x = block(x, bias, pairs_BHTT, axes_BT33)
+        y = self.readout(self.norm(x))
+        if config.frames and axes_BT33 is not None and config.frames.turns_output:
+            y = _turned(y, axes_BT33.mT, 1, 1)
+        return y
 
     @staticmethod
     def packs(width: int, device: torch.device) -> bool:
@@ -232,8 +290,7 @@ class Transformer(nn.Module):
         target_BTO: Tensor,
         weight_BT: Tensor,
         scale: float,
-        of_inputs: tuple[Tensor, Tensor] | None = None,
-        given: Tensor | None = None,
+        of_inputs: Tensor | None = None,
     ) -> Tensor:
         """As ``kernels.add_loss_gradient``, where ``runs_on_kernels``; raises InputError as ``forward`` does."""
         check_tokens("features", features_BTF, (self.config.given,), self.embed.weight)
@@ -242,7 +299,7 @@ class Transformer(nn.Module):
         shape = _shape(self.config, *features_BTF.shape[:2], features_BTF.dtype)
         parameters = [own[name] for own, name in self._places]
         return kernels.add_loss_gradient(
-            "transformer", shape, features_BTF, mask_BT, parameters, target_BTO, weight_BT, scale, of_inputs, given
+            "transformer", shape, features_BTF, mask_BT, parameters, target_BTO, weight_BT, scale, of_inputs
         )
 
 
@@ -251,7 +308,8 @@ def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:
 
     Nominal: 6 per matrix weight per token (2 forward, 4 backward), as the paper's authors count; attention
     scores, biases, norms and activations are left out. Executed: multiply-adds x 2 of every matrix product,
-    attention included; the gradient with respect to the input features is not computed and not counted.
+    attention included; the gradient with respect to the input features is not computed and not counted, unless frames
+    get theirs through it.
     """
     d = config.width
     d_kv = config.kv_heads * (d // config.heads)
@@ -261,4 +319,9 @@ def transformer_training_flops(config: TransformerConfig) -> TrainingFlops:
     attention = 3.0 * config.depth * 2 * 2 * d  # scores and values: 2 T^2 d multiply-adds forward, twice that backward
     if config.distances:
         attention += distances.training_flops(config.depth, config.heads)
-    return TrainingFlops(nominal=FlopCount(6.0 * weights), executed=FlopCount(6.0 * weights - 2.0 * embed, attention))
+    executed = 6.0 * weights - (0.0 if config.frames else 2.0 * embed)
+    if config.frames:
+        turned = 2 * (config.heads + config.kv_heads) * config.frames.head_vectors * config.depth
+        # A product of a vector and a matrix is 18; backward there are two, of an input one.
+        executed += 54.0 * (turned + config.frames.turns_output) + 36.0 * len(config.frames.columns)
+    return TrainingFlops(nominal=FlopCount(6.0 * weights), executed=FlopCount(executed, attention))

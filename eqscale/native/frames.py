@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 
-SIGNATURES = {"frames": "pppppppppppi", "frames_gradient": "ppppptppppppppi"}
+SIGNATURES = {"frames": "ppppppi", "frames_gradient": "pppppppi"}
 
 
 class Shape(ctypes.Structure):
     """Mirror of the struct of the same name in ``frames.cpp``."""
 
     _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in ("batch", "tokens", "vectors", "invariants", "hidden", "features", "directions")
+        (name, ctypes.c_int64) for name in ("batch", "tokens", "vectors", "invariants", "hidden", "own", "row")
     )

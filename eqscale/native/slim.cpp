@@ -431,8 +431,8 @@ void slim_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T* kept,
 
 // As transformer_loss() of transformer.cpp.
 template <class T>
-void slim_loss(const T* x, const T* target, const T* weights, const T* given, T scale, T* loss, T* gx, T* gtarget,
-               T* const* gradients, const bool* mask, const Shape* shape, const T* const* parameters, int threads) {
+void slim_loss(const T* x, const T* target, const T* weights, T scale, T* loss, T* gx, T* const* gradients,
+               const bool* mask, const Shape* shape, const T* const* parameters, int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
     const Sums<T> sums(net.size + 1, threads);  // the last one is the loss
@@ -441,7 +441,7 @@ void slim_loss(const T* x, const T* target, const T* weights, const T* given, T 
         const T *const bells = bells_of(net, s, tile, x), *const y = predict(net, s, tile, x, bells, kept);
         differentiate(net, s, tile, x, bells, gx, kept, sums.own(), [&](T* g) {
             const int64_t out = net.read_out.out.rows();
-            sums.own()[net.size] += squared_error(tile, y, target, weights, given, scale, out, g, gtarget);
+            sums.own()[net.size] += squared_error(tile, y, target, weights, scale, out, g);
         });
     });
     net.finish(sums, gradients);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-SIGNATURES = {"slim_plan": "ppi", "slim": "ppppppi", "slim_gradient": "ppppppppi", "slim_loss": "pppptpppppppi"}
+SIGNATURES = {"slim_plan": "ppi", "slim": "ppppppi", "slim_gradient": "ppppppppi", "slim_loss": "ppptppppppi"}
 
 
 class Shape(ctypes.Structure):

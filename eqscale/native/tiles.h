@@ -155,21 +155,17 @@ template <class T> struct Tile {
 };
 
 // The sum over a tile's tokens of weights (B, T) times squared distances of y (out, lanes) from target (B, T, out), times
-// `scale`; of each sample only components that it has: given (B, out) is 1 there, else 0, or null: it has all. Writes its
-// gradients to g (out, lanes) and gtarget (B, T, out), unless it is null.
+// `scale`. Writes its gradient to g (out, lanes).
 template <class T>
-static T squared_error(const Tile<T>& tile, const T* y, const T* target, const T* weights, const T* given, T scale,
-                       int64_t out, T* g, T* gtarget) {
+static T squared_error(const Tile<T>& tile, const T* y, const T* target, const T* weights, T scale, int64_t out, T* g) {
     T total = 0;
     std::fill_n(g, out * tile.lanes, (T)0);
     tile.each_token([&](int64_t token, int lane) {
         const T weight = weights[token] * scale;
         for (int k = 0; k < out; ++k) {
-            T error = y[k * tile.lanes + lane] - target[token * out + k];
-            if (given) error *= given[token / tile.tokens * out + k];
+            const T error = y[k * tile.lanes + lane] - target[token * out + k];
             total += weight * error * error;
             g[k * tile.lanes + lane] = 2 * weight * error;
-            if (gtarget) gtarget[token * out + k] = -2 * weight * error;
         }
     });
     return total;

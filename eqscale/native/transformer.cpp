@@ -6,8 +6,13 @@ namespace {
 struct Shape {  // see eqscale.native.transformer
     int64_t batch, tokens, in, out, width, depth, heads, kv_heads, hidden;
     int64_t gated, centred;  // hidden units gated by swish rather than GELU; LayerNorm rather than RMSNorm
-    int64_t point;  // last numbers of a token, beside `in`, that are where it is: 3, or 0 without a bias by distance
+    int64_t point;  // numbers of a token, behind `in`, that are where it is: 3, or 0 without a bias by distance
+    int64_t frame;  // then those of the axes of its frame, as rows: 9, or 0 without frames
+    int64_t vectors, head_vectors, turned_out;  // in frames: among the inputs, in a head, whether a prediction is one
+    const int64_t* columns;                     // of the vectors among the inputs, the first of three
     int64_t kept;  // filled in by transformer_plan(): numbers kept for the backward pass
+
+    int64_t row() const { return in + point + frame; }
 };
 
 const double NORM_EPS = 1e-5;
@@ -76,6 +81,58 @@ template <class T> struct Norm {
         if (centred) sums.add_lanes_to(of_shift, n, at + n * width<T>());
     }
     int arrays() const { return centred ? 2 : 1; }
+};
+
+// The frames of a tile's tokens, (9, lanes), and with `gradient` that of the loss with respect to them.
+template <class T> struct InFrames {
+    typedef typename Simd<T>::V V;
+    const Shape& s;
+    int n;
+    T *axes, *gradient;
+
+    InFrames(const Shape& s, const Tile<T>& tile, const T* x, T* memory)
+        : s(s), n(tile.lanes), axes(memory), gradient(memory + s.frame * n) {
+        if (s.frame) tile.gather(x + s.in + s.point, (int)s.frame, axes, s.row());
+    }
+    static int64_t rows(const Shape& s) { return 2 * s.frame; }  // with a gradient
+    void clear() const { std::fill_n(gradient, s.frame * n, (T)0); }
+
+    // body(a vector's rows, x, y and z), of all among the inputs, the heads' `channels`, or the predictions
+    template <class F> void each_input(T* x, F body) const {
+        for (int64_t i = 0; i < s.vectors; ++i) body(x + s.columns[i] * n);
+    }
+    template <class F> void each_of_heads(T* x, int64_t channels, F body) const {
+        const int64_t d = s.width / s.heads;
+        for (int64_t first = 0; first < channels; first += d)
+            for (int64_t i = 0; i < s.head_vectors; ++i) body(x + (first + 3 * i) * n);
+    }
+    template <class F> void each_prediction(T* y, F body) const {
+        if (s.turned_out) body(y);
+    }
+    // A vector into its token's frame, or out of it into the common one.
+    void into(T* v) const { turn(v, 3, 1); }
+    void out_of(T* v) const { turn(v, 1, 3); }
+    void turn(T* v, int64_t row, int64_t column) const {
+        for (int l = 0; l < n; l += width<T>()) {
+            const V x = load(v + l), y = load(v + n + l), z = load(v + 2 * n + l);
+            const auto component = [&](int64_t i) {
+                const T* a = axes + i * row * n + l;
+                return load(a) * x + load(a + column * n) * y + load(a + 2 * column * n) * z;
+            };
+            const V first = component(0), second = component(1), third = component(2);
+            store(v + l, first), store(v + n + l, second), store(v + 2 * n + l, third);
+        }
+    }
+    // The gradient gains what comes of a vector's: the same in the frame and in the common one, one of them its own, the
+    // other its gradient.
+    void add(const T* in_frame, const T* common) const {
+        for (int l = 0; l < n; l += width<T>())
+            for (int a = 0; a < 3; ++a)
+                for (int c = 0; c < 3; ++c) {
+                    T* to = gradient + (3 * a + c) * n + l;
+                    store(to, load(to) + load(in_frame + a * n + l) * load(common + c * n + l));
+                }
+    }
 };
 
 template <class T> struct Block {
@@ -178,7 +235,7 @@ template <class T> int64_t kept_of_sample(const Shape& s) {
 
 // Those of a batch; null without a bias by distance.
 template <class T> const T* bells_of(const Shape& s, const Tile<T>& tile, const T* x) {
-    return s.point ? bells_of(tile, x + s.in, s.in + s.point) : nullptr;
+    return s.point ? bells_of(tile, x + s.in, s.row()) : nullptr;
 }
 
 // body(sample, head, first row of its key and value head, probabilities (queries, keys), bells or null) for all heads.
@@ -219,19 +276,34 @@ void attend_gradient(const Network<T>& net, int block, const Tile<T>& tile, cons
     });
 }
 
+// What attention put out, which is in the common frame, in those of its tokens; a copy if that is another.
+template <class T> const T* seen_by_out(const InFrames<T>& frames, const T* attended, T* copy) {
+    const Shape& s = frames.s;
+    if (!s.head_vectors) return attended;
+    std::copy_n(attended, s.width * frames.n, copy);
+    frames.each_of_heads(copy, s.width, [&](T* v) { frames.into(v); });
+    return copy;
+}
+
 template <class T> void transformer_plan(const T*, Shape* s, int) {
     s->kept = s->batch * kept_of_sample<T>(*s);
 }
 
-// A tile of x (B, T, in + point) to predictions, (out, lanes), in memory of this thread. kept: memory for the backward
+// A tile of x (B, T, in + point + frame) to predictions, (out, lanes), in memory of this thread. kept: memory for the backward
 // pass, or null.
 template <class T> T* predict(const Network<T>& net, const Tile<T>& tile, const T* x, const T* bells, T* kept) {
     const Shape& s = net.s;
     const int n = tile.lanes;
     const int64_t ends_rows = std::max({s.in, s.out, s.tokens});  // or the scores of a head
-    T* stream = scratch<T, 0>((2 * s.width + ends_rows + (kept ? 0 : Kept<T>::rows(s))) * tile_lanes<T>(s.tokens));
-    T *normed = stream + s.width * n, *ends = normed + s.width * n, *reused = ends + ends_rows * n;
-    tile.gather(x, (int)s.in, ends, s.in + s.point);
+    T* stream = scratch<T, 0>((2 * s.width + ends_rows + InFrames<T>::rows(s) + (kept ? 0 : Kept<T>::rows(s))) *
+                              tile_lanes<T>(s.tokens));
+    T *normed = stream + s.width * n, *ends = normed + s.width * n, *axes = ends + ends_rows * n;
+    T* const reused = axes + InFrames<T>::rows(s) * n;
+    const InFrames<T> frames(s, tile, x, axes);
+    const auto into = [&](T* v) { frames.into(v); };
+    const auto out_of = [&](T* v) { frames.out_of(v); };
+    tile.gather(x, (int)s.in, ends, s.row());
+    frames.each_input(ends, into);
     net.embed.forward(ends, stream, n);
     T* memory = kept;
     for (int i = 0; i < s.depth; ++i) {
@@ -241,8 +313,9 @@ template <class T> T* predict(const Network<T>& net, const Tile<T>& tile, const 
         b.attention_norm.forward(stream, k.attention_normed, k.attention_factor, n);
         b.attention_norm.affine(k.attention_normed, normed, n);
         b.qkv.forward(normed, k.qkv, n);
+        frames.each_of_heads(k.qkv, b.qkv.out, out_of);
         attend(net, i, tile, bells, k.qkv, k.attended, k.p, ends, kept);
-        b.out.forward(k.attended, stream, n, true);
+        b.out.forward(seen_by_out(frames, k.attended, normed), stream, n, true);
         b.mlp_norm.forward(stream, k.mlp_normed, k.mlp_factor, n);
         b.mlp_norm.affine(k.mlp_normed, normed, n);
         b.mlp_in.forward(normed, k.slopes, n);
@@ -253,11 +326,12 @@ template <class T> T* predict(const Network<T>& net, const Tile<T>& tile, const 
     net.norm.forward(stream, last, last + s.width * n, n);
     net.norm.affine(last, normed, n);
     net.readout.forward(normed, ends, n);
+    frames.each_prediction(ends, out_of);
     return ends;
 }
 
-// From what predict() kept of a tile: adds the gradients of the parameters to sums and writes gx (B, T, in + point), if it
-// is not null; points have none. fill(g) writes the gradient of the predictions, (out, lanes).
+// From what predict() kept of a tile: adds the gradients of the parameters to sums and writes gx (B, T, in + point +
+// frame), if it is not null; points have none. fill(g) writes the gradient of the predictions, (out, lanes).
 template <class T, class F>
 void differentiate(const Network<T>& net, const Tile<T>& tile, const T* x, const T* bells, T* gx, T* kept, T* sums,
                    F fill) {
@@ -265,15 +339,21 @@ void differentiate(const Network<T>& net, const Tile<T>& tile, const T* x, const
     const int n = tile.lanes, d = (int)s.width;
     const int64_t units = s.hidden * (s.gated ? 2 : 1), qkv = s.width + 2 * s.kv_heads * (s.width / s.heads);
     const int64_t wide_rows = std::max({s.in, s.out, units, qkv}), turned_rows = vectors<T>((int)wide_rows);
-    const size_t rows = 2 * d + turned_rows + wide_rows;
+    const size_t rows = 2 * d + turned_rows + wide_rows + InFrames<T>::rows(s);
     const size_t work_numbers = attention_work(vectors<T>((int)s.tokens));
     T *g = scratch<T, 2>(rows * tile_lanes<T>(s.tokens) + work_numbers), *gnormed = g + d * n, *turned = gnormed + d * n;
-    T *wide = turned + turned_rows * n, *work = wide + wide_rows * n;
+    T *wide = turned + turned_rows * n, *axes = wide + wide_rows * n, *work = axes + InFrames<T>::rows(s) * n;
+    const InFrames<T> frames(s, tile, x, axes);
+    // Gradients of vectors that went out of a frame, or into one, to those before; seen: the vectors, in the common one.
+    const auto back_into = [&](T* g, const T* in_frame) { frames.add(in_frame, g), frames.into(g); };
+    const auto back_out_of = [&](T* g, const T* seen) { frames.add(g, seen), frames.out_of(g); };
+    frames.clear();
     std::vector<Kept<T>> blocks;
     for (const Block<T>& b : net.blocks) blocks.emplace_back(b, s, tile, kept);
 
     fill(wide);
     net.norm.affine(kept, gnormed, n);
+    frames.each_prediction(wide, [&](T* g) { net.readout.forward(gnormed, turned, n), back_into(g, turned); });
     net.readout.weight_gradient(gnormed, wide, n, sums, turned);
     net.readout.input_gradient(wide, gnormed, n);
     net.norm.gradient(kept, kept + d * n, gnormed, g, n, sums, false);
@@ -292,19 +372,28 @@ void differentiate(const Network<T>& net, const Tile<T>& tile, const T* x, const
         b.mlp_in.input_gradient(wide, gnormed, n);
         b.mlp_norm.gradient(k.mlp_normed, k.mlp_factor, gnormed, g, n, sums, true);
 
-        b.out.weight_gradient(k.attended, g, n, sums, turned);
+        b.out.weight_gradient(seen_by_out(frames, k.attended, gnormed), g, n, sums, turned);
         b.out.input_gradient(g, gnormed, n);
+        frames.each_of_heads(gnormed, d, [&](T* v) { back_out_of(v, k.attended + (v - gnormed)); });
         attend_gradient(net, i, tile, bells, k.qkv, k.attended, k.p, gnormed, wide, sums, work);
+        frames.each_of_heads(wide, qkv, [&](T* v) {
+            std::copy_n(k.qkv + (v - wide), 3 * n, turned);
+            frames.into(turned), back_into(v, turned);
+        });
         b.attention_norm.affine(k.attention_normed, gnormed, n);
         b.qkv.weight_gradient(gnormed, wide, n, sums, turned);
         b.qkv.input_gradient(wide, gnormed, n);
         b.attention_norm.gradient(k.attention_normed, k.attention_factor, gnormed, g, n, sums, true);
     }
-    tile.gather(x, (int)s.in, wide, s.in + s.point);
+    tile.gather(x, (int)s.in, wide, s.row());
+    frames.each_input(wide, [&](T* v) { frames.into(v); });
     net.embed.weight_gradient(wide, g, n, sums, turned);
     if (gx) {
         net.embed.input_gradient(g, wide, n);
-        tile.scatter(wide, (int)s.in, gx, s.in + s.point);
+        tile.gather(x, (int)s.in, turned, s.row());
+        frames.each_input(wide, [&](T* v) { back_out_of(v, turned + (v - wide)); });
+        tile.scatter(wide, (int)s.in, gx, s.row());
+        if (s.frame) tile.scatter(frames.gradient, (int)s.frame, gx + s.in + s.point, s.row());
     }
 }
 
@@ -316,7 +405,7 @@ template <class T> void finish(const Network<T>& net, const Sums<T>& sums, T* co
     });
 }
 
-// x (B, T, in + point) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
+// x (B, T, in + point + frame) to y (B, T, out), zeros on entry. kept: memory for the backward pass, or null.
 template <class T>
 void transformer(const T* x, T* y, T* kept, const bool* mask, const Shape* shape, const T* const* parameters,
                  int threads) {
@@ -328,7 +417,8 @@ void transformer(const T* x, T* y, T* kept, const bool* mask, const Shape* shape
               });
 }
 
-// gy (B, T, out) to gx (B, T, in + point; zeros on entry, or null) and the gradients of all parameters, added to what is there.
+// gy (B, T, out) to gx (B, T, in + point + frame; zeros on entry, or null) and the gradients of all parameters, added to
+// what is there.
 template <class T>
 void transformer_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T* kept, const bool* mask,
                           const Shape* shape, const T* const* parameters, int threads) {
@@ -344,13 +434,11 @@ void transformer_gradient(const T* x, const T* gy, T* gx, T* const* gradients, T
 }
 
 // The sum over tokens of weights (B, T) times squared distances of the predictions from the target (B, T, out), times
-// `scale`, and its gradients: of x and target (zeros on entry, or null), and, added to what is there, of the parameters.
-// given (B, out), or null: see squared_error().
+// `scale`, and its gradients: of x (zeros on entry, or null), and, added to what is there, of the parameters.
 // A tile goes forward and back before the next one: it never leaves the cache.
 template <class T>
-void transformer_loss(const T* x, const T* target, const T* weights, const T* given, T scale, T* loss, T* gx,
-                      T* gtarget, T* const* gradients, const bool* mask, const Shape* shape, const T* const* parameters,
-                      int threads) {
+void transformer_loss(const T* x, const T* target, const T* weights, T scale, T* loss, T* gx, T* const* gradients,
+                      const bool* mask, const Shape* shape, const T* const* parameters, int threads) {
     const Shape& s = *shape;
     const Network<T> net(s, parameters);
     const Sums<T> sums(net.size + 1, threads);  // the last one is the loss
@@ -358,7 +446,7 @@ void transformer_loss(const T* x, const T* target, const T* weights, const T* gi
         T* const kept = scratch<T, 3>(tile.samples.size() * kept_of_sample<T>(s));
         const T *const bells = bells_of(s, tile, x), *const y = predict(net, tile, x, bells, kept);
         differentiate(net, tile, x, bells, gx, kept, sums.own(), [&](T* g) {
-            sums.own()[net.size] += squared_error(tile, y, target, weights, given, scale, s.out, g, gtarget);
+            sums.own()[net.size] += squared_error(tile, y, target, weights, scale, s.out, g);
         });
     });
     finish(net, sums, gradients);

@@ -21,13 +21,13 @@ from eqscale.report.exhibits import UNSEEN, paragraphs, table_of
 from eqscale.report.means import best_of_sizes
 from eqscale.storage import write_text
 
-PLAIN, FRAMES, SLIM, GATR = "transformer", "transformer_frames", "gatr_slim", "gatr"
+PLAIN, LOCAL, SLIM, GATR = "transformer", "transformer_local", "gatr_slim", "gatr"
 SHARE = "equivariance_loss_share"
 LEAD = "lead"
 PARTS = {
     "asymmetry": f"what averaging over the group would take off `{PLAIN}`, by its equivariance_loss_share",
-    "exactness": f"`{PLAIN}` so averaged over `{FRAMES}`: the same backbone, exact by learnt frames",
-    "features": f"`{FRAMES}` over `{SLIM}`: vectors that turn, and their products, and all that else differs",
+    "exactness": f"`{PLAIN}` so averaged over `{LOCAL}`: the same backbone, exact by learnt frames of tokens",
+    "features": f"`{LOCAL}` over `{SLIM}`: vectors that turn, and their products, and all that else differs",
     "multivectors": f"`{SLIM}` over `{GATR}`",
     LEAD: f"`{PLAIN}` over `{GATR}`: the sum of the parts",
 }
@@ -56,7 +56,7 @@ def split_lead(runs: pd.DataFrame) -> pd.DataFrame:
     finished = runs[runs["status"] == "finished"]
     finished = finished.assign(value=np.log(finished["loss"].astype(float)))
     losses = {str(arm): best_of_sizes(own) for arm, own in finished.groupby("arm", sort=False)}
-    path = (PLAIN, FRAMES, SLIM, GATR)
+    path = (PLAIN, LOCAL, SLIM, GATR)
     budgets = sorted(set.intersection(*(set(losses.get(arm, {})) for arm in path)))
     if not budgets:
         raise InputError(f"no budget has finished runs of all of {', '.join(path)}: the lead can't be split")

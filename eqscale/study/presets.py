@@ -193,7 +193,7 @@ _FORCES_QUICK = _QUICK | {"task": "forces", "train_systems": 3000, "test_systems
 # The two sizes of a cell lie beside the guessed optimum, not at the ends of the compute grid's range.
 _TWO_SIZES = {"sizes_per_cell": 2, "cost_range": 4.0, "fewest_seeds": 3}
 # All ways to meet the symmetry, without augmentation, which only pays where data are seen again.
-_MAIN = {"arms": ("transformer", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr")}
+_MAIN = {"arms": ("transformer", "transformer_aligned", "transformer_local", "gatr_slim", "gatr")}
 _REPEATED = {"arms": ("transformer", "transformer_aug", *_MAIN["arms"][1:])}
 _FORCES_CPU = _CPU | {"task": "forces"}
 
@@ -220,10 +220,6 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
             *("transformer_aligned:3e11:24x6", "transformer_aligned:3e11:24x8"),
             *("transformer_aligned:1e12:24x8", "transformer_aligned:1e12:30x8"),
             *("transformer_aligned:3e12:36x8", "transformer_aligned:3e12:42x8"),
-            *("transformer_frames:3e11:24x6", "transformer_frames:3e11:24x8"),
-            *("transformer_frames:1e12:30x8", "transformer_frames:1e12:36x8"),
-            *("transformer_frames:3e12:36x8", "transformer_frames:3e12:42x8"),
-            *("transformer_frames:3e12:52x8", "transformer_frames:3e12:64x8"),
         ),
         **(_FORCES_CPU | _MAIN | _THREE_SEEDS),
     ),
@@ -279,7 +275,7 @@ CONTROLS: dict[str, Controls] = {
 _SPLIT: dict[str, Any] = {
     "sizes_per_budget": 4,
     "arms": (
-        "transformer", "transformer_frames", "gatr_slim", "gatr",
+        "transformer", "transformer_local", "gatr_slim", "gatr",
         "transformer_aligned", "transformer_misaligned", "gatr_absolute", "gatr_turned",
     ),
 }  # fmt: skip
@@ -307,7 +303,8 @@ VALIDATIONS: dict[str, Validation] = {
 # The controls and gatr_published, an option for comparison, train by their arms' recipes.
 _SEARCHED: dict[str, Any] = {
     "arms": (
-        "transformer", "transformer_aug", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr",
+        "transformer", "transformer_aug", "transformer_aligned", "transformer_frames", "transformer_local", "gatr_slim",
+        "gatr",
     )
 }  # fmt: skip
 _SMALL: dict[str, Any] = {"test_systems": 1000, "test_samples_per_system": 2, "cost_range": 10.0, "min_steps": 20}

@@ -10,7 +10,15 @@ from eqscale.errors import InputError
 from eqscale.tasks import get_task
 from eqscale.tasks.symmetry import random_orthogonal, transform, translate
 
-ARMS = ("transformer", "transformer_aug", "transformer_aligned", "transformer_frames", "gatr_slim", "gatr")
+ARMS = (
+    "transformer",
+    "transformer_aug",
+    "transformer_aligned",
+    "transformer_frames",
+    "transformer_local",
+    "gatr_slim",
+    "gatr",
+)
 RIGID = get_task("rigid")
 
 

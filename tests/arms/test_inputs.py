@@ -10,7 +10,7 @@ from eqscale.tasks import Batch, Field, Kind, Schema, Task, Wording
 from eqscale.tasks.symmetry import permute, random_orthogonal, transform, translate
 
 B, T, LENGTH = 6, 5, 2.0
-EXACT = ("gatr", "gatr_slim", "transformer_frames")
+EXACT = ("gatr", "gatr_slim", "transformer_frames", "transformer_local")
 
 FIELDS = (
     Field("place", Kind.POINT),

@@ -6,11 +6,11 @@ import pytest
 
 from eqscale.arms import get_arm
 from eqscale.errors import InputError
-from eqscale.report.split import FRAMES, GATR, LEAD, PARTS, PLAIN, SLIM, split_lead, write_split
+from eqscale.report.split import LOCAL, GATR, LEAD, PARTS, PLAIN, SLIM, split_lead, write_split
 from eqscale.study.grid import compute_grid
 from eqscale.study.presets import SPLITS
 
-LOSS = {PLAIN: 0.40, "transformer_frames": 0.32, "gatr_slim": 0.25, GATR: 0.20, "gatr_turned": 0.30}
+LOSS = {PLAIN: 0.40, "transformer_local": 0.32, "gatr_slim": 0.25, GATR: 0.20, "gatr_turned": 0.30}
 BUDGETS = (1e11, 1e12)
 SHARE = 0.04
 TRUTH = {
@@ -82,7 +82,7 @@ def test_table_and_figure_are_written(tmp_path):
 
 def test_tables_that_cannot_be_split_are_refused_in_one_line():
     runs = planted()
-    with pytest.raises(InputError, match="no budget has finished runs of all of transformer, transformer_frames"):
+    with pytest.raises(InputError, match="no budget has finished runs of all of transformer, transformer_local"):
         split_lead(runs[runs["arm"] != "gatr_slim"])
     with pytest.raises(InputError, match="lacks the column 'equivariance_loss_share'"):
         split_lead(runs.drop(columns="equivariance_loss_share"))
@@ -90,7 +90,7 @@ def test_tables_that_cannot_be_split_are_refused_in_one_line():
 
 def test_presets_train_every_arm_of_the_path_and_what_their_controls_are_compared_with():
     for preset in SPLITS.values():
-        assert {PLAIN, FRAMES, SLIM, GATR} <= set(preset.arms)
+        assert {PLAIN, LOCAL, SLIM, GATR} <= set(preset.arms)
         assert {get_arm(arm).control_of for arm in preset.arms} - {None} <= set(preset.arms)
     quick = SPLITS["quick"]
     assert len(compute_grid(quick)) == len(quick.budgets) * len(quick.arms) * 4

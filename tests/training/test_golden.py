@@ -12,16 +12,17 @@ from tests.training.test_loop import make_spec
 
 # NMSE after 40 steps. ATen's operations instead of the kernels give these digits, too.
 NMSE = {
-    "transformer": 0.68908,
-    "transformer_aug": 0.64666,
-    "transformer_aligned": 0.53256,
-    "transformer_frames": 0.49204,
-    "transformer_misaligned": 0.79792,
-    "gatr": 0.87329,
-    "gatr_published": 0.60604,
-    "gatr_slim": 0.90700,
-    "gatr_absolute": 0.55284,
-    "gatr_turned": 0.61865,
+    "transformer": 0.71331,
+    "transformer_aug": 0.65580,
+    "transformer_aligned": 0.58466,
+    "transformer_frames": 0.51963,
+    "transformer_local": 0.50432,
+    "transformer_misaligned": 0.76243,
+    "gatr": 0.67407,
+    "gatr_published": 0.56068,
+    "gatr_slim": 0.82249,
+    "gatr_absolute": 0.70809,
+    "gatr_turned": 0.99359,
 }
 
 
@@ -33,7 +34,7 @@ def test_a_short_run_ends_at_its_stored_loss(windows, tmp_path, arm):
         steps=40,
         batch_size=16,
         learning_rate=1e-2,
-        seed=1,
+        seed=2,
         data=DATA.digest,
         test_samples_per_system=3,
     )
