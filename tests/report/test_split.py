@@ -6,7 +6,7 @@ import pytest
 
 from eqscale.arms import get_arm
 from eqscale.errors import InputError
-from eqscale.report.split import LOCAL, GATR, LEAD, PARTS, PLAIN, SLIM, split_lead, write_split
+from eqscale.report.split import GATR, LEAD, LOCAL, PARTS, PLAIN, SLIM, split_lead, write_split
 from eqscale.study.grid import compute_grid
 from eqscale.study.presets import SPLITS
 
