@@ -38,11 +38,14 @@ _TRUE = (Kind.POINT, Kind.DIRECTION, Kind.PLANE)
 class FramesModel(nn.Module):
     """The plain transformer in learnt frames: Batch -> predicted targets."""
 
+    pseudovectors: Tensor
+
     def __init__(self, config: TransformerConfig, frames: FramesConfig, schema: Schema) -> None:
         super().__init__()
         learnt = Frames(frames)  # first, so that a seed still draws the weights that it drew for published runs
         self.net, self.frames = Transformer(config), learnt
-        self.pseudovectors = [at + i for at in columns_of_numbers(schema, (Kind.PSEUDOVECTOR,)) for i in range(3)]
+        mirrored = [at + i for at in columns_of_numbers(schema, (Kind.PSEUDOVECTOR,)) for i in range(3)]
+        self.register_buffer("pseudovectors", torch.tensor(mirrored, dtype=torch.long), persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
         """Predict the targets of a batch, in its own frame."""
@@ -86,11 +89,10 @@ class FramesModel(nn.Module):
 
     def _mirrored(self, x: Tensor, matrices: Tensor) -> Tensor:
         """With pseudovectors reversed where a frame is left-handed, so that the network can turn them as vectors."""
-        if not self.pseudovectors:
+        if not len(self.pseudovectors):
             return x
         hands = torch.linalg.det(matrices.detach()).round()[..., None]
-        at = torch.tensor(self.pseudovectors, device=x.device)
-        return x.index_copy(-1, at, x[..., self.pseudovectors] * hands)
+        return x.index_copy(-1, self.pseudovectors, x.index_select(-1, self.pseudovectors) * hands)
 
 
 def _configs(size: Size, task: Task, own: bool) -> tuple[TransformerConfig, FramesConfig]:

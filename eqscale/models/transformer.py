@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -112,13 +111,6 @@ def _turned(x_BTC: Tensor, matrices_BT33: Tensor, groups: int, vectors: int) -> 
     return torch.cat([turned.view(B, T, groups, 3 * vectors), x[..., 3 * vectors :]], -1).view(B, T, C)
 
 
-def _in_frames(x_BTF: Tensor, axes_BT33: Tensor, columns: Sequence[int]) -> Tensor:
-    """Features with the vectors at the columns turned into the tokens' frames."""
-    at = [column + i for column in columns for i in range(3)]
-    turned = x_BTF[..., at].unflatten(-1, (-1, 3)) @ axes_BT33.mT
-    return x_BTF.index_copy(-1, torch.tensor(at, device=x_BTF.device), turned.flatten(2))
-
-
 class Attention(nn.Module):
     """Multi-head or multi-query self-attention over a padded set of tokens."""
 
@@ -199,7 +191,7 @@ def _shape(c: TransformerConfig, batch: int, tokens: int, dtype: torch.dtype) ->
     columns = (ctypes.c_int64 * len(frames.columns))(*frames.columns)
     turned = 9 if c.frames else 0, len(columns), frames.head_vectors, frames.turns_output, ctypes.addressof(columns)
     shape = native.transformer.Shape(batch, tokens, *sizes, *kinds, *turned)
-    shape.held = columns
+    shape.held = columns  # which it points to
     native.call("transformer_plan", torch.empty(0, dtype=dtype), shape)
     return shape
 
@@ -210,6 +202,8 @@ class Transformer(nn.Module):
     Permutation-equivariant over tokens. Padded tokens (mask False) influence nothing.
     """
 
+    turned: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
@@ -218,6 +212,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = _norm(config)
         self.readout = nn.Linear(config.width, config.out_features)
+        columns = [column + i for column in (config.frames.columns if config.frames else ()) for i in range(3)]
+        self.register_buffer("turned", torch.tensor(columns, dtype=torch.long), persistent=False)
         # Where list(self.parameters()) finds them: its walk takes a tenth of a small network's step.
         owners = [module._parameters for module in self.modules()]
         self._places: list[tuple[dict[str, Any], str]] = [(own, k) for own in owners for k in own if own[k] is not None]
@@ -262,15 +258,18 @@ class Transformer(nn.Module):
             bias = torch.zeros_like(mask_BT, dtype=features_BTF.dtype).masked_fill_(~mask_BT, float("-inf"))[:, None]
         x, points, axes = features_BTF.split((config.in_features, 3 * config.distances, 9 * bool(config.frames)), -1)
         axes_BT33 = axes.unflatten(-1, (3, 3)) if config.frames else None
-        if config.frames and axes_BT33 is not None:
-            x = _in_frames(x, axes_BT33, config.frames.columns)
+        if axes_BT33 is not None:
+            with torch.autocast(x.device.type, enabled=False):  # not coordinates in half precision
+                turned = x.index_select(-1, self.turned).unflatten(-1, (-1, 3)) @ axes_BT33.mT
+                x = x.index_copy(-1, self.turned, turned.flatten(2))
         x = self.embed(x)
         pairs = distances.biases(self.distances, points, config.depth)
         for block, pairs_BHTT in zip(self.blocks, pairs, strict=True):
             x = block(x, bias, pairs_BHTT, axes_BT33)
         y = self.readout(self.norm(x))
         if config.frames and axes_BT33 is not None and config.frames.turns_output:
-            y = _turned(y, axes_BT33.mT, 1, 1)
+            with torch.autocast(x.device.type, enabled=False):
+                y = _turned(y.to(axes_BT33.dtype), axes_BT33.mT, 1, 1)
         return y
 
     @staticmethod
