@@ -62,7 +62,7 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
     reference = next((name for name in built_in if name in names), names[0])
     header = ["axis", "ahead at the lowest, middle and highest common cost", "compute-optimal loss at the highest cost"]
     over = f"over that of `{reference}`"
-    header += [f"loss {over}, lowest → highest cost", f"compute {over}, same loss"]
+    header += [f"loss {over}, lowest → highest cost of both", f"compute {over}, same loss"]
     rows = []
     for axis in known:
         row = [f"**{AXES[axis].label}**", _who(_leaders(analysis, axis), axis), _lowest(analysis, axis, names)]

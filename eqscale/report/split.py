@@ -26,7 +26,7 @@ SHARE = "equivariance_loss_share"
 LEAD = "lead"
 PARTS = {
     "asymmetry": f"what averaging over the group would take off `{PLAIN}`, by its equivariance_loss_share",
-    "exactness": f"`{PLAIN}` so averaged over `{LOCAL}`: the same backbone, exact by learnt frames of tokens",
+    "frames": f"`{PLAIN}` so averaged over `{LOCAL}`: the same backbone in learnt frames of tokens, thus exact",
     "features": f"`{LOCAL}` over `{SLIM}`: vectors that turn, and their products, and all that else differs",
     "multivectors": f"`{SLIM}` over `{GATR}`",
     LEAD: f"`{PLAIN}` over `{GATR}`: the sum of the parts",
@@ -67,9 +67,9 @@ def split_lead(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for budget in budgets:
         at = {arm: means[budget] for arm, means in losses.items() if budget in means}
-        steps = dict(zip(("exactness", "features", "multivectors"), itertools.pairwise(path), strict=True))
+        steps = dict(zip(("frames", "features", "multivectors"), itertools.pairwise(path), strict=True))
         parts = {"asymmetry": shares[budget]} | {part: at[a] - at[b] for part, (a, b) in steps.items()}
-        parts["exactness"] -= shares[budget]
+        parts["frames"] -= shares[budget]
         parts[LEAD] = at[PLAIN] - at[GATR]
         parts |= {f"{arm} of {of}": at[arm] - at[of] for arm, of in controls.values if {arm, of} <= at.keys()}
         for part, mean in parts.items():

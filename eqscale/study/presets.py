@@ -221,6 +221,7 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
             *("transformer_aligned:1e12:24x8", "transformer_aligned:1e12:30x8"),
             *("transformer_aligned:3e12:36x8", "transformer_aligned:3e12:42x8"),
             *("transformer_local:1e11:20x4", "transformer_local:1e11:24x4"),
+            *("transformer_local:1e11:24x6", "transformer_local:1e11:24x8"),
             *("transformer_local:3e11:24x6", "transformer_local:3e11:24x8"),
             *("transformer_local:1e12:30x8", "transformer_local:1e12:36x8"),
             *("transformer_local:3e12:36x8", "transformer_local:3e12:42x8"),

@@ -15,7 +15,7 @@ BUDGETS = (1e11, 1e12)
 SHARE = 0.04
 TRUTH = {
     "asymmetry": 1 / (1 - SHARE),
-    "exactness": (1 - SHARE) * 0.40 / 0.32,
+    "frames": (1 - SHARE) * 0.40 / 0.32,
     "features": 0.32 / 0.25,
     "multivectors": 0.25 / 0.20,
     LEAD: 2.0,
