@@ -32,7 +32,7 @@ from eqscale.models.transformer import InFrames, Transformer, TransformerConfig,
 from eqscale.roles import Role
 from eqscale.tasks import Batch, Kind, Prepared, Schema, Task
 
-_TRUE = (Kind.POINT, Kind.DIRECTION, Kind.PLANE)
+_TURNED = tuple(kind for kind in Kind if kind is not Kind.INVARIANT)
 
 
 class FramesModel(nn.Module):
@@ -48,7 +48,7 @@ class FramesModel(nn.Module):
         self.register_buffer("pseudovectors", torch.tensor(mirrored, dtype=torch.long), persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Predict the targets of a batch, in its own frame."""
+        """Predict the targets of a batch, (B, T, width) or (B, width), in its own frame."""
         with torch.autocast(batch.mask.device.type, enabled=False):  # not coordinates in half precision
             true, invariants, x = self._seen(batch)
             matrices, _ = self.frames(true, invariants, batch.mask)
@@ -72,7 +72,10 @@ class FramesModel(nn.Module):
         return Prepared((true, invariants, x, batch.mask, batch.target, batch.weight))
 
     def add_loss_gradient(self, given: Prepared, scale: float) -> Tensor:
-        """The weighted squared error of samples times ``scale``, its gradient added to that of the parameters."""
+        """The weighted squared error of samples times ``scale``, a scalar; its gradient is added to the parameters'.
+
+        Frames are written into the room that ``given`` has for them.
+        """
         true, invariants, x, mask, target, weight = (tensor.contiguous() for tensor in given.tensors)
         self.frames.write(true, invariants, mask, x[..., -9:])
         seen, of_seen = self._mirrored(x, x[..., -9:].unflatten(-1, (3, 3))), torch.zeros_like(x)
@@ -81,14 +84,19 @@ class FramesModel(nn.Module):
         return loss
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """True vectors and invariants, and all numbers about the mean of the points."""
+        """Of each token, about the mean of the points: true vectors (B, T, K, 3), invariants (B, T, I), and what the
+        network sees without frames, (B, T, n).
+        """
         middle = centred(batch)
         true, _, invariants = vectors(middle, batch.schema.length)
         found = [numbers(middle), *plane_invariants(batch), *(places(batch) if self.net.config.distances else [])]
         return true, invariants, torch.cat(found, -1)
 
     def _mirrored(self, x: Tensor, matrices: Tensor) -> Tensor:
-        """With pseudovectors reversed where a frame is left-handed, so that the network can turn them as vectors."""
+        """With pseudovectors reversed where a frame is left-handed, so that the network can turn them as vectors.
+
+        They are zero where a frame lacks an axis, which leaves its hand open.
+        """
         if not len(self.pseudovectors):
             return x
         hands = torch.linalg.det(matrices.detach()).round()[..., None]
@@ -101,9 +109,9 @@ def _configs(size: Size, task: Task, own: bool) -> tuple[TransformerConfig, Fram
     true, _, invariants = vectors_width(schema)
     channels = size.width // size.heads
     in_frames = InFrames(
-        columns_of_numbers(schema, (*_TRUE, Kind.PSEUDOVECTOR)),
+        columns_of_numbers(schema, _TURNED),
         # About half of a head, as in arXiv 2505.20280.
-        head_vectors=max(channels >= 3, round(channels / 6)) if own else 0,
+        head_vectors=max(1, round(channels / 6)) if own and channels >= 3 else 0,
         turns_output=schema.target.kind is Kind.DIRECTION,
     )
     config = dataclasses.replace(plain_config(size, task), frames=in_frames)
@@ -118,7 +126,7 @@ def _flops(size: Size, task: Task, own: bool) -> TrainingFlops:
     config, frames = _configs(size, task, own)
     parts = transformer_training_flops(config), frames_training_flops(frames)
     others = 2.0 * 3 * plane_invariants_width(task.schema)
-    if not own:  # fields of a sample may be turned once for all its tokens
+    if not own:  # those of a sample count as turned once for all its tokens, so that published runs keep their steps
         others -= 36.0 * sum(f.per == "sample" and f.kind is not Kind.INVARIANT for f in task.schema.fields)
     return TrainingFlops(parts[0].nominal + parts[1].nominal, parts[0].executed + parts[1].executed + FlopCount(others))
 

@@ -76,6 +76,18 @@ class TransformerConfig:
         for name, allowed in (("norm", ("layer", "rms")), ("activation", ("gelu", "swiglu"))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"transformer {name} must be one of {', '.join(allowed)}, not {getattr(self, name)}")
+        if self.frames:
+            self._check_frames(self.frames)
+
+    def _check_frames(self, frames: InFrames) -> None:
+        """Raise InputError for vectors that don't lie within what they are among: kernels trust them."""
+        head, last = self.width // self.heads, self.in_features - 3
+        if not 0 <= frames.head_vectors <= head // 3:
+            raise InputError(f"{frames.head_vectors} vectors in a head of {head} channels: at most {head // 3}")
+        if outside := [column for column in frames.columns if not 0 <= column <= last]:
+            raise InputError(f"a vector from column {outside[0]} of {self.in_features} features on: 0 to {last} fit")
+        if frames.turns_output and self.out_features != 3:
+            raise InputError(f"predictions of {self.out_features} numbers can't be turned: a vector has 3")
 
     @property
     def given(self) -> int:

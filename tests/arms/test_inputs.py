@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from eqscale import native
 from eqscale.arms import arm_names, get_arm
 from eqscale.arms.inputs import invariants, multivectors, numbers, numbers_width
 from eqscale.errors import InputError
 from eqscale.tasks import Batch, Field, Kind, Schema, Task, Wording
 from eqscale.tasks.symmetry import permute, random_orthogonal, transform, translate
+from tests.arms.test_arms import check_loss_in_one_call
 
 B, T, LENGTH = 6, 5, 2.0
 EXACT = ("gatr", "gatr_slim", "transformer_frames", "transformer_local")
@@ -105,6 +107,14 @@ def motions(seed=1):
 def test_arms_that_build_the_symmetry_in_are_exact_for_every_kind_of_field_and_target(task, arm, motion):
     batch = draw(task)
     assert relative_gap(build(arm, task), batch, motions()[motion]) < 1e-10
+
+
+@pytest.mark.skipif(not native.available(torch.empty(0)), reason="no C++ compiler here")
+@pytest.mark.parametrize("arm", ["transformer_frames", "transformer_local"])
+@pytest.mark.parametrize("target", ["direction at its token", "invariant of tokens"])
+def test_the_kernels_loss_in_learnt_frames_is_that_of_predictions_for_every_kind_of_field(arm, target):
+    task = Toy(TARGETS[target])
+    check_loss_in_one_call(build(arm, task), build(arm, task), draw(task))
 
 
 def test_an_arm_without_the_symmetry_is_not_equivariant():

@@ -111,6 +111,19 @@ def test_loss_and_gradient_in_one_call_are_those_of_two(changes):
     torch.testing.assert_close(2 * of_inputs, x.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (InFrames((), 2, False), "2 vectors in a head of 4 channels: at most 1"),
+        (InFrames((0, 10), 1, False), "from column 10 of 12 features on: 0 to 9 fit"),
+        (InFrames((), 1, True), "predictions of 2 numbers can't be turned"),
+    ],
+)
+def test_vectors_that_lie_nowhere_are_refused(frames, message):
+    with pytest.raises(InputError, match=message):
+        config(out_features=2, frames=frames)
+
+
 @needs_kernels
 @pytest.mark.parametrize("changes", [{}, FAR])
 def test_a_diverged_batch_leaves_nothing_behind_in_the_memory_of_the_kernels(changes):
