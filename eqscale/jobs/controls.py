@@ -1,12 +1,12 @@
-"""Control: does an equivariant arm ignore the frame?
+"""Controls: is it the symmetry?
 
-Trains gatr on the task's variant at two points of the compute grid with Ray Tune. For the rigid task the variant is
-upright frames, where gatr must reach the same loss as in random frames. Logs every run to MLflow, and writes the run
-table and the report of the study. `eqscale run split` has the controls that break a symmetry.
+Trains with Ray Tune, at sizes and budgets of the compute grid, arms whose symmetry is broken and nothing else, and gatr
+on the task's variant. For the rigid task the variant is upright frames, where gatr must reach the same loss as in
+random frames. Logs every run to MLflow, and writes the run table and the report of the study.
 
     eqscale run controls                    # preset quick: some minutes on two cores
     eqscale run controls --dry-run          # print the plan only
-    eqscale run controls --preset cpu       # a quarter of an hour; stop with Ctrl-C, the same command continues
+    eqscale run controls --preset cpu       # 117 runs, two hours; stop with Ctrl-C, the same command continues
 
 A run with a record in the study's ledger is not trained again.
 """

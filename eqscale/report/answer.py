@@ -24,6 +24,7 @@ from eqscale.report.part_tables import averaging_lines
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes
 from eqscale.report.roles import Roles
+from eqscale.report.split import split_lines
 from eqscale.report.tables import wide
 
 
@@ -48,10 +49,10 @@ def data(grid: DataGrid | None, roles: Roles) -> str:
     return _bullets(data_lines(grid, roles) if grid else [])
 
 
-def symmetry(study: Study, noise: pd.DataFrame) -> str:
-    """What the controls and test-time averaging say."""
-    lines = control_lines(study, noise) + averaging_lines(study.evaluations, study.wording.variant)
-    return _bullets(lines)
+def symmetry(study: Study, split: pd.DataFrame, noise: pd.DataFrame) -> str:
+    """What the parts of the lead, the controls and test-time averaging say."""
+    averaging = averaging_lines(study.evaluations, study.wording.variant)
+    return _bullets(split_lines(split) + control_lines(study, noise) + averaging)
 
 
 def validation(study: Study) -> str:

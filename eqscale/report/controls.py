@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from eqscale.laws.render import interval_text, number
 from eqscale.report.analysis import pooled_noise
 from eqscale.report.exhibits import UNSEEN, Table, link
+from eqscale.report.means import Mean, best_of_sizes
 from eqscale.report.parts import VARIANT, Study
 
 _POINT = ["arm", VARIANT, "budget", "N"]
@@ -59,8 +61,9 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
             lines.append(f"The same arm in other {variant.many}: {'; '.join(same)} ({link('controls')}).")
     for arm, of in study.roles.control_of.items():
         own = controls[controls["arm"] == arm]
-        if len(ratio := (_best(own) / _best(grid[grid["arm"] == of])).dropna()):
-            said = ", ".join(f"{value:.2f} at {budget:.3g}{_edge(own, budget)}" for budget, value in ratio.items())
+        mean, twin = _best(own), _best(grid[grid["arm"] == of])
+        if both := sorted(mean.keys() & twin.keys()):
+            said = ", ".join(f"{_ratio(mean[b] - twin[b])} at {b:.3g}{_edge(own, b)}" for b in both)
             lines.append(
                 f"`{arm}`, the control of `{of}`, has this many times its loss, each at the best size that was run: "
                 f"{said} executed FLOPs ({link('controls')})."
@@ -68,9 +71,14 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _best(runs: pd.DataFrame) -> pd.Series:
-    """Lowest mean loss over sizes by budget."""
-    return runs.groupby(["budget", "N"])["loss"].mean().groupby("budget").min()
+def _best(runs: pd.DataFrame) -> dict[float, Mean]:
+    """Log loss at the best size by budget."""
+    return best_of_sizes(runs.assign(value=np.log(runs["loss"].astype(float))))
+
+
+def _ratio(mean: Mean) -> str:
+    value, low, high = np.exp([mean.value, *mean.limits()])
+    return number(value, 3) + ("" if math.isnan(low) else f" {interval_text((low, high), 3)}")
 
 
 def _edge(runs: pd.DataFrame, budget: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -16,11 +17,14 @@ from eqscale.report.data_grid import DataGrid
 from eqscale.report.exhibits import FigureGroup
 from eqscale.report.parts import UNIQUE, Study
 from eqscale.report.prediction import outcomes
+from eqscale.report.split import split_figure
 
 LOSS = "test NMSE"
 
 
-def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder: Path) -> list[FigureGroup]:
+def draw_figures(
+    study: Study, analysis: Analysis, grid: DataGrid | None, split: pd.DataFrame, folder: Path
+) -> list[FigureGroup]:
     """Draw every figure that the study has data for, as PNG and SVG."""
     out: list[FigureGroup] = []
     colours, laws = study.roles.colours(), analysis.arms
@@ -96,6 +100,13 @@ def draw_figures(study: Study, analysis: Analysis, grid: DataGrid | None, folder
             {("residuals", ""): plots.residual_panels(
                 laws["executed"], axis=AXES["executed"].short, colours=colours
             )},
+        )  # fmt: skip
+    if len(split):
+        add(
+            "split", "Parts of the lead",
+            "Ratios of losses at every budget, with 95 % intervals from the noise between seeds; right of 1 the second "
+            "arm of the pair is ahead.",
+            {("split", ""): split_figure(split)},
         )  # fmt: skip
     if curves := best_curves(study):
         add(

@@ -18,10 +18,10 @@ class Mean:
     df: float
 
     def __sub__(self, other: Mean) -> Mean:
-        """Difference of independent means; degrees of freedom by Welch and Satterthwaite."""
+        """Difference of independent means; degrees of freedom by Welch and Satterthwaite, none if one has none."""
         total = self.variance + other.variance
-        parts = [m.variance**2 / m.df for m in (self, other) if m.df]
-        return Mean(self.value - other.value, total, total**2 / sum(parts) if sum(parts) else 0.0)
+        parts = sum(m.variance**2 / m.df for m in (self, other)) if self.df and other.df else 0.0
+        return Mean(self.value - other.value, total, total**2 / parts if parts else 0.0)
 
     def limits(self) -> tuple[float, float]:
         """The 95 % interval; NaN without seeds to tell the noise."""

@@ -7,6 +7,8 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping
 
+import pandas as pd
+
 from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
 from eqscale.report import answer as answers
@@ -29,6 +31,7 @@ from eqscale.report.exhibits import (
     paragraphs,
 )
 from eqscale.report.parts import Study
+from eqscale.report.split import split_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Content:
     study: Study
     analysis: Analysis
     grid: DataGrid | None
+    split: pd.DataFrame
+    """Parts of the lead, as ``split_lead``."""
     conclusions: list[Conclusion]
     figures: list[FigureGroup]
 
@@ -51,6 +56,7 @@ def render(content: Content) -> str:
             data_tables.data_table(content.grid, content.study.roles) if content.grid else None,
             part_tables.validation_table(content.study),
             control_table(content.study, content.analysis.noise),
+            split_table(content.split),
             tables.minima_table(content.analysis, content.study.roles.built_in),
             tables.allocation_table(content.analysis),
         )
@@ -63,7 +69,9 @@ def render(content: Content) -> str:
         "Which arm, by how much, on which axis?": (
             answers.which_arm(analysis, roles.built_in), missing if roles.missing else "", drawn["ratio"],
         ),
-        "Is it the symmetry?": (answers.symmetry(study, analysis.noise), shown["controls"]),
+        "Is it the symmetry?": (
+            answers.symmetry(study, content.split, analysis.noise), drawn["split"], shown["split"], shown["controls"],
+        ),
         "Does more data replace it?": (
             answers.data(content.grid, roles), drawn["data"], shown["data"], drawn["epochs"],
         ),

@@ -18,7 +18,7 @@ from eqscale.report.page import write_page
 from eqscale.report.parts import UNIQUE, read_study, study_folder
 from eqscale.report.prediction import outcome_frame, outcomes
 from eqscale.report.render import Content, render
-from eqscale.report.split import write_split
+from eqscale.report.split import split_lead
 from eqscale.report.tables import (
     allocation_frame,
     coefficients_frame,
@@ -30,8 +30,6 @@ from eqscale.report.tables import (
 )
 from eqscale.storage import write_text
 
-_OTHERS = {"optimizers.csv": write_optimizers, "split.csv": write_split}
-"""Jobs that compare runs without laws: their table -> what writes their report."""
 _NOT_HERE = {"shapes.csv": "shapes", "trials.csv": "search"}
 """Jobs whose report needs their plan: their table -> their name."""
 
@@ -39,7 +37,7 @@ _NOT_HERE = {"shapes.csv": "shapes", "trials.csv": "search"}
 def write_report(folder: Path) -> Path:
     """Write fits, tables, figures (PNG and SVG), ``report.md`` and ``report.html``; returns their folder.
 
-    That of a comparison of optimisers, or of a split, has a table and ``report.md``. Files of an earlier report are
+    That of a comparison of optimisers has a table and ``report.md``. Files of an earlier report are
     overwritten. Equal run tables give equal files, byte for byte.
 
     Args:
@@ -53,16 +51,16 @@ def write_report(folder: Path) -> Path:
     for table, job in _NOT_HERE.items():
         if (folder / table).exists():
             raise InputError(f"{folder} has the report of `eqscale run {job}`: the same command writes it again")
-    for table, write in _OTHERS.items():
-        if (folder / table).exists():
-            write(pd.read_csv(folder / "runs.csv"), folder)
-            return folder
+    if (folder / "optimizers.csv").exists():
+        write_optimizers(pd.read_csv(folder / "runs.csv"), folder)
+        return folder
     folder = study_folder(folder)
     study = read_study(folder)
     analysis = analyse(study)
     grid = read_data_grid(study.part("data_grid"), study.part("compute"), study.wording.unit.many)
     conclusions = conclude(study.roles, analysis.arms, analysis.minima, grid)
-    figures = draw_figures(study, analysis, grid, folder)
+    split = split_lead(study.part("compute"))
+    figures = draw_figures(study, analysis, grid, split, folder)
     if analysis.arms:
         laws = analysis.arms["executed"].items()
         fits = {name: fit_record(arm.fit, analysis.intervals[name], arm.boot) for name, arm in laws}
@@ -74,6 +72,8 @@ def write_report(folder: Path) -> Path:
         write_text(folder / "minima.csv", minima_frame(analysis, study.roles.built_in).to_csv(index=False))
         noise = analysis.noise.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
         write_text(folder / "seed_noise.csv", noise.to_csv(index=False))
+    if len(split):
+        write_text(folder / "split.csv", split.to_csv(index=False))
     if study.prediction is not None:
         found = outcomes(study.prediction, study.part("validation"))
         write_text(folder / "validation.csv", outcome_frame(found).to_csv(index=False))
@@ -83,7 +83,7 @@ def write_report(folder: Path) -> Path:
         for c in conclusions
     ]  # fmt: skip
     write_json(folder / "conclusions.json", record)
-    content = Content(study, analysis, grid, conclusions, figures)
+    content = Content(study, analysis, grid, split, conclusions, figures)
     text = render(content)
     runs = run_frame(study, analysis)
     write_text(folder / "run_table.csv", runs.to_csv(index=False))

@@ -14,6 +14,7 @@ import numpy as np
 
 from eqscale.arms import Arm, Recipe, Size, TokenCounts, get_arm
 from eqscale.errors import InputError
+from eqscale.roles import Role
 from eqscale.study.presets import (
     AspectRatio,
     ComputeGrid,
@@ -274,20 +275,30 @@ def aspect_ratio_grid(preset: AspectRatio) -> list[RunSpec]:
 
 
 def controls_grid(preset: Controls) -> list[RunSpec]:
-    """Arms x budgets x seeds on the task's variant, at one size of the compute grid.
+    """Controls at the middle sizes of the compute grid, and other arms on the task's variant at one, x budgets x seeds.
 
-    The size is the middle one (of an even number, the lower) of those that the compute grid trains at the budget, so
-    that each of these runs has twins on the unchanged task.
+    Of an even number of sizes the middle one is the lower. The grid's runs on the unchanged task are their twins.
 
-    Raises InputError for an unknown arm, a budget that is too small, or a task without a variant.
+    Raises InputError for an unknown arm, a budget that is too small, more sizes than the grid's, or an arm on the
+    variant of a task without one.
     """
-    if not (variant := get_task(preset.task).variant):
-        raise InputError(f"--task {preset.task} has no variant that an equivariant arm should ignore")
+    if preset.sizes_per_budget > preset.grid_sizes:
+        raise InputError(
+            f"--sizes-per-budget {preset.sizes_per_budget}: controls have sizes of the compute grid, which has "
+            f"{preset.grid_sizes} at each budget (--grid-sizes)"
+        )
     specs = []
-    for budget, name in itertools.product(preset.budgets, preset.arms):
-        arm = get_arm(name)
-        size = choose_sizes(arm, budget, preset.grid_sizes, preset)[(preset.grid_sizes - 1) // 2]
-        specs += [design_run(arm, size, budget, preset, seed, variant=variant) for seed in preset.seeds_at(budget)]
+    for budget, arm in itertools.product(preset.budgets, map(get_arm, preset.arms)):
+        broken = arm.role is Role.CONTROL
+        variant = {} if broken else get_task(preset.task).variant
+        if not broken and not variant:
+            raise InputError(
+                f"--task {preset.task} has no variant that {arm.name} should ignore: leave {arm.name} out of --arms"
+            )
+        count = preset.sizes_per_budget if broken else 1
+        first = (preset.grid_sizes - count) // 2
+        for size in choose_sizes(arm, budget, preset.grid_sizes, preset)[first : first + count]:
+            specs += [design_run(arm, size, budget, preset, seed, variant=variant) for seed in preset.seeds_at(budget)]
     return specs
 
 

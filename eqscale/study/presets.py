@@ -95,10 +95,13 @@ class AspectRatio(Preset):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Controls(Replicated):
-    """Arms of the compute grid on the task's variant."""
+    """Arms whose symmetry is broken, and equivariant ones on the task's variant, at sizes of the compute grid."""
 
-    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid; one size each")
-    grid_sizes: int = _option("sizes per budget of the compute grid, a middle one of which is trained on the variant")
+    budgets: tuple[float, ...] = _option("training budgets in executed FLOPs, of the compute grid")
+    grid_sizes: int = _option("sizes per budget of the compute grid")
+    sizes_per_budget: int = _option(
+        "sizes of an arm whose symmetry is broken, the middle ones of the grid's; others have one, on the variant"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,26 +272,18 @@ ASPECT_RATIOS: dict[str, AspectRatio] = {
     "paper": AspectRatio(budgets=(1e17,), costs=(1.0, 3.0), depths=(2, 4, 8, 16), **(_PAPER | {"seeds": (0, 1)})),
 }
 
-_CONTROLS: dict[str, Any] = {"arms": ("gatr",)}
-
-CONTROLS: dict[str, Controls] = {
-    "quick": Controls(budgets=(1e10, 3e10), grid_sizes=4, **(_QUICK | _CONTROLS)),
-    "cpu": Controls(budgets=(1e11, 1e12), grid_sizes=6, replicate_up_to=1e12, **(_CPU | _THREE_SEEDS | _CONTROLS)),
-    "paper": Controls(budgets=(1e16, 1e17), grid_sizes=6, **(_PAPER | _CONTROLS)),
+_CONTROLS: dict[str, Any] = {"arms": ("gatr", "gatr_absolute", "gatr_turned")}
+# Their quick compute grid has no aligned arm to compare with.
+_ALL_CONTROLS: dict[str, Any] = {
+    "arms": (*_CONTROLS["arms"], "transformer_misaligned"),
+    "grid_sizes": 6,
+    "sizes_per_budget": 4,
 }
 
-_SPLIT: dict[str, Any] = {
-    "sizes_per_budget": 4,
-    "arms": (
-        "transformer", "transformer_local", "gatr_slim", "gatr",
-        "transformer_aligned", "transformer_misaligned", "gatr_absolute", "gatr_turned",
-    ),
-}  # fmt: skip
-
-SPLITS: dict[str, ComputeGrid] = {
-    "quick": ComputeGrid(budgets=(1e10, 3e10), **(_QUICK | _SPLIT)),
-    "cpu": ComputeGrid(budgets=(1e11, 1e12, 3e12), replicate_up_to=3e12, **(_CPU | _THREE_SEEDS | _SPLIT)),
-    "paper": ComputeGrid(budgets=(1e16, 1e17), **(_PAPER | _SPLIT)),
+CONTROLS: dict[str, Controls] = {
+    "quick": Controls(budgets=(1e10, 3e10), grid_sizes=4, sizes_per_budget=2, **(_QUICK | _CONTROLS)),
+    "cpu": Controls(budgets=(1e11, 1e12, 3e12), replicate_up_to=3e12, **(_CPU | _THREE_SEEDS | _ALL_CONTROLS)),
+    "paper": Controls(budgets=(1e16, 1e17), **(_PAPER | _ALL_CONTROLS)),
 }
 
 OPTIMIZERS: dict[str, OptimizerControl] = {

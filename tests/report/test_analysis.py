@@ -26,6 +26,7 @@ from eqscale.report.parts import UNIQUE, read_study
 from eqscale.report.prediction import predict
 from eqscale.report.render import Content, render
 from eqscale.report.roles import Roles
+from eqscale.report.split import split_lead
 from eqscale.roles import Role
 from tests.report import planted
 from tests.report.planted import BUDGETS
@@ -42,7 +43,8 @@ def analysed(tmp_path, table) -> Content:
     study = read_study(tmp_path)
     found = analyse(study)
     grid = read_data_grid(study.part("data_grid"), study.part("compute"), "scenes")
-    return Content(study, found, grid, conclude(study.roles, found.arms, found.minima, grid), [])
+    split = split_lead(study.part("compute"))
+    return Content(study, found, grid, split, conclude(study.roles, found.arms, found.minima, grid), [])
 
 
 def data_grid(data, compute=None):

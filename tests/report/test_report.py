@@ -165,6 +165,10 @@ def test_an_animation_is_shown_and_embedded(like_the_paper):
 def test_the_answer_says_what_controls_and_averaging_give(like_the_paper):
     text = answer(like_the_paper)
     assert re.search(r"`gatr` in upright frames at 1e\+11: .*equal within noise", text)
+    ratio = re.search(r"`gatr_turned`, the control of `gatr`, .*: ([\d.]+) \[([\d.]+), ([\d.]+)\] at 1e\+11", text)
+    value, low, high = map(float, ratio.groups())
+    assert value == pytest.approx(1.3, rel=0.01)
+    assert low < 1.3 < high
     assert "over 8 group elements takes the best `gatr` from a loss of 0.2 to 0.19, 5.0 % less" in text
 
 

@@ -159,19 +159,36 @@ def test_sizes_are_spread_around_the_guessed_optimum():
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_upright_controls_have_twins_in_the_compute_grid(name):
-    specs = controls_grid(CONTROLS[name])
-    assert len({spec.budget for spec in specs}) == 2
-    assert {spec.options["frame"] for spec in specs} == {"upright"}
-    grid = {spec.run_id for spec in compute_grid(COMPUTE_GRIDS[name])}
+def test_controls_have_twins_in_the_compute_grid(name):
+    preset = CONTROLS[name]
+    grid = compute_grid(COMPUTE_GRIDS[name])
+    trained = {spec.run_id for spec in grid}
+    points = {(spec.arm, spec.budget, str(spec.size), spec.seed) for spec in grid}
+    specs = controls_grid(preset)
+    assert {spec.arm for spec in specs} == set(preset.arms)
     for spec in specs:
-        assert dataclasses.replace(spec, view=()).run_id in grid
-        assert spec.run_id not in grid
+        assert spec.run_id not in trained
+        if of := get_arm(spec.arm).control_of:
+            assert (of, spec.budget, str(spec.size), spec.seed) in points
+        else:
+            assert spec.options["frame"] == "upright"
+            assert dataclasses.replace(spec, view=()).run_id in trained
 
 
-def test_a_task_without_a_variant_has_no_control():
-    with pytest.raises(InputError, match="--task forces has no variant"):
-        controls_grid(dataclasses.replace(CONTROLS["quick"], task="forces", task_options=()))
+def test_a_control_has_the_middle_sizes_of_the_grid():
+    for arm, count in (("gatr_turned", 4), ("gatr", 1)):
+        specs = controls_grid(dataclasses.replace(CONTROLS["cpu"], arms=(arm,), budgets=(1e12,)))
+        sizes = list(dict.fromkeys(spec.size for spec in specs))
+        whole = choose_sizes(get_arm("gatr"), 1e12, 6, CONTROLS["cpu"])
+        assert sizes == (whole[1:5] if count == 4 else whole[2:3])
+
+
+def test_controls_that_cannot_be_are_refused():
+    quick = CONTROLS["quick"]
+    with pytest.raises(InputError, match="--task forces has no variant that gatr should ignore: leave gatr out"):
+        controls_grid(dataclasses.replace(quick, task="forces", task_options=()))
+    with pytest.raises(InputError, match=r"--sizes-per-budget 5: .* has 4 at each budget"):
+        controls_grid(dataclasses.replace(quick, sizes_per_budget=5))
 
 
 @pytest.mark.parametrize("name", VALIDATIONS)
