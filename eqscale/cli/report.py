@@ -15,14 +15,14 @@ report.html. The folder may hold
   task.json             the task's own words for the report, from the job
   runs.csv              the compute grid: budgets x arms x sizes x seeds
   data_grid/runs.csv    fewer and fewer unique units of data
-  controls/runs.csv     the symmetry switched off, other variants of the data
+  controls/runs.csv     arms whose symmetry is broken, other variants of the data
   validation/runs.csv   runs above the compute grid's budgets, made after prediction.json
   step_times.csv        time of a training step of every shape, from eqscale time
   prediction.json       from eqscale predict
   evaluation/*.json     measurements of trained models, from eqscale measure or eqscale evaluate --json
   evaluation/*.gif      a prediction beside the truth, from eqscale measure
 
-The compute grid or the data grid must be there; or the folder is that of eqscale run optimizers or split.
+The compute grid or the data grid must be there; or the folder is that of eqscale run optimizers.
 """
 
 

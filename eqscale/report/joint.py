@@ -1,11 +1,12 @@
-"""One page for the studies of several tasks: who is ahead on each, and whether it is the same arm."""
+"""One page for the studies of several tasks: who is ahead on each, and what holds on all of them."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from eqscale.errors import InputError
 from eqscale.laws import plots
 from eqscale.laws.axes import AXES
 from eqscale.laws.render import interval_text, markdown_table, number
+from eqscale.report.exhibits import UNSEEN
 from eqscale.report.means import best_of_sizes
 from eqscale.report.parts import read_study
 from eqscale.report.roles import Roles
+from eqscale.report.split import GATR, LEAD, PARTS, PLAIN, ratio_text
 from eqscale.storage import write_text
 
 
@@ -73,7 +76,7 @@ def same_arm(answers: Sequence[Answer]) -> str:
         for budget, arm in answer.ahead.items()
         if arm != top[answer.task]
     ]
-    return said + f" Elsewhere another arm is ahead: {', '.join(others)} executed FLOPs." * bool(others)
+    return said + f" Elsewhere another arm has it: {', '.join(others)} executed FLOPs." * bool(others)
 
 
 def read_answers(folders: Sequence[Path], target: Path) -> list[Answer]:
@@ -92,7 +95,7 @@ def read_answers(folders: Sequence[Path], target: Path) -> list[Answer]:
 
 
 def write_joint(answers: Sequence[Answer], target: Path) -> None:
-    """Write ``report.md``, ``joint.csv`` and the figure of several studies, whose own reports it links."""
+    """Write ``report.md``, ``joint.csv`` and the figure of several studies, whose reports are written already."""
     target.mkdir(parents=True, exist_ok=True)
     with plots.style():
         figure, panels = plots.panel_grid(len(answers), height=2.8, sharey=True)
@@ -125,9 +128,54 @@ def write_joint(answers: Sequence[Answer], target: Path) -> None:
         "*Means over seeds at the best size of each budget, over the lowest of them, with 95 % intervals from the "
         "noise between seeds. No law is used. `joint.csv` has the numbers.*",
         markdown_table(["task", "executed FLOPs", *(f"`{arm}`" for arm in arms)], rows),
+        "## What holds on all of them?",
+        "The checks of the paper's three conclusions, on executed FLOPs, by the arm that builds the symmetry in. What "
+        "holds on all tasks holds on each by its own interval; nothing is pooled.",
+        _checks(answers),
+        *_parts_of_the_lead(answers),
         f"The reports: {', '.join(links)}.",
     ]
     write_text(target / "report.md", "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def _checks(answers: Sequence[Answer]) -> str:
+    """The outcome of every check for every built-in arm on each task, and those that all tasks share."""
+    found: dict[str, dict[str, dict[str, str]]] = {}  # claim -> task -> arm -> outcome
+    for answer in answers:
+        for conclusion in json.loads((answer.folder / "conclusions.json").read_bytes()):
+            if conclusion["axis"] in ("", "executed") and conclusion["arm"]:
+                for check in conclusion["checks"]:
+                    outcomes = found.setdefault(check["claim"], {}).setdefault(answer.task, {})
+                    outcomes[conclusion["arm"]] = check["outcome"]
+    rows = []
+    for claim, by_task in found.items():
+        own = [by_task.get(answer.task, {}) for answer in answers]
+        alike = {arm: said for arm, said in own[0].items() if all(task.get(arm) == said for task in own)}
+        decided = {arm: said for arm, said in alike.items() if said != "open"}
+        rows.append([claim, *map(_by_outcome, own), _by_outcome(decided)])
+    return markdown_table(["check", *(answer.task for answer in answers), "on all"], rows)
+
+
+def _by_outcome(outcomes: Mapping[str, str]) -> str:
+    arms: dict[str, list[str]] = {}
+    for arm, outcome in outcomes.items():
+        arms.setdefault(outcome, []).append(f"`{arm}`")
+    return "; ".join(f"{outcome} ({', '.join(own)})" for outcome, own in sorted(arms.items())) or UNSEEN
+
+
+def _parts_of_the_lead(answers: Sequence[Answer]) -> list[str]:
+    """What the lead of GATr over the plain transformer is made of at each task's largest budget."""
+    tables = {a.task: pd.read_csv(a.folder / "split.csv") for a in answers if (a.folder / "split.csv").is_file()}
+    if not tables:
+        return []
+    top = {task: table[table["budget"] == table["budget"].max()] for task, table in tables.items()}
+    header = ["part", *(f"{task}, {own['budget'].iloc[0]:.3g} FLOPs" for task, own in top.items())]
+    rows = [[part, *(ratio_text(own.set_index("part").loc[part]) for own in top.values())] for part in PARTS]
+    return [
+        "## Is it the symmetry?",
+        f"The loss of `{PLAIN}` over that of `{GATR}`, split as in the reports: {LEAD} is the product of the parts.",
+        markdown_table(header, rows),
+    ]
 
 
 def _cell(own: pd.DataFrame) -> str:

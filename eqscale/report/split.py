@@ -68,7 +68,7 @@ def split_lines(split: pd.DataFrame) -> list[str]:
     if split.empty:
         return []
     top = split[split["budget"] == split["budget"].max()].set_index("part")
-    said = {part: _ratio(row) for part, row in top.iterrows()}
+    said = {part: ratio_text(row) for part, row in top.iterrows()}
     parts = ", ".join(f"{part} {said[part]}" for part in PARTS if part != LEAD)
     return [
         f"At {top['budget'].iloc[0]:.3g} executed FLOPs the loss of `{PLAIN}` over that of `{GATR}`, {said[LEAD]}, is "
@@ -81,7 +81,9 @@ def split_table(split: pd.DataFrame) -> Table:
     budgets = sorted(split["budget"].unique())
     shown = budgets if len(budgets) <= _SHOWN else [budgets[0], budgets[len(budgets) // 2], budgets[-1]]
     found = split.set_index(["part", "budget"])
-    rows = [[part, means, *(_ratio(found.loc[(part, budget)]) for budget in shown)] for part, means in PARTS.items()]
+    rows = [
+        [part, means, *(ratio_text(found.loc[(part, budget)]) for budget in shown)] for part, means in PARTS.items()
+    ]
     return Table(
         "split", f"What the lead of {GATR} over {PLAIN} is made of",
         ["part", "measured by", *(f"{budget:.3g} FLOPs" for budget in shown)], rows if shown else [],
@@ -109,6 +111,7 @@ def split_figure(split: pd.DataFrame) -> Figure:
         return finish(figure)
 
 
-def _ratio(row: pd.Series) -> str:
+def ratio_text(row: pd.Series) -> str:
+    """The ratio of a row with its interval."""
     interval = "" if math.isnan(row["low"]) else f" {interval_text((row['low'], row['high']), 3)}"
     return f"{number(row['ratio'], 3)}{interval}"
