@@ -142,7 +142,9 @@ def _errors(columns: Sequence[tuple[str, Assessment]], task: Task, spec: RunSpec
     for name in columns[0][1].equivariance:
         if name != share:
             row(f"  {name.removeprefix('equivariance_')}", name, "{:.2g}")
-    row("share of the loss that full averaging removes", share, "{:.2%}")
+    found = (assessment.asymmetry for _, assessment in columns)
+    shares = (f"{100 * a['share']:.2g} ± {100 * a['share_se']:.2g} %" if a else "-" for a in found)
+    table.add_row("share of the loss that full averaging removes", *shares)
     return table
 
 

@@ -6,7 +6,7 @@ random frames. Logs every run to MLflow, and writes the run table and the report
 
     eqscale run controls                    # preset quick: some minutes on two cores
     eqscale run controls --dry-run          # print the plan only
-    eqscale run controls --preset cpu       # 117 runs, two hours; stop with Ctrl-C, the same command continues
+    eqscale run controls --preset cpu       # 117 runs, an hour; stop with Ctrl-C, the same command continues
 
 A run with a record in the study's ledger is not trained again.
 """

@@ -20,7 +20,7 @@ from eqscale.laws.fit import Fit, fit_problem
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import Band, frontier_values, require_optimum
 from eqscale.laws.joint import JointForm
-from eqscale.laws.noise import efficiency
+from eqscale.laws.noise import aicc_penalty, efficiency
 from eqscale.laws.problem import Loss, Problem
 from eqscale.laws.solver import minimise
 from eqscale.laws.uncertainty import percentiles, with_residuals
@@ -226,7 +226,7 @@ def _resample(fitted: Fit, resamples: int, seed: int) -> Array:
 
 def _aicc(fit: Fit, noise: float) -> float:
     k = int(np.sum(fit.lower < fit.upper))
-    return 2 * efficiency(noise, fit.loss) * fit.objective + 2 * k + 2 * k * (k + 1) / max(fit.n - k - 1, 1)
+    return 2 * efficiency(noise, fit.loss) * fit.objective + aicc_penalty(k, fit.n)
 
 
 def lower_envelope(envelope: Envelope, C: Array) -> Lowest:

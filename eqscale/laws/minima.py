@@ -178,7 +178,7 @@ def compute_multiplier(arm: Minima, base: Minima, cost: float) -> Estimate:
 
     ``cost`` is a budget of the baseline. The arm's losses are joined by straight lines in log L over log C. If they
     don't bracket the loss sought, the result is a bound: log(cost / the arm's lowest or highest budget) with limits of
-    that number on the known side and infinity on the other.
+    that number on the known side and infinity on the other; NaN if noise may be why they don't.
     """
     at = int(base.at(np.array([cost]))[0])
     target, target_draws = base.loss.value[at], base.loss.draws[:, at]
@@ -187,6 +187,10 @@ def compute_multiplier(arm: Minima, base: Minima, cost: float) -> Estimate:
     if not len(around):
         reached = value.min() < target
         bound = float(np.log(cost) - x[0 if reached else -1])
+        end = int(value.argmin()) if reached else -1
+        half = stats.t.ppf(0.975, min(arm.df, base.df)) * np.hypot(base.loss.se[at], arm.loss.se[end])
+        if abs(target - value[end]) <= half:
+            return Estimate(np.nan, (-np.inf, np.inf), (-np.inf, np.inf))
         limits = (bound, np.inf) if reached else (-np.inf, bound)
         return Estimate(bound, limits, limits)
     i = int(around[-1])

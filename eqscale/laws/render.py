@@ -67,9 +67,9 @@ def number(value: float | None, digits: int = 4, kind: str = "g") -> str:
 
 
 def interval_text(limits: Sequence[float | None] | None, digits: int = 4) -> str:
-    """``[low, high]``, or a dash; what has no limit is infinite, what JSON holds as null unknown."""
+    """``[low, high]``, or a dash for what is unknown, null in JSON, or says nothing: from 0 or -inf to infinity."""
     known = [math.nan if v is None else v for v in limits or ()]
-    if all(map(math.isnan, known)):
+    if not any(map(math.isfinite, known)) or (known[0] == 0 and not math.isfinite(known[1])):
         return "–"
     return "[" + ", ".join(f"{v:g}" if math.isinf(v) else number(v, digits) for v in known) + "]"
 

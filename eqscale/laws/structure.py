@@ -114,8 +114,7 @@ def structure_test(fit: Fit) -> Structure | None:
     if not ordered:
         return Structure((), "")
     shift = np.clip(residuals, -3 * scale, 3 * scale)
-    if not fit.loss.is_log:
-        shift = shift / law.predicted(theta[None])[0]
+    shift = np.expm1(shift) if fit.loss.is_log else shift / law.predicted(theta[None])[0]
     # of clear patterns one that has a direction
     clear = [p.along for p in ordered if p.along != REPLICATES and len(ordered) * p.p_value < LEVEL]
     return Structure(tuple(ordered), _in_words(law, next(iter(clear), ordered[0].along), shift, psi, root, own))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from eqscale.laws.render import write_json
 from eqscale.tasks import Batch, Options, Samples, get_task
 from eqscale.tasks.dataset import open_stored
-from eqscale.tasks.metrics import Predictor, averaged
+from eqscale.tasks.metrics import Predictor, asymmetry, averaged
 from eqscale.training.loop import evaluation_indices, symmetry_indices
 from eqscale.training.spec import RunSpec
 
@@ -29,6 +29,9 @@ class Assessment:
     errors: dict[str, float]
     """Of ``Task.evaluate``."""
     equivariance: dict[str, float]
+    """Of ``Task.equivariance``, on few samples."""
+    asymmetry: dict[str, float]
+    """Of ``asymmetry``, on all samples; empty for averaged predictions."""
     rollout: dict[str, Any] | None
     """None if none was asked for."""
 
@@ -85,5 +88,6 @@ def assess(predict: Predictor, spec: RunSpec, samples: Samples, average: int, se
         average,
         task.evaluate(predict, samples, indices),
         task.equivariance(predict, samples, symmetry_indices(samples, spec.test_systems)),
+        asymmetry(predict, samples, indices, task.elements(samples.options)) if average == 1 else {},
         rollout,
     )

@@ -105,11 +105,13 @@ def fit_every_arm(finished: pd.DataFrame) -> tuple[dict[str, ArmFit], dict[str, 
     """
     fitted: dict[str, ArmFit] = {}
     unfitted: dict[str, str] = {}
-    for name, runs in finished.groupby("arm", sort=False):
+    for position, (name, runs) in enumerate(finished.groupby("arm", sort=False)):
         try:
+            # own seeds, so that draws of different arms are independent
             fitted |= fit_arms(
-                with_points(runs), cost=AXES["executed"].column, budget="budget", replicates=POINT, resamples=RESAMPLES
-            )
+                with_points(runs), cost=AXES["executed"].column, budget="budget", replicates=POINT,
+                resamples=RESAMPLES, seed=position,
+            )  # fmt: skip
         except InputError as error:
             unfitted[str(name)] = str(error)
     if not fitted:

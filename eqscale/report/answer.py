@@ -28,20 +28,24 @@ from eqscale.report.split import split_lines
 from eqscale.report.tables import wide
 
 
-def answer(study: Study, figure: str) -> str:
-    """The card of the compute grid, with the figure of losses against compute beside its table; empty without runs."""
+def answer(study: Study, analysis: Analysis, figure: str) -> str:
+    """The card of the compute grid, with the figure of losses against compute beside its table; empty without runs.
+
+    Who is ahead for sure is told by measured optima where there are laws, which use more runs than the card.
+    """
     finished = study.part("compute")
     if finished.empty:
         return ""
     card = answer_card(finished)
     first, *others = card.sentences
     beside = f'<div class="lead">\n\n{figure}\n\n{markdown_table(card.header, card.rows)}\n</div>'
-    return "\n\n".join([" ".join([f"**{first}**", *others]), beside])
+    sure = [said] if (said := headline(analysis)) else others
+    return "\n\n".join([" ".join([f"**{first}**", *sure]), beside])
 
 
 def which_arm(analysis: Analysis, built_in: Sequence[str]) -> str:
     """Who is ahead on each axis, by how much, and where lines cross."""
-    return paragraphs((headline(analysis), overview(analysis, built_in), *_crossings(analysis)))
+    return paragraphs((overview(analysis, built_in), *_crossings(analysis)))
 
 
 def data(grid: DataGrid | None, roles: Roles) -> str:

@@ -33,6 +33,16 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
             taken = f"the noise there is taken from the other budgets ({link('seed_noise')})"
             note(f"One seed at {single} executed FLOPs: {taken}.")
     notes += _law_doubts(analysis)
+    if analysis.minima.get("nominal") or analysis.minima.get("seconds"):
+        note(
+            "On nominal FLOPs and seconds, measured optima are of runs that were moved along their laws to equal cost: "
+            f"they rest on the slopes of laws that may miss structure ({link('minima')})."
+        )
+    if not grid.empty and grid.groupby(["arm", "budget"])["N"].nunique().max() > 1:
+        note(
+            "Where the best of several sizes counts (the first table, data, controls, parts of the lead), intervals "
+            "don't hold that choice, which flatters an arm with much noise more."
+        )
     if analysis.edges:
         edges = sorted({(AXES[e.axis].label, e.arm) for e in analysis.edges})
         shown = ", ".join(f"`{arm}` on {label}" for label, arm in edges)

@@ -183,9 +183,7 @@ def by_minima(pair: Pair, minima: Mapping[str, Minima], unit: str) -> dict[int, 
         return {}
     bends = {m.name: bend(m, common) for m in (arm, base)} if len(common) > 2 else {}
     gaps = {float(C): loss_ratio(arm, base, C) for C in common}
-    rise = np.array([-1.0, 1.0])
-    change = combine([(m, m.loss, weights_at(m, common[[0, -1]], w)) for m, w in ((base, rise), (arm, -rise))])
-    found = {2: _on_compute(bends, gaps, change, unit)}
+    found = {2: _on_compute(bends, gaps, change_of_ratio(arm, base), unit)}
     common = common[np.isfinite(arm.N.value[arm.at(common)]) & np.isfinite(base.N.value[base.at(common)])]
     if len(common) < 2:
         return found
@@ -198,6 +196,12 @@ def by_minima(pair: Pair, minima: Mapping[str, Minima], unit: str) -> dict[int, 
 
     sizes = {float(np.exp(v)): size([v, 1.0]) for v in (low, 0.5 * (low + high), high)}
     return found | {3: _on_allocation(sizes, size([high - low, 0.0]), unit)}
+
+
+def change_of_ratio(arm: Minima, base: Minima) -> Estimate:
+    """log of the ratio of losses, baseline over arm, at the highest cost that both have over that at the lowest."""
+    ends, rise = np.intersect1d(arm.cost, base.cost)[[0, -1]], np.array([-1.0, 1.0])
+    return combine([(m, m.loss, weights_at(m, ends, w)) for m, w in ((base, rise), (arm, -rise))])
 
 
 def _on_compute(

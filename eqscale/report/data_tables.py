@@ -9,7 +9,7 @@ from eqscale.report.data_grid import REPEATED, DataGrid, Gap
 from eqscale.report.exhibits import UNSEEN, Table, link, numbered
 from eqscale.report.parts import UNIQUE
 from eqscale.report.roles import Roles
-from eqscale.report.tables import wide
+from eqscale.report.tables import recommended
 from eqscale.roles import Role
 
 
@@ -64,7 +64,7 @@ def repetition_table(grid: DataGrid) -> Table:
 def repetition_law_table(grid: DataGrid) -> Table:
     """The law of repeated data of every arm."""
     rows = [
-        [f"`{arm}`", str(law.fit.n), *(wide(law.found[k]) for k in ("R_D", "beta")), law.fit.verdict.state]
+        [f"`{arm}`", str(law.fit.n), *(recommended(law.found[k]) for k in ("R_D", "beta")), law.fit.verdict.state]
         for arm, law in grid.laws.items()
     ]  # fmt: skip
     rows += [[f"`{arm}`", *[UNSEEN] * 3, f"no law: {why}"] for arm, why in grid.unfitted.items()]
@@ -114,4 +114,4 @@ def _factor(found: Gap) -> str:
 def _times(value: float) -> str:
     if math.isnan(value):
         return "fewer than were run"
-    return "never reached" if math.isinf(value) else f"{value:.2g} ×"
+    return "more than were run" if math.isinf(value) else f"{value:.2g} ×"

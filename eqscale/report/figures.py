@@ -51,9 +51,9 @@ def draw_figures(
         )  # fmt: skip
         add(
             "ratio", f"Loss relative to that of {reference}",
-            "Markers are ratios of compute-optimal losses measured at equal cost, without a law, with 95 % intervals "
-            "(the wider of model-based and robust), lines and bands those of the laws over the costs that both arms' "
-            "runs cover. Where they disagree, trust the markers.",
+            "Markers are ratios of compute-optimal losses measured at equal cost, on executed FLOPs without a law, "
+            "with 95 % intervals (the wider of model-based and robust), lines and bands those of the laws over the "
+            "costs that both arms' runs cover. Where they disagree, trust the markers.",
             {
                 (f"loss_ratio{AXES[axis].suffix}", axis): plots.loss_ratios(
                     minima, reference, laws[axis], axis=AXES[axis].label, colours=colours

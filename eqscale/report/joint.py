@@ -35,9 +35,11 @@ class Answer:
     roles: Roles
 
     @property
-    def ahead(self) -> pd.Series:
-        """The arm with the lowest loss by budget."""
-        return self.ratios[self.ratios["ratio"] == 1].set_index("budget")["arm"]
+    def ahead(self) -> dict[float, str]:
+        """The arm that is ahead of all others at each budget, by their intervals; empty if none is."""
+        budgets = self.ratios.groupby("budget")
+        best = self.ratios[self.ratios["ratio"] == 1].set_index("budget")["arm"]
+        return {at: best[at] if (own["low"][own["ratio"] > 1] > 1).all() else "" for at, own in budgets}
 
 
 def read_answer(folder: Path) -> Answer:
@@ -64,19 +66,22 @@ def read_answer(folder: Path) -> Answer:
 
 
 def same_arm(answers: Sequence[Answer]) -> str:
-    """Whether the same arm is ahead on all tasks, and where not, in words."""
-    top = {answer.task: answer.ahead.iloc[-1] for answer in answers}
-    if len(set(top.values())) == 1:
-        said = f"At the largest budget of every task `{answers[0].ahead.iloc[-1]}` has the lowest loss."
+    """Which arm is ahead on each task, and whether it is the same, in words."""
+    top = {answer.task: answer.ahead[max(answer.ahead)] for answer in answers}
+    where = ", ".join(f"`{arm}` on {task}" if arm else f"none for sure on {task}" for task, arm in top.items())
+    if len(set(top.values())) == 1 and all(top.values()):
+        said = f"At the largest budget of every task `{next(iter(top.values()))}` is ahead of all others."
+    elif len(set(top.values()) - {""}) > 1:
+        said = f"The tasks disagree: ahead of all others at their largest budgets are {where}."
     else:
-        said = f"The tasks disagree at their largest budgets: {', '.join(f'`{arm}` on {t}' for t, arm in top.items())}."
+        said = f"Ahead of all others at the largest budgets: {where}."
     others = [
         f"`{arm}` on {answer.task} at {budget:.3g}"
         for answer in answers
         for budget, arm in answer.ahead.items()
-        if arm != top[answer.task]
+        if arm not in ("", top[answer.task])
     ]
-    return said + f" Elsewhere another arm has it: {', '.join(others)} executed FLOPs." * bool(others)
+    return said + f" Below, another arm is: {', '.join(others)} executed FLOPs." * bool(others)
 
 
 def read_answers(folders: Sequence[Path], target: Path) -> list[Answer]:

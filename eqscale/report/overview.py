@@ -50,7 +50,7 @@ def headline(analysis: Analysis) -> str:
     said = ", ".join(
         f"{who} on {'all three axes' if len(axes) == len(AXES) else ' and '.join(axes)}" for who, axes in ahead.items()
     )
-    return f"**At the largest compute that all arms were given, {said}** ({link('loss', 'figure')})."
+    return f"At the largest compute that all arms were given, {said} ({link('minima')})."
 
 
 def overview(analysis: Analysis, built_in: Sequence[str]) -> str:

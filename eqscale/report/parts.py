@@ -45,7 +45,6 @@ class Study:
     """What ``eqscale predict`` wrote before the validation runs."""
     evaluations: tuple[dict[str, Any], ...]
     """Of one trained model each, by ``eqscale measure`` or ``eqscale evaluate --json``."""
-    stage_seconds: dict[str, float]
     untimed: int | None
     """Finished runs that ``step_times.csv`` doesn't cover, None without it; with 0 it gives the axis of seconds."""
     animations: tuple[Path, ...]
@@ -101,13 +100,12 @@ def read_study(folder: Path) -> Study:
             seconds = {part: timed[part].fillna(seconds[part]) for part in tables}
     checked = (_checked(tables[part].assign(seconds=seconds[part]), part, str(paths[part]), wording) for part in tables)
     runs = pd.concat(checked, ignore_index=True)
-    stage_seconds = (read_json(folder / "study.json") or {}).get("stage_seconds", {})
     measured = sorted((folder / "evaluation").glob("*"))
     evaluations = tuple(_read_evaluation(path, wording) for path in measured if path.suffix == ".json")
     animations = tuple(path for path in measured if path.suffix == ".gif")
     prediction = read_json(folder / "prediction.json")
     curves = _read_curves(folder / "records.jsonl")
-    return Study(runs, wording, read_roles(runs), prediction, evaluations, stage_seconds, untimed, animations, curves)
+    return Study(runs, wording, read_roles(runs), prediction, evaluations, untimed, animations, curves)
 
 
 def _read_evaluation(path: Path, wording: Wording) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def render(content: Content) -> str:
             part_tables.validation_table(content.study),
             control_table(content.study, content.analysis.noise),
             split_table(content.split),
+            tables.lead_table(content.analysis, content.study.roles),
             tables.minima_table(content.analysis, content.study.roles.built_in),
             tables.allocation_table(content.analysis),
         )
@@ -75,7 +76,7 @@ def render(content: Content) -> str:
         "Does more data replace it?": (
             answers.data(content.grid, roles), drawn["data"], shown["data"], drawn["epochs"],
         ),
-        "Does it last?": (answers.validation(study), drawn["validation"], shown["validation"]),
+        "Does it last?": (shown["lead"], answers.validation(study), drawn["validation"], shown["validation"]),
         "What should I train?": (answers.what_to_train(analysis), drawn["size"], shown["allocation"]),
     }  # fmt: skip
     answered = "".join(
@@ -83,7 +84,7 @@ def render(content: Content) -> str:
         for question, parts in sections.items()
         if (text := paragraphs(parts)).strip()
     )
-    lead = answers.answer(study, drawn["loss"])
+    lead = answers.answer(study, analysis, drawn["loss"])
     evidence = _evidence(content, drawn, shown["minima"])
     parts = [
         "# Does building the symmetry in pay at this scale?",
@@ -174,7 +175,8 @@ def _provenance(study: Study) -> str:
     task = study.wording
     lines = [
         f"Task `{task.name}`: {task.sentence}. A loss of 1 is that of {task.trivial}.",
-        f"{len(runs)} runs: {counts}; {finished['seconds'].sum() / 3600:.2g} core-hours of training.",
+        f"{len(runs)} runs: {counts}; {finished['seconds'].sum() / 3600:.2g} core-hours of training"
+        f"{', by step times' * (study.untimed == 0)}.",
     ]
     if "hardware" in finished:
         kinds = sorted(finished["hardware"].dropna().unique())
@@ -186,7 +188,6 @@ def _provenance(study: Study) -> str:
         lines.append(f"Code: {'; '.join(sorted(finished['code'].dropna().unique()))}.")
     if "data" in runs:
         lines.append(f"Data: definition {', '.join(sorted(set(runs['data'].astype(str).str[:12])))}.")
-    lines += [f"Wall time, {name}, when it last ran: {seconds:.0f} s." for name, seconds in study.stage_seconds.items()]
     lines += [f"{axis.label}: {axis.meaning}." for axis in AXES.values()]
     if study.untimed == 0:
         lines.append("Seconds come from step times taken in one sitting, `step_times.csv`.")

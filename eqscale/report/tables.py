@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,29 +13,34 @@ from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, slope
-from eqscale.laws.minima import combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
+from eqscale.laws.minima import Minima, combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
 from eqscale.laws.render import interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
-from eqscale.report.checks import cannot_tell
+from eqscale.report.checks import SIMILAR, cannot_tell, change_of_ratio
 from eqscale.report.exhibits import UNSEEN, Table
 from eqscale.report.parts import PARTS, Study
+from eqscale.report.roles import Roles
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 _ESTIMATE = ("estimate", "model_low", "model_high", "robust_low", "robust_high")
 
 
-def wide(e: Estimate | Interval) -> str:
+def wide(e: Estimate) -> str:
     """A number with its wider limits: each the outer one of the model-based and the robust interval."""
-    value = e.estimate if isinstance(e, Interval) else e.value
     pairs = [pair for pair in (e.model, e.robust) if pair and not any(map(math.isnan, pair))]
     limits = (min(low for low, _ in pairs), max(high for _, high in pairs)) if pairs else (math.nan, math.nan)
-    return f"{number(value, 3)} {interval_text(limits, 3)}"
+    return UNSEEN if math.isnan(e.value) else f"{number(e.value, 3)} {interval_text(limits, 3)}"
+
+
+def recommended(i: Interval) -> str:
+    """A coefficient with the interval to quote, which holds on a bound, too."""
+    return f"{number(i.estimate, 3)} {interval_text(i.recommended, 3)}"
 
 
 def bound(e: Estimate) -> str:
     """A factor with a one-sided interval as a bound; empty for any other."""
     sign = ">" if math.isinf(e.model[1]) else "<" if e.model[0] == 0 else ""
-    return sign and f"{sign} {number(e.value, 3)}"
+    return f"{sign} {number(e.value, 3)}" if sign and not math.isnan(e.value) else ""
 
 
 def coefficient_table(analysis: Analysis) -> Table:
@@ -43,14 +48,14 @@ def coefficient_table(analysis: Analysis) -> Table:
     rows = []
     for arm, found in analysis.intervals.items():
         fit, test = analysis.arms["executed"][arm].fit, analysis.lack_of_fit[arm]
-        shown = [wide(found[name]) for name in COEFFICIENTS]
+        shown = [recommended(found[name]) for name in COEFFICIENTS]
         replicates = "no replicates" if test is None else f"p = {test.p_value:.2g}"
         rows.append([f"`{arm}`", str(fit.n), *shown, f"{100 * fit.spread:.2g} %", replicates, str(fit.verdict)])
     header = ["arm", "runs", "E", "A", "B", "α", "β", "residual scatter", "lack of fit", "verdict"]
     return Table(
         "coefficients", "Coefficients of L(N, D) = E + A/N^α + B/D^β", header, rows,
-        "Log-Huber fit (δ = 1e-3); the same on all axes. 95 % intervals are the wider of Gauss–Newton t and case "
-        "bootstrap; `coefficients.csv` has both. *Lack of fit* tests the form against the scatter of seeds (below "
+        "Log-Huber fit (δ = 1e-3); the same on all axes. 95 % intervals are profile limits; `coefficients.csv` has "
+        "those of Gauss–Newton and of the bootstrap. *Lack of fit* tests the form against the scatter of seeds (below "
         "0.05: it misses structure).",
     )  # fmt: skip
 
@@ -182,6 +187,27 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
         "every built-in arm, and the other axes, to which runs are moved along their laws."
         + (joined if built_in else ""),
     )  # fmt: skip
+
+
+def lead_table(analysis: Analysis, roles: Roles) -> Table:
+    """Whether the ratio of losses, baseline over built-in arm, lasts from the lowest to the highest common cost."""
+    pairs = [(arm, roles.baseline) for arm in roles.built_in if roles.baseline]
+    axes = [axis for axis, minima in analysis.minima.items() if minima]
+    rows = [[f"`{arm}`", *(_lasting(analysis.minima[axis], arm, base) for axis in axes)] for arm, base in pairs]
+    return Table(
+        "lead", "Does the lead last?", ["arm", *(AXES[axis].label for axis in axes)], rows if axes else [],
+        f"The loss of `{roles.baseline}` over that of the arm at the highest cost that both have, over the same at the "
+        "lowest, by measured optima. *Grows* and *shrinks*: the 95 % interval excludes 1; *lasts*: it lies above "
+        f"1/{SIMILAR:g}.",
+    )  # fmt: skip
+
+
+def _lasting(minima: Mapping[str, Minima], arm: str, base: str) -> str:
+    if not {arm, base} <= minima.keys() or len(np.intersect1d(minima[arm].cost, minima[base].cost)) < 2:
+        return UNSEEN
+    e = change_of_ratio(minima[arm], minima[base]).exp()
+    said = "grows" if e.low > 1 else "shrinks" if e.high < 1 else "lasts" if e.low > 1 / SIMILAR else "open"
+    return f"{wide(e)}: {said}"
 
 
 def minima_frame(analysis: Analysis, built_in: Sequence[str]) -> pd.DataFrame:

@@ -118,6 +118,25 @@ def equivariance(
     return relative | {"equivariance_loss_share": share}
 
 
+@torch.no_grad()
+def asymmetry(
+    predict: Predictor, samples: Samples, indices: np.ndarray, elements: Elements, batch_size: int = 256
+) -> dict[str, float]:
+    """``share`` as ``equivariance_loss_share`` of those samples, with ``share_se``, its standard error by system."""
+    gap, error = np.zeros(samples.n_systems), np.zeros(samples.n_systems)
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, len(indices), batch_size):
+        batch = samples.batch(indices[start : start + batch_size])
+        plain, systems = predict(batch), batch.system.cpu().numpy()
+        np.add.at(error, systems, per_sample(squared_error(plain, batch)))
+        moved = augment(batch.replace(plain), elements, generator)
+        np.add.at(gap, systems, 0.5 * per_sample(squared_error(predict(moved), moved)))
+    share = gap.sum() / error.sum() if error.any() else math.nan
+    k = int((error > 0).sum())
+    spread = math.sqrt(k / (k - 1) * np.square(gap - share * error).sum()) if k > 1 else math.nan
+    return {"share": float(share), "share_se": float(spread / error.sum()) if k else math.nan}
+
+
 def augment(batch: Batch, elements: Elements, generator: torch.Generator | None = None) -> Batch:
     """Act with a fresh element per sample; the law of the data is invariant under it, so the task never changes."""
     matrix = elements(len(batch), generator, batch.target.dtype)

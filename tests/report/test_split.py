@@ -8,30 +8,28 @@ from eqscale.report.split import GATR, LEAD, LOCAL, PARTS, PLAIN, SLIM, split_le
 
 LOSS = {PLAIN: 0.40, LOCAL: 0.32, SLIM: 0.25, GATR: 0.20}
 BUDGETS = (1e11, 1e12)
-SHARE = 0.04
-TRUTH = {
-    "asymmetry": 1 / (1 - SHARE),
-    "frames": (1 - SHARE) * 0.40 / 0.32,
-    "features": 0.32 / 0.25,
-    "multivectors": 0.25 / 0.20,
-    LEAD: 2.0,
-}
+TRUTH = {"exactness": 0.40 / 0.32, "features": 0.32 / 0.25, "multivectors": 0.25 / 0.20, LEAD: 2.0}
 
 
 def planted(noise=0.0, seeds=3, rng=0):
-    """Three sizes, the middle one best by a third, which has the planted share of asymmetry; the others have more."""
+    """Three sizes, the middle one best by a third."""
     rng = np.random.default_rng(rng)
     rows = [
         dict(arm=arm, budget=budget, N=1000 * 2**size, seed=seed,
-             loss=loss * (1.0 if size == 1 else 1.33) * np.exp(noise * rng.standard_normal()),
-             equivariance_loss_share=SHARE * (1.0 if size == 1 else 3.0) * np.exp(noise * rng.standard_normal()))
+             loss=loss * (1.0 if size == 1 else 1.33) * np.exp(noise * rng.standard_normal()))
         for arm, loss in LOSS.items() for budget in BUDGETS for size in range(3) for seed in range(seeds)
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
+def measured(arm, budget, share):
+    """What ``eqscale measure`` writes of a network."""
+    results = [{"predictor": "model", "asymmetry": {"share": share, "share_se": 0.01}}, {"predictor": "mean of 2"}]
+    return {"spec": {"arm": arm, "budget": budget}, "results": results}
+
+
 def test_parts_are_the_planted_ones_and_multiply_to_the_lead():
-    split = split_lead(planted())
+    split = split_lead(planted(), [])
     for budget in BUDGETS:
         own = split[split["budget"] == budget].set_index("part")["ratio"]
         assert own.to_dict() == pytest.approx(TRUTH)
@@ -41,44 +39,54 @@ def test_parts_are_the_planted_ones_and_multiply_to_the_lead():
 def test_budgets_that_an_arm_lacks_do_not_count():
     runs = planted()
     at_top = (runs["arm"] == "gatr_slim") & (runs["budget"] == BUDGETS[1])
-    assert split_lead(runs[~at_top])["budget"].unique().tolist() == [BUDGETS[0]]
+    assert split_lead(runs[~at_top], [])["budget"].unique().tolist() == [BUDGETS[0]]
 
 
 def test_intervals_cover_the_planted_parts_as_often_as_they_say():
-    found = pd.concat([split_lead(planted(noise=0.03, rng=k)) for k in range(30)])
+    found = pd.concat([split_lead(planted(noise=0.03, rng=k), []) for k in range(30)])
     truth = found["part"].map(TRUTH)
     inside = (found["low"] <= truth) & (truth <= found["high"])
-    assert 0.9 < inside.mean() < 0.99  # 300 intervals
+    assert 0.9 < inside.mean() < 0.99  # 240 intervals
     assert (found["high"] / found["low"]).max() < 1.4
 
 
 def test_one_seed_gives_ratios_without_intervals():
-    split = split_lead(planted(seeds=1))
+    split = split_lead(planted(seeds=1), [])
     assert split[["low", "high"]].isna().all(axis=None)
     assert (
-        "the loss of `transformer` over that of `gatr`, 2, is the product of asymmetry 1.04, " in split_lines(split)[0]
+        "the loss of `transformer` over that of `gatr`, 2, is the product of exactness 1.25, " in split_lines(split)[0]
     )
 
 
 def test_an_arm_without_seeds_leaves_its_ratios_without_an_interval():
     runs = planted(noise=0.02)
-    split = split_lead(runs[(runs["arm"] != SLIM) | (runs["seed"] == 0)]).set_index("part")
+    split = split_lead(runs[(runs["arm"] != SLIM) | (runs["seed"] == 0)], []).set_index("part")
     assert split.loc[["features", "multivectors"], "low"].isna().all()
-    assert split.loc[["asymmetry", "frames", LEAD], "low"].notna().all()
+    assert split.loc[["exactness", LEAD], "low"].notna().all()
 
 
 def test_the_table_shows_the_lowest_a_middle_and_the_highest_budget():
     runs = planted(noise=0.02)
     many = pd.concat([runs[runs["budget"] == BUDGETS[0]].assign(budget=budget) for budget in (1e9, 1e10, 1e11, 1e12)])
-    table = split_table(split_lead(many))
+    table = split_table(split_lead(many, []))
     assert list(table.header[2:]) == ["1e+09 FLOPs", "1e+11 FLOPs", "1e+12 FLOPs"]
     assert [row[0] for row in table.rows] == list(PARTS)
 
 
-def test_runs_without_all_four_arms_or_their_asymmetry_have_no_split():
+def test_the_asymmetry_of_a_measured_plain_network_stands_beside_its_budget():
+    found = split_lead(planted(), [measured(GATR, BUDGETS[1], 0.5), measured(PLAIN, BUDGETS[1], 0.2)])
+    rows = found[found["part"] == "asymmetry"]
+    assert rows["budget"].tolist() == [BUDGETS[1]]
+    assert rows[["ratio", "low", "high"]].iloc[0].tolist() == pytest.approx([1.25, 1 / 0.8196, 1 / 0.7804])
+    assert "averaging over the group alone would give 1.25 [1.22, 1.28]" in split_lines(found)[0]
+    (row,) = (row for row in split_table(found).rows if row[0] == "asymmetry")
+    assert row[2:] == ["–", "1.25 [1.22, 1.28]"]
+
+
+def test_runs_without_all_four_arms_have_no_split():
     runs = planted()
-    for other in (runs[runs["arm"] != SLIM], runs.drop(columns="equivariance_loss_share"), runs[:0]):
-        split = split_lead(other)
+    for other in (runs[runs["arm"] != SLIM], runs[:0]):
+        split = split_lead(other, [])
         assert split.empty
         assert not split_lines(split)
         assert not split_table(split).markdown()

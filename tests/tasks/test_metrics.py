@@ -7,7 +7,7 @@ import torch
 
 from eqscale.errors import InputError
 from eqscale.tasks import Field, Kind, Wording
-from eqscale.tasks.metrics import averaged, equivariance, evaluate
+from eqscale.tasks.metrics import asymmetry, averaged, equivariance, evaluate
 from eqscale.tasks.samples import StoredSamples
 from eqscale.tasks.symmetry import random_orthogonal
 
@@ -114,6 +114,16 @@ def test_a_preferred_axis_is_an_equivariance_error_that_averaging_lessens(sample
     better = errors(averaged(tilted, random_orthogonal, 30), samples)
     assert better["equivariance_rotation"] < 0.5 * found["equivariance_rotation"]
     assert 0 < better["equivariance_loss_share"] < 0.5 * found["equivariance_loss_share"]
+
+
+def test_the_asymmetry_is_the_share_of_the_loss_with_its_error(samples):
+    def tilted(batch):
+        return covariant(batch) + like(batch["velocity"][..., 2:], batch)
+
+    found = asymmetry(tilted, samples, np.arange(40), random_orthogonal, batch_size=15)
+    assert 0 < found["share_se"] < 0.5 * found["share"]
+    assert abs(found["share"] - errors(tilted, samples)["equivariance_loss_share"]) < 4 * found["share_se"]
+    assert asymmetry(covariant, samples, np.arange(40), random_orthogonal)["share"] < 1e-9
 
 
 def test_averaging_leaves_a_covariant_predictor_as_it_is(samples):

@@ -6,7 +6,7 @@ import torch
 
 from eqscale.errors import InputError
 from eqscale.tasks.dataset import open_split
-from eqscale.tasks.metrics import augment, equivariance
+from eqscale.tasks.metrics import asymmetry, augment, equivariance
 from eqscale.tasks.rigid.metrics import CONTACTS, evaluate
 from eqscale.tasks.rigid.motion import Objects, kabsch, rotation_by, rotation_vector
 from eqscale.tasks.rigid.rollout import STEPS, evaluate_rollout, rollout
@@ -149,6 +149,7 @@ def test_the_share_of_the_loss_is_what_averaging_over_the_group_removes(spec, ro
     removed = (1 - averaged / plain) / (1 - 1 / 64)
     share = TASK.equivariance(f, windows, indices)["equivariance_loss_share"]
     assert 0.05 < share == pytest.approx(removed, rel=0.15)
+    assert asymmetry(f, windows, indices, TASK.elements(windows.options))["share"] == pytest.approx(removed, rel=0.15)
 
 
 def test_kabsch_finds_the_rotation_also_of_a_reflected_scene(train):
