@@ -52,15 +52,13 @@ def outer_product(x: Tensor, y: Tensor) -> Tensor:
     return _bilinear(blades.OUTER_PRODUCT, x, y)
 
 
-def join(x: Tensor, y: Tensor, reference: Tensor | None = None) -> Tensor:
+def join(x: Tensor, y: Tensor) -> Tensor:
     """Join x v y = undual(dual x ^ dual y) (line through two points, ...); shapes broadcast to (..., 16).
 
     The join changes sign under reflections: its parity is minus the product of the parities of x and y
-    (``eqscale.algebra.versors``). ``reference``, a multivector, multiplies the result by its e123 component,
-    which repairs that sign without typed channels (arXiv 2305.18415, section 3).
+    (``eqscale.algebra.versors``).
     """
-    out = _bilinear(blades.JOIN, x, y)
-    return out if reference is None else out * check_multivector(reference, "reference")[..., [blades.INDEX["e123"]]]
+    return _bilinear(blades.JOIN, x, y)
 
 
 def dual(x: Tensor) -> Tensor:

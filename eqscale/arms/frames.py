@@ -26,6 +26,7 @@ from eqscale.arms.inputs import (
 from eqscale.arms.plain import ALIGNED, plain_config
 from eqscale.arms.recipe import fitted_recipes
 from eqscale.arms.vectors import centred, require_origin, vectors, vectors_width
+from eqscale.errors import InputError
 from eqscale.models.flops import FlopCount, TrainingFlops
 from eqscale.models.frames import Frames, FramesConfig, frames_training_flops
 from eqscale.models.transformer import InFrames, Transformer, TransformerConfig, transformer_training_flops
@@ -107,6 +108,8 @@ def _configs(size: Size, task: Task, own: bool) -> tuple[TransformerConfig, Fram
     schema = task.schema
     require_origin(schema)
     true, _, invariants = vectors_width(schema)
+    if not true:
+        raise InputError("learnt frames are made of true vectors; the task has no point, direction or plane")
     channels = size.width // size.heads
     in_frames = InFrames(
         columns_of_numbers(schema, _TURNED),

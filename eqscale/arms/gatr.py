@@ -22,6 +22,7 @@ from eqscale.arms.inputs import (
     published_multivectors_width,
 )
 from eqscale.arms.recipe import fitted_recipes
+from eqscale.errors import InputError
 from eqscale.models.flops import TrainingFlops
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
 from eqscale.roles import Role
@@ -89,6 +90,12 @@ def gatr_config(size: Size, task: Task, symmetry: str = "parity") -> GATrConfig:
     half, published = size.width // 2, symmetry == "published"
     schema = task.schema
     true_in, pseudo_in = multivectors_width(schema)
+    blind = schema.of(Kind.DIRECTION) + schema.of(Kind.PSEUDOVECTOR)
+    if blind and not published and not schema.of(Kind.POINT):
+        raise InputError(
+            f"field {blind[0].name!r}: a {blind[0].kind.value}, but the task has no point. GATr sees it as a point at "
+            "infinity, which no product or invariant shows without another: train gatr_slim or gatr_published"
+        )
     if published:
         true_in, pseudo_in = published_multivectors_width(schema), 0
     vectors = 2 if schema.target.kind is Kind.DIRECTION else 0

@@ -150,7 +150,7 @@ def multivectors(batch: Batch, unit: float) -> Tensor:
         batch: the samples.
         unit: unit of length of the multivectors, in that of the points.
     """
-    schema, at = batch.schema, _scaled(batch, unit)
+    schema, at = batch.schema, scaled(batch, unit)
     planes = [(at[f.name][..., :3], at[f.name][..., :3] * at[f.name][..., 3:]) for f in schema.of(Kind.PLANE)]
     planes += [(at[f.name], at[f.at]) for f in schema.of(Kind.DIRECTION) if f.at]
     planes += [(at[f.name] - at[f.relative_to], at[f.name]) for f in schema.of(Kind.POINT) if f.relative_to]
@@ -166,7 +166,7 @@ def multivectors(batch: Batch, unit: float) -> Tensor:
     return torch.cat(found, 2)
 
 
-def _scaled(batch: Batch, unit: float) -> dict[str, Tensor]:
+def scaled(batch: Batch, unit: float) -> dict[str, Tensor]:
     """The geometric fields at every token, (B, T, 3 or 4): lengths in the unit, the rest over its scale."""
     found = {}
     for field in batch.schema.fields:
@@ -192,7 +192,7 @@ def published_multivectors(batch: Batch, unit: float) -> Tensor:
     Points with e123 = +1 in untyped channels, directions as planes through the origin: exact for rotations about
     the origin only (arXiv 2305.18415, table 1).
     """
-    schema, at = batch.schema, _scaled(batch, unit)
+    schema, at = batch.schema, scaled(batch, unit)
     planes = [at[field.name] for field in schema.of(Kind.PLANE)]
     found = [embed_plane(plane[..., :3], plane[..., :3] * plane[..., 3:]) for plane in planes]
     vectors = [at[field.name] for field in schema.of(Kind.DIRECTION) + schema.of(Kind.PSEUDOVECTOR)]

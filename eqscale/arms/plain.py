@@ -106,7 +106,7 @@ def _build(size: Size, task: Task, aligned: bool) -> nn.Module:
 
 
 _HEADS = {8: 2, 10: 2, 12: 2, 14: 2, 16: 2, 20: 2, 24: 3, 30: 3, 36: 4, 42: 3, 52: 4, 64: 8, 80: 10, 96: 12, 112: 14}
-"""By width, at least 8 wide."""
+"""By width; from 16 on, a head has 8 channels or more."""
 
 # To about 1e9 parameters. The deepest that was searched has 8 blocks; beyond 1e5 parameters nothing was.
 _LARGE = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eqscale.arms.inputs import invariants, invariants_width
+from eqscale.arms.inputs import invariants, invariants_width, scaled
 from eqscale.errors import InputError
-from eqscale.tasks.fields import Batch, Field, Kind, Schema, at_tokens
+from eqscale.tasks.fields import Batch, Kind, Schema
 from eqscale.tasks.symmetry import translate
 
 
@@ -56,7 +56,7 @@ def vectors(batch: Batch, unit: float) -> tuple[Tensor, Tensor, Tensor]:
         True vectors (B, T, K, 3), pseudovectors (B, T, P, 3), invariants (B, T, I); all of order one in that unit.
     """
     schema = batch.schema
-    at = {field.name: _at_tokens(batch, field, unit) for field in schema.fields if field.kind is not Kind.INVARIANT}
+    at = scaled(batch, unit)
     differences = {f.name: at[f.name] - at[f.relative_to] for f in schema.of(Kind.POINT) if f.relative_to}
     planes = [at[field.name] for field in schema.of(Kind.PLANE)]
     attached = [(at[f.name], at[f.at]) for f in schema.of(Kind.DIRECTION) if f.at]
@@ -70,12 +70,3 @@ def vectors(batch: Batch, unit: float) -> tuple[Tensor, Tensor, Tensor]:
         for part in (true, [at[field.name] for field in schema.of(Kind.PSEUDOVECTOR)])
     ]
     return stacked[0], stacked[1], torch.cat([*(offset[..., None] for offset in offsets), invariants(batch)], -1)
-
-
-def _at_tokens(batch: Batch, field: Field, unit: float) -> Tensor:
-    value = batch[field.name]
-    if field.kind is Kind.PLANE:
-        value = torch.cat([value[..., :3], value[..., 3:] / unit], -1)
-    else:
-        value = value / (unit if field.kind is Kind.POINT else field.scale)
-    return value if field.per == "token" else at_tokens(value, batch.mask.shape[1])

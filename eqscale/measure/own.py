@@ -146,7 +146,7 @@ def check_task(task: Task) -> list[Check]:
         Check("test systems", *_alike(other, records, "those of training", "others than those of training", False)),
         Check("making a system", f"{1e3 * seconds:.3g} ms of CPU", None),
     ]
-    real = np.arange(records["weight"].shape[1] if records["weight"].ndim > 1 else tokens.max()) < tokens[:, None]
+    real = np.arange(task.max_tokens(options)) < tokens[:, None]
     for field in task.schema.fields:
         if field.kind not in (Kind.DIRECTION, Kind.PSEUDOVECTOR, Kind.INVARIANT):
             continue

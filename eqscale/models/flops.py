@@ -17,11 +17,6 @@ class FlopCount:
     def __add__(self, other: FlopCount) -> FlopCount:
         return FlopCount(self.per_token + other.per_token, self.per_pair + other.per_pair)
 
-    def __mul__(self, factor: float) -> FlopCount:
-        return FlopCount(self.per_token * factor, self.per_pair * factor)
-
-    __rmul__ = __mul__
-
     def total(self, tokens: float, token_pairs: float) -> float:
         """FLOPs for ``tokens`` = sum of T and ``token_pairs`` = sum of T**2 over the samples."""
         return self.per_token * tokens + self.per_pair * token_pairs

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eqscale import native
+from eqscale.errors import InputError
 
 
 class _Memory:
@@ -125,7 +126,12 @@ def add_loss_gradient(
 
     Returns:
         The weighted sum of squared errors of real tokens times ``scale``, a scalar.
+
+    Raises:
+        InputError: not one weight for each token.
     """
+    if weight.shape != mask.shape:
+        raise InputError(f"weight: expected {tuple(mask.shape)}, got {tuple(weight.shape)}")
     loss = x.new_empty(())
     native.call(
         f"{name}_loss",

@@ -287,7 +287,10 @@ class Slim(nn.Module):
 
         x: as of ``joined``. Targets are (B, T, outputs.numbers): scalars, true vectors, pseudovectors.
         """
-        check_tokens("target", target, (self.config.outputs.numbers,), next(self.parameters()))
+        own = next(self.parameters())
+        check_tokens("x", x, (self.config.inputs.numbers + 3 * self.config.distances,), own)
+        check_tokens("target", target, (self.config.outputs.numbers,), own)
+        check_mask(mask, tuple(x.shape[:2]), own.device)
         shape = _shape(self.config, *x.shape[:2], x.dtype)
         return kernels.add_loss_gradient("slim", shape, x, mask, self._pieces(), target, weight, scale)
 

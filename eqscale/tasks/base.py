@@ -295,8 +295,6 @@ class Task:
             wanted, got = (count, *allowed[name]), np.shape(value)
             if got != wanted:
                 raise InputError(f"task {self.name!r}, field {name!r}: wanted shape {wanted}, got {got}")
-            if not np.isfinite(value).all():
-                raise InputError(f"task {self.name!r}, field {name!r}: not finite")
         columns = [(name, "<f4", shape) for name, shape in shapes.items()]
         out = np.zeros(count, [("tokens", "<i4"), ("weight", "<f4", per_target), *columns])
         out["tokens"] = made.get("tokens", T)
@@ -304,7 +302,11 @@ class Task:
             raise InputError(f"task {self.name!r}, field 'tokens': must lie in 1..{T}")
         real = np.arange(T) < out["tokens"][:, None]
         for name, field in fields.items():
-            out[name] = made[name] * real[..., None] if field.per == "token" else made[name]
+            # what tokens that aren't real hold counts for nothing, and a float64 may be too large for a float32
+            with np.errstate(over="ignore"):
+                out[name] = np.where(real[..., None], made[name], 0.0) if field.per == "token" else made[name]
+            if not np.isfinite(out[name]).all():
+                raise InputError(f"task {self.name!r}, field {name!r}: not finite in single precision")
             if field.kind is Kind.PLANE:
                 planes = out[name][real] if field.per == "token" else out[name]
                 if not np.allclose(np.linalg.norm(planes[:, :3], axis=-1), 1, atol=1e-3):
@@ -312,7 +314,9 @@ class Task:
         if not per_target:
             out["weight"] = 1.0
             return out
-        weight = made.get("weight", 1.0) * real
+        weight = np.where(real, made.get("weight", 1.0), 0.0)
+        if not np.isfinite(weight).all():
+            raise InputError(f"task {self.name!r}, field 'weight': not finite")
         if weight.min() < 0 or weight.sum(1).min() <= 0:
             raise InputError(f"task {self.name!r}, field 'weight': negative, or 0 for a whole sample")
         out["weight"] = weight / weight.sum(1, keepdims=True)

@@ -103,6 +103,10 @@ class Schema:
                         f"{' per sample' if field.per == 'sample' else ''}: "
                         f"{', '.join(options) or 'there is none'}"
                     )
+            if (other := field.relative_to) and (field.kind is Kind.PLANE or known[other].width != field.width):
+                raise InputError(
+                    f"field {field.name!r}: relative_to={other!r} must have as many channels, and neither be a plane"
+                )
 
     @property
     def vector_unit(self) -> float:
@@ -204,7 +208,10 @@ class Batch:
             self,
             target=self.target if target is None else target,
             values={name: changed.get(name, value) for name, value in self.values.items()},
-            labels={name: changed.get(name, value) for name, value in self.labels.items()},
+            # labels that are made when they are asked for stay so
+            labels={name: changed.get(name, value) for name, value in self.labels.items()}
+            if changed.keys() & self.labels.keys()
+            else self.labels,
         )
 
 

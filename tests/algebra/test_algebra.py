@@ -151,11 +151,6 @@ def test_parities_of_products():
     ga.assert_equivariant(ga.inner_product, [x, y], [ga.PSEUDO] * 2, [None])
 
 
-def test_join_with_reference_is_equivariant_without_types():
-    x, y, reference = multivectors(4, 3), multivectors(4, 3, seed=1), multivectors(4, 3, seed=2)
-    ga.assert_equivariant(ga.join, [x, y, reference], [ga.TRUE] * 3, [ga.TRUE])
-
-
 def test_displacement_read_out_is_covariant():
     true, pseudo, x = multivectors(6), multivectors(6, seed=1), 100 * vectors(6, seed=2)
 

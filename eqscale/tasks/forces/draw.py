@@ -47,6 +47,7 @@ def draw(picture: Picture, path: Path) -> Path:
     if form is None:
         raise InputError(f"picture {path}: the name must end in {', '.join(forms)}")
     axes = np.linalg.svd(picture.positions - picture.positions.mean(0), full_matrices=True)[2]
+    axes[2] *= np.linalg.det(axes)  # a rotation: no molecule becomes its mirror image
     turned = {name: force @ axes.T for name, force in picture.forces.items()}
     lying = (picture.positions - picture.positions.mean(0)) @ axes.T
     try:

@@ -16,7 +16,7 @@ from eqscale.tasks.rigid.metrics import Predictor
 from eqscale.tasks.rigid.motion import Objects, ballistic
 from eqscale.tasks.rigid.rollout import STEPS, rollout
 from eqscale.tasks.rigid.scene import Scene
-from eqscale.tasks.rigid.windows import STARTS, Windows
+from eqscale.tasks.rigid.windows import FRAMES, STARTS, Windows
 
 _ELEVATION, _AZIMUTH = 18.0, -60.0
 
@@ -45,14 +45,15 @@ def animate_prediction(predict: Predictor, windows: Windows, scene: int, path: P
     if not 0 <= scene < windows.n_systems:
         raise InputError(f"scene {scene}: the split has scenes 0..{windows.n_systems - 1}")
     h, first = windows.horizon, scene * windows.samples_per_system
-    steps = np.arange(min(STARTS, (STEPS - 1) * h + 1))
+    rolled = min(STEPS, (FRAMES - 1) // h)
+    steps = np.arange(min(STARTS, (rolled - 1) * h + 1))
     batch = windows.batch(first + steps)
     free = ballistic(batch, Objects(batch), windows.time, windows.time_step).position
     # Every batch is centred on its own start: bring all to the coordinates of the first.
     shift = windows.track(np.array([first]), steps)[:, 0] - batch["position"]
     truth = windows.track(np.array([first]), steps + h)[:, 0]
     ahead = free + windows.sigma * predict(batch) + shift
-    held = rollout(predict, windows, np.array([first]))[0][(steps + h) // h, 0]
+    held = rollout(predict, windows, np.array([first]), rolled)[0][(steps + h) // h, 0]
     upright = windows.matrix[scene]  # orthogonal: multiplying rows from the right undoes it
     floor = float(batch["floor"][0, 3])
     body = batch["object_index"][0].numpy()
