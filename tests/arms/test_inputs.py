@@ -223,6 +223,22 @@ def test_aligned_arms_refuse_a_task_without_canonical_frame_in_one_line():
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arm", "kind", "message"),
+    [
+        ("gatr", Kind.DIRECTION, "field 'a': a direction, but the task has no point. .*: train gatr_slim"),
+        ("gatr_absolute", Kind.PSEUDOVECTOR, "field 'a': a pseudovector, but the task has no point"),
+        ("transformer_local", Kind.PSEUDOVECTOR, "made of true vectors; the task has no point, direction or plane"),
+    ],
+)
+def test_arms_that_would_see_nothing_of_a_task_refuse_it(arm, kind, message):
+    task = Toy(TARGETS["free direction"], (Field("a", kind), Field("q", Kind.INVARIANT)))
+    for use in (get_arm(arm).build, get_arm(arm).flops):
+        with pytest.raises(InputError, match=message):
+            use(get_arm(arm).ladder[0], task)
+    assert build("gatr_slim", task)(draw(task)).shape == (B, T, 3)
+
+
 def test_all_other_arms_take_any_task(task):
     batch = draw(task)
     for arm in set(arm_names()) - {"transformer_aligned"}:

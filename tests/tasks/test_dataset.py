@@ -160,6 +160,8 @@ def without(name):
         (lambda m: m | {"spins": m["spin"]}, r"generate returned 'spins', which it doesn't declare; choose from pos"),
         (lambda m: m | {"charge": m["charge"] / 0}, r"field 'charge': not finite"),
         (lambda m: m | {"charge": m["charge"] * np.nan}, r"field 'charge': not finite"),
+        (lambda m: m | {"charge": m["charge"] * 1e39}, r"field 'charge': not finite in single precision"),
+        (lambda m: m | {"weight": np.full((32, 5), np.nan)}, r"field 'weight': not finite"),
         (lambda m: m | {"wall": 2 * m["wall"]}, r"field 'wall': a plane's normal must have length 1"),
         (lambda m: m | {"tokens": np.arange(1, 33) % 7 + 1}, r"field 'tokens': must lie in 1\.\.5"),
         (lambda m: m | {"tokens": np.zeros(32)}, r"field 'tokens': must lie in 1\.\.5"),
@@ -180,6 +182,19 @@ def test_systems_that_do_not_fit_are_named_before_anything_is_written(toy, known
     assert str(caught.value).startswith("task 'broken'")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_tokens_that_are_not_real_hold_counts_for_nothing(toy, known):
+    class Padded(type(toy)):
+        words = Wording("padded", "")
+
+        def generate(self, *args):
+            made = super().generate(*args)
+            beyond = np.arange(5) >= made["tokens"][:, None]
+            return made | {"spin": np.where(beyond[..., None], np.nan, made["spin"])}
+
+    padded, clean = (task.records(task.check_options({}), 0, "train", 0, 8) for task in (known(Padded), toy))
+    np.testing.assert_array_equal(padded["spin"], clean["spin"])
 
 
 LAWS = {

@@ -6,6 +6,7 @@ from eqscale.errors import InputError
 from eqscale.tasks.fields import Field, Kind, Schema
 
 POINT = Field("x", Kind.POINT)
+CHARGE = Field("q", Kind.INVARIANT)
 FORCE = Field("force", Kind.DIRECTION, at="x")
 
 
@@ -38,6 +39,10 @@ FORCE = Field("force", Kind.DIRECTION, at="x")
         (
             lambda: Schema((POINT, Field("c", Kind.POINT, "sample", relative_to="x")), FORCE),
             r"field 'c': relative_to='x' must name a point per sample: c",
+        ),
+        (
+            lambda: Schema((POINT, CHARGE, Field("z", Kind.INVARIANT, channels=3, relative_to="q")), FORCE),
+            r"field 'z': relative_to='q' must have as many channels, and neither be a plane",
         ),
         (
             lambda: Schema((POINT,), Field("dipole", Kind.DIRECTION, "sample", at="x")),

@@ -6,6 +6,7 @@ from PIL import Image
 
 from eqscale.cli import main
 from eqscale.errors import InputError
+from eqscale.tasks.dataset import open_split
 from eqscale.tasks.rigid import animate
 from eqscale.tasks.rigid.animate import animate_prediction
 
@@ -35,6 +36,14 @@ def test_bad_arguments_end_with_one_line(capsys, arguments, message):
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_long_horizon_is_rolled_out_as_far_as_a_scene_reaches(spec, root, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(animate, "draw", lambda panels, path: drawn.extend(panels) or path)
+    windows = open_split(spec, root, "test", horizon=8)
+    animate_prediction(lambda batch: batch.target, windows, 0, tmp_path / "p.gif")
+    assert len(drawn) == 3
 
 
 def test_a_perfect_prediction_lies_on_the_truth(test_split, tmp_path, monkeypatch):
