@@ -113,7 +113,10 @@ def open_place(text: str | Path) -> AnyPath:
     """
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise InputError(f"storage {text}: not a URI ({error})") from error
     if parts.scheme == "file":
         return Path(unquote(parts.path))
     if secrets := _secrets(parts):

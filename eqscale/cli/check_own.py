@@ -42,8 +42,9 @@ def _check_arm(args: argparse.Namespace) -> int:
     from eqscale.measure.own import check_arm
     from eqscale.tasks import DEFAULT, get_task, load_task_files
 
-    load_task_files([args.task_file] if args.task_file else [])
-    task, before = get_task(args.task or DEFAULT), arm_names()
+    before = arm_names()
+    load_task_files([args.task_file] if args.task_file else [])  # which may be the arm's file, too
+    task = get_task(args.task or DEFAULT)
     load_arm_files([args.file])
     names = [name for name in arm_names() if name not in before]
     return max(_show(f"{name} on {task.name}", check_arm(get_arm(name), task)) for name in names)

@@ -52,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the JSON file if one is asked for."""
     from eqscale.console import make_console
     from eqscale.measure.evaluation import assess, open_test, predictor, write_evaluation, zero
+    from eqscale.storage import check_outputs
     from eqscale.tasks import get_task
     from eqscale.training.loop import load_trained
 
     load_plugins(args)
     if args.average < 1:
         raise InputError(f"--average {args.average}: must be at least 1 (1: no averaging)")
-    if args.json is not None and not args.json.parent.is_dir():
-        raise InputError(f"--json {args.json}: there is no folder {str(args.json.parent)!r}")
+    check_outputs(args.json)
     spec, model = load_trained(args.checkpoint)
     task = get_task(spec.task)
     try:

@@ -89,6 +89,10 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     from eqscale.report.analysis import POINT, on_axis, with_points
     from eqscale.report.parts import read_study
 
+    table_options = ("map", "where", "duplicates", "best_of", "history", "step", "steps", "replicates")
+    given = [name.replace("_", "-") for name in table_options if getattr(args, name) not in (None, [], "error")]
+    if given:
+        raise InputError(f"--from {args.study}: --{given[0]} would change nothing, it is for a table of runs")
     axis = args.axis[-1] if args.axis else "executed"
     axis = next((name for name in AXES if AXES[name].column == axis), axis)
     if axis not in AXES:

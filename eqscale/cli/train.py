@@ -102,6 +102,8 @@ def _size(arm: Arm, text: str) -> Size:
         return rungs[text]
     try:
         width, depth, heads = map(int, text.split("x"))
+        if min(width, depth, heads) < 1:
+            raise ValueError
     except ValueError:
         raise InputError(
             f"--size {text!r}: write WIDTHxDEPTHxHEADS, or a size of {arm.name}'s ladder ({', '.join(rungs)})"

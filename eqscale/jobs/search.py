@@ -17,6 +17,7 @@ results to eqscale/arms/recipes.json.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def train_checks(
     """Train the check runs of recipes until the best rate is bracketed; None if stopped before."""
     specs: list[RunSpec] = []
     while True:
-        losses = {spec.run_id: study.ledger.read(spec.run_id).loss for spec in specs}
+        read, ledger = study.ledger.read, study.ledger
+        losses = {spec.run_id: read(spec.run_id).loss if spec.run_id in ledger else math.inf for spec in specs}
         wanted = check_specs(preset, recipes, losses, usual)
         if wanted == specs:
             return specs

@@ -35,13 +35,13 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
     notes += _law_doubts(analysis)
     if analysis.minima.get("nominal") or analysis.minima.get("seconds"):
         note(
-            "On nominal FLOPs and seconds, measured optima are of runs that were moved along their laws to equal cost: "
-            f"they rest on the slopes of laws that may miss structure ({link('minima')})."
+            "On nominal FLOPs and seconds, measured optima rest on the slopes of the laws, along which runs are moved "
+            f"to equal cost ({link('minima')})."
         )
     if not grid.empty and grid.groupby(["arm", "budget"])["N"].nunique().max() > 1:
         note(
-            "Where the best of several sizes counts (the first table, data, controls, parts of the lead), intervals "
-            "don't hold that choice, which flatters an arm with much noise more."
+            "Where the best of several sizes counts (first table, data, controls, parts of the lead), intervals don't "
+            "hold that choice, which flatters noisy arms."
         )
     if analysis.edges:
         edges = sorted({(AXES[e.axis].label, e.arm) for e in analysis.edges})
@@ -115,13 +115,14 @@ def _law_doubts(analysis: Analysis) -> list[str]:
             f"runs they may be further off than their intervals ({coefficients}, {residuals})."
         )
     held = [
-        f"`{name}` {100 * found.median_error:.1f} %, {100 * found.covered:.0f} % of the runs within 95 % limits"
+        f"`{name}` {100 * found.median_error:.1f} % ({100 * found.covered:.0f} %)"
         for name in laws
         if (found := analysis.hold_out[name]) is not None
     ]
     if held:
         notes.append(
-            f"Median error of the laws when they predict the largest budget from the others: {'; '.join(held)}."
+            "Median error of the laws when they predict the largest budget from the others (runs within their 95 % "
+            f"limits): {', '.join(held)}."
         )
     if unlike := [name for name in laws if disagreement(analysis.intervals[name])]:
         notes.append(

@@ -35,11 +35,11 @@ class Answer:
     roles: Roles
 
     @property
-    def ahead(self) -> dict[float, str]:
-        """The arm that is ahead of all others at each budget, by their intervals; empty if none is."""
-        budgets = self.ratios.groupby("budget")
+    def lowest(self) -> dict[float, tuple[str, bool]]:
+        """The arm with the lowest loss at each budget, and whether all others are behind by their intervals."""
         best = self.ratios[self.ratios["ratio"] == 1].set_index("budget")["arm"]
-        return {at: best[at] if (own["low"][own["ratio"] > 1] > 1).all() else "" for at, own in budgets}
+        budgets = self.ratios[self.ratios["ratio"] > 1].groupby("budget")["low"].min() > 1
+        return {at: (arm, bool(budgets.get(at, False))) for at, arm in best.items()}
 
 
 def read_answer(folder: Path) -> Answer:
@@ -66,22 +66,22 @@ def read_answer(folder: Path) -> Answer:
 
 
 def same_arm(answers: Sequence[Answer]) -> str:
-    """Which arm is ahead on each task, and whether it is the same, in words."""
-    top = {answer.task: answer.ahead[max(answer.ahead)] for answer in answers}
-    where = ", ".join(f"`{arm}` on {task}" if arm else f"none for sure on {task}" for task, arm in top.items())
-    if len(set(top.values())) == 1 and all(top.values()):
-        said = f"At the largest budget of every task `{next(iter(top.values()))}` is ahead of all others."
-    elif len(set(top.values()) - {""}) > 1:
-        said = f"The tasks disagree: ahead of all others at their largest budgets are {where}."
+    """Which arm has the lowest loss on each task, how sure that is, and whether it is the same, in words."""
+    top = {answer.task: answer.lowest[max(answer.lowest)] for answer in answers}
+    sure = ["for sure on {}" if found else "not for sure on {}" for _, found in top.values()]
+    if len(arms := {arm for arm, _ in top.values()}) == 1:
+        how = ", ".join(text.format(task) for text, task in zip(sure, top, strict=True))
+        said = f"At the largest budget of every task `{arms.pop()}` has the lowest loss, {how}."
     else:
-        said = f"Ahead of all others at the largest budgets: {where}."
+        how = ", ".join(f"`{arm}`{' for sure' * found} on {task}" for task, (arm, found) in top.items())
+        said = f"The tasks disagree at their largest budgets. Lowest is {how}."
     others = [
         f"`{arm}` on {answer.task} at {budget:.3g}"
         for answer in answers
-        for budget, arm in answer.ahead.items()
-        if arm not in ("", top[answer.task])
+        for budget, (arm, found) in answer.lowest.items()
+        if found and arm != top[answer.task][0]
     ]
-    return said + f" Below, another arm is: {', '.join(others)} executed FLOPs." * bool(others)
+    return said + f" Below, another arm is for sure: {', '.join(others)} executed FLOPs." * bool(others)
 
 
 def read_answers(folders: Sequence[Path], target: Path) -> list[Answer]:

@@ -71,7 +71,8 @@ def metric_table(study: Study) -> Table:
 def equivariance_table(study: Study) -> Table:
     """Equivariance error of every arm at its largest budget."""
     finished = pd.concat([study.part(part) for part in ("compute", "controls", "validation")])
-    columns = [c for c in finished if str(c).startswith("equivariance_") and finished[c].notna().any()]
+    shown = (c for c in finished if str(c).startswith("equivariance_") and c != "equivariance_loss_share")
+    columns = [c for c in shown if finished[c].notna().any()]
     top = finished[finished["budget"] == finished.groupby("arm")["budget"].transform("max")]
     rows = [
         [f"`{arm}`", f"{own['budget'].iloc[0]:.3g}", *(number(own[c].median(), 2) for c in columns)]
@@ -82,7 +83,7 @@ def equivariance_table(study: Study) -> Table:
     return Table(
         "equivariance", "Equivariance error of trained models", ["arm", "budget", *names], rows,
         "|f(gx) − g f(x)| / |f(x)| (root mean square) by the kind of transformation, median over the runs of the "
-        "largest budget; *loss share*: the share of the loss that averaging over the symmetry group would remove.",
+        "largest budget.",
     )  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def measured_tables(study: Study) -> list[Table]:
             who += [result[variant.one]] if variant else []
             who.append(result["predictor"])
             errors = result["errors"]
-            if result.get("average", 1) in (1, most):
+            if result.get("average", 1) in (1, most) and most > 1:
                 averages.append([*who, f"{number(errors['nmse'])} ± {number(errors['nmse_se'], 2)}"])
             if rollout := result.get("rollout"):
                 steps = len(rollout["time_s"])
@@ -123,8 +124,8 @@ def measured_tables(study: Study) -> list[Table]:
 
 
 def averaging_lines(evaluations: Sequence[Mapping[str, Any]], variant: Noun | None) -> list[str]:
-    """What test-time averaging does for each measured model."""
-    lines = []
+    """What test-time averaging does for the measured models, one sentence a number of elements."""
+    found: dict[int, list[str]] = {}
     for content in evaluations:
         results = content.get("results", [])
         most: Mapping[str, Any] = max(results, key=lambda r: r.get("average", 1), default={})
@@ -135,9 +136,10 @@ def averaging_lines(evaluations: Sequence[Mapping[str, Any]], variant: Noun | No
         ]  # fmt: skip
         if same and most.get("average", 1) > 1:
             one, many = same[0]["errors"]["nmse"], most["errors"]["nmse"]
-            lines.append(
-                f"Test-time averaging over {most['average']} group elements takes the best `{content['spec']['arm']}` "
-                f"from a loss of {number(one)} to {number(many)}, {100 * (1 - many / one):.1f} % less, at "
-                f"{most['average']} times the cost of a prediction ({link('averaging')})."
-            )
-    return lines
+            said = f"from {number(one)} to {number(many)}, {100 * (1 - many / one):.1f} % less"
+            found.setdefault(most["average"], []).append(f"that of the best `{content['spec']['arm']}` {said}")
+    return [
+        f"Test-time averaging over {k} group elements, at {k} times the cost of a prediction, takes the loss, "
+        f"{'; '.join(models)} ({link('averaging')})."
+        for k, models in found.items()
+    ]

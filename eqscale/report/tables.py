@@ -50,7 +50,16 @@ def coefficient_table(analysis: Analysis) -> Table:
         fit, test = analysis.arms["executed"][arm].fit, analysis.lack_of_fit[arm]
         shown = [recommended(found[name]) for name in COEFFICIENTS]
         replicates = "no replicates" if test is None else f"p = {test.p_value:.2g}"
-        rows.append([f"`{arm}`", str(fit.n), *shown, f"{100 * fit.spread:.2g} %", replicates, str(fit.verdict)])
+        rows.append(
+            [
+                f"`{arm}`",
+                str(fit.n),
+                *shown,
+                f"{100 * fit.spread:.2g} %",
+                replicates,
+                f"{fit.verdict.state}: {fit.verdict.reason}".removesuffix(": "),
+            ]
+        )
     header = ["arm", "runs", "E", "A", "B", "α", "β", "residual scatter", "lack of fit", "verdict"]
     return Table(
         "coefficients", "Coefficients of L(N, D) = E + A/N^α + B/D^β", header, rows,
@@ -195,7 +204,7 @@ def lead_table(analysis: Analysis, roles: Roles) -> Table:
     axes = [axis for axis, minima in analysis.minima.items() if minima]
     rows = [[f"`{arm}`", *(_lasting(analysis.minima[axis], arm, base) for axis in axes)] for arm, base in pairs]
     return Table(
-        "lead", "Does the lead last?", ["arm", *(AXES[axis].label for axis in axes)], rows if axes else [],
+        "lead", "How the lead changes", ["arm", *(AXES[axis].label for axis in axes)], rows if axes else [],
         f"The loss of `{roles.baseline}` over that of the arm at the highest cost that both have, over the same at the "
         "lowest, by measured optima. *Grows* and *shrinks*: the 95 % interval excludes 1; *lasts*: it lies above "
         f"1/{SIMILAR:g}.",

@@ -118,9 +118,12 @@ def train_alone(
         known = _known(records, say)
         todo = [run for run in planned if run.spec.run_id not in known]
         say(f"{len(planned)} runs: {len(planned) - len(todo)} have a record in {records}, {len(todo)} to go")
+        prepared: set[DataSpec] = set()
         for number, run in enumerate(todo, start=1):
             say(f"[{number}/{len(todo)}] {run.spec.name}: {run.spec.steps} steps")
-            prepare(run.data, data, progress=_Tenths(say))
+            if run.data not in prepared:  # which reads all of it
+                prepare(run.data, data, progress=_Tenths(say))
+                prepared.add(run.data)
             try:
                 record = _train(run, records, data, weights, say)
             except InputError:
@@ -177,6 +180,7 @@ def _only_writer(records: Path) -> Iterator[None]:
     try:
         records.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        records.open("a").close()
     except Timeout as error:
         raise InputError(f"another process writes {records}: give each its own --records") from error
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Ray Tune runs the trials. Only this module and ``gang`` import Ray."""
+"""Ray Tune runs the trials. Only this module, ``gang`` and the making of data import Ray."""
 
 from __future__ import annotations
 
@@ -267,7 +267,8 @@ class _Events(tune.Callback):
         fewer = NEXT_ATTEMPT in error  # one of its processes has halved its micro-batch itself
         if _LOW_MEMORY in error:  # Ray killed its worker before the node ran out of memory
             folder = self._storage.checkpoints(spec.run_id)
-            size = read_micro_batch(folder, spec.batch_size)
+            share = -(-spec.batch_size // len(trial.placement_group_factory.bundles))  # of each of its processes
+            size = read_micro_batch(folder, share)
             if size > 1:
                 with contextlib.suppress(OSError):
                     write_micro_batch(folder, size // 2)

@@ -281,7 +281,7 @@ def _database_damage(study: Study) -> str | None:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     except sqlite3.DatabaseError as error:
         found = str(error)
-    return None if found == "ok" else f"{found}: move the file away, and --mend writes its runs anew"
+    return None if found == "ok" else f"{found}: move the file away and start the study again, which writes it anew"
 
 
 def _completed(client: MlflowClient, experiment_id: str) -> dict[str, list[Any]]:

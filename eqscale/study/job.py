@@ -19,7 +19,7 @@ from eqscale.console import doing, make_console
 from eqscale.cores import allowed_cores
 from eqscale.errors import InputError
 from eqscale.places import remember_results
-from eqscale.storage import check_writable, write_atomically
+from eqscale.storage import check_writable, remove_folder, write_atomically
 from eqscale.study import shared_data
 from eqscale.study.alone import Planned, write_plan
 from eqscale.study.description import description_path, read_description
@@ -86,6 +86,7 @@ class OpenStudy:
         self.complete = False
         """Set by the job once every run has ended; until then the study's MLflow run counts as killed."""
         self.stage_seconds: dict[str, float] = {}
+        self._failed: set[str] = set()
         self._begin = time.monotonic()
 
     def train(
@@ -163,16 +164,19 @@ class OpenStudy:
             display.ended(spec, record)
             self.tracker.run_ended(record)
             publication.due = True
+            publication.look()
             if source is not None:
                 source.tell(spec, record)
 
         def pruned(spec: RunSpec) -> None:
+            remove_folder(self.options.storage.checkpoints(spec.run_id))
             display.pruned(spec)
             self.tracker.run_pruned(spec)
             assert source is not None
             source.tell(spec, None)
 
         def failed(spec: RunSpec, error: str) -> None:
+            self._failed.add(spec.run_id)
             with contextlib.suppress(OSError):  # a full disk: without a note the run is just not done
                 self.ledger.write_failure(spec, error)
             display.failed(spec, error)
@@ -187,9 +191,8 @@ class OpenStudy:
         return None if limit is None else max(1.0, limit - (time.monotonic() - self._begin))
 
     def missing(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
-        """The runs that have neither a record nor a failure."""
-        failures = self.ledger.failures()
-        return [s for s in specs if s.run_id not in self.ledger and s.run_id not in failures]
+        """The runs without a record that didn't fail since this driver started; earlier failures are tried again."""
+        return [s for s in specs if s.run_id not in self.ledger and s.run_id not in self._failed]
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from eqscale.arms import UnknownArm
 from eqscale.errors import InputError
 from eqscale.storage import AnyPath, matching, write_atomically
+from eqscale.tasks import UnknownTask
+from eqscale.training.optim import UnknownOptimizer
 from eqscale.training.spec import CODE, ChangedRecord, CurvePoint, RunRecord, RunSpec
 
 
@@ -121,6 +123,7 @@ def parse_note(text: bytes) -> dict[str, str] | None:
     return note if all(isinstance(value, str) for value in note.values()) and _is_run_id(note["run_id"]) else None
 
 
+_REGISTERED = {UnknownArm: "--arm-file", UnknownTask: "--task-file", UnknownOptimizer: "--optimizer-file"}
 _ANOTHER = "is damaged (its content has another identity)"
 
 
@@ -133,7 +136,7 @@ def parse_record(text: bytes, where: str) -> RunRecord:
 
     Raises:
         UnreadableRecord: if it is damaged, or was written by a version of the code with other fields.
-        InputError: if its arm is unknown, which says nothing against the record.
+        InputError: if its arm, task or optimiser is unknown, which says nothing against the record.
     """
     try:
         record = RunRecord.from_json(text.decode())
@@ -144,10 +147,9 @@ def parse_record(text: bytes, where: str) -> RunRecord:
         code = _code_of(text)
         if code not in (None, CODE):
             raise UnreadableRecord(f"{where} was written by {code}", damaged=False) from error
-        if isinstance(error, UnknownArm):
-            raise InputError(
-                f"{where} is a run of an arm that isn't registered ({error}): name the arm's file with --arm-file"
-            ) from error
+        for unknown, option in _REGISTERED.items():
+            if isinstance(error, unknown):
+                raise InputError(f"{where} can't be read without its file ({error}): name it with {option}") from error
         raise UnreadableRecord(f"{where} is damaged ({type(error).__name__}: {error})") from error
     if record.outdated and record.code == CODE:
         raise UnreadableRecord(f"{where} {_ANOTHER}")

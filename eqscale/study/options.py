@@ -144,6 +144,7 @@ def _parser(
         description=description,
         epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # as of the first parser: both must read a word alike
         parents=[_first_parser(presets), *([own] if own else [])],
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before anything is spent")

@@ -87,6 +87,10 @@ def _read_manifest(folder: AnyPath) -> dict[str, Any]:
         return json.loads((folder / _MANIFEST).read_bytes())
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise InputError(
+            f"{folder / _MANIFEST} is damaged ({error}): delete the folder, and its data are made anew"
+        ) from error
 
 
 def _entries(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from eqscale.arms import get_arm
+from eqscale.arms import arm_names, get_arm
 from eqscale.storage import write_atomically
 from eqscale.study.ledger import Ledger
 from eqscale.tasks import DEFAULT, get_task
@@ -102,8 +102,9 @@ def test_columns(record: RunRecord) -> dict[str, float]:
 
 
 def _planned_row(spec: RunSpec) -> dict[str, object]:
-    arm = get_arm(spec.arm)
-    roles = {"role": str(arm.role), "control_of": arm.control_of}
+    # an outdated record may be of an arm that is gone
+    arm = get_arm(spec.arm) if spec.arm in arm_names() else None
+    roles = {"role": str(arm.role), "control_of": arm.control_of} if arm else {"role": None, "control_of": None}
     return {"run_id": spec.run_id, "name": spec.name, **roles, **spec_columns(spec)}
 
 

@@ -183,6 +183,8 @@ class _Progress:
     padded_pairs: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    large_losses: int = 0
+    """Steps in a row up to this one with a loss of ``DIVERGED_LOSS`` or more."""
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -226,7 +228,6 @@ class _Trainer:
         self.model = build_model(spec).to(self.device)
         if self.device.type == "cuda":
             self.model.compile(dynamic=True, mode="reduce-overhead" if self.graphs else "default")
-        self.parameters = list(self.model.parameters())  # finding them takes a small model 1 % of a step
         self.optimizer = get_optimizer(spec.optimizer).build(
             self.model, spec.learning_rate, spec.weight_decay, spec.momentum
         )
@@ -341,7 +342,7 @@ class _Trainer:
             spec=spec,
             run_id=spec.run_id,
             status=status,
-            parameters=sum(p.numel() for p in self.parameters if p.requires_grad),
+            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             tokens=progress.tokens,
             padded_tokens=progress.padded_tokens,
             epochs=samples_drawn / unique,
@@ -424,9 +425,11 @@ class _Trainer:
         self.pending.clear()
         self.progress.loss_sum += sum(values)
         self.progress.loss_count += len(values)
-        # All of them: where targets have a heavy tail, those of a single batch can be as large.
-        if not all(map(math.isfinite, values)) or min(values) >= DIVERGED_LOSS:
-            raise _Diverged
+        # In a row: where targets have a heavy tail, those of a single batch can be as large.
+        for value in values:
+            self.progress.large_losses = 0 if value < DIVERGED_LOSS else self.progress.large_losses + 1
+            if not math.isfinite(value) or self.progress.large_losses >= _CHECK_STEPS:
+                raise _Diverged
 
     def _add_curve_point(self) -> None:
         progress = self.progress
@@ -525,18 +528,19 @@ def train(
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     trainer = _Trainer(spec, train_samples, test_samples, checkpoints, report, alive, checkpoint_seconds, group)
     status, test = "finished", {}
-    begin = time.perf_counter()
+    spent = 0.0
     try:
         trainer.run()
         begin = time.perf_counter()
         test = trainer.evaluate()
+        spent = time.perf_counter() - begin
         if not math.isfinite(test["nmse"]):
             raise _Diverged
         if weights is not None:
             trainer.save_weights(weights)
     except _Diverged:
         status, test = "diverged", {}
-    return trainer.record(status, test, started, time.perf_counter() - begin)
+    return trainer.record(status, test, started, spent)
 
 
 def time_steps(spec: RunSpec, train_samples: Samples, test_samples: Samples, seconds: float) -> tuple[float, str]:

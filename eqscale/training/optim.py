@@ -265,7 +265,7 @@ def _muon_flops(model: nn.Module) -> float:
 
 
 ADAMW = register(Optimizer("adamw", "AdamW (Loshchilov and Hutter 2019), second beta .95", _adamw))
-MUON = register(
+register(
     Optimizer(
         "muon",
         "Muon (Jordan et al. 2024) for maps between hidden channels, AdamW for the rest",
@@ -276,10 +276,14 @@ MUON = register(
 )
 
 
+class UnknownOptimizer(InputError):
+    """No optimiser of this name is registered."""
+
+
 def get_optimizer(name: str) -> Optimizer:
-    """Look an optimiser up by name; raises InputError, which lists the known ones."""
+    """Look an optimiser up by name; raises UnknownOptimizer, which lists the known ones."""
     if name not in _OPTIMIZERS:
-        raise InputError(f"unknown optimiser {name!r}; choose from {', '.join(_OPTIMIZERS)}")
+        raise UnknownOptimizer(f"unknown optimiser {name!r}; choose from {', '.join(_OPTIMIZERS)}")
     return _OPTIMIZERS[name]
 
 

@@ -213,6 +213,7 @@ def test_command(arms, tmp_path, capsys):
         ("design", *table, "--question", "a", "--arms", "plain", "--spend", "1e12"): "below 3.33e+16, the cheapest run",
         ("plan", *table, "--compute", "1", "--from", str(tmp_path)): "either a run table or --from",
         ("plan", "--from", str(tmp_path), "--compute", "1"): "the column 'budget' is missing",
+        ("plan", "--from", str(tmp_path), "--compute", "1", "--where", "arm=gatr"): "--where would change nothing",
     }.items():
         assert main(list(arguments)) == 2
         assert message in capsys.readouterr().err

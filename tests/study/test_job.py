@@ -34,6 +34,7 @@ def refuse(tmp_path, monkeypatch, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--prese", "quick"], "--prese"),
         (["--preset", "huge"], "unknown preset 'huge'; choose from first, quick, cpu, forces-quick"),
         (["--arms", "cnn"], "unknown arm 'cnn'; choose from transformer, transformer_aug"),
         (["--budgets", "-1"], "--budgets must be positive, not -1"),

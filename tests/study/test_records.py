@@ -12,6 +12,7 @@ from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.study.records import read_records, records_path, write_records
+from eqscale.training import optim
 from eqscale.training.spec import CODE
 from tests.study.test_ledger import make_record, make_spec
 
@@ -130,18 +131,29 @@ def test_a_damaged_line_is_named_and_the_job_refused(ledger, tmp_path, monkeypat
     assert not (tmp_path / "studies").exists()
 
 
-def test_a_record_of_an_unknown_arm_is_not_called_damaged_but_asks_for_its_file(tmp_path, monkeypatch):
-    monkeypatch.setitem(arms._ARMS, "passing", dataclasses.replace(arms.get_arm("transformer"), name="passing"))
-    record = dataclasses.replace(make_record(dataclasses.replace(make_spec(0), arm="passing")), code=CODE)
+@pytest.mark.parametrize("what", ["arm", "optimizer"])
+def test_a_record_of_something_unknown_is_not_called_damaged_but_asks_for_its_file(tmp_path, monkeypatch, what):
+    known = arms._ARMS if what == "arm" else optim._OPTIMIZERS
+    monkeypatch.setitem(known, "passing", dataclasses.replace(next(iter(known.values())), name="passing"))
+    record = dataclasses.replace(make_record(dataclasses.replace(make_spec(0), **{what: "passing"})), code=CODE)
     ledger = Ledger(tmp_path / "ledger")
     ledger.write(record)
     write_records(ledger, tmp_path)
-    monkeypatch.delitem(arms._ARMS, "passing")
+    monkeypatch.delitem(known, "passing")
+    message = rf"can't be read without its file \(unknown .* 'passing'.*--{what}-file"
     for read in (ledger.records, lambda: read_records(tmp_path)):
-        with pytest.raises(InputError, match=r"isn't registered \(unknown arm 'passing'.*--arm-file") as caught:
+        with pytest.raises(InputError, match=message) as caught:
             read()
         assert not isinstance(caught.value, UnreadableRecord)
     assert (tmp_path / f"ledger/{record.run_id}.json").exists()
+
+
+def test_a_failure_that_a_later_attempt_mended_is_none(tmp_path):
+    record = make_record(make_spec(0))
+    note = {"name": record.spec.name, "run_id": record.run_id, "error": "OSError: full"}
+    records_path(tmp_path).write_text(f"{json.dumps(note)}\n{record.to_json(indent=None)}\n")
+    published = read_records(tmp_path)
+    assert (list(published.records), published.failures) == ([record.run_id], {})
 
 
 def test_results_are_published_while_runs_end_but_not_all_the_time(monkeypatch):

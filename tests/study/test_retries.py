@@ -44,6 +44,7 @@ def study(tmp_path):
         max_failures=1,
         num_failures=0,
         temporary_state=SimpleNamespace(ray_actor="the actor"),
+        placement_group_factory=backend.reservation(1, gpu=False),
     )
     events = StudyEvents(
         **{
@@ -122,6 +123,15 @@ def test_a_worker_killed_for_memory_is_retried_with_half_the_micro_batch_until_o
     assert study.trial.fail("1 worker(s) were killed due to the node running low on memory.")
     study.callback.on_trial_recover(0, [], study.trial)
     assert not study.trial.fail("1 worker(s) were killed due to the node running low on memory.")
+
+
+def test_a_group_killed_for_memory_halves_the_share_of_each_process(study):
+    study.trial.placement_group_factory = backend.reservation(4, gpu=False)
+    run(study)
+    assert study.trial.fail("2 worker(s) were killed due to the node running low on memory.")
+    study.callback.on_trial_recover(0, [], study.trial)
+    folder = study.storage.checkpoints(study.spec.run_id)
+    assert read_micro_batch(folder, study.spec.batch_size) == study.spec.batch_size // 4 // 2
 
 
 def test_a_process_that_has_halved_the_micro_batch_itself_is_retried_with_it(study):

@@ -173,7 +173,10 @@ def test_a_single_large_loss_is_a_hard_batch_many_are_divergence(windows, tmp_pa
         return healthy(*args) + (100.0 if len(calls) in large else 0.0)
 
     monkeypatch.setattr(loop, "accumulate_gradient", large_at_some_steps)
-    assert train(make_spec(), *windows, checkpoints=tmp_path).status == status
+    for seconds in (1e9, 0.0):  # however often losses are read
+        calls.clear()
+        record = train(make_spec(), *windows, checkpoints=tmp_path / str(seconds), checkpoint_seconds=seconds)
+        assert record.status == status
 
 
 def test_a_nan_ends_the_run_as_diverged(windows, tmp_path, monkeypatch):
