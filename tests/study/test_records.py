@@ -12,8 +12,9 @@ from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.options import parse_options
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.study.records import read_records, records_path, write_records
+from eqscale.study.table import run_table
 from eqscale.training import optim
-from eqscale.training.spec import CODE
+from eqscale.training.spec import CODE, RESULTS_VERSION
 from tests.study.test_ledger import make_record, make_spec
 
 
@@ -146,6 +147,17 @@ def test_a_record_of_something_unknown_is_not_called_damaged_but_asks_for_its_fi
             read()
         assert not isinstance(caught.value, UnreadableRecord)
     assert (tmp_path / f"ledger/{record.run_id}.json").exists()
+
+
+def test_an_outdated_record_of_an_arm_that_is_gone_is_a_row_without_a_role(tmp_path, monkeypatch):
+    monkeypatch.setitem(arms._ARMS, "gone", dataclasses.replace(arms.get_arm("transformer"), name="gone"))
+    record = make_record(dataclasses.replace(make_spec(0), arm="gone"))
+    old = dataclasses.replace(record, code=CODE.replace(f"version {RESULTS_VERSION}", f"version {RESULTS_VERSION - 1}"))
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.write(old)
+    monkeypatch.delitem(arms._ARMS, "gone")
+    (row,) = run_table([], ledger, aside=True).to_dict("records")
+    assert (row["arm"], row["status"], row["role"]) == ("gone", "outdated", None)
 
 
 def test_a_failure_that_a_later_attempt_mended_is_none(tmp_path):
