@@ -48,12 +48,12 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("--joint DIR takes two or more results folders, and two or more need it")
     folders = [find_results(name) for name in args.folders]
     if args.joint is not None:
-        from eqscale.report.joint import read_answers, write_joint
+        from eqscale.report.joint import check_joint, write_joint
 
-        answers = read_answers(folders, args.joint)
+        check_joint(folders, args.joint)
     for folder in map(write_report, folders):
         print("written:", " and ".join(str(page) for page in sorted(folder.glob("report.[mh]*"), reverse=True)))
     if args.joint is not None:
-        write_joint(answers, args.joint)
+        write_joint(folders, args.joint)
         print(f"written: {args.joint / 'report.md'}")
     return 0

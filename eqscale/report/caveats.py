@@ -33,11 +33,6 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
             taken = f"the noise there is taken from the other budgets ({link('seed_noise')})"
             note(f"One seed at {single} executed FLOPs: {taken}.")
     notes += _law_doubts(analysis)
-    if analysis.minima.get("nominal") or analysis.minima.get("seconds"):
-        note(
-            "On nominal FLOPs and seconds, measured optima rest on the slopes of the laws, along which runs are moved "
-            f"to equal cost ({link('minima')})."
-        )
     if not grid.empty and grid.groupby(["arm", "budget"])["N"].nunique().max() > 1:
         note(
             "Where the best of several sizes counts (first table, data, controls, parts of the lead), intervals don't "

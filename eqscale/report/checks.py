@@ -75,7 +75,7 @@ def passing(margin: float, half: float) -> float:
 def _holds_if_equal(halves: Iterable[float], limit: float) -> str:
     """How often a check that values are within ±limit holds if they are all 0."""
     chance = math.prod(max(2 * passing(limit, half) - 1, 0.0) for half in halves)
-    return f"holds in {100 * chance:.0f} % if nothing changes at all"
+    return f"holds in {100 * chance:.0f} % if nothing changes"
 
 
 def _half(e: Estimate) -> float:

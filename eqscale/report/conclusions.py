@@ -200,6 +200,9 @@ def _on_whole_gap(grid: DataGrid, trio: Sequence[str], many: list[int], fresh: l
     left = grid.gap({augmented: 1.0, arm: -1.0}, many)
     beyond = grid.gap({augmented: 1.0, arm: CLOSED - 1.0, base: -CLOSED}, many)
     outcome, text = checks.positive(-beyond.high, -beyond.low), _share_text(grid, left, whole)
+    if len(many) > 1:
+        parts = [(grid.gap({augmented: 1.0, arm: -1.0}, [n]), grid.gap({base: 1.0, arm: -1.0}, [n])) for n in many]
+        text += f" (each: {', '.join(f'{100 * one.value / other.value:.0f}' for one, other in parts)} %)"
     # a perfect augmentation has with few data the loss that it has with fresh data
     lead = grid.gap({augmented: 1.0}, fresh).value - grid.gap({arm: 1.0}, many).value if fresh else math.nan
     chance = checks.passing(CLOSED * whole.value - lead, beyond.high - beyond.value) if fresh else 0.0
@@ -207,10 +210,7 @@ def _on_whole_gap(grid: DataGrid, trio: Sequence[str], many: list[int], fresh: l
         outcome = "open"
     power = "can't fail: without fresh data nobody knows what a perfect augmentation would leave"
     if fresh:
-        power = (
-            f"holds in {100 * chance:.0f} % at best: a perfect augmentation, which ends as with fresh data, "
-            f"leaves {100 * lead / whole.value:.1f} %"
-        )
+        power = f"holds in {100 * chance:.0f} % at best: a perfect augmentation leaves {100 * lead / whole.value:.1f} %"
     return checks.Finding(outcome, text, power)
 
 

@@ -17,7 +17,6 @@ from eqscale.laws import plots
 from eqscale.laws.axes import AXES
 from eqscale.laws.render import interval_text, markdown_table, number
 from eqscale.report.exhibits import UNSEEN
-from eqscale.report.means import best_of_sizes
 from eqscale.report.parts import read_study
 from eqscale.report.roles import Roles
 from eqscale.report.split import GATR, LEAD, PARTS, PLAIN, ratio_text
@@ -26,7 +25,7 @@ from eqscale.storage import write_text
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one study's compute grid says, without a law."""
+    """What the report of one study says about its compute grid, without a law."""
 
     task: str
     folder: Path
@@ -43,25 +42,27 @@ class Answer:
 
 
 def read_answer(folder: Path) -> Answer:
-    """Compare the arms of a results folder at each budget, means over seeds at the best size.
+    """The measured optima of a study whose report is written.
 
     Raises:
-        InputError: as ``read_study``, or the study has no finished compute grid.
+        InputError: as ``read_study``, or no budget has measured optima.
     """
-    study = read_study(folder)
-    runs = study.part("compute")
-    if runs.empty:
-        raise InputError(f"{str(folder)!r} has no finished compute grid to compare with other tasks")
-    runs = runs.assign(value=np.log(runs["loss"].astype(float)))
-    found = {str(arm): best_of_sizes(own) for arm, own in runs.groupby("arm", sort=False)}
-    rows = []
-    for budget in sorted(runs["budget"].unique()):
-        here = {arm: means[budget] for arm, means in found.items() if budget in means}
-        best = min(here, key=lambda arm: here[arm].value)
-        for arm, mean in here.items():
-            low, high = (0.0, 0.0) if arm == best else (mean - here[best]).limits()
-            rows.append((arm, budget, math.exp(mean.value - here[best].value), math.exp(low), math.exp(high)))
-    ratios = pd.DataFrame(rows, columns=["arm", "budget", "ratio", "low", "high"])
+    study, path = read_study(folder), folder / "minima.csv"
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["axis"])
+    table = table[table["axis"] == "executed"]
+    if table.empty:
+        raise InputError(f"{str(folder)!r} has no measured optima: they need four sizes of an arm at a budget")
+    parts = []
+    for budget, here in table.groupby("cost"):
+        losses = here[here["quantity"] == "loss"].set_index("arm")["estimate"]
+        over = here[here["quantity"] == f"loss over {losses.idxmin()}"].set_index("arm").reindex(losses.index)
+        found = {
+            "ratio": over["estimate"],
+            "low": over[["model_low", "robust_low"]].min(axis=1),
+            "high": over[["model_high", "robust_high"]].max(axis=1),
+        }
+        parts.append(pd.DataFrame(found).fillna(1.0).reset_index().assign(budget=budget))  # 1: the best arm itself
+    ratios = pd.concat(parts, ignore_index=True)[["arm", "budget", "ratio", "low", "high"]]
     return Answer(study.wording.name, folder, ratios, study.roles)
 
 
@@ -84,23 +85,26 @@ def same_arm(answers: Sequence[Answer]) -> str:
     return said + f" Below, another arm is for sure: {', '.join(others)} executed FLOPs." * bool(others)
 
 
-def read_answers(folders: Sequence[Path], target: Path) -> list[Answer]:
-    """The answers of studies that can be joined in a page at ``target``.
+def check_joint(folders: Sequence[Path], target: Path) -> None:
+    """Check that a page at ``target`` can join studies, before their reports are written.
 
     Raises:
-        InputError: as ``read_answer``; two folders hold the same task, or the target is a file or a study.
+        InputError: as ``read_study``; two folders hold the same task, or the target is a file or a study.
     """
     if (target / "task.json").exists() or target.is_file():
         raise InputError(f"--joint {target}: a study's results or a file; give a folder of its own")
-    answers = [read_answer(folder) for folder in folders]
-    tasks = [answer.task for answer in answers]
+    tasks = [read_study(folder).wording.name for folder in folders]
     if len(set(tasks)) < len(tasks):
         raise InputError(f"a joint page compares different tasks; these studies are of {', '.join(tasks)}")
-    return answers
 
 
-def write_joint(answers: Sequence[Answer], target: Path) -> None:
-    """Write ``report.md``, ``joint.csv`` and the figure of several studies, whose reports are written already."""
+def write_joint(folders: Sequence[Path], target: Path) -> None:
+    """Write ``report.md``, ``joint.csv`` and the figure of several studies, whose reports are written already.
+
+    Raises:
+        InputError: as ``read_answer``.
+    """
+    answers = [read_answer(folder) for folder in folders]
     target.mkdir(parents=True, exist_ok=True)
     with plots.style():
         figure, panels = plots.panel_grid(len(answers), height=2.8, sharey=True)
@@ -130,8 +134,8 @@ def write_joint(answers: Sequence[Answer], target: Path) -> None:
         "# Is it the same arm on every task?",
         f"**{same_arm(answers)}**",
         "![Loss over that of the best arm](loss_over_best.png)",
-        "*Means over seeds at the best size of each budget, over the lowest of them, with 95 % intervals from the "
-        "noise between seeds. No law is used. `joint.csv` has the numbers.*",
+        "*Lowest losses as measured at each budget, over the lowest of them, with 95 % intervals. No law is used. "
+        "`joint.csv` has the numbers.*",
         markdown_table(["task", "executed FLOPs", *(f"`{arm}`" for arm in arms)], rows),
         "## What holds on all of them?",
         "The checks of the paper's three conclusions, on executed FLOPs, by the arm that builds the symmetry in. What "

@@ -74,8 +74,8 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
     if any(analysis.minima.values()):
         note = (
             "Losses and ratios are measured at single costs: on executed FLOPs without a law, on the other axes after "
-            f"moving the runs along their laws to equal cost ({link('minima')}). An arm is ahead if the interval of "
-            "every other arm's loss over its own lies above 1. "
+            "moving the runs to equal cost along their laws, on whose slopes they rest "
+            f"({link('minima')}). An arm is ahead if the interval of every other arm's loss over its own lies above 1. "
         )
     if any(_BY_LAW in cell for row in rows for cell in row):
         note += (

@@ -188,9 +188,10 @@ def _provenance(study: Study) -> str:
         lines.append(f"Code: {'; '.join(sorted(finished['code'].dropna().unique()))}.")
     if "data" in runs:
         lines.append(f"Data: definition {', '.join(sorted(set(runs['data'].astype(str).str[:12])))}.")
-    lines += [f"{axis.label}: {axis.meaning}." for axis in AXES.values()]
-    if study.untimed == 0:
-        lines.append("Seconds come from step times taken in one sitting, `step_times.csv`.")
+    timed = "steps × the time of a step, all timed in one sitting (`step_times.csv`)"
+    meanings = {axis.label: axis.meaning for axis in AXES.values()}
+    meanings |= {AXES["seconds"].label: timed} if study.untimed == 0 else {}
+    lines += [f"{label}: {meaning}." for label, meaning in meanings.items()]
     lines.append(
         "The run table is `runs.csv`, its columns are explained in `columns.md`; `records.jsonl` holds the runs "
         "without loss. `eqscale report` on this folder rebuilds everything else from them, byte for byte: `fits.json`, "

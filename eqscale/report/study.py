@@ -69,7 +69,7 @@ def write_report(folder: Path) -> Path:
         write_text(folder / "allocation.csv", allocation_frame(analysis).to_csv(index=False))
         write_text(folder / "ranking.csv", ranking_frame(analysis).to_csv(index=False))
         write_text(folder / "comparisons.csv", comparison_frame(analysis).to_csv(index=False))
-        write_text(folder / "minima.csv", minima_frame(analysis, study.roles.built_in).to_csv(index=False))
+        write_text(folder / "minima.csv", minima_frame(analysis).to_csv(index=False))
         noise = analysis.noise.rename(columns={UNIQUE: f"unique_{study.wording.unit.many}"})
         write_text(folder / "seed_noise.csv", noise.to_csv(index=False))
     if len(split):

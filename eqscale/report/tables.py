@@ -151,7 +151,7 @@ _Optimum = dict[str, Estimate]
 """What is known of an arm at one cost: its lowest loss, N_opt, and these relative to each built-in arm."""
 
 
-def _optima(analysis: Analysis, axis: str, built_in: Sequence[str]) -> Iterator[tuple[float, str, _Optimum]]:
+def _optima(analysis: Analysis, axis: str, references: Sequence[str]) -> Iterator[tuple[float, str, _Optimum]]:
     """Cost, arm and measured optimum; values that can't be had are left out."""
     minima = analysis.minima.get(axis, {})
     for cost in sorted({float(c) for m in minima.values() for c in m.cost}):
@@ -162,7 +162,7 @@ def _optima(analysis: Analysis, axis: str, built_in: Sequence[str]) -> Iterator[
             size = combine([(m, m.N, weights_at(m, np.array([cost]), np.ones(1)))]).exp()
             if not math.isnan(size.value):
                 found["N"] = size
-            for reference in built_in:
+            for reference in references:
                 other = minima.get(reference)
                 if other is None or other is m:
                     continue
@@ -193,7 +193,7 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
         [AXES["executed"].label, "arm", *header.values()], rows,
         "Minimum of a cubic in log N through the log losses of the runs at one cost (after approach 2 of Hoffmann et "
         "al. 2022), of sizes up to 20 % above the best or the best five. `minima.csv` has both intervals, ratios to "
-        "every built-in arm, and the other axes, to which runs are moved along their laws."
+        "every arm, and the other axes, to which runs are moved along their laws."
         + (joined if built_in else ""),
     )  # fmt: skip
 
@@ -219,12 +219,12 @@ def _lasting(minima: Mapping[str, Minima], arm: str, base: str) -> str:
     return f"{wide(e)}: {said}"
 
 
-def minima_frame(analysis: Analysis, built_in: Sequence[str]) -> pd.DataFrame:
-    """The optima on every axis in numbers."""
+def minima_frame(analysis: Analysis) -> pd.DataFrame:
+    """The optima on every axis in numbers, relative to those of every other arm, too."""
     rows = [
         (axis, cost, name, what, e.value, *e.model, *e.robust)
         for axis in analysis.minima
-        for cost, name, found in _optima(analysis, axis, built_in)
+        for cost, name, found in _optima(analysis, axis, list(analysis.minima[axis]))
         for what, e in found.items()
     ]
     return pd.DataFrame(rows, columns=["axis", "cost", "arm", "quantity", *_ESTIMATE])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from eqscale.errors import InputError
-from eqscale.report.joint import read_answers, write_joint
+from eqscale.report.joint import check_joint, write_joint
 from eqscale.report.split import PARTS
 from eqscale.report.study import write_report
 from eqscale.tasks import get_task
@@ -23,7 +23,7 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
             write_report(folder)
         parts = pd.DataFrame({"budget": 1e13, "part": PARTS.keys(), "ratio": 2.0, "low": 1.9, "high": 2.1})
         parts.to_csv(folders[0] / "split.csv", index=False)
-        write_joint(read_answers(folders, tmp_path / "joint"), tmp_path / "joint")
+        write_joint(folders, tmp_path / "joint")
     text = (tmp_path / "joint/report.md").read_text()
     assert "disagree at their largest budgets. Lowest is `gatr` for sure on rigid, `transformer` for sure on f" in text
     assert "`gatr` on forces at 1e+10" in text
@@ -39,7 +39,7 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
     assert behind["ratio"] == pytest.approx(laws[0] / laws[1], rel=0.03)
     assert behind["low"] < behind["ratio"] < behind["high"]
     with pytest.raises(InputError, match="compares different tasks"):
-        read_answers([folders[0], folders[0]], tmp_path / "other")
+        check_joint([folders[0], folders[0]], tmp_path / "other")
     for taken in (folders[0], tmp_path / "joint/report.md"):  # whose own report would be lost
         with pytest.raises(InputError, match="give a folder of its own"):
-            read_answers(folders, taken)
+            check_joint(folders, taken)
