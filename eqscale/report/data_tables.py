@@ -83,7 +83,7 @@ def data_lines(grid: DataGrid, roles: Roles) -> list[str]:
         return []
     built_in = [arm for arm in roles.built_in if arm in grid.arms()]
     arms = [*built_in, base, augmented]
-    levels, fresh = grid.levels_with_epochs(arms, REPEATED), grid.fresh_levels(arms)
+    levels = grid.levels_with_epochs(arms, REPEATED)
     fewest = {name: grid.excess({name: 1.0}, levels[:1]) for name in arms} if levels else {}
     if not built_in or not levels or any(math.isnan(price.value) for price in fewest.values()):
         return []
@@ -93,12 +93,10 @@ def data_lines(grid: DataGrid, roles: Roles) -> list[str]:
         f"factors: {said} ({link('repetition')})."
     ]
     for arm in built_in:
-        lead, left = {base: 1.0, arm: -1.0}, {augmented: 1.0, arm: -1.0}
+        plain, left = (grid.excess({name: 1.0, arm: -1.0}, levels) for name in (base, augmented))
         lines.append(
-            f"Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs `{base}` "
-            f"{_factor(grid.excess(lead, levels))} and `{augmented}` {_factor(grid.excess(left, levels))} times what "
-            f"it costs `{arm}`; with fresh data their losses are {_factor(grid.gap(lead, fresh))} and "
-            f"{_factor(grid.gap(left, fresh))} times that of `{arm}` ({link('data')})."
+            f"Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs `{base}` {_factor(plain)} and "
+            f"`{augmented}` {_factor(left)} times what it costs `{arm}` ({link('data')})."
         )
     return lines
 

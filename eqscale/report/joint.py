@@ -69,10 +69,10 @@ def read_answer(folder: Path) -> Answer:
 def same_arm(answers: Sequence[Answer]) -> str:
     """Which arm has the lowest loss on each task, how sure that is, and whether it is the same, in words."""
     top = {answer.task: answer.lowest[max(answer.lowest)] for answer in answers}
-    sure = ["for sure on {}" if found else "not for sure on {}" for _, found in top.values()]
     if len(arms := {arm for arm, _ in top.values()}) == 1:
-        how = ", ".join(text.format(task) for text, task in zip(sure, top, strict=True))
-        said = f"At the largest budget of every task `{arms.pop()}` has the lowest loss, {how}."
+        unsure = [task for task, (_, found) in top.items() if not found]
+        how = f"has the lowest loss, not for sure on {' and '.join(unsure)}" if unsure else "is ahead of all others"
+        said = f"At the largest budget of every task `{arms.pop()}` {how}."
     else:
         how = ", ".join(f"`{arm}`{' for sure' * found} on {task}" for task, (arm, found) in top.items())
         said = f"The tasks disagree at their largest budgets. Lowest is {how}."

@@ -137,9 +137,9 @@ def averaging_lines(evaluations: Sequence[Mapping[str, Any]], variant: Noun | No
         if same and most.get("average", 1) > 1:
             one, many = same[0]["errors"]["nmse"], most["errors"]["nmse"]
             said = f"from {number(one)} to {number(many)}, {100 * (1 - many / one):.1f} % less"
-            found.setdefault(most["average"], []).append(f"that of the best `{content['spec']['arm']}` {said}")
+            found.setdefault(most["average"], []).append(f"of the best `{content['spec']['arm']}` {said}")
     return [
-        f"Test-time averaging over {k} group elements, at {k} times the cost of a prediction, takes the loss, "
-        f"{'; '.join(models)} ({link('averaging')})."
+        f"Test-time averaging over {k} group elements, at {k} times the cost of a prediction, takes the loss "
+        f"{', '.join(models)} ({link('averaging')})."
         for k, models in found.items()
     ]

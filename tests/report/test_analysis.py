@@ -27,6 +27,7 @@ from eqscale.report.prediction import predict
 from eqscale.report.render import Content, render
 from eqscale.report.roles import Roles
 from eqscale.report.split import split_lead
+from eqscale.report.tables import lead_table
 from eqscale.roles import Role
 from tests.report import planted
 from tests.report.planted import BUDGETS
@@ -76,9 +77,10 @@ def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
     assert truth == pytest.approx(C, rel=0.3)
     assert line.count("`transformer` ahead above") == 3
     assert re.search(r"\| 1e\+10 FLOPs: `gatr`<br>.*<br>1e\+13 FLOPs: `transformer` \|", text)
-    card = answer(unlike.study, "")
+    card = answer(unlike.study, unlike.analysis, "")
     assert card.startswith("**At equal compute, the lowest loss is gatr's at 1e+10")
-    assert "more than chance" in card
+    assert "`transformer` is ahead on all three axes" in card
+    assert {row[1].split(": ")[1] for row in lead_table(unlike.analysis, ROLES).rows} == {"shrinks"}
 
 
 def test_laws_and_measured_optima_must_agree(unlike):
