@@ -104,8 +104,8 @@ def draw_figures(
     if len(split):
         add(
             "split", "Parts of the lead",
-            "Ratios of losses at every budget, with 95 % intervals from the noise between seeds; right of 1 the second "
-            "arm of the pair is ahead.",
+            "Ratios of lowest losses at every budget, with 95 % intervals; right of 1 the second arm of the pair is "
+            "ahead.",
             {("split", ""): split_figure(split)},
         )  # fmt: skip
     if curves := best_curves(study):

@@ -1,11 +1,12 @@
 """The lead of GATr over the plain transformer, split into what the symmetry does and what else does.
 
 The parts are ratios of losses between neighbours on a path from one arm to the other, so that they add up to the lead
-in logarithms. Each arm counts with its best size at a budget.
+in logarithms. An arm's loss at a budget is its measured optimum.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from eqscale.laws.minima import Minima, loss_ratio
 from eqscale.laws.plots import PALETTE, WIDTH, finish, style
 from eqscale.laws.render import interval_text, number
 from eqscale.report.exhibits import UNSEEN, Table, link
-from eqscale.report.means import best_of_sizes
 
 PLAIN, LOCAL, SLIM, GATR = "transformer", "transformer_local", "gatr_slim", "gatr"
 LEAD, ASYMMETRY = "lead", "asymmetry"
@@ -34,33 +35,28 @@ _SHOWN = 3
 _SIDE = 1.96  # standard errors of a 95 % interval
 
 
-def split_lead(runs: pd.DataFrame, evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The parts of the lead at each budget at which all four arms have runs; empty if there is none.
-
-    Intervals are of the noise between seeds, pooled over an arm's points; that the best of several sizes was chosen is
-    not in them. That of the asymmetry is of the test systems.
+def split_lead(minima: Mapping[str, Minima], evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The parts of the lead at each budget at which all four arms have measured optima; empty if there is none.
 
     Args:
-        runs: finished runs of a compute grid.
-        evaluations: as ``eqscale.report.parts.Study.evaluations``; a plain network's asymmetry is a row of its budget.
+        minima: of the arms, on executed FLOPs.
+        evaluations: as ``eqscale.report.parts.Study.evaluations``; a plain network's asymmetry is a row of its budget,
+            with the interval of the test systems.
 
     Returns:
-        One row per budget and part with the columns budget, part, ratio (of losses), low and high (its 95 % interval,
-        NaN without seeds).
+        One row per budget and part with the columns budget, part, ratio (of losses), low and high (the wider 95 %
+        interval).
     """
     rows = []
-    own = {str(arm): group for arm, group in runs.assign(value=np.log(runs["loss"].astype(float))).groupby("arm")}
     path = (PLAIN, LOCAL, SLIM, GATR)
-    if all(arm in own for arm in path):
-        losses = {arm: best_of_sizes(own[arm]) for arm in path}
-        for budget in sorted(set.intersection(*(set(means) for means in losses.values()))):
-            at = {arm: means[budget] for arm, means in losses.items()}
-            ends = (*itertools.pairwise(path), (PLAIN, GATR))
+    if minima.keys() >= set(path):
+        ends = (*itertools.pairwise(path), (PLAIN, GATR))
+        for budget in functools.reduce(np.intersect1d, [minima[arm].cost for arm in path]).tolist():
             for part, (one, other) in zip(PARTS, ends, strict=True):
-                mean = at[one] - at[other]
-                rows.append((budget, part, *np.exp([mean.value, *mean.limits()]).tolist()))
-            if found := _asymmetry(evaluations, budget):
-                share, half = found["share"], _SIDE * found["share_se"]
+                found = loss_ratio(minima[other], minima[one], budget).exp()
+                rows.append((budget, part, found.value, found.low, found.high))
+            if measured := _asymmetry(evaluations, budget):
+                share, half = measured["share"], _SIDE * measured["share_se"]
                 limits = (1 / (1 - s) if s < 1 else math.inf for s in (share, share - half, share + half))
                 rows.append((budget, ASYMMETRY, *limits))
     return pd.DataFrame(rows, columns=["budget", "part", "ratio", "low", "high"])
@@ -98,8 +94,8 @@ def split_table(split: pd.DataFrame) -> Table:
     return Table(
         "split", f"What the lead of {GATR} over {PLAIN} is made of",
         ["part", "measured by", *(f"{budget:.3g} FLOPs" for budget in shown)], rows,
-        "Ratios of losses with 95 % intervals from the noise between seeds, each arm at the best of its sizes. The "
-        "parts multiply to the lead. `split.csv` has all budgets.",
+        f"Ratios of lowest losses ({link('minima')}) with 95 % intervals. The parts multiply to the lead. "
+        "`split.csv` has all budgets.",
     )  # fmt: skip
 
 
@@ -129,5 +125,4 @@ def _parts(split: pd.DataFrame) -> list[str]:
 
 def ratio_text(row: pd.Series) -> str:
     """The ratio of a row with its interval."""
-    interval = "" if math.isnan(row["low"]) else f" {interval_text((row['low'], row['high']), 3)}"
-    return f"{number(row['ratio'], 3)}{interval}"
+    return f"{number(row['ratio'], 3)} {interval_text((row['low'], row['high']), 3)}"

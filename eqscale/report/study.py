@@ -59,7 +59,7 @@ def write_report(folder: Path) -> Path:
     analysis = analyse(study)
     grid = read_data_grid(study.part("data_grid"), study.part("compute"), study.wording.unit.many)
     conclusions = conclude(study.roles, analysis.arms, analysis.minima, grid)
-    split = split_lead(study.part("compute"), study.evaluations)
+    split = split_lead(analysis.minima.get("executed", {}), study.evaluations)
     figures = draw_figures(study, analysis, grid, split, folder)
     if analysis.arms:
         laws = analysis.arms["executed"].items()

@@ -44,7 +44,7 @@ def analysed(tmp_path, table) -> Content:
     study = read_study(tmp_path)
     found = analyse(study)
     grid = read_data_grid(study.part("data_grid"), study.part("compute"), "scenes")
-    split = split_lead(study.part("compute"), study.evaluations)
+    split = split_lead(found.minima["executed"], study.evaluations)
     return Content(study, found, grid, split, conclude(study.roles, found.arms, found.minima, grid), [])
 
 

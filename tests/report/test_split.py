@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eqscale.laws.minima import Minima, Optima
 from eqscale.report.split import GATR, LEAD, LOCAL, PARTS, PLAIN, SLIM, split_lead, split_lines, split_table
 
 LOSS = {PLAIN: 0.40, LOCAL: 0.32, SLIM: 0.25, GATR: 0.20}
@@ -11,15 +12,15 @@ BUDGETS = (1e11, 1e12)
 TRUTH = {"exactness": 0.40 / 0.32, "features": 0.32 / 0.25, "multivectors": 0.25 / 0.20, LEAD: 2.0}
 
 
-def planted(noise=0.0, seeds=3, rng=0):
-    """Three sizes, the middle one best by a third."""
-    rng = np.random.default_rng(rng)
-    rows = [
-        dict(arm=arm, budget=budget, N=1000 * 2**size, seed=seed,
-             loss=loss * (1.0 if size == 1 else 1.33) * np.exp(noise * rng.standard_normal()))
-        for arm, loss in LOSS.items() for budget in BUDGETS for size in range(3) for seed in range(seeds)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+def planted(noise=0.0, rng=0, budgets=BUDGETS):
+    """Measured optima with the planted losses, of errors as large as stated."""
+    rng, k = np.random.default_rng(rng), len(budgets)
+    found = {}
+    for arm, loss in LOSS.items():
+        value = np.log(loss) + noise * rng.standard_normal(k)
+        optima = Optima(value, np.full(k, noise), value + noise * rng.standard_normal((400, k)))
+        found[arm] = Minima(arm, np.array(budgets), optima, optima, noise, 20)
+    return found
 
 
 def measured(arm, budget, share):
@@ -37,9 +38,8 @@ def test_parts_are_the_planted_ones_and_multiply_to_the_lead():
 
 
 def test_budgets_that_an_arm_lacks_do_not_count():
-    runs = planted()
-    at_top = (runs["arm"] == "gatr_slim") & (runs["budget"] == BUDGETS[1])
-    assert split_lead(runs[~at_top], [])["budget"].unique().tolist() == [BUDGETS[0]]
+    optima = planted() | {SLIM: planted(budgets=BUDGETS[:1])[SLIM]}
+    assert split_lead(optima, [])["budget"].unique().tolist() == [BUDGETS[0]]
 
 
 def test_intervals_cover_the_planted_parts_as_often_as_they_say():
@@ -50,25 +50,8 @@ def test_intervals_cover_the_planted_parts_as_often_as_they_say():
     assert (found["high"] / found["low"]).max() < 1.4
 
 
-def test_one_seed_gives_ratios_without_intervals():
-    split = split_lead(planted(seeds=1), [])
-    assert split[["low", "high"]].isna().all(axis=None)
-    assert (
-        "the loss of `transformer` over that of `gatr`, 2, is the product of exactness 1.25, " in split_lines(split)[0]
-    )
-
-
-def test_an_arm_without_seeds_leaves_its_ratios_without_an_interval():
-    runs = planted(noise=0.02)
-    split = split_lead(runs[(runs["arm"] != SLIM) | (runs["seed"] == 0)], []).set_index("part")
-    assert split.loc[["features", "multivectors"], "low"].isna().all()
-    assert split.loc[["exactness", LEAD], "low"].notna().all()
-
-
 def test_the_table_shows_the_lowest_a_middle_and_the_highest_budget():
-    runs = planted(noise=0.02)
-    many = pd.concat([runs[runs["budget"] == BUDGETS[0]].assign(budget=budget) for budget in (1e9, 1e10, 1e11, 1e12)])
-    table = split_table(split_lead(many, []))
+    table = split_table(split_lead(planted(noise=0.02, budgets=(1e9, 1e10, 1e11, 1e12)), []))
     assert list(table.header[2:]) == ["1e+09 FLOPs", "1e+11 FLOPs", "1e+12 FLOPs"]
     assert [row[0] for row in table.rows] == list(PARTS)
 
@@ -78,14 +61,19 @@ def test_the_asymmetry_of_a_measured_plain_network_stands_beside_its_budget():
     rows = found[found["part"] == "asymmetry"]
     assert rows["budget"].tolist() == [BUDGETS[1]]
     assert rows[["ratio", "low", "high"]].iloc[0].tolist() == pytest.approx([1.25, 1 / 0.8196, 1 / 0.7804])
+    assert (
+        "the loss of `transformer` over that of `gatr`, 2 [2, 2], is the product of exactness 1.25"
+        in split_lines(found)[0]
+    )
     assert "averaging over the group alone would give 1.25 [1.22, 1.28]" in split_lines(found)[0]
     (row,) = (row for row in split_table(found).rows if row[0] == "asymmetry")
     assert row[2:] == ["–", "1.25 [1.22, 1.28]"]
 
 
-def test_runs_without_all_four_arms_have_no_split():
-    runs = planted()
-    for other in (runs[runs["arm"] != SLIM], runs[:0]):
+def test_without_all_four_arms_there_is_no_split():
+    optima = planted()
+    del optima[SLIM]
+    for other in (optima, {}):
         split = split_lead(other, [])
         assert split.empty
         assert not split_lines(split)
