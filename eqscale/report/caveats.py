@@ -25,6 +25,8 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
             f"{grid['N'].min():.0f} to {grid['N'].max():.0f} parameters. Dashed lines extrapolate "
             f"({link('loss', 'figure')}); nothing here says what happens at a thousand times the compute."
         )
+        if study.to_come:
+            note(f"Unfinished: {study.to_come} planned runs of the compute grid haven't ended.")
         seeds = grid.groupby("budget")["seed"].nunique()
         single = ", ".join(f"{budget:.3g}" for budget in seeds.index[seeds == 1])
         if not len(analysis.noise):

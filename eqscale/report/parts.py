@@ -45,6 +45,8 @@ class Study:
     """What ``eqscale predict`` wrote before the validation runs."""
     evaluations: tuple[dict[str, Any], ...]
     """Of one trained model each, by ``eqscale measure`` or ``eqscale evaluate --json``."""
+    to_come: int
+    """Planned runs of the compute grid that haven't ended."""
     untimed: int | None
     """Finished runs that ``step_times.csv`` doesn't cover, None without it; with 0 it gives the axis of seconds."""
     animations: tuple[Path, ...]
@@ -105,7 +107,9 @@ def read_study(folder: Path) -> Study:
     animations = tuple(path for path in measured if path.suffix == ".gif")
     prediction = read_json(folder / "prediction.json")
     curves = _read_curves(folder / "records.jsonl")
-    return Study(runs, wording, read_roles(runs), prediction, evaluations, untimed, animations, curves)
+    planned = (read_json(folder / "study.json") or {}).get("runs", [])
+    to_come = len(set(planned) - set(runs["run_id"])) if "run_id" in runs else 0
+    return Study(runs, wording, read_roles(runs), prediction, evaluations, to_come, untimed, animations, curves)
 
 
 def _read_evaluation(path: Path, wording: Wording) -> dict[str, Any]:
