@@ -29,8 +29,8 @@ class Mean:
         return self.value - half, self.value + half
 
 
-def best_of_sizes(runs: pd.DataFrame, by: str = "value") -> dict[float, Mean]:
-    """Budget -> mean of ``value`` over the seeds of the size whose mean of ``by`` is lowest; one arm's runs.
+def best_of_sizes(runs: pd.DataFrame) -> dict[float, Mean]:
+    """Budget -> mean of ``value`` over the seeds of the size where it is lowest; one arm's runs.
 
     The noise between seeds is pooled over all budgets and sizes.
     """
@@ -38,7 +38,7 @@ def best_of_sizes(runs: pd.DataFrame, by: str = "value") -> dict[float, Mean]:
     df = int((points.size() - 1).sum())
     scatter = float(((runs["value"] - points["value"].transform("mean")) ** 2).sum())
     found = {}
-    for budget, means in points[by].mean().groupby("budget"):
+    for budget, means in points["value"].mean().groupby("budget"):
         own = points.get_group(means.idxmin())["value"]
         found[float(budget)] = Mean(float(own.mean()), scatter / df / len(own) if df else 0.0, df)
     return found
