@@ -120,8 +120,8 @@ def main(options: JobOptions[LearningRateSearch]) -> int:
         study.train(search, "search")
         specs = search.ended_specs()
         study.tracker.draw(run_table(specs, ledger))
-        if len(search):
-            console.print(f"[yellow]stopped with {len(search)} trials to go[/yellow]: the same command continues")
+        if left := len(search) + len(study.missing(search.running_specs())):
+            console.print(f"[yellow]stopped with {left} trials to go[/yellow]: the same command continues")
             return 130
         trials = run_table(specs, ledger, pruned={s.run_id for s in specs if s.run_id not in ledger})
         finished = trials[trials["status"] == "finished"]

@@ -244,6 +244,10 @@ class Search:
         else:
             self.studies[cell].tell(trial, state=TrialState.PRUNED)
 
+    def running_specs(self) -> list[RunSpec]:
+        """Runs of the trials that were asked for here and haven't ended, or have failed."""
+        return [self.spec(cell, trial) for cell, trial in self._running.values()]
+
     def ended_specs(self) -> list[RunSpec]:
         """Runs of all trials that have ended, pruned ones included."""
         return [

@@ -96,7 +96,9 @@ def test_a_search_asks_each_cell_for_its_trials_and_learns_from_them(tmp_path):
     tried = []
     while (spec := search.ask()) is not None:
         tried.append(spec)
+        assert search.running_specs() == [spec]
         search.tell(spec, record(spec, loss_of(spec)))
+    assert search.running_specs() == []
     assert len(tried) == 80
     assert len(search) == 0
     assert {spec.batch_size for spec in tried} <= {8, 16, 32, 64}
