@@ -173,7 +173,7 @@ def test_the_views_agree_and_the_best_models_are_measured_and_timed(folder, tmp_
         assert main(["report", "quick"]) == 0
     report = (results / "report.md").read_text()
     assert "(evaluation/transformer.gif)" in report
-    assert "taken in one sitting" in report
+    assert "timed in one sitting" in report
     (tmp_path / "studies/quick/weights").rename(tmp_path / "elsewhere")
     assert main(measure) == 0
     (results / "evaluation/gatr.json").unlink()
