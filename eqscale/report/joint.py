@@ -55,13 +55,15 @@ def read_answer(folder: Path) -> Answer:
     parts = []
     for budget, here in table.groupby("cost"):
         losses = here[here["quantity"] == "loss"].set_index("arm")["estimate"]
-        over = here[here["quantity"] == f"loss over {losses.idxmin()}"].set_index("arm").reindex(losses.index)
+        best = losses.idxmin()
+        over = here[here["quantity"] == f"loss over {best}"].set_index("arm").reindex(losses.index)
+        over.loc[best, ["estimate", "model_low", "robust_low", "model_high", "robust_high"]] = 1.0
         found = {
             "ratio": over["estimate"],
             "low": over[["model_low", "robust_low"]].min(axis=1),
             "high": over[["model_high", "robust_high"]].max(axis=1),
         }
-        parts.append(pd.DataFrame(found).fillna(1.0).reset_index().assign(budget=budget))  # 1: the best arm itself
+        parts.append(pd.DataFrame(found).reset_index().assign(budget=budget))
     ratios = pd.concat(parts, ignore_index=True)[["arm", "budget", "ratio", "low", "high"]]
     return Answer(study.wording.name, folder, ratios, study.roles)
 

@@ -67,7 +67,8 @@ def _asymmetry(evaluations: Sequence[Mapping[str, Any]], budget: float) -> Mappi
     for content in evaluations:
         spec = content.get("spec", {})
         if spec.get("arm") == PLAIN and math.isclose(spec.get("budget", math.nan), budget, rel_tol=1e-6):
-            return next((found for result in content["results"] if (found := result.get("asymmetry"))), {})
+            found = (result.get("asymmetry") or {} for result in content.get("results", []))
+            return next((a for a in found if None not in (a.get("share"), a.get("share_se"))), {})
     return {}
 
 

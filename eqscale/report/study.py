@@ -74,6 +74,8 @@ def write_report(folder: Path) -> Path:
         write_text(folder / "seed_noise.csv", noise.to_csv(index=False))
     if len(split):
         write_text(folder / "split.csv", split.to_csv(index=False))
+    else:  # a joint page would take an earlier one for this report's
+        (folder / "split.csv").unlink(missing_ok=True)
     if study.prediction is not None:
         found = outcomes(study.prediction, study.part("validation"))
         write_text(folder / "validation.csv", outcome_frame(found).to_csv(index=False))

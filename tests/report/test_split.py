@@ -25,7 +25,8 @@ def planted(noise=0.0, rng=0, budgets=BUDGETS):
 
 def measured(arm, budget, share):
     """What ``eqscale measure`` writes of a network."""
-    results = [{"predictor": "model", "asymmetry": {"share": share, "share_se": 0.01}}, {"predictor": "mean of 2"}]
+    unknown = {"predictor": "zero", "asymmetry": {"share": None, "share_se": None}}  # as NaN is written
+    results = [unknown, {"predictor": "model", "asymmetry": {"share": share, "share_se": 0.01}}, {"predictor": "mean"}]
     return {"spec": {"arm": arm, "budget": budget}, "results": results}
 
 
