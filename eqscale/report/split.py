@@ -24,13 +24,13 @@ from eqscale.report.exhibits import UNSEEN, Table, link
 PLAIN, LOCAL, SLIM, GATR = "transformer", "transformer_local", "gatr_slim", "gatr"
 LEAD, ASYMMETRY = "lead", "asymmetry"
 PARTS = {
-    "exactness": f"`{PLAIN}` over `{LOCAL}`: one backbone, exact by learnt frames of tokens",
+    "frames": f"`{PLAIN}` over `{LOCAL}`: one backbone, with learnt frames of tokens, which make it exact",
     "features": f"`{LOCAL}` over `{SLIM}`: vectors, their products, and all that else differs",
     "multivectors": f"`{SLIM}` over `{GATR}`",
     LEAD: f"`{PLAIN}` over `{GATR}`: the product of the parts",
 }
 """Parts of the lead, in the order of the path, and what each is measured by."""
-_MEASURED = PARTS | {ASYMMETRY: f"of exactness: one trained `{PLAIN}` over its mean over the group"}
+_MEASURED = PARTS | {ASYMMETRY: f"of frames: one trained `{PLAIN}` over its mean over the group"}
 _SHOWN = 3
 _SIDE = 1.96  # standard errors of a 95 % interval
 

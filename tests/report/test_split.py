@@ -9,7 +9,7 @@ from eqscale.report.split import GATR, LEAD, LOCAL, PARTS, PLAIN, SLIM, split_le
 
 LOSS = {PLAIN: 0.40, LOCAL: 0.32, SLIM: 0.25, GATR: 0.20}
 BUDGETS = (1e11, 1e12)
-TRUTH = {"exactness": 0.40 / 0.32, "features": 0.32 / 0.25, "multivectors": 0.25 / 0.20, LEAD: 2.0}
+TRUTH = {"frames": 0.40 / 0.32, "features": 0.32 / 0.25, "multivectors": 0.25 / 0.20, LEAD: 2.0}
 
 
 def planted(noise=0.0, rng=0, budgets=BUDGETS):
@@ -63,7 +63,7 @@ def test_the_asymmetry_of_a_measured_plain_network_stands_beside_its_budget():
     assert rows["budget"].tolist() == [BUDGETS[1]]
     assert rows[["ratio", "low", "high"]].iloc[0].tolist() == pytest.approx([1.25, 1 / 0.8196, 1 / 0.7804])
     assert (
-        "the loss of `transformer` over that of `gatr`, 2 [2, 2], is the product of exactness 1.25"
+        "the loss of `transformer` over that of `gatr`, 2 [2, 2], is the product of frames 1.25"
         in split_lines(found)[0]
     )
     assert "averaging over the group alone would give 1.25 [1.22, 1.28]" in split_lines(found)[0]
