@@ -42,18 +42,19 @@ def register(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from eqscale.report.study import write_report
+    from eqscale.report.joint import check_joint, write_joint
+    from eqscale.report.study import write_report, write_study_report
 
     if (args.joint is not None) != (len(args.folders) > 1):
         raise InputError("--joint DIR takes two or more results folders, and two or more need it")
     folders = [find_results(name) for name in args.folders]
-    if args.joint is not None:
-        from eqscale.report.joint import check_joint, write_joint
-
+    if args.joint is None:
+        written = [write_report(folder) for folder in folders]
+    else:
         check_joint(folders, args.joint)
-    for folder in map(write_report, folders):
+        contents = [write_study_report(folder) for folder in folders]
+        write_joint(contents, args.joint)
+        written = [*(content.study.folder for content in contents), args.joint]
+    for folder in written:
         print("written:", " and ".join(str(page) for page in sorted(folder.glob("report.[mh]*"), reverse=True)))
-    if args.joint is not None:
-        write_joint(folders, args.joint)
-        print(f"written: {args.joint / 'report.md'}")
     return 0

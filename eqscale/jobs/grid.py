@@ -30,11 +30,12 @@ from eqscale.console import doing, make_console
 from eqscale.errors import InputError
 from eqscale.laws.design import resolution
 from eqscale.laws.plan import Candidates
-from eqscale.report.analysis import NoLaw
-from eqscale.report.card import CHANCE, answer_card
+from eqscale.report.analysis import Analysis, NoLaw
+from eqscale.report.answer import card_of
+from eqscale.report.card import CHANCE, Card
 from eqscale.report.next_runs import choose_next
 from eqscale.report.parts import read_study
-from eqscale.report.study import write_report
+from eqscale.report.study import write_study_report
 from eqscale.study.further import add_further, read_further, unfinished
 from eqscale.study.grid import MIN_POINTS, compute_grid, expected_tokens, further_grid, possible_runs
 from eqscale.study.job import run_study
@@ -63,16 +64,16 @@ def main(options: JobOptions[ComputeGrid]) -> int:
     specs = list(dict.fromkeys(specs))
     for line in _expected(specs, options.preset, options.dry_run):
         console.print(line, markup=False)
-    ended = False
+    card: Card | None = None
 
     def publish(table: pd.DataFrame) -> None:
-        nonlocal ended
-        if ended := bool((table["status"] == "finished").any()):
-            _report(options, console)
+        nonlocal card
+        if (table["status"] == "finished").any():
+            card = card_of(read_study(options.results), _report(options, console))
 
     code = run_study(specs, options, publish=publish)
-    if ended:
-        _print_card(options, console)
+    if card is not None:
+        _print_card(card, options, console)
     return code
 
 
@@ -88,10 +89,9 @@ def _expected(specs: Sequence[RunSpec], preset: ComputeGrid, dry_run: bool) -> l
     return lines
 
 
-def _print_card(options: JobOptions[ComputeGrid], console: Console) -> None:
+def _print_card(card: Card, options: JobOptions[ComputeGrid], console: Console) -> None:
     """Who is ahead, and how to see more of it."""
     finished = read_study(options.results).part("compute")
-    card = answer_card(finished)
     table = Table(*(Column(heading, justify="right") for heading in card.header))
     for row in card.rows:
         table.add_row(*row)
@@ -113,12 +113,13 @@ def _columns(steps: Mapping[str, str]) -> Table:
     return grid
 
 
-def _report(options: JobOptions[ComputeGrid], console: Console) -> None:
+def _report(options: JobOptions[ComputeGrid], console: Console) -> Analysis | None:
     try:
         with doing(console, "fitting laws, drawing figures, writing the report"):
-            write_report(options.results)
+            return write_study_report(options.results).analysis
     except NoLaw as error:
         console.print(f"no law can be fitted, and no report written: {error}", markup=False)
+        return None
 
 
 def _points(specs: Sequence[RunSpec], preset: ComputeGrid) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from eqscale.laws.compare import Comparison
 from eqscale.laws.minima import combine, weights_at
 from eqscale.laws.render import interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
-from eqscale.report.card import answer_card
+from eqscale.report.card import Card, answer_card, measured_card
 from eqscale.report.checks import cannot_tell
 from eqscale.report.conclusions import Conclusion
 from eqscale.report.controls import control_lines
@@ -29,18 +29,26 @@ from eqscale.report.tables import wide
 
 
 def answer(study: Study, analysis: Analysis, figure: str) -> str:
-    """The card of the compute grid, with the figure of losses against compute beside its table; empty without runs.
-
-    Who is ahead for sure is told by measured optima where there are laws, which use more runs than the card.
-    """
-    finished = study.part("compute")
-    if finished.empty:
+    """The card of the compute grid, with the figure of losses against compute beside its table; empty without runs."""
+    if study.part("compute").empty:
         return ""
-    card = answer_card(finished)
+    measured, said = _measured_card(study, analysis), headline(analysis)
+    card = measured or answer_card(study.part("compute"))
     first, *others = card.sentences
+    sure = [*others, said] if measured else [said or " ".join(others)]
     beside = f'<div class="lead">\n\n{figure}\n\n{markdown_table(card.header, card.rows)}\n</div>'
-    sure = [said] if (said := headline(analysis)) else others
-    return "\n\n".join([" ".join([f"**{first}**", *sure]), beside])
+    return "\n\n".join([" ".join([f"**{first}**", *sure]).strip(), beside])
+
+
+def card_of(study: Study, analysis: Analysis | None) -> Card:
+    """The card by measured optima, or else, without an analysis too, by the best runs."""
+    return (_measured_card(study, analysis) if analysis else None) or answer_card(study.part("compute"))
+
+
+def _measured_card(study: Study, analysis: Analysis) -> Card | None:
+    minima = analysis.minima.get("executed", {})
+    every = set(study.part("compute")["arm"]) == minima.keys()
+    return measured_card(minima, study.roles.baseline) if every else None
 
 
 def which_arm(analysis: Analysis, built_in: Sequence[str]) -> str:

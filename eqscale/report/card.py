@@ -1,15 +1,20 @@
-"""The answer of a compute grid in two sentences and one small table, as measured: no law is needed."""
+"""The answer of a compute grid in a few sentences and one small table, as measured: no law is needed."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
+from eqscale.laws.minima import Minima, loss_ratio
 from eqscale.laws.render import number
 from eqscale.report.analysis import pooled_noise, seed_noise
+from eqscale.report.exhibits import UNSEEN, ratio_text
+from eqscale.report.leads import best_arms, leads
+from eqscale.report.tables import change_of_lead, wide
 
 CHANCE = 0.05
 """Standard deviation of a run's log loss between seeds, about, where no run has several (pooled over all arms of
@@ -22,10 +27,59 @@ class Card:
     """Who is ahead at equal executed FLOPs."""
 
     sentences: tuple[str, ...]
-    """Who is ahead where and by how much, and whether that is more than chance."""
+    """Who is ahead where and by how much, and how sure that is."""
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    """A budget, each arm's best loss there, and the ratio of the second best to the best."""
+    """A budget and what each arm ends at there."""
+
+
+def measured_card(minima: Mapping[str, Minima], baseline: str | None) -> Card | None:
+    """Compare measured optima with intervals; None if no budget has one of every arm, or there is one arm.
+
+    Args:
+        minima: of every arm of the study, on executed FLOPs.
+        baseline: the arm that learns the symmetry.
+    """
+    table = leads(minima)
+    ratios = table.pivot(index="budget", columns="arm", values="ratio")
+    common = ratios.dropna()
+    if common.empty or len(minima) < 2:
+        return None
+    top = common.iloc[-1].sort_values()
+    said = {(row["budget"], row["arm"]): ratio_text(row) for _, row in table.iterrows()}
+    best = best_arms(table)
+    first, second, *others = top.index
+    behind = f"the loss of {second} is {said[top.name, second]} times that of {first}"
+    behind += "".join(f", that of {arm} {said[top.name, arm]} times" for arm in others)
+    winners = pd.Series({at: best[at][0] for at in common.index})
+    where = "Where all arms were measured: at" if len(common) < len(ratios) else "At"
+    sentences = [f"{where} equal compute, {_who(winners)}; at {top.name:.3g} FLOPs {behind}."]
+    if baseline and baseline in minima and baseline != first:
+        sentences += _how_it_changes(minima[first], minima[baseline])
+    sure = [at for at in common.index if best[at][1]]
+    sentences.append(f"All others are behind by their 95 % intervals {_where(sure, common.index)}.")
+    rows = []
+    for budget, row in ratios[top.index].iterrows():
+        losses = table[(table["budget"] == budget)].set_index("arm")["loss"]
+        ahead = best[float(budget)][0]
+        cells = (UNSEEN if np.isnan(row[arm]) else f"× {said[budget, arm]}" for arm in top.index)
+        shown = dict(zip(top.index, cells, strict=True)) | {
+            ahead: number(losses[ahead], 3) + ", best" * (len(losses) > 1)
+        }
+        rows.append((f"{budget:.3g}", *shown.values()))
+    return Card(tuple(sentences), ("executed FLOPs", *top.index), tuple(rows))
+
+
+def _how_it_changes(arm: Minima, base: Minima) -> list[str]:
+    """Whether the lead over the baseline grows from the lowest cost that both have, and what it is there."""
+    common = np.intersect1d(arm.cost, base.cost)
+    if len(common) < 2:
+        return []
+    found = change_of_lead(arm, base)[1]
+    said = (
+        f"Whether the lead over {base.name} lasts is open" if found == "open" else f"The lead over {base.name} {found}"
+    )
+    return [f"{said}: {wide(loss_ratio(arm, base, float(common[0])).exp())} at {common[0]:.3g} FLOPs."]
 
 
 def answer_card(finished: pd.DataFrame) -> Card:
@@ -37,11 +91,12 @@ def answer_card(finished: pd.DataFrame) -> Card:
     points = finished.groupby(["budget", "arm", "N"])["loss"].agg(["mean", "size"])
     lowest = points.loc[points.groupby(["budget", "arm"])["mean"].idxmin()].droplevel("N")
     best, seeds = lowest["mean"].unstack(), lowest["size"].unstack()
+    best = best[best.iloc[-1].sort_values().index]
     rows = []
     for budget, losses in best.iterrows():
-        cells = ["–" if pd.isna(loss) else number(loss, 3) for loss in losses]
+        cells = [UNSEEN if pd.isna(loss) else number(loss, 3) for loss in losses]
         ratio = losses.nsmallest(2).iloc[-1] / losses.min()
-        rows.append((f"{budget:.3g}", *cells, number(ratio, 3) if losses.count() > 1 else "–"))
+        rows.append((f"{budget:.3g}", *cells, number(ratio, 3) if losses.count() > 1 else UNSEEN))
     compared = best.dropna()
     if compared.empty or best.shape[1] < 2:
         compared = best[best.count(axis=1) > 1]
@@ -49,13 +104,13 @@ def answer_card(finished: pd.DataFrame) -> Card:
         said: tuple[str, ...] = ("No budget has finished runs of two arms: there is nothing to compare.",)
     else:
         where = "Where all arms have runs: at" if len(compared) < (best.count(axis=1) > 1).sum() else "At"
-        who = f"{where} equal compute, {_who(compared)}"
+        who = f"{where} equal compute, {_who(compared.idxmin(axis=1))}"
         said = (f"{who}; {_by_how_much(compared)}.", _how_sure(compared, seeds, seed_noise(finished)))
     return Card(said, ("executed FLOPs", *best.columns, "second ÷ best"), tuple(rows))
 
 
-def _who(best: pd.DataFrame) -> str:
-    winners = best.idxmin(axis=1)
+def _who(winners: pd.Series) -> str:
+    """Which arm has the lowest loss at which budget, from the arm of each."""
     if winners.nunique() == 1:
         return f"{winners.iloc[0]} has the lowest loss at every budget"
     where = (f"{arm}'s at {_budgets(winners.index[winners == arm])}" for arm in winners.unique())
@@ -88,14 +143,16 @@ def _how_sure(best: pd.DataFrame, seeds: pd.DataFrame, noise: pd.DataFrame) -> s
         variance = sum(sd[arm] ** 2 / seeds.at[budget, arm] for arm in pair.index)
         if math.log(pair.iloc[1] / pair.iloc[0]) > _SURE * math.sqrt(variance):
             beyond.append(budget)
-    others = [budget for budget in best.index if budget not in beyond]
-    if not others or not beyond:
-        where = "at every budget" if beyond else "at no budget"
-    elif len(others) < len(beyond):
-        where = f"at every budget but {_budgets(others)}"
-    else:
-        where = f"at {_budgets(beyond)} FLOPs only"
-    return f"{said}: the lead over the second is more than chance {where}."
+    return f"{said}: the lead over the second is more than chance {_where(beyond, best.index)}."
+
+
+def _where(found: Sequence[float], budgets: Iterable[float]) -> str:
+    others = [budget for budget in budgets if budget not in found]
+    if not others or not found:
+        return "at every budget" if found else "at no budget"
+    if len(others) < len(found):
+        return f"at every budget but {_budgets(others)}"
+    return f"at {_budgets(found)} FLOPs only"
 
 
 def _range(values: pd.Series) -> str:

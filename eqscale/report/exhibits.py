@@ -10,7 +10,9 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from eqscale.laws.render import markdown_table
+import pandas as pd
+
+from eqscale.laws.render import interval_text, markdown_table, number
 
 UNSEEN = "–"
 """An empty cell."""
@@ -92,6 +94,11 @@ class FigureGroup:
 def table_of(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table with the keys of the rows as its header."""
     return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def ratio_text(row: pd.Series) -> str:
+    """The ratio of a row with the columns ratio, low and high, and its interval."""
+    return f"{number(row['ratio'], 3)} {interval_text((row['low'], row['high']), 3)}"
 
 
 def paragraphs(parts: Iterable[str]) -> str:

@@ -37,6 +37,8 @@ _REQUIRED = ("N", "D", "loss", "arm", "budget", "status", *(axis.column for axis
 class Study:
     """Everything a report is made of."""
 
+    folder: Path
+    """Where it was read from, and where its report goes."""
     runs: pd.DataFrame = dataclasses.field(repr=False)
     """Every run of every part, in the column ``part``; the index names the run in figures."""
     wording: Wording
@@ -109,7 +111,7 @@ def read_study(folder: Path) -> Study:
     curves = _read_curves(folder / "records.jsonl")
     planned = (read_json(folder / "study.json") or {}).get("runs", [])
     to_come = len(set(planned) - set(runs["run_id"])) if "run_id" in runs else 0
-    return Study(runs, wording, read_roles(runs), prediction, evaluations, to_come, untimed, animations, curves)
+    return Study(folder, runs, wording, read_roles(runs), prediction, evaluations, to_come, untimed, animations, curves)
 
 
 def _read_evaluation(path: Path, wording: Wording) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from eqscale.laws.minima import Minima, loss_ratio
 from eqscale.laws.plots import PALETTE, WIDTH, finish, style
-from eqscale.laws.render import interval_text, number
-from eqscale.report.exhibits import UNSEEN, Table, link
+from eqscale.report.exhibits import UNSEEN, Table, link, ratio_text
 
 PLAIN, LOCAL, SLIM, GATR = "transformer", "transformer_local", "gatr_slim", "gatr"
 LEAD, ASYMMETRY = "lead", "asymmetry"
@@ -30,7 +29,8 @@ PARTS = {
     LEAD: f"`{PLAIN}` over `{GATR}`: the product of the parts",
 }
 """Parts of the lead, in the order of the path, and what each is measured by."""
-_MEASURED = PARTS | {ASYMMETRY: f"of frames: one trained `{PLAIN}` over its mean over the group"}
+MEASURED = PARTS | {ASYMMETRY: f"of frames: one trained `{PLAIN}` over its mean over the group"}
+"""The rows of the split: the parts, the lead, and what averaging over the group alone would give."""
 _SHOWN = 3
 _SIDE = 1.96  # standard errors of a 95 % interval
 
@@ -91,7 +91,7 @@ def split_table(split: pd.DataFrame) -> Table:
     budgets = sorted(split["budget"].unique())
     shown = budgets if len(budgets) <= _SHOWN else [budgets[0], budgets[len(budgets) // 2], budgets[-1]]
     said = {(row["part"], row["budget"]): ratio_text(row) for _, row in split.iterrows()}
-    rows = [[part, _MEASURED[part], *(said.get((part, budget), UNSEEN) for budget in shown)] for part in _parts(split)]
+    rows = [[part, MEASURED[part], *(said.get((part, budget), UNSEEN) for budget in shown)] for part in _parts(split)]
     return Table(
         "split", f"What the lead of {GATR} over {PLAIN} is made of",
         ["part", "measured by", *(f"{budget:.3g} FLOPs" for budget in shown)], rows,
@@ -121,9 +121,4 @@ def split_figure(split: pd.DataFrame) -> Figure:
 
 def _parts(split: pd.DataFrame) -> list[str]:
     known = set(split["part"])
-    return [part for part in _MEASURED if part in known]
-
-
-def ratio_text(row: pd.Series) -> str:
-    """The ratio of a row with its interval."""
-    return f"{number(row['ratio'], 3)} {interval_text((row['low'], row['high']), 3)}"
+    return [part for part in MEASURED if part in known]

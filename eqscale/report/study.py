@@ -1,4 +1,4 @@
-"""``write_report``: from the run tables of a results folder to fits, figures and both reports."""
+"""``write_study_report``: from the run tables of a results folder to fits, figures and both reports."""
 
 from __future__ import annotations
 
@@ -35,18 +35,12 @@ _NOT_HERE = {"shapes.csv": "shapes", "trials.csv": "search"}
 
 
 def write_report(folder: Path) -> Path:
-    """Write fits, tables, figures (PNG and SVG), ``report.md`` and ``report.html``; returns their folder.
+    """Write the report of a results folder; returns the folder that it lies in.
 
-    That of a comparison of optimisers has a table and ``report.md``. Files of an earlier report are
-    overwritten. Equal run tables give equal files, byte for byte.
-
-    Args:
-        folder: results folder of a study, see ``eqscale.report.parts``; or that of one of its parts, such as
-            ``data_grid``, for the whole study.
+    That of a comparison of optimisers has a table and ``report.md``; any other is that of ``write_study_report``.
 
     Raises:
-        InputError: no run table, a bad value in one, no arm with enough finished runs for a law, or the folder of a
-            job that needs its plan. Then nothing is written.
+        InputError: as ``write_study_report``, or the folder of a job that needs its plan. Then nothing is written.
     """
     for table, job in _NOT_HERE.items():
         if (folder / table).exists():
@@ -54,6 +48,22 @@ def write_report(folder: Path) -> Path:
     if (folder / "optimizers.csv").exists():
         write_optimizers(pd.read_csv(folder / "runs.csv"), folder)
         return folder
+    return write_study_report(folder).study.folder
+
+
+def write_study_report(folder: Path) -> Content:
+    """Write fits, tables, figures (PNG and SVG), ``report.md`` and ``report.html`` of a study; returns their content.
+
+    Files of an earlier report are overwritten. Equal run tables give equal files, byte for byte.
+
+    Args:
+        folder: results folder of a study, see ``eqscale.report.parts``; or that of one of its parts, such as
+            ``data_grid``, for the whole study.
+
+    Raises:
+        InputError: no run table, a bad value in one, or no arm with enough finished runs for a law. Then nothing is
+            written.
+    """
     folder = study_folder(folder)
     study = read_study(folder)
     analysis = analyse(study)
@@ -74,7 +84,7 @@ def write_report(folder: Path) -> Path:
         write_text(folder / "seed_noise.csv", noise.to_csv(index=False))
     if len(split):
         write_text(folder / "split.csv", split.to_csv(index=False))
-    else:  # a joint page would take an earlier one for this report's
+    else:  # an earlier one isn't this report's
         (folder / "split.csv").unlink(missing_ok=True)
     if study.prediction is not None:
         found = outcomes(study.prediction, study.part("validation"))
@@ -93,7 +103,7 @@ def write_report(folder: Path) -> Path:
     for group in figures:
         text = text.replace(group.images, _images(group))
     write_text(folder / "report.md", number_exhibits(text))
-    return folder
+    return content
 
 
 def _images(group: FigureGroup) -> str:

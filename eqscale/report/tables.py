@@ -176,7 +176,6 @@ def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
     """Optima of the budgets' runs, without a law, and relative to those of the best built-in arm."""
     header = {"loss": "lowest loss", "N": "N_opt"}
     for name in built_in[:1]:
-        header[f"loss over {name}"] = f"loss over that of `{name}`"
         header[f"cost over {name}"] = f"this cost over what `{name}` needs for this loss"
     rows = []
     for cost, name, found in _optima(analysis, "executed", built_in[:1]):
@@ -214,9 +213,14 @@ def lead_table(analysis: Analysis, roles: Roles) -> Table:
 def _lasting(minima: Mapping[str, Minima], arm: str, base: str) -> str:
     if not {arm, base} <= minima.keys() or len(np.intersect1d(minima[arm].cost, minima[base].cost)) < 2:
         return UNSEEN
-    e = change_of_ratio(minima[arm], minima[base]).exp()
-    said = "grows" if e.low > 1 else "shrinks" if e.high < 1 else "lasts" if e.low > 1 / SIMILAR else "open"
+    e, said = change_of_lead(minima[arm], minima[base])
     return f"{wide(e)}: {said}"
+
+
+def change_of_lead(arm: Minima, base: Minima) -> tuple[Estimate, str]:
+    """The factor by which a ratio of losses changes over the costs that both arms have, and what that is called."""
+    e = change_of_ratio(arm, base).exp()
+    return e, "grows" if e.low > 1 else "shrinks" if e.high < 1 else "lasts" if e.low > 1 / SIMILAR else "open"
 
 
 def minima_frame(analysis: Analysis) -> pd.DataFrame:

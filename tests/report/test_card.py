@@ -1,6 +1,11 @@
+import re
+
+import numpy as np
 import pandas as pd
 
-from eqscale.report.card import answer_card
+from eqscale.laws.arms import fit_arms
+from eqscale.laws.minima import measured_minima
+from eqscale.report.card import answer_card, measured_card
 
 
 def runs(**losses):
@@ -59,3 +64,37 @@ def test_every_arm_is_in_the_sentence_and_only_budgets_that_all_have_are_compare
 
 def test_one_arm_alone_is_compared_with_nothing():
     assert "nothing to compare" in answer_card(runs(gatr=(0.4, 0.2))).sentences[0]
+
+
+def law_of(name, factor, costs, steeper=0.0, noise=0.01):
+    """Minima of runs at six sizes and three seeds, of an arm whose losses are a factor of C^-0.2 at best."""
+    rng = np.random.default_rng(len(name))
+    grid = [(C, N, s) for C in costs for N in (500, 1000, 2000, 4000, 8000, 16000) for s in range(3)]
+    C, N, _ = np.array(grid).T
+    best = factor * (C / costs[0]) ** -(0.2 + steeper)
+    loss = best * np.exp(0.1 * np.log(N / 2500) ** 2 + noise * rng.normal(size=len(C)))
+    arm = fit_arms(
+        pd.DataFrame({"arm": name, "N": N, "D": C / (6 * N), "loss": loss, "flops": C, "budget": C}),
+        cost="flops", budget="budget", resamples=50,
+    )[name]  # fmt: skip
+    return measured_minima(arm, resamples=200)
+
+
+def test_where_optima_are_measured_the_card_gives_intervals_and_whether_the_lead_grows():
+    costs = (1e10, 1e11, 1e12)
+    minima = {"gatr": law_of("gatr", 0.3, costs, steeper=0.1), "transformer": law_of("transformer", 0.3, costs)}
+    card = measured_card(minima, "transformer")
+    assert card.header == ("executed FLOPs", "gatr", "transformer")
+    ratio, low, high = map(float, re.fullmatch(r"× (\S+) \[(\S+), (\S+)\]", card.rows[-1][2]).groups())
+    assert low < 100**0.1 < high
+    assert f"at 1e+12 FLOPs the loss of transformer is {ratio:g} [" in card.sentences[0]
+    assert card.sentences[1].startswith("The lead over transformer grows: ")
+    assert card.sentences[2] == "All others are behind by their 95 % intervals at every budget but 1e+10."
+    assert card.rows[-1][1].endswith(", best")
+
+
+def test_without_a_budget_that_all_arms_were_measured_at_there_is_no_measured_card():
+    one, other = law_of("gatr", 0.3, (1e10, 1e11)), law_of("transformer", 0.3, (1e12, 1e13))
+    assert measured_card({"gatr": one, "transformer": other}, "transformer") is None
+    assert measured_card({"gatr": one}, None) is None
+    assert measured_card({}, None) is None

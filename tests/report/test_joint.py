@@ -6,8 +6,8 @@ import pytest
 
 from eqscale.errors import InputError
 from eqscale.report.joint import check_joint, write_joint
-from eqscale.report.split import PARTS
-from eqscale.report.study import write_report
+from eqscale.report.split import MEASURED
+from eqscale.report.study import write_study_report
 from eqscale.tasks import get_task
 from tests.report import planted
 
@@ -19,11 +19,10 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
         planted.write_part(planted.compute_grid(arms), folders[-1])
         (folders[-1] / "task.json").write_text(json.dumps(dataclasses.asdict(get_task(task).words)))
     with planted.undrawn_figures():
-        for folder in folders:
-            write_report(folder)
-        parts = pd.DataFrame({"budget": 1e13, "part": PARTS.keys(), "ratio": 2.0, "low": 1.9, "high": 2.1})
-        parts.to_csv(folders[0] / "split.csv", index=False)
-        write_joint(folders, tmp_path / "joint")
+        contents = [write_study_report(folder) for folder in folders]
+        parts = pd.DataFrame({"budget": 1e13, "part": MEASURED.keys(), "ratio": 2.0, "low": 1.9, "high": 2.1})
+        contents[0] = dataclasses.replace(contents[0], split=parts)
+        write_joint(contents, tmp_path / "joint")
     text = (tmp_path / "joint/report.md").read_text()
     assert "disagree at their largest budgets. Lowest is `gatr` for sure on rigid, `transformer` for sure on f" in text
     assert "`gatr` on forces at 1e+10" in text
@@ -32,7 +31,7 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
         "| each arm's loss falls as a power law of compute | holds (`gatr`) | holds (`gatr`) | holds (`gatr`) |" in text
     )
     assert "| the equivariant arm is ahead at every tested budget | holds (`gatr`) | fails (`gatr`) | – |" in text
-    assert "| lead | 2 [1.9, 2.1] |" in text
+    assert "| lead | 2 [1.9, 2.1] |\n| asymmetry | 2 [1.9, 2.1] |" in text
     table = pd.read_csv(tmp_path / "joint/joint.csv").set_index(["task", "arm", "budget"])
     behind = table.loc[("rigid", "transformer", 1e13)]
     laws = [planted.optimal_loss(*planted.LIKE_THE_PAPER[arm][:2], 1e13) for arm in ("transformer", "gatr")]

@@ -58,8 +58,12 @@ def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the
     assert first.index("**At equal compute, gatr has the lowest loss at every budget; at 1e+13 FLOPs") < first.index(
         ".png"
     )
-    assert "| executed FLOPs | gatr | transformer | second ÷ best |" in first
     assert "decidable" not in first
+    told = re.search(r"loss of transformer is ([\d.]+) \[([\d.]+), ([\d.]+)\] times that of gatr\.\*\*", first)
+    assert "| executed FLOPs | gatr | transformer |" in first
+    assert f"best | × {told[1]} [{told[2]}, {told[3]}] |" in first
+    assert "The lead over transformer lasts: " in first
+    assert "All others are behind by their 95 % intervals at every budget." in first
     assert "At the largest compute that all arms were given, `gatr` is ahead on all three axes" in first
     lines = answer(like_the_paper).strip().splitlines()[2:]
     table = [line for line in lines if line.startswith("| **")]
@@ -74,6 +78,7 @@ def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the
     assert "executed: none shown; on training FLOPs, dense nominal: none shown" in answer(like_the_paper)
     factor = planted.optimal_loss(*planted.LIKE_THE_PAPER["transformer"][:2], 1e13)
     factor /= planted.optimal_loss(*planted.LIKE_THE_PAPER["gatr"][:2], 1e13)
+    assert float(told[2]) < factor < float(told[3])
     lowest, losses, compute = table[0].split("|")[3:6]
     lowest = dict(re.findall(r"`(\w+)` ([\d.]+) \[", lowest))
     for arm, (law, kappa, *_) in planted.LIKE_THE_PAPER.items():

@@ -59,7 +59,7 @@ def grid(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(grid_job, "write_report", lambda results: None)
+        patch.setattr(grid_job, "write_study_report", MagicMock(return_value=MagicMock(analysis=None)))
         grid = Grid(folder)
         patch.setattr(job.OpenStudy, "train", lambda study, *rest, **named: grid.train(study, *rest, **named))
         patch.setattr(tracking, "Tracker", MagicMock(return_value=MagicMock(outages=0, errors=[])))
