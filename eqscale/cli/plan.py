@@ -143,27 +143,47 @@ def _rungs(task_name: str, name: str, N: float) -> list[tuple[str, int]]:
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:
     from eqscale.laws.render import interval_text, number
 
+    def one_run(loss: float, limits: Sequence[float]) -> str:
+        return f"{number(loss, 3)} {interval_text(limits, 3)}"
+
     rows = []
     for s in found:
         N = f"{number(s.N, 3)} (optimum {number(s.N_optimal, 3)} {interval_text(s.N_interval, 2)})"
         steps = "–" if s.steps is None else f"{s.steps:,}"
-        loss = f"{number(s.loss.value, 3)} {interval_text(s.loss.model, 3)} {interval_text(s.loss.robust, 3)}"
-        row = [s.arm, s.size or "–", N, number(s.D, 3), steps, loss, interval_text(s.new_run, 3)]
+        line = one_run(s.trend["loss"], s.trend["new_run"]["model"]) if s.trend else "–"
         costs = "; ".join(f"{number(v, 2)} {name}" for name, v in s.costs.items())
+        row = [s.arm, s.size or "–", N, number(s.D, 3), steps, one_run(s.loss.value, s.new_run), line]
         rows.append([*row, number(s.probability_best, 2, "f"), costs])
-    header = ["arm", "size", "parameters N", "tokens D", "steps", "loss [model-based] [robust]", "of one run"]
-    law_options.print_table(console, [*header, "P(best)", "costs"], rows, title)
+    header = [
+        "arm",
+        "size",
+        "parameters N",
+        "tokens D",
+        "steps",
+        "loss of one run",
+        "without a law",
+        "P(best)",
+        "costs",
+    ]
+    law_options.print_table(console, header, rows, title)
     best = found[0]
     steps = "" if best.steps is None else f" for {best.steps:,} steps of {best.batch_size} samples"
     size = f" {best.size}" if best.size else ""
     sure = "it is the only arm with a law"
     if best.probability_best is not None:
-        sure = f"it has the lowest loss in {100 * best.probability_best:.0f} % of the resamples"
+        sure = f"it has the lowest loss in {100 * best.probability_best:.0f} % of the resamples of the laws"
     console.print(
         f"Train {best.arm}{size} ({best.N:,.0f} parameters){steps}, {number(best.D, 3)} tokens: expect a loss of "
         f"{number(best.loss.value, 3)}, between {number(best.new_run[0], 3)} and {number(best.new_run[1], 3)} for one "
         f"run (95 %); {sure}."
     )
+    if best.doubt and best.trend:
+        console.print(
+            f"The law of {best.arm} misses structure; a straight line through its last measured optima gives "
+            f"{rows[0][6]}.",
+            style="yellow",
+            markup=False,
+        )
     if best.beyond > 1.01:
         console.print(
             f"This is {best.beyond:.2g} times the most expensive run of {best.arm}: an extrapolation, and the "

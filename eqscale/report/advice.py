@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ from eqscale.laws.contrast import Estimate, contrast
 from eqscale.laws.frontier import law_value
 from eqscale.laws.plan import advise
 from eqscale.laws.validate import predict_new_runs
+from eqscale.report.analysis import find_minima
+from eqscale.report.checks import doubt_about
+from eqscale.report.prediction import trend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Suggestion:
     loss: Estimate
     new_run: tuple[float, float]
     """95 % limits of one run, model-based."""
+    trend: dict[str, Any]
+    """Without a law, as ``eqscale.report.prediction.trend``; empty below the arm's last three measured optima."""
+    doubt: str
+    """Why the law is the wrong one for its runs; empty if nothing says so."""
     probability_best: float | None
     costs: dict[str, float]
     """What it costs on every axis."""
@@ -63,7 +71,7 @@ def suggest(
     Raises:
         InputError: no arm has an optimum at this compute, or ``compute`` is not positive and finite.
     """
-    out = []
+    out, minima = [], find_minima(arms[axis], axis)
     for advice in advise(arms[axis], compute):
         if not math.isfinite(advice.loss):
             continue
@@ -73,6 +81,8 @@ def suggest(
         own = runs[runs["arm"] == advice.arm]
         per_step = (own["D"] / own["steps"]).median() if "steps" in own else math.nan
         _, low, high = predict_new_runs(arm.fit, {"N": np.array([N]), "D": np.array([D])})
+        optima = minima.get(advice.arm)
+        line = trend(optima, compute) if optima is not None and compute >= optima.cost[-3:][0] else {}
         log_n, log_d = np.log([[N]]), np.log([[D]])
         loss = contrast([(arm, lambda c, n=log_n, d=log_d: np.log(law_value(c, n, d)[:, 0]))])  # type: ignore[misc]
         costs = {name: float(arms[name][advice.arm].cost.cost(np.array([N]), np.array([D]))[0]) for name in AXES}
@@ -81,7 +91,9 @@ def suggest(
                 advice.arm, size, N, advice.N, advice.N_band, D,
                 round(D / per_step) if per_step > 0 else None,
                 int(own["batch_size"].median()) if "batch_size" in own else None,
-                loss.exp(), (float(low[0]), float(high[0])), advice.probability_best, costs,
+                loss.exp(), (float(low[0]), float(high[0])),
+                line, doubt_about(arm),
+                advice.probability_best, costs,
                 compute / float(arm.C.max()),
             )
         )  # fmt: skip

@@ -66,13 +66,17 @@ def predict(study: Study, compute: float, axis: str = "executed", up_to: float |
     fitted, unfitted = fit_every_arm(runs)
     arms = {name: on_axis(arm, runs, axis) for name, arm in fitted.items()}
     minima = find_minima(arms, axis)
+    trends = {name: trend(optima, compute) for name, optima in minima.items()}
     return {
         "axis": axis,
         "compute": compute,
         "largest_budget_seen": float(runs["budget"].max()),
         "runs_seen": len(runs),
         "runs_digest": _digest(runs),
-        "arms": {name: _predict_arm(arm, compute) | _trend(minima.get(name), compute) for name, arm in arms.items()},
+        "arms": {
+            name: _predict_arm(arm, compute) | ({"trend": trends[name]} if trends.get(name) else {})
+            for name, arm in arms.items()
+        },
         "not_predicted": unfitted,
     }
 
@@ -108,21 +112,19 @@ def _predict_arm(arm: ArmFit, compute: float) -> dict[str, Any]:
     return plain(record)
 
 
-def _trend(minima: Minima | None, compute: float) -> dict[str, Any]:
-    """What straight lines through the measured optima give; nothing with fewer than two of them."""
-    if minima is None:
-        return {}
+def trend(minima: Minima, compute: float) -> dict[str, Any]:
+    """Size and loss by straight lines through the last three measured optima; empty with fewer than two of them."""
     try:
         loss, size = (extrapolate(minima, what, compute) for what in ("loss", "N"))
     except InputError:
         return {}
     new_run = np.exp(of_one_run(minima, loss))
     loss, size = loss.exp(), size.exp()
-    trend = {
+    found = {
         "N": size.value, "N_interval": {"model": size.model, "robust": size.robust},
         "loss": loss.value, "mean": {"model": loss.model, "robust": loss.robust}, "new_run": {"model": new_run},
     }  # fmt: skip
-    return {"trend": plain(trend)}
+    return plain(found)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -334,9 +334,13 @@ def test_plan_names_the_arm_and_a_rung_of_its_ladder(tmp_path, capsys):
     low, high = best["new_run"]
     assert low < truth < high
     assert best["loss"]["value"] == pytest.approx(truth, rel=0.02)
+    assert best["trend"]["loss"] == pytest.approx(planted.optimal_loss(law, kappa, 7.2e12), rel=0.02)
     shown = capsys.readouterr().out
     assert "Train gatr" in shown
     assert "misfit" not in shown
+    assert "misses structure" not in shown
+    assert main(["plan", "--from", str(tmp_path), "--compute", "2e10", "--resamples", "100", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["suggestions"][0]["trend"] == {}  # the line is that of the largest budgets
 
 
 def bent(table):
@@ -348,7 +352,9 @@ def bent(table):
 def test_plan_begins_with_the_verdicts_of_its_laws(tmp_path, capsys):
     planted.write_part(bent(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0, 1))), tmp_path)
     assert main(["plan", "--from", str(tmp_path), "--compute", "1e14", "--resamples", "100"]) == 0
-    first, second, *_ = filter(str.strip, capsys.readouterr().out.splitlines())
+    first, second, *others = filter(str.strip, capsys.readouterr().out.splitlines())
+    told = " ".join(map(str.strip, others))
+    assert "The law of transformer misses structure; a straight line through its last measured optima gives" in told
     assert first.startswith("transformer: 48 runs, verdict: misfit: loss falls faster than the law at ")
     assert second.startswith("gatr: 48 runs, verdict: ")
     assert "misfit" not in second
