@@ -246,9 +246,27 @@ def read_arms(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -
 
     if axis is not None:
         frame = frame.assign(**{axis: axis_costs(args, axis, frame)})
+    return fit_arms(frame, by=args.by, cost=axis, where=args.runs, **resampled_choices(args))
+
+
+def resampled_choices(args: argparse.Namespace) -> dict[str, Any]:
+    """``law_choices`` by name, for laws with bands; raises InputError without a bootstrap, too."""
     if args.bootstrap == "none":
         raise InputError("--bootstrap none: bands over C need resamples; choose case, residual, wild or cluster:COLUMN")
-    return fit_arms(frame, by=args.by, cost=axis, where=args.runs, **asdict(law_choices(args)))
+    return asdict(law_choices(args))
+
+
+def study_axis(args: argparse.Namespace) -> str:
+    """The compute axis that is asked for of a study, by its name or its column."""
+    from eqscale.laws.axes import AXES
+
+    if len(args.axis) > 1:
+        raise InputError("one --axis at a time")
+    asked = args.axis[0] if args.axis else "executed"
+    for name, axis in AXES.items():
+        if asked in (name, axis.column):
+            return name
+    raise InputError(f"--axis {asked!r}: choose one of {', '.join(AXES)}")
 
 
 def axis_costs(args: argparse.Namespace, axis: str | None, frame: pd.DataFrame) -> np.ndarray:

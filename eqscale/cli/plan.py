@@ -86,38 +86,27 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     from eqscale.laws.quantities import parse_quantity, quantity
     from eqscale.laws.render import plain, write_json
     from eqscale.report.advice import suggest
-    from eqscale.report.analysis import POINT, on_axis, with_points
+    from eqscale.report.analysis import fit_every_arm, on_axis
     from eqscale.report.parts import read_study
 
-    table_options = ("map", "where", "duplicates", "best_of", "history", "step", "steps", "replicates")
-    given = [name.replace("_", "-") for name in table_options if getattr(args, name) not in (None, [], "error")]
+    table_options = ("map", "where", "duplicates", "best_of", "history", "step", "steps", "replicates", "by")
+    given = [name.replace("_", "-") for name in table_options if getattr(args, name) not in (None, [], "error", "arm")]
     if given:
         raise InputError(f"--from {args.study}: --{given[0]} would change nothing, it is for a table of runs")
-    axis = args.axis[-1] if args.axis else "executed"
-    axis = next((name for name in AXES if AXES[name].column == axis), axis)
-    if axis not in AXES:
-        raise InputError(f"--axis {axis!r}: choose one of {', '.join(AXES)}")
+    axis = law_options.study_axis(args)
     compute = parse_quantity(args.compute, AXES[axis].unit, "--compute")
-    runs = read_study(args.study).part("compute")
+    study = read_study(args.study)
+    runs = study.part("compute")
     if runs.empty:
         raise InputError(f"--from {args.study}: no finished run of a compute grid")
-    args.runs, args.replicates, runs = str(args.study), POINT, with_points(runs)
-    fitted: dict[str, ArmFit] = {}
-    problems = []
-    for name in dict.fromkeys(runs["arm"]):
-        try:
-            fitted |= law_options.read_arms(args, AXES["executed"].column, runs[runs["arm"] == name])
-        except InputError as error:
-            problems.append(str(error))
-    if not fitted:
-        raise InputError("; ".join(problems))
+    fitted, unfitted = fit_every_arm(runs, str(args.study), **law_options.resampled_choices(args))
     arms = {a: {name: on_axis(arm, runs, a) for name, arm in fitted.items()} for a in AXES}
-    rungs = functools.partial(_rungs, str(runs["task"].iloc[0]))
+    rungs = functools.partial(_rungs, study.wording.name)
     found = suggest(runs, arms, axis, compute, rungs)
     console = make_console()
     law_options.print_verdicts(console, {name: arm.fit for name, arm in fitted.items()})
     _print_suggestions(console, found, f"{quantity(compute, AXES[axis].unit)} ({AXES[axis].label})", axis == "seconds")
-    for problem in problems:
+    for problem in unfitted.values():
         console.print(f"left out: {problem}", style="yellow")
     if args.json:
         verdicts = {name: arm.fit.verdict for name, arm in fitted.items()}

@@ -218,9 +218,7 @@ def _predict_study(args: argparse.Namespace) -> int:
     from eqscale.report.prediction import predict
     from eqscale.storage import check_outputs
 
-    axis = args.axis[-1] if args.axis else "executed"
-    if axis not in AXES:
-        raise InputError(f"--axis {axis!r}: choose one of {', '.join(AXES)}")
+    axis = law_options.study_axis(args)
     unit = AXES[axis].unit
     compute = parse_quantity(args.compute, unit, "--compute")
     up_to = parse_quantity(args.up_to, "FLOPs", "--up-to") if args.up_to else None

@@ -167,6 +167,11 @@ def lowest_loss(minima: Minima, cost: float) -> Estimate:
     return combine([(minima, minima.loss, weights_at(minima, np.array([cost]), np.ones(1)))])
 
 
+def best_size(minima: Minima, cost: float) -> Estimate:
+    """log N_opt of an arm at one of its budgets, NaN where it isn't known."""
+    return combine([(minima, minima.N, weights_at(minima, np.array([cost]), np.ones(1)))])
+
+
 def loss_ratio(arm: Minima, base: Minima, cost: float) -> Estimate:
     """log L_opt of the baseline minus that of the arm at a budget that both have."""
     one = np.array([cost])

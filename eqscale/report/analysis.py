@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,20 +98,26 @@ class NoLaw(InputError):
     """No arm has enough finished runs for a law."""
 
 
-def fit_every_arm(finished: pd.DataFrame) -> tuple[dict[str, ArmFit], dict[str, str]]:
+def fit_every_arm(finished: pd.DataFrame, where: str = "", **options: Any) -> tuple[dict[str, ArmFit], dict[str, str]]:
     """Fit every arm that has enough runs, with costs in executed FLOPs; also why the others have no law.
+
+    Args:
+        finished: finished runs of a compute grid.
+        where: name of the table in messages.
+        options: fields of ``eqscale.laws.arms.Options`` that aren't the report's.
 
     Raises:
         NoLaw: no arm can be fitted.
     """
+    options = {"resamples": RESAMPLES, "seed": 0} | options | {"replicates": POINT}
     fitted: dict[str, ArmFit] = {}
     unfitted: dict[str, str] = {}
     for position, (name, runs) in enumerate(finished.groupby("arm", sort=False)):
         try:
             # own seeds, so that draws of different arms are independent
             fitted |= fit_arms(
-                with_points(runs), cost=AXES["executed"].column, budget="budget", replicates=POINT,
-                resamples=RESAMPLES, seed=position,
+                with_points(runs), cost=AXES["executed"].column, budget="budget", where=where,
+                **options | {"seed": options["seed"] + position},
             )  # fmt: skip
         except InputError as error:
             unfitted[str(name)] = str(error)
@@ -227,7 +234,8 @@ def _compare_pairs(arms: Arms, label: str, roles: Roles) -> list[Comparison | st
         if place.get(one.name, len(place)) > place.get(two.name, len(place)):
             one, two = two, one
         try:
-            out.append(compare_arms(one, two, axis=label))
+            # of the multipliers, the report shows those at the top
+            out.append(compare_arms(one, two, C=[min(one.C.max(), two.C.max())], axis=label))
         except InputError as error:
             out.append(f"`{one.name}` and `{two.name}`: {error}")
     return out

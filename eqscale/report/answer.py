@@ -9,7 +9,7 @@ import pandas as pd
 
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
-from eqscale.laws.minima import combine, weights_at
+from eqscale.laws.minima import best_size
 from eqscale.laws.render import interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
 from eqscale.report.card import Card, answer_card, measured_card
@@ -73,17 +73,16 @@ def validation(study: Study) -> str:
 
 
 def what_to_train(analysis: Analysis) -> str:
-    """The best sizes at the highest executed cost that every arm has a measured one at."""
+    """The best size of each arm at the highest executed cost at which it has a measured one."""
     minima = analysis.minima.get("executed", {})
     if not minima:
         return ""
-    found = {name: m for name, m in minima.items() if np.isfinite(m.N.value).any()}
     sizes = []
-    for name, m in found.items():
-        at = int(np.flatnonzero(np.isfinite(m.N.value))[-1])
-        e = combine([(m, m.N, weights_at(m, m.cost[[at]], np.ones(1)))]).exp()
-        known = np.isfinite([e.model, e.robust or e.model]).all()
-        sizes.append(f"`{name}` {wide(e) if known else f'{number(e.value, 3)} (uncertain)'} at {m.cost[at]:.3g}")
+    for name, m in minima.items():
+        for cost in m.cost[np.isfinite(m.N.value)][-1:]:
+            e = best_size(m, cost).exp()
+            said = wide(e) if np.isfinite(e.high) else f"{number(e.value, 3)} (uncertain)"
+            sizes.append(f"`{name}` {said} at {cost:.3g}")
     said = (
         f"Measured best sizes, in parameters at executed FLOPs: {'; '.join(sizes)} ({link('minima')})." if sizes else ""
     )

@@ -143,8 +143,6 @@ def draw_figures(
 def best_curves(study: Study) -> dict[str, dict[float, np.ndarray]]:
     """Curves of the best run of each arm and budget, of arms that have them at two budgets or more."""
     runs = study.part("compute")
-    if "run_id" not in runs:
-        return {}
     best = runs.loc[runs.groupby(["arm", "budget"], sort=False)["loss"].idxmin()]
     found: dict[str, dict[float, np.ndarray]] = {}
     for arm, budget, run in best[["arm", "budget", "run_id"]].itertuples(index=False):

@@ -15,7 +15,7 @@ from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
 from eqscale.report.exhibits import UNSEEN, ratio_text
 from eqscale.report.leads import best_arms, leads
-from eqscale.report.parts import read_study
+from eqscale.report.parts import read_study, study_folder
 from eqscale.report.render import Content
 from eqscale.report.split import ASYMMETRY, GATR, LEAD, MEASURED, PLAIN
 from eqscale.storage import write_text
@@ -52,7 +52,7 @@ def check_joint(folders: Sequence[Path], target: Path) -> None:
     """
     if (target / "task.json").exists() or target.is_file():
         raise InputError(f"--joint {target}: a study's results or a file; give a folder of its own")
-    tasks = [read_study(folder).wording.name for folder in folders]
+    tasks = [read_study(study_folder(folder)).wording.name for folder in folders]
     if len(set(tasks)) < len(tasks):
         raise InputError(f"a joint page compares different tasks; these studies are of {', '.join(tasks)}")
 

@@ -16,7 +16,8 @@ from eqscale.laws.minima import compute_multiplier, loss_ratio, lowest_loss
 from eqscale.laws.plan import Advice
 from eqscale.laws.render import factor_text, interval_text, markdown_table, number
 from eqscale.report.analysis import Analysis
-from eqscale.report.exhibits import UNSEEN, link
+from eqscale.report.exhibits import UNSEEN, link, ratio_text
+from eqscale.report.leads import best_arms, leads
 from eqscale.report.tables import bound
 
 SURE = 0.975
@@ -55,8 +56,7 @@ def headline(analysis: Analysis) -> str:
 
 def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
     """One row per axis, with ratios to the best built-in arm (or else to the first arm); empty without laws."""
-    known = _known(analysis)
-    if not known:
+    if not analysis.ranking:
         return ""
     names = list(analysis.arms["executed"])
     reference = next((name for name in built_in if name in names), names[0])
@@ -64,7 +64,7 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
     over = f"over that of `{reference}`"
     header += [f"loss {over}, lowest → highest cost of both", f"compute {over}, same loss"]
     rows = []
-    for axis in known:
+    for axis in analysis.ranking:
         row = [f"**{AXES[axis].label}**", _who(_leaders(analysis, axis), axis), _lowest(analysis, axis, names)]
         for factor in (_losses, _compute):
             others = (name for name in names if name != reference)
@@ -89,25 +89,24 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
     )
 
 
-def _known(analysis: Analysis) -> dict[str, list[list[Advice]]]:
-    """By axis, the levels of the ranking at which some law has an optimum, with the arms that have one."""
-    return {
-        axis: [known for level in levels if (known := [a for a in level if math.isfinite(a.loss)])]
-        for axis, levels in analysis.ranking.items()
-    }
+def _known(analysis: Analysis, axis: str) -> list[list[Advice]]:
+    """The levels of the ranking at which some law has an optimum, with the arms that have one."""
+    levels = ([a for a in level if math.isfinite(a.loss)] for level in analysis.ranking[axis])
+    return [level for level in levels if level]
 
 
 def _leaders(analysis: Analysis, axis: str) -> list[_Leader]:
     """Who is ahead at the lowest, middle and highest cost that all arms have in common: measured, or else by law."""
-    costs, minima = _common_costs(analysis, axis), analysis.minima[axis]
+    costs = _common_costs(analysis, axis)
     if not costs:
-        return [_by_law(level) for level in _known(analysis)[axis]]
-    out = []
+        return [_by_law(level) for level in _known(analysis, axis)]
+    table = leads(analysis.minima[axis])
+    best, out = best_arms(table), []
     for cost in dict.fromkeys((costs[0], costs[len(costs) // 2], costs[-1])):
-        best, *others = sorted(minima, key=lambda name: lowest_loss(minima[name], cost).value)
-        ratios = {name: loss_ratio(minima[best], minima[name], cost).exp() for name in others}
-        close = [f"`{name}` {_estimate(ratio)}" for name, ratio in ratios.items() if not ratio.low > 1]
-        out.append(_Leader(cost, best, ", ".join(close), alone=not others))
+        arm, here = best[cost][0], table[table["budget"] == cost].sort_values("ratio")
+        close = here[(here["arm"] != arm) & ~(here["low"] > 1)]
+        rivals = ", ".join(f"`{row['arm']}` {ratio_text(row)}" for _, row in close.iterrows())
+        out.append(_Leader(cost, arm, rivals, alone=len(here) == 1))
     return out
 
 
@@ -146,7 +145,7 @@ def _lowest(analysis: Analysis, axis: str, names: list[str]) -> str:
         ordered = sorted(found, key=lambda name: found[name].value)
         lines = (f"`{name}` {_estimate(found[name])}" for name in ordered)
         return "<br>".join([f"at {common[-1]:.3g} {unit}:", *lines])
-    if not (levels := _known(analysis)[axis]):
+    if not (levels := _known(analysis, axis)):
         return UNSEEN
     by_law = (f"`{a.arm}` {_with_limits(a.loss, a.loss_band)}" for a in levels[-1])
     return "<br>".join([f"at {levels[-1][0].C:.3g} {unit}, {_BY_LAW}:", *by_law])

@@ -32,6 +32,8 @@ VARIANT = "variant"
 
 _REQUIRED = ("N", "D", "loss", "arm", "budget", "status", *(axis.column for axis in AXES.values()))
 
+_PREDICTED = {"axis", "compute", "largest_budget_seen", "runs_digest", "arms"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -108,9 +110,11 @@ def read_study(folder: Path) -> Study:
     evaluations = tuple(_read_evaluation(path, wording) for path in measured if path.suffix == ".json")
     animations = tuple(path for path in measured if path.suffix == ".gif")
     prediction = read_json(folder / "prediction.json")
+    if prediction is not None and not prediction.keys() >= _PREDICTED:
+        raise InputError(f"{folder / 'prediction.json'}: not a prediction: eqscale predict writes it")
     curves = _read_curves(folder / "records.jsonl")
     planned = (read_json(folder / "study.json") or {}).get("runs", [])
-    to_come = len(set(planned) - set(runs["run_id"])) if "run_id" in runs else 0
+    to_come = len(set(planned) - set(runs["run_id"]))
     return Study(folder, runs, wording, read_roles(runs), prediction, evaluations, to_come, untimed, animations, curves)
 
 
@@ -160,6 +164,6 @@ def _checked(table: pd.DataFrame, part: str, source: str, wording: Wording) -> p
     table = table.rename(columns=names)
     is_data_grid = UNIQUE in table and (table.groupby("budget")[UNIQUE].nunique() > 1).any()
     # optional columns get defaults, so that no reader needs a case for a table without them
-    defaults = {"seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], VARIANT: ""}
+    defaults = {"run_id": "", "seed": 0, "loss_se": float("nan"), "epochs": 0.0, "name": table["arm"], VARIANT: ""}
     missing = {name: value for name, value in defaults.items() if name not in table}
     return table.assign(part="data_grid" if is_data_grid else part, **missing)

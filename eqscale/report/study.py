@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
 from eqscale.errors import InputError
 from eqscale.laws.render import fit_record, write_json
+from eqscale.laws.table import load_table
 from eqscale.report.analysis import analyse
 from eqscale.report.conclusions import conclude
 from eqscale.report.data_grid import read_data_grid
@@ -46,7 +45,7 @@ def write_report(folder: Path) -> Path:
         if (folder / table).exists():
             raise InputError(f"{folder} has the report of `eqscale run {job}`: the same command writes it again")
     if (folder / "optimizers.csv").exists():
-        write_optimizers(pd.read_csv(folder / "runs.csv"), folder)
+        write_optimizers(load_table(folder / "runs.csv"), folder)
         return folder
     return write_study_report(folder).study.folder
 

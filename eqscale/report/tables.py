@@ -13,7 +13,7 @@ from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, slope
-from eqscale.laws.minima import Minima, combine, compute_multiplier, loss_ratio, lowest_loss, weights_at
+from eqscale.laws.minima import Minima, best_size, compute_multiplier, loss_ratio, lowest_loss
 from eqscale.laws.render import interval_text, number
 from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.checks import SIMILAR, cannot_tell, change_of_ratio
@@ -44,7 +44,7 @@ def bound(e: Estimate) -> str:
 
 
 def coefficient_table(analysis: Analysis) -> Table:
-    """Coefficients with both intervals, and whether the form fits."""
+    """Coefficients with the interval to quote, and whether the form fits."""
     rows = []
     for arm, found in analysis.intervals.items():
         fit, test = analysis.arms["executed"][arm].fit, analysis.lack_of_fit[arm]
@@ -159,8 +159,7 @@ def _optima(analysis: Analysis, axis: str, references: Sequence[str]) -> Iterato
             if cost not in m.cost:
                 continue
             found = {"loss": lowest_loss(m, cost).exp()}
-            size = combine([(m, m.N, weights_at(m, np.array([cost]), np.ones(1)))]).exp()
-            if not math.isnan(size.value):
+            if not math.isnan((size := best_size(m, cost).exp()).value):
                 found["N"] = size
             for reference in references:
                 other = minima.get(reference)
