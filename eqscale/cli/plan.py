@@ -130,18 +130,15 @@ def _rungs(task_name: str, name: str, N: float) -> list[tuple[str, int]]:
 
 
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:
-    from eqscale.laws.render import interval_text, number
-
-    def one_run(loss: float, limits: Sequence[float]) -> str:
-        return f"{number(loss, 3)} {interval_text(limits, 3)}"
+    from eqscale.laws.render import number, with_interval
 
     rows = []
     for s in found:
-        N = f"{number(s.N, 3)} (optimum {number(s.N_optimal, 3)} {interval_text(s.N_interval, 2)})"
+        N = f"{number(s.N, 3)} (optimum {with_interval(s.N_optimal, *s.N_interval)})"
         steps = "–" if s.steps is None else f"{s.steps:,}"
-        line = one_run(s.trend["loss"], s.trend["new_run"]["model"]) if s.trend else "–"
+        line = with_interval(s.trend["loss"], *s.trend["new_run"]["model"]) if s.trend else "–"
         costs = "; ".join(f"{number(v, 2)} {name}" for name, v in s.costs.items())
-        row = [s.arm, s.size or "–", N, number(s.D, 3), steps, one_run(s.loss.value, s.new_run), line]
+        row = [s.arm, s.size or "–", N, number(s.D, 3), steps, with_interval(s.loss.value, *s.new_run), line]
         rows.append([*row, number(s.probability_best, 2, "f"), costs])
     header = [
         "arm",
@@ -186,7 +183,7 @@ def _plan_from_table(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.plan import advise
     from eqscale.laws.quantities import quantity
-    from eqscale.laws.render import interval_text, number, plain, write_json
+    from eqscale.laws.render import number, plain, with_interval, write_json
 
     frame = law_options.read_arm_table(args)
     axis = law_options.one_axis(args, frame)
@@ -195,7 +192,7 @@ def _plan_from_table(args: argparse.Namespace) -> int:
     found = advise(arms, compute)
     rows = []
     for a in found:
-        size, loss = f"{number(a.N)} {interval_text(a.N_band)}", f"{number(a.loss)} {interval_text(a.loss_band)}"
+        size, loss = with_interval(a.N, *a.N_band, digits=4), with_interval(a.loss, *a.loss_band, digits=4)
         rows.append([a.arm, size, number(a.D), loss, number(a.probability_best, 2, "f")])
     console = make_console()
     law_options.print_verdicts(console, {name: arm.fit for name, arm in arms.items()})

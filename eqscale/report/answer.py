@@ -10,7 +10,7 @@ import pandas as pd
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.minima import best_size
-from eqscale.laws.render import interval_text, markdown_table, number
+from eqscale.laws.render import markdown_table, number, with_interval
 from eqscale.report.analysis import Analysis
 from eqscale.report.card import Card, answer_card, measured_card
 from eqscale.report.checks import cannot_tell
@@ -18,14 +18,13 @@ from eqscale.report.conclusions import Conclusion
 from eqscale.report.controls import control_lines
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.data_tables import data_lines
-from eqscale.report.exhibits import link, paragraphs
+from eqscale.report.exhibits import link, paragraphs, wide
 from eqscale.report.overview import headline, overview
 from eqscale.report.part_tables import averaging_lines
 from eqscale.report.parts import Study
 from eqscale.report.prediction import outcomes
 from eqscale.report.roles import Roles
 from eqscale.report.split import split_lines
-from eqscale.report.tables import wide
 
 
 def answer(study: Study, analysis: Analysis, figure: str) -> str:
@@ -108,10 +107,10 @@ def _crossings(analysis: Analysis) -> list[str]:
         able = {name for name, arm in analysis.arms[axis].items() if not cannot_tell(arm)}
         crossings = [p.crossing for p in pairs if isinstance(p, Comparison) and {p.arm, p.reference} <= able]
         found = [
-            f"`{c.better_below}` and `{c.better_above}` at {c.C:.2g} {interval_text(c.interval, 2)} {AXES[axis].unit} "
-            f"(`{c.better_above}` ahead above)"
+            f"`{c.better_below}` and `{c.better_above}` at {with_interval(c.C, *c.interval, 2)} "
+            f"{AXES[axis].unit} (`{c.better_above}` ahead above)"
             for c in crossings
-            if c.C is not None
+            if c.C is not None and c.interval is not None
         ]
         if crossings:
             none = len(crossings) - len(found)

@@ -12,9 +12,9 @@ import pandas as pd
 from eqscale.laws.minima import Minima, loss_ratio
 from eqscale.laws.render import number
 from eqscale.report.analysis import pooled_noise, seed_noise
-from eqscale.report.exhibits import UNSEEN, ratio_text
+from eqscale.report.exhibits import UNSEEN, ratio_text, wide
 from eqscale.report.leads import best_arms, leads
-from eqscale.report.tables import change_of_lead, wide
+from eqscale.report.tables import change_of_lead
 
 CHANCE = 0.05
 """Standard deviation of a run's log loss between seeds, about, where no run has several (pooled over all arms of

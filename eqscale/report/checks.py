@@ -18,8 +18,9 @@ from eqscale.laws.compare import common_range
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, loss_gap, scaled, slope
 from eqscale.laws.fit import Coefficients, Quantity
 from eqscale.laws.minima import Minima, bend, combine, loss_ratio, weights_at
-from eqscale.laws.render import interval_text, number
+from eqscale.laws.render import number
 from eqscale.laws.validate import lack_of_fit
+from eqscale.report.exhibits import wide
 
 STRAIGHT = 1.5
 """Of a power law, the exponents at the top and at the bottom of the costs differ by less than this factor."""
@@ -80,10 +81,6 @@ def _holds_if_equal(halves: Iterable[float], limit: float) -> str:
 
 def _half(e: Estimate) -> float:
     return (e.high - e.low) / 2
-
-
-def _wide(e: Estimate) -> str:
-    return f"{number(e.value, 3)} {interval_text((e.low, e.high), 3)}"
 
 
 CLAIMS = {
@@ -209,7 +206,7 @@ def _on_compute(
 ) -> list[Finding]:
     """The checks of conclusion 2."""
     straight = {_within(e.low, e.high, math.log(STRAIGHT)) for e in bends.values()} or {"open"}
-    shown = "; ".join(f"`{name}` {_wide(e.exp())}" for name, e in bends.items())
+    shown = "; ".join(f"`{name}` {wide(e.exp())}" for name, e in bends.items())
     ahead = {positive(e.low, e.high) for e in gaps.values()}
     steady = _within(change.low, change.high, math.log(SIMILAR))
     return [
@@ -218,7 +215,7 @@ def _on_compute(
             _holds_if_equal(map(_half, bends.values()), math.log(STRAIGHT)) if bends else "",
         ),
         Finding(_worst(ahead), _at_costs(gaps, unit), sees(max(map(_half, gaps.values())))),
-        Finding(steady, _wide(change.exp()), _holds_if_equal([_half(change)], math.log(SIMILAR))),
+        Finding(steady, wide(change.exp()), _holds_if_equal([_half(change)], math.log(SIMILAR))),
     ]  # fmt: skip
 
 
@@ -229,12 +226,12 @@ def _on_allocation(sizes: Mapping[float, Estimate], change: Estimate, unit: str)
     closes = positive(change.low, change.high)
     return [
         Finding(_worst(fewer), _at_costs(sizes, unit), sees(max(map(_half, below.values())))),
-        Finding(closes, _wide(change.exp()), sees(_half(change))),
+        Finding(closes, wide(change.exp()), sees(_half(change))),
     ]
 
 
 def _at_costs(found: Mapping[float, Estimate], unit: str) -> str:
-    return "; ".join(f"at {C:.2g} {unit} {_wide(e.exp())}" for C, e in found.items())
+    return "; ".join(f"at {C:.2g} {unit} {wide(e.exp())}" for C, e in found.items())
 
 
 def _worst(outcomes: set[str]) -> str:

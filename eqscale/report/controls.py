@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from eqscale.laws.render import interval_text, number
+from eqscale.laws.render import with_interval
 from eqscale.report.analysis import pooled_noise
 from eqscale.report.exhibits import UNSEEN, Table, link
 from eqscale.report.means import Mean, best_of_sizes
@@ -78,7 +78,7 @@ def _best(runs: pd.DataFrame) -> dict[float, Mean]:
 
 def _ratio(mean: Mean) -> str:
     value, low, high = np.exp([mean.value, *mean.limits()])
-    return number(value, 3) + ("" if math.isnan(low) else f" {interval_text((low, high), 3)}")
+    return with_interval(value, low, high)
 
 
 def _edge(runs: pd.DataFrame, budget: float) -> str:

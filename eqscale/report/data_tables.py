@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-from eqscale.laws.render import interval_text, number
+from eqscale.laws.render import with_interval
 from eqscale.report.data_grid import REPEATED, DataGrid, Gap
 from eqscale.report.exhibits import UNSEEN, Table, link, numbered
 from eqscale.report.parts import UNIQUE
 from eqscale.report.roles import Roles
-from eqscale.report.tables import recommended
 from eqscale.roles import Role
 
 
@@ -63,10 +62,10 @@ def repetition_table(grid: DataGrid) -> Table:
 
 def repetition_law_table(grid: DataGrid) -> Table:
     """The law of repeated data of every arm."""
-    rows = [
-        [f"`{arm}`", str(law.fit.n), *(recommended(law.found[k]) for k in ("R_D", "beta")), law.fit.verdict.state]
-        for arm, law in grid.laws.items()
-    ]  # fmt: skip
+    rows = []
+    for arm, law in grid.laws.items():
+        found = (with_interval(i.estimate, *i.recommended) for i in (law.found["R_D"], law.found["beta"]))
+        rows.append([f"`{arm}`", str(law.fit.n), *found, law.fit.verdict.state])
     rows += [[f"`{arm}`", *[UNSEEN] * 3, f"no law: {why}"] for arm, why in grid.unfitted.items()]
     return Table(
         "repetition_law", "Law of repeated data", ["arm", "runs", "R", "β", "verdict"], rows,
@@ -103,10 +102,9 @@ def data_lines(grid: DataGrid, roles: Roles) -> list[str]:
 
 def _factor(found: Gap) -> str:
     """A gap in log loss as a ratio of losses."""
-    if math.isnan(found.value):
-        return UNSEEN
-    limits = f" {interval_text((math.exp(found.low), math.exp(found.high)), 3)}" if found.known else ""
-    return f"{number(math.exp(found.value), 3)}{limits}"
+    limits = (found.low, found.high) if found.known else (math.nan, math.nan)
+    value, low, high = map(math.exp, (found.value, *limits))
+    return with_interval(value, low, high)
 
 
 def _times(value: float) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from eqscale.laws.render import interval_text, markdown_table, number
+from eqscale.laws.contrast import Estimate
+from eqscale.laws.render import markdown_table, with_interval
 
 UNSEEN = "–"
 """An empty cell."""
@@ -98,7 +99,12 @@ def table_of(rows: Sequence[Mapping[str, str]]) -> str:
 
 def ratio_text(row: pd.Series) -> str:
     """The ratio of a row with the columns ratio, low and high, and its interval."""
-    return f"{number(row['ratio'], 3)} {interval_text((row['low'], row['high']), 3)}"
+    return with_interval(row["ratio"], row["low"], row["high"])
+
+
+def wide(e: Estimate) -> str:
+    """A number with its wider limits: each the outer one of the model-based and the robust interval."""
+    return with_interval(e.value, e.low, e.high)
 
 
 def paragraphs(parts: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from eqscale.errors import InputError
-from eqscale.laws.render import number
+from eqscale.laws.render import number, with_interval
 from eqscale.report.exhibits import paragraphs, table_of
 from eqscale.report.means import Mean, best_of_sizes
 from eqscale.roles import Role
@@ -92,6 +92,4 @@ def write_optimizers(runs: pd.DataFrame, folder: Path) -> None:
 def _cell(row: pd.Series, name: str) -> str:
     if name not in row or pd.isna(row[name]):
         return ""
-    interval = [] if pd.isna(row[f"{name} low"]) else [row[f"{name} low"], row[f"{name} high"]]
-    limits = f" [{', '.join(number(value, 3) for value in interval)}]" if interval else ""
-    return f"{number(row[name], 3)}{limits}"
+    return with_interval(row[name], row[f"{name} low"], row[f"{name} high"])

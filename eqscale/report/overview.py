@@ -14,9 +14,9 @@ from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, loss_gap
 from eqscale.laws.minima import compute_multiplier, loss_ratio, lowest_loss
 from eqscale.laws.plan import Advice
-from eqscale.laws.render import factor_text, interval_text, markdown_table, number
+from eqscale.laws.render import factor_text, markdown_table, with_interval
 from eqscale.report.analysis import Analysis
-from eqscale.report.exhibits import UNSEEN, link, ratio_text
+from eqscale.report.exhibits import UNSEEN, link, ratio_text, wide
 from eqscale.report.leads import best_arms, leads
 from eqscale.report.tables import bound
 
@@ -147,7 +147,7 @@ def _lowest(analysis: Analysis, axis: str, names: list[str]) -> str:
         return "<br>".join([f"at {common[-1]:.3g} {unit}:", *lines])
     if not (levels := _known(analysis, axis)):
         return UNSEEN
-    by_law = (f"`{a.arm}` {_with_limits(a.loss, a.loss_band)}" for a in levels[-1])
+    by_law = (f"`{a.arm}` {with_interval(a.loss, *a.loss_band)}" for a in levels[-1])
     return "<br>".join([f"at {levels[-1][0].C:.3g} {unit}, {_BY_LAW}:", *by_law])
 
 
@@ -179,8 +179,4 @@ def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
 
 def _estimate(e: Estimate) -> str:
     """A factor with the wider of its intervals, or its bound."""
-    return "unknown" if math.isnan(e.value) else bound(e) or _with_limits(e.value, (e.low, e.high))
-
-
-def _with_limits(value: float, limits: tuple[float, float]) -> str:
-    return f"{number(value, 3)} {interval_text(limits, 3)}"
+    return "unknown" if math.isnan(e.value) else bound(e) or wide(e)

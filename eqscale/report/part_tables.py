@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from eqscale.laws.axes import AXES
-from eqscale.laws.render import interval_text, number
+from eqscale.laws.render import number, with_interval
 from eqscale.report.exhibits import UNSEEN, Table, link
 from eqscale.report.parts import VARIANT, Study
 from eqscale.report.prediction import outcomes
@@ -43,7 +43,8 @@ def validation_table(study: Study) -> Table | None:
 
 
 def _predicted(record: Mapping[str, Any], what: str) -> str:
-    return f"{number(record[what])} {interval_text(record['new_run']['model'])}"
+    low, high = record["new_run"]["model"]
+    return with_interval(record[what], low, high, 4)
 
 
 def metric_table(study: Study) -> Table:

@@ -8,33 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from eqscale.laws import Interval
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, slope
 from eqscale.laws.minima import Minima, best_size, compute_multiplier, loss_ratio, lowest_loss
-from eqscale.laws.render import interval_text, number
+from eqscale.laws.render import number, with_interval
 from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.checks import SIMILAR, cannot_tell, change_of_ratio
-from eqscale.report.exhibits import UNSEEN, Table
+from eqscale.report.exhibits import UNSEEN, Table, wide
 from eqscale.report.parts import PARTS, Study
 from eqscale.report.roles import Roles
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 _ESTIMATE = ("estimate", "model_low", "model_high", "robust_low", "robust_high")
-
-
-def wide(e: Estimate) -> str:
-    """A number with its wider limits: each the outer one of the model-based and the robust interval."""
-    pairs = [pair for pair in (e.model, e.robust) if pair and not any(map(math.isnan, pair))]
-    limits = (min(low for low, _ in pairs), max(high for _, high in pairs)) if pairs else (math.nan, math.nan)
-    return UNSEEN if math.isnan(e.value) else f"{number(e.value, 3)} {interval_text(limits, 3)}"
-
-
-def recommended(i: Interval) -> str:
-    """A coefficient with the interval to quote, which holds on a bound, too."""
-    return f"{number(i.estimate, 3)} {interval_text(i.recommended, 3)}"
 
 
 def bound(e: Estimate) -> str:
@@ -48,7 +35,7 @@ def coefficient_table(analysis: Analysis) -> Table:
     rows = []
     for arm, found in analysis.intervals.items():
         fit, test = analysis.arms["executed"][arm].fit, analysis.lack_of_fit[arm]
-        shown = [recommended(found[name]) for name in COEFFICIENTS]
+        shown = [with_interval(i.estimate, *i.recommended) for i in (found[name] for name in COEFFICIENTS)]
         replicates = "no replicates" if test is None else f"p = {test.p_value:.2g}"
         rows.append(
             [

@@ -23,7 +23,7 @@ from eqscale.report.answer import answer, which_arm
 from eqscale.report.conclusions import Conclusion, conclude
 from eqscale.report.data_grid import read_data_grid
 from eqscale.report.parts import UNIQUE, read_study
-from eqscale.report.prediction import predict
+from eqscale.report.prediction import predict, trend
 from eqscale.report.render import Content, render
 from eqscale.report.roles import Roles
 from eqscale.report.split import split_lead
@@ -341,6 +341,24 @@ def test_plan_names_the_arm_and_a_rung_of_its_ladder(tmp_path, capsys):
     assert "misses structure" not in shown
     assert main(["plan", "--from", str(tmp_path), "--compute", "2e10", "--resamples", "100", "--json", str(out)]) == 0
     assert json.loads(out.read_text())["suggestions"][0]["trend"] == {}  # the line is that of the largest budgets
+
+
+def test_plan_uses_the_panels_and_draws_of_the_report(tmp_path, capsys):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)).drop(columns="task")
+    # real runs spend their budget only nearly, each arm by another share
+    spent = np.where(table["arm"] == "gatr", 0.97, 1.02)
+    planted.write_part(table.assign(flops_executed=table["flops_executed"] * spent), tmp_path)
+    out = tmp_path / "plan.json"
+    options = ["--axis", "seconds", "--resamples", "100", "--json", str(out)]
+    assert main(["plan", "--from", str(tmp_path), "--compute", "20000", *options]) == 0
+    shown = json.loads(out.read_text())["suggestions"]
+    analysis = analyse(read_study(tmp_path))
+    for suggestion in shown:
+        assert suggestion["trend"] == trend(analysis.minima["seconds"][suggestion["arm"]], 20000)
+    assert main(["plan", "--from", str(tmp_path), "--compute", "20000", "--by", "width"]) == 2
+    assert "--by would change nothing" in capsys.readouterr().err
+    assert main(["plan", "--from", str(tmp_path), "--compute", "1e14", "--axis", "hours"]) == 2
+    assert "--axis 'hours': choose one of executed, nominal, seconds" in capsys.readouterr().err
 
 
 def bent(table):

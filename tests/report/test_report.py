@@ -350,6 +350,29 @@ def test_too_few_runs_is_one_clear_error(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"runs.csv", "task.json"}
 
 
+def test_runs_need_no_identity_of_this_project(tmp_path):
+    planted.write_part(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)).drop(columns="run_id"), tmp_path)
+    planted.write_text(tmp_path)
+    assert "**At equal compute, gatr has the lowest loss" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("prediction.json", "{}", "prediction.json: not a prediction: eqscale predict writes it"),
+        ("optimizers.csv", "", "runs.csv: no such file"),
+    ],
+)
+def test_a_folder_that_lacks_something_is_one_clear_error(tmp_path, capsys, file, content, message):
+    if file == "prediction.json":
+        planted.write_part(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)), tmp_path)
+    (tmp_path / file).write_text(content)
+    assert main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
