@@ -70,7 +70,10 @@ class QKNormAttention(Attention):
         super().__init__(config)
         self.gain = nn.Parameter(torch.ones(2, self.head_width))
 
-    def forward(self, x: Tensor, bias: Tensor | None, pairs: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor | None, pairs: Tensor | None = None, axes: Tensor | None = None
+    ) -> Tensor:
+        assert axes is None  # the plain transformer's tokens have no frames
         B, T, D = x.shape
         q, k, v = self.qkv(x).split((D, self.head_width, self.head_width), -1)
         q = (F.rms_norm(q.view(B, T, self.heads, -1), (self.head_width,)) * self.gain[0]).transpose(1, 2)

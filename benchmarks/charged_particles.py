@@ -2,9 +2,9 @@
 
     python benchmarks/charged_particles.py [--folder studies/charged_particles]
 
-Every arm trains briefly at three learning rates, then longer at the best of them; of its runs the one with the least
-error on 2,000 validation trajectories counts, and is measured on 2,000 others. Prints Markdown tables; about 25 minutes
-on one core. What is in the folder isn't trained again.
+Every arm trains with AdamW, briefly at three learning rates, then longer at the best of them; of its runs the one with
+the least error on 2,000 validation trajectories counts, and is measured on 2,000 others. Prints Markdown tables; about
+25 minutes on one core. What is in the folder isn't trained again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ PUBLISHED = register(Published())
 
 
 def spec_of(arm: str, task: Task, steps: int, factor: float) -> RunSpec:
-    size, recipe = PLAN[arm][0], get_arm(arm).recipe
+    size, recipe = PLAN[arm][0], get_arm(arm).recipe_with("adamw")
+    assert recipe
     flops, parameters = get_arm(arm).flops(size, task).executed, get_arm(arm).parameters(size, task)
     batch = recipe.batch_size(1e12)  # about what the runs spend
     return RunSpec(
@@ -71,6 +72,10 @@ def spec_of(arm: str, task: Task, steps: int, factor: float) -> RunSpec:
         test_systems=HELD_OUT,
         test_samples_per_system=1,
         task=task.name,
+        optimizer=recipe.optimizer,
+        warmup=recipe.warmup,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
     )
 
 

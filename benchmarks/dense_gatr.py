@@ -1,4 +1,4 @@
-"""GATr in the dense formulation of its papers: what the planar layout is measured against.
+"""GATr in the dense formulation of its papers, and that of other packages: what the planar layout is measured against.
 
 Channels-last multivectors (..., C, 16); the nine maps of every channel pair expanded to a dense 16 x 16
 block and one matmul; products as einsums with 16 x 16 x 16 tables; keys and values expanded over the heads
@@ -6,6 +6,7 @@ for SDPA. It takes the parameters of an untyped :class:`eqscale.models.gatr.GATr
 function.
 """
 
+import importlib.util
 import math
 
 import torch
@@ -113,3 +114,25 @@ class DenseGATr(nn.Module):
             x, t = self.linear(block.to_stream, x * gate, functional.gelu(t, approximate="tanh"))
             mv, s = mv + x, s + t
         return self.linear(net.read_out, *self.norm(mv, s))
+
+
+def other_packages(c: int, s: int, blocks: int, heads: int, tokens: int) -> dict[str, nn.Module]:
+    """Networks of equal size by the packages that are installed, from one channel and scalar to one of each."""
+    found: dict[str, nn.Module] = {}
+    if importlib.util.find_spec("ezgatr"):
+        from ezgatr.nets.mv_only_gatr import MVOnlyGATrConfig, MVOnlyGATrModel
+
+        # Every head of ezgatr has full width: two of them cost about what the others spend. It has no scalars.
+        config = MVOnlyGATrConfig(
+            num_layers=blocks, size_context=max(tokens, 32), size_channels_hidden=c, size_channels_intermediate=c,
+            attn_num_heads=2, attn_is_causal=False,
+        )  # fmt: skip
+        found["ezgatr"] = MVOnlyGATrModel(config)
+    if importlib.util.find_spec("lgatr"):
+        from lgatr import LGATr
+
+        shape = {"in_mv_channels": 1, "out_mv_channels": 1, "hidden_mv_channels": c}
+        shape |= {"in_s_channels": 1, "out_s_channels": 1, "hidden_s_channels": s, "num_blocks": blocks}
+        attention = {"num_heads": heads, "multi_query": True, "attn_ratio": 2}
+        found["lgatr"] = LGATr(**shape, attention=attention, mlp={"mlp_ratio": 2})
+    return found

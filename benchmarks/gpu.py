@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import json
 import math
 import multiprocessing
@@ -33,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dense_gatr import DenseGATr
+from dense_gatr import DenseGATr, other_packages
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.flop_counter import FlopCounterMode
@@ -329,21 +328,8 @@ def contestants(parameters: float, tokens: int) -> dict[str, tuple[nn.Module, tu
         "plain, equal nominal FLOPs": (Transformer(as_dear), (17,), executed(transformer_training_flops(as_dear))),
         "plain, equal parameters": (Transformer(equal), (17,), executed(transformer_training_flops(equal))),
     }
-    if importlib.util.find_spec("lgatr"):
-        from lgatr import LGATr
-
-        shape = {"in_mv_channels": 1, "out_mv_channels": 1, "hidden_mv_channels": c}
-        shape |= {"in_s_channels": 1, "out_s_channels": 1, "hidden_s_channels": 2 * c, "num_blocks": blocks}
-        attention = {"num_heads": heads, "multi_query": True, "attn_ratio": 2}
-        found["lgatr"] = (LGATr(**shape, attention=attention, mlp={"mlp_ratio": 2}), (1, 16), None)
-    if importlib.util.find_spec("ezgatr"):
-        from ezgatr.nets.mv_only_gatr import MVOnlyGATrConfig, MVOnlyGATrModel
-
-        config = MVOnlyGATrConfig(
-            num_layers=blocks, size_context=max(tokens, 32), size_channels_hidden=c, size_channels_intermediate=c,
-            attn_num_heads=2, attn_is_causal=False,
-        )  # fmt: skip
-        found["ezgatr"] = (MVOnlyGATrModel(config), (1, 16), None)
+    for name, module in other_packages(c, 2 * c, blocks, heads, tokens).items():
+        found[name] = (module, (1, 16), None)
     return found
 
 

@@ -18,7 +18,6 @@ import copy
 import dataclasses
 import functools
 import importlib
-import importlib.util
 import io
 import itertools
 import json
@@ -34,7 +33,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from dense_gatr import DenseGATr
+from dense_gatr import DenseGATr, other_packages
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,9 +42,6 @@ from eqscale.arms import Size as ArmSize
 from eqscale.arms import get_arm
 from eqscale.arms.base import TokenCounts
 from eqscale.models.gatr import GATr, GATrConfig, gatr_training_flops
-from eqscale.models.gatr.bilinear import Bilinear, Products
-from eqscale.models.gatr.layout import Layout
-from eqscale.models.gatr.linear import Assembly, Linear, LinearMap, apply_linear
 from eqscale.models.transformer import Transformer, TransformerConfig, transformer_training_flops
 from eqscale.study.grid import data_spec
 from eqscale.study.presets import COMPUTE_GRIDS
@@ -57,8 +53,7 @@ from eqscale.training.optim import clip_gradients, get_optimizer
 HEADS = 8
 NETWORKS = ((8, 16, 4), (16, 32, 6), (32, 64, 8))  # multivector channels, scalars, blocks
 TOKENS = ((16, 32), (4, 256))  # batch, tokens
-STUDY = ((2, 4, 2, 2), (4, 8, 2, 2), (8, 16, 3, 4), (16, 32, 4, 4))  # channels, scalars, blocks, heads
-STUDY_BATCH, STUDY_TOKENS = 64, 31
+STUDY_TOKENS = 31
 GATR_BEFORE = "cf9bf524f39ea836ae3f029c904c5adb8afd4a6d"
 GATR_STEPS = ((3, 2, 2, 16), (4, 3, 2, 16), (6, 4, 2, 16), (8, 5, 4, 16))  # channels, blocks, heads, batch
 PLAIN_STEPS = ((20, 1, 1, 32), (36, 1, 4, 32), (24, 2, 3, 64), (30, 3, 3, 64), (64, 3, 8, 128))  # width to batch
@@ -219,37 +214,9 @@ def contestants(c: int, s: int, blocks: int, heads: int, batch: int, tokens: int
     ):
         call = call_of(model, flat)
         out[name] = Contestant(model, call, counted(call, model))
-    if importlib.util.find_spec("ezgatr"):
-        from ezgatr.nets.mv_only_gatr import MVOnlyGATrConfig, MVOnlyGATrModel
-
-        # Every head of ezgatr has full width: two of them cost about what the others spend.
-        config = MVOnlyGATrConfig(
-            num_layers=blocks,
-            size_context=max(tokens, 32),
-            size_channels_hidden=c,
-            size_channels_intermediate=c,
-            attn_num_heads=2,
-            attn_is_causal=False,
-        )
-        ezgatr = MVOnlyGATrModel(config)
-        call = call_of(ezgatr, x)
-        out["ezgatr"] = Contestant(ezgatr, call, counted(call, ezgatr))
-    if importlib.util.find_spec("lgatr"):
-        from lgatr import LGATr
-
-        lgatr = LGATr(
-            num_blocks=blocks,
-            in_mv_channels=1,
-            out_mv_channels=1,
-            hidden_mv_channels=c,
-            in_s_channels=1,
-            out_s_channels=1,
-            hidden_s_channels=s,
-            attention={"num_heads": heads, "multi_query": True, "attn_ratio": 2},
-            mlp={"mlp_ratio": 2},
-        )
-        lgatr_call = lambda: lgatr(x, scalars=scalars)  # noqa: E731
-        out["lgatr"] = Contestant(lgatr, lgatr_call, counted(lgatr_call, lgatr))
+    for name, model in other_packages(c, s, blocks, heads, tokens).items():
+        call = functools.partial(model, x, scalars=scalars) if name == "lgatr" else call_of(model, x)
+        out[name] = Contestant(model, call, counted(call, model))
     return out
 
 
@@ -296,108 +263,6 @@ def networks(sizes: list[Size], rounds: int, least: float) -> list[dict]:
         title = f"C = {c}, S = {s}, {blocks} blocks, {batch} x {tokens} tokens, {torch.get_num_threads()} thread(s)"
         head = ["", "forward ms", "x dense", "forward + backward ms", "x dense", "GFLOP/s (of peak)", "parameters"]
         table(title, head, rows)
-    return results
-
-
-def study(sizes: list[Size], rounds: int, least: float) -> list[dict]:
-    """Shapes of the study: small channels, 31 tokens (sizes is not used)."""
-    results, rows = [], []
-    for c, s, blocks, heads in STUDY:
-        entries = contestants(c, s, blocks, heads, STUDY_BATCH, STUDY_TOKENS)
-        entries = {name: entry for name, entry in entries.items() if name not in ("ezgatr", "lgatr")}
-        both = interleaved({name: entry.steps()[1] for name, entry in entries.items()}, rounds, least)
-        for name, seconds in both.items():
-            speed = entries[name].count() / seconds / 1e9
-            results.append(
-                {
-                    "part": "study", "contestant": name, "channels": c, "scalars": s, "blocks": blocks,
-                    "batch": STUDY_BATCH, "tokens": STUDY_TOKENS, **setting(),
-                    "training_s": seconds, "speedup": both["dense"] / seconds, "gflops": speed,
-                }
-            )  # fmt: skip
-            label = f"C = {c}, S = {s}, {blocks} blocks"
-            rows.append([label, name, f"{1e3 * seconds:.1f}", f"{both['dense'] / seconds:.2f}", f"{speed:.1f}"])
-    head = ["", "", "forward + backward ms", "x dense", "GFLOP/s"]
-    table(f"{STUDY_BATCH} x {STUDY_TOKENS} tokens, {torch.get_num_threads()} thread(s)", head, rows)
-    return results
-
-
-def linear(sizes: list[Size], rounds: int, least: float) -> list[dict]:
-    """One equivariant linear map; a network assembles the weights of all its maps at once (sizes is not
-    used)."""
-    results, rows = [], []
-    for (inputs, outputs), n in itertools.product(((8, 16), (16, 32), (32, 64)), (512, 4096)):
-        torch.manual_seed(0)
-        structure = LinearMap(Layout(inputs, 0, 0, ones=True), Layout(outputs, 0, 0))
-        layer = Linear(structure)
-        assembly = Assembly([layer])
-        dense = DenseGATr(GATr(untyped(8, 16, 1, HEADS)))
-        planar = torch.randn(structure.source.rows, n, requires_grad=True)
-        mv = torch.randn(n, inputs, 16, requires_grad=True)
-
-        def dense_linear(layer=layer, dense=dense, mv=mv) -> tuple[Tensor, ...]:
-            weight = torch.einsum("oib,bkl->oikl", layer.true, dense.basis)
-            return (torch.einsum("oikl,...il->...ok", weight, mv),)
-
-        def ours(structure=structure, assembly=assembly, planar=planar) -> tuple[Tensor, ...]:
-            return (apply_linear(planar, assembly()[0], structure),)
-
-        weights = [w.detach().requires_grad_() for w in assembly()[0]]
-
-        def assembled(structure=structure, planar=planar, weights=tuple(weights)) -> tuple[Tensor, ...]:
-            return (apply_linear(planar, weights, structure),)
-
-        steps = {
-            "dense": training_step(dense_linear, [layer.true, mv]),
-            "ours": training_step(ours, [layer.true, planar]),
-            "assembled": training_step(assembled, [*weights, planar]),
-        }
-        seconds = interleaved(steps, rounds, least)
-        ratios = [seconds["dense"] / seconds[name] for name in ("ours", "assembled")]
-        results.append(
-            {
-                "part": "linear", "inputs": inputs, "outputs": outputs, "tokens": n,
-                **setting(), **{f"{name}_s": x for name, x in seconds.items()},
-                "speedup": ratios[0], "speedup_assembled": ratios[1],
-            }
-        )  # fmt: skip
-        times = [f"{1e3 * x:.2f}" for x in seconds.values()]
-        rows.append([f"{inputs} -> {outputs}", str(n), *times, *(f"{ratio:.1f}" for ratio in ratios)])
-    head = ["", "tokens", "dense ms", "ours ms", "weights assembled before, ms", "x", "x"]
-    table(f"Equivariant linear, {torch.get_num_threads()} thread(s)", head, rows)
-    return results
-
-
-def products(sizes: list[Size], rounds: int, least: float) -> list[dict]:
-    """Geometric product + join of C + C channels on ATen operations (sizes is not used)."""
-    results, rows = [], []
-    for n, c in itertools.product((512, 1024), (8, 16, 32)):
-        torch.manual_seed(0)
-        plan = Bilinear(c, 0, typed=False)
-        layer = Products(plan, Layout(c, 0, 0, ones=True))
-        dense = DenseGATr(GATr(untyped(8, 16, 1, HEADS)))
-        z = torch.randn(plan.inputs.rows, n, requires_grad=True)
-        passed, reference = torch.zeros(layer.passed.rows, n), torch.rand(n)
-        factors = torch.randn(n, 4 * c, 16, requires_grad=True)
-
-        def by_einsum(dense=dense, plan=plan, factors=factors, reference=reference) -> tuple[Tensor, ...]:
-            return (dense.products(plan, factors, reference[:, None, None]),)
-
-        def planar(layer=layer, z=z, passed=passed, reference=reference) -> tuple[Tensor, ...]:
-            return (layer(z, passed, reference),)
-
-        dense_step, step = training_step(by_einsum, [factors]), training_step(planar, [z])
-        seconds = interleaved({"dense": dense_step, "ours": step}, rounds, least)
-        ratio = seconds["dense"] / seconds["ours"]
-        results.append(
-            {
-                "part": "products", "tokens": n, "channels": c, **setting(),
-                **{f"{name}_s": x for name, x in seconds.items()}, "speedup": ratio,
-            }
-        )  # fmt: skip
-        rows.append([str(n), str(c), *(f"{1e3 * x:.2f}" for x in seconds.values()), f"{ratio:.1f}"])
-    head = ["tokens", "C", "dense ms", "ours ms", "x"]
-    table(f"Geometric product + join, {torch.get_num_threads()} thread(s)", head, rows)
     return results
 
 
@@ -620,10 +485,7 @@ def arms(sizes: list[Size], rounds: int, least: float) -> list[dict]:
     return results
 
 
-PARTS = {
-    "steps": steps, "arms": arms, "linear": linear, "products": products, "networks": networks, "study": study,
-    "memory": memory,
-}  # fmt: skip
+PARTS = {"steps": steps, "arms": arms, "networks": networks, "memory": memory}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How fast scenes are made and batches are loaded, and whether the bits depend on who makes them.
+"""How fast scenes are made and batches are loaded, their padding, and whether the bits depend on who makes them.
 
     python benchmarks/rigid_rates.py [--scenes 200]
 
@@ -28,6 +28,7 @@ from eqscale.tasks.rigid.families import FAMILIES
 from eqscale.tasks.rigid.scene import sample_scene
 from eqscale.tasks.rigid.task import data_spec
 from eqscale.tasks.rigid.windows import STARTS, Windows, record_type
+from eqscale.training.order import DataOrder
 
 BATCH = 64
 
@@ -113,6 +114,18 @@ def loading(made: dict[str, np.ndarray]) -> None:
             print(f"| {name} | {alone:.2f} | {spread:.2f} | {wide:.2f} | {'; '.join(cells)} |", flush=True)
 
 
+def padding(scenes: int) -> None:
+    print(f"\nPadding of a pass over {scenes:,} scenes of S, padded over real tokens, minus one.\n")
+    print("| batch | tokens | pairs |\n| --- | --- | --- |")
+    drawn = (sample_scene(FAMILIES["S"], 0, "train", index) for index in range(scenes))
+    tokens = np.array([sum(map(len, scene.vertices)) for scene in drawn])
+    for size in (16, 32, 64):
+        order = DataOrder(tokens, STARTS, size, seed=0)
+        real, pairs, longest = np.array([order.counts(step) for step in range(order.batches_per_epoch)]).T
+        more, more_pairs = size * longest.sum() / real.sum() - 1, size * (longest**2).sum() / pairs.sum() - 1
+        print(f"| {size} | {more:.1%} | {more_pairs:.1%} |", flush=True)
+
+
 def state_digest(index: int) -> str:
     scene = sample_scene(FAMILIES["S"], 0, "train", index)
     return hashlib.sha256(simulate(scene, 32, ENGINES["standard"]).state.tobytes()).hexdigest()
@@ -149,6 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     loading(generation(args.scenes))
+    padding(4000)
     determinism(20)
 
 

@@ -9,31 +9,23 @@ are CPU seconds. Freshly initialised networks hold few subnormals: only trained 
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import itertools
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from eqscale.cli import run_or_exit
 from eqscale.console import make_console
-from eqscale.tasks import Batch, Prepared
 from eqscale.tasks.dataset import open_stored
-from eqscale.tasks.loader import batches
-from eqscale.training.loop import accumulate_gradient, load_trained, prepared
-from eqscale.training.optim import get_optimizer
-from eqscale.training.order import DataOrder
+from eqscale.training.loop import _Trainer, load_trained
 
 _STEPS = 20  # of one kind, before the other takes its turn
 _ROUNDS = 3
-
-
-def _prepared(model: nn.Module, batch: Batch, steps: range) -> Batch | Prepared:
-    return prepared(model, batch)
 
 
 def main() -> int:
@@ -46,23 +38,22 @@ def main() -> int:
     console = make_console()
     for path in args.weights:
         spec, model = load_trained(path)
-        model.train()
-        samples = open_stored(spec.task, spec.data, args.data, "train", systems=spec.train_systems, **spec.options)
-        order = DataOrder(samples.tokens, samples.samples_per_system, spec.batch_size, spec.seed)
-        source = batches(samples, order.batch, range(10**9), prepare=functools.partial(_prepared, model))
-        optimizer = get_optimizer(spec.optimizer).build(model, spec.learning_rate, spec.weight_decay)
-        parameters = list(model.parameters())
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0  # the weights stay those of the end of the run
+        train, test = (
+            open_stored(spec.task, spec.data, args.data, split, systems=systems, **spec.options)
+            for split, systems in (("train", spec.train_systems), ("test", spec.test_systems))
+        )
+        # so low a rate that the weights stay those of the end of the run
+        still = dataclasses.replace(spec, steps=10**9, learning_rate=1e-12)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = _Trainer(still, train, test, Path(folder))
+        trainer.model.load_state_dict(model.state_dict())
+        seen = list(itertools.islice(trainer._batches(), _STEPS))
         times: dict[bool, list[float]] = {False: [], True: []}
         for flush in (False, True) * _ROUNDS:
             torch.set_flush_denormal(flush)
             begin = time.process_time()
-            for batch in itertools.islice(source, _STEPS):
-                optimizer.zero_grad()
-                accumulate_gradient(model, batch, spec.batch_size, spec.batch_size)
-                nn.utils.clip_grad_norm_(parameters, spec.clip)
-                optimizer.step()
+            for batch in seen:
+                trainer._step(batch)
             times[flush].append((time.process_time() - begin) / _STEPS * 1e3)
         kept, flushed = (statistics.median(times[flush]) for flush in (False, True))
         console.print(

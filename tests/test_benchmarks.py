@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.arms import GROUPS
 from eqscale.study.records import read_records
+from eqscale.tasks import get_task
+from eqscale.training.loop import add_gradient, prepared
+from tests.arms.test_inputs import draw
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -61,3 +66,14 @@ def test_rates_refuse_what_they_cannot_use_before_anything_is_written(args, mess
 def test_kinds_of_cpu_are_compared_on_runs_that_the_preset_has():
     code = "import cpu_kinds as c; assert set(c.RUNS) <= {s.name for s in c.compute_grid(c.COMPUTE_GRIDS['quick'])}"
     subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, check=True)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_variant_of_an_arm_trains(name):
+    group = GROUPS[name]
+    task = get_task(group.preset.task)
+    batch = draw(task)
+    for arm in group.variants():
+        model = arm.build(group.sizes[0], task).double()
+        assert torch.isfinite(add_gradient(model, prepared(model, batch), len(batch))), arm.name
+        assert arm.flops(group.sizes[0], task).executed.per_token > 0

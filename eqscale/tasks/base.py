@@ -191,9 +191,9 @@ class Task:
 
     # Evaluation.
 
-    def evaluate(self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any) -> dict[str, float]:
+    def evaluate(self, predict: Predictor, samples: Samples, indices: np.ndarray) -> dict[str, float]:
         """nmse, nmse_se and the task's own metrics on the samples of those indices."""
-        errors = evaluate(predict, samples, indices, **where)
+        errors = evaluate(predict, samples, indices)
         return {"nmse": errors.nmse, "nmse_se": errors.nmse_se} | self.measure(errors, samples)
 
     def measure(self, errors: Errors, samples: Samples) -> dict[str, float]:

@@ -24,9 +24,22 @@ def squared_error(prediction: Tensor, batch: Batch) -> Tensor:
     return batch.weight * (prediction - batch.target).square().sum(-1)
 
 
-def per_sample(square: Tensor) -> np.ndarray:
-    """Sums over each sample's targets: (B, T) or (B,) -> (B,)."""
-    return square.reshape(len(square), -1).sum(1).cpu().numpy()
+def _add(sums: np.ndarray, batch: Batch, square: Tensor) -> None:
+    """Add what is of targets, (B, T) or (B,), to the sums of their systems."""
+    np.add.at(sums, batch.system.numpy(), square.reshape(len(square), -1).sum(1).numpy())
+
+
+def _ratio(samples: Samples, indices: np.ndarray, over: np.ndarray, under: np.ndarray) -> tuple[float, float, int]:
+    """A ratio of sums by system, its standard error, systems being what is independent, and their number.
+
+    Both are nan where there is nothing to divide by; the error (ratio estimator) is so for a single system, too.
+    """
+    k, total = len(np.unique(np.asarray(indices) // samples.samples_per_system)), float(under.sum())
+    if not total:
+        return math.nan, math.nan, k
+    ratio = float(over.sum()) / total
+    spread = math.sqrt(k / (k - 1) * float(np.square(over - ratio * under).sum())) if k > 1 else math.nan
+    return ratio, spread / total, k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +63,6 @@ def evaluate(
     samples: Samples,
     indices: np.ndarray,
     batch_size: int = 256,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     observe: Callable[[Batch, Tensor, Tensor], None] = lambda batch, prediction, square: None,
 ) -> Errors:
     """Evaluate a predictor on the samples of those indices; sums are taken in float64.
@@ -62,23 +72,17 @@ def evaluate(
     """
     error, scale = np.zeros(samples.n_systems), np.zeros(samples.n_systems)
     for start in range(0, len(indices), batch_size):
-        batch = samples.batch(indices[start : start + batch_size], device, dtype)
+        batch = samples.batch(indices[start : start + batch_size])
         prediction = predict(batch).double()
         batch = batch.double()
         square = squared_error(prediction, batch)
-        systems = batch.system.cpu().numpy()
-        np.add.at(error, systems, per_sample(square))
-        np.add.at(scale, systems, per_sample(batch.weight * batch.target.square().sum(-1)))
+        _add(error, batch, square)
+        _add(scale, batch, batch.weight * batch.target.square().sum(-1))
         observe(batch, prediction, square)
-    nmse = error.sum() / scale.sum()
-    seen = np.unique(np.asarray(indices) // samples.samples_per_system)
-    k = len(seen)
-    spread = math.sqrt(k / (k - 1) * np.square(error - nmse * scale)[seen].sum()) if k > 1 else math.nan
-    n = len(indices)
-    return Errors(float(nmse), float(spread / scale.sum()), float(error.sum() / n), float(scale.sum() / n), k)
+    (nmse, spread, k), n = _ratio(samples, indices, error, scale), len(indices)
+    return Errors(nmse, spread, float(error.sum() / n), float(scale.sum() / n), k)
 
 
-@torch.no_grad()
 def equivariance(
     predict: Predictor,
     samples: Samples,
@@ -100,41 +104,35 @@ def equivariance(
     |f(g x) - g f(x)|^2 is twice the mean squared distance of f from its group average, and that average is closer to
     the target by exactly this distance squared (Elesedy and Zaidi, arXiv 2102.10333).
     """
-    actions = dict(classes) | {"loss_share": lambda batch, generator: augment(batch, elements, generator)}
-    gap = dict.fromkeys(actions, 0.0)
-    size = error = 0.0
-    generator = torch.Generator().manual_seed(0)
-    for start in range(0, len(indices), batch_size):
-        batch = samples.batch(indices[start : start + batch_size])
-        plain = predict(batch)
-        error += float(squared_error(plain, batch).sum())
-        predicted = batch.replace(plain)  # predictions transform as targets do
-        size += float((batch.weight * plain.square().sum(-1)).sum())
-        for name, act in actions.items():
-            moved = act(predicted, generator)
-            gap[name] += float(squared_error(predict(moved), moved).sum())
-    share = 0.5 * gap.pop("loss_share") / error if error else math.nan
-    relative = {f"equivariance_{name}": math.sqrt(value / size) if size else math.nan for name, value in gap.items()}
-    return relative | {"equivariance_loss_share": share}
+    found = asymmetry(predict, samples, indices, elements, classes, batch_size)
+    return {f"equivariance_{name}": found[name] for name in classes} | {"equivariance_loss_share": found["share"]}
 
 
 @torch.no_grad()
 def asymmetry(
-    predict: Predictor, samples: Samples, indices: np.ndarray, elements: Elements, batch_size: int = 256
+    predict: Predictor,
+    samples: Samples,
+    indices: np.ndarray,
+    elements: Elements,
+    classes: Mapping[str, Callable[[Batch, torch.Generator], Batch]] = {},
+    batch_size: int = 256,
 ) -> dict[str, float]:
-    """``share`` as ``equivariance_loss_share`` of those samples, with ``share_se``, its standard error by system."""
-    gap, error = np.zeros(samples.n_systems), np.zeros(samples.n_systems)
+    """As ``equivariance``, by class; ``share`` is the loss share, with ``share_se``, its standard error by system."""
+    actions = (*classes.values(), lambda batch, generator: augment(batch, elements, generator))
+    error, size, *gaps = np.zeros((2 + len(actions), samples.n_systems))
     generator = torch.Generator().manual_seed(0)
     for start in range(0, len(indices), batch_size):
         batch = samples.batch(indices[start : start + batch_size])
-        plain, systems = predict(batch), batch.system.cpu().numpy()
-        np.add.at(error, systems, per_sample(squared_error(plain, batch)))
-        moved = augment(batch.replace(plain), elements, generator)
-        np.add.at(gap, systems, 0.5 * per_sample(squared_error(predict(moved), moved)))
-    share = gap.sum() / error.sum() if error.any() else math.nan
-    k = int((error > 0).sum())
-    spread = math.sqrt(k / (k - 1) * np.square(gap - share * error).sum()) if k > 1 else math.nan
-    return {"share": float(share), "share_se": float(spread / error.sum()) if k else math.nan}
+        plain = predict(batch)
+        predicted = batch.replace(plain)  # predictions transform as targets do
+        _add(error, batch, squared_error(plain, batch))
+        _add(size, batch, batch.weight * plain.square().sum(-1))
+        for gap, act in zip(gaps, actions, strict=True):
+            moved = act(predicted, generator)
+            _add(gap, batch, squared_error(predict(moved), moved))
+    relative = (math.sqrt(gap.sum() / size.sum()) if size.any() else math.nan for gap in gaps)
+    share, spread, _ = _ratio(samples, indices, 0.5 * gaps[-1], error)
+    return dict(zip(classes, relative, strict=False)) | {"share": share, "share_se": spread}
 
 
 def augment(batch: Batch, elements: Elements, generator: torch.Generator | None = None) -> Batch:
@@ -143,7 +141,7 @@ def augment(batch: Batch, elements: Elements, generator: torch.Generator | None 
     return transform(batch, matrix.to(batch.target.device))
 
 
-def averaged(predict: Predictor, elements: Elements, k: int, seed: int = 0) -> Predictor:
+def averaged(predict: Predictor, elements: Elements, k: int) -> Predictor:
     """Test-time averaging: the mean of g^-1 f(g x) over k elements g of a group.
 
     The first g is the identity, so k = 1 is the predictor itself; the others are random, and differ between the samples
@@ -153,7 +151,7 @@ def averaged(predict: Predictor, elements: Elements, k: int, seed: int = 0) -> P
         raise InputError(f"averaging over {k} group elements: at least 1 is needed (1: no averaging)")
 
     def mean(batch: Batch) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         total = predict(batch)
         for _ in range(k - 1):
             matrix = elements(len(batch), generator, batch.target.dtype).to(batch.target.device)

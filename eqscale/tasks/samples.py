@@ -35,9 +35,7 @@ class Samples(abc.ABC):
         return int(self.tokens.sum()) * self.samples_per_system
 
     @abc.abstractmethod
-    def batch(
-        self, indices: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Batch:
+    def batch(self, indices: np.ndarray, dtype: torch.dtype = torch.float32) -> Batch:
         """The samples of those indices (B,), padded to the most tokens among them.
 
         Raises IndexError for an index outside 0..len - 1.
@@ -68,9 +66,7 @@ class StoredSamples(Samples):
         self.tokens = self._columns.pop("tokens").astype(np.int64)
         self.n_systems = len(self.tokens)
 
-    def batch(
-        self, indices: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Batch:
+    def batch(self, indices: np.ndarray, dtype: torch.dtype = torch.float32) -> Batch:
         """As ``Samples.batch``."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"sample indices must lie in 0..{len(self) - 1}")
@@ -79,14 +75,14 @@ class StoredSamples(Samples):
 
         def cut(value: np.ndarray, per: str) -> torch.Tensor:
             rows = value[indices]
-            return torch.from_numpy(rows[:, :T] if per == "token" else rows).to(device, dtype)
+            return torch.from_numpy(rows[:, :T] if per == "token" else rows).to(dtype)
 
         per = self.schema.target.per
         return Batch(
             schema=self.schema,
             values={f.name: cut(self._columns[f.name], f.per) for f in self.schema.fields},
-            mask=torch.from_numpy(np.arange(T) < tokens[:, None]).to(device),
+            mask=torch.from_numpy(np.arange(T) < tokens[:, None]),
             target=cut(self._target, per) / self.target_rms,
             weight=cut(self._columns["weight"], per),
-            system=torch.from_numpy(np.asarray(indices, np.int64)).to(device),
+            system=torch.from_numpy(np.asarray(indices, np.int64)),
         )

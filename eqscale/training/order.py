@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +58,3 @@ class DataOrder:
         """Indices of the samples of the batch drawn at ``step`` (counted from 0), (batch_size,)."""
         epoch, index = divmod(step, self.batches_per_epoch)
         return self._epoch(epoch)[index]
-
-    def padded_tokens(self) -> Iterator[int]:
-        """Padded token count T of every batch, step after step, without end."""
-        for epoch in itertools.count():
-            yield from self.tokens[self._epoch(epoch) // self.samples_per_system].max(1).tolist()

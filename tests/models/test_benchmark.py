@@ -39,13 +39,14 @@ def test_dense_formulation_computes_the_same_function_and_gradients(models):
 
 
 def test_writes_its_figures(models, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(models, "STUDY", ((2, 4, 1, 2),))
+    monkeypatch.setattr(models, "NETWORKS", ((2, 4, 1),))
+    monkeypatch.setattr(models, "TOKENS", ((2, 31),))
     monkeypatch.setattr(models, "PLAIN_STEPS", ((8, 1, 2, 3),))
-    monkeypatch.setattr(models, "STUDY_BATCH", 2)
     monkeypatch.setattr(models, "ARMS", {"transformer": (8, 1, 1)})
     file = tmp_path / "figures.json"
-    arguments = ["models.py", "--only", "steps,arms,study", "--threads", "1", "--rounds", "1", "--least", "0", "--json"]
-    monkeypatch.setattr(sys, "argv", [*arguments, str(file)])
+    parts = ["--only", "steps,arms,networks,memory", "--channels", "2"]
+    options = ["--threads", "1", "--rounds", "1", "--least", "0", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["models.py", *parts, *options])
     threads = torch.get_num_threads()
     try:
         models.main()
@@ -63,4 +64,4 @@ def test_unknown_part_is_named(models, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["models.py", "--only", "speed"])
     with pytest.raises(SystemExit):
         models.main()
-    assert "--only: speed; allowed are steps, arms, linear" in capsys.readouterr().err
+    assert "--only: speed; allowed are steps, arms, networks, memory" in capsys.readouterr().err

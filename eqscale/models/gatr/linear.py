@@ -150,11 +150,6 @@ class Linear(nn.Module):
         for channel in channels:
             self.bias[channel] += 1.0
 
-    def extra_repr(self) -> str:
-        """Channels, for printing the module."""
-        s, t = self.map.source, self.map.target
-        return f"true {s.true}->{t.true}, pseudo {s.pseudo}->{t.pseudo}, scalars {s.scalars}->{t.scalars}"
-
 
 class Assembly:
     """Gathers the weights of many linear maps from their parameters in one operation."""

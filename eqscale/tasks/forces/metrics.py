@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +35,8 @@ METRICS = (
 )
 
 
-def evaluate(predict: Predictor, samples: Geometries, indices: np.ndarray, **where: Any) -> dict[str, float]:
-    """Evaluate a predictor on the geometries of those indices; ``where`` as of ``eqscale.tasks.metrics.evaluate``.
+def evaluate(predict: Predictor, samples: Geometries, indices: np.ndarray) -> dict[str, float]:
+    """Evaluate a predictor on the geometries of those indices.
 
     Returns:
         ``nmse`` and ``nmse_se`` of the molecules that are trained on, as all else but ``nmse_unseen`` and
@@ -71,7 +70,7 @@ def evaluate(predict: Predictor, samples: Geometries, indices: np.ndarray, **whe
         add("net_torque", torch.linalg.cross(batch["position"], acting).sum(1).square())
 
     seen = indices[~unseen]
-    errors = evaluate_errors(predict, samples, seen, observe=observe, **where)
+    errors = evaluate_errors(predict, samples, seen, observe=observe)
     mev, n = 1e3 * samples.force_rms, len(seen)
     found = {
         "nmse": errors.nmse,
@@ -87,6 +86,6 @@ def evaluate(predict: Predictor, samples: Geometries, indices: np.ndarray, **whe
         scale = sums[f"scale_{name}"]
         found[f"nmse_{name}"] = sums[f"error_{name}"] / scale if scale else math.nan
     if unseen.any():
-        others = evaluate_errors(predict, samples, indices[unseen], **where)
+        others = evaluate_errors(predict, samples, indices[unseen])
         found |= {"nmse_unseen": others.nmse, "nmse_unseen_se": others.nmse_se}
     return found

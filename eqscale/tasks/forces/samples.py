@@ -107,13 +107,12 @@ class Geometries(Samples):
             options: of the task.
         """
         self.schema, self.options, self.force_rms = SCHEMA, options, force_rms
-        names = ("tokens", "unseen", "source", "molecule", "electrons", "element")
+        names = ("tokens", "unseen", "source", "electrons", "element")
         columns = {name: np.concatenate([s[name] for s in shards]) for name in names}
         self.tokens = columns["tokens"].astype(np.int64)
         self.unseen = columns["unseen"]
         """Whether a system's molecule is never trained on, (n_systems,)."""
         self.source = columns["source"]
-        self.molecule = columns["molecule"]
         self.n_systems = len(self.tokens)
         self._electrons, self._element = columns["electrons"], columns["element"]
         T = columns["element"].shape[1]
@@ -125,9 +124,7 @@ class Geometries(Samples):
         self._geometry = geometry.reshape(-1, 3, T, 3)
         self._weight = (np.arange(T) < self.tokens[:, None]) / self.tokens[:, None].astype(np.float32)
 
-    def batch(
-        self, indices: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Batch:
+    def batch(self, indices: np.ndarray, dtype: torch.dtype = torch.float32) -> Batch:
         """As ``Samples.batch``."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"sample indices must lie in 0..{len(self) - 1}")
@@ -135,7 +132,7 @@ class Geometries(Samples):
         T = int(self.tokens[system].max(initial=0))
 
         def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device, dtype)
+            return torch.from_numpy(array).to(dtype)
 
         # take before a view: far faster
         geometry = self._geometry.take(indices, axis=0)
@@ -154,5 +151,5 @@ class Geometries(Samples):
             mask=weight > 0,
             target=force,
             weight=weight,
-            system=torch.from_numpy(system).to(device),
+            system=torch.from_numpy(system),
         )

@@ -160,10 +160,10 @@ class ForcesTask(Task):
         """Principal axes, in one of the equivalent frames."""
         return principal_axes(batch)
 
-    def evaluate(self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any) -> dict[str, float]:
+    def evaluate(self, predict: Predictor, samples: Samples, indices: np.ndarray) -> dict[str, float]:
         """As ``Task.evaluate``, of molecules that are trained on; those that are not have metrics of their own."""
         assert isinstance(samples, Geometries)
-        return evaluate(predict, samples, indices, **where)
+        return evaluate(predict, samples, indices)
 
     def look(self, options: Options, seed: int, index: int, out: Path | None) -> str:
         """The last geometry of a system with its forces, as a PNG and as a page to turn, or as the suffix says."""

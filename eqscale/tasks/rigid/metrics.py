@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from eqscale.tasks.fields import Batch
@@ -17,15 +16,7 @@ from eqscale.tasks.rigid.windows import Windows
 CONTACTS = ("free", "floor", "object")
 
 
-def evaluate(
-    predict: Predictor,
-    windows: Windows,
-    indices: np.ndarray,
-    batch_size: int = 256,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, float]:
+def evaluate(predict: Predictor, windows: Windows, indices: np.ndarray, batch_size: int = 256) -> dict[str, float]:
     """Evaluate a predictor on the windows of those indices; the geometry is computed in float64.
 
     Vertices, then objects, then windows have equal weight. Centres of mass and rotations are those of a Kabsch fit of
@@ -58,7 +49,7 @@ def evaluate(
         centers += float(center_error)
         angles += float(rotation_error)
 
-    errors = evaluate_errors(predict, windows, indices, batch_size, device=device, dtype=dtype, observe=observe)
+    errors = evaluate_errors(predict, windows, indices, batch_size, observe=observe)
     n = len(indices)
     found = {
         "nmse": errors.nmse,

@@ -64,13 +64,7 @@ def last_start(windows: Windows, steps: int = STEPS) -> int:
 
 
 def rollout(
-    predict: Predictor,
-    windows: Windows,
-    indices: np.ndarray,
-    steps: int = STEPS,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    predict: Predictor, windows: Windows, indices: np.ndarray, steps: int = STEPS, *, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Batch]:
     """Roll out ``steps`` steps from each window.
 
@@ -84,8 +78,8 @@ def rollout(
         raise InputError(
             f"rollouts of {steps} x {windows.horizon} frames start in frames 1..{last} of a scene's {FRAMES}"
         )
-    first = windows.batch(indices, device, dtype)
-    truth = windows.track(indices, windows.horizon * np.arange(steps + 1), device, dtype)
+    first = windows.batch(indices, dtype)
+    truth = windows.track(indices, windows.horizon * np.arange(steps + 1), dtype)
     state = first
     track = [first["position"]]
     with torch.no_grad():
@@ -103,7 +97,6 @@ def evaluate_rollout(
     steps: int = STEPS,
     batch_size: int = 256,
     *,
-    device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Errors of rollouts from the windows of those indices; objects, then windows have equal weight.
@@ -114,13 +107,11 @@ def evaluate_rollout(
     """
     squares = torch.zeros(2, steps, dtype=torch.float64)
     for begin in range(0, len(indices), batch_size):
-        track, truth, batch = rollout(
-            predict, windows, indices[begin : begin + batch_size], steps, device=device, dtype=dtype
-        )
+        track, truth, batch = rollout(predict, windows, indices[begin : begin + batch_size], steps, dtype=dtype)
         objects = Objects(batch)
         for k in range(steps):
             rotation, center = kabsch(batch, objects, track[k + 1])
-            squares[:, k] += torch.stack(squared_errors(batch, objects, rotation, center, truth[k + 1])).cpu()
+            squares[:, k] += torch.stack(squared_errors(batch, objects, rotation, center, truth[k + 1]))
     rms = (squares / len(indices)).sqrt().numpy()
     return {
         "time_s": (windows.time * np.arange(1, steps + 1)).tolist(),

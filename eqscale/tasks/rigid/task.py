@@ -235,10 +235,10 @@ class RigidTask(Task):
         assert isinstance(samples, Windows)
         return animate_prediction(predict, samples, index, out, title)
 
-    def evaluate(self, predict: Predictor, samples: Samples, indices: np.ndarray, **where: Any) -> dict[str, float]:
+    def evaluate(self, predict: Predictor, samples: Samples, indices: np.ndarray) -> dict[str, float]:
         """As ``Task.evaluate``, with the errors by contact."""
         assert isinstance(samples, Windows)
-        return evaluate(predict, samples, indices, **where)
+        return evaluate(predict, samples, indices)
 
 
 def _family(options: Options) -> Family:

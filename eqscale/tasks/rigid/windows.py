@@ -135,13 +135,7 @@ class Windows(Samples):
         """
         return np.flatnonzero(np.arange(width) < self._count[scene][..., None])
 
-    def track(
-        self,
-        indices: np.ndarray,
-        later: np.ndarray,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> torch.Tensor:
+    def track(self, indices: np.ndarray, later: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """True vertices ``later`` (F,) frames after the start, (F, B, T, 3), in the coordinates of ``batch``.
 
         None of these frames may lie beyond the last recorded one, 32.
@@ -157,11 +151,9 @@ class Windows(Samples):
         tokens = np.zeros((len(later), *mask.shape, 3))
         slots = world.swapaxes(0, 1).reshape(len(later), -1, 3)
         tokens[:, mask] = slots[:, self._real_slots(scene, local.shape[2])]
-        return torch.from_numpy(tokens).to(device=device, dtype=dtype)
+        return torch.from_numpy(tokens).to(dtype)
 
-    def batch(
-        self, indices: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Batch:
+    def batch(self, indices: np.ndarray, dtype: torch.dtype = torch.float32) -> Batch:
         """As ``Samples.batch``."""
         indices = np.asarray(indices, np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
@@ -204,16 +196,13 @@ class Windows(Samples):
         weight[:-1] = (1.0 / (objects[:, None] * np.maximum(count, 1))).astype(precision).reshape(-1)
 
         def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device, dtype)
-
-        def exact(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
+            return torch.from_numpy(array).to(dtype)
 
         def contact() -> torch.Tensor:
             touched = np.bitwise_or.reduce(self._contact[scene[:, None], start[:, None] + np.arange(self.horizon)], 1)
             by_body = np.zeros(b * n + 1, np.int64)
             by_body[:-1] = np.minimum(touched, 2).reshape(-1)
-            return exact(by_body.take(body))
+            return torch.from_numpy(by_body.take(body))
 
         vertical = np.ascontiguousarray(matrix[:, :, 2])
         mask = _mask(self.tokens[scene])
@@ -234,11 +223,11 @@ class Windows(Samples):
                 "gravity": tensor(-GRAVITY * vertical),
                 "floor_material": tensor(self._floor[scene]),
             },
-            mask=exact(mask),
+            mask=torch.from_numpy(mask),
             target=tensor(vectors[2]),
-            weight=exact(weight.take(body)),
-            system=exact(scene),
-            labels=Later(object_index=lambda: exact(body % n * mask), contact=contact),  # training needs none
+            weight=torch.from_numpy(weight.take(body)),
+            system=torch.from_numpy(scene),
+            labels=Later(object_index=lambda: torch.from_numpy(body % n * mask), contact=contact),  # not for training
         )
 
 
