@@ -92,14 +92,14 @@ def _show(
 
 
 def _print_lowest(console: Any, column: str, lowest: Lowest, unit: str) -> None:
-    from eqscale.laws.render import interval_text, number
+    from eqscale.laws.render import number, with_interval
 
     rows = []
     for i, c in enumerate(lowest.C):
-        bands = {name: interval_text([band.low[i], band.high[i]]) for name, band in lowest.bands.items()}
         best = f"{lowest.best[i]} ({100 * lowest.share[i]:.0f} %)"
         optimum = [
-            f"{number(v[i])} {bands[name]}" for name, v in (("N", lowest.N), ("D", lowest.D), ("loss", lowest.loss))
+            with_interval(v[i], lowest.bands[name].low[i], lowest.bands[name].high[i], 4)
+            for name, v in (("N", lowest.N), ("D", lowest.D), ("loss", lowest.loss))
         ]
         rows.append([number(c, 3) + ("" if lowest.inside[i] else " *"), best, *optimum])
     cost = f"C, {unit}" if unit else "C"

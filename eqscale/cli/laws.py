@@ -203,7 +203,7 @@ def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict
     from eqscale.laws import frontier
     from eqscale.laws.answers import no_split
     from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
-    from eqscale.laws.render import interval_text, number, plain
+    from eqscale.laws.render import interval_text, number, plain, with_interval
     from eqscale.laws.validate import outliers
 
     law_options.print_cost_warnings(console, {arm.name: arm})
@@ -218,7 +218,7 @@ def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict
     rows = []
     for i, c in enumerate(C):
         optimum = [
-            f"{number(v[i])} {interval_text([best.recommended[k].low[i], best.recommended[k].high[i]])}"
+            with_interval(v[i], best.recommended[k].low[i], best.recommended[k].high[i], 4)
             for k, v in (("N", best.N), ("D", best.D), ("loss", best.loss))
         ]
         further = (best.model, best.robust) if args.all_intervals else ()

@@ -175,7 +175,7 @@ def _print_answers(
 def _sentence(a: Answer, unit: str) -> str:
     """An answer in words, with the unit of every figure."""
     from eqscale.laws.quantities import quantity
-    from eqscale.laws.render import interval_text, number
+    from eqscale.laws.render import interval_text, with_interval
 
     def text(amount: Amount, name: str, digits: int) -> str:
         limits = amount.interval and f" [{', '.join(quantity(v, '', digits) for v in amount.interval)}]"
@@ -186,7 +186,7 @@ def _sentence(a: Answer, unit: str) -> str:
     parts, costs = [], []
     if a.loss and a.loss.interval:
         run = f", of one further run {interval_text(a.new_run)}" if a.new_run else ""
-        parts.append(f"loss {number(a.loss.value)} {interval_text(a.loss.interval)}{run}")
+        parts.append(f"loss {with_interval(a.loss.value, *a.loss.interval, 4)}{run}")
     if a.cost is not None:
         costs.append(text(a.cost, unit or "of cost", 3))
     if a.N and a.D:

@@ -14,6 +14,7 @@ from eqscale.laws.cost import CostModel
 from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import cost_to_reach, frontier, law_value
+from eqscale.laws.render import with_interval
 from eqscale.laws.uncertainty import Bootstrap, Target, intervals
 
 Array = np.ndarray
@@ -104,9 +105,8 @@ def to_reach(arm: ArmFit, asked: str, loss: float, ratio: float | None = None) -
 
     if not np.isfinite(logs(fit.coefficients)[0][0]):
         (floor,) = _amounts(fit, arm.boot, [fit.form.lowest])
-        why = f"no training reaches it: the law's floor is {floor.value:.4g}"
-        if floor.interval is not None:
-            why += f" [{floor.interval[0]:.4g}, {floor.interval[1]:.4g}]"
+        limits = floor.interval or (np.nan, np.nan)
+        why = f"no training reaches it: the law's floor is {with_interval(floor.value, *limits, 4)}"
         return Answer(asked, None, None, None, Amount(loss), None, None, why)
     spent, n, d = _amounts(fit, arm.boot, [_exp(each(i)) for i in range(3)])
     note = ""

@@ -18,6 +18,7 @@ from eqscale.laws.arms import ArmFit
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import cost_to_reach, frontier_values
 from eqscale.laws.profile import Joint, Region, limits, surface
+from eqscale.laws.render import with_interval
 
 Array = np.ndarray
 
@@ -72,10 +73,8 @@ class Crossing:
         where = f"between C = {self.range[0]:.3g} and {self.range[1]:.3g}"
         if self.C is None or self.interval is None:
             return f"none shown {where}"
-        low, high = self.interval
-        return (
-            f"at C = {self.C:.3g} [{low:.3g}, {high:.3g}]: {self.better_below} ahead below, {self.better_above} above"
-        )
+        at = with_interval(self.C, *self.interval)
+        return f"at C = {at}: {self.better_below} ahead below, {self.better_above} above"
 
 
 @dataclass(frozen=True)
@@ -325,11 +324,8 @@ def _summary(
         )
     signs = _shown(gaps)
     if crossing.C is not None and crossing.interval is not None:
-        low, high = crossing.interval
-        return (
-            f"{crossing.better_above} overtakes {crossing.better_below} at {crossing.C:.3g} [{low:.3g}, {high:.3g}] "
-            f"{unit}."
-        )
+        at = with_interval(crossing.C, *crossing.interval)
+        return f"{crossing.better_above} overtakes {crossing.better_below} at {at} {unit}."
     if not signs.any():
         most = 100 * np.expm1(np.abs(gaps[:, 1:]).max())
         size = f"at most {most:.2g} %" if most < 1000 else "the runs set no useful limit"

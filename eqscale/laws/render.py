@@ -8,17 +8,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eqscale.laws.certificate import Verdict
-from eqscale.laws.compare import Comparison
-from eqscale.laws.fit import Fit
-from eqscale.laws.joint import Hypothesis
-from eqscale.laws.rivals import FormFit
 from eqscale.laws.uncertainty import Bootstrap, Interval, disagreement
 from eqscale.storage import write_atomically
+
+if TYPE_CHECKING:
+    from eqscale.laws.compare import Comparison
+    from eqscale.laws.fit import Fit
+    from eqscale.laws.joint import Hypothesis
+    from eqscale.laws.rivals import FormFit
 
 
 def plain(value: Any) -> Any:
@@ -72,6 +74,15 @@ def interval_text(limits: Sequence[float | None] | None, digits: int = 4) -> str
     if not any(map(math.isfinite, known)) or (known[0] == 0 and not math.isfinite(known[1])):
         return "–"
     return "[" + ", ".join(f"{v:g}" if math.isinf(v) else number(v, digits) for v in known) + "]"
+
+
+def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
+    """``value [low, high]``; a dash for an unknown value (NaN), no interval where its limits are unknown."""
+    if math.isnan(value):
+        return "–"
+    if math.isnan(low) and math.isnan(high):
+        return number(value, digits)
+    return f"{number(value, digits)} {interval_text((low, high), digits)}"
 
 
 def coefficient_rows(found: Mapping[str, Interval], every: bool = False) -> list[list[str]]:
