@@ -49,7 +49,7 @@ def register(subparsers: Any) -> None:
 
 def _run_fit(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
-    from eqscale.laws.arms import fit_table
+    from eqscale.laws.arms import fit_table, with_common_budgets
     from eqscale.laws.render import COEFFICIENT_HEADER, FURTHER_INTERVALS, latex_table, markdown_table
     from eqscale.laws.table import positive_column
     from eqscale.storage import check_outputs
@@ -81,7 +81,7 @@ def _run_fit(args: argparse.Namespace) -> int:
     law_options.write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
     if args.figures:
         arms = {label or "law": arm for label, (*_, arm) in shown.items() if arm is not None}
-        law_options.draw_figures(console, args.figures, arms)
+        law_options.draw_figures(console, args.figures, arms if args.budget else with_common_budgets(arms))
     return 0
 
 
