@@ -157,7 +157,7 @@ def _amounts(fit: Fit, boot: Bootstrap | None, quantities: Sequence[Quantity]) -
 
 def _new_run(fit: Fit, loss: Amount) -> tuple[float, float]:
     """95 % limits of the loss of a further run: its noise beside the interval of the law, in squares of logarithms."""
-    noise = fit.t_value(0.95) * (fit.spread if fit.loss.is_log else fit.spread / loss.value)
+    noise = fit.t_value(0.95) * fit.spread_at(loss.value)
     with np.errstate(divide="ignore"):  # a loss whose lower limit is zero
         low, high = np.hypot(np.log(np.array(loss.interval) / loss.value), noise)
     return float(loss.value * np.exp(-low)), float(loss.value * np.exp(high))

@@ -144,7 +144,7 @@ def confounded(fit: Fit, level: float = 0.95) -> str | None:
     both = np.stack([fit.theta, np.clip(start, fit.lower, fit.upper)])
     delta = max(fit.threshold, 1e-5)  # as smooth as Newton needs it
     theta, f, _ = minimise(problem, both, delta=delta, tolerance=1e-12)
-    unit = 1 / delta if fit.loss.kind == "lad" else 1.0 if fit.loss.is_log else fit.unit**2
+    unit = 1 / delta if fit.loss.kind == "lad" else fit.residual_unit**2
     dof = max(fit.degrees_of_freedom, 1)
     if 2 * efficiency(fit.noise, fit.loss) * unit * (f[1] - f[0]) > stats.f.ppf(level, 1, dof):
         return None

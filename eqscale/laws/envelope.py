@@ -216,8 +216,8 @@ def _resample(fitted: Fit, resamples: int, seed: int) -> Array:
     Runs aren't drawn: of a class of six, half would be lost now and then, and with them its law. Nor are residuals: a
     robust fit passes through many runs, and those zeros aren't noise.
     """
-    noise = fitted.spread if fitted.loss.is_log else fitted.spread / fitted.unit
-    losses = with_residuals(fitted, noise * np.random.default_rng(seed).standard_normal((resamples, fitted.n)))
+    drawn = np.random.default_rng(seed).standard_normal((resamples, fitted.n))
+    losses = with_residuals(fitted, fitted.spread / fitted.residual_unit * drawn)
     logs = [name in fitted.form.log_names for name in fitted.form.names]
     start = np.maximum(fitted.theta, np.where(logs, -6.0, -np.inf))
     delta = max(fitted.threshold, 1e-4)

@@ -68,8 +68,7 @@ class Fit(Problem):
     @cached_property
     def residuals(self) -> Array:
         """Observed minus fitted, as logarithms (or as losses for ``lsq``), (n,)."""
-        r = self.residuals_at(self.theta[None])[0]
-        return r if self.loss.is_log else r * self.unit
+        return self.residuals_at(self.theta[None])[0] * self.residual_unit
 
     @cached_property
     def free(self) -> Array:
@@ -131,6 +130,10 @@ class Fit(Problem):
         """Standard deviation of the noise of one run (see ``residual_spread``)."""
         return residual_spread(self.residuals, self.weights, len(self.free), self.loss)
 
+    def spread_at(self, loss: Array | float) -> Array | float:
+        """Standard deviation of the log loss of one run at a loss."""
+        return self.spread if self.loss.is_log else self.spread / loss
+
     def refit(self, keep: Array, starts: Array | None = None) -> Fit:
         """The same law fitted to some of the runs (boolean (n,) or indices), from ``starts`` (k, p) or new ones.
 
@@ -146,7 +149,7 @@ class Fit(Problem):
         """Gauss–Newton covariance of the internal parameters (p, p); zero for fixed and bound ones."""
         out = np.zeros((len(self.theta),) * 2)
         if len(self.free):
-            noise = self.noise if self.loss.is_log else self.noise / self.unit
+            noise = self.noise / self.residual_unit
             block = self.gauss_newton[np.ix_(self.free, self.free)]
             scale = 1.0 / np.sqrt(np.maximum(np.diag(block), 1e-290))
             inverse = np.linalg.pinv(block * np.outer(scale, scale), rcond=1e-14, hermitian=True)

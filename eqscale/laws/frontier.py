@@ -118,7 +118,7 @@ def frontier(
         return found | {"per_token": Band(C / found["D"].high, C / found["D"].low)}
 
     model = bands(centre - t * se, centre + t * se)
-    noise = fit.spread if fit.loss.is_log else fit.spread / loss
+    noise = fit.spread_at(loss)
     wide = t * np.hypot(se[2 * k :], noise)
     model["new_run"] = Band(loss * np.exp(-wide), loss * np.exp(wide))
     robust: dict[str, Band] = {}

@@ -195,7 +195,7 @@ def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
     """p value of the drop in objective from ``null`` to ``full``, by residuals resampled within each arm."""
     rng = np.random.default_rng(seed)
     member = null.form.member  # type: ignore[attr-defined]
-    r = full.residuals if full.loss.is_log else full.residuals / full.unit
+    r = full.residuals / full.residual_unit
     drawn = np.empty((resamples, null.n))
     for g in np.unique(member):
         here = np.flatnonzero(member == g)
@@ -209,6 +209,6 @@ def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
         for law in (null, full)
     ]
     unit = 1.0 if null.loss.kind != "lad" else 1e4
-    scale = 1.0 if null.loss.is_log else null.unit**2
+    scale = null.residual_unit**2
     drop = (objectives[0] - objectives[1]) * unit * scale
     return float((1 + np.sum(drop >= null.objective - full.objective)) / (resamples + 1))

@@ -282,7 +282,7 @@ def opened_covariance(arm: ArmFit) -> Array:
 
 def _noise(arm: ArmFit) -> float:
     """Noise of one run in the units of the residuals inside; never quite zero."""
-    return max(arm.fit.noise if arm.fit.loss.is_log else arm.fit.noise / arm.fit.unit, 1e-6)
+    return max(arm.fit.noise / arm.fit.residual_unit, 1e-6)
 
 
 def _sensitivity(arm: ArmFit, N: Array, D: Array) -> tuple[Array, float]:

@@ -103,9 +103,14 @@ class Problem:
         return float(np.exp(self.centre.log_loss))
 
     @property
+    def residual_unit(self) -> float:
+        """Residual, in the user's units, that is one in centred units: logarithms have none."""
+        return 1.0 if self.loss.is_log else self.unit
+
+    @property
     def threshold(self) -> float:
         """The loss function's threshold for residuals in centred units."""
-        return self.loss.threshold if self.loss.is_log else self.loss.threshold / self.unit
+        return self.loss.threshold / self.residual_unit
 
     def predicted(self, theta: Array) -> Array:
         """Loss at the runs in centred units, (b, n), for parameters (b, p)."""

@@ -99,7 +99,7 @@ def surface(fit: Fit, member: Array | None = None) -> Surface:
     """What a fit's profile limits are cut from; ``member`` numbers the groups of runs that share errors, (n,)."""
     threshold = fit.threshold
     if np.isfinite(threshold):
-        threshold = max(threshold, HUBER * (fit.spread if fit.loss.is_log else fit.spread / fit.unit))
+        threshold = max(threshold, HUBER * (fit.spread / fit.residual_unit))
     starts = np.repeat(fit.theta[None], 1 + len(fit.form.floors), 0)
     for row, floor in enumerate(fit.form.floors, 1):  # a fit on the face may have its minimum off it under this loss
         i = fit.index(floor)

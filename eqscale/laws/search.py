@@ -41,7 +41,7 @@ def solve(problem: Problem, starts: Array | None = None) -> Solution:
     equal = f <= f.min() * (1 + 1e-12) + _ROUNDING * problem.n
     best = int(np.argmin(np.where(equal, -1.0 - np.sum(theta < GONE + 10, axis=1), f)))
     found = _refine(problem, _snap(problem, theta[best], f[best]))
-    return Solution(found, len(starts), _distinct(f if problem.loss.is_log else f * problem.unit**2))
+    return Solution(found, len(starts), _distinct(f * problem.residual_unit**2))
 
 
 def _starts(problem: Problem) -> Array:

@@ -124,7 +124,7 @@ def bootstrap(
 def _one_step(fit: Fit, kind: str, resamples: int, rng: np.random.Generator, member: Array | None) -> Array:
     """Refits of very many runs by one Newton step each, (K, p); a sum over resampled runs is as good as normal."""
     at = derivatives(fit, fit.theta[None], fit.scaled_loss[None], fit.weights[None], max(fit.threshold, 1e-4))
-    r = fit.residuals if fit.loss.is_log else fit.residuals / fit.unit
+    r = fit.residuals / fit.residual_unit
     psi = np.clip(r, -fit.threshold, fit.threshold)
     if kind == "residual":
         psi = np.full(fit.n, np.sqrt(np.mean(psi**2)))
@@ -176,7 +176,7 @@ def _restart(fit: Fit) -> Array:
 
 def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Generator) -> Array:
     """Fitted curve plus resampled residuals, in centred units, (K, n)."""
-    r = fit.residuals if fit.loss.is_log else fit.residuals / fit.unit
+    r = fit.residuals / fit.residual_unit
     n, p = fit.n, len(fit.free)
     if kind == "residual":
         centred = (r - r.mean()) * np.sqrt(n / max(n - p, 1))

@@ -60,8 +60,7 @@ def predict_new_runs(fit: Fit, columns: dict[str, Array], level: float = 0.95) -
     ev = fit.evaluate_at(fit.columns_from(**columns))
     loss, slope = ev.value[0] * fit.unit, ev.jacobian()[0] / ev.value[0]
     se = np.sqrt(np.einsum("pm,pq,qm->m", slope, fit.covariance, slope))
-    noise = fit.spread if fit.loss.is_log else fit.spread / loss
-    wide = fit.t_value(level) * np.hypot(se, noise)
+    wide = fit.t_value(level) * np.hypot(se, fit.spread_at(loss))
     return loss, loss * np.exp(-wide), loss * np.exp(wide)
 
 
@@ -171,7 +170,6 @@ def outliers(fit: Fit, level: float = 0.05) -> list[Outlier]:
         return []
     h = np.clip(fit_leverage(fit), 0.0, 0.95)
     r = fit.residuals if fit.loss.is_log else fit.residuals / fit.observed
-    spread = fit.spread if fit.loss.is_log else fit.spread / np.median(fit.observed)
-    score = r / (spread * np.sqrt(1 - h))
+    score = r / (fit.spread_at(np.median(fit.observed)) * np.sqrt(1 - h))
     limit = special.stdtrit(max(fit.degrees_of_freedom, 1), 1 - level / (2 * fit.n))
     return [Outlier(int(i), float(r[i]), float(score[i])) for i in np.flatnonzero(np.abs(score) > limit)]
