@@ -142,11 +142,10 @@ def confounded(fit: Fit, level: float = 0.95) -> str | None:
     start[[a, b]] = fit.theta[[b, a]]
     start[[alpha, beta]] = fit.theta[beta] * line.power, fit.theta[alpha] / line.power
     both = np.stack([fit.theta, np.clip(start, fit.lower, fit.upper)])
-    delta = max(fit.threshold, 1e-5)  # as smooth as Newton needs it
+    delta, scale = fit.smoothed(1e-5)
     theta, f, _ = minimise(problem, both, delta=delta, tolerance=1e-12)
-    unit = 1 / delta if fit.loss.kind == "lad" else fit.residual_unit**2
     dof = max(fit.degrees_of_freedom, 1)
-    if 2 * efficiency(fit.noise, fit.loss) * unit * (f[1] - f[0]) > stats.f.ppf(level, 1, dof):
+    if 2 * efficiency(fit.noise, fit.loss) * scale * (f[1] - f[0]) > stats.f.ppf(level, 1, dof):
         return None
     # off a line, intervals that contain the other law say enough
     half = fit.t_value(level) * np.sqrt(np.diag(fit.covariance)) if line.factor >= _NEAR_LINE else 0 * fit.theta

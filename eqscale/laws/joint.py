@@ -203,12 +203,10 @@ def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
         pool = (r[here] - r[here].mean()) * np.sqrt(len(here) / max(len(here) - p, 1))
         drawn[:, here] = rng.choice(pool, (resamples, len(here)))
     y = with_residuals(null, drawn)
-    delta = max(null.threshold, 1e-4)
+    delta, scale = null.smoothed(1e-4)
     objectives = [
         minimise(law, np.repeat(law.theta[None], resamples, 0), loss=y, delta=delta, tolerance=1e-7)[1]
         for law in (null, full)
     ]
-    unit = 1.0 if null.loss.kind != "lad" else 1e4
-    scale = null.residual_unit**2
-    drop = (objectives[0] - objectives[1]) * unit * scale
+    drop = (objectives[0] - objectives[1]) * scale
     return float((1 + np.sum(drop >= null.objective - full.objective)) / (resamples + 1))

@@ -112,6 +112,16 @@ class Problem:
         """The loss function's threshold for residuals in centred units."""
         return self.loss.threshold / self.residual_unit
 
+    def smoothed(self, least: float) -> tuple[float, float]:
+        """Threshold in centred units for refits, no smaller than ``least``, where Newton's method takes long, and the
+        factor that brings their objectives to the scale of the loss function's own.
+        """
+        delta = max(self.threshold, least)
+        if self.loss.kind == "lad":
+            return delta, 1 / delta
+        # beyond the threshold, where residuals are if it is small, the objective is proportional to it
+        return delta, self.residual_unit**2 * (self.threshold / delta if np.isfinite(delta) else 1.0)
+
     def predicted(self, theta: Array) -> Array:
         """Loss at the runs in centred units, (b, n), for parameters (b, p)."""
         return self.form.value(theta, self.features)
