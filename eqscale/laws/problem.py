@@ -153,10 +153,6 @@ class Problem:
             points=None if self.points is None else self.points[rows],
         )  # fmt: skip
 
-    def within(self, lower: Array, upper: Array) -> Self:
-        """The same runs in another box."""
-        return replace(self, lower=lower, upper=upper)
-
     def index(self, name: str) -> int:
         """Position of a parameter."""
         return self.form.names.index(name)

@@ -55,12 +55,12 @@ class HoldOut:
         return float(np.mean((self.observed >= self.low) & (self.observed <= self.high)))
 
 
-def predict_new_runs(fit: Fit, columns: dict[str, Array], level: float = 0.95) -> tuple[Array, Array, Array]:
-    """Predicted loss of new runs with limits that contain coefficient error and noise: (loss, low, high)."""
+def predict_new_runs(fit: Fit, columns: dict[str, Array]) -> tuple[Array, Array, Array]:
+    """Predicted loss of new runs with 95 % limits that contain coefficient error and noise: (loss, low, high)."""
     ev = fit.evaluate_at(fit.columns_from(**columns))
     loss, slope = ev.value[0] * fit.unit, ev.jacobian()[0] / ev.value[0]
     se = np.sqrt(np.einsum("pm,pq,qm->m", slope, fit.covariance, slope))
-    wide = fit.t_value(level) * np.hypot(se, fit.spread_at(loss))
+    wide = fit.t_value(0.95) * np.hypot(se, fit.spread_at(loss))
     return loss, loss * np.exp(-wide), loss * np.exp(wide)
 
 
@@ -161,8 +161,8 @@ class Outlier:
     """Studentised residual."""
 
 
-def outliers(fit: Fit, level: float = 0.05) -> list[Outlier]:
-    """Runs whose studentised residual exceeds what ``level`` of clean data sets would show anywhere.
+def outliers(fit: Fit) -> list[Outlier]:
+    """Runs whose studentised residual exceeds what one of 20 clean data sets would show anywhere.
 
     The Bonferroni bound of the Student t; the scale is the robust one of the fit.
     """
@@ -171,5 +171,5 @@ def outliers(fit: Fit, level: float = 0.05) -> list[Outlier]:
     h = np.clip(fit_leverage(fit), 0.0, 0.95)
     r = fit.residuals if fit.loss.is_log else fit.residuals / fit.observed
     score = r / (fit.spread_at(np.median(fit.observed)) * np.sqrt(1 - h))
-    limit = special.stdtrit(max(fit.degrees_of_freedom, 1), 1 - level / (2 * fit.n))
+    limit = special.stdtrit(max(fit.degrees_of_freedom, 1), 1 - 0.05 / (2 * fit.n))
     return [Outlier(int(i), float(r[i]), float(score[i])) for i in np.flatnonzero(np.abs(score) > limit)]
