@@ -15,7 +15,9 @@ from eqscale.laws.forms import Coefficients, Evaluation, Form, get_form
 from eqscale.laws.forms.base import GONE
 from eqscale.laws.noise import noise_scale, residual_spread
 from eqscale.laws.problem import Loss, Problem, check_fixed, read_columns
+from eqscale.laws.replicates import LackOfFit, pure_error_test
 from eqscale.laws.search import solve
+from eqscale.laws.solver import covariance_of
 from eqscale.laws.structure import Structure, structure_test
 
 Array = np.ndarray
@@ -59,6 +61,11 @@ class Fit(Problem):
     def structure(self) -> Structure | None:
         """Whether the form is right, by the residuals."""
         return structure_test(self)
+
+    @cached_property
+    def lack_of_fit(self) -> LackOfFit | None:
+        """Whether the form is right, by replicates; None without them."""
+        return pure_error_test(self.least_squares())
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -144,17 +151,14 @@ class Fit(Problem):
         some.check(int(np.sum(self.lower < self.upper)), "remaining runs")
         return fit_problem(some, starts)
 
+    def least_squares(self) -> Fit:
+        """The same law fitted by least squares of the log loss."""
+        return fit_problem(replace(self, loss=Loss("log-lsq")), self.theta[None])
+
     @cached_property
     def covariance(self) -> Array:
         """Gauss–Newton covariance of the internal parameters (p, p); zero for fixed and bound ones."""
-        out = np.zeros((len(self.theta),) * 2)
-        if len(self.free):
-            noise = self.noise / self.residual_unit
-            block = self.gauss_newton[np.ix_(self.free, self.free)]
-            scale = 1.0 / np.sqrt(np.maximum(np.diag(block), 1e-290))
-            inverse = np.linalg.pinv(block * np.outer(scale, scale), rcond=1e-14, hermitian=True)
-            out[np.ix_(self.free, self.free)] = noise**2 * inverse * np.outer(scale, scale)
-        return out
+        return covariance_of(self.gauss_newton, self.free, (self.noise / self.residual_unit) ** 2)
 
     @cached_property
     def jacobian(self) -> Array:

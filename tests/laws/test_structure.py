@@ -90,12 +90,12 @@ def test_only_runs_that_agree_in_all_that_was_chosen_are_replicates():
     runs["loss"] = law(runs["N"], runs["D"]) * (1 + 0.02 * (runs["learning_rate"] == 1e-2))
     runs["loss"] = noisy(rng, runs["loss"].to_numpy(), 0.003)
     sweep, _ = fit_table(runs, Options(resamples=0), "runs")
-    assert lack_of_fit(sweep) is None
+    assert sweep.lack_of_fit is None
     assert "loss depends on learning_rate" in str(sweep.verdict)
     seeds = runs.assign(seed=np.repeat([0, 1, 2], 40)).drop(columns="learning_rate")
     assert lack_of_fit(fit_table(seeds, Options(resamples=0), "runs")[0]).replicates == 80
     said = fit_table(runs.assign(point=np.tile(np.arange(40), 3)), Options(resamples=0, replicates="point"), "runs")[0]
-    assert lack_of_fit(said).replicates == 80
+    assert said.lack_of_fit.replicates == 80
 
 
 def test_replicates_show_structure_that_no_smooth_pattern_has():

@@ -35,9 +35,9 @@ def test_wrong_form_is_seen_with_seeds_and_only_then():
     smooth = 1.5 + 300 / N**0.35 + 900 / D**0.36
     good = fit(N, D, smooth * np.exp(0.003 * rng.standard_normal(108)))
     wiggle = fit(N, D, smooth * (1 + 0.02 * np.sin(2 * np.log(N))) * np.exp(0.003 * rng.standard_normal(108)))
-    assert lack_of_fit(good).p_value > 0.01
-    assert lack_of_fit(good).pure_error == pytest.approx(0.003, rel=0.2)
-    assert lack_of_fit(wiggle).p_value < 1e-6
+    assert good.lack_of_fit.p_value > 0.01
+    assert good.lack_of_fit.pure_error == pytest.approx(0.003, rel=0.2)
+    assert wiggle.lack_of_fit.p_value < 1e-6
     assert lack_of_fit(fit(n, d, smooth[:36])) is None
 
 
