@@ -65,7 +65,6 @@ def _run_compare(args: argparse.Namespace) -> int:
         MULTIPLIER_HEADER,
         hypothesis_rows,
         multiplier_rows,
-        plain,
     )
     from eqscale.storage import check_outputs
 
@@ -109,8 +108,8 @@ def _run_compare(args: argparse.Namespace) -> int:
             folder = args.figures / label if len(axes) > 1 else args.figures
             law_options.draw_figures(out.console, folder, by_axis[axis], label)
     record = {
-        "verdicts": plain({name: arm.fit.verdict for name, arm in arms.items()}), "reference": reference,
-        "hypotheses": plain(tested), "comparisons": plain([pair for axis in axes for pair in found[axis]]),
+        "verdicts": {name: arm.fit.verdict for name, arm in arms.items()}, "reference": reference,
+        "hypotheses": tested, "comparisons": [pair for axis in axes for pair in found[axis]],
     }  # fmt: skip
     law_options.write_outputs(args, record, "\n".join(out.markdown), "\n".join(out.latex))
     return 0

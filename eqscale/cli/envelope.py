@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from eqscale.cli import law_options
@@ -11,28 +12,33 @@ from eqscale.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from eqscale.laws.envelope import Envelope, Lowest
+    from eqscale.laws.envelope import Envelope
 
 
-def run(args: argparse.Namespace, parts: dict[str, pd.DataFrame], sources: dict[str, str]) -> int:
-    """Fit and show the envelope of each group of runs."""
+_HEADER = ["parameter", "estimate", "95 % robust"]
+_IGNORED = ("figures", "hold_out", "all_intervals", "budget", "replicates")
+
+
+def run(args: argparse.Namespace, parts: dict[str, pd.DataFrame], sources: dict[str, str], notes: Sequence[str]) -> int:
+    """Fit and show the envelope of each group of runs; ``notes`` say what was left out of the table."""
     from eqscale.console import make_console
-    from eqscale.laws.render import latex_table, markdown_table
 
-    for option in ("figures", "hold_out"):
-        if getattr(args, option):
-            raise InputError(f"--envelope shows laws of classes; it can't be joined with --{option.replace('_', '-')}")
+    _check_options(args)
     found = {label: _fit(args, part, sources[label]) for label, part in parts.items()}
     console = make_console()
-    records, rows = {}, []
-    for label, envelope in found.items():
-        title = f"{args.by} = {label}" if label else args.runs
-        records[label], own = _show(console, args, title, envelope, parts[label])
-        rows += [[label, *row] if label else row for row in own]
-    header = ([args.by] if args.by else []) + ["parameter", "estimate", "95 % robust"]
-    record = {"by": args.by, "groups": records} if args.by else records[""]
-    law_options.write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
+    titles = {label: f"{args.by} = {label}" if label else args.runs for label in found}
+    shown = {label: _show(console, args, titles[label], envelope) for label, envelope in found.items()}
+    law_options.write_groups(args, shown, _HEADER, notes)
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that change nothing about an envelope, whose bands are parametric."""
+    kind = args.bootstrap.partition(":")[0]
+    ignored = [f"--{name.replace('_', '-')}" for name in _IGNORED if getattr(args, name)]
+    ignored += [f"--bootstrap {kind}"] if kind not in ("case", "none") else []
+    if ignored:
+        raise InputError(f"--envelope shows laws of classes; it can't be joined with {', '.join(ignored)}")
 
 
 def _fit(args: argparse.Namespace, runs: pd.DataFrame, where: str) -> Envelope:
@@ -54,14 +60,14 @@ def _fit(args: argparse.Namespace, runs: pd.DataFrame, where: str) -> Envelope:
 
 
 def _show(
-    console: Any, args: argparse.Namespace, title: str, envelope: Envelope, runs: pd.DataFrame
+    console: Any, args: argparse.Namespace, title: str, envelope: Envelope
 ) -> tuple[dict[str, Any], list[list[str]]]:
-    """Print one envelope; its JSON-ready record and the rows of its parameters."""
+    """Print one envelope; its record and the rows of its parameters."""
     import numpy as np
     from rich.markup import escape
 
     from eqscale.laws.envelope import lower_envelope
-    from eqscale.laws.render import interval_text, number, plain
+    from eqscale.laws.render import interval_text, number
     from eqscale.laws.uncertainty import percentiles
 
     fit, classes = envelope.fit, envelope.classes
@@ -72,7 +78,7 @@ def _show(
     console.print(
         f"\n[bold]{escape(title)}[/bold]  {fit.n} runs, a law for each {escape(classes.column)}: {fit.form.formula}"
     )
-    law_options.print_table(console, ["parameter", "estimate", "95 % robust"], rows)
+    law_options.print_table(console, _HEADER, rows)
     for what, test in (("one law for all", envelope.plain_lack_of_fit), ("these laws", envelope.lack_of_fit)):
         if test is not None:
             console.print(f"{what}: {test.describe()}")
@@ -81,29 +87,15 @@ def _show(
     console.print(f"the classes of {classes.column} are {worth} their parameters: {gain}", markup=False)
     C = np.array(args.costs) if args.costs else np.geomspace(envelope.C.min(), envelope.C.max(), 5)
     lowest = lower_envelope(envelope, C)
-    _print_lowest(console, classes.column, lowest, args.unit)
+    best = [f"{label} ({100 * share:.0f} %)" for label, share in zip(lowest.best, lowest.share, strict=True)]
+    law_options.print_optima(
+        console, args.unit, lowest, lowest.bands, before=[(f"best {classes.column}", best)],
+        title="lower envelope [95 % of the resamples' own envelopes]",
+    )  # fmt: skip
     record = {
-        "verdict": str(fit.verdict), "column": classes.column, "parameters": fit.params, "intervals": limits,
+        "verdict": fit.verdict, "column": classes.column, "parameters": fit.params, "intervals": limits,
         "runs": {label: int(np.sum(classes.member == g)) for g, label in enumerate(classes.labels)},
         "lack_of_fit": envelope.lack_of_fit, "lack_of_fit_of_one_law": envelope.plain_lack_of_fit,
         "aicc_gain": envelope.aicc_gain, "frontier": lowest,
     }  # fmt: skip
-    return plain(record), rows
-
-
-def _print_lowest(console: Any, column: str, lowest: Lowest, unit: str) -> None:
-    from eqscale.laws.render import number, with_interval
-
-    rows = []
-    for i, c in enumerate(lowest.C):
-        best = f"{lowest.best[i]} ({100 * lowest.share[i]:.0f} %)"
-        optimum = [
-            with_interval(v[i], lowest.bands[name].low[i], lowest.bands[name].high[i], 4)
-            for name, v in (("N", lowest.N), ("D", lowest.D), ("loss", lowest.loss))
-        ]
-        rows.append([number(c, 3) + ("" if lowest.inside[i] else " *"), best, *optimum])
-    cost = f"C, {unit}" if unit else "C"
-    header = [cost, f"best {column}", "N_opt, parameters", "D_opt, tokens", "L_opt"]
-    law_options.print_table(console, header, rows, "lower envelope [95 % of the resamples' own envelopes]")
-    if not lowest.inside.all():
-        console.print("* beyond the cost of the runs: an extrapolation")
+    return record, rows

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
     from eqscale.laws import Fit
     from eqscale.laws.arms import ArmFit, Options
+    from eqscale.laws.envelope import Lowest
     from eqscale.laws.forms import Form
+    from eqscale.laws.frontier import Band, Frontier
+
+Column = tuple[str, Sequence[str]]
+"""Header and cells of a column of a table."""
 
 
 def add_verb(subparsers: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
@@ -109,6 +114,21 @@ def write_outputs(args: argparse.Namespace, record: Any, markdown: str, latex: s
     for path, text in ((args.markdown, markdown), (args.latex, latex)):
         if path:
             write_atomically(path, text.encode())
+
+
+def write_groups(
+    args: argparse.Namespace, found: Mapping[str, tuple[dict[str, Any], list[list[str]]]], header: list[str],
+    notes: Sequence[str],
+) -> None:  # fmt: skip
+    """Write the record and the table rows of each group (see ``groups``), with the notes on the table of runs."""
+    from eqscale.laws.render import latex_table, markdown_table
+
+    records = {label: record for label, (record, _) in found.items()}
+    rows = [[label, *row] if label else row for label, (_, own) in found.items() for row in own]
+    header = ([args.by] if args.by else []) + header
+    record: dict[str, Any] = {"by": args.by, "groups": records} if args.by else records[""]
+    record["notes"] = notes
+    write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
 
 
 def parse_fixed(entries: list[str]) -> dict[str, float]:
@@ -205,6 +225,25 @@ def print_table(console: Any, header: list[str], rows: list[list[str]], title: s
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)
+
+
+def print_optima(
+    console: Any, unit: str, found: Frontier | Lowest, bands: Mapping[str, Band], *,
+    before: Sequence[Column] = (), after: Sequence[Column] = (), title: str = "",
+) -> None:  # fmt: skip
+    """Compute-optimal N, D and loss at each cost, with their ``bands`` and further columns; * marks extrapolation."""
+    from eqscale.laws.render import number, with_interval
+
+    costs = [number(c, 3) + ("" if inside else " *") for c, inside in zip(found.C, found.inside, strict=True)]
+    optima = []
+    for label, name in (("N_opt, parameters", "N"), ("D_opt, tokens", "D"), ("L_opt", "loss")):
+        limited = zip(getattr(found, name), bands[name].low, bands[name].high, strict=True)
+        optima.append((label, [with_interval(*v, 4) for v in limited]))
+    columns = [(f"C, {unit}" if unit else "C", costs), *before, *optima, *after]
+    header, cells = zip(*columns, strict=True)
+    print_table(console, list(header), [list(row) for row in zip(*cells, strict=True)], title)
+    if not found.inside.all():
+        console.print("* beyond the cost of the runs: an extrapolation")
 
 
 def print_verdicts(console: Any, fits: Mapping[str, Fit], titled: bool = False) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from eqscale.laws.arms import ArmFit
 
 _FIT_HELP = """\
-Fit a scaling law to a table with one row a run and print its coefficients with two kinds of intervals, the
-compute-optimal frontier, and a verdict on whether the runs determine the law at all.
+Fit a scaling law to a table with one row a run and print a verdict on whether the runs determine the law at all, its
+coefficients with their intervals, and the compute-optimal frontier.
 
 examples:
   eqscale fit runs.csv
@@ -49,23 +49,27 @@ def register(subparsers: Any) -> None:
 
 def _run_fit(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
-    from eqscale.laws.arms import fit_table
-    from eqscale.laws.render import COEFFICIENT_HEADER, FURTHER_INTERVALS, latex_table, markdown_table
+    from eqscale.laws.arms import fit_table, with_common_budgets
+    from eqscale.laws.render import COEFFICIENT_HEADER, FURTHER_INTERVALS
     from eqscale.laws.table import positive_column
     from eqscale.storage import check_outputs
 
     check_outputs(args.json, args.latex, args.markdown, folder=args.figures)
     frame = law_options.read_table(args, (args.by, args.budget, args.envelope))
-    if law_options.chosen_form(args).has_optimum:
+    form = law_options.chosen_form(args)
+    if form.has_optimum:
         args.unit = law_options.cost_unit(args, "C" if "C" in frame.columns else None, frame)
         args.costs = law_options.parse_costs(args.at, args.unit)
+    elif ignored := [option for option in ("at", "budget", "figures", "hold_out") if getattr(args, option)]:
+        named = ", ".join(f"--{option.replace('_', '-')}" for option in ignored)
+        raise InputError(f"{named}: the form {form.name!r} has no split into N and D, which this is about")
     if args.budget:
         frame = frame.assign(**{args.budget: positive_column(frame, args.budget, args.runs)})
     parts = law_options.groups(frame, args.by, args.runs)
     titles = {label: f"{args.by} = {label}" if label else args.runs for label in parts}
     sources = {label: f"{args.runs}, {titles[label]}" if label else args.runs for label in parts}
     if args.envelope:
-        return envelope.run(args, parts, sources)
+        return envelope.run(args, parts, sources, frame.attrs["notes"])
     for label, group in parts.items():
         _check_hold_out(args, group, sources[label])
     # all groups are fitted before the first is shown: one that can't be fitted then leaves no partial output
@@ -73,15 +77,12 @@ def _run_fit(args: argparse.Namespace) -> int:
     fits = {label: fit_table(group, choices, sources[label]) for label, group in parts.items()}
     console = make_console()
     shown = {label: _show_fit(console, args, titles[label], fits[label], parts[label]) for label in parts}
-    records = {label: record for label, (record, *_) in shown.items()}
-    rows = [[label, *row] if label else row for label, (_, found, _) in shown.items() for row in found]
-    header = ([args.by] if args.by else []) + COEFFICIENT_HEADER + FURTHER_INTERVALS * args.all_intervals
-    record = {"by": args.by, "groups": records} if args.by else records[""]
-    record["notes"] = frame.attrs["notes"]
-    law_options.write_outputs(args, record, markdown_table(header, rows), latex_table(header, rows))
+    header = COEFFICIENT_HEADER + FURTHER_INTERVALS * args.all_intervals
+    written = {label: (record, rows) for label, (record, rows, _) in shown.items()}
+    law_options.write_groups(args, written, header, frame.attrs["notes"])
     if args.figures:
         arms = {label or "law": arm for label, (*_, arm) in shown.items() if arm is not None}
-        law_options.draw_figures(console, args.figures, arms)
+        law_options.draw_figures(console, args.figures, arms if args.budget else with_common_budgets(arms))
     return 0
 
 
@@ -98,7 +99,6 @@ def _show_fit(
         coefficient_rows,
         fit_record,
         form_rows,
-        plain,
     )  # fmt: skip
     from eqscale.laws.rivals import compare_forms, judged
 
@@ -118,7 +118,7 @@ def _show_fit(
     if warning := disagreement(limits):
         console.print(f"[yellow]warning:[/yellow] {warning}")
     law_options.print_table(console, FORM_HEADER, form_rows(forms), "forms side by side")
-    record["forms"] = plain(forms)
+    record["forms"] = forms
     record |= _print_checks(console, args, found, frame)
     arm = None
     if found.form.has_optimum:
@@ -148,8 +148,6 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
     if not args.hold_out:
         return
     form = law_options.chosen_form(args)
-    if not form.has_optimum:
-        raise InputError("--hold-out needs a law in N and D")
     budget = _budgets(args, frame)
     values = np.unique(budget)
     if args.hold_out >= len(values):
@@ -166,18 +164,17 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
 def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.DataFrame) -> dict[str, Any]:
     """Outliers, lack of fit, hold-outs and the classical approaches, as far as the runs allow."""
     from eqscale.laws.render import number, plain
-    from eqscale.laws.validate import hold_out_top, lack_of_fit, leave_one_budget_out, outliers
+    from eqscale.laws.validate import hold_out_top, leave_one_budget_out, outliers
 
     record: dict[str, Any] = {}
     odd = outliers(fit)
-    record["outliers"] = plain(odd)
+    record["outliers"] = odd
     if odd:
         shown = ", ".join(f"run {o.index + 1} ({100 * o.residual:+.1f} %)" for o in odd[:8])
         console.print(f"outliers: {shown}{', …' if len(odd) > 8 else ''}")
     if fit.structure is not None and not fit.structure.rejects:  # else it is the verdict
         console.print(f"structure: {fit.structure.describe()}", markup=False)
-    test = lack_of_fit(fit)
-    record["lack_of_fit"] = plain(test)
+    test = record["lack_of_fit"] = fit.lack_of_fit
     if test:
         console.print(f"replicates: {test.describe()}")
     if args.hold_out:
@@ -203,7 +200,7 @@ def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict
     from eqscale.laws import frontier
     from eqscale.laws.answers import no_split
     from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
-    from eqscale.laws.render import interval_text, number, plain, with_interval
+    from eqscale.laws.render import interval_text, plain
     from eqscale.laws.validate import outliers
 
     law_options.print_cost_warnings(console, {arm.name: arm})
@@ -215,22 +212,14 @@ def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict
     console.print(f"cost: {arm.cost.describe()}")
     keep = np.ones(arm.fit.n, bool)
     keep[[o.index for o in outliers(arm.fit)]] = False
-    rows = []
-    for i, c in enumerate(C):
-        optimum = [
-            with_interval(v[i], best.recommended[k].low[i], best.recommended[k].high[i], 4)
-            for k, v in (("N", best.N), ("D", best.D), ("loss", best.loss))
-        ]
-        further = (best.model, best.robust) if args.all_intervals else ()
-        limits = ([band["loss"].low[i], band["loss"].high[i]] if band else None for band in further)
-        rows.append([number(c, 3) + ("" if best.inside[i] else " *"), *optimum, *map(interval_text, limits)])
-    header = [f"C, {args.unit}" if args.unit else "C", "N_opt, parameters", "D_opt, tokens", "L_opt"]
-    law_options.print_table(console, header + ["model-based", "robust"] * args.all_intervals, rows)
-    if not best.inside.all():
-        console.print("* beyond the cost of the runs: an extrapolation")
+    after = []
+    for kind, bands in (("model-based", best.model), ("robust", best.robust)) if args.all_intervals else ():
+        limits = list(zip(bands["loss"].low, bands["loss"].high, strict=True)) if bands else [None] * len(C)
+        after.append((kind, list(map(interval_text, limits))))
+    law_options.print_optima(console, args.unit, best, best.recommended, after=after)
     record = plain(best)
     wrong = misallocation(arm.fit, arm.cost, float(C[-1]), np.array([0.25, 0.5, 2.0, 4.0]))
-    record["misallocation"] = plain(wrong)
+    record["misallocation"] = wrong
     if all(np.isfinite(m.waste) for m in wrong):
         shown = ", ".join(f"{100 * m.waste:.2g} % at {m.factor:g} N_opt" for m in wrong)
         console.print(f"wasted at C = {C[-1]:.3g} by another size: {shown}")
@@ -247,5 +236,5 @@ def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict
             f"{len(found.budgets)} budgets{without}; its design alone errs by {100 * bias.N_error:+.1f} % in N and "
             f"{100 * bias.D_error:+.1f} % in D at C = {C[-1]:.3g}"
         )
-        record["approaches"].append({**plain(found), "bias": plain(bias)})
+        record["approaches"].append({**plain(found), "bias": bias})
     return record

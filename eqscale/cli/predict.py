@@ -157,7 +157,7 @@ def _print_answers(
     unit: str,
 ) -> None:
     from eqscale.console import make_console
-    from eqscale.laws.render import plain, write_json
+    from eqscale.laws.render import write_json
 
     console = make_console()
     law_options.print_verdicts(console, {name: law[0] for name, law in laws.items()})
@@ -169,7 +169,7 @@ def _print_answers(
     law_options.print_cost_warnings(console, {name: arm for name, (_, _, arm) in laws.items() if arm is not None})
     if args.json:
         verdicts = {name: fit.verdict for name, (fit, *_) in laws.items()}
-        write_json(args.json, plain({"verdicts": verdicts, "cost_unit": unit, "by": args.by, "answers": answers}))
+        write_json(args.json, {"verdicts": verdicts, "cost_unit": unit, "by": args.by, "answers": answers})
 
 
 def _sentence(a: Answer, unit: str) -> str:

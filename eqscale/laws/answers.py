@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize
 
 from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.cost import CostModel
 from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients
+from eqscale.laws.forms.numeric import SPAN, bisect
 from eqscale.laws.frontier import cost_to_reach, frontier, law_value
 from eqscale.laws.render import with_interval
 from eqscale.laws.uncertainty import Bootstrap, Target, intervals
@@ -69,7 +69,7 @@ def at_regressors(fit: Fit, boot: Bootstrap | None, arm: ArmFit | None, asked: s
 def at_cost(arm: ArmFit, asked: str, C: float, ratio: float | None = None) -> Answer:
     """The loss that a cost buys: at its best split into N and D, or at D = ``ratio`` N."""
     if ratio is not None:
-        N = size_at_ratio(arm.cost, ratio, C)
+        (N,) = size_at_ratio(arm.cost, ratio, np.array([C])).tolist()
         return at_regressors(arm.fit, arm.boot, arm, asked, {"N": N, "D": ratio * N})
     if why := no_split(arm.fit):
         return Answer(asked, None, None, None, None, None, None, why)
@@ -116,14 +116,10 @@ def to_reach(arm: ArmFit, asked: str, loss: float, ratio: float | None = None) -
     return Answer(asked, n, d, spent, Amount(loss), None, _beyond(arm, spent.value), note)
 
 
-def size_at_ratio(cost: CostModel, ratio: float, C: float) -> float:
-    """N at which N parameters on ``ratio`` N tokens cost C."""
-
-    def excess(log_n: float) -> float:
-        n = np.array([log_n])
-        return float(cost.log_per_token(n)[0][0] + cost.power * (log_n + np.log(ratio)) - np.log(C))
-
-    return float(np.exp(optimize.brentq(excess, *_LOG_SIZES, xtol=1e-12)))
+def size_at_ratio(cost: CostModel, ratio: Array | float, C: Array) -> Array:
+    """N at which N parameters on ``ratio`` N tokens cost C, (k,)."""
+    low, high = (np.full(C.shape, bound) for bound in SPAN)
+    return np.exp(bisect(lambda log_n: cost.cost(np.exp(log_n), ratio * np.exp(log_n)) < C, low, high, 60))
 
 
 def log_size_to_reach(c: Coefficients, ratio: float, loss: float) -> Array:
@@ -133,12 +129,7 @@ def log_size_to_reach(c: Coefficients, ratio: float, loss: float) -> Array:
     def above(log_n: Array) -> Array:
         return law_value(c, log_n[:, None], log_n[:, None] + np.log(ratio))[:, 0] > loss
 
-    never = above(high)
-    for _ in range(60):
-        middle = (low + high) / 2
-        missed = above(middle)
-        low, high = np.where(missed, middle, low), np.where(missed, high, middle)
-    return np.where(never, np.inf, high)
+    return np.where(above(high), np.inf, bisect(above, low, high, 60))
 
 
 def _exp(log: Quantity) -> Quantity:
@@ -157,7 +148,7 @@ def _amounts(fit: Fit, boot: Bootstrap | None, quantities: Sequence[Quantity]) -
 
 def _new_run(fit: Fit, loss: Amount) -> tuple[float, float]:
     """95 % limits of the loss of a further run: its noise beside the interval of the law, in squares of logarithms."""
-    noise = fit.t_value(0.95) * (fit.spread if fit.loss.is_log else fit.spread / loss.value)
+    noise = fit.t_value(0.95) * fit.spread_at(loss.value)
     with np.errstate(divide="ignore"):  # a loss whose lower limit is zero
         low, high = np.hypot(np.log(np.array(loss.interval) / loss.value), noise)
     return float(loss.value * np.exp(-low)), float(loss.value * np.exp(high))

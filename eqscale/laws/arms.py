@@ -143,7 +143,8 @@ def fit_arms(
     Args:
         runs: table with N, D, loss (see ``check_runs``), one row a finished run.
         by: column that names the arm.
-        cost, budget: see ``make_arm``.
+        cost: see ``make_arm``.
+        budget: column with the nominal budgets; without one, the runs of all arms are grouped by their costs.
         where: name of the table in messages.
         options: fields of ``Options``. Each arm gets its own seed, so that draws of different arms are independent.
 
@@ -162,4 +163,11 @@ def fit_arms(
         title = f"{where}, {by} = {name}" if where else f"{by} = {name}"
         law = fit_table(part, replace(chosen, seed=chosen.seed + position), title)
         out[name] = make_arm(name, part, law, cost, budget)
-    return out
+    return out if budget else with_common_budgets(out)
+
+
+def with_common_budgets(arms: Mapping[str, ArmFit]) -> dict[str, ArmFit]:
+    """The same arms with budgets grouped from the costs of all their runs, so that arms share them."""
+    ends = np.cumsum([len(arm.C) for arm in arms.values()])
+    budgets = np.split(group_budgets(np.concatenate([arm.C for arm in arms.values()])), ends[:-1])
+    return {name: replace(arm, budget=own) for (name, arm), own in zip(arms.items(), budgets, strict=True)}

@@ -7,7 +7,7 @@ law, anything at all is claimed in one of twenty comparisons.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,14 @@ from eqscale.errors import InputError
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import cost_to_reach, frontier_values
-from eqscale.laws.profile import Joint, Region, limits, surface
+from eqscale.laws.profile import Joint, Region, limits
 from eqscale.laws.render import with_interval
 
 Array = np.ndarray
 
 _BEYOND = 10.0
 """Crossings are searched from the cost of the cheapest run divided by this to that of the most expensive times this."""
+_LEVEL = 0.95
 _PRECISION = 9  # halvings of a step between costs to locate the limits of a crossing
 
 
@@ -105,9 +106,10 @@ def check_overlap(arm: str, C: Array, reference: str, reference_C: Array, axis: 
         )
 
 
-def common_range(arms: Mapping[str, ArmFit]) -> tuple[float, float]:
+def common_range(arms: Iterable[ArmFit]) -> tuple[float, float]:
     """Costs that all arms' runs cover."""
-    return max(a.C.min() for a in arms.values()), min(a.C.max() for a in arms.values())
+    spent = [arm.C for arm in arms]
+    return max(C.min() for C in spent), min(C.max() for C in spent)
 
 
 def log_gap(arm: ArmFit, reference: ArmFit, C: float) -> Joint:
@@ -136,26 +138,28 @@ class _Pair:
     """Two arms, and the laws of both that their runs allow."""
 
     def __init__(self, arm: ArmFit, reference: ArmFit):
+        if arm.boot is None or reference.boot is None:
+            raise InputError("a comparison with intervals needs a bootstrap of each arm")
         self.arm, self.reference = arm, reference
         self.laws = (arm.fit.coefficients, reference.fit.coefficients)
-        boots = [a.boot for a in (arm, reference) if a.boot is not None]
+        boots = (arm.boot, reference.boot)
         size = min(boot.resamples for boot in boots)
         self.drawn = [boot.coefficients.each(lambda v: v[:size]) for boot in boots]
-        self.region = Region([surface(a.fit, a.boot.member if a.boot else None) for a in (arm, reference)])
+        self.region = Region([boot.surface for boot in boots])
 
-    def level_for_all(self, costs: Array, level: float = 0.95) -> float:
-        """Confidence of each gap that makes those at all costs hold together (Hothorn, Bretz & Westfall 2008)."""
+    def level_for_all(self, costs: Array) -> float:
+        """Confidence of each gap so that all hold together at 95 % (Hothorn, Bretz & Westfall 2008)."""
         gaps = [log_gap(self.arm, self.reference, c) for c in costs]
         slopes = np.array([self.region.slopes(g, self.region.theta[None])[1][0] for g in gaps])
         if not np.isfinite(slopes).all():
-            return level
+            return _LEVEL
         covariance = slopes @ self.region.inverse @ slopes.T
         se = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
         values, vectors = np.linalg.eigh(covariance / np.outer(se, se))
         rng, df = np.random.default_rng(0), self.region.df
         z = rng.standard_normal((20000, len(values))) * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
         largest = np.abs(z).max(1) / np.sqrt(rng.chisquare(df, len(z)) / df)
-        each = 1 - 2 * special.stdtr(df, -np.quantile(largest, level))
+        each = 1 - 2 * special.stdtr(df, -np.quantile(largest, _LEVEL))
         return float(np.ceil(1000 * each) / 1000)
 
     def gaps(self, costs: Array, level: float) -> Array:
@@ -202,9 +206,7 @@ def compare_arms(
         InputError: no cost in common, or an arm without a bootstrap.
     """
     check_overlap(arm.name, arm.C, reference.name, reference.C, axis)
-    if arm.boot is None or reference.boot is None:
-        raise InputError("a comparison with intervals needs a bootstrap of each arm")
-    low, high = common_range({"a": arm, "b": reference})
+    low, high = common_range((arm, reference))
     C = np.geomspace(low, high, 5) if C is None else np.asarray(C, float)
     pair = _Pair(arm, reference)
     searched = min(arm.C.min(), reference.C.min()) / _BEYOND, max(arm.C.max(), reference.C.max()) * _BEYOND
@@ -222,7 +224,7 @@ def compare_arms(
 def _multipliers(pair: _Pair, C: Array, gaps: Array) -> tuple[Multiplier, ...]:
     """Multipliers at costs (k,) with the gaps there, (k, 3)."""
     arm, reference = pair.arm, pair.reference
-    low, high = common_range({"a": arm, "b": reference})
+    low, high = common_range((arm, reference))
     ours, theirs = (law.followed_by(drawn) for law, drawn in zip(pair.laws, pair.drawn, strict=True))
     log_n, log_d, log_l = frontier_values(ours, arm.cost, C)
     _, _, log_l_ref = frontier_values(theirs, reference.cost, C)
@@ -289,7 +291,7 @@ def _crossing(pair: _Pair, costs: Array, gaps: Array, level: float, searched: tu
         leader = pair.name(signs[known[0]]) if len(known) else ""
         return Crossing(None, None, searched, leader, leader)
     log_c = np.log(costs)
-    middle = 0.5 * np.sum(np.log(common_range({"a": pair.arm, "b": pair.reference})))
+    middle = 0.5 * np.sum(np.log(common_range((pair.arm, pair.reference))))
     i, j = min(turns, key=lambda turn: abs(0.5 * (log_c[turn[0]] + log_c[turn[1]]) - middle))
     sure, unsure = log_c[[i, j]], log_c[[i + 1, j - 1]]  # either limit lies between these two
     if j == i + 1:

@@ -6,7 +6,7 @@ places. Source: the conditioning of designs D = kN, arXiv 2605.08541.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from scipy import stats
 from eqscale.laws.forms.sums import Balanced, Chinchilla
 from eqscale.laws.noise import efficiency
 from eqscale.laws.solver import minimise
+from eqscale.laws.structure import some_runs
 
 if TYPE_CHECKING:
     from eqscale.laws.fit import Fit
@@ -23,7 +24,6 @@ Array = np.ndarray
 
 _ALPHA, _BETA = 0.34, 0.28  # Hoffmann et al. 2022, approach 3; any law whose terms are of like size says much the same
 _STEEP = 3.0  # no published exponent of a law of loss comes near
-_MOST = 20_000  # of more runs every so manieth is enough
 _NEAR_LINE = 3.0  # a factor of D around its line below which the line, not the range of D/N, says what runs can tell
 
 
@@ -117,19 +117,17 @@ def ambiguity(fit: Fit) -> str:
     return f"alpha–beta ({alike})" if alike else ""
 
 
-def confounded(fit: Fit, level: float = 0.95) -> str | None:
+def confounded(fit: Fit) -> str | None:
     """Why a law's two terms can't be told apart, or None.
 
     Either the runs lie so near a line that their noise hides what lies off it; or the terms trade places, the law is
     refitted from there, and another law, with exponents outside the intervals of these, explains the runs as well
-    (within what ``level`` calls noise).
+    (within noise, at 95 %).
     """
     form = fit.form
     if not isinstance(form, Balanced) or {"A", "B", "alpha", "beta"} & {*fit.fixed, *fit.idle}:
         return None
-    some = slice(None, None, -(-fit.n // _MOST))
-    columns = {name: values[some] for name, values in fit.columns.items()}
-    problem = replace(fit, columns=columns, observed=fit.observed[some], weights=fit.weights[some])
+    problem = fit.only(some_runs(np.arange(fit.n)))
     N, D = (problem.columns[c][problem.weights > 0] for c in ("N", "D"))
     expected = resolution(N, D, fit.spread)
     if expected.spread.factor < _NEAR_LINE and not expected.apart:
@@ -142,14 +140,13 @@ def confounded(fit: Fit, level: float = 0.95) -> str | None:
     start[[a, b]] = fit.theta[[b, a]]
     start[[alpha, beta]] = fit.theta[beta] * line.power, fit.theta[alpha] / line.power
     both = np.stack([fit.theta, np.clip(start, fit.lower, fit.upper)])
-    delta = max(fit.threshold, 1e-5)  # as smooth as Newton needs it
+    delta, scale = fit.smoothed(1e-5)
     theta, f, _ = minimise(problem, both, delta=delta, tolerance=1e-12)
-    unit = 1 / delta if fit.loss.kind == "lad" else 1.0 if fit.loss.is_log else fit.unit**2
     dof = max(fit.degrees_of_freedom, 1)
-    if 2 * efficiency(fit.noise, fit.loss) * unit * (f[1] - f[0]) > stats.f.ppf(level, 1, dof):
+    if 2 * efficiency(fit.noise, fit.loss) * scale * (f[1] - f[0]) > stats.f.ppf(0.95, 1, dof):
         return None
     # off a line, intervals that contain the other law say enough
-    half = fit.t_value(level) * np.sqrt(np.diag(fit.covariance)) if line.factor >= _NEAR_LINE else 0 * fit.theta
+    half = fit.t_value(0.95) * np.sqrt(np.diag(fit.covariance)) if line.factor >= _NEAR_LINE else 0 * fit.theta
     if all(abs(theta[1, i] - theta[0, i]) <= max(half[i], 1e-3) for i in (alpha, beta)):
         return None
     here, there = (f"alpha = {t[alpha]:.3g}, beta = {t[beta]:.3g}" for t in theta)

@@ -7,7 +7,7 @@ class has its own floor and prefactors, all share the exponents: the runs of one
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -19,12 +19,12 @@ from eqscale.laws.cost import CostModel
 from eqscale.laws.fit import Fit, fit_problem
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import Band, frontier_values, require_optimum
-from eqscale.laws.joint import JointForm
+from eqscale.laws.joint import JointForm, start_from
 from eqscale.laws.noise import aicc_penalty, efficiency
-from eqscale.laws.problem import Loss, Problem
+from eqscale.laws.problem import Problem
+from eqscale.laws.replicates import LackOfFit, pure_error_test
 from eqscale.laws.solver import minimise
 from eqscale.laws.uncertainty import percentiles, with_residuals
-from eqscale.laws.validate import LackOfFit, lack_of_fit, pure_error_test
 
 Array = np.ndarray
 
@@ -162,8 +162,7 @@ def fit_envelope(
     joint = _joint_problem(plain, classes)
     fitted = fit_problem(joint, _starts(joint, plain))
     points = _points(classes.member, plain.columns["N"], plain.columns["D"])
-    squares = fit_problem(replace(joint, loss=Loss("log-lsq")), fitted.theta[None])
-    test, plain_test = pure_error_test(squares, points), lack_of_fit(plain, points)
+    test, plain_test = (pure_error_test(law.least_squares(), points) for law in (fitted, plain))
     return Envelope(
         classes, fitted, _resample(fitted, resamples, seed), cost, C, test, plain_test,
         _aicc(plain, fitted.noise) - _aicc(fitted, fitted.noise),
@@ -189,24 +188,13 @@ def _starts(joint: Problem, plain: Fit) -> Array:
     """The one law's exponents times a few factors, with floor and prefactors of each class refitted to them."""
     form: JointForm = joint.form  # type: ignore[assignment]
     base = form.base
-    shared = [base.names.index(name) for name in form.shared]
     exponents = [base.names.index(e) for e, _ in base.powers.values() if e not in plain.fixed]
     centre = np.maximum(plain.theta, np.where([n in base.log_names for n in base.names], -6.0, -np.inf))
     out = []
     for factors in itertools.product((0.6, 1.0, 1.6), repeat=len(exponents)):
         local = centre.copy()
         local[exponents] = np.clip(local[exponents], 0.05, 2.0) * factors
-        start = np.empty(len(form.names))
-        for g, place in enumerate(form.places):
-            lower, upper = joint.lower[place], joint.upper[place]
-            lower[shared] = upper[shared] = local[shared]
-            here = form.member == g
-            alone = Problem(
-                base, joint.loss, {c: v[here] for c, v in joint.columns.items()}, joint.observed[here],
-                joint.weights[here], joint.centre, lower, upper, {},
-            )  # fmt: skip
-            start[place] = minimise(alone, local[None], delta=1e-2, tolerance=1e-4)[0][0]
-        out.append(start)
+        out.append(start_from(joint, np.tile(local, (len(form.places), 1))))
     return np.array(out)
 
 
@@ -216,8 +204,8 @@ def _resample(fitted: Fit, resamples: int, seed: int) -> Array:
     Runs aren't drawn: of a class of six, half would be lost now and then, and with them its law. Nor are residuals: a
     robust fit passes through many runs, and those zeros aren't noise.
     """
-    noise = fitted.spread if fitted.loss.is_log else fitted.spread / fitted.unit
-    losses = with_residuals(fitted, noise * np.random.default_rng(seed).standard_normal((resamples, fitted.n)))
+    drawn = np.random.default_rng(seed).standard_normal((resamples, fitted.n))
+    losses = with_residuals(fitted, fitted.spread / fitted.residual_unit * drawn)
     logs = [name in fitted.form.log_names for name in fitted.form.names]
     start = np.maximum(fitted.theta, np.where(logs, -6.0, -np.inf))
     delta = max(fitted.threshold, 1e-4)

@@ -7,6 +7,8 @@ import csv
 import gzip
 import json
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def read_file(path: Path) -> pd.DataFrame:
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: neither UTF-8 nor marked as UTF-16; save the table as UTF-8") from error
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: not a readable table ({reason})") from error
 

@@ -15,7 +15,9 @@ from eqscale.laws.forms import Coefficients, Evaluation, Form, get_form
 from eqscale.laws.forms.base import GONE
 from eqscale.laws.noise import noise_scale, residual_spread
 from eqscale.laws.problem import Loss, Problem, check_fixed, read_columns
+from eqscale.laws.replicates import LackOfFit, pure_error_test
 from eqscale.laws.search import solve
+from eqscale.laws.solver import covariance_of
 from eqscale.laws.structure import Structure, structure_test
 
 Array = np.ndarray
@@ -61,6 +63,11 @@ class Fit(Problem):
         return structure_test(self)
 
     @cached_property
+    def lack_of_fit(self) -> LackOfFit | None:
+        """Whether the form is right, by replicates; None without them."""
+        return pure_error_test(self.least_squares())
+
+    @cached_property
     def verdict(self) -> Verdict:
         """What the fit is worth, in words; read it before the parameters."""
         return verdict_of(self)
@@ -68,8 +75,7 @@ class Fit(Problem):
     @cached_property
     def residuals(self) -> Array:
         """Observed minus fitted, as logarithms (or as losses for ``lsq``), (n,)."""
-        r = self.residuals_at(self.theta[None])[0]
-        return r if self.loss.is_log else r * self.unit
+        return self.residuals_at(self.theta[None])[0] * self.residual_unit
 
     @cached_property
     def free(self) -> Array:
@@ -131,6 +137,10 @@ class Fit(Problem):
         """Standard deviation of the noise of one run (see ``residual_spread``)."""
         return residual_spread(self.residuals, self.weights, len(self.free), self.loss)
 
+    def spread_at(self, loss: Array | float) -> Array | float:
+        """Standard deviation of the log loss of one run at a loss."""
+        return self.spread if self.loss.is_log else self.spread / loss
+
     def refit(self, keep: Array, starts: Array | None = None) -> Fit:
         """The same law fitted to some of the runs (boolean (n,) or indices), from ``starts`` (k, p) or new ones.
 
@@ -141,17 +151,14 @@ class Fit(Problem):
         some.check(int(np.sum(self.lower < self.upper)), "remaining runs")
         return fit_problem(some, starts)
 
+    def least_squares(self) -> Fit:
+        """The same law fitted by least squares of the log loss."""
+        return fit_problem(replace(self, loss=Loss("log-lsq")), self.theta[None])
+
     @cached_property
     def covariance(self) -> Array:
         """Gauss–Newton covariance of the internal parameters (p, p); zero for fixed and bound ones."""
-        out = np.zeros((len(self.theta),) * 2)
-        if len(self.free):
-            noise = self.noise if self.loss.is_log else self.noise / self.unit
-            block = self.gauss_newton[np.ix_(self.free, self.free)]
-            scale = 1.0 / np.sqrt(np.maximum(np.diag(block), 1e-290))
-            inverse = np.linalg.pinv(block * np.outer(scale, scale), rcond=1e-14, hermitian=True)
-            out[np.ix_(self.free, self.free)] = noise**2 * inverse * np.outer(scale, scale)
-        return out
+        return covariance_of(self.gauss_newton, self.free, (self.noise / self.residual_unit) ** 2)
 
     @cached_property
     def jacobian(self) -> Array:

@@ -26,14 +26,13 @@ class Band:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Compute-optimal N, D and loss over costs C; bands are pointwise."""
+    """Compute-optimal N, D and loss over costs C; 95 % bands are pointwise."""
 
     C: Array
     N: Array
     D: Array
     loss: Array
     cost: CostModel
-    level: float
     model: dict[str, Band]
     """Gauss–Newton t bands of ``N``, ``D``, ``per_token``, ``loss`` and ``new_run`` (a further run's loss)."""
     robust: dict[str, Band]
@@ -80,9 +79,8 @@ def require_optimum(form: Form) -> None:
 
 
 def frontier(
-    fit: Fit, C: Array, cost: CostModel | None = None, boot: Bootstrap | None = None, level: float = 0.95,
-    profile: bool = False,
-) -> Frontier:  # fmt: skip
+    fit: Fit, C: Array, cost: CostModel | None = None, boot: Bootstrap | None = None, profile: bool = False
+) -> Frontier:
     """The compute-optimal frontier at costs C.
 
     Args:
@@ -90,7 +88,6 @@ def frontier(
         C: costs (k,), in the units of ``cost``.
         cost: cost model; 6ND by default.
         boot: for robust bands.
-        level: of the bands.
         profile: also find the recommended limits, which takes some ten milliseconds for each cost.
 
     Raises:
@@ -108,7 +105,7 @@ def frontier(
 
     centre = stacked(fit.coefficients)[0]
     n, d, loss = np.exp(centre).reshape(3, k)
-    t = fit.t_value(level)
+    t = fit.t_value(0.95)
     se = fit.standard_error(stacked)
 
     def bands(low: Array, high: Array) -> dict[str, Band]:
@@ -118,26 +115,26 @@ def frontier(
         return found | {"per_token": Band(C / found["D"].high, C / found["D"].low)}
 
     model = bands(centre - t * se, centre + t * se)
-    noise = fit.spread if fit.loss.is_log else fit.spread / loss
+    noise = fit.spread_at(loss)
     wide = t * np.hypot(se[2 * k :], noise)
     model["new_run"] = Band(loss * np.exp(-wide), loss * np.exp(wide))
     robust: dict[str, Band] = {}
     if boot is not None:
         values = boot.values(stacked)
-        robust = bands(*percentiles(values, level))
+        robust = bands(*percentiles(values))
         r = fit.residuals if fit.loss.is_log else np.log1p(fit.residuals / (fit.observed - fit.residuals))
         drawn = np.random.default_rng(boot.seed).choice(r, (boot.resamples, 1))
-        new = percentiles(values[:, 2 * k :] + drawn, level)
+        new = percentiles(values[:, 2 * k :] + drawn)
         robust["new_run"] = Band(np.exp(new[0]), np.exp(new[1]))
     recommended = {}
     if profile:
-        region = Region([surface(fit, boot.member if boot else None)])
+        region = Region([boot.surface if boot else surface(fit)])
         quantities = [_nth(stacked, i) for i in range(3 * k)]
-        low, high = np.sort([centre, *limits(region, quantities, level).T], axis=0)[[0, 2]]
+        low, high = np.sort([centre, *limits(region, quantities).T], axis=0)[[0, 2]]
         recommended = {name: band for name, band in bands(low, high).items() if name != "per_token"}
         log_loss = centre[2 * k :]
         below, above = (np.hypot(side[2 * k :] - log_loss, t * noise) for side in (low, high))
         recommended["new_run"] = Band(loss * np.exp(-below), loss * np.exp(above))
     spent = cost.cost(fit.columns["N"], fit.columns["D"])
     inside = (spent.min() * (1 - 1e-9) <= C) & (spent.max() * (1 + 1e-9) >= C)
-    return Frontier(C, n, d, loss, cost, level, model, robust, recommended, inside)
+    return Frontier(C, n, d, loss, cost, model, robust, recommended, inside)

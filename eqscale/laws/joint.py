@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
@@ -125,18 +125,28 @@ def _joint_starts(problem: Problem, form: JointForm, fits: Sequence[Fit]) -> Arr
     own = np.array([base.to_internal(f.params, problem.centre) for f in fits])
     own = np.maximum(np.where(np.isfinite(own), own, -30.0), -30.0)  # a term that vanished starts tiny
     shared = [base.names.index(n) for n in form.shared]
-    candidates = [own.mean(0), *own] if shared else [own[0]]
     out = []
-    for candidate in candidates:
-        start = np.empty(len(form.names))
-        for f, place, local in zip(fits, form.places, own.copy(), strict=True):
-            local[shared] = candidate[shared]
-            lower, upper = problem.lower[place], problem.upper[place]
-            lower[shared] = upper[shared] = local[shared]
-            alone = Problem(base, f.loss, f.columns, f.observed, f.weights, problem.centre, lower, upper, {})
-            start[place] = minimise(alone, local[None], delta=1e-2, tolerance=1e-4)[0][0]
-        out.append(start)
+    for candidate in [own.mean(0), *own] if shared else [own[0]]:
+        guesses = own.copy()
+        guesses[:, shared] = candidate[shared]
+        out.append(start_from(problem, guesses))
     return np.array(out)
+
+
+def start_from(problem: Problem, guesses: Array) -> Array:
+    """A start of a joint problem: shared parameters as guessed, those of each arm refitted to its runs given them.
+
+    ``guesses`` are the parameters of each arm, (arms, p of the base form).
+    """
+    form: JointForm = problem.form  # type: ignore[assignment]
+    shared = [form.base.names.index(n) for n in form.shared]
+    start = np.empty(len(form.names))
+    for arm, (place, guess) in enumerate(zip(form.places, guesses, strict=True)):
+        lower, upper = problem.lower[place], problem.upper[place]
+        lower[shared] = upper[shared] = guess[shared]
+        alone = replace(problem.only(form.member == arm), form=form.base, lower=lower, upper=upper)
+        start[place] = minimise(alone, guess[None], delta=1e-2, tolerance=1e-4)[0][0]
+    return start
 
 
 @dataclass(frozen=True)
@@ -195,7 +205,7 @@ def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
     """p value of the drop in objective from ``null`` to ``full``, by residuals resampled within each arm."""
     rng = np.random.default_rng(seed)
     member = null.form.member  # type: ignore[attr-defined]
-    r = full.residuals if full.loss.is_log else full.residuals / full.unit
+    r = full.residuals / full.residual_unit
     drawn = np.empty((resamples, null.n))
     for g in np.unique(member):
         here = np.flatnonzero(member == g)
@@ -203,12 +213,10 @@ def _bootstrap_ratio(null: Fit, full: Fit, resamples: int, seed: int) -> float:
         pool = (r[here] - r[here].mean()) * np.sqrt(len(here) / max(len(here) - p, 1))
         drawn[:, here] = rng.choice(pool, (resamples, len(here)))
     y = with_residuals(null, drawn)
-    delta = max(null.threshold, 1e-4)
+    delta, scale = null.smoothed(1e-4)
     objectives = [
         minimise(law, np.repeat(law.theta[None], resamples, 0), loss=y, delta=delta, tolerance=1e-7)[1]
         for law in (null, full)
     ]
-    unit = 1.0 if null.loss.kind != "lad" else 1e4
-    scale = 1.0 if null.loss.is_log else null.unit**2
-    drop = (objectives[0] - objectives[1]) * unit * scale
+    drop = (objectives[0] - objectives[1]) * scale
     return float((1 + np.sum(drop >= null.objective - full.objective)) / (resamples + 1))

@@ -15,11 +15,12 @@ import numpy as np
 from scipy import optimize
 
 from eqscale.errors import InputError
+from eqscale.laws.answers import size_at_ratio
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.contrast import log_optimum
 from eqscale.laws.fit import Quantity
-from eqscale.laws.forms.numeric import SPAN, bisect
 from eqscale.laws.frontier import frontier, frontier_values
+from eqscale.laws.solver import covariance_of
 from eqscale.laws.uncertainty import parameter_targets
 
 Array = np.ndarray
@@ -122,9 +123,8 @@ def candidate_runs(arm: ArmFit, limits: Limits) -> tuple[Array, Array, Array]:
     """12 costs by 17 ratios D/N within limits: (N, D, C)."""
     C = np.repeat(np.geomspace(*limits.cost, 12), 17)
     ratio = np.tile(np.geomspace(*limits.ratio, 17), 12)
-    edges = np.full(C.shape, SPAN[0]), np.full(C.shape, SPAN[1])
-    log_n = bisect(lambda n: arm.cost.cost(np.exp(n), ratio * np.exp(n)) < C, *edges, 60)
-    return np.exp(log_n), ratio * np.exp(log_n), C
+    N = size_at_ratio(arm.cost, ratio, C)
+    return N, ratio * N, C
 
 
 @dataclass(frozen=True)
@@ -273,16 +273,12 @@ def opened_covariance(arm: ArmFit) -> Array:
     ])  # fmt: skip
     free = np.flatnonzero([name not in fit.fixed for name in fit.form.names])
     information = (jac * fit.weights) @ jac.T / noise**2 + np.diag(prior**-2.0)
-    out = np.zeros_like(information)
-    block = information[np.ix_(free, free)]
-    scale = 1 / np.sqrt(np.diag(block))
-    out[np.ix_(free, free)] = np.linalg.inv(block * np.outer(scale, scale)) * np.outer(scale, scale)
-    return out
+    return covariance_of(information, free)
 
 
 def _noise(arm: ArmFit) -> float:
     """Noise of one run in the units of the residuals inside; never quite zero."""
-    return max(arm.fit.noise if arm.fit.loss.is_log else arm.fit.noise / arm.fit.unit, 1e-6)
+    return max(arm.fit.noise / arm.fit.residual_unit, 1e-6)
 
 
 def _sensitivity(arm: ArmFit, N: Array, D: Array) -> tuple[Array, float]:

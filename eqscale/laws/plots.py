@@ -99,9 +99,9 @@ def _looks(arms: Iterable[str], colours: Mapping[str, str] | None) -> dict[str, 
     }
 
 
-def panel_grid(panels: int, most: int = 3, height: float = 2.5, **kwargs) -> tuple[Figure, list[Axes]]:
-    """Panels in rows of at most ``most``; superfluous ones removed."""
-    columns = 2 if panels == 4 else min(panels, most)
+def panel_grid(panels: int, height: float = 2.5, **kwargs) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of at most three; superfluous ones removed."""
+    columns = 2 if panels == 4 else min(panels, 3)
     rows = -(-panels // columns)
     figure = Figure(figsize=(WIDTH if columns > 1 else 4.6, height * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **kwargs).ravel()
@@ -146,7 +146,10 @@ def finish(figure: Figure) -> Figure:
     return figure
 
 
-def _budget_range(arms: Mapping[str, ArmFit], beyond: float) -> Array:
+_BEYOND = 3.0  # how far past the largest run the lines of a law go, dashed
+
+
+def _budget_range(arms: Mapping[str, ArmFit], beyond: float = _BEYOND) -> Array:
     spent = np.concatenate([a.C for a in arms.values()])
     return np.geomspace(spent.min(), spent.max() * beyond, 80)
 
@@ -187,7 +190,6 @@ def loss_against_compute(
     *,
     axis: str = "training FLOPs",
     loss_label: str = "test loss",
-    beyond: float = 3.0,
     later: Mapping[str, tuple[Array, Array, Array]] | None = None,
     colours: Mapping[str, str] | None = None,
 ) -> Figure:
@@ -197,14 +199,13 @@ def loss_against_compute(
         arms: by name.
         axis: what the cost is, for the label.
         loss_label: what the loss is.
-        beyond: how far past the largest run the lines go (dashed).
         later: by arm, cost, loss and table row of runs that the laws have not seen: open markers.
         colours: colour by arm.
     """
     looks = _looks(arms, colours)
     with style():
         figure, (axes,) = panel_grid(1, height=3.1)
-        C = _budget_range(arms, beyond)
+        C = _budget_range(arms)
         for name, arm in arms.items():
             colour, marker = looks[name]
             _dots(axes, arm, arm.C, arm.loss, s=14, color=colour, marker=marker, alpha=0.55, linewidths=0)
@@ -247,7 +248,7 @@ def loss_ratios(
         for i, name in enumerate(others):
             colour, marker = looks[name]
             if name in arms and reference in arms:
-                C = np.geomspace(*common_range({n: arms[n] for n in (name, reference)}), 40)
+                C = np.geomspace(*common_range((arms[name], arms[reference])), 40)
                 found = [gap.exp() for gap in loss_gaps(arms[reference], arms[name], C)]
                 limits = np.array([e.robust for e in found]).T
                 axes.fill_between(C, *limits, color=colour, alpha=0.18, linewidth=0)
@@ -397,14 +398,13 @@ def _optimum(
     what: str,
     label: str,
     axis: str = "training FLOPs",
-    beyond: float = 3.0,
     colours: Mapping[str, str] | None = None,
 ) -> Figure:
-    """An optimum against cost up to ``beyond`` times the largest run; markers are the best run of each budget."""
+    """An optimum against cost; markers are the best run of each budget."""
     looks = _looks(arms, colours)
     with style():
         figure, (axes,) = panel_grid(1, height=3.1)
-        C = _budget_range(arms, beyond)
+        C = _budget_range(arms)
         for name, arm in arms.items():
             colour, marker = looks[name]
             _draw_frontier(axes, arm, C, what, colour)

@@ -103,9 +103,24 @@ class Problem:
         return float(np.exp(self.centre.log_loss))
 
     @property
+    def residual_unit(self) -> float:
+        """Residual, in the user's units, that is one in centred units: logarithms have none."""
+        return 1.0 if self.loss.is_log else self.unit
+
+    @property
     def threshold(self) -> float:
         """The loss function's threshold for residuals in centred units."""
-        return self.loss.threshold if self.loss.is_log else self.loss.threshold / self.unit
+        return self.loss.threshold / self.residual_unit
+
+    def smoothed(self, least: float) -> tuple[float, float]:
+        """Threshold in centred units for refits, no smaller than ``least``, where Newton's method takes long, and the
+        factor that brings their objectives to the scale of the loss function's own.
+        """
+        delta = max(self.threshold, least)
+        if self.loss.kind == "lad":
+            return delta, 1 / delta
+        # beyond the threshold, where residuals are if it is small, the objective is proportional to it
+        return delta, self.residual_unit**2 * (self.threshold / delta if np.isfinite(delta) else 1.0)
 
     def predicted(self, theta: Array) -> Array:
         """Loss at the runs in centred units, (b, n), for parameters (b, p)."""
@@ -137,10 +152,6 @@ class Problem:
             chosen={k: v[rows] for k, v in self.chosen.items()},
             points=None if self.points is None else self.points[rows],
         )  # fmt: skip
-
-    def within(self, lower: Array, upper: Array) -> Self:
-        """The same runs in another box."""
-        return replace(self, lower=lower, upper=upper)
 
     def index(self, name: str) -> int:
         """Position of a parameter."""

@@ -21,7 +21,7 @@ from scipy import interpolate, special
 from eqscale.laws.fit import Fit
 from eqscale.laws.forms import Coefficients
 from eqscale.laws.forms.base import GONE
-from eqscale.laws.solver import Derivatives, derivatives, minimise
+from eqscale.laws.solver import Derivatives, covariance_of, derivatives, minimise
 from eqscale.laws.structure import EXACT, HUBER
 
 Array = np.ndarray
@@ -99,7 +99,7 @@ def surface(fit: Fit, member: Array | None = None) -> Surface:
     """What a fit's profile limits are cut from; ``member`` numbers the groups of runs that share errors, (n,)."""
     threshold = fit.threshold
     if np.isfinite(threshold):
-        threshold = max(threshold, HUBER * (fit.spread if fit.loss.is_log else fit.spread / fit.unit))
+        threshold = max(threshold, HUBER * (fit.spread / fit.residual_unit))
     starts = np.repeat(fit.theta[None], 1 + len(fit.form.floors), 0)
     for row, floor in enumerate(fit.form.floors, 1):  # a fit on the face may have its minimum off it under this loss
         i = fit.index(floor)
@@ -162,7 +162,7 @@ class Region:
     def inverse(self) -> Array:
         """Covariance of the internal parameters as if there were no bounds, (P, P); zero where held."""
         information = 0.5 * self.derivatives(self.theta[None]).majoriser[0]
-        return _inverse(information, self.free)
+        return covariance_of(information, self.free, rcond=1e-13)
 
     @cached_property
     def sandwich(self) -> Array:
@@ -195,15 +195,6 @@ class Region:
             slope = np.zeros((b, p))
             slope[:, moved] = ((values[1 : len(moved) + 1] - values[len(moved) + 1 :]) / (2 * step[moved, None])).T
         return values[0], slope
-
-
-def _inverse(matrix: Array, free: Array) -> Array:
-    out = np.zeros_like(matrix)
-    index = np.ix_(free, free)
-    scale = 1.0 / np.sqrt(np.maximum(np.diag(matrix)[free], 1e-290))
-    out[index] = np.linalg.pinv(matrix[index] * np.outer(scale, scale), rcond=1e-13, hermitian=True)
-    out[index] *= np.outer(scale, scale)
-    return out
 
 
 def limits(

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, arrays and numpy scalars as JSON types, verdicts as text; what is not finite becomes null."""
+    """Dataclasses (but for their private fields), arrays and numpy scalars as JSON types, verdicts as text; what is not
+    finite becomes null.
+    """
     if isinstance(value, Verdict):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value) if not f.name.startswith("_")}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
@@ -41,23 +43,23 @@ def plain(value: Any) -> Any:
 
 
 def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None = None) -> dict[str, Any]:
-    """One fit as a JSON-ready mapping; parameters at the top level, in the user's units."""
+    """One fit as a mapping for ``write_json``; parameters at the top level, in the user's units."""
     warning = disagreement(dict(found))
     return {
-        **plain(fit.params),
-        "objective": plain(fit.objective),
+        **fit.params,
+        "objective": fit.objective,
         "n": fit.n,
-        "verdict": plain(fit.verdict),
-        "certificate": plain(fit.certificate),
-        "structure": plain(fit.structure),
+        "verdict": fit.verdict,
+        "certificate": fit.certificate,
+        "structure": fit.structure,
         "intervals": {k: {f: v for f, v in plain(i).items() if f != "name"} for k, i in found.items()},
         "form": fit.form.name,
         "formula": fit.form.formula,
         "loss_fn": fit.loss.kind,
         "delta": fit.loss.delta if "huber" in fit.loss.kind else None,
-        "fixed": plain(fit.fixed),
+        "fixed": fit.fixed,
         "degrees_of_freedom": fit.degrees_of_freedom,
-        "noise": plain(fit.noise),
+        "noise": fit.noise,
         "bootstrap": boot and {k: getattr(boot, k) for k in ("kind", "resamples", "seed", "unfinished")},
         "warnings": [warning] if warning else [],
     }

@@ -66,7 +66,7 @@ def compare_forms(fit: Fit, budget: Array | None = None) -> list[FormFit]:
             fits[label] = _rival(fit, form, fixed)
     sharpest = min(fits.values(), key=lambda f: f.spread)
     # residuals of exact losses are rounding errors, which tell no form from another
-    scale = 2 * efficiency(max(sharpest.noise, EXACT * (1.0 if fit.loss.is_log else fit.unit)), fit.loss)
+    scale = 2 * efficiency(max(sharpest.noise, EXACT * fit.residual_unit), fit.loss)
     n, size = int((fit.weights > 0).sum()), {k: int(np.sum(f.lower < f.upper)) for k, f in fits.items()}
     aicc = {k: float(scale * f.objective + aicc_penalty(size[k], n)) for k, f in fits.items()}
     top, best = _top(budget), min(aicc.values())

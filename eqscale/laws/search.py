@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def solve(problem: Problem, starts: Array | None = None) -> Solution:
     equal = f <= f.min() * (1 + 1e-12) + _ROUNDING * problem.n
     best = int(np.argmin(np.where(equal, -1.0 - np.sum(theta < GONE + 10, axis=1), f)))
     found = _refine(problem, _snap(problem, theta[best], f[best]))
-    return Solution(found, len(starts), _distinct(f if problem.loss.is_log else f * problem.unit**2))
+    return Solution(found, len(starts), _distinct(f * problem.residual_unit**2))
 
 
 def _starts(problem: Problem) -> Array:
@@ -119,7 +119,7 @@ def _with_faces(problem: Problem, theta: Array, f: Array) -> tuple[Array, Array]
             lower, upper = problem.lower.copy(), problem.upper.copy()
             lower[i] = upper[i] = GONE
             lower[j] = upper[j] = theta[k, j]
-            face = problem.within(lower, upper)
+            face = replace(problem, lower=lower, upper=upper)
             t, g, _ = minimise(face, without[None], tolerance=1e-15, iterations=1000)
             if g[0] <= f[k] * (1 + 1e-9) + 1e-30:
                 theta[k], f[k] = t[0], g[0]

@@ -99,6 +99,18 @@ def _solve_positive(matrix: Array, rhs: Array) -> tuple[Array, Array]:
     return x, good
 
 
+def covariance_of(information: Array, free: Array, variance: float = 1.0, rcond: float = 1e-14) -> Array:
+    """``variance`` times the inverse of an information matrix (p, p) on the free parameters (boolean or indices), zero
+    elsewhere; inverted with a unit diagonal, so that units don't matter.
+    """
+    out = np.zeros_like(information)
+    index = np.ix_(free, free)
+    scale = 1.0 / np.sqrt(np.maximum(np.diag(information)[free], 1e-290))
+    inverse = np.linalg.pinv(information[index] * np.outer(scale, scale), rcond=rcond, hermitian=True)
+    out[index] = variance * inverse * np.outer(scale, scale)
+    return out
+
+
 def _damped_step(d: Derivatives, g: Array, held: Array, damping: Array) -> Array:
     """Newton step with ``held`` components at rest; by the majoriser where the Hessian is not positive."""
     eye = np.eye(g.shape[1])

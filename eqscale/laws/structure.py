@@ -96,7 +96,7 @@ def structure_test(fit: Fit) -> Structure | None:
 
     ``fit.chosen`` holds the further columns that are looked along.
     """
-    scale = fit.spread / (1.0 if fit.loss.is_log else fit.unit)
+    scale = fit.spread / fit.residual_unit
     if not scale > EXACT or not np.isfinite(fit.objective):
         return None
     law, theta = _robust_refit(fit, scale)

@@ -13,7 +13,7 @@ import numpy as np
 from eqscale.errors import InputError
 from eqscale.laws.fit import Fit, Quantity
 from eqscale.laws.forms import Coefficients
-from eqscale.laws.profile import MANY, Region, leverage, limits, surface
+from eqscale.laws.profile import MANY, Region, Surface, leverage, limits, surface
 from eqscale.laws.solver import derivatives, minimise
 
 Array = np.ndarray
@@ -42,6 +42,11 @@ class Bootstrap:
     def coefficients(self) -> Coefficients:
         """Refitted public parameters, each (K,)."""
         return self.fit.form.to_natural(self.theta, self.fit.centre)
+
+    @cached_property
+    def surface(self) -> Surface:
+        """What the profile limits of the law are cut from; runs of one drawn group share errors."""
+        return surface(self.fit, self.member)
 
     @property
     def resamples(self) -> int:
@@ -124,7 +129,7 @@ def bootstrap(
 def _one_step(fit: Fit, kind: str, resamples: int, rng: np.random.Generator, member: Array | None) -> Array:
     """Refits of very many runs by one Newton step each, (K, p); a sum over resampled runs is as good as normal."""
     at = derivatives(fit, fit.theta[None], fit.scaled_loss[None], fit.weights[None], max(fit.threshold, 1e-4))
-    r = fit.residuals if fit.loss.is_log else fit.residuals / fit.unit
+    r = fit.residuals / fit.residual_unit
     psi = np.clip(r, -fit.threshold, fit.threshold)
     if kind == "residual":
         psi = np.full(fit.n, np.sqrt(np.mean(psi**2)))
@@ -176,7 +181,7 @@ def _restart(fit: Fit) -> Array:
 
 def _resampled_losses(fit: Fit, kind: str, resamples: int, rng: np.random.Generator) -> Array:
     """Fitted curve plus resampled residuals, in centred units, (K, n)."""
-    r = fit.residuals if fit.loss.is_log else fit.residuals / fit.unit
+    r = fit.residuals / fit.residual_unit
     n, p = fit.n, len(fit.free)
     if kind == "residual":
         centred = (r - r.mean()) * np.sqrt(n / max(n - p, 1))
@@ -266,7 +271,7 @@ def intervals(
 ) -> dict[str, Interval]:
     """Intervals of quantities by name; the law's parameters unless ``targets`` says otherwise."""
     targets = parameter_targets(fit) if targets is None else targets
-    region = Region([surface(fit, boot.member if boot else None)])
+    region = Region([boot.surface if boot else surface(fit)])
     profiled = limits(region, [_scalar(target.transformed) for target in targets], level)
     out = {}
     for target, recommended in zip(targets, profiled, strict=True):

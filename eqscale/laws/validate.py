@@ -1,19 +1,17 @@
-"""Does the law predict? Hold-outs, lack of fit from replicates, and outliers."""
+"""Does the law predict? Hold-outs and outliers."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 from scipy import special
 
 from eqscale.errors import InputError
 from eqscale.laws.certificate import Verdict
-from eqscale.laws.fit import Fit, fit_problem
-from eqscale.laws.problem import Loss
-from eqscale.laws.structure import design_points
+from eqscale.laws.fit import Fit
+from eqscale.laws.replicates import LackOfFit
 from eqscale.laws.uncertainty import fit_leverage
 
 Array = np.ndarray
@@ -55,13 +53,12 @@ class HoldOut:
         return float(np.mean((self.observed >= self.low) & (self.observed <= self.high)))
 
 
-def predict_new_runs(fit: Fit, columns: dict[str, Array], level: float = 0.95) -> tuple[Array, Array, Array]:
-    """Predicted loss of new runs with limits that contain coefficient error and noise: (loss, low, high)."""
+def predict_new_runs(fit: Fit, columns: dict[str, Array]) -> tuple[Array, Array, Array]:
+    """Predicted loss of new runs with 95 % limits that contain coefficient error and noise: (loss, low, high)."""
     ev = fit.evaluate_at(fit.columns_from(**columns))
     loss, slope = ev.value[0] * fit.unit, ev.jacobian()[0] / ev.value[0]
     se = np.sqrt(np.einsum("pm,pq,qm->m", slope, fit.covariance, slope))
-    noise = fit.spread if fit.loss.is_log else fit.spread / loss
-    wide = fit.t_value(level) * np.hypot(se, noise)
+    wide = fit.t_value(0.95) * np.hypot(se, fit.spread_at(loss))
     return loss, loss * np.exp(-wide), loss * np.exp(wide)
 
 
@@ -95,59 +92,9 @@ def leave_one_budget_out(fit: Fit, budget: Array) -> list[HoldOut]:
     return found
 
 
-@dataclass(frozen=True)
-class LackOfFit:
-    """Classical test of the form against pure error (Draper & Smith 1998, ch. 2)."""
-
-    pure_error: float
-    """Standard deviation of the log loss between replicates of one design point, at weight 1."""
-    replicates: int
-    """Degrees of freedom of the pure error."""
-    f_statistic: float
-    p_value: float
-
-    @property
-    def rejects(self) -> bool:
-        """Whether the form misses structure, at the level of 5 %."""
-        return self.p_value < 0.05
-
-    def describe(self) -> str:
-        """In words."""
-        verdict = "the form misses structure that seeds cannot explain" if self.rejects else "no lack of fit seen"
-        return (
-            f"{verdict}: F = {self.f_statistic:.2f}, p = {self.p_value:.3g}, seed noise "
-            f"{100 * self.pure_error:.2g} % from {self.replicates} degrees of freedom"
-        )
-
-
-def lack_of_fit(fit: Fit, points: Array | None = None) -> LackOfFit | None:
-    """Test the form with seeds as replicates; None without replicates or spare design points.
-
-    The test is exact for least squares, so the form is refitted by it to the log loss.
-
-    Args:
-        fit: the law to test.
-        points: label of each run's design point, (n,), for replicates whose N or D differ a little (another data order
-            has other token counts); by default those of ``Problem.points``.
-    """
-    return pure_error_test(fit_problem(replace(fit, loss=Loss("log-lsq")), fit.theta[None]), points)
-
-
-def pure_error_test(squares: Fit, points: Array | None = None) -> LackOfFit | None:
-    """``lack_of_fit`` of a law that was fitted by least squares of the log loss."""
-    point = design_points(squares) if points is None else pd.factorize(np.asarray(points))[0]
-    w = squares.weights
-    _, point = np.unique(point.ravel()[w > 0], return_inverse=True)
-    log_loss, r, w = np.log(squares.observed)[w > 0], squares.residuals[w > 0], w[w > 0]
-    means = np.bincount(point, w * log_loss) / np.bincount(point, w)
-    pure = float(np.sum(w * (log_loss - means[point]) ** 2))
-    df_pure = len(w) - len(means)
-    df_lack = len(means) - len(squares.free)
-    if df_pure < 1 or df_lack < 1 or pure == 0.0:
-        return None
-    lack = max(float(np.sum(w * r**2)) - pure, 0.0)
-    f = (lack / df_lack) / (pure / df_pure)
-    return LackOfFit(float(np.sqrt(pure / df_pure)), df_pure, f, float(special.fdtrc(df_lack, df_pure, f)))
+def lack_of_fit(fit: Fit) -> LackOfFit | None:
+    """See ``Fit.lack_of_fit``."""
+    return fit.lack_of_fit
 
 
 @dataclass(frozen=True)
@@ -162,8 +109,8 @@ class Outlier:
     """Studentised residual."""
 
 
-def outliers(fit: Fit, level: float = 0.05) -> list[Outlier]:
-    """Runs whose studentised residual exceeds what ``level`` of clean data sets would show anywhere.
+def outliers(fit: Fit) -> list[Outlier]:
+    """Runs whose studentised residual exceeds what one of 20 clean data sets would show anywhere.
 
     The Bonferroni bound of the Student t; the scale is the robust one of the fit.
     """
@@ -171,7 +118,6 @@ def outliers(fit: Fit, level: float = 0.05) -> list[Outlier]:
         return []
     h = np.clip(fit_leverage(fit), 0.0, 0.95)
     r = fit.residuals if fit.loss.is_log else fit.residuals / fit.observed
-    spread = fit.spread if fit.loss.is_log else fit.spread / np.median(fit.observed)
-    score = r / (spread * np.sqrt(1 - h))
-    limit = special.stdtrit(max(fit.degrees_of_freedom, 1), 1 - level / (2 * fit.n))
+    score = r / (fit.spread_at(np.median(fit.observed)) * np.sqrt(1 - h))
+    limit = special.stdtrit(max(fit.degrees_of_freedom, 1), 1 - 0.05 / (2 * fit.n))
     return [Outlier(int(i), float(r[i]), float(score[i])) for i in np.flatnonzero(np.abs(score) > limit)]

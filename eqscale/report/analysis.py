@@ -242,5 +242,5 @@ def _compare_pairs(arms: Arms, label: str, roles: Roles) -> list[Comparison | st
 
 
 def _rank(arms: Arms) -> list[list[Advice]]:
-    low, high = common_range(arms)
+    low, high = common_range(arms.values())
     return [advise(arms, float(c)) for c in np.geomspace(low, high, 3)] if low < high else []

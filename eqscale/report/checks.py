@@ -107,7 +107,7 @@ def by_laws(pair: Pair, arms: Mapping[str, ArmFit], unit: str) -> dict[int, list
     if not set(pair) <= arms.keys():
         return {}
     arm, base = (arms[name] for name in pair)
-    low, high = common_range({name: arms[name] for name in pair})
+    low, high = common_range(arms[name] for name in pair)
     if not low < high:
         return {}
 

@@ -79,8 +79,9 @@ def test_a_loss_that_some_resamples_do_not_reach_has_no_upper_limit(arm):
 
 def test_the_size_at_a_ratio_costs_what_was_asked_under_any_cost_model():
     for cost in (nd_cost(), CostModel((-8.0, 1.1, 0.04), 0.9, 14.0, (-3.0, 3.0), kind="quadratic-D")):
-        N = size_at_ratio(cost, 50.0, 1e20)
-        assert float(cost.cost(np.array([N]), np.array([50 * N]))[0]) == pytest.approx(1e20, rel=1e-9)
+        C = np.array([1e17, 1e20])
+        N = size_at_ratio(cost, 50.0, C)
+        assert cost.cost(N, 50 * N) == pytest.approx(C, rel=1e-9)
 
 
 def test_sizes_are_searched_for_every_resample(arm):

@@ -24,6 +24,7 @@ def test_fit_writes_what_it_promises(table, tmp_path, capsys):
     record = json.loads(out.read_text())
     assert {"E", "A", "B", "alpha", "beta", "objective", "n", "verdict", "certificate", "intervals"} <= set(record)
     assert record["n"] == 30
+    assert "_lines" not in record["frontier"]["approaches"][0]
     assert record["verdict"] == "converged"
     assert record["intervals"]["alpha"]["model"][0] < record["alpha"] < record["intervals"]["alpha"]["model"][1]
     assert r"\toprule" in (tmp_path / "t.tex").read_text()
@@ -136,6 +137,17 @@ def test_arms_without_a_common_cost_are_refused_before_anything_is_fitted(isoflo
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "far (1e+23 to 1e+27) and near (1e+17 to 1e+21) have no cost in common" in shown.err
+
+
+@pytest.mark.parametrize(
+    "option", [["--at", "1e20"], ["--budget", "C"], ["--figures", "figures"], ["--hold-out", "1"]], ids=lambda o: o[0]
+)
+def test_a_law_in_one_variable_takes_no_option_about_the_split(table, tmp_path, monkeypatch, capsys, option):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", str(table), "--form", "power:D", *option]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"{option[0]}: the form 'power:D' has no split into N and D" in shown.err
 
 
 @pytest.mark.parametrize("verb", [["plan", "--compute", "1e22"], ["design", "--question", "a", "--spend", "1e20"]])

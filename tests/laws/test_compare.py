@@ -153,6 +153,19 @@ def test_tests_accept_what_is_shared_and_reject_what_is_not():
     assert same.weight < 1e-6
 
 
+def test_the_scale_of_a_small_threshold_decides_no_test():
+    """Drops of the resamples are compared with that of the runs, whatever threshold the refits are made with."""
+    runs = pd.concat([runs_of("x", 5, E=1.0), runs_of("y", 8, E=1.0, A=305)])
+    small, smaller = (
+        {h.shared: h for h in compare_hypotheses(fit_arms(runs, resamples=0, delta=delta), resamples=99)}
+        for delta in (1e-4, 1e-6)
+    )
+    for shared in small:
+        if shared in smaller and small[shared].bootstrap_p_value is not None:
+            assert smaller[shared].bootstrap_p_value == pytest.approx(small[shared].bootstrap_p_value, abs=0.1)
+    assert min(h.bootstrap_p_value for h in small.values() if h.bootstrap_p_value is not None) < 0.5
+
+
 def test_arm_without_an_optimum_is_undecidable():
     flat = runs_of("flat", 3).assign(loss=lambda f: 1.5 + 400 / f.N**0.4)  # D plays no part
     arms = fit_arms(pd.concat([runs_of("plain", 1), flat]), resamples=10)

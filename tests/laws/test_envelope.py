@@ -132,10 +132,14 @@ def test_command(runs, tmp_path, capsys):
     assert "these laws: no lack of fit seen" in printed
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["frontier"]["best"] == ["2"]
+    assert record["notes"] == []
     assert record["runs"] == {"1": 20, "2": 30, "3": 20}
     assert "| E[3] |" in (tmp_path / "out.md").read_text()
     for extra, message in {
         ("--hold-out", "1"): "can't be joined with --hold-out",
+        ("--all-intervals",): "can't be joined with --all-intervals",
+        ("--budget", "C", "--replicates", "C"): "can't be joined with --budget, --replicates",
+        ("--bootstrap", "cluster:C"): "can't be joined with --bootstrap cluster",
         ("--bootstrap", "none"): "an envelope needs resamples",
         ("--form", "power:C"): "has no split into N and D",
         ("--by", "depth"): "fewer than two classes",

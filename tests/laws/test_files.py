@@ -21,6 +21,8 @@ def written(tmp_path, name, content):
 CSV = RUNS.to_csv(index=False)
 GERMAN = "N;D;loss;arm\n1.000.000;1E8;3,25;a\n2.000.000;2E8;2,5;a\n3.500.000;3E8;2,125;b\n"
 RECORDS = RUNS.to_dict("records")
+PACKED = gzip.compress(CSV.encode())
+DAMAGED = PACKED[:20] + b"\xff" * 10 + PACKED[30:]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,9 @@ def test_nested_records_become_columns_with_dots(tmp_path):
         ("runs.json", b"{", "not JSON, neither as a whole nor line by line"),
         ("runs.csv", b"N,D,N\n1,2,3\n", "column 'N' appears more than once"),
         ("runs.csv.gz", b"not packed", "not a readable table"),
+        ("runs.csv.gz", DAMAGED, "not a readable table (Error -3 while decompressing data"),
+        ("runs.xlsx", b"PK\3\4 cut", "not a readable table (File is not a zip file)"),
+        ("runs.json", b"[" * 100_000, "not a readable table (maximum recursion depth exceeded"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_read_is_refused_with_its_cause(tmp_path, name, content, message):

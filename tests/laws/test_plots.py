@@ -61,6 +61,13 @@ def test_budgets_are_found_from_costs():
     assert list(group_budgets(C)) == [1.0, 1.0, 1.0, 3.05, 3.05, 10.0]
 
 
+def test_arms_whose_costs_differ_slightly_share_the_panels_of_their_budgets(isoflop):
+    more = isoflop.assign(arm="more", D=1.04 * isoflop.D, C=1.04 * isoflop.C)
+    arms = fit_arms(pd.concat([isoflop.assign(arm="less"), more]), resamples=0)
+    np.testing.assert_array_equal(arms["less"].budget, arms["more"].budget)
+    assert len(plots.isoflop_panels(arms).axes) == 5
+
+
 def test_arm_without_enough_runs_is_named(isoflop):
     both = pd.concat([isoflop.assign(arm="long"), isoflop.iloc[:4].assign(arm="short")])
     with pytest.raises(InputError, match="arm = short: 4 distinct runs are too few"):

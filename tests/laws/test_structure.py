@@ -6,7 +6,6 @@ from eqscale.laws import fit
 from eqscale.laws.arms import Options, fit_arms, fit_table
 from eqscale.laws.joint import joint_fit
 from eqscale.laws.structure import design_columns
-from eqscale.laws.validate import lack_of_fit
 from tests.laws.conftest import law
 
 
@@ -90,12 +89,12 @@ def test_only_runs_that_agree_in_all_that_was_chosen_are_replicates():
     runs["loss"] = law(runs["N"], runs["D"]) * (1 + 0.02 * (runs["learning_rate"] == 1e-2))
     runs["loss"] = noisy(rng, runs["loss"].to_numpy(), 0.003)
     sweep, _ = fit_table(runs, Options(resamples=0), "runs")
-    assert lack_of_fit(sweep) is None
+    assert sweep.lack_of_fit is None
     assert "loss depends on learning_rate" in str(sweep.verdict)
     seeds = runs.assign(seed=np.repeat([0, 1, 2], 40)).drop(columns="learning_rate")
-    assert lack_of_fit(fit_table(seeds, Options(resamples=0), "runs")[0]).replicates == 80
+    assert fit_table(seeds, Options(resamples=0), "runs")[0].lack_of_fit.replicates == 80
     said = fit_table(runs.assign(point=np.tile(np.arange(40), 3)), Options(resamples=0, replicates="point"), "runs")[0]
-    assert lack_of_fit(said).replicates == 80
+    assert said.lack_of_fit.replicates == 80
 
 
 def test_replicates_show_structure_that_no_smooth_pattern_has():
@@ -112,7 +111,7 @@ def test_equal_points_of_two_arms_are_no_replicates_in_a_joint_law():
     runs = pd.DataFrame({"N": np.tile(N, 2), "D": np.tile(D, 2), "arm": np.repeat(["a", "b"], 40)})
     runs["loss"] = noisy(rng, (law(runs["N"], runs["D"]) * np.repeat([1, 0.8], 40)).to_numpy(), 0.003)
     arms = fit_arms(runs, cost=None, resamples=0)
-    assert lack_of_fit(joint_fit(arms, ())) is None
+    assert joint_fit(arms, ()).lack_of_fit is None
     assert "loss depends on arm" in str(joint_fit(arms, ("E", "A", "B", "alpha", "beta")).verdict)
 
 

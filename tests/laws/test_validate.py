@@ -7,7 +7,7 @@ from eqscale.laws import fit, nd_cost
 from eqscale.laws.approaches import approach_bias, isoflop_optima, misallocation
 from eqscale.laws.arms import group_budgets
 from eqscale.laws.frontier import frontier
-from eqscale.laws.validate import hold_out_top, lack_of_fit, leave_one_budget_out, outliers
+from eqscale.laws.validate import hold_out_top, leave_one_budget_out, outliers
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def test_wrong_form_is_seen_with_seeds_and_only_then():
     smooth = 1.5 + 300 / N**0.35 + 900 / D**0.36
     good = fit(N, D, smooth * np.exp(0.003 * rng.standard_normal(108)))
     wiggle = fit(N, D, smooth * (1 + 0.02 * np.sin(2 * np.log(N))) * np.exp(0.003 * rng.standard_normal(108)))
-    assert lack_of_fit(good).p_value > 0.01
-    assert lack_of_fit(good).pure_error == pytest.approx(0.003, rel=0.2)
-    assert lack_of_fit(wiggle).p_value < 1e-6
-    assert lack_of_fit(fit(n, d, smooth[:36])) is None
+    assert good.lack_of_fit.p_value > 0.01
+    assert good.lack_of_fit.pure_error == pytest.approx(0.003, rel=0.2)
+    assert wiggle.lack_of_fit.p_value < 1e-6
+    assert fit(n, d, smooth[:36]).lack_of_fit is None
 
 
 def test_outliers_are_named(isoflop):
@@ -55,11 +55,11 @@ def test_lack_of_fit_counts_weights(isoflop):
     rng = np.random.default_rng(5)
     both = pd.concat([isoflop, isoflop], ignore_index=True)
     both["loss"] *= np.exp(0.006 * rng.standard_normal(len(both)))
-    plain = lack_of_fit(fit(both.N, both.D, both.loss))
-    doubled = lack_of_fit(fit(both.N, both.D, both.loss, weights=np.full(len(both), 2.0)))
+    plain = fit(both.N, both.D, both.loss).lack_of_fit
+    doubled = fit(both.N, both.D, both.loss, weights=np.full(len(both), 2.0)).lack_of_fit
     assert doubled.f_statistic == pytest.approx(plain.f_statistic, rel=1e-6)
     wrong = pd.concat([both, both.iloc[:1].assign(loss=99.0)])
-    ignored = lack_of_fit(fit(wrong.N, wrong.D, wrong.loss, weights=np.append(np.ones(len(both)), 0.0)))
+    ignored = fit(wrong.N, wrong.D, wrong.loss, weights=np.append(np.ones(len(both)), 0.0)).lack_of_fit
     assert ignored.f_statistic == pytest.approx(plain.f_statistic, rel=1e-6)
     assert ignored.replicates == plain.replicates
 
