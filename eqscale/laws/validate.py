@@ -11,7 +11,6 @@ from scipy import special
 from eqscale.errors import InputError
 from eqscale.laws.certificate import Verdict
 from eqscale.laws.fit import Fit
-from eqscale.laws.replicates import LackOfFit
 from eqscale.laws.uncertainty import fit_leverage
 
 Array = np.ndarray
@@ -90,11 +89,6 @@ def leave_one_budget_out(fit: Fit, budget: Array) -> list[HoldOut]:
         with contextlib.suppress(InputError):
             found.append(_hold_out(fit, budget == value, (float(value),)))
     return found
-
-
-def lack_of_fit(fit: Fit) -> LackOfFit | None:
-    """See ``Fit.lack_of_fit``."""
-    return fit.lack_of_fit
 
 
 @dataclass(frozen=True)

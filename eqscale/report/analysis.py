@@ -18,7 +18,7 @@ from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison, common_range, compare_arms
 from eqscale.laws.minima import Minima, measured_minima
 from eqscale.laws.plan import Advice, advise
-from eqscale.laws.validate import HoldOut, LackOfFit, Outlier, hold_out_top, lack_of_fit, outliers
+from eqscale.laws.validate import HoldOut, Outlier, hold_out_top, outliers
 from eqscale.report.parts import UNIQUE, Study
 from eqscale.report.roles import Roles
 
@@ -53,7 +53,6 @@ class Analysis:
     unfitted: dict[str, str]
     """Arms without a law, and why."""
     intervals: dict[str, dict[str, Interval]]
-    lack_of_fit: dict[str, LackOfFit | None]
     outliers: dict[str, list[Outlier]]
     hold_out: dict[str, HoldOut | None]
     """The largest budget predicted from the others; None where the others can't determine the law."""
@@ -76,14 +75,13 @@ def analyse(study: Study) -> Analysis:
     """
     grid = study.part("compute")
     if grid.empty and (study.runs["part"] != "compute").all():
-        return Analysis({}, {}, {}, {}, {}, {}, seed_noise(study.part("data_grid")), [], {}, {}, {})
+        return Analysis({}, {}, {}, {}, {}, seed_noise(study.part("data_grid")), [], {}, {}, {})
     fitted, unfitted = fit_every_arm(grid)
     arms = {axis: {name: on_axis(arm, grid, axis) for name, arm in fitted.items()} for axis in AXES}
     return Analysis(
         arms,
         unfitted,
         {name: intervals(arm.fit, arm.boot) for name, arm in fitted.items()},
-        {name: lack_of_fit(arm.fit) for name, arm in fitted.items()},
         {name: outliers(arm.fit) for name, arm in fitted.items()},
         {name: _hold_out(arm) for name, arm in fitted.items()},
         seed_noise(grid),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from eqscale.laws import disagreement
 from eqscale.laws.axes import AXES
 from eqscale.report.analysis import Analysis
+from eqscale.report.checks import doubt_about
 from eqscale.report.exhibits import link
 from eqscale.report.parts import Study
 from eqscale.report.prediction import Outcome, outcomes, seen_the_same_runs
@@ -103,8 +104,7 @@ def _law_doubts(analysis: Analysis) -> list[str]:
     """What is doubtful about the laws, each doubt once for all arms."""
     laws = analysis.arms.get("executed", {})
     coefficients, residuals = link("coefficients"), link("residuals", "figure")
-    tests = {name: test for name in laws if (test := analysis.lack_of_fit[name]) is not None and test.rejects}
-    bad = [name for name, arm in laws.items() if name in tests or arm.fit.verdict.has("misfit")]
+    bad = [name for name, arm in laws.items() if doubt_about(arm)]
     notes = []
     if bad:
         notes.append(

@@ -19,7 +19,6 @@ from eqscale.laws.contrast import Estimate, contrast, log_optimum, loss_gap, sca
 from eqscale.laws.fit import Coefficients, Quantity
 from eqscale.laws.minima import Minima, bend, combine, loss_ratio, weights_at
 from eqscale.laws.render import number
-from eqscale.laws.validate import lack_of_fit
 from eqscale.report.exhibits import wide
 
 STRAIGHT = 1.5
@@ -134,7 +133,7 @@ def by_laws(pair: Pair, arms: Mapping[str, ArmFit], unit: str) -> dict[int, list
 
 def doubt_about(arm: ArmFit) -> str:
     """Why a law is the wrong one for its runs, in words; empty if nothing says so."""
-    test = lack_of_fit(arm.fit)
+    test = arm.fit.lack_of_fit
     if test is not None and test.rejects:
         return f"`{arm.name}` lacks fit, p = {number(test.p_value, 2)}"
     if arm.fit.verdict.has("misfit"):

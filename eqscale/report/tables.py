@@ -34,7 +34,8 @@ def coefficient_table(analysis: Analysis) -> Table:
     """Coefficients with the interval to quote, and whether the form fits."""
     rows = []
     for arm, found in analysis.intervals.items():
-        fit, test = analysis.arms["executed"][arm].fit, analysis.lack_of_fit[arm]
+        fit = analysis.arms["executed"][arm].fit
+        test = fit.lack_of_fit
         shown = [with_interval(i.estimate, *i.recommended) for i in (found[name] for name in COEFFICIENTS)]
         replicates = "no replicates" if test is None else f"p = {test.p_value:.2g}"
         rows.append(
