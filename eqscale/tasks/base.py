@@ -229,6 +229,11 @@ class Task:
         """Write a picture of a prediction beside the truth, for a system of the samples."""
         raise InputError(f"task {self.name!r} draws no pictures of predictions")
 
+    @property
+    def draws_predictions(self) -> bool:
+        """Whether it overrides ``look_at_prediction``."""
+        return type(self).look_at_prediction is not Task.look_at_prediction
+
     # Checks.
 
     def check_options(self, given: Mapping[str, Any]) -> dict[str, OptionValue]:
