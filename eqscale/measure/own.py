@@ -155,7 +155,7 @@ def check_task(task: Task) -> list[Check]:
         values = records[field.name][real] if field.per == "token" else records[field.name]
         size = float(np.sqrt(np.square(values, dtype=float).sum(-1).mean())) / field.scale
         checks.append(Check(f"size of {field.name} over its scale", f"{size:.2g}", 0.05 < size < 20, "about 1"))
-    samples = _samples(task)
+    samples = task.open(options, [records], task.statistics(options, records))
     group = f"labels under {task.group.name}"
     if task.relabel(options, samples.batch(np.arange(SYSTEMS), dtype=torch.float64)) is None:
         return [*checks, Check(group, "not checked: the task has no relabel", None)]
