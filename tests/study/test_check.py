@@ -42,7 +42,7 @@ def study(tmp_path, uri):
 def publish(study, specs):
     """What the end of a study writes."""
     ledger = study.storage.ledger
-    table = run_table(specs, ledger, aside=True)
+    table = run_table(specs, ledger, records=ledger.records())
     write_table(table, study.results)
     write_records(ledger, study.results)
     plan = {"preset": "quick", "runs": [spec.run_id for spec in specs]}
@@ -265,7 +265,7 @@ def test_records_of_earlier_code_or_other_data_are_kept_marked_and_not_mixed(stu
     ledger.write(old)
     (ledger.folder / "00c0ffee00c0ffef.json").write_text(json.dumps(strange))
     specs = [make_spec(seed) for seed in range(3)]
-    write_table(run_table(specs, ledger, aside=True), study.results)
+    write_table(run_table(specs, ledger, records=ledger.records()), study.results)
     write_records(ledger, study.results)
     (study.results / "study.json").write_text(json.dumps({"runs": [spec.run_id for spec in specs]}))
     assert found(study) == {("MLflow", "unmarked")}
