@@ -299,7 +299,12 @@ def open_study(
             console.print("stopping: the same command continues")
             raise
         finally:
-            tracker.close("FINISHED" if study.complete else "KILLED")
+            status: str | None = "FINISHED" if study.complete else "KILLED"
+            try:
+                still_ours()
+            except (InputError, OSError):  # another driver's runs mustn't be ended
+                status = None
+            tracker.close(status)
         if tracker.outages:
             console.print(f"MLflow stopped answering {tracker.outages} times; trials were not held up")
         if tracker.errors:

@@ -9,6 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from eqscale.cli import main
 from eqscale.errors import InputError
+from eqscale.study import tracking
 from eqscale.study.check import Study, check, mend
 from eqscale.study.description import read_description
 from eqscale.study.overview import drawn
@@ -180,6 +181,17 @@ def test_a_view_that_differs_is_found_and_mended(study, disturb, expected):
     assert study.storage.ledger.records() == records
     _, runs = completed(study)
     assert sorted(runs) == sorted(record.spec.name for record in records)
+
+
+def test_what_mlflow_refuses_while_a_study_is_mended_is_said(study, monkeypatch):
+    def refuse(tracker, record, now):
+        raise OSError("quota\nexceeded")
+
+    lose_an_mlflow_run(study)
+    monkeypatch.setattr(tracking, "_TRIES", 1)
+    monkeypatch.setattr(Tracker, "_complete", refuse)
+    with pytest.raises(InputError, match=r"^3 writes to MLflow failed: quota exceeded$"):
+        mend(study, lambda: None)
 
 
 @pytest.mark.parametrize(

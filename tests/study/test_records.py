@@ -9,7 +9,7 @@ import pytest
 from eqscale.arms import base as arms
 from eqscale.console import make_console
 from eqscale.errors import InputError
-from eqscale.study import job
+from eqscale.study import job, tracking
 from eqscale.study import ledger as ledgers
 from eqscale.study.job import run_study
 from eqscale.study.ledger import Ledger, UnreadableRecord
@@ -151,6 +151,16 @@ def test_a_study_with_a_damaged_record_is_not_opened_so_that_its_published_copy_
     with pytest.raises(UnreadableRecord, match="--mend sets it aside"), job.open_study(options, make_console(), ()):
         pass
     assert read_records(options.results).records == {record.run_id: record}
+
+
+def test_a_driver_that_has_lost_the_study_ends_none_of_its_runs_in_mlflow(options, monkeypatch):
+    tracker = MagicMock(outages=0, errors=[])
+    monkeypatch.setattr(tracking, "Tracker", lambda *_: tracker)
+    lost = pytest.raises(InputError, match="isn't this driver's any more")
+    with lost, job.open_study(options, make_console()) as study:
+        (options.storage.study / "driver.lock").unlink()
+        study.publish([])
+    tracker.close.assert_called_once_with(None)
 
 
 def test_a_publication_reads_every_record_once(options, ledger, monkeypatch):
