@@ -345,24 +345,18 @@ def _adoptable(options: JobOptions[Preset], planned: Collection[str] | None) -> 
     return published
 
 
-def run_study(
-    specs: list[RunSpec],
-    options: JobOptions[Preset],
-    publish: Callable[[pd.DataFrame], object],
-    console: Console | None = None,
-) -> int:
+def run_study(specs: list[RunSpec], options: JobOptions[Preset], publish: Callable[[pd.DataFrame], object]) -> int:
     """Run the planned trials that have no record yet, then publish; returns the exit code.
 
     Args:
         specs: the runs of the study.
         options: where and how.
         publish: writes fits, figures and report from the run table into ``options.results``.
-        console: where to print.
 
     Raises:
         InputError: before any compute is spent, for folders, addresses or budgets that can't work.
     """
-    console = console or make_console()
+    console = make_console()
     todo = _todo(specs, options, console)
     if options.export is not None:
         write_plan(options.export, [Planned(spec, data_spec(options.preset)) for spec in todo])
