@@ -14,7 +14,7 @@ import posixpath
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from eqscale.errors import InputError
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 _PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+
+
+class NoAnswer(InputError, OSError):
+    """A storage that refuses, or is away: also an OSError, for whoever can wait or do without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +64,12 @@ class RemotePath:
         return RemotePath(self.filesystem, moved(self.path), moved(base) + mark + query)
 
     def exists(self) -> bool:
-        """Whether a file or folder is there."""
-        return self.filesystem.get_file_info(self.path).type.name != "NotFound"
+        """Whether a file or folder is there; raises NoAnswer."""
+        return self._info(self.path).type.name != "NotFound"
 
     def is_file(self) -> bool:
         """Whether a file is there."""
-        return self.filesystem.get_file_info(self.path).is_file
+        return self._info(self.path).is_file
 
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
         """Make the folder and those above it, where the filesystem has folders."""
@@ -95,10 +99,16 @@ class RemotePath:
         return (self / name for name in files if fnmatch.fnmatchcase(name, pattern))
 
     def listing(self) -> list[fs.FileInfo]:
-        """What lies directly in this folder; nothing if it isn't there."""
+        """What lies directly in this folder; nothing if it isn't there. Raises NoAnswer."""
         from pyarrow import fs
 
-        return self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return self._info(fs.FileSelector(self.path, allow_not_found=True))
+
+    def _info(self, what: str | fs.FileSelector) -> Any:
+        try:
+            return self.filesystem.get_file_info(what)
+        except _failures(self) as error:
+            raise NoAnswer(f"storage {self} doesn't answer: {_reason(error)}") from error
 
 
 AnyPath = Path | RemotePath
@@ -222,17 +232,21 @@ def check_writable(place: AnyPath, what: str) -> None:
         probe.write_bytes(b"probe")
         probe.unlink()
     except _failures(place) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
-        raise InputError(f"{what} {str(place)!r} can't be written: {reason}") from error
+        raise InputError(f"{what} {str(place)!r} can't be written: {_reason(error)}") from error
 
 
 def _failures(place: AnyPath) -> tuple[type[Exception], ...]:
-    """What writing to a place raises when it fails."""
+    """What a place raises when it fails."""
     if isinstance(place, Path):
         return (OSError,)
     from pyarrow import ArrowException
 
     return OSError, ArrowException
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return getattr(error, "strerror", None) or lines[0][:200]
 
 
 def check_outputs(*files: Path | None, folder: Path | None = None) -> None:

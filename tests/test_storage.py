@@ -1,5 +1,7 @@
+import types
 import urllib.request
 
+import pyarrow
 import pytest
 import torch
 
@@ -117,6 +119,20 @@ def test_a_place_that_cannot_be_written_is_named():
         check_writable(open_place("/proc/nowhere"), "study folder")
     with pytest.raises(InputError, match="study folder 'local:///proc/nowhere' can't be written"):
         check_writable(open_place("local:///proc/nowhere"), "study folder")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("ACCESS_DENIED: no\nrequest 7"), pyarrow.ArrowException(), OSError(5, "gone")]
+)
+def test_a_storage_that_does_not_answer_is_one_line_and_an_oserror_for_whoever_can_wait(error):
+    def refuse(what):
+        raise error
+
+    place = RemotePath(types.SimpleNamespace(get_file_info=refuse), "bucket/a", "s3://bucket/a")
+    for ask in (place.exists, place.is_file, place.listing):
+        with pytest.raises(InputError, match=r"^storage s3://bucket/a doesn't answer: [^\n]+$") as caught:
+            ask()
+        assert isinstance(caught.value, OSError)
 
 
 def test_query_parameters_stay_at_the_end():

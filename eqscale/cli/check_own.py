@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from eqscale.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -46,7 +48,8 @@ def _check_arm(args: argparse.Namespace) -> int:
     load_task_files([args.task_file] if args.task_file else [])  # which may be the arm's file, too
     task = get_task(args.task or DEFAULT)
     load_arm_files([args.file])
-    names = [name for name in arm_names() if name not in before]
+    if not (names := [name for name in arm_names() if name not in before]):
+        raise InputError(f"arm file {args.file!r} registers no arm: end it with register(…)")
     return max(_show(f"{name} on {task.name}", check_arm(get_arm(name), task)) for name in names)
 
 

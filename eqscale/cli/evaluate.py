@@ -62,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args.json)
     spec, model = load_trained(args.checkpoint)
     task = get_task(spec.task)
+    views = _views(args.view, task, spec)
     try:
-        opened = [open_test(spec, args.data, **view) for view in _views(args.view, task, spec)]
+        opened = [open_test(spec, args.data, **view) for view in views]
     except InputError as error:
         raise InputError(
             f"{error}; checkpoint {str(args.checkpoint)!r} was tested on them: name their folder with --data"
@@ -98,16 +99,13 @@ def _views(words: Sequence[str] | None, task: Task, spec: RunSpec) -> list[dict[
         own = spec.options
         varied = {**own, **(task.variant or {})}
         return [own] if varied == own else [own, varied]
-    kinds = {option.name: type(option.default) for option in task.options if not option.of_data}
+    options = {option.name: option for option in task.options if not option.of_data}
     views = []
     for word in words:
         name, _, value = word.partition("=")
-        if name not in kinds:
-            raise InputError(f"--view {word}: write NAME=VALUE, with a name of {', '.join(kinds) or 'none here'}")
-        try:
-            views.append({name: kinds[name](value)})
-        except ValueError as error:
-            raise InputError(f"--view {word}: {value!r} is not of type {kinds[name].__name__}") from error
+        if name not in options:
+            raise InputError(f"--view {word}: write NAME=VALUE, with a name of {', '.join(options) or 'none here'}")
+        views.append({name: options[name].parse(value)})
     return views
 
 

@@ -13,7 +13,8 @@ from eqscale.plugins import add_plugin_options
 _HELP = """\
 Measure the best model of each arm (the lowest loss at the arm's largest budget) from its weights: its rollouts; if it
 is not equivariant, its errors with predictions averaged over 2, 4, ... elements of the symmetry group (test-time
-averaging); and, for the best arm and the one that learns the symmetry, an animation of a prediction beside the truth.
+averaging); and, if the task draws predictions, for the best arm and the one that learns the symmetry an animation of
+one beside the truth.
 The results go into the folder "evaluation" of DIR, from which eqscale report shows them.
 
 Models that are already measured are skipped.
@@ -49,6 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     from eqscale.measure import best_models
     from eqscale.report.parts import read_study
     from eqscale.report.wording import read_json
+    from eqscale.tasks import get_task
 
     load_plugins(args)
     if min(args.average) < 2:
@@ -74,6 +76,7 @@ def _run(args: argparse.Namespace) -> int:
                 measured.append((what, assessment))
             console.print(f"written: {best_models.write_measurements(model, measured, folder)}")
             animation.unlink(missing_ok=True)  # of another run
-        if (k == 0 or model.arm == study.roles.baseline) and not animation.is_file():
+        wanted = (k == 0 or model.arm == study.roles.baseline) and not animation.is_file()
+        if wanted and get_task(model.task).draws_predictions:
             console.print(f"written: {best_models.write_animation(model, args.data, args.system, folder)}")
     return 0

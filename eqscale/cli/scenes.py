@@ -41,7 +41,7 @@ def _parser(args: argparse.Namespace) -> ArgumentParser:
     group = parser.add_argument_group(f"options of task {task.name}")
     for option in (*task.options, *task.look_options):
         flag, help_text = f"--{option.name.replace('_', '-')}", f"{option.help} (default: {option.default})"
-        group.add_argument(flag, type=type(option.default), default=option.default, help=help_text)
+        group.add_argument(flag, metavar="VALUE", help=help_text, dest=option.name)
     return parser
 
 
@@ -57,9 +57,12 @@ def run(args: argparse.Namespace) -> int:
         if getattr(wanted, name) < 0:
             raise InputError(f"--{name} {getattr(wanted, name)}: must be at least 0")
     if wanted.checkpoint is None:
-        task, given = get_task(args.task), vars(wanted)
-        options = task.check_options({option.name: given[option.name] for option in task.options})
-        options |= {option.name: given[option.name] for option in task.look_options}
+        task, words = get_task(args.task), vars(wanted)
+        given = {
+            option.name: option.default if words[option.name] is None else option.parse(words[option.name])
+            for option in (*task.options, *task.look_options)
+        }
+        options = given | task.check_options({option.name: given[option.name] for option in task.options})
         print(task.look(options, wanted.seed, wanted.index, wanted.out))
         return 0
     spec, model = load_trained(wanted.checkpoint)

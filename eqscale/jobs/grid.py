@@ -14,6 +14,7 @@ A run with a record in the study's ledger is not trained again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,9 +37,11 @@ from eqscale.report.card import CHANCE, Card
 from eqscale.report.next_runs import choose_next
 from eqscale.report.parts import read_study
 from eqscale.report.study import write_study_report
+from eqscale.storage import check_writable
 from eqscale.study.further import add_further, read_further, unfinished
 from eqscale.study.grid import MIN_POINTS, compute_grid, expected_tokens, further_grid, possible_runs
 from eqscale.study.job import run_study
+from eqscale.study.lease import only_driver
 from eqscale.study.options import JobOptions
 from eqscale.study.presets import ComputeGrid
 from eqscale.tasks import get_task
@@ -52,15 +55,18 @@ def main(options: JobOptions[ComputeGrid]) -> int:
         raise InputError(f"--next {count}: choose at least 1 run")
     if count and options.export is not None:
         raise InputError("--next trains what it chooses; start it without --export")
-    specs = compute_grid(options.preset)
-    specs += further_grid(options.preset, read_further(options.results))
-    if count and (waiting := unfinished(options)):
-        console.print(f"{len(waiting)} runs that were chosen earlier haven't ended: they go on, no others are chosen")
-    elif count:
-        chosen = _choose(options, specs, count, console)
-        specs += chosen
-        if not options.dry_run:
-            add_further(options.results, chosen)
+    with _alone(options) if count and not options.dry_run else contextlib.nullcontext():
+        specs = compute_grid(options.preset)
+        specs += further_grid(options.preset, read_further(options.results))
+        if count and (waiting := unfinished(options)):
+            console.print(
+                f"{len(waiting)} runs that were chosen earlier haven't ended: they go on, no others are chosen"
+            )
+        elif count:
+            chosen = _choose(options, specs, count, console)
+            specs += chosen
+            if not options.dry_run:
+                add_further(options.results, chosen)
     specs = list(dict.fromkeys(specs))
     for line in _expected(specs, options.preset, options.dry_run):
         console.print(line, markup=False)
@@ -75,6 +81,13 @@ def main(options: JobOptions[ComputeGrid]) -> int:
     if card is not None:
         _print_card(card, options, console)
     return code
+
+
+def _alone(options: JobOptions[ComputeGrid]) -> contextlib.AbstractContextManager[object]:
+    """What keeps other drivers away while runs are chosen, so that the study's list of them has one writer."""
+    check_writable(options.results, "results folder")
+    check_writable(options.storage.study, "study folder")
+    return only_driver(options.storage.study)
 
 
 def _expected(specs: Sequence[RunSpec], preset: ComputeGrid, dry_run: bool) -> list[str]:

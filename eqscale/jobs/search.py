@@ -10,8 +10,8 @@ trial to MLflow, and writes trials, recipes, a figure and a report.
     eqscale run search --preset cpu     # all built-in arms: hours; --dry-run estimates them
     eqscale run search --arm-file my_arm.py --arms my_arm
 
-Stop it with Ctrl-C; the same command continues. To give the built-in arms the recipes found, copy recipes.json from the
-results to eqscale/arms/recipes.json.
+Stop it with Ctrl-C; the same command continues. To give the built-in arms the recipes found, merge the entries of the
+results' recipes.json into eqscale/arms/recipes.json, by arm and optimiser; a rate_on that is there stays.
 """
 
 from __future__ import annotations

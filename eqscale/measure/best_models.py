@@ -7,6 +7,7 @@ the results, where reports find them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from eqscale.errors import InputError
 from eqscale.measure.evaluation import Assessment, assess, open_test, predictor, write_evaluation
 from eqscale.report.parts import Study
 from eqscale.report.wording import read_json
-from eqscale.tasks import Samples, get_task
+from eqscale.tasks import get_task
 from eqscale.tasks.metrics import Predictor
 from eqscale.training.loop import load_trained
 from eqscale.training.spec import RunSpec
@@ -29,11 +30,23 @@ class BestModel:
     """The run with the lowest loss of an arm at its largest budget."""
 
     arm: str
+    task: str
     name: str
     run_id: str
     weights: Path
     averages: tuple[int, ...]
     """Numbers of group elements to average predictions over; empty for an equivariant arm."""
+
+    @functools.cached_property
+    def trained(self) -> tuple[RunSpec, Predictor]:
+        """Its run and its predictions; raises InputError if its weights are not there."""
+        if not self.weights.is_file():
+            raise InputError(
+                f"the weights of {self.name}, the best run of {self.arm}, are not in {str(self.weights.parent)!r}: "
+                "measure it where it was trained, or leave the arm out of --arms"
+            )
+        spec, net = load_trained(self.weights)
+        return spec, predictor(net)
 
 
 def choose(study: Study, storage: Path, name: str, averages: Sequence[int], arms: Sequence[str]) -> list[BestModel]:
@@ -49,7 +62,7 @@ def choose(study: Study, storage: Path, name: str, averages: Sequence[int], arms
         folder = name if run["part"] == "compute" else f"{name}-{run['part']}"
         useful = () if run.get("equivariance_loss_share", math.nan) < EXACT_SHARE else tuple(averages)
         weights = storage / folder / "weights" / f"{run['run_id']}.pt"
-        chosen.append(BestModel(run["arm"], run["name"], run["run_id"], weights, useful))
+        chosen.append(BestModel(run["arm"], run["task"], run["name"], run["run_id"], weights, useful))
     return chosen
 
 
@@ -59,20 +72,11 @@ def measure(model: BestModel, data: Path, seconds: float) -> Iterator[tuple[str,
     Raises:
         InputError: its weights or its data are not there, or a bad length.
     """
-    spec, predict, samples = _load(model, data)
+    spec, predict = model.trained
+    samples = open_test(spec, data)
     yield "model", assess(predict, spec, samples, 1, seconds)
     for k in model.averages:
         yield f"model, mean of {k}", assess(predict, spec, samples, k, 0)
-
-
-def _load(model: BestModel, data: Path) -> tuple[RunSpec, Predictor, Samples]:
-    if not model.weights.is_file():
-        raise InputError(
-            f"the weights of {model.name}, the best run of {model.arm}, are not in {str(model.weights.parent)!r}: "
-            "measure it where it was trained, or leave the arm out of --arms"
-        )
-    spec, net = load_trained(model.weights)
-    return spec, predictor(net), open_test(spec, data)
 
 
 def measurements_path(model: BestModel, results: Path, suffix: str = ".json") -> Path:
@@ -92,13 +96,13 @@ def is_measured(model: BestModel, results: Path) -> bool:
 def write_measurements(model: BestModel, measured: Sequence[tuple[str, Assessment]], results: Path) -> Path:
     """Write ``evaluation/ARM.json`` of a results folder."""
     path = measurements_path(model, results)
-    write_evaluation(path, Path(model.weights.name), load_trained(model.weights)[0], measured)
+    write_evaluation(path, Path(model.weights.name), model.trained[0], measured)
     return path
 
 
 def write_animation(model: BestModel, data: Path, system: int, results: Path) -> Path:
     """Write ``evaluation/ARM.gif``: a prediction for a test system beside the truth."""
-    spec, predict, samples = _load(model, data)
+    spec, predict = model.trained
     path = measurements_path(model, results, ".gif")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return get_task(spec.task).look_at_prediction(predict, samples, system, path, model.arm)
+    return get_task(spec.task).look_at_prediction(predict, open_test(spec, data), system, path, model.arm)

@@ -206,6 +206,12 @@ def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str
         status = subprocess.run([*git, "status", "--porcelain", "--", path.name], capture_output=True)
         if status.stdout or status.returncode:
             raise InputError(f"prediction {str(path)!r} is not committed as it is: commit it before these runs")
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "--", path.name], capture_output=True)
+        if tracked.returncode:
+            raise InputError(
+                f"prediction {str(path)!r} is not committed, and git ignores it: git add -f it, and commit it before "
+                "these runs"
+            )
     try:
         prediction = json.loads(path.read_bytes())
         axis, compute = prediction["axis"], float(prediction["compute"])

@@ -129,6 +129,8 @@ def mend(study: Study, still_ours: StillOurs) -> None:
     tracker.mark_outdated(ledger.outdated)
     tracker.draw(_table(_expected_rows(ledger, described).values()))
     tracker.close("FINISHED" if not set(described.get("runs", ())) - set(ledger.readable) else "KILLED")
+    if tracker.errors:
+        raise InputError(f"{len(tracker.errors)} writes to MLflow failed: {' '.join(tracker.errors[0].split())}")
 
 
 def _describe(study: Study) -> dict[str, Any]:

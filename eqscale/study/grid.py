@@ -75,10 +75,10 @@ def data_spec(preset: Preset) -> DataSpec:
     return DataSpec(preset.task, given, preset.data_seed, preset.train_systems, preset.test_systems)
 
 
-def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Size]:
-    """Rungs of the arm's ladder at one budget, evenly spread in log FLOPs around the guessed optimum.
+def _affordable(arm: Arm, budget: float, preset: Preset) -> dict[Size, float]:
+    """Rungs of the arm's ladder that a budget trains for ``min_steps`` steps, and their executed FLOPs per token.
 
-    Raises InputError if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
+    Raises InputError if the budget doesn't pay for a single step of the smallest model.
     """
     batch_size = preset.batch_size or recipe_of(arm, preset).batch_size(budget)
     batch, task = expected_batch(preset, batch_size), get_task(preset.task)
@@ -92,11 +92,19 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
             f"budget {budget:g} FLOPs is too small for a single step of the smallest {arm.name} "
             f"({smallest:.3g} FLOPs with batch size {batch_size})"
         )
-    affordable = [size for size in cost_of_step if budget / cost_of_step[size] >= preset.min_steps]
+    return {size: cost / batch.tokens for size, cost in cost_of_step.items() if budget / cost >= preset.min_steps}
+
+
+def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Size]:
+    """Rungs of the arm's ladder at one budget, evenly spread in log FLOPs around the guessed optimum.
+
+    Raises InputError if the budget doesn't pay for a single step of the smallest model, or for too few sizes.
+    """
+    affordable = _affordable(arm, budget, preset)
     _require_sizes(affordable, count, arm, budget, preset, "raise the budget, lower --min-steps or ask for fewer sizes")
     center = math.log(arm.optimal_cost * math.sqrt(budget))
     half = math.log(preset.cost_range) / 2 if count > 1 else 0.0
-    cost = {size: math.log(cost_of_step[size] / batch.tokens) for size in affordable}
+    cost = {size: math.log(per_token) for size, per_token in affordable.items()}
     chosen: list[Size] = []
     for goal in np.linspace(center - half, center + half, count):
         free = [size for size in affordable if size not in chosen]
@@ -330,8 +338,7 @@ def validation_grid(preset: Validation, optima: Mapping[str, float]) -> list[Run
     specs, task = [], get_task(preset.task)
     for name in preset.arms:
         arm = get_arm(name)
-        runs = [design_run(arm, size, preset.budget, preset, seed=0) for size in arm.ladder]
-        sizes = {run.size: arm.parameters(run.size, task) for run in runs if run.steps >= preset.min_steps}
+        sizes = {size: arm.parameters(size, task) for size in _affordable(arm, preset.budget, preset)}
         advice = "lower --sizes-per-arm or --min-steps"
         _require_sizes(sizes, preset.sizes_per_arm, arm, preset.budget, preset, advice)
         for k in range(preset.sizes_per_arm):

@@ -220,9 +220,10 @@ class OpenStudy:
     def publish(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
         """Write run table, records and ``study.json`` as the ledger has them now, and MLflow's lines; the table."""
         self._still_ours()
-        table = run_table(specs, self.ledger, aside=True)
+        records = self.ledger.sound()
+        table = run_table(specs, self.ledger, records=records)
         write_table(table, self.options.results)
-        write_records(self.ledger, self.options.results)
+        write_records(self.ledger, self.options.results, records)
         self.describe(specs)
         self.tracker.draw(table)
         return table
@@ -231,8 +232,9 @@ class OpenStudy:
         """Bring MLflow up to date with the ledger, mark what is outdated, and attach the results."""
         self._still_ours()
         data = {data_spec(self.options.preset).digest}
-        self.tracker.mark_outdated(r.run_id for r in self.ledger.records() if is_outdated(r, data))
-        self.tracker.sync(self.ledger.read(spec.run_id) for spec in specs if spec.run_id in self.ledger)
+        records, planned = self.ledger.records(), {spec.run_id for spec in specs}
+        self.tracker.mark_outdated(r.run_id for r in records if is_outdated(r, data))
+        self.tracker.sync(r for r in records if r.run_id in planned)
         self.tracker.artifacts(self.options.results)
 
 
@@ -263,13 +265,14 @@ def open_study(
 
     ``planned`` holds the identities of its runs, if they are known beforehand: of another study no others are adopted.
 
-    Raises InputError before any compute is spent, for folders or addresses that can't be used, or if another driver
-    runs the study.
+    Raises InputError before any compute is spent, for folders or addresses that can't be used, a damaged record, or if
+    another driver runs the study.
     """
     check_writable(options.results, "results folder")
     check_writable(options.storage.study, "study folder")
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study) as still_ours, contextlib.ExitStack() as resources:
+        options.storage.ledger.sound()
         if (published := _adoptable(options, planned)) is not None:
             adopted = published.adopt(options.storage.ledger, still_ours)
             console.print(
@@ -296,7 +299,12 @@ def open_study(
             console.print("stopping: the same command continues")
             raise
         finally:
-            tracker.close("FINISHED" if study.complete else "KILLED")
+            status: str | None = "FINISHED" if study.complete else "KILLED"
+            try:
+                still_ours()
+            except (InputError, OSError):  # another driver's runs mustn't be ended
+                status = None
+            tracker.close(status)
         if tracker.outages:
             console.print(f"MLflow stopped answering {tracker.outages} times; trials were not held up")
         if tracker.errors:
@@ -337,24 +345,18 @@ def _adoptable(options: JobOptions[Preset], planned: Collection[str] | None) -> 
     return published
 
 
-def run_study(
-    specs: list[RunSpec],
-    options: JobOptions[Preset],
-    publish: Callable[[pd.DataFrame], object],
-    console: Console | None = None,
-) -> int:
+def run_study(specs: list[RunSpec], options: JobOptions[Preset], publish: Callable[[pd.DataFrame], object]) -> int:
     """Run the planned trials that have no record yet, then publish; returns the exit code.
 
     Args:
         specs: the runs of the study.
         options: where and how.
         publish: writes fits, figures and report from the run table into ``options.results``.
-        console: where to print.
 
     Raises:
         InputError: before any compute is spent, for folders, addresses or budgets that can't work.
     """
-    console = console or make_console()
+    console = make_console()
     todo = _todo(specs, options, console)
     if options.export is not None:
         write_plan(options.export, [Planned(spec, data_spec(options.preset)) for spec in todo])

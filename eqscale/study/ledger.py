@@ -83,6 +83,14 @@ class Ledger:
         """All records that can be read, in the order of their identities."""
         return self.scan()[0]
 
+    def sound(self) -> list[RunRecord]:
+        """As ``records``; raises UnreadableRecord if one is damaged: to publish the others would lose its last copy."""
+        records, unreadable = self.scan()
+        for error in unreadable.values():
+            if error.damaged:
+                raise error
+        return records
+
     def set_aside(self, run_id: str) -> None:
         """Move a damaged record to the folder ``damaged``: the next start trains the run again."""
         write_atomically(self.folder / "damaged" / f"{run_id}.json", self._path(run_id).read_bytes())

@@ -164,9 +164,7 @@ def _parser(
     for option in task.options:
         help_text = f"{option.help} (default: {option.default})"
         try:
-            group.add_argument(
-                _flag(option.name), type=type(option.default), metavar="VALUE", help=help_text, dest=option.name
-            )
+            group.add_argument(_flag(option.name), metavar="VALUE", help=help_text, dest=option.name)
         except argparse.ArgumentError as error:
             raise InputError(
                 f"task {task.name!r}: option {option.name!r} has the name of an option of every job"
@@ -226,7 +224,7 @@ def _given(args: argparse.Namespace, preset: Preset, task: Task) -> dict[str, An
     given = {field.name: value for field in _flagged(preset) if (value := getattr(args, field.name)) is not None}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     options = dict(preset.task_options) if task.name == preset.task else {}
-    options |= {o.name: value for o in task.options if (value := getattr(args, o.name)) is not None}
+    options |= {o.name: o.parse(text) for o in task.options if (text := getattr(args, o.name)) is not None}
     task.check_options(options)
     return given | {"task": task.name, "task_options": tuple(options.items())}
 

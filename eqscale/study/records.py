@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from eqscale.errors import InputError
@@ -97,11 +97,13 @@ def read_records(results: Path) -> PublishedRecords:
     return published
 
 
-def write_records(ledger: Ledger, results: Path) -> None:
+def write_records(ledger: Ledger, results: Path, records: Iterable[RunRecord] | None = None) -> None:
     """Publish a ledger: a line for every record of the present results version, then for every failure.
 
-    Each by identity, so that equal ledgers give equal files, byte for byte, and a new run is a new line.
+    Each by identity, so that equal ledgers give equal files, byte for byte, and a new run is a new line. ``records``:
+    the ledger's, if they have been read already.
     """
-    lines = [record.to_json(indent=None) for record in ledger.records() if not record.outdated]
+    records = ledger.records() if records is None else records
+    lines = [record.to_json(indent=None) for record in records if not record.outdated]
     lines += [json.dumps(note) for note in ledger.failure_notes()]
     write_atomically(records_path(results), "".join(f"{line}\n" for line in lines).encode())

@@ -26,6 +26,7 @@ from eqscale.errors import InputError
 from eqscale.storage import write_atomically
 from eqscale.study.grid import choose_sizes, design_run
 from eqscale.study.presets import LearningRateSearch
+from eqscale.tasks import get_task
 from eqscale.training.loop import CURVE_POINTS
 from eqscale.training.spec import MAX_LEARNING_RATE, CurvePoint, RunRecord, RunSpec
 
@@ -34,6 +35,7 @@ GOAL = 0.02
 CHECK_ROUNDS = 2
 """Most recipes of an arm that are checked."""
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_FEWEST_TRIALS = 8  # that a recipe can be fitted to
 _RANDOM_TRIALS = 5  # of a cell, before its sampler models anything
 _PRUNE_FROM = 0.75  # share of the steps; before that a large learning rate looks worse than it ends
 # Standard deviation of the prior of every exponent: a recipe is used two decades beyond its trials.
@@ -70,7 +72,7 @@ class Cell:
 def search_cells(preset: LearningRateSearch) -> list[Cell]:
     """The cells of a search: arms x optimisers x budgets x sizes.
 
-    Raises InputError for an unknown arm or optimiser, a budget that is too small, or an empty range.
+    Raises InputError for an unknown arm or optimiser, a budget that is too small, an empty range, or too few trials.
     """
     for option in ("rates", "batch_sizes", "warmups", "momenta", "decays"):
         values = getattr(preset, option)
@@ -83,6 +85,12 @@ def search_cells(preset: LearningRateSearch) -> list[Cell]:
         raise InputError(f"--rates must be at most {MAX_LEARNING_RATE:g}, not {preset.rates[1]:g}")
     if any(size & (size - 1) for size in preset.batch_sizes):
         raise InputError(f"--batch-sizes must be powers of two, not {preset.batch_sizes}")
+    trials = len(preset.budgets) * preset.sizes_per_budget * preset.trials
+    if trials < _FEWEST_TRIALS:
+        raise InputError(
+            f"--trials {preset.trials}: {trials} trials of an arm and optimiser, at all budgets and sizes, are too few "
+            f"to fit a recipe, which takes {_FEWEST_TRIALS}"
+        )
     # the sizes of a search must not depend on the recipes that come out of it
     preset = dataclasses.replace(preset, batch_size=preset.batch_size or BATCH)
     return [
@@ -306,7 +314,7 @@ def fit_recipe(
     runs = pd.concat({False: trials, True: trials.head(0) if checks is None else checks})
     best = runs.groupby(keys)["loss"].transform("min")
     near = runs[runs["loss"] <= (1 + _WORTH) * best]
-    if len(near) < 8:
+    if len(near) < _FEWEST_TRIALS:
         raise InputError(f"{len(near)} trials are too few to fit a recipe; run more --trials")
     cell = near.groupby(keys).ngroup().to_numpy()
     cells = int(cell.max()) + 1
@@ -437,7 +445,8 @@ def check_table(preset: LearningRateSearch, recipes: Recipes, runs: pd.DataFrame
         recipe = (group["learning_rate"] == spec.learning_rate) & (group["batch_size"] == spec.batch_size)
         picked = group[recipe].iloc[0]
         best = picked if group["loss"].isna().all() else group.loc[group["loss"].idxmin()]  # all diverged
-        at = {"arm": name, "optimizer": optimizer, "budget": budget, "N": int(picked["N"])}
+        N = get_arm(name).parameters(spec.size, get_task(spec.task))  # a run that failed says nothing of it
+        at = {"arm": name, "optimizer": optimizer, "budget": budget, "N": N}
         pick = {"batch_size": spec.batch_size, "learning_rate": spec.learning_rate, "loss": picked["loss"]}
         found = {"best_learning_rate": best["learning_rate"], "best_loss": best["loss"]}
         rows.append(at | pick | found | {"excess": picked["loss"] / best["loss"] - 1})

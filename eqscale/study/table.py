@@ -138,29 +138,31 @@ def row_aside(record: RunRecord, outdated: bool) -> dict[str, object]:
 
 
 def run_table(
-    specs: Iterable[RunSpec], ledger: Ledger, pruned: Collection[str] = (), *, aside: bool = False
+    specs: Iterable[RunSpec], ledger: Ledger, pruned: Collection[str] = (), records: Iterable[RunRecord] | None = None
 ) -> pd.DataFrame:
     """Table of the given runs as far as the ledger knows them, failed ones included, and of ``pruned`` ones.
 
-    Columns as in ``table_columns``; rows sorted by arm, budget, N and seed. With ``aside``, what else the ledger holds
-    follows, see ``row_aside``.
+    Columns as in ``table_columns``; rows sorted by arm, budget, N and seed. With all of the ledger's ``records``, those
+    of other runs follow, see ``row_aside``.
 
     Raises InputError if the record of one of the runs is damaged.
     """
     specs = list(specs)
     failures = ledger.failures()
+    if records is None:
+        records = [ledger.read(spec.run_id) for spec in specs if spec.run_id in ledger]
+    known = {record.run_id: record for record in records}
     rows = []
     for spec in specs:
-        if spec.run_id in ledger:
-            rows.append(record_row(ledger.read(spec.run_id)))
+        if spec.run_id in known:
+            rows.append(record_row(known[spec.run_id]))
         elif spec.run_id in failures:
             reason = " ".join(failures[spec.run_id].split())
             rows.append(_planned_row(spec) | {"status": "failed", "reason": reason})
         elif spec.run_id in pruned:
             rows.append(_planned_row(spec) | {"status": "pruned"})
-    if aside:
-        planned, data = {spec.run_id for spec in specs}, {spec.data for spec in specs}
-        rows += [row_aside(r, is_outdated(r, data)) for r in ledger.records() if r.run_id not in planned]
+    planned, data = {spec.run_id for spec in specs}, {spec.data for spec in specs}
+    rows += [row_aside(r, is_outdated(r, data)) for r in known.values() if r.run_id not in planned]
     return sorted_table(pd.DataFrame(rows, columns=list(table_columns(specs[0].task if specs else DEFAULT))))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import re
@@ -284,10 +285,11 @@ class Tracker:
         """Attach a folder (plan, fits, figures, report) to the study's parent run."""
         self._queue.put(lambda: self._client.log_artifacts(self.parent_id, str(folder)))
 
-    def close(self, status: str = "FINISHED", patience_seconds: float = 60.0) -> None:
+    def close(self, status: str | None = "FINISHED", patience_seconds: float = 60.0) -> None:
         """Write what is queued, end the parent run with ``status`` and runs that are still open as KILLED.
 
-        What a dead server hasn't taken after ``patience_seconds`` is left to the next start.
+        Once no write ends for ``patience_seconds``, the rest is left to the next start. Without a status nothing more
+        is written: the runs are another driver's.
         """
 
         def end() -> None:
@@ -295,10 +297,16 @@ class Tracker:
                 self._client.set_terminated(mlflow_id, "KILLED")
             self._client.set_terminated(self.parent_id, status)
 
-        self._queue.put(end)
+        if status is None:
+            self._give_up.set()
+        else:
+            self._queue.put(end)
         self._queue.put(None)
         with contextlib.suppress(KeyboardInterrupt):
-            self._thread.join(patience_seconds)
+            left = math.inf
+            while self._thread.is_alive() and (now := self._queue.qsize()) < left:
+                left = now
+                self._thread.join(patience_seconds)
         self._give_up.set()
         with contextlib.suppress(KeyboardInterrupt):
             self._thread.join(_LONGEST_WAIT_SECONDS)

@@ -57,6 +57,15 @@ class Option:
             raise InputError(f"{self.name} {value!r}: must be of type {kind.__name__}")
         return value
 
+    def parse(self, text: str) -> OptionValue:
+        """The value that a word of a command line says, in the type of the default; raises InputError."""
+        kind = type(self.default)
+        try:
+            return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (TypeError, ValueError, KeyError) as error:
+            wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+            raise InputError(f"{self.name} {text!r}: must be {wanted}") from error
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -228,6 +237,11 @@ class Task:
     def look_at_prediction(self, predict: Predictor, samples: Samples, index: int, out: Path, title: str) -> Path:
         """Write a picture of a prediction beside the truth, for a system of the samples."""
         raise InputError(f"task {self.name!r} draws no pictures of predictions")
+
+    @property
+    def draws_predictions(self) -> bool:
+        """Whether it overrides ``look_at_prediction``."""
+        return type(self).look_at_prediction is not Task.look_at_prediction
 
     # Checks.
 

@@ -133,7 +133,7 @@ def test_a_checkpoint_that_does_not_fit_gives_one_line(trained, data_root, tmp_p
         (["--average", "0"], "--average 0: must be at least 1"),
         (["--rollout", "5"], "a rollout of 5 s: choose from 0.167 to 1.17 s"),
         (["--view", "family=M"], "--view family=M: write NAME=VALUE, with a name of "),
-        (["--view", "horizon=x"], "--view horizon=x: 'x' is not of type int"),
+        (["--view", "horizon=x"], "horizon 'x': must be of type int\n"),
         (["--json", "nowhere/metrics.json"], "the folder nowhere does not exist"),
         (["--data", "nowhere"], "are not under 'nowhere', which holds no data set at all"),
         (["--arm-file", "nowhere.py"], "arm file 'nowhere.py' is not a readable Python file"),

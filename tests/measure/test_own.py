@@ -3,6 +3,7 @@
 import pytest
 
 from eqscale.cli import main
+from eqscale.measure import own
 from tests.jobs import ROOT
 
 ARM, TASK = ROOT / "docs/examples/deep_sets.py", ROOT / "docs/examples/charged_particles.py"
@@ -50,6 +51,17 @@ def test_a_fault_of_an_arm_is_found(tmp_path, capsys, said, instead, found):
     (tmp_path / "mine.py").write_text(code.replace(said, instead))
     assert main(["check-arm", str(tmp_path / "mine.py")]) == 1
     assert wrong(capsys) == found
+
+
+def test_an_arm_without_a_product_that_pytorch_counts_is_not_called_wrong(capsys, monkeypatch):
+    monkeypatch.setattr(own.FlopCounterMode, "get_total_flops", lambda counter: 0)
+    assert main(["check-arm", str(ARM)]) == 0
+    assert capsys.readouterr().out.count("not checked: PyTorch counts none") == 2
+
+
+def test_a_file_of_a_task_that_registers_no_arm_is_named(capsys):
+    assert main(["check-arm", str(TASK), "--task-file", str(TASK)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: arm file {str(TASK)!r} registers no arm")
 
 
 def test_the_example_task_is_right(capsys):

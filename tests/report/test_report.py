@@ -219,7 +219,10 @@ def test_a_prediction_that_is_not_committed_is_refused(like_the_paper, tmp_path)
     subprocess.run([*git, "init", "-q"], check=True)
     with pytest.raises(InputError, match="is not committed"):
         predicted_optima(tmp_path / "prediction.json", 3e13, ["gatr"])
-    subprocess.run([*git, "add", "."], check=True)
+    (tmp_path / ".gitignore").write_text("*.json\n")
+    with pytest.raises(InputError, match="is not committed, and git ignores it: git add -f it"):
+        predicted_optima(tmp_path / "prediction.json", 3e13, ["gatr"])
+    subprocess.run([*git, "add", "-f", "prediction.json"], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "a prediction"], check=True)
     assert predicted_optima(tmp_path / "prediction.json", 3e13, ["gatr"])
 

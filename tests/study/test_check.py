@@ -9,6 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from eqscale.cli import main
 from eqscale.errors import InputError
+from eqscale.study import tracking
 from eqscale.study.check import Study, check, mend
 from eqscale.study.description import read_description
 from eqscale.study.overview import drawn
@@ -42,7 +43,7 @@ def study(tmp_path, uri):
 def publish(study, specs):
     """What the end of a study writes."""
     ledger = study.storage.ledger
-    table = run_table(specs, ledger, aside=True)
+    table = run_table(specs, ledger, records=ledger.records())
     write_table(table, study.results)
     write_records(ledger, study.results)
     plan = {"preset": "quick", "runs": [spec.run_id for spec in specs]}
@@ -182,6 +183,17 @@ def test_a_view_that_differs_is_found_and_mended(study, disturb, expected):
     assert sorted(runs) == sorted(record.spec.name for record in records)
 
 
+def test_what_mlflow_refuses_while_a_study_is_mended_is_said(study, monkeypatch):
+    def refuse(tracker, record, now):
+        raise OSError("quota\nexceeded")
+
+    lose_an_mlflow_run(study)
+    monkeypatch.setattr(tracking, "_TRIES", 1)
+    monkeypatch.setattr(Tracker, "_complete", refuse)
+    with pytest.raises(InputError, match=r"^3 writes to MLflow failed: quota exceeded$"):
+        mend(study, lambda: None)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\x00\xff", b'{"run_id": 3}', "of another run"], ids=["empty", "noise", "fields", "label"]
 )
@@ -265,7 +277,7 @@ def test_records_of_earlier_code_or_other_data_are_kept_marked_and_not_mixed(stu
     ledger.write(old)
     (ledger.folder / "00c0ffee00c0ffef.json").write_text(json.dumps(strange))
     specs = [make_spec(seed) for seed in range(3)]
-    write_table(run_table(specs, ledger, aside=True), study.results)
+    write_table(run_table(specs, ledger, records=ledger.records()), study.results)
     write_records(ledger, study.results)
     (study.results / "study.json").write_text(json.dumps({"runs": [spec.run_id for spec in specs]}))
     assert found(study) == {("MLflow", "unmarked")}

@@ -16,6 +16,7 @@ from eqscale.jobs import grid as grid_job
 from eqscale.study import job, tracking
 from eqscale.study.further import add_further, read_further
 from eqscale.study.grid import compute_grid, expected_tokens, further_grid
+from eqscale.study.lease import only_driver
 from eqscale.study.presets import COMPUTE_GRIDS
 from eqscale.tasks import get_task
 from eqscale.training.spec import CODE
@@ -106,6 +107,15 @@ def test_the_loop_of_choosing_training_and_refitting(grid, capsys):
     assert len(grid.table) == 18 + number
     points = grid.table.groupby(["arm", "budget", "width", "depth"])["seed"]
     assert points.apply(lambda seeds: sorted(seeds) == list(range(len(seeds)))).all()
+
+
+def test_no_runs_are_chosen_while_another_driver_has_the_study(grid, capsys):
+    (study := grid.results.parents[1] / "studies/quick").mkdir(parents=True, exist_ok=True)
+    before = read_further(grid.results)
+    with only_driver(study):
+        assert grid("--next", "2") == 2
+    assert "'quick' is already being run by process" in capsys.readouterr().err
+    assert read_further(grid.results) == before
 
 
 def further_grid_of(grid):

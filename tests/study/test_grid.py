@@ -4,6 +4,7 @@ import pytest
 
 from eqscale.arms import get_arm
 from eqscale.errors import InputError
+from eqscale.study import grid
 from eqscale.study.grid import (
     aspect_ratio_grid,
     choose_sizes,
@@ -202,6 +203,16 @@ def test_validation_sizes_lie_around_the_predicted_optimum(name):
         sizes = [get_arm(name).parameters(spec.size, TASK) for spec in specs if spec.arm == name]
         assert sizes == sorted(set(sizes))
         assert sizes[1] == optima[name]
+
+
+def test_a_validation_builds_no_size_that_its_budget_cannot_train(monkeypatch):
+    preset, built = VALIDATIONS["quick"], set()
+    monkeypatch.setattr(grid, "step_flops", lambda name, arm, *rest: built.add(rest[0]) or step_flops(name, arm, *rest))
+    arm = get_arm("gatr")
+    specs = validation_grid(dataclasses.replace(preset, arms=("gatr",)), {"gatr": arm.parameters(arm.ladder[6], TASK)})
+    assert {spec.size for spec in specs} < built
+    most = preset.budget / preset.min_steps
+    assert all(arm.executed_flops(size, TASK, expected_batch(preset, specs[0].batch_size)) <= most for size in built)
 
 
 def test_a_validation_budget_that_trains_too_few_sizes_is_an_error():

@@ -93,7 +93,7 @@ def test_the_table_has_one_documented_row_per_run(tmp_path):
     assert table.run_id.is_unique
     spec = specs[0]
     assert (table[["warmup", "weight_decay", "clip"]] == (spec.warmup, spec.weight_decay, spec.clip)).all(None)
-    everything = run_table(specs, ledger, aside=True)
+    everything = run_table(specs, ledger, records=ledger.records())
     assert list(everything.status) == [*table.status, "unplanned"]
     assert everything.reason.iloc[-1] == "finished, not in the study's plan"
     write_table(table, tmp_path)

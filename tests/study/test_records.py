@@ -1,12 +1,16 @@
+import contextlib
 import dataclasses
 import itertools
 import json
+from unittest.mock import MagicMock
 
 import pytest
 
 from eqscale.arms import base as arms
+from eqscale.console import make_console
 from eqscale.errors import InputError
-from eqscale.study import job
+from eqscale.study import job, tracking
+from eqscale.study import ledger as ledgers
 from eqscale.study.job import run_study
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.options import parse_options
@@ -132,6 +136,43 @@ def test_a_damaged_line_is_named_and_the_job_refused(ledger, tmp_path, monkeypat
     assert not (tmp_path / "studies").exists()
 
 
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    """Of a study in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return parse_options("", COMPUTE_GRIDS, "grid", "", ["--preset", "quick"])
+
+
+def test_a_study_with_a_damaged_record_is_not_opened_so_that_its_published_copy_stays(options):
+    ledger, record = options.storage.ledger, dataclasses.replace(make_record(make_spec(0)), code=CODE)
+    ledger.write(record)
+    write_records(ledger, options.results)
+    (ledger.folder / f"{record.run_id}.json").write_bytes(b"cut")
+    with pytest.raises(UnreadableRecord, match="--mend sets it aside"), job.open_study(options, make_console(), ()):
+        pass
+    assert read_records(options.results).records == {record.run_id: record}
+
+
+def test_a_driver_that_has_lost_the_study_ends_none_of_its_runs_in_mlflow(options, monkeypatch):
+    tracker = MagicMock(outages=0, errors=[])
+    monkeypatch.setattr(tracking, "Tracker", lambda *_: tracker)
+    lost = pytest.raises(InputError, match="isn't this driver's any more")
+    with lost, job.open_study(options, make_console()) as study:
+        (options.storage.study / "driver.lock").unlink()
+        study.publish([])
+    tracker.close.assert_called_once_with(None)
+
+
+def test_a_publication_reads_every_record_once(options, ledger, monkeypatch):
+    study = job.OpenStudy(options, MagicMock(), make_console(), contextlib.ExitStack(), lambda: None)
+    study.ledger, read, parse = ledger, [], ledgers.parse_record
+    monkeypatch.setattr(ledgers, "parse_record", lambda text, where: read.append(where) or parse(text, where))
+    table = study.publish([make_spec(0), make_spec(1)])
+    assert sorted(table["status"]) == ["finished", "finished", "unplanned"]
+    assert len(read_records(options.results).records) == 3
+    assert len(read) == len(set(read)) == 3
+
+
 @pytest.mark.parametrize("what", ["arm", "optimizer"])
 def test_a_record_of_something_unknown_is_not_called_damaged_but_asks_for_its_file(tmp_path, monkeypatch, what):
     known = arms._ARMS if what == "arm" else optim._OPTIMIZERS
@@ -156,7 +197,7 @@ def test_an_outdated_record_of_an_arm_that_is_gone_is_a_row_without_a_role(tmp_p
     ledger = Ledger(tmp_path / "ledger")
     ledger.write(old)
     monkeypatch.delitem(arms._ARMS, "gone")
-    (row,) = run_table([], ledger, aside=True).to_dict("records")
+    (row,) = run_table([], ledger, records=ledger.records()).to_dict("records")
     assert (row["arm"], row["status"], row["role"]) == ("gone", "outdated", None)
 
 

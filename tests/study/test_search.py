@@ -65,6 +65,7 @@ def test_every_arm_gets_the_same_number_of_trials(name):
         ({"optimizers": ("adamw", "sgdd")}, "unknown optimiser 'sgdd'"),
         ({"batch_sizes": (8, 48)}, "--batch-sizes must be powers of two"),
         ({"budgets": (1e4,)}, "too small for a single step"),
+        ({"trials": 1}, "--trials 1: 4 trials of an arm and optimiser, .* are too few to fit a recipe, which takes 8"),
     ],
 )
 def test_a_search_that_cannot_work_is_refused(changes, message):
@@ -259,16 +260,17 @@ def test_of_all_recipes_that_were_checked_the_one_with_the_lowest_losses_is_kept
     assert {key: fit.recipe.rate for key, fit in kept.items()} == {keys[0]: 2e-2, keys[1]: 5e-3}
 
 
-def test_a_check_whose_runs_all_diverged_is_not_within_the_goal():
+def test_a_check_whose_runs_all_failed_or_diverged_is_not_within_the_goal():
     preset = dataclasses.replace(PRESET, check_budgets=(6e9,))
     recipes = {("transformer", "adamw"): get_arm("transformer").recipe_with("adamw")}
     specs = check_specs(preset, recipes, {}, recipes)
     runs = pd.DataFrame(
-        {"arm": s.arm, "budget": s.budget, "N": 1, "batch_size": s.batch_size, "learning_rate": s.learning_rate}
+        {"arm": s.arm, "budget": s.budget, "N": math.nan, "batch_size": s.batch_size, "learning_rate": s.learning_rate}
         for s in specs
     ).assign(loss=math.nan, optimizer="adamw")
     table = check_table(preset, recipes, runs)
     assert list(table["learning_rate"]) == [specs[1].learning_rate]
+    assert list(table["N"]) == [get_arm("transformer").parameters(specs[1].size, get_task("rigid"))]
     assert found_wanting(table) == [("transformer", "adamw")]
 
 

@@ -148,6 +148,36 @@ def test_a_server_that_stays_away_does_not_hold_up_the_end(uri, monkeypatch):
     assert tracker.outages == 1
 
 
+def test_a_server_that_is_slow_but_answers_gets_all_that_is_queued(uri):
+    tracker = Tracker(uri, "slow", TAGS)
+    tracker._queue.put(None)
+    tracker._thread.join()
+
+    class Slow:
+        """A thread that makes one write within the patience."""
+
+        def join(self, seconds):
+            if not tracker._give_up.is_set():
+                tracker._queue.get()
+
+        def is_alive(self):
+            return not tracker._queue.empty()
+
+    tracker._thread = Slow()
+    tracker.sync(make_record(make_spec(seed)) for seed in range(5))
+    tracker.close()
+    assert tracker._queue.empty()
+
+
+def test_what_another_driver_has_taken_over_is_left_as_it_is(uri):
+    tracker = Tracker(uri, "lost", TAGS)
+    tracker._queue.put(None)
+    tracker._thread.join()
+    tracker.close(None)
+    assert tracker._client.get_run(tracker.parent_id).info.status == "RUNNING"
+    assert tracker._queue.qsize() == 1
+
+
 def test_an_experiment_that_was_deleted_is_restored_with_its_runs(uri):
     first = Tracker(uri, "deleted", TAGS)
     first.sync([make_record(make_spec())])
