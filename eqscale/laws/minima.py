@@ -9,7 +9,7 @@ of the runs and what the curves miss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -207,6 +207,16 @@ def compute_multiplier(arm: Minima, base: Minima, cost: float) -> Estimate:
     low, high = arm.loss.draws[:, i], arm.loss.draws[:, i + 1]
     drawn = np.where(high < low, (target_draws - low) / (high - low), np.nan)
     return estimate(float(np.log(cost) - x[i] - share * width), float(half), np.log(cost) - x[i] - drawn * width)
+
+
+def line_to_top(minima: Minima) -> float | None:
+    """log of the lowest loss at the top budget, predicted from those below, over the measured one; None if too few."""
+    below = slice(-1)
+    loss, size = (Optima(o.value[below], o.se[below], o.draws[:, below]) for o in (minima.loss, minima.N))
+    if len(loss.value) < 2:
+        return None
+    seen = replace(minima, cost=minima.cost[below], loss=loss, N=size)
+    return extrapolate(seen, "loss", float(minima.cost[-1])).value - float(minima.loss.value[-1])
 
 
 def extrapolate(minima: Minima, what: str, cost: float) -> Estimate:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from eqscale.laws import disagreement
 from eqscale.laws.axes import AXES
+from eqscale.laws.minima import line_to_top
 from eqscale.report.analysis import Analysis
 from eqscale.report.checks import doubt_about
 from eqscale.report.exhibits import link
@@ -111,6 +113,8 @@ def _law_doubts(analysis: Analysis) -> list[str]:
             f"Laws that miss structure, by seeds or residuals: {_names(bad)}. They have no vote above, and beyond the "
             f"runs they may be further off than their intervals ({coefficients}, {residuals})."
         )
+    lines = {name: line_to_top(m) for name, m in analysis.minima.get("executed", {}).items()}
+    by_line = [f"`{name}` {100 * math.expm1(error):+.1f} %" for name, error in lines.items() if error is not None]
     held = [
         f"`{name}` {100 * found.median_error:.1f} % ({100 * found.covered:.0f} %)"
         for name in laws
@@ -120,6 +124,8 @@ def _law_doubts(analysis: Analysis) -> list[str]:
         notes.append(
             "Median error of the laws when they predict the largest budget from the others (runs within their 95 % "
             f"limits): {', '.join(held)}."
+            + f" Lines through the measured optima below it miss its lowest loss by {', '.join(by_line)}."
+            * bool(by_line)
         )
     if unlike := [name for name in laws if disagreement(analysis.intervals[name])]:
         notes.append(

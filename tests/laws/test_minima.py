@@ -11,6 +11,7 @@ from eqscale.laws.minima import (
     combine,
     compute_multiplier,
     extrapolate,
+    line_to_top,
     loss_ratio,
     measured_minima,
     of_one_run,
@@ -171,3 +172,13 @@ def test_a_power_law_has_no_bend_and_a_floor_has():
     a, b, c, d = curve(np.linspace(low, high, 4))
     assert bend(exact, BUDGETS).value == pytest.approx(np.log((c - d) / (a - b)))
     assert bend(exact, BUDGETS).value < -0.1
+
+
+def test_a_line_from_below_is_held_against_the_top():
+    exact = measured_minima(arm())
+    assert line_to_top(exact) == pytest.approx(0.0, abs=1e-9)
+    value = exact.loss.value.copy()
+    value[-1] += 0.1
+    off = dataclasses.replace(exact, loss=dataclasses.replace(exact.loss, value=value))
+    assert line_to_top(off) == pytest.approx(-0.1, abs=1e-9)
+    assert line_to_top(measured_minima(arm(budgets=BUDGETS[:2]))) is None
