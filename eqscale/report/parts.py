@@ -32,8 +32,6 @@ VARIANT = "variant"
 
 _REQUIRED = ("N", "D", "loss", "arm", "budget", "status", *(axis.column for axis in AXES.values()))
 
-_PREDICTED = {"axis", "compute", "largest_budget_seen", "runs_digest", "arms"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -109,13 +107,39 @@ def read_study(folder: Path) -> Study:
     measured = sorted((folder / "evaluation").glob("*"))
     evaluations = tuple(_read_evaluation(path, wording) for path in measured if path.suffix == ".json")
     animations = tuple(path for path in measured if path.suffix == ".gif")
-    prediction = read_json(folder / "prediction.json")
-    if prediction is not None and not prediction.keys() >= _PREDICTED:
-        raise InputError(f"{folder / 'prediction.json'}: not a prediction: eqscale predict writes it")
+    prediction = read_prediction(folder / "prediction.json")
     curves = _read_curves(folder / "records.jsonl")
     planned = (read_json(folder / "study.json") or {}).get("runs", [])
     to_come = len(set(planned) - set(runs["run_id"]))
     return Study(folder, runs, wording, read_roles(runs), prediction, evaluations, to_come, untimed, animations, curves)
+
+
+def read_prediction(path: Path) -> dict[str, Any] | None:
+    """What ``eqscale predict`` wrote, None if there is no such file.
+
+    Raises:
+        InputError: it is something else, or damaged.
+    """
+    content = read_json(path)
+    if content is None:
+        return None
+    try:
+        records = list(content["arms"].values())
+        numbers = [content[name] for name in ("compute", "largest_budget_seen", "runs_seen")]
+        for found in (*records, *(record["trend"] for record in records if "trend" in record)):
+            numbers += [found["N"], found["loss"]]
+            for low, high in (found[name]["model"] for name in ("N_interval", "mean", "new_run")):
+                numbers += [low, high]
+        for at in (record["at_sizes"] for record in records if "at_sizes" in record):
+            numbers += [value for name in ("N", "loss", "low", "high") for value in at[name]]
+        wrong = [value for value in numbers if value is not None and not isinstance(value, int | float)]
+        wrong += [content["axis"]] * (content["axis"] not in AXES)
+        if wrong or "runs_digest" not in content:
+            raise ValueError(repr(wrong[0]) if wrong else "no runs_digest")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: not a prediction, or damaged ({why}): eqscale predict writes it") from error
+    return content
 
 
 def _read_evaluation(path: Path, wording: Wording) -> dict[str, Any]:

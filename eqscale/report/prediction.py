@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from eqscale.laws.minima import Minima, extrapolate, of_one_run
 from eqscale.laws.render import plain
 from eqscale.laws.validate import predict_new_runs
 from eqscale.report.analysis import find_minima, fit_every_arm, on_axis
-from eqscale.report.parts import Study
+from eqscale.report.parts import Study, read_prediction
 
 _SIZES = np.geomspace(1 / 8, 8, 49)
 
@@ -193,10 +192,11 @@ def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str
         arms: the arms to be run.
 
     Raises:
-        InputError: there is no such file, it is in a git repository and not committed, it is about another cost,
-            or it has no optimum for one of the arms.
+        InputError: there is no such file, it is damaged, it is in a git repository and not committed, it is about
+            another cost, or it has no optimum for one of the arms.
     """
-    if not path.is_file():
+    prediction = read_prediction(path)
+    if prediction is None:
         raise InputError(
             f"there is no prediction {str(path)!r}: write it with eqscale predict {path.parent} --compute "
             f"{budget:g}, and commit it before these runs"
@@ -212,12 +212,8 @@ def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str
                 f"prediction {str(path)!r} is not committed, and git ignores it: git add -f it, and commit it before "
                 "these runs"
             )
-    try:
-        prediction = json.loads(path.read_bytes())
-        axis, compute = prediction["axis"], float(prediction["compute"])
-        found = {name: _between(record) for name, record in prediction["arms"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"prediction {str(path)!r} is damaged ({type(error).__name__}: {error})") from error
+    axis, compute = prediction["axis"], prediction["compute"]
+    found = {name: _between(record) for name, record in prediction["arms"].items()}
     if axis != "executed" or abs(compute / budget - 1) > 1e-9:
         raise InputError(
             f"prediction {str(path)!r} is for {compute:g} {AXES[axis].unit} ({axis}); the runs spend {budget:g} "

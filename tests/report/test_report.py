@@ -199,7 +199,10 @@ def test_validation_sizes_lie_between_both_predictions(like_the_paper, tmp_path)
     ("damage", "budget", "arms", "message"),
     [
         (None, 3e13, ["gatr"], "there is no prediction .*eqscale predict"),
-        (lambda t: t[:100], 3e13, ["gatr"], "is damaged"),
+        (lambda t: t[:100], 3e13, ["gatr"], "not readable as JSON"),
+        (lambda t: t.replace('"at_sizes"', '"at"').replace('"N"', '"M"'), 3e13, ["gatr"], r"damaged \(KeyError: 'N'\)"),
+        (lambda t: t.replace('"executed"', '"hours"'), 3e13, ["gatr"], r"damaged \(ValueError: 'hours'\)"),
+        (lambda t: '{"arms": []}', 3e13, ["gatr"], r"damaged \(AttributeError"),
         (lambda t: t, 1e13, ["gatr"], r"is for 3e\+13 FLOPs \(executed\); the runs spend 1e\+13"),
         (lambda t: t.replace('"executed"', '"seconds"'), 3e13, ["gatr"], r"\(seconds\)"),
         (lambda t: t, 3e13, ["gatr", "gatr_turned"], "no optimum for gatr_turned"),
@@ -362,7 +365,7 @@ def test_runs_need_no_identity_of_this_project(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("prediction.json", "{}", "prediction.json: not a prediction: eqscale predict writes it"),
+        ("prediction.json", "{}", "not a prediction, or damaged (KeyError: 'arms'): eqscale predict writes it"),
         ("optimizers.csv", "", "runs.csv: no such file"),
     ],
 )
