@@ -21,7 +21,7 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
     """Control runs beside the compute grid's at the same budget."""
     controls, grid = study.part("controls"), study.part("compute")
     roles, variant = study.roles, study.wording.variant
-    others = list(dict.fromkeys(filter(None, (*roles.built_in, *roles.control_of.values(), roles.baseline))))
+    bases = [roles.baseline] if roles.baseline else []
     rows = []
     sizes = controls.groupby(_POINT, sort=False, dropna=False)["loss"].mean()
     for point in sizes.groupby(_POINT[:3], sort=False, dropna=False).idxmin():
@@ -33,7 +33,8 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
         cells = [f"{budget:.3g}", f"{N:.0f}", f"{mean:.4f}{seeds}"]
         if variant:
             cells = [str(version), *cells, _compared(runs, _twins(grid, point), noise)]
-        ratios = [f"× {mean / best[other]:.2f}" if other in best else UNSEEN for other in others]
+        others = [roles.control_of.get(arm, arm), *bases]
+        ratios = [f"{mean / best[other]:.2f}" if other in best else UNSEEN for other in others]
         rows.append([f"`{arm}`", *cells, *ratios])
     header = ["budget", "N", "loss"]
     note = "Means over seeds at the best size."
@@ -43,7 +44,7 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
             f" A control of the same arm and size in another {variant.one} is compared with its twin: their ratio with "
             "the 95 % interval that seed noise alone would give it."
         )
-    header = ["arm", *header, *(f"over the best `{other}`" for other in others)]
+    header = ["arm", *header, "over the best of its arm", *(f"over the best `{base}`" for base in bases)]
     return Table("controls", "Controls", header, rows, note)
 
 

@@ -21,25 +21,25 @@ def data_table(grid: DataGrid, roles: Roles) -> Table:
         if base in names and arm in names
     }
     rows = []
+    others = grid.levels.loc[grid.levels["arm"] == base, UNIQUE]
     for units, level in grid.levels.groupby(UNIQUE):
         cells = {
             r.arm: f"{math.exp(r.log_loss):.4f}"
             + (f" ± {math.exp(r.log_loss) * r.sd / math.sqrt(r.n):.4f}" if math.isfinite(r.sd) else "")
             for r in level.itertuples()
         }
-        worth = [_times(found.get(int(units), math.nan)) for found in equivalents.values()]  # type: ignore[call-overload]
+        reach = (float(others.min()) / units, float(others.max()) / units)  # type: ignore[operator]
+        worth = [_times(found[int(units)], *reach) if units in found else UNSEEN for found in equivalents.values()]  # type: ignore[call-overload]
         epochs = f"{level['epochs'].mean():.3g}"
         rows.append([f"{units:g}", epochs, *(cells.get(name, UNSEEN) for name in names), *worth])
     header = [f"unique {grid.units}", "epochs", *(f"`{name}`" for name in names)]
-    header += [f"{grid.units} `{base}` needs for `{arm}`'s loss" for arm in equivalents]
+    header += [f"`{base}` for `{arm}`" for arm in equivalents]
     budgets = ", ".join(f"{b:.3g}" for b in sorted(grid.runs["budget"].unique()))
-    costs = "; ".join(
-        f"`{arm}` {own['flops_nominal'].median():.3g} nominal FLOPs, {own['seconds'].median():.3g} s"
-        for arm, own in grid.runs.groupby("arm", sort=False)
-    )
     sizes = int(grid.runs.groupby(["arm", UNIQUE])["N"].nunique().max())
-    note = f"Mean over seeds ± standard error from seeds, at {budgets} executed FLOPs. Cost of a run: {costs}."
+    note = f"Mean over seeds ± standard error from seeds, at {budgets} executed FLOPs."
     note += f" A loss is the lowest of up to {sizes} sizes." * (sizes > 1)
+    if equivalents:
+        note += f" *`{base}` for …*: how many times as many {grid.units} `{base}` needs for that arm's loss."
     return Table("data", "Loss against unique training data at one budget", header, rows, note)
 
 
@@ -91,12 +91,14 @@ def data_lines(grid: DataGrid, roles: Roles) -> list[str]:
         f"Scarce data, at one budget: with {levels[0]} {grid.units} losses grow over those with fresh data by these "
         f"factors: {said} ({link('repetition')})."
     ]
+    compared = []
     for arm in built_in:
-        plain, left = (grid.excess({name: 1.0, arm: -1.0}, levels) for name in (base, augmented))
-        lines.append(
-            f"Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs `{base}` {_factor(plain)} and "
-            f"`{augmented}` {_factor(left)} times what it costs `{arm}` ({link('data')})."
-        )
+        plain, left = (_factor(grid.excess({name: 1.0, arm: -1.0}, levels)) for name in (base, augmented))
+        compared.append(f"`{arm}` {plain} and {left}")
+    lines.append(
+        f"Averaged over {', '.join(map(str, levels))} {grid.units}, repetition costs `{base}` and `{augmented}` this "
+        f"many times what it costs {'; '.join(compared)} ({link('data')})."
+    )
     return lines
 
 
@@ -107,7 +109,7 @@ def _factor(found: Gap) -> str:
     return with_interval(value, low, high)
 
 
-def _times(value: float) -> str:
+def _times(value: float, least: float, most: float) -> str:
     if math.isnan(value):
-        return "fewer than were run"
-    return "more than were run" if math.isinf(value) else f"{value:.2g} ×"
+        return f"< {least:.2g}"
+    return f"> {most:.2g}" if math.isinf(value) else f"{value:.2g}"

@@ -14,11 +14,10 @@ from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, loss_gap
 from eqscale.laws.minima import compute_multiplier, loss_ratio, lowest_loss
 from eqscale.laws.plan import Advice
-from eqscale.laws.render import factor_text, markdown_table, with_interval
+from eqscale.laws.render import factor_text, markdown_table, number, with_interval
 from eqscale.report.analysis import Analysis
 from eqscale.report.exhibits import UNSEEN, link, ratio_text, wide
 from eqscale.report.leads import best_arms, leads
-from eqscale.report.tables import bound
 
 SURE = 0.975
 """Least probability at which an arm is called ahead."""
@@ -178,5 +177,8 @@ def _compute(analysis: Analysis, axis: str, reference: str, name: str) -> str:
 
 
 def _estimate(e: Estimate) -> str:
-    """A factor with the wider of its intervals, or its bound."""
-    return "unknown" if math.isnan(e.value) else bound(e) or wide(e)
+    """A factor with the wider of its intervals, or as a bound if they are one-sided."""
+    if math.isnan(e.value):
+        return "unknown"
+    sign = ">" if math.isinf(e.model[1]) else "<" if e.model[0] == 0 else ""
+    return f"{sign} {number(e.value, 3)}" if sign else wide(e)

@@ -58,7 +58,7 @@ def render(content: Content) -> str:
             control_table(content.study, content.analysis.noise),
             split_table(content.split),
             tables.lead_table(content.analysis, content.study.roles),
-            tables.minima_table(content.analysis, content.study.roles.built_in),
+            tables.minima_table(content.analysis),
             tables.allocation_table(content.analysis),
         )
         if table

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -100,7 +101,7 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[tuple[str, s
                 if arm == arms[-1]:
                     panel.set_xlabel("learning rate")
             row[0].set_ylabel(f"{' '.join(arm)}\ntest NMSE")
-        figure.colorbar(panel.collections[0], ax=axes, label="batch size", fraction=0.02, format="%d")
+        figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label="batch size", fraction=0.02, format="%d")
     return figure
 
 

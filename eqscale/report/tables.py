@@ -24,12 +24,6 @@ COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 _ESTIMATE = ("estimate", "model_low", "model_high", "robust_low", "robust_high")
 
 
-def bound(e: Estimate) -> str:
-    """A factor with a one-sided interval as a bound; empty for any other."""
-    sign = ">" if math.isinf(e.model[1]) else "<" if e.model[0] == 0 else ""
-    return f"{sign} {number(e.value, 3)}" if sign and not math.isnan(e.value) else ""
-
-
 def coefficient_table(analysis: Analysis) -> Table:
     """Coefficients with the interval to quote, and whether the form fits."""
     rows = []
@@ -159,28 +153,21 @@ def _optima(analysis: Analysis, axis: str, references: Sequence[str]) -> Iterato
             yield cost, name, found
 
 
-def minima_table(analysis: Analysis, built_in: Sequence[str]) -> Table:
-    """Optima of the budgets' runs, without a law, and relative to those of the best built-in arm."""
-    header = {"loss": "lowest loss", "N": "N_opt"}
-    for name in built_in[:1]:
-        header[f"cost over {name}"] = f"this cost over what `{name}` needs for this loss"
-    rows = []
-    for cost, name, found in _optima(analysis, "executed", built_in[:1]):
-        shown = {what: wide(e) for what, e in found.items()}
-        shown |= {what: said for what, e in found.items() if what.startswith("cost") and (said := bound(e))}
-        cells = [shown.get(what, "at an edge" if what == "N" else UNSEEN) for what in header]
-        rows.append([f"{cost:.3g} {AXES['executed'].unit}", f"`{name}`", *cells])
-    joined = (
-        " The last column joins an arm's losses by power laws from one cost to the next; > and < are bounds, where "
-        "they don't reach that far."
-    )
+def minima_table(analysis: Analysis) -> Table:
+    """Optima of the budgets' runs, without a law."""
+    cells: dict[float, dict[str, str]] = {}
+    for cost, name, found in _optima(analysis, "executed", []):
+        size = wide(found["N"]) if "N" in found else "at an edge"
+        cells.setdefault(cost, {})[name] = f"{wide(found['loss'])}<br>{size}"
+    arms = dict.fromkeys(name for row in cells.values() for name in row)
     return Table(
         "minima", "Measured optima at equal cost, without a law",
-        [AXES["executed"].label, "arm", *header.values()], rows,
-        "Minimum of a cubic in log N through the log losses of the runs at one cost (after approach 2 of Hoffmann et "
-        "al. 2022), of sizes up to 20 % above the best or the best five. `minima.csv` has both intervals, ratios to "
-        "every arm, and the other axes, to which runs are moved along their laws."
-        + (joined if built_in else ""),
+        [AXES["executed"].label, *(f"`{name}`" for name in arms)],
+        [[f"{cost:.3g}", *(row.get(name, UNSEEN) for name in arms)] for cost, row in cells.items()],
+        "Lowest loss, and below it N_opt: minimum of a cubic in log N through the log losses of the runs at one cost "
+        "(after approach 2 of Hoffmann et al. 2022), of sizes up to 20 % above the best or the best five. "
+        "`minima.csv` has both intervals, ratios of losses and of compute, and the other axes, to which runs are moved "
+        "along their laws.",
     )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def test_every_figure_and_reference_is_there(like_the_paper):
     assert "no table" not in text
     assert "no figure" not in text
     assert "equal within noise" in text
-    assert "0.04 at 0.3 s" in text
+    assert "| 0.3 | 0.04 |" in text
 
 
 def test_exhibits_are_numbered_as_they_appear(like_the_paper):

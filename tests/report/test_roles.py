@@ -42,13 +42,9 @@ def two_built_in(tmp_path_factory):
 def test_a_second_built_in_arm_is_in_every_table(two_built_in):
     found = tables((two_built_in / "report.md").read_text())
     assert len(found) >= 8
-    without = [title for title, rows in found.items() if "egnn" not in rows]
-    assert without == ["Law of repeated data"] or not without
-    header = found["Measured optima at equal cost, without a law"].splitlines()[0]
-    assert "over what `gatr` needs" in header  # the better one; minima.csv has both
-    assert "egnn" not in header
+    without = {title for title, rows in found.items() if "egnn" not in rows}
+    assert without <= {"Law of repeated data", "Controls"}  # which are those of gatr
     assert "loss over egnn" in (two_built_in / "minima.csv").read_text()
-    assert "over the best `egnn`" in found["Controls"].splitlines()[0]
 
 
 def test_a_second_built_in_arm_has_conclusions_of_its_own(two_built_in):
@@ -60,7 +56,7 @@ def test_a_second_built_in_arm_has_conclusions_of_its_own(two_built_in):
     verdicts = re.findall(r"^`gatr`(?:: \*\*\w+.*;|,) `egnn`: \*\*\w+.*\. Shown by", text, re.MULTILINE)
     assert len(verdicts) == 3
     assert text.count("Scarce data, at one budget") == 1
-    assert text.count(", repetition costs `transformer`") == 2
+    assert re.search(r", repetition costs `transformer` and .* it costs `gatr` .*; `egnn` ", text)
     assert "Loss relative to that of gatr\n" in text  # the better of the two
     assert "(loss_ratio.png)" in text
 
@@ -82,9 +78,7 @@ def test_names_mean_nothing(tmp_path, like_the_paper, copy_inputs):
     planted.write_text(tmp_path)
     verdicts = {c["verdict"] for c in json.loads((tmp_path / "conclusions.json").read_text())}
     assert verdicts == {"reproduced"}
-    assert (
-        "| `inexact` | random | 1e+11 | 5000 | 0.2886 (2 seeds) | – | × 1.30 |" in (tmp_path / "report.md").read_text()
-    )
+    assert "| `inexact` | random | 1e+11 | 5000 | 0.2886 (2 seeds) | – | 1.30 |" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
