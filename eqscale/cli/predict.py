@@ -26,11 +26,11 @@ examples:
   eqscale predict runs.csv --compute 1e22 --tokens-per-parameter 200
 
 Of a study's results folder: predict the loss and the optimal size of every arm at a compute above the study's compute
-grid, and write it to DIR/prediction.json before those runs are made. eqscale report then shows prediction and outcome
-side by side.
+grid, and write it to DIR/prediction_COMPUTE.json before those runs are made. eqscale run validate then trains them, and
+eqscale report shows prediction and outcome side by side.
 
   eqscale predict results/cpu --compute 3e13
-  eqscale predict results/cpu --compute 3e13 --up-to 1e13
+  eqscale predict results/cpu --compute 1e14 --arms transformer gatr
 """
 
 
@@ -48,6 +48,7 @@ def register(subparsers: Any) -> None:
     add("--tokens-per-parameter", metavar="K", help="train at D = K N instead of the best split")
     add("--up-to", metavar="C", help="of a study: largest budget, in executed FLOPs, that the laws may see (default: "
         "the largest whose runs all cost less than --compute)")  # fmt: skip
+    add("--arms", nargs="+", metavar="ARM", default=[], help="of a study: arms to predict (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers as JSON")
     parser.set_defaults(run=lambda args: _run_predict(args, parser))
 
@@ -58,14 +59,14 @@ def _run_predict(args: argparse.Namespace, parser: argparse.ArgumentParser) -> i
     ignored = {
         action.option_strings[0]
         for action in parser._actions
-        if action.option_strings and action.dest not in ("help", "compute", "axis", "up_to")
+        if action.option_strings and action.dest not in ("help", "compute", "axis", "up_to", "arms")
         and getattr(args, action.dest) != action.default
     }  # fmt: skip
     if ignored or not args.compute:
         what = f"not {', '.join(sorted(ignored))}" if ignored else "it needs --compute"
         raise InputError(
-            f"{args.runs}: the prediction of a study takes --compute, --axis and --up-to, {what}; other questions go "
-            "to a run table"
+            f"{args.runs}: the prediction of a study takes --compute, --axis, --up-to and --arms, {what}; other "
+            "questions go to a run table"
         )
     return _predict_study(args)
 
@@ -75,8 +76,10 @@ def _predict_table(args: argparse.Namespace) -> int:
     from eqscale.laws.quantities import parse_quantity
     from eqscale.storage import check_outputs
 
-    if args.up_to:
-        raise InputError(f"{args.runs}: --up-to is for a study's results folder; choose runs with --where 'C<=…'")
+    if args.up_to or args.arms:
+        raise InputError(
+            f"{args.runs}: --up-to and --arms are for a study's results folder; choose runs with --where 'C<=…'"
+        )
     if not (args.at or args.target_loss or args.compute):
         raise InputError("predict: ask with --at N=…,D=…, --target-loss or --compute")
     check_outputs(args.json)
@@ -214,7 +217,7 @@ def _predict_study(args: argparse.Namespace) -> int:
     from eqscale.laws.axes import AXES
     from eqscale.laws.quantities import parse_quantity, quantity
     from eqscale.laws.render import write_json
-    from eqscale.report.parts import read_study
+    from eqscale.report.parts import prediction_path, read_study
     from eqscale.report.prediction import predict
     from eqscale.storage import check_outputs
 
@@ -223,12 +226,12 @@ def _predict_study(args: argparse.Namespace) -> int:
     compute = parse_quantity(args.compute, unit, "--compute")
     up_to = parse_quantity(args.up_to, "FLOPs", "--up-to") if args.up_to else None
     folder = Path(args.runs)
-    path = folder / "prediction.json"
+    path = prediction_path(folder, compute, axis)
     study = read_study(folder)
     check_outputs(path)
     if path.exists():
         raise InputError(f"{path} exists already: a prediction is made once; remove it to start over")
-    record = predict(study, compute, axis, up_to)
+    record = predict(study, compute, axis, up_to, args.arms)
     write_json(path, record)
     arms = record["arms"]
     rows = [

@@ -16,9 +16,9 @@ report.html. The folder may hold
   runs.csv              the compute grid: budgets x arms x sizes x seeds
   data_grid/runs.csv    fewer and fewer unique units of data
   controls/runs.csv     arms whose symmetry is broken, other variants of the data
-  validation/runs.csv   runs above the compute grid's budgets, made after prediction.json
+  validation/runs.csv   runs above the compute grid's budgets, made after their prediction
   step_times.csv        time of a training step of every shape, from eqscale time
-  prediction.json       from eqscale predict
+  prediction_*.json     from eqscale predict
   evaluation/*.json     measurements of trained models, from eqscale measure or eqscale evaluate --json
   evaluation/*.gif      a prediction beside the truth, from eqscale measure
 

@@ -1,10 +1,11 @@
 """Validation: does a prediction hold above the budgets that the laws were fitted to?
 
-Reads the prediction that `eqscale predict` wrote for the budget (it must be committed) and trains each arm at sizes
-around its predicted optimum with Ray Tune. Logs every run to MLflow, and writes the run table and the report of the
-study, which shows prediction and outcome side by side.
+Reads the predictions that `eqscale predict` wrote (they must be committed) and trains each arm at their budgets, at
+sizes around its predicted optimum, with Ray Tune. Logs every run to MLflow, and writes the run table and the report of
+the study, which shows predictions and outcomes side by side.
 
-    eqscale predict results/cpu --compute 3e13 && git commit -m "A prediction" results/cpu/prediction.json
+    eqscale predict results/cpu --compute 3e13
+    git add results/cpu/prediction_3e13.json && git commit -m "A prediction"
     eqscale run validate --preset cpu --dry-run    # print the plan only
     eqscale run validate --preset cpu              # two hours; stop with Ctrl-C, the same command continues
 
@@ -24,5 +25,5 @@ from eqscale.study.presets import Validation
 def main(options: JobOptions[Validation]) -> int:
     """Plan, train what is missing, report."""
     preset = options.preset
-    optima = predicted_optima(options.results.parent / "prediction.json", preset.budget, preset.arms)
+    optima = predicted_optima(options.results.parent, preset.arms)
     return run_study(validation_grid(preset, optima), options, publish=lambda _: write_report(options.results))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def symmetry(study: Study, split: pd.DataFrame, noise: pd.DataFrame) -> str:
 
 def validation(study: Study) -> str:
     """Whether the answer held above the budgets that it was taken from."""
-    return _prediction_line(study) if study.prediction is not None else ""
+    return paragraphs(_prediction_line(study, prediction) for prediction in study.predictions)
 
 
 def what_to_train(analysis: Analysis) -> str:
@@ -124,8 +125,7 @@ def _crossings(analysis: Analysis) -> list[str]:
     return [f"{where}{unsaid * bool(mute)}".strip()] if len(laws) > 1 else []
 
 
-def _prediction_line(study: Study) -> str:
-    prediction = study.prediction or {}
+def _prediction_line(study: Study, prediction: Mapping[str, Any]) -> str:
     found = outcomes(prediction, study.part("validation"))
     unit = AXES[prediction["axis"]].unit
     seen = f"predicted from budgets up to {prediction['largest_budget_seen']:.3g}"

@@ -67,11 +67,12 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
             f"`step_times.csv` doesn't cover {study.untimed} of the runs, so seconds are those that each run recorded; "
             "`eqscale time` times the shapes of all runs."
         )
-    if study.prediction is not None:
-        notes += _validation_edges(outcomes(study.prediction, study.part("validation")))
-        if not seen_the_same_runs(study.prediction, study):
+    for prediction in study.predictions:
+        what = f"{prediction['compute']:.3g} {AXES[prediction['axis']].unit}"
+        notes += _validation_edges(outcomes(prediction, study.part("validation")), what)
+        if not seen_the_same_runs(prediction, study):
             note(
-                "The compute grid has changed since the prediction was made: it and the laws here differ "
+                f"The compute grid has changed since the prediction for {what} was made: it and the laws here differ "
                 f"({link('validation')})."
             )
     note(
@@ -90,7 +91,7 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
     return notes
 
 
-def _validation_edges(found: Sequence[Outcome]) -> list[str]:
+def _validation_edges(found: Sequence[Outcome], what: str) -> list[str]:
     """Arms whose best size above the laws' budgets is not bracketed by the sizes that were run."""
     edges = []
     for name in dict.fromkeys(o.arm for o in found):
@@ -98,7 +99,7 @@ def _validation_edges(found: Sequence[Outcome]) -> list[str]:
         sizes, best = sorted({o.N for o in own}), min(own, key=lambda o: o.observed).N
         if len(sizes) > 1 and best in (sizes[0], sizes[-1]):
             edges.append(f"the {'smallest' if best == sizes[0] else 'largest'} of `{name}`")
-    said = f"Of the validation's sizes the best is {', '.join(edges)}"
+    said = f"Of the validation's sizes at {what} the best is {', '.join(edges)}"
     return [f"{said}: another could be better still ({link('validation')})."] if edges else []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from eqscale.laws.render import with_interval
+from eqscale.laws.render import number, with_interval
 from eqscale.report.data_grid import REPEATED, DataGrid, Gap
 from eqscale.report.exhibits import UNSEEN, Table, link, numbered
 from eqscale.report.parts import UNIQUE
@@ -111,5 +111,5 @@ def _factor(found: Gap) -> str:
 
 def _times(value: float, least: float, most: float) -> str:
     if math.isnan(value):
-        return f"< {least:.2g}"
-    return f"> {most:.2g}" if math.isinf(value) else f"{value:.2g}"
+        return f"< {number(least, 3)}"
+    return f"> {number(most, 3)}" if math.isinf(value) else number(value, 2)

@@ -130,12 +130,15 @@ def draw_figures(
             "epochs of the same data.",
             {("loss_vs_epochs", ""): epochs_figure(grid, colours)},
         )  # fmt: skip
-    if study.prediction is not None and laws:
+    if study.predictions and laws:
         add(
             "validation", "Prediction and outcome",
             "Bands are 95 % limits: of a new run about lines and crosses, of the predicted optimal size about the "
             "vertical line. Without a law the optimum is predicted by straight lines through the measured optima.",
-            {("validation", study.prediction["axis"]): validation_figure(study, colours)},
+            {
+                (f"validation{AXES[axis].suffix}", axis): validation_figure(study, axis, colours)
+                for axis in dict.fromkeys(prediction["axis"] for prediction in study.predictions)
+            },
         )  # fmt: skip
     return out
 
@@ -216,14 +219,13 @@ def epochs_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
         return plots.finish(figure)
 
 
-def validation_figure(study: Study, palette: Mapping[str, str]) -> Figure:
-    """The predicted isoFLOP curve of each arm and the runs that came after."""
-    prediction = study.prediction or {}
-    found = outcomes(prediction, study.part("validation"))
-    arms = [name for name, record in prediction["arms"].items() if "at_sizes" in record]
+def validation_figure(study: Study, axis: str, palette: Mapping[str, str]) -> Figure:
+    """The predicted isoFLOP curve of each arm at each predicted cost of an axis, and the runs that came after."""
+    predictions = [prediction for prediction in study.predictions if prediction["axis"] == axis]
+    shown = [(p, name) for p in predictions for name, record in p["arms"].items() if "at_sizes" in record]
     with plots.style():
-        figure, panels = plots.panel_grid(max(len(arms), 1), height=2.6, sharey=True)
-        for name, panel in zip(arms, panels, strict=False):
+        figure, panels = plots.panel_grid(max(len(shown), 1), height=2.6, sharey=True)
+        for (prediction, name), panel in zip(shown, panels, strict=False):
             record, colour = prediction["arms"][name], palette.get(name, "0.3")
             at = record["at_sizes"]
             panel.fill_between(at["N"], at["low"], at["high"], color=colour, alpha=0.18, linewidth=0)
@@ -238,12 +240,13 @@ def validation_figure(study: Study, palette: Mapping[str, str]) -> Figure:
                     trend["N"], trend["loss"], [[trend["loss"] - low], [high - trend["loss"]]], color="0.2",
                     marker="x", markersize=5, capsize=2, linewidth=1.0,
                 )  # fmt: skip
-            own = [o for o in found if o.arm == name]
+            own = [o for o in outcomes(prediction, study.part("validation")) if o.arm == name]
             panel.scatter(
                 [o.N for o in own], [o.observed for o in own], s=26, facecolors="none", edgecolors=colour,
                 linewidths=1.3, gid="runs:" + ",".join(str(o.row) for o in own),
             )  # fmt: skip
-            panel.set(xscale="log", yscale="log", title=name, xlabel="parameters N")
+            title = f"{name}, {prediction['compute']:.3g} {AXES[axis].unit}" if len(predictions) > 1 else name
+            panel.set(xscale="log", yscale="log", title=title, xlabel="parameters N")
         panels[0].set_ylabel(LOSS)
         handles = [
             Line2D([], [], color="0.3", label="loss predicted by the law"),

@@ -16,14 +16,28 @@ from eqscale.report.prediction import outcomes
 from eqscale.wording import Noun
 
 
-def validation_table(study: Study) -> Table | None:
-    """Predictions and outcomes, one row an arm."""
-    prediction = study.prediction
-    if prediction is None:
-        return None
-    unit = AXES[prediction["axis"]].unit
-    found = outcomes(prediction, study.part("validation"))
-    rows = []
+def validation_table(study: Study) -> Table:
+    """Predictions and outcomes, one row an arm and cost."""
+    rows, seen = [], []
+    for prediction in study.predictions:
+        cost = f"{prediction['compute']:.3g} {AXES[prediction['axis']].unit}"
+        seen.append(
+            f"for {cost} ({prediction['axis']}) from {prediction['runs_seen']} runs at budgets up to "
+            f"{prediction['largest_budget_seen']:.3g}"
+        )
+        rows += [[cost, *row] for row in _predicted_arms(prediction, study.part("validation"))]
+    header = ["at", "arm", "loss by its law", "loss without a law", "best run", "N_opt by its law"]
+    return Table(
+        "validation", "Predictions and outcomes",
+        [*header, "N_opt without a law", "N of best run", "runs inside"], rows,
+        f"Predicted {', '.join(seen)}, with 95 % limits of one run at the optimum. *Without a law*: straight lines in "
+        "log C through the measured optima of the last three budgets. *Runs inside*: runs within the law's limits at "
+        "their size. `prediction_….json` has all intervals, `validation.csv` every run beside its prediction.",
+    )  # fmt: skip
+
+
+def _predicted_arms(prediction: Mapping[str, Any], validation: pd.DataFrame) -> list[list[str]]:
+    found, rows = outcomes(prediction, validation), []
     for name, p in prediction["arms"].items():
         own = sorted((o for o in found if o.arm == name), key=lambda o: o.observed)
         best = [number(own[0].observed), number(own[0].N, 3)] if own else ["not run yet"] * 2
@@ -31,15 +45,7 @@ def validation_table(study: Study) -> Table | None:
         losses = [UNSEEN if r is None or r["loss"] is None else _predicted(r, "loss") for r in (p, p.get("trend"))]
         sizes = [UNSEEN if r is None or r["N"] is None else number(r["N"], 3) for r in (p, p.get("trend"))]
         rows.append([f"`{name}`", *losses, best[0], *sizes, best[1], inside])
-    seen = f"{prediction['runs_seen']} runs at budgets up to {prediction['largest_budget_seen']:.3g}"
-    header = ["arm", "loss by its law", "loss without a law", "best run", "N_opt by its law", "N_opt without a law"]
-    return Table(
-        "validation", f"Prediction for {prediction['compute']:.3g} {unit} ({prediction['axis']}) and outcome",
-        [*header, "N of best run", "runs inside"], rows,
-        f"Predicted from {seen}, with 95 % limits of one run at the optimum. *Without a law*: straight lines in log C "
-        "through the measured optima of the last three budgets. *Runs inside*: runs within the law's limits at their "
-        "size. `prediction.json` has all intervals, `validation.csv` every run beside its prediction.",
-    )  # fmt: skip
+    return rows
 
 
 def _predicted(record: Mapping[str, Any], what: str) -> str:

@@ -43,8 +43,8 @@ class Study:
     """Every run of every part, in the column ``part``; the index names the run in figures."""
     wording: Wording
     roles: Roles
-    prediction: dict[str, Any] | None
-    """What ``eqscale predict`` wrote before the validation runs."""
+    predictions: tuple[dict[str, Any], ...]
+    """What ``eqscale predict`` wrote before the validation runs, by axis and compute."""
     evaluations: tuple[dict[str, Any], ...]
     """Of one trained model each, by ``eqscale measure`` or ``eqscale evaluate --json``."""
     to_come: int
@@ -107,22 +107,36 @@ def read_study(folder: Path) -> Study:
     measured = sorted((folder / "evaluation").glob("*"))
     evaluations = tuple(_read_evaluation(path, wording) for path in measured if path.suffix == ".json")
     animations = tuple(path for path in measured if path.suffix == ".gif")
-    prediction = read_prediction(folder / "prediction.json")
     curves = _read_curves(folder / "records.jsonl")
     planned = (read_json(folder / "study.json") or {}).get("runs", [])
     to_come = len(set(planned) - set(runs["run_id"]))
-    return Study(folder, runs, wording, read_roles(runs), prediction, evaluations, to_come, untimed, animations, curves)
+    roles, predictions = read_roles(runs), read_predictions(folder)
+    return Study(folder, runs, wording, roles, predictions, evaluations, to_come, untimed, animations, curves)
 
 
-def read_prediction(path: Path) -> dict[str, Any] | None:
-    """What ``eqscale predict`` wrote, None if there is no such file.
+def prediction_path(folder: Path, compute: float, axis: str) -> Path:
+    """Where ``eqscale predict`` writes what it predicts for a cost: ``prediction_3e13.json``."""
+    amount = f"{compute:g}".replace("e+", "e")
+    return folder / f"prediction{AXES[axis].suffix}_{amount}.json"
+
+
+def read_predictions(folder: Path) -> tuple[dict[str, Any], ...]:
+    """All that ``eqscale predict`` wrote to a results folder, by axis and compute.
+
+    Raises:
+        InputError: a file is something else, or damaged.
+    """
+    found = [read_prediction(path) for path in folder.glob("prediction*.json")]
+    return tuple(sorted(found, key=lambda prediction: (list(AXES).index(prediction["axis"]), prediction["compute"])))
+
+
+def read_prediction(path: Path) -> dict[str, Any]:
+    """What ``eqscale predict`` wrote.
 
     Raises:
         InputError: it is something else, or damaged.
     """
-    content = read_json(path)
-    if content is None:
-        return None
+    content = read_json(path) or {}
     try:
         records = list(content["arms"].values())
         numbers = [content[name] for name in ("compute", "largest_budget_seen", "runs_seen")]

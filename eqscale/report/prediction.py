@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from eqscale.report.parts import Study, read_prediction
 _SIZES = np.geomspace(1 / 8, 8, 49)
 
 
-def predict(study: Study, compute: float, axis: str = "executed", up_to: float | None = None) -> dict[str, Any]:
+def predict(
+    study: Study, compute: float, axis: str = "executed", up_to: float | None = None, names: Collection[str] = ()
+) -> dict[str, Any]:
     """Predict each arm's loss and optimal size at a cost, from the compute grid's budgets below it.
 
     Args:
@@ -35,6 +37,7 @@ def predict(study: Study, compute: float, axis: str = "executed", up_to: float |
         axis: one of ``AXES``.
         up_to: largest budget (executed FLOPs) that the laws may see; by default the largest whose runs all
             cost less than ``compute`` on the axis.
+        names: the arms to predict; by default all.
 
     Returns:
         A JSON-ready mapping: what was seen, and for each arm the law, the optimal size and tokens and the loss
@@ -43,13 +46,19 @@ def predict(study: Study, compute: float, axis: str = "executed", up_to: float |
         (``trend``), size and loss by straight lines through the measured optima of the last three budgets.
 
     Raises:
-        InputError: a cost that isn't above the runs that are seen, no compute grid, or too few runs.
+        InputError: a cost that isn't above the runs that are seen, no compute grid, an arm that isn't in it, or too
+            few runs.
     """
     if axis not in AXES:
         raise InputError(f"unknown axis {axis!r}; choose one of {', '.join(AXES)}")
     if not 0 < compute < np.inf:
         raise InputError(f"compute {compute:g} is not positive and finite")
     runs = study.part("compute")
+    for name in names:
+        if name not in set(runs["arm"]):
+            raise InputError(f"no arm {name!r} in the compute grid, which has {', '.join(runs['arm'].unique())}")
+    if names:
+        runs = runs[runs["arm"].isin(names)]
     highest = runs.groupby("budget")[AXES[axis].column].max()
     if up_to is None:
         up_to = highest.index[highest < compute].max()
@@ -163,16 +172,21 @@ def outcomes(prediction: Mapping[str, Any], validation: pd.DataFrame) -> list[Ou
     return found
 
 
-def outcome_frame(found: Sequence[Outcome]) -> pd.DataFrame:
+def outcome_frame(study: Study) -> pd.DataFrame:
     """Validation runs beside their predictions, one row each."""
-    columns = ["arm", "N", "observed", "predicted", "low", "high"]
-    rows = [(*(getattr(o, name) for name in columns), o.inside) for o in found]
-    return pd.DataFrame(rows, columns=[*columns, "inside"])
+    columns = ["arm", "N", "observed", "predicted", "low", "high", "inside"]
+    rows = [
+        (prediction["axis"], prediction["compute"], *(getattr(o, name) for name in columns))
+        for prediction in study.predictions
+        for o in outcomes(prediction, study.part("validation"))
+    ]
+    return pd.DataFrame(rows, columns=["axis", "compute", *columns])
 
 
 def seen_the_same_runs(prediction: Mapping[str, Any], study: Study) -> bool:
     """Whether the runs that the prediction was made from are in the study unchanged."""
     seen = _up_to(study.part("compute"), prediction["largest_budget_seen"])
+    seen = seen[seen["arm"].isin({*prediction["arms"], *prediction.get("not_predicted", {})})]
     return _digest(seen) == prediction["runs_digest"]
 
 
@@ -181,26 +195,44 @@ def _between(record: Mapping[str, Any]) -> float | None:
     return record["N"] if record["N"] is None or trend is None else math.sqrt(record["N"] * trend)
 
 
-def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str, float]:
-    """Predicted optimal parameters of arms at a budget, from a prediction that was made before its runs.
+def predicted_optima(folder: Path, arms: Sequence[str]) -> dict[float, dict[str, float]]:
+    """Predicted optimal parameters of arms by budget, from all predictions for executed FLOPs in a results folder.
 
     Where there is an optimum without a law too, it is the geometric mean of both: runs around it test either.
 
     Args:
-        path: what ``eqscale predict`` wrote.
-        budget: executed FLOPs.
-        arms: the arms to be run.
+        folder: where ``eqscale predict`` wrote them.
+        arms: the arms to be run, each at the budgets that it is predicted for.
 
     Raises:
-        InputError: there is no such file, it is damaged, it is in a git repository and not committed, it is about
-            another cost, or it has no optimum for one of the arms.
+        InputError: there is no such file, one is damaged, it is in a git repository and not committed, or none has an
+            optimum for one of the arms.
     """
-    prediction = read_prediction(path)
-    if prediction is None:
+    found: dict[float, dict[str, float]] = {}
+    why: dict[str, str] = {}
+    for path in sorted(folder.glob("prediction*.json")):
+        _require_committed(path)
+        prediction = read_prediction(path)
+        if prediction["axis"] == "executed":
+            sizes = {name: _between(record) for name, record in prediction["arms"].items() if name in arms}
+            found[prediction["compute"]] = {name: size for name, size in sizes.items() if size is not None}
+            why |= prediction.get("not_predicted", {})
+    if not found:
         raise InputError(
-            f"there is no prediction {str(path)!r}: write it with eqscale predict {path.parent} --compute "
-            f"{budget:g}, and commit it before these runs"
+            f"there is no prediction for executed FLOPs in {str(folder)!r}: write one with eqscale predict {folder} "
+            "--compute FLOPS, and commit it before these runs"
         )
+    for name in arms:
+        if not any(name in sizes for sizes in found.values()):
+            said = why.get(name, "no optimum, or not in the compute grid")
+            raise InputError(
+                f"no prediction in {str(folder)!r} has an optimum for {name} ({said}): leave it out of --arms"
+            )
+    return dict(sorted(found.items()))
+
+
+def _require_committed(path: Path) -> None:
+    """Refuse a prediction in a git repository that isn't committed as it is."""
     git = ["git", "-C", str(path.absolute().parent)]
     if subprocess.run([*git, "rev-parse", "--is-inside-work-tree"], capture_output=True).returncode == 0:
         status = subprocess.run([*git, "status", "--porcelain", "--", path.name], capture_output=True)
@@ -212,16 +244,3 @@ def predicted_optima(path: Path, budget: float, arms: Sequence[str]) -> dict[str
                 f"prediction {str(path)!r} is not committed, and git ignores it: git add -f it, and commit it before "
                 "these runs"
             )
-    axis, compute = prediction["axis"], prediction["compute"]
-    found = {name: _between(record) for name, record in prediction["arms"].items()}
-    if axis != "executed" or abs(compute / budget - 1) > 1e-9:
-        raise InputError(
-            f"prediction {str(path)!r} is for {compute:g} {AXES[axis].unit} ({axis}); the runs spend {budget:g} "
-            "FLOPs (executed): name that cost with --budget, or predict for it"
-        )
-    optima = {name: size for name in arms if (size := found.get(name)) is not None}
-    for name in arms:
-        if name not in optima:
-            why = prediction.get("not_predicted", {}).get(name, "no optimum, or not in the compute grid")
-            raise InputError(f"prediction {str(path)!r} has no optimum for {name} ({why}): leave it out of --arms")
-    return optima

@@ -15,7 +15,7 @@ from eqscale.report.figures import draw_figures
 from eqscale.report.optimizers import write_optimizers
 from eqscale.report.page import write_page
 from eqscale.report.parts import UNIQUE, read_study, study_folder
-from eqscale.report.prediction import outcome_frame, outcomes
+from eqscale.report.prediction import outcome_frame
 from eqscale.report.render import Content, render
 from eqscale.report.split import split_lead
 from eqscale.report.tables import (
@@ -85,9 +85,8 @@ def write_study_report(folder: Path) -> Content:
         write_text(folder / "split.csv", split.to_csv(index=False))
     else:  # an earlier one isn't this report's
         (folder / "split.csv").unlink(missing_ok=True)
-    if study.prediction is not None:
-        found = outcomes(study.prediction, study.part("validation"))
-        write_text(folder / "validation.csv", outcome_frame(found).to_csv(index=False))
+    if study.predictions:
+        write_text(folder / "validation.csv", outcome_frame(study).to_csv(index=False))
     record = [
         {"conclusion": c.number, "arm": c.arm, "baseline": study.roles.baseline, "axis": c.axis,
          "verdict": c.verdict, "checks": c.checks}

@@ -325,27 +325,29 @@ def optimizer_grid(preset: OptimizerControl) -> list[RunSpec]:
     return specs
 
 
-def validation_grid(preset: Validation, optima: Mapping[str, float]) -> list[RunSpec]:
-    """Runs of each arm at rungs of its ladder around its predicted optimum.
+def validation_grid(preset: Validation, optima: Mapping[float, Mapping[str, float]]) -> list[RunSpec]:
+    """Runs of each arm at rungs of its ladder around its predicted optima.
 
     Args:
         preset: what to train.
-        optima: predicted optimal parameters of every arm of the preset.
+        optima: by budget in executed FLOPs, the predicted optimal parameters of arms.
 
     Raises:
         InputError: for an unknown arm, or a budget that trains too few sizes for ``min_steps`` steps.
     """
     specs, task = [], get_task(preset.task)
-    for name in preset.arms:
+    for budget, name in itertools.product(optima, preset.arms):
+        if name not in optima[budget]:
+            continue
         arm = get_arm(name)
-        sizes = {size: arm.parameters(size, task) for size in _affordable(arm, preset.budget, preset)}
+        sizes = {size: arm.parameters(size, task) for size in _affordable(arm, budget, preset)}
         advice = "lower --sizes-per-arm or --min-steps"
-        _require_sizes(sizes, preset.sizes_per_arm, arm, preset.budget, preset, advice)
+        _require_sizes(sizes, preset.sizes_per_arm, arm, budget, preset, advice)
         for k in range(preset.sizes_per_arm):
-            goal = optima[name] * preset.size_step ** (k - (preset.sizes_per_arm - 1) / 2)
+            goal = optima[budget][name] * preset.size_step ** (k - (preset.sizes_per_arm - 1) / 2)
             size = min(sizes, key=lambda size: abs(math.log(sizes[size] / goal)))
             del sizes[size]
-            specs += [design_run(arm, size, preset.budget, preset, seed) for seed in preset.seeds]
+            specs += [design_run(arm, size, budget, preset, seed) for seed in preset.seeds]
     return specs
 
 

@@ -44,7 +44,7 @@ def copy_inputs():
 
     def copy(source, target):
         for path in source.rglob("*"):
-            if path.name in ("runs.csv", "task.json", "prediction.json", "gatr.json", "gatr.gif"):
+            if path.name in ("runs.csv", "task.json", "prediction_3e13.json", "gatr.json", "gatr.gif"):
                 (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target / path.relative_to(source))
 

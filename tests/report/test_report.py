@@ -18,7 +18,7 @@ from eqscale.report.caveats import caveats
 from eqscale.report.exhibits import only_own_tags
 from eqscale.report.figures import best_curves
 from eqscale.report.parts import read_study
-from eqscale.report.prediction import predicted_optima
+from eqscale.report.prediction import predict, predicted_optima
 from eqscale.report.study import write_report
 from tests.report import planted
 
@@ -35,6 +35,7 @@ FIGURES = (
 )  # fmt: skip
 
 
+PREDICTION = "prediction_3e13.json"
 STEP_TIMES = "arm,width,depth,heads,batch_size,step_seconds\n"
 
 
@@ -180,58 +181,75 @@ def test_the_answer_says_what_controls_and_averaging_give(like_the_paper):
 
 def test_validation_sizes_come_from_the_prediction(like_the_paper):
     law, kappa, *_ = planted.LIKE_THE_PAPER["gatr"]
-    found = predicted_optima(like_the_paper / "prediction.json", 3e13, ["gatr"])
-    assert found == {"gatr": pytest.approx(planted.optimal_size(law, kappa, 3e13), rel=0.1)}
+    found = predicted_optima(like_the_paper, ["gatr"])
+    assert found == {3e13: {"gatr": pytest.approx(planted.optimal_size(law, kappa, 3e13), rel=0.1)}}
 
 
 def test_validation_sizes_lie_between_both_predictions(like_the_paper, tmp_path):
-    prediction = json.loads((like_the_paper / "prediction.json").read_text())
-    gatr, path = prediction["arms"]["gatr"], tmp_path / "prediction.json"
+    prediction = json.loads((like_the_paper / PREDICTION).read_text())
+    gatr, path = prediction["arms"]["gatr"], tmp_path / PREDICTION
     gatr["trend"]["N"] = 4 * gatr["N"]
     path.write_text(json.dumps(prediction))
-    assert predicted_optima(path, 3e13, ["gatr"]) == {"gatr": pytest.approx(2 * gatr["N"])}
+    assert predicted_optima(tmp_path, ["gatr"]) == {3e13: {"gatr": pytest.approx(2 * gatr["N"])}}
     del gatr["trend"]
     path.write_text(json.dumps(prediction))
-    assert predicted_optima(path, 3e13, ["gatr"]) == {"gatr": gatr["N"]}
+    assert predicted_optima(tmp_path, ["gatr"]) == {3e13: {"gatr": gatr["N"]}}
+
+
+def test_an_arm_is_validated_at_the_budgets_that_it_is_predicted_for(like_the_paper, tmp_path, copy_inputs):
+    copy_inputs(like_the_paper, tmp_path)
+    assert main(["predict", str(tmp_path), "--compute", "1e14", "--arms", "gatr"]) == 0
+    found = predicted_optima(tmp_path, ["transformer", "gatr"])
+    assert {budget: set(optima) for budget, optima in found.items()} == {3e13: {"transformer", "gatr"}, 1e14: {"gatr"}}
+    law = {"gatr": planted.LIKE_THE_PAPER["gatr"]}
+    both = [planted.validation(planted.LIKE_THE_PAPER, 3e13), planted.validation(law, 1e14)]
+    planted.write_part(pd.concat(both), tmp_path / "validation")
+    planted.write_text(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("\nValidation: the loss at") == 2
+    assert re.search(r"\| 1e\+14 FLOPs \| `gatr` \| .* \| 3 of 3 \|", text)
+    assert "has changed since the prediction" not in text
+    outcome = pd.read_csv(tmp_path / "validation.csv")
+    assert dict(outcome.groupby("compute").size()) == {3e13: 6, 1e14: 3}
+    with pytest.raises(InputError, match="no arm 'egnn' in the compute grid, which has transformer, gatr"):
+        predict(read_study(tmp_path), 1e15, names=["egnn"])
 
 
 @pytest.mark.parametrize(
-    ("damage", "budget", "arms", "message"),
+    ("damage", "arms", "message"),
     [
-        (None, 3e13, ["gatr"], "there is no prediction .*eqscale predict"),
-        (lambda t: t[:100], 3e13, ["gatr"], "not readable as JSON"),
-        (lambda t: t.replace('"at_sizes"', '"at"').replace('"N"', '"M"'), 3e13, ["gatr"], r"damaged \(KeyError: 'N'\)"),
-        (lambda t: t.replace('"executed"', '"hours"'), 3e13, ["gatr"], r"damaged \(ValueError: 'hours'\)"),
-        (lambda t: '{"arms": []}', 3e13, ["gatr"], r"damaged \(AttributeError"),
-        (lambda t: t, 1e13, ["gatr"], r"is for 3e\+13 FLOPs \(executed\); the runs spend 1e\+13"),
-        (lambda t: t.replace('"executed"', '"seconds"'), 3e13, ["gatr"], r"\(seconds\)"),
-        (lambda t: t, 3e13, ["gatr", "gatr_turned"], "no optimum for gatr_turned"),
+        (None, ["gatr"], "there is no prediction .*eqscale predict"),
+        (lambda t: t[:100], ["gatr"], "not readable as JSON"),
+        (lambda t: t.replace('"at_sizes"', '"at"').replace('"N"', '"M"'), ["gatr"], r"damaged \(KeyError: 'N'\)"),
+        (lambda t: t.replace('"executed"', '"hours"'), ["gatr"], r"damaged \(ValueError: 'hours'\)"),
+        (lambda t: '{"arms": []}', ["gatr"], r"damaged \(AttributeError"),
+        (lambda t: t.replace('"executed"', '"seconds"'), ["gatr"], "is no prediction for executed FLOPs"),
+        (lambda t: t, ["gatr", "gatr_turned"], "has an optimum for gatr_turned"),
     ],
 )
-def test_validation_without_its_prediction_is_refused(like_the_paper, tmp_path, damage, budget, arms, message):
+def test_validation_without_its_prediction_is_refused(like_the_paper, tmp_path, damage, arms, message):
     if damage is not None:
-        text = (like_the_paper / "prediction.json").read_text()
-        (tmp_path / "prediction.json").write_text(damage(text))
+        (tmp_path / PREDICTION).write_text(damage((like_the_paper / PREDICTION).read_text()))
     with pytest.raises(InputError, match=message):
-        predicted_optima(tmp_path / "prediction.json", budget, arms)
+        predicted_optima(tmp_path, arms)
 
 
 def test_a_prediction_that_is_not_committed_is_refused(like_the_paper, tmp_path):
-    shutil.copy(like_the_paper / "prediction.json", tmp_path)
+    shutil.copy(like_the_paper / PREDICTION, tmp_path)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     with pytest.raises(InputError, match="is not committed"):
-        predicted_optima(tmp_path / "prediction.json", 3e13, ["gatr"])
+        predicted_optima(tmp_path, ["gatr"])
     (tmp_path / ".gitignore").write_text("*.json\n")
     with pytest.raises(InputError, match="is not committed, and git ignores it: git add -f it"):
-        predicted_optima(tmp_path / "prediction.json", 3e13, ["gatr"])
-    subprocess.run([*git, "add", "-f", "prediction.json"], check=True)
+        predicted_optima(tmp_path, ["gatr"])
+    subprocess.run([*git, "add", "-f", PREDICTION], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "a prediction"], check=True)
-    assert predicted_optima(tmp_path / "prediction.json", 3e13, ["gatr"])
+    assert predicted_optima(tmp_path, ["gatr"])
 
 
 def test_prediction_and_outcome_stand_side_by_side(like_the_paper):
-    prediction = json.loads((like_the_paper / "prediction.json").read_text())
+    prediction = json.loads((like_the_paper / PREDICTION).read_text())
     for arm, (law, kappa, *_) in planted.LIKE_THE_PAPER.items():
         found = prediction["arms"][arm]
         low, high = found["mean"]["model"]
@@ -365,12 +383,12 @@ def test_runs_need_no_identity_of_this_project(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("prediction.json", "{}", "not a prediction, or damaged (KeyError: 'arms'): eqscale predict writes it"),
+        (PREDICTION, "{}", "not a prediction, or damaged (KeyError: 'arms'): eqscale predict writes it"),
         ("optimizers.csv", "", "runs.csv: no such file"),
     ],
 )
 def test_a_folder_that_lacks_something_is_one_clear_error(tmp_path, capsys, file, content, message):
-    if file == "prediction.json":
+    if file == PREDICTION:
         planted.write_part(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)), tmp_path)
     (tmp_path / file).write_text(content)
     assert main(["report", str(tmp_path)]) == 2

@@ -74,7 +74,7 @@ def test_names_mean_nothing(tmp_path, like_the_paper, copy_inputs):
     names = {"transformer": "simple", "transformer_aug": "turned", "gatr": "exact", "gatr_turned": "inexact"}
     for path in tmp_path.rglob("runs.csv"):
         renamed(pd.read_csv(path, float_precision="round_trip"), names).to_csv(path, index=False)
-    (tmp_path / "prediction.json").unlink()
+    (tmp_path / "prediction_3e13.json").unlink()
     planted.write_text(tmp_path)
     verdicts = {c["verdict"] for c in json.loads((tmp_path / "conclusions.json").read_text())}
     assert verdicts == {"reproduced"}

@@ -196,9 +196,13 @@ def test_controls_that_cannot_be_are_refused():
 def test_validation_sizes_lie_around_the_predicted_optimum(name):
     preset = VALIDATIONS[name]
     optima = {arm: get_arm(arm).parameters(get_arm(arm).ladder[6], TASK) for arm in preset.arms}
-    specs = validation_grid(preset, optima)
+    lead = preset.arms[-1]
+    budget = 4 * COMPUTE_GRIDS[name].budgets[-1]
+    specs = validation_grid(preset, {budget: optima, 3 * budget: {lead: optima[lead]}})
+    assert [(s.arm, s.budget) for s in specs[-3:]] == [(lead, 3 * budget)] * 3
+    specs = specs[:-3]
     assert len(specs) == 3 * len(preset.arms)
-    assert {spec.budget for spec in specs} == {preset.budget}
+    assert {spec.budget for spec in specs} == {budget}
     for name in preset.arms:
         sizes = [get_arm(name).parameters(spec.size, TASK) for spec in specs if spec.arm == name]
         assert sizes == sorted(set(sizes))
@@ -209,16 +213,16 @@ def test_a_validation_builds_no_size_that_its_budget_cannot_train(monkeypatch):
     preset, built = VALIDATIONS["quick"], set()
     monkeypatch.setattr(grid, "step_flops", lambda name, arm, *rest: built.add(rest[0]) or step_flops(name, arm, *rest))
     arm = get_arm("gatr")
-    specs = validation_grid(dataclasses.replace(preset, arms=("gatr",)), {"gatr": arm.parameters(arm.ladder[6], TASK)})
+    optima = {4e11: {"gatr": arm.parameters(arm.ladder[6], TASK)}}
+    specs = validation_grid(dataclasses.replace(preset, arms=("gatr",)), optima)
     assert {spec.size for spec in specs} < built
-    most = preset.budget / preset.min_steps
+    most = 4e11 / preset.min_steps
     assert all(arm.executed_flops(size, TASK, expected_batch(preset, specs[0].batch_size)) <= most for size in built)
 
 
 def test_a_validation_budget_that_trains_too_few_sizes_is_an_error():
-    preset = dataclasses.replace(VALIDATIONS["quick"], budget=1e8)
     with pytest.raises(InputError, match=r"trains only \d sizes of transformer .* 3 are asked for"):
-        validation_grid(preset, {"transformer": 1e3, "gatr": 1e3})
+        validation_grid(VALIDATIONS["quick"], {1e8: {"transformer": 1e3, "gatr": 1e3}})
 
 
 def test_sizes_are_added_where_they_are_asked_for():
