@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from eqscale.laws.render import with_interval
+from eqscale.laws.render import number, with_interval
 from eqscale.report.analysis import pooled_noise
 from eqscale.report.exhibits import UNSEEN, Table, link
 from eqscale.report.means import Mean, best_of_sizes
@@ -39,7 +39,7 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
     header = ["budget", "N", "loss"]
     note = "Means over seeds at the best size."
     if variant:
-        header = [variant.one, *header, f"same size and budget in the grid's {variant.one}"]
+        header = [variant.one, *header, f"over the same size in the grid's {variant.one}"]
         note += (
             f" A control of the same arm and size in another {variant.one} is compared with its twin: their ratio with "
             "the 95 % interval that seed noise alone would give it."
@@ -53,22 +53,28 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
     controls, grid = study.part("controls"), study.part("compute")
     lines = []
     if variant := study.wording.variant:
-        same = [
-            f"`{point[0]}` in {point[1]} {variant.many} at {point[2]:.2g}: {_compared(runs, twin, noise)}"
-            for point, runs in controls.groupby(_POINT, sort=False)
-            if len(twin := _twins(grid, point))
+        same: dict[str, list[str]] = {}
+        for point, runs in controls.groupby(_POINT, sort=False):
+            if len(twin := _twins(grid, point)):
+                who = f"`{point[0]}` in {point[1]} {variant.many}"
+                same.setdefault(who, []).append(f"{_compared(runs, twin, noise)} at {point[2]:.3g}")
+        lines += [
+            f"{who} has this many times the loss of the same size in the grid's {variant.one}: {', '.join(said)} "
+            f"executed FLOPs ({link('controls')})."
+            for who, said in same.items()
         ]
-        if same:
-            lines.append(f"The same arm in other {variant.many}: {'; '.join(same)} ({link('controls')}).")
+    compared = []
     for arm, of in study.roles.control_of.items():
         own = controls[controls["arm"] == arm]
         mean, twin = _best(own), _best(grid[grid["arm"] == of])
         if both := sorted(mean.keys() & twin.keys()):
             said = ", ".join(f"{_ratio(mean[b] - twin[b])} at {b:.3g}{_edge(own, b)}" for b in both)
-            lines.append(
-                f"`{arm}`, the control of `{of}`, has this many times its loss, each at the best size that was run: "
-                f"{said} executed FLOPs ({link('controls')})."
-            )
+            compared.append(f"`{arm}` over `{of}` {said}")
+    if compared:
+        lines.append(
+            "Loss over that of the arm whose control it is, each at the best size that was run, by executed FLOPs: "
+            f"{'; '.join(compared)} ({link('controls')})."
+        )
     return lines
 
 
@@ -102,9 +108,8 @@ def _compared(runs: pd.DataFrame, twin: pd.DataFrame, noise: pd.DataFrame) -> st
         return UNSEEN
     ratio = float(np.log(runs["loss"].astype(float)).mean() - np.log(twin["loss"].astype(float)).mean())
     sd, df = pooled_noise(noise, str(runs["arm"].iloc[0]))
-    shown = f"{twin['loss'].mean():.4f}, ratio {math.exp(ratio):.3f}"
     if not df:
-        return f"{shown} (no seeds to tell the noise)"
+        return f"{number(math.exp(ratio), 3)} (no seeds to tell the noise)"
     half = float(stats.t.ppf(0.975, df)) * sd * math.sqrt(1 / len(runs) + 1 / len(twin))
     verdict = "equal within noise" if abs(ratio) <= half else "**differs**"
-    return f"{shown} [{math.exp(ratio - half):.3f}, {math.exp(ratio + half):.3f}]: {verdict}"
+    return f"{with_interval(*np.exp([ratio, ratio - half, ratio + half]))} ({verdict})"

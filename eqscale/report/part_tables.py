@@ -139,10 +139,10 @@ def averaging_lines(evaluations: Sequence[Mapping[str, Any]], variant: Noun | No
         ]  # fmt: skip
         if same and most.get("average", 1) > 1:
             one, many = same[0]["errors"]["nmse"], most["errors"]["nmse"]
-            said = f"from {number(one)} to {number(many)}, {100 * (1 - many / one):.1f} % less"
-            found.setdefault(most["average"], []).append(f"of the best `{content['spec']['arm']}` {said}")
+            said = f"{100 * (1 - many / one):.1f} % off the loss of the best `{content['spec']['arm']}`"
+            found.setdefault(most["average"], []).append(said)
     return [
-        f"Test-time averaging over {k} group elements, at {k} times the cost of a prediction, takes the loss "
+        f"Test-time averaging over {k} group elements, at {k} times the cost of a prediction, takes "
         f"{', '.join(models)} ({link('averaging')})."
         for k, models in found.items()
     ]
