@@ -3,7 +3,7 @@
 Makes the data and trains every arm at several sizes for each compute budget with Ray Tune. Logs every run to MLflow,
 fits a scaling law to each arm, and writes the run table, figures and report.
 
-    eqscale run grid                    # preset first: a minute or two on two cores
+    eqscale run grid                    # preset first: a few minutes on two cores
     eqscale run grid --dry-run          # print the plan only, and how well it can tell the laws
     eqscale run grid --preset quick     # four to eight minutes: twice the range of compute
     eqscale run grid --preset cpu       # eight hours on two cores; stop with Ctrl-C, the same command continues
