@@ -40,7 +40,7 @@ from eqscale.report.study import write_study_report
 from eqscale.storage import check_writable
 from eqscale.study.further import add_further, read_further, unfinished
 from eqscale.study.grid import MIN_POINTS, compute_grid, expected_tokens, further_grid, possible_runs
-from eqscale.study.job import run_study
+from eqscale.study.job import adoptable, run_study
 from eqscale.study.lease import only_driver
 from eqscale.study.options import JobOptions
 from eqscale.study.presets import ComputeGrid
@@ -63,6 +63,7 @@ def main(options: JobOptions[ComputeGrid]) -> int:
                 f"{len(waiting)} runs that were chosen earlier haven't ended: they go on, no others are chosen"
             )
         elif count:
+            adoptable(options)  # refuses records of another study before anything is chosen
             chosen = _choose(options, specs, count, console)
             specs += chosen
             if not options.dry_run:

@@ -273,7 +273,7 @@ def open_study(
     check_writable(options.storage.data, "data folder")
     with only_driver(options.storage.study) as still_ours, contextlib.ExitStack() as resources:
         options.storage.ledger.sound()
-        if (published := _adoptable(options, planned)) is not None:
+        if (published := adoptable(options, planned)) is not None:
             adopted = published.adopt(options.storage.ledger, still_ours)
             console.print(
                 f"adopted {adopted} records from {published.path}; to train these runs anew, start a study of another "
@@ -314,7 +314,7 @@ def open_study(
         console.print(f"compare the runs: eqscale ui{elsewhere}")
 
 
-def _adoptable(options: JobOptions[Preset], planned: Collection[str] | None) -> PublishedRecords | None:
+def adoptable(options: JobOptions[Preset], planned: Collection[str] | None = None) -> PublishedRecords | None:
     """What ``--adopt`` names, None without it; of another results folder than the study's own, the runs planned.
 
     Raises:
@@ -384,7 +384,7 @@ def run_study(specs: list[RunSpec], options: JobOptions[Preset], publish: Callab
 def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Console) -> list[RunSpec]:
     """The runs without a record, longest first; prints the plan."""
     ledger = options.storage.ledger
-    published = _adoptable(options, {spec.run_id for spec in specs})
+    published = adoptable(options, {spec.run_id for spec in specs})
     elsewhere = published.missing(ledger) if published is not None else {}  # adopted once the study is open
     done = {spec.run_id for spec in specs if spec.run_id in ledger or spec.run_id in elsewhere}
     estimate = Estimator(ended=(elsewhere.get(run_id) or ledger.read(run_id) for run_id in done))

@@ -109,6 +109,13 @@ def test_the_loop_of_choosing_training_and_refitting(grid, capsys):
     assert points.apply(lambda seeds: sorted(seeds) == list(range(len(seeds)))).all()
 
 
+def test_no_runs_are_chosen_on_records_of_another_study(grid, capsys):
+    before = read_further(grid.results)
+    assert grid("--next", "2", "--study", "other", "--results", str(grid.results)) == 2
+    assert "runs that study 'other' doesn't have: --adopt" in capsys.readouterr().err
+    assert read_further(grid.results) == before
+
+
 def test_no_runs_are_chosen_while_another_driver_has_the_study(grid, capsys):
     (study := grid.results.parents[1] / "studies/quick").mkdir(parents=True, exist_ok=True)
     before = read_further(grid.results)
