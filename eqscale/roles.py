@@ -33,6 +33,6 @@ _COLOURS = {
 
 
 def colours(arms: Mapping[Role, Sequence[str]]) -> dict[str, str]:
-    """Colour by arm, from the arms of each role: the same in all figures."""
+    """Colour by arm, from the arms of each role: the same in all figures, and in all studies of the same arms."""
     shades = {role: itertools.cycle(own) for role, own in _COLOURS.items()}
-    return {arm: next(shades[role]) for role, own in arms.items() for arm in own}
+    return {arm: next(shades[role]) for role, own in arms.items() for arm in sorted(own)}
