@@ -243,7 +243,7 @@ def _in_words(law: Problem, along: str, shift: Array, psi: Array, root: Array, o
         if values.dtype.kind in "iuf":
             x = _standardised(values.astype(float))
             low, middle, high = _three_means(x, shift)
-            return f"loss depends on {along}: {_percent(high - low)} from its low end to its high end beyond the law"
+            return f"loss depends on {along}: {_percent(high - low)} from its low to its high end"
         names, level = np.unique(values.astype(str), return_inverse=True)
         means = np.bincount(level, shift) / np.bincount(level)
         k = int(np.argmax(np.abs(means)))

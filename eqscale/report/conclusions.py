@@ -160,7 +160,7 @@ def _on_efficiency(grid: DataGrid, arm: str, base: str) -> checks.Finding:
         return checks.Finding("open", _missing(grid, (base, arm), REPEATED))
     plain = grid.gap({base: 1.0, arm: -1.0}, levels)
     power = checks.sees(plain.high - plain.value)
-    return checks.Finding(checks.positive(plain.low, plain.high), _gap_text(grid, plain, "log loss gap"), power)
+    return checks.Finding(checks.positive(plain.low, plain.high), _gap_text(plain, "log loss gap"), power)
 
 
 def _on_augmentation(grid: DataGrid, arm: str, base: str, augmented: str | None) -> list[checks.Finding]:
@@ -179,13 +179,13 @@ def _on_repetition(grid: DataGrid, trio: Sequence[str], many: list[int], fresh: 
     base, augmented, arm = trio
     whole = grid.excess({base: 1.0, arm: -1.0}, many)
     if not fresh or not whole.low > 0:
-        why = f"no clear cost to make up for: {_gap_text(grid, whole, 'plain minus equivariant')}"
+        why = f"no clear cost to make up for: {_gap_text(whole, 'plain minus equivariant')}"
         return checks.Finding("open", why if fresh else f"no data size was seen fewer than {REPEATED:g} times by all")
     left = grid.excess({augmented: 1.0, arm: -1.0}, many)
     beyond = grid.excess({augmented: 1.0, arm: CLOSED - 1.0, base: -CLOSED}, many)
     chance = checks.passing(CLOSED * whole.value, beyond.high - beyond.value)
     return checks.Finding(
-        checks.positive(-beyond.high, -beyond.low), _share_text(grid, left, whole),
+        checks.positive(-beyond.high, -beyond.low), _share_text(left, whole),
         f"holds in {100 * chance:.0f} % if repetition costs both the same",
     )  # fmt: skip
 
@@ -195,11 +195,11 @@ def _on_whole_gap(grid: DataGrid, trio: Sequence[str], many: list[int], fresh: l
     base, augmented, arm = trio
     whole = grid.gap({base: 1.0, arm: -1.0}, many)
     if not whole.low > 0:
-        why = f"no clear gap to close at these data sizes: {_gap_text(grid, whole, 'plain minus equivariant')}"
+        why = f"no clear gap to close at these data sizes: {_gap_text(whole, 'plain minus equivariant')}"
         return checks.Finding("open", why)
     left = grid.gap({augmented: 1.0, arm: -1.0}, many)
     beyond = grid.gap({augmented: 1.0, arm: CLOSED - 1.0, base: -CLOSED}, many)
-    outcome, text = checks.positive(-beyond.high, -beyond.low), _share_text(grid, left, whole)
+    outcome, text = checks.positive(-beyond.high, -beyond.low), _share_text(left, whole)
     if len(many) > 1:
         parts = [(grid.gap({augmented: 1.0, arm: -1.0}, [n]), grid.gap({base: 1.0, arm: -1.0}, [n])) for n in many]
         text += f" (each: {', '.join(f'{100 * one.value / other.value:.0f}' for one, other in parts)} %)"
@@ -214,9 +214,9 @@ def _on_whole_gap(grid: DataGrid, trio: Sequence[str], many: list[int], fresh: l
     return checks.Finding(outcome, text, power)
 
 
-def _share_text(grid: DataGrid, left: Gap, whole: Gap) -> str:
+def _share_text(left: Gap, whole: Gap) -> str:
     share = f"{100 * left.value / whole.value:.0f} %"
-    return f"{_gap_text(grid, left, f'{share} is left:', at=False)} {_gap_text(grid, whole, 'of')}"
+    return f"{_gap_text(left, f'{share} is left:', at=False)} {_gap_text(whole, 'of')}"
 
 
 def _missing(grid: DataGrid, arms: Sequence[str], epochs: float) -> str:
@@ -226,8 +226,8 @@ def _missing(grid: DataGrid, arms: Sequence[str], epochs: float) -> str:
     return f"no data size was seen {epochs:g} times by all of {', '.join(f'`{arm}`' for arm in arms)}"
 
 
-def _gap_text(grid: DataGrid, found: Gap, what: str, at: bool = True) -> str:
+def _gap_text(found: Gap, what: str, at: bool = True) -> str:
     if not found.known:
         return f"{what} {found.value:.3g} without seeds that would tell the noise"
-    where = f" at {', '.join(map(str, found.levels))} {grid.units}"
+    where = f" at {', '.join(map(str, found.levels))}"
     return f"{what} {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]{where * at}"

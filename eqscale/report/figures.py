@@ -64,8 +64,8 @@ def draw_figures(
         )  # fmt: skip
         add(
             "surface", "Loss over model size and training tokens",
-            "Background: the law, grey where its loss is beyond those of all runs; dots: runs in the same colours, so "
-            "a dot that vanishes is predicted well; white lines: the compute-optimal split for each of the three axes.",
+            "Background: the law, grey beyond the losses of all runs; dots: runs in the same colours, which vanish "
+            "where they are predicted well; white lines: the compute-optimal split on each of the three axes.",
             {("surface", ""): plots.surface_panels(
                 laws["executed"], loss_label=LOSS,
                 axes_of_cost={AXES[axis].short: arms for axis, arms in laws.items()},
@@ -73,9 +73,9 @@ def draw_figures(
         )  # fmt: skip
         add(
             "isoflop", "Loss against model size at equal compute",
-            "Dots are runs, lines the law, ticks its optimum, rings the size whose runs have the lowest mean loss. All "
-            "panels have the same range of losses. On executed FLOPs a panel holds the runs of one budget; "
-            "on the other axes each run is moved along its law to the nearest panel's cost and keeps its residual.",
+            "Dots are runs, lines the law, ticks its optimum, rings the size of lowest mean loss. On executed FLOPs a "
+            "panel holds the runs of one budget; on the other axes each run is moved along its law to the nearest "
+            "panel's cost.",
             by_axis("isoflop", lambda arms, axis: plots.isoflop_panels(
                 at_equal_cost(arms, axis.name), loss_label=LOSS, unit=axis.unit, colours=colours
             )),
@@ -111,9 +111,8 @@ def draw_figures(
     if curves := best_curves(study):
         add(
             "curves", "Normalised loss curves",
-            "Test loss over final test loss of the best run of each budget. Where a recipe suits every budget alike, "
-            "the curves of an arm fall on one line (Qiu et al. 2025, arXiv 2507.02119); one that leaves the others "
-            "points at a budget that is trained worse.",
+            "Test loss over final test loss of the best run of each budget. Curves that fall on one line mean that the "
+            "recipe suits every budget alike (Qiu et al. 2025, arXiv 2507.02119).",
             {("loss_curves", ""): plots.normalised_curves(curves)},
         )  # fmt: skip
     if grid is not None:

@@ -72,9 +72,9 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
     note = ""
     if any(analysis.minima.values()):
         note = (
-            "Losses and ratios are measured at single costs: on executed FLOPs without a law, on the other axes after "
-            "moving the runs to equal cost along their laws, on whose slopes they rest "
-            f"({link('minima')}). An arm is ahead if the interval of every other arm's loss over its own lies above 1. "
+            "On executed FLOPs no law is used; on the other axes runs are moved to equal cost along their laws, on "
+            f"whose slopes losses and ratios rest ({link('minima')}). An arm is ahead if the interval of every other "
+            "arm's loss over its own lies above 1. "
         )
     if any(_BY_LAW in cell for row in rows for cell in row):
         note += (

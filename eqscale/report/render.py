@@ -110,11 +110,11 @@ def _conclusions(content: Content, shown: str) -> str:
     several = len(built_in) > 1
     parts = [
         "The statements are those of the abstract and captions of arXiv 2410.23179. A check *holds* or *fails* only if "
-        "its whole 95 % interval does. Measured optima and laws must agree; a law that misses structure has no vote, "
-        "nor has one with E = 0 on whether it is a power law. A conclusion is reproduced if all its checks hold, not "
-        "reproduced if one fails, otherwise not decidable at this scale. "
+        "its whole 95 % interval does, by measured optima and laws alike; a law that misses structure has no vote, nor "
+        "has one with E = 0 on power laws. A conclusion is reproduced if all its checks hold, not reproduced if one "
+        "fails, otherwise not decidable at this scale. "
         f"*What it can tell*: the factor that {100 * SEEN:.0f} % of such studies would see, or how many would hold. "
-        "The tables give numbers for executed FLOPs; `conclusions.json` has them for every axis, and those of the laws."
+        "Measured on executed FLOPs; `conclusions.json` has every axis, and what the laws give."
     ]
     for n, statement in STATEMENTS.items():
         own = [c for c in content.conclusions if c.number == n]
