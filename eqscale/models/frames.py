@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -55,11 +56,13 @@ class Frames(nn.Module):
         self.hidden = nn.Linear(config.inputs, config.hidden)
         self.weights = nn.Linear(config.hidden, config.weights)
         for linear in (self.hidden, self.weights):
+            if linear.weight.is_meta:  # a plan counts parameters, and would spend its time here
+                continue
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
-        rows, columns = torch.triu_indices(config.vectors, config.vectors)
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
+        rows, columns = zip(*itertools.combinations_with_replacement(range(config.vectors), 2), strict=True)
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
 
     def forward(self, vectors: Tensor, invariants: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Frames of tokens.

@@ -369,7 +369,7 @@ def test_nominal_flops_count_dense_blocks():
 
 def test_parameters_count_nine_a_pair():
     layer = Linear(LinearMap(Layout(3, 2, 4, ones=True), Layout(5, 1, 2)))
-    index = layer.map.index()
+    index = layer.map.index
     assert sum(p.numel() for p in layer.parameters()) == 9 * (15 + 2) + 8 * 4 + 2 * (3 + 4) + 8
     assert set(index[index > 0].tolist()) == set(range(1, 1 + sum(p.numel() for p in layer.parameters())))
 

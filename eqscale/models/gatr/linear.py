@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +103,11 @@ class LinearMap:
         full[torch.tensor(bias_rows), s.ones_row] = number["bias"]
         return full
 
+    @functools.cached_property
     def index(self) -> Tensor:
-        """Entries of the matrix that the blocks hold, in their order."""
-        full, pieces = self.matrix(), []
+        """Entries of the matrix that the blocks hold, in their order; on the CPU."""
+        with torch.device("cpu"):
+            full, pieces = self.matrix(), []
         for block in self.blocks:
             for i in range(block.batch):
                 out, inp = block.out + i * block.m, block.inp + i * block.k
@@ -124,7 +126,8 @@ class Linear(nn.Module):
         for name, shape in linear_map.parameter_shapes.items():
             if math.prod(shape):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape)))
-        self.reset(gain)
+        if not self.bias.is_meta:  # a plan counts parameters, and would spend its time here
+            self.reset(gain)
 
     @torch.no_grad()
     def reset(self, gain: float) -> None:
@@ -156,15 +159,20 @@ class Assembly:
 
     def __init__(self, linears: list[Linear]):
         self.linears = linears
-        index, first = [], 0
-        for linear in linears:
-            own = linear.map.index()
-            index.append(torch.where(own > 0, own + first, 0))
-            first += sum(math.prod(shape) for shape in linear.map.parameter_shapes.values())
-        self.index = torch.cat(index)
         self.blocks = [block for linear in linears for block in linear.map.blocks]
         self.sizes = [block.size for block in self.blocks]
         self.shapes = [(b.m, b.k) if b.batch == 1 else (b.batch, b.m, b.k) for b in self.blocks]
+        self.index = torch.empty(sum(self.sizes), dtype=torch.int64)
+        if not self.index.is_meta:  # a plan counts parameters, and would spend its time here
+            torch.cat(list(self._entries()), out=self.index)
+
+    def _entries(self) -> Iterator[Tensor]:
+        """Of each map, which parameter of all each weight is; 0: none."""
+        first = 0
+        for linear in self.linears:
+            own = linear.map.index
+            yield torch.where(own > 0, own + first, 0)
+            first += sum(math.prod(shape) for shape in linear.map.parameter_shapes.values())
 
     def parameters(self) -> list[Tensor]:
         """Parameters of all maps, in order."""
