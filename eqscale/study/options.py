@@ -36,7 +36,7 @@ class JobOptions(Generic[P]):
     preset_name: str
     preset: P
     largest_budgets: dict[str, float]
-    """Of each of the job's presets: tells which of them a machine can train."""
+    """Of each of the job's presets that names budgets: tells which of them a machine can train."""
     study: str
     """Name of the study: its folder under the storage and its MLflow experiment."""
     storage: Storage
@@ -100,7 +100,7 @@ def parse_options(
     return JobOptions(
         preset_name=args.preset,
         preset=preset,
-        largest_budgets={name: _largest_budget(other) for name, other in presets.items()},
+        largest_budgets={n: max(p.budgets) for n, p in presets.items() if hasattr(p, "budgets")},
         study=study,
         storage=Storage(studies / study, open_place(args.data or default_data)),
         results=args.results or default_results,
@@ -227,10 +227,6 @@ def _given(args: argparse.Namespace, preset: Preset, task: Task) -> dict[str, An
     options |= {o.name: o.parse(text) for o in task.options if (text := getattr(args, o.name)) is not None}
     task.check_options(options)
     return given | {"task": task.name, "task_options": tuple(options.items())}
-
-
-def _largest_budget(preset: Preset) -> float:
-    return max(getattr(preset, "budgets", None) or (getattr(preset, "budget"),))  # noqa: B009
 
 
 def _show(value: object) -> str:

@@ -271,7 +271,7 @@ def test_predict_with_a_law_in_one_variable(table, capsys):
         (["--target-loss", "-2"], "--target-loss '-2': not a positive number"),
         (["--compute", "100h"], "--compute 100h: a time, but the cost is counted in FLOPs"),
         (["--form", "power:C", "--target-loss", "2"], "has no split into N and D: ask with --at C=…"),
-        (["--compute", "1e20", "--up-to", "1e19"], "--up-to is for a study's results folder"),
+        (["--compute", "1e20", "--up-to", "1e19"], "--up-to and --arms are for a study's results folder"),
     ],
 )
 def test_questions_that_make_no_sense_are_refused(table, capsys, arguments, message):
@@ -283,7 +283,7 @@ def test_questions_that_make_no_sense_are_refused(table, capsys, arguments, mess
 
 def test_a_study_takes_no_questions_of_a_table(tmp_path, capsys):
     assert main(["predict", str(tmp_path), "--at", "N=1e9,D=1e9", "--form", "gamma"]) == 2
-    assert "takes --compute, --axis and --up-to, not --at, --form" in capsys.readouterr().err
+    assert "takes --compute, --axis, --up-to and --arms, not --at, --form" in capsys.readouterr().err
 
 
 def test_costs_that_follow_nothing_get_a_warning_and_shuffled_losses_no_optimum(isoflop, tmp_path, capfd):

@@ -53,7 +53,7 @@ def test_a_job_takes_from_its_own_folder_everything_and_from_another_what_it_pla
 
     def taken(results):
         arguments = ["--preset", "quick", "--adopt", "published", "--results", results]
-        return job._adoptable(parse_options("", COMPUTE_GRIDS, "grid", "", arguments), planned)
+        return job.adoptable(parse_options("", COMPUTE_GRIDS, "grid", "", arguments), planned)
 
     assert taken("mine").records.keys() == {make_spec(1).run_id}
     assert taken("mine").failures.keys() == {make_spec(3).run_id}
