@@ -12,6 +12,7 @@ from torch import nn
 from eqscale.arms.recipe import Recipe
 from eqscale.errors import InputError
 from eqscale.models.flops import TrainingFlops
+from eqscale.models.skeleton import skeletons
 from eqscale.plugins import load_files
 from eqscale.roles import Role
 from eqscale.tasks import Task
@@ -110,7 +111,7 @@ class Arm:
 
 @functools.lru_cache(maxsize=1024)
 def _count(build: Callable[[Size, Task], nn.Module], size: Size, task: Task) -> int:
-    with torch.device("meta"):
+    with skeletons():
         return sum(p.numel() for p in build(size, task).parameters() if p.requires_grad)
 
 

@@ -229,8 +229,11 @@ def _predict_study(args: argparse.Namespace) -> int:
     path = prediction_path(folder, compute, axis)
     study = read_study(folder)
     check_outputs(path)
-    if path.exists():
-        raise InputError(f"{path} exists already: a prediction is made once; remove it to start over")
+    if path.exists() or any((made["axis"], made["compute"]) == (axis, compute) for made in study.predictions):
+        raise InputError(
+            f"{folder} has a prediction for {quantity(compute, unit)} ({axis}) already: it is made once; remove it to "
+            "start over"
+        )
     record = predict(study, compute, axis, up_to, args.arms)
     write_json(path, record)
     arms = record["arms"]

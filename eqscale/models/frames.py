@@ -56,8 +56,6 @@ class Frames(nn.Module):
         self.hidden = nn.Linear(config.inputs, config.hidden)
         self.weights = nn.Linear(config.hidden, config.weights)
         for linear in (self.hidden, self.weights):
-            if linear.weight.is_meta:  # a plan counts parameters, and would spend its time here
-                continue
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
         rows, columns = zip(*itertools.combinations_with_replacement(range(config.vectors), 2), strict=True)

@@ -128,9 +128,7 @@ class Linear(nn.Module):
         for name, columns, rows in zip(Channels._fields, source, target, strict=True):
             weight = None
             if rows and columns:
-                weight = nn.Parameter(torch.empty(rows, columns))
-                if not weight.is_meta:  # a plan counts parameters, and would spend its time here
-                    weight.data = torch.randn(rows, columns) * (gain * columns**-0.5)
+                weight = nn.Parameter(torch.randn(rows, columns) * (gain * columns**-0.5))
             self.register_parameter(name, weight)
         self.bias = nn.Parameter(torch.zeros(target.scalars)) if target.scalars else None
         self.target = target

@@ -233,8 +233,6 @@ class Transformer(nn.Module):
 
     def _initialise(self) -> None:
         """Fan-in normal weights; residual branches scaled by 1/sqrt(2 depth) (GPT-2), read-out small."""
-        if self.embed.weight.is_meta:  # a plan counts parameters, and would spend its time here
-            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -13,6 +13,7 @@ from eqscale.report.checks import doubt_about
 from eqscale.report.exhibits import link
 from eqscale.report.parts import Study
 from eqscale.report.prediction import Outcome, outcomes, seen_the_same_runs
+from eqscale.report.step_times import read_step_times
 from eqscale.report.tables import fate
 
 
@@ -66,6 +67,12 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
         note(
             f"`step_times.csv` doesn't cover {study.untimed} of the runs, so seconds are those that each run recorded; "
             "`eqscale time` times the shapes of all runs."
+        )
+    times = read_step_times(study.folder) if study.untimed == 0 else None
+    if times is not None and "spread" in times:
+        note(
+            f"The rounds in which a shape's steps were timed span {100 * times['spread'].median():.2g} % (median), "
+            "which intervals on seconds leave out (`step_times.csv`)."
         )
     for prediction in study.predictions:
         what = f"{prediction['compute']:.3g} {AXES[prediction['axis']].unit}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,18 +139,20 @@ def read_prediction(path: Path) -> dict[str, Any]:
     """
     content = read_json(path) or {}
     try:
+        axis, _digest = content["axis"], content["runs_digest"]
+        if axis not in AXES:
+            raise ValueError(repr(axis))
         records = list(content["arms"].values())
         numbers = [content[name] for name in ("compute", "largest_budget_seen", "runs_seen")]
-        for found in (*records, *(record["trend"] for record in records if "trend" in record)):
-            numbers += [found["N"], found["loss"]]
-            for low, high in (found[name]["model"] for name in ("N_interval", "mean", "new_run")):
-                numbers += [low, high]
         for at in (record["at_sizes"] for record in records if "at_sizes" in record):
             numbers += [value for name in ("N", "loss", "low", "high") for value in at[name]]
-        wrong = [value for value in numbers if value is not None and not isinstance(value, int | float)]
-        wrong += [content["axis"]] * (content["axis"] not in AXES)
-        if wrong or "runs_digest" not in content:
-            raise ValueError(repr(wrong[0]) if wrong else "no runs_digest")
+        known: list[object] = []  # or null: without an optimum, or where no resample has one
+        for found in (*records, *(record["trend"] for record in records if "trend" in record)):
+            limits = [found["N_interval"]["model"], found["N_interval"]["robust"], found["new_run"]["model"]]
+            known += [found["N"], found["loss"], *(value for low, high in limits for value in (low, high))]
+        for value in (*numbers, *(value for value in known if value is not None)):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(repr(value))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: not a prediction, or damaged ({why}): eqscale predict writes it") from error

@@ -73,7 +73,7 @@ def check_devices(
     largest = max(get_arm(spec.arm).parameters(spec.size, get_task(spec.task)) for spec in specs)
     affordable = max(spec.budget for spec in specs) * CPU_LIMIT_SECONDS / wall
     names = ", ".join(name for name, budget in presets.items() if budget <= affordable)
-    fits = f"--preset {names} fits this machine" if names else "lower --budgets to what the machine can do"
+    fits = f"--preset {names} fits this machine" if names else "lower the budgets to what the machine can do"
     raise InputError(
         f"these {len(specs)} runs need GPUs and there is none: {flops:.2g} FLOPs and models of up to "
         f"{largest:.2g} parameters would take {human_time(wall)} on {cpus} CPU cores, about "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from eqscale import native
 from eqscale.arms import Arm, Size
 from eqscale.errors import InputError
+from eqscale.models.skeleton import skeletons
 from eqscale.plugins import load_files
 from eqscale.tasks import Task
 
@@ -293,7 +294,7 @@ def step_flops(name: str, arm: Arm, size: Size, task: Task) -> float:
     flops = get_optimizer(name).flops
     if flops is None:
         return 0.0
-    with torch.device("meta"):
+    with skeletons():
         return flops(arm.build(size, task))
 
 

@@ -126,8 +126,7 @@ class Linear(nn.Module):
         for name, shape in linear_map.parameter_shapes.items():
             if math.prod(shape):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape)))
-        if not self.bias.is_meta:  # a plan counts parameters, and would spend its time here
-            self.reset(gain)
+        self.reset(gain)
 
     @torch.no_grad()
     def reset(self, gain: float) -> None:
@@ -163,7 +162,7 @@ class Assembly:
         self.sizes = [block.size for block in self.blocks]
         self.shapes = [(b.m, b.k) if b.batch == 1 else (b.batch, b.m, b.k) for b in self.blocks]
         self.index = torch.empty(sum(self.sizes), dtype=torch.int64)
-        if not self.index.is_meta:  # a plan counts parameters, and would spend its time here
+        if not self.index.is_meta:  # of a skeleton, whose index would take most of the time of a plan
             torch.cat(list(self._entries()), out=self.index)
 
     def _entries(self) -> Iterator[Tensor]:
