@@ -352,7 +352,7 @@ def _summary(
         size = f"{value:.2g} % [{low:.2g}, {high:.2g}] higher"
     else:
         low, value, high = ratio
-        size = f"{value:.3g} [{low:.3g}, {high:.3g}] times as high"
+        size = f"{with_interval(value, low, high)} times as high"
     return f"{leader} {what}{open_}; at {at:.3g}, {other}'s loss is {size}."
 
 

@@ -30,9 +30,9 @@ from PIL import Image
 
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.compare import common_range
-from eqscale.laws.contrast import loss_gaps
+from eqscale.laws.contrast import Estimate, loss_gaps
 from eqscale.laws.frontier import frontier
-from eqscale.laws.minima import Minima, loss_ratio
+from eqscale.laws.minima import Minima, loss_ratio, lowest_loss
 from eqscale.storage import write_atomically, write_text
 
 Array = np.ndarray
@@ -169,6 +169,12 @@ def _dots(axes: Axes, arm: ArmFit, x: Array, y: Array, which: Any = slice(None),
     axes.scatter(x, y, gid=gid, **kwargs)
 
 
+def _with_limits(axes: Axes, x: Array, found: Sequence[Estimate], **kwargs: Any) -> None:
+    """Estimates at ``x`` as markers with their 95 % intervals."""
+    errors = np.array([[e.value - e.low, e.high - e.value] for e in found]).T
+    axes.errorbar(x, [e.value for e in found], errors, capsize=2, elinewidth=1.1, **kwargs)
+
+
 def _legend(axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Sequence[Line2D] = ()) -> None:
     handles = [Line2D([], [], color=colour, marker=marker, markersize=4, label=name)
                for name, (colour, marker) in looks.items()] + [*extra]  # fmt: skip
@@ -190,15 +196,17 @@ def loss_against_compute(
     *,
     axis: str = "training FLOPs",
     loss_label: str = "test loss",
+    minima: Mapping[str, Minima] | None = None,
     later: Mapping[str, tuple[Array, Array, Array]] | None = None,
     colours: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Loss of every run against its compute, with each arm's compute-optimal loss and 95 % band.
+    """Loss of every run against its compute, with each arm's compute-optimal loss by its law and 95 % band.
 
     Args:
         arms: by name.
         axis: what the cost is, for the label.
         loss_label: what the loss is.
+        minima: by arm, optima as measured: large markers with 95 % intervals.
         later: by arm, cost, loss and table row of runs that the laws have not seen: open markers.
         colours: colour by arm.
     """
@@ -208,14 +216,21 @@ def loss_against_compute(
         C = _budget_range(arms)
         for name, arm in arms.items():
             colour, marker = looks[name]
-            _dots(axes, arm, arm.C, arm.loss, s=14, color=colour, marker=marker, alpha=0.55, linewidths=0)
+            _dots(axes, arm, arm.C, arm.loss, s=10, color=colour, marker=marker, alpha=0.35, linewidths=0)
             _draw_frontier(axes, arm, C, "loss", colour)
+            if minima and name in minima:
+                cost = minima[name].cost
+                found = [lowest_loss(minima[name], float(c)).exp() for c in cost]
+                _with_limits(axes, cost, found, color=colour, marker=marker, markersize=6, markeredgecolor="white",
+                             markeredgewidth=0.6, linestyle="", zorder=3)  # fmt: skip
             if later and name in later:
                 cost, loss, rows = later[name]
                 axes.scatter(cost, loss, s=22, facecolors="none", edgecolors=colour, marker=marker, linewidths=1.1,
                              gid="runs:" + ",".join(map(str, rows)))  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=loss_label)
         notes = [Line2D([], [], color="0.4", linestyle=(0, (3, 2)), label="extrapolated")]
+        if minima:
+            notes.append(Line2D([], [], color="0.4", linestyle="", marker="o", markersize=6, label="lowest, measured"))
         if later:
             notes.append(Line2D([], [], color="0.4", linestyle="", marker="o", markerfacecolor="none",
                                 markersize=4, label="runs that the laws have not seen"))  # fmt: skip
@@ -255,11 +270,8 @@ def loss_ratios(
                 axes.plot(C, [e.value for e in found], color=colour, linewidth=1.3)
             cost = np.intersect1d(minima[name].cost, minima[reference].cost)
             found = [loss_ratio(minima[reference], minima[name], float(c)).exp() for c in cost]
-            value = np.array([e.value for e in found])
-            errors = np.array([[e.value - e.low, e.high - e.value] for e in found]).T
             beside = cost * 1.03 ** (i - (len(others) - 1) / 2)
-            axes.errorbar(beside, value, errors, color=colour, marker=marker, markersize=4.5, linestyle="",
-                          capsize=2, linewidth=1.1)  # fmt: skip
+            _with_limits(axes, beside, found, color=colour, marker=marker, markersize=4.5, linestyle="")
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=f"loss over that of {reference}")
         _legend(axes, {name: looks[name] for name in (*others, reference)})
         return finish(figure)

@@ -75,7 +75,7 @@ def interval_text(limits: Sequence[float | None] | None, digits: int = 4) -> str
     known = [math.nan if v is None else v for v in limits or ()]
     if not any(map(math.isfinite, known)) or (known[0] == 0 and not math.isfinite(known[1])):
         return "–"
-    return "[" + ", ".join(f"{v:g}" if math.isinf(v) else number(v, digits) for v in known) + "]"
+    return "[" + ", ".join(f"{v:g}" if math.isinf(v) else _rounded(v, digits) for v in known) + "]"
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
@@ -83,8 +83,13 @@ def with_interval(value: float, low: float, high: float, digits: int = 3) -> str
     if math.isnan(value):
         return "–"
     if math.isnan(low) and math.isnan(high):
-        return number(value, digits)
-    return f"{number(value, digits)} {interval_text((low, high), digits)}"
+        return _rounded(value, digits)
+    return f"{_rounded(value, digits)} {interval_text((low, high), digits)}"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """As ``number``, with its trailing zeros: beside 1.69, 1.9 is 1.90."""
+    return f"{value:#.{digits}g}".removesuffix(".") if value and math.isfinite(value) else number(value, digits)
 
 
 def coefficient_rows(found: Mapping[str, Interval], every: bool = False) -> list[list[str]]:
@@ -111,7 +116,7 @@ def factor_text(value: Sequence[float]) -> str:
 def _factor(value: float) -> str:
     if math.isnan(value):
         return "–"
-    return "never" if value > 1e12 else f"{value:.3g}×"
+    return "never" if value > 1e12 else f"{_rounded(value, 3)}×"
 
 
 MULTIPLIER_HEADER = ["C", "loss", "reference's loss ÷ it", "ahead", "compute", "data", "parameters"]

@@ -18,6 +18,7 @@ from collections.abc import Container, Mapping, Sequence, Sized
 from eqscale.laws.arms import ArmFit
 from eqscale.laws.axes import AXES
 from eqscale.laws.minima import Minima
+from eqscale.laws.render import with_interval
 from eqscale.report import checks
 from eqscale.report.data_grid import REPEATED, DataGrid, Gap
 from eqscale.report.exhibits import link
@@ -230,4 +231,4 @@ def _gap_text(found: Gap, what: str, at: bool = True) -> str:
     if not found.known:
         return f"{what} {found.value:.3g} without seeds that would tell the noise"
     where = f" at {', '.join(map(str, found.levels))}"
-    return f"{what} {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]{where * at}"
+    return f"{what} {with_interval(found.value, found.low, found.high)}{where * at}"

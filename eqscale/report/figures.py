@@ -44,9 +44,12 @@ def draw_figures(
             "loss", "Loss against compute",
             "Dots are runs, lines the compute-optimal loss under the fitted laws (dashed beyond an arm's own runs), "
             "bands its 95 % interval (case bootstrap)"
+            + ("; large markers are lowest losses as measured, with 95 % intervals: where a line disagrees, trust them"
+               if any(analysis.minima.values()) else "")
             + ("; open markers are runs that the laws have not seen." if len(study.part("validation")) else "."),
             by_axis("loss_vs_compute", lambda arms, axis: plots.loss_against_compute(
-                arms, axis=axis.label, loss_label=LOSS, later=_later(study, axis), colours=colours
+                arms, axis=axis.label, loss_label=LOSS, minima=analysis.minima.get(axis.name),
+                later=_later(study, axis), colours=colours,
             )),
         )  # fmt: skip
         add(

@@ -81,8 +81,9 @@ def write_joint(contents: Sequence[Content], target: Path) -> None:
                     color=colours[arm], label=arm,
                 )  # fmt: skip
             panel.set(xscale="log", yscale="log", title=task, xlabel=AXES["executed"].label)
-            panel.legend(fontsize=7)
         panels[0].set_ylabel("loss over that of the best arm")
+        drawn = (zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels)
+        plots.legend_above(figure, list({arm: line for own in drawn for line, arm in own}.values()))
         plots.save(plots.finish(figure), target / "loss_over_best")
     joined = pd.concat(table.assign(task=task) for task, table in tables.items())
     columns = ["task", "arm", "budget", "ratio", "low", "high"]

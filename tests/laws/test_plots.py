@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection, QuadMesh
+from matplotlib.container import ErrorbarContainer
 
 from eqscale.errors import InputError
 from eqscale.laws import plots
 from eqscale.laws.arms import fit_arms, group_budgets
+from eqscale.laws.minima import measured_minima
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,15 @@ def test_figures_show_every_run_and_save_identically(arms, name, tmp_path):
     assert [p.suffix for p in first] == [".png", ".svg"]
     for one, two in zip(first, again, strict=True):
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_lowest_losses_as_measured_stand_beside_the_laws(arms):
+    minima = {name: measured_minima(arm, resamples=50) for name, arm in arms.items()}
+    (axes,) = plots.loss_against_compute(arms, minima=minima).axes
+    drawn = [bar.lines[0].get_xydata() for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
+    expected = [np.column_stack([m.cost, np.exp(m.loss.value)]) for m in minima.values()]
+    np.testing.assert_allclose(drawn, expected)
+    assert "lowest, measured" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def test_arms_carry_their_own_cost(arms):
