@@ -82,7 +82,7 @@ def test_a_dry_run_tells_what_the_whole_plan_costs_and_whether_a_law_can_follow(
     result = run_here(tmp_path, "grid", "--dry-run", "--budgets", "1e10", "--arms", "gatr")
     assert result.returncode == 0, result.stderr
     assert "gatr: no law can be fitted to 3 points, which takes 7" in result.stdout
-    assert "the whole plan: 3 runs, 3e+10 FLOPs, about " in result.stdout
+    assert "the whole plan: 3 runs, 3e10 FLOPs, about " in result.stdout
     assert "done: 0 runs, 0 FLOPs, about 0 s of one worker" in result.stdout
 
 

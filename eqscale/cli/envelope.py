@@ -67,8 +67,9 @@ def _show(
     from rich.markup import escape
 
     from eqscale.laws.envelope import lower_envelope
-    from eqscale.laws.render import interval_text, number
+    from eqscale.laws.render import interval_text
     from eqscale.laws.uncertainty import percentiles
+    from eqscale.numbers import number
 
     fit, classes = envelope.fit, envelope.classes
     law_options.print_verdicts(console, {title: fit})

@@ -232,7 +232,8 @@ def print_optima(
     before: Sequence[Column] = (), after: Sequence[Column] = (), title: str = "",
 ) -> None:  # fmt: skip
     """Compute-optimal N, D and loss at each cost, with their ``bands`` and further columns; * marks extrapolation."""
-    from eqscale.laws.render import number, with_interval
+    from eqscale.laws.render import with_interval
+    from eqscale.numbers import number
 
     costs = [number(c, 3) + ("" if inside else " *") for c, inside in zip(found.C, found.inside, strict=True)]
     optima = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from eqscale.cli import envelope, law_options
 from eqscale.errors import InputError
+from eqscale.numbers import number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,7 +164,7 @@ def _check_hold_out(args: argparse.Namespace, frame: pd.DataFrame, where: str) -
 
 def _print_checks(console: Any, args: argparse.Namespace, fit: Fit, frame: pd.DataFrame) -> dict[str, Any]:
     """Outliers, lack of fit, hold-outs and the classical approaches, as far as the runs allow."""
-    from eqscale.laws.render import number, plain
+    from eqscale.laws.render import plain
     from eqscale.laws.validate import hold_out_top, leave_one_budget_out, outliers
 
     record: dict[str, Any] = {}
@@ -222,7 +223,7 @@ def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict
     record["misallocation"] = wrong
     if all(np.isfinite(m.waste) for m in wrong):
         shown = ", ".join(f"{100 * m.waste:.2g} % at {m.factor:g} N_opt" for m in wrong)
-        console.print(f"wasted at C = {C[-1]:.3g} by another size: {shown}")
+        console.print(f"wasted at C = {number(C[-1], 3)} by another size: {shown}")
     record["approaches"] = []
     for approach in (1, 2):
         try:
@@ -234,7 +235,7 @@ def _print_frontier(console: Any, args: argparse.Namespace, arm: ArmFit) -> dict
         console.print(
             f"approach {approach}: N_opt ∝ C^{found.a:.3f} {interval_text(found.a_interval)} from "
             f"{len(found.budgets)} budgets{without}; its design alone errs by {100 * bias.N_error:+.1f} % in N and "
-            f"{100 * bias.D_error:+.1f} % in D at C = {C[-1]:.3g}"
+            f"{100 * bias.D_error:+.1f} % in D at C = {number(C[-1], 3)}"
         )
         record["approaches"].append({**plain(found), "bias": bias})
     return record

@@ -130,7 +130,8 @@ def _rungs(task_name: str, name: str, N: float) -> list[tuple[str, int]]:
 
 
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:
-    from eqscale.laws.render import number, with_interval
+    from eqscale.laws.render import with_interval
+    from eqscale.numbers import number
 
     rows = []
     for s in found:
@@ -183,7 +184,8 @@ def _plan_from_table(args: argparse.Namespace) -> int:
     from eqscale.console import make_console
     from eqscale.laws.plan import advise
     from eqscale.laws.quantities import quantity
-    from eqscale.laws.render import number, plain, with_interval, write_json
+    from eqscale.laws.render import plain, with_interval, write_json
+    from eqscale.numbers import number
 
     frame = law_options.read_arm_table(args)
     axis = law_options.one_axis(args, frame)
@@ -258,7 +260,7 @@ def _print_plan(console: Any, by: str, plan: Plan, arms: Mapping[str, ArmFit], a
 
     from eqscale.laws.design import resolution
     from eqscale.laws.quantities import quantity
-    from eqscale.laws.render import number
+    from eqscale.numbers import number
 
     for name, arm in arms.items():
         new = [run for run in plan.runs if run.arm == name]
@@ -297,7 +299,7 @@ def _labelled(
     import math
 
     from eqscale.laws.quantities import quantity
-    from eqscale.laws.render import number
+    from eqscale.numbers import number
 
     name, at, C = question.partition("@")
     logarithms = {"size": "optimal size", "loss": "optimal loss", "gap": " / ".join(f"loss of {a}" for a in arms)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eqscale.cli import law_options
 from eqscale.errors import InputError
+from eqscale.numbers import number
 
 if TYPE_CHECKING:
     from eqscale.laws.answers import Amount, Answer
@@ -142,7 +143,7 @@ def _ask(
     fit, boot, arm = law
     units = {"N": "parameters", "D": "tokens"}
     texts = [
-        ", ".join(quantity(v, units[k]) if k in units else f"{k} = {v:.3g}" for k, v in point.items())
+        ", ".join(quantity(v, units[k]) if k in units else f"{k} = {number(v, 3)}" for k, v in point.items())
         for point in points
     ]
     found = [at_regressors(fit, boot, arm, *asked) for asked in zip(texts, points, strict=True)]
@@ -203,7 +204,7 @@ def _sentence(a: Answer, unit: str) -> str:
 
 def _prediction(p: dict[str, Any]) -> list[str]:
     """A predicted size and loss with their intervals, the robust one of a new run where there is one."""
-    from eqscale.laws.render import interval_text, number
+    from eqscale.laws.render import interval_text
 
     size, mean, new_run = (
         [interval_text(p[what].get(kind), 3) for kind in ("model", "robust")]
@@ -243,7 +244,7 @@ def _predict_study(args: argparse.Namespace) -> int:
     rows += [[f"{name}, no law", *_prediction(p["trend"])] for name, p in arms.items() if "trend" in p]
     header = ["arm", "N_opt", "model-based", "robust", "loss", "model-based", "robust", "new run", "new run, robust"]
     console = make_console()
-    seen = f"{record['runs_seen']} runs at budgets up to {record['largest_budget_seen']:.3g} FLOPs"
+    seen = f"{record['runs_seen']} runs at budgets up to {number(record['largest_budget_seen'], 3)} FLOPs"
     law_options.print_table(console, header, rows, f"{quantity(compute, unit)}, from {seen}")
     for why in record["not_predicted"].values():
         console.print(f"not predicted: {why}", style="yellow")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eqscale.cli.plugins import load_plugins
+from eqscale.numbers import number
 from eqscale.places import STUDIES, remembered_results, studies_in
 from eqscale.plugins import add_plugin_options
 from eqscale.tracking import TRACKING_HELP, tracking_uri
@@ -176,7 +177,7 @@ def _simulate(args: argparse.Namespace) -> int:
     alone = [estimate(spec) for spec in specs]
     longest = max(specs, key=estimate)
     console.print(
-        f"{args.preset}: {len(specs)} runs, {sum(spec.budget for spec in specs):.3g} FLOPs, "
+        f"{args.preset}: {len(specs)} runs, {number(sum(spec.budget for spec in specs), 3)} FLOPs, "
         f"{sum(alone) / 3600:,.0f} GPU-hours on one GPU a run; the longest, {longest.name}, "
         f"takes {human_time(max(alone))}",
         highlight=False,
@@ -251,7 +252,7 @@ def _throughput(args: argparse.Namespace) -> tuple[Estimator, str]:
     if model not in GPU_PEAKS:
         raise InputError(f"unknown GPU {args.gpu!r}; choose from {', '.join(GPU_PEAKS)}, or use --flops-per-second")
     reached = GPU_UTILISATION * GPU_PEAKS[model]
-    text = f"{reached:.3g} FLOP/s on {model} ({GPU_UTILISATION:.0%} of the FP32 peak, assumed)"
+    text = f"{number(reached, 3)} FLOP/s on {model} ({GPU_UTILISATION:.0%} of the FP32 peak, assumed)"
     return Estimator(gpu_guess(reached)), text
 
 

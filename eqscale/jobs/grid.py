@@ -31,6 +31,7 @@ from eqscale.console import doing, make_console
 from eqscale.errors import InputError
 from eqscale.laws.design import resolution
 from eqscale.laws.plan import Candidates
+from eqscale.numbers import number
 from eqscale.report.analysis import Analysis, NoLaw
 from eqscale.report.answer import card_of
 from eqscale.report.card import CHANCE, Card
@@ -167,8 +168,8 @@ def _choose(options: JobOptions[ComputeGrid], specs: list[RunSpec], count: int, 
         seeds[point] += 1
     after = plan.runs[-1].expected_se if plan.runs else plan.se_now
     console.print(
-        f"{len(chosen)} further runs, {plan.cost:.3g} FLOPs: the standard error of the {plan.question} is expected to "
-        f"fall from {100 * plan.se_now:.2g} % to {100 * after:.2g} %",
+        f"{len(chosen)} further runs, {number(plan.cost, 3)} FLOPs: the standard error of the {plan.question} is "
+        f"expected to fall from {100 * plan.se_now:.2g} % to {100 * after:.2g} %",
         markup=False,
     )
     for spec in chosen:

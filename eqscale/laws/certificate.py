@@ -10,6 +10,7 @@ import numpy as np
 from eqscale.laws.design import ambiguity
 from eqscale.laws.lad import subgradient_excess
 from eqscale.laws.solver import derivatives
+from eqscale.numbers import number
 
 if TYPE_CHECKING:
     from eqscale.laws.fit import Fit
@@ -177,7 +178,7 @@ def _vague_parameters(fit: Fit) -> list[str]:
         value = fit.params[name]
         if name in fit.form.log_names:
             if half[i] > np.log(10):
-                out.append(f"{name} = {value:.3g} within a factor of {np.exp(min(half[i], 50)):.2g}")
+                out.append(f"{name} = {number(value, 3)} within a factor of {np.exp(min(half[i], 50)):.2g}")
         elif half[i] >= value:
-            out.append(f"{name} = {value:.3g} ± {half[i]:.2g}")
+            out.append(f"{name} = {number(value, 3)} ± {half[i]:.2g}")
     return out

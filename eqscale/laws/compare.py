@@ -19,6 +19,7 @@ from eqscale.laws.forms import Coefficients
 from eqscale.laws.frontier import cost_to_reach, frontier_values
 from eqscale.laws.profile import Joint, Region, limits
 from eqscale.laws.render import with_interval
+from eqscale.numbers import number
 
 Array = np.ndarray
 
@@ -71,7 +72,7 @@ class Crossing:
 
     def describe(self) -> str:
         """In words."""
-        where = f"between C = {self.range[0]:.3g} and {self.range[1]:.3g}"
+        where = f"between C = {number(self.range[0], 3)} and {number(self.range[1], 3)}"
         if self.C is None or self.interval is None:
             return f"none shown {where}"
         at = with_interval(self.C, *self.interval)
@@ -100,8 +101,8 @@ def check_overlap(arm: str, C: Array, reference: str, reference_C: Array, axis: 
     low, high = max(C.min(), reference_C.min()), min(C.max(), reference_C.max())
     if low > high * (1 + 1e-9):
         raise InputError(
-            f"{axis}: the runs of {arm} ({C.min():.3g} to {C.max():.3g}) and {reference} "
-            f"({reference_C.min():.3g} to {reference_C.max():.3g}) have no cost in common; "
+            f"{axis}: the runs of {arm} ({number(C.min(), 3)} to {number(C.max(), 3)}) and {reference} "
+            f"({number(reference_C.min(), 3)} to {number(reference_C.max(), 3)}) have no cost in common; "
             "comparing them would rest on extrapolation alone"
         )
 
@@ -353,9 +354,9 @@ def _summary(
     else:
         low, value, high = ratio
         size = f"{with_interval(value, low, high)} times as high"
-    return f"{leader} {what}{open_}; at {at:.3g}, {other}'s loss is {size}."
+    return f"{leader} {what}{open_}; at {number(at, 3)}, {other}'s loss is {size}."
 
 
 def _span(costs: Sequence[float] | Array) -> str:
     low, high = min(costs), max(costs)
-    return f"at {low:.3g}" if low == high else f"between {low:.3g} and {high:.3g}"
+    return f"at {number(low, 3)}" if low == high else f"between {number(low, 3)} and {number(high, 3)}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eqscale.errors import InputError
+from eqscale.numbers import number
 
 Array = np.ndarray
 
@@ -69,7 +70,7 @@ class CostModel:
         c0, c1, c2 = self.polynomial
         if self.kind == "kND":
             return f"C = {np.exp(c0):.4g} N D, residual {100 * self.residual:.2g} %"
-        bend = f" and {c2:+.3f} u² around N = {np.exp(self.origin):.3g}" if c2 else ""
+        bend = f" and {c2:+.3f} u² around N = {number(np.exp(self.origin), 3)}" if c2 else ""
         return f"C ∝ N^{c1:.3f}{bend} · D^{self.power:.3f}, residual {100 * self.residual:.2g} %"
 
 

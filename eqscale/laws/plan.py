@@ -22,6 +22,7 @@ from eqscale.laws.fit import Quantity
 from eqscale.laws.frontier import frontier, frontier_values
 from eqscale.laws.solver import covariance_of
 from eqscale.laws.uncertainty import parameter_targets
+from eqscale.numbers import number
 
 Array = np.ndarray
 
@@ -97,7 +98,9 @@ def _find_crossing(one: ArmFit, two: ArmFit) -> float:
     values = np.array([_gap(one, two, c) for c in grid])
     change = np.flatnonzero(values[:-1] * values[1:] <= 0)
     if not len(change):
-        raise InputError(f"the laws of {one.name} and {two.name} do not cross from C = {grid[0]:.3g} to {grid[-1]:.3g}")
+        raise InputError(
+            f"the laws of {one.name} and {two.name} do not cross from C = {number(grid[0], 3)} to {number(grid[-1], 3)}"
+        )
     k = change[len(change) // 2]
     low, high = np.log(grid[k : k + 2])
     return float(np.exp(optimize.brentq(lambda x: _gap(one, two, np.exp(x)), low, high)))
@@ -206,7 +209,8 @@ def plan_runs(
         if budget < low * (1 - 1e-9):
             why = "" if cost_range else ": a third of the cheapest at hand (--range LOW,HIGH allows others)"
             raise InputError(
-                f"a spend of {budget:.3g} is below {low:.3g}, the cheapest run to choose from for {name}{why}"
+                f"a spend of {number(budget, 3)} is below {number(low, 3)}, the cheapest run to choose from for "
+                f"{name}{why}"
             )
         within = Limits((low, max(min(high, budget), low)), within.ratio)
         candidates[name] = Candidates(*candidate_runs(arms[name], within))

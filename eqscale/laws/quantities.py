@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from eqscale.errors import InputError
+from eqscale.numbers import number
 
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 """Units of time, in seconds."""
@@ -76,11 +77,11 @@ def quantity(value: float, unit: str, digits: int = 3) -> str:
     """A number with its unit; times also in the unit that suits their size. A dash for what is unknown."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "unbounded"
-    text = f"{value:.{digits}g} {unit}".rstrip()
+    text = f"{number(value, digits)} {unit}".rstrip()
     seconds = value * SECONDS.get(unit, math.nan)
     if seconds >= 60 or seconds < 1:
         best = next((u for u in ("d", "h", "min", "s") if seconds >= 2 * SECONDS[u]), "s")
-        text += "" if best == unit else f" ({seconds / SECONDS[best]:.{digits}g} {best})"
+        text += "" if best == unit else f" ({number(seconds / SECONDS[best], digits)} {best})"
     return text
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from eqscale.laws.certificate import Verdict
 from eqscale.laws.uncertainty import Bootstrap, Interval, disagreement
+from eqscale.numbers import number
 from eqscale.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -65,11 +66,6 @@ def fit_record(fit: Fit, found: Mapping[str, Interval], boot: Bootstrap | None =
     }
 
 
-def number(value: float | None, digits: int = 4, kind: str = "g") -> str:
-    """A number as a reader wants it: four digits, scientific where long; a dash for what is unknown."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}{kind}}"
-
-
 def interval_text(limits: Sequence[float | None] | None, digits: int = 4) -> str:
     """``[low, high]``, or a dash for what is unknown, null in JSON, or says nothing: from 0 or -inf to infinity."""
     known = [math.nan if v is None else v for v in limits or ()]
@@ -88,8 +84,8 @@ def with_interval(value: float, low: float, high: float, digits: int = 3) -> str
 
 
 def _rounded(value: float, digits: int) -> str:
-    """As ``number``, with its trailing zeros: beside 1.69, 1.9 is 1.90."""
-    return f"{value:#.{digits}g}".removesuffix(".") if value and math.isfinite(value) else number(value, digits)
+    """With its trailing zeros: beside 1.69, 1.9 is 1.90."""
+    return number(value, digits, "#g" if value else "g")
 
 
 def coefficient_rows(found: Mapping[str, Interval], every: bool = False) -> list[list[str]]:

@@ -11,7 +11,8 @@ import pandas as pd
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.minima import best_size
-from eqscale.laws.render import markdown_table, number, with_interval
+from eqscale.laws.render import markdown_table, with_interval
+from eqscale.numbers import number
 from eqscale.report.analysis import Analysis
 from eqscale.report.card import Card, answer_card, measured_card
 from eqscale.report.checks import cannot_tell
@@ -82,7 +83,7 @@ def what_to_train(analysis: Analysis) -> str:
         for cost in m.cost[np.isfinite(m.N.value)][-1:]:
             e = best_size(m, cost).exp()
             said = wide(e) if np.isfinite(e.high) else f"{number(e.value, 3)} (uncertain)"
-            sizes.append(f"`{name}` {said} at {cost:.3g}")
+            sizes.append(f"`{name}` {said} at {number(cost, 3)}")
     said = (
         f"Measured best sizes, in parameters at executed FLOPs: {'; '.join(sizes)} ({link('minima')})." if sizes else ""
     )
@@ -128,8 +129,8 @@ def _crossings(analysis: Analysis) -> list[str]:
 def _prediction_line(study: Study, prediction: Mapping[str, Any]) -> str:
     found = outcomes(prediction, study.part("validation"))
     unit = AXES[prediction["axis"]].unit
-    seen = f"predicted from budgets up to {prediction['largest_budget_seen']:.3g}"
-    what = f"the loss at {prediction['compute']:.3g} {unit}, {seen}"
+    seen = f"predicted from budgets up to {number(prediction['largest_budget_seen'], 3)}"
+    what = f"the loss at {number(prediction['compute'], 3)} {unit}, {seen}"
     if not found:
         return f"Validation: {what}, has not been run yet ({link('validation')})."
     inside = sum(o.inside for o in found)

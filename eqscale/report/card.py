@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from eqscale.laws.minima import Minima, loss_ratio
-from eqscale.laws.render import number
+from eqscale.numbers import number
 from eqscale.report.analysis import pooled_noise, seed_noise
 from eqscale.report.exhibits import UNSEEN, ratio_text, wide
 from eqscale.report.leads import best_arms, leads
@@ -53,7 +53,7 @@ def measured_card(minima: Mapping[str, Minima], baseline: str | None) -> Card | 
     behind += "".join(f", that of {arm} {said[top.name, arm]} times" for arm in others)
     winners = pd.Series({at: best[at][0] for at in common.index})
     where = "Where all arms were measured: at" if len(common) < len(ratios) else "At"
-    sentences = [f"{where} equal compute, {_who(winners)}; at {top.name:.3g} FLOPs {behind}."]
+    sentences = [f"{where} equal compute, {_who(winners)}; at {number(top.name, 3)} FLOPs {behind}."]
     if baseline and baseline in minima and baseline != first:
         sentences += _how_it_changes(minima[first], minima[baseline])
     sure = [at for at in common.index if best[at][1]]
@@ -66,7 +66,7 @@ def measured_card(minima: Mapping[str, Minima], baseline: str | None) -> Card | 
         shown = dict(zip(top.index, cells, strict=True)) | {
             ahead: number(losses[ahead], 3) + ", best" * (len(losses) > 1)
         }
-        rows.append((f"{budget:.3g}", *shown.values()))
+        rows.append((number(budget, 3), *shown.values()))
     return Card(tuple(sentences), ("executed FLOPs", *top.index), tuple(rows))
 
 
@@ -79,7 +79,7 @@ def _how_it_changes(arm: Minima, base: Minima) -> list[str]:
     said = (
         f"Whether the lead over {base.name} lasts is open" if found == "open" else f"The lead over {base.name} {found}"
     )
-    return [f"{said}: {wide(loss_ratio(arm, base, float(common[0])).exp())} at {common[0]:.3g} FLOPs."]
+    return [f"{said}: {wide(loss_ratio(arm, base, float(common[0])).exp())} at {number(common[0], 3)} FLOPs."]
 
 
 def answer_card(finished: pd.DataFrame) -> Card:
@@ -96,7 +96,7 @@ def answer_card(finished: pd.DataFrame) -> Card:
     for budget, losses in best.iterrows():
         cells = [UNSEEN if pd.isna(loss) else number(loss, 3) for loss in losses]
         ratio = losses.nsmallest(2).iloc[-1] / losses.min()
-        rows.append((f"{budget:.3g}", *cells, number(ratio, 3) if losses.count() > 1 else UNSEEN))
+        rows.append((number(budget, 3), *cells, number(ratio, 3) if losses.count() > 1 else UNSEEN))
     compared = best.dropna()
     if compared.empty or best.shape[1] < 2:
         compared = best[best.count(axis=1) > 1]
@@ -125,8 +125,8 @@ def _by_how_much(best: pd.DataFrame) -> str:
     said = f"the loss of {others[0]} is {top.iloc[0]:.2f} times that of {ahead}"
     said += "".join(f", that of {arm} {top[arm]:.2f} times" for arm in others[1:])
     if len(ratios) > 1:
-        said += f" (at {lowest.name:.3g} FLOPs {_listed(f'{ratio:.2f}' for ratio in lowest)} times)"
-    return f"at {top.name:.3g} FLOPs {said}"
+        said += f" (at {number(lowest.name, 3)} FLOPs {_listed(f'{ratio:.2f}' for ratio in lowest)} times)"
+    return f"at {number(top.name, 3)} FLOPs {said}"
 
 
 def _how_sure(best: pd.DataFrame, seeds: pd.DataFrame, noise: pd.DataFrame) -> str:
@@ -161,7 +161,7 @@ def _range(values: pd.Series) -> str:
 
 
 def _budgets(budgets: Sequence[float]) -> str:
-    return _listed(f"{budget:.3g}" for budget in budgets)
+    return _listed(number(budget, 3) for budget in budgets)
 
 
 def _listed(words: Iterable[str]) -> str:

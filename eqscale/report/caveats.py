@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from eqscale.laws import disagreement
 from eqscale.laws.axes import AXES
 from eqscale.laws.minima import line_to_top
+from eqscale.numbers import number
 from eqscale.report.analysis import Analysis
 from eqscale.report.checks import doubt_about
 from eqscale.report.exhibits import link
@@ -25,14 +26,14 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
     if not grid.empty:
         budgets = sorted(grid["budget"].unique())
         note(
-            f"Scale: {len(budgets)} budgets from {budgets[0]:.3g} to {budgets[-1]:.3g} executed FLOPs, models of "
-            f"{grid['N'].min():.0f} to {grid['N'].max():.0f} parameters. Dashed lines extrapolate "
+            f"Scale: {len(budgets)} budgets from {number(budgets[0], 3)} to {number(budgets[-1], 3)} executed FLOPs, "
+            f"models of {grid['N'].min():.0f} to {grid['N'].max():.0f} parameters. Dashed lines extrapolate "
             f"({link('loss', 'figure')}); nothing here says what happens at a thousand times the compute."
         )
         if study.to_come:
             note(f"Unfinished: {study.to_come} planned runs of the compute grid haven't ended.")
         seeds = grid.groupby("budget")["seed"].nunique()
-        single = ", ".join(f"{budget:.3g}" for budget in seeds.index[seeds == 1])
+        single = ", ".join(number(budget, 3) for budget in seeds.index[seeds == 1])
         if not len(analysis.noise):
             note("One seed: differences of the size of the seed noise mean nothing, and lack of fit can't be tested.")
         elif single:
@@ -75,7 +76,7 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
             "which intervals on seconds leave out (`step_times.csv`)."
         )
     for prediction in study.predictions:
-        what = f"{prediction['compute']:.3g} {AXES[prediction['axis']].unit}"
+        what = f"{number(prediction['compute'], 3)} {AXES[prediction['axis']].unit}"
         notes += _validation_edges(outcomes(prediction, study.part("validation")), what)
         if not seen_the_same_runs(prediction, study):
             note(

@@ -18,7 +18,7 @@ from eqscale.laws.compare import common_range
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, loss_gap, scaled, slope
 from eqscale.laws.fit import Coefficients, Quantity
 from eqscale.laws.minima import Minima, bend, combine, loss_ratio, weights_at
-from eqscale.laws.render import number
+from eqscale.numbers import number
 from eqscale.report.exhibits import wide
 
 STRAIGHT = 1.5
@@ -230,7 +230,7 @@ def _on_allocation(sizes: Mapping[float, Estimate], change: Estimate, unit: str)
 
 
 def _at_costs(found: Mapping[float, Estimate], unit: str) -> str:
-    return "; ".join(f"at {C:.2g} {unit} {wide(e.exp())}" for C, e in found.items())
+    return "; ".join(f"at {number(C, 2)} {unit} {wide(e.exp())}" for C, e in found.items())
 
 
 def _worst(outcomes: set[str]) -> str:

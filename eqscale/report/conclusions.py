@@ -211,13 +211,17 @@ def _on_whole_gap(grid: DataGrid, trio: Sequence[str], many: list[int], fresh: l
         outcome = "open"
     power = "can't fail: without fresh data nobody knows what a perfect augmentation would leave"
     if fresh:
-        power = f"holds in {100 * chance:.0f} % at best: a perfect augmentation leaves {100 * lead / whole.value:.1f} %"
+        power = f"holds in {100 * chance:.0f} % at best: a perfect augmentation leaves {_share(lead, whole.value)}"
     return checks.Finding(outcome, text, power)
 
 
 def _share_text(left: Gap, whole: Gap) -> str:
-    share = f"{100 * left.value / whole.value:.0f} %"
+    share = _share(left.value, whole.value)
     return f"{_gap_text(left, f'{share} is left:', at=False)} {_gap_text(whole, 'of')}"
+
+
+def _share(part: float, whole: float) -> str:
+    return "nothing" if part <= 0 < whole else f"{100 * part / whole:.0f} %"
 
 
 def _missing(grid: DataGrid, arms: Sequence[str], epochs: float) -> str:

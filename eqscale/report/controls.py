@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from eqscale.laws.render import number, with_interval
+from eqscale.laws.render import with_interval
+from eqscale.numbers import number
 from eqscale.report.analysis import pooled_noise
 from eqscale.report.exhibits import UNSEEN, Table, link
 from eqscale.report.means import Mean, best_of_sizes
@@ -30,7 +31,7 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
         at = grid[np.isclose(grid["budget"], budget, rtol=1e-6)]
         best = at.groupby(["arm", "N"])["loss"].mean().groupby("arm").min()
         mean, seeds = float(runs["loss"].mean()), f" ({len(runs)} seeds)" if len(runs) > 1 else ""
-        cells = [f"{budget:.3g}", f"{N:.0f}", f"{mean:.4f}{seeds}"]
+        cells = [number(budget, 3), f"{N:.0f}", f"{mean:.4f}{seeds}"]
         if variant:
             cells = [str(version), *cells, _compared(runs, _twins(grid, point), noise)]
         others = [roles.control_of.get(arm, arm), *bases]
@@ -57,7 +58,7 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
         for point, runs in controls.groupby(_POINT, sort=False):
             if len(twin := _twins(grid, point)):
                 who = f"`{point[0]}` in {point[1]} {variant.many}"
-                same.setdefault(who, []).append(f"{_compared(runs, twin, noise)} at {point[2]:.3g}")
+                same.setdefault(who, []).append(f"{_compared(runs, twin, noise)} at {number(point[2], 3)}")
         lines += [
             f"{who} has this many times the loss of the same size in the grid's {variant.one}: {', '.join(said)} "
             f"executed FLOPs ({link('controls')})."
@@ -68,7 +69,7 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
         own = controls[controls["arm"] == arm]
         mean, twin = _best(own), _best(grid[grid["arm"] == of])
         if both := sorted(mean.keys() & twin.keys()):
-            said = ", ".join(f"{_ratio(mean[b] - twin[b])} at {b:.3g}{_edge(own, b)}" for b in both)
+            said = ", ".join(f"{_ratio(mean[b] - twin[b])} at {number(b, 3)}{_edge(own, b)}" for b in both)
             compared.append(f"`{arm}` over `{of}` {said}")
     if compared:
         lines.append(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from eqscale.laws.render import number, with_interval
+from eqscale.laws.render import with_interval
+from eqscale.numbers import number
 from eqscale.report.data_grid import REPEATED, DataGrid, Gap
 from eqscale.report.exhibits import UNSEEN, Table, link, numbered
 from eqscale.report.parts import UNIQUE
@@ -34,7 +35,7 @@ def data_table(grid: DataGrid, roles: Roles) -> Table:
         rows.append([f"{units:g}", epochs, *(cells.get(name, UNSEEN) for name in names), *worth])
     header = [f"unique {grid.units}", "epochs", *(f"`{name}`" for name in names)]
     header += [f"`{base}` for `{arm}`" for arm in equivalents]
-    budgets = ", ".join(f"{b:.3g}" for b in sorted(grid.runs["budget"].unique()))
+    budgets = ", ".join(number(b, 3) for b in sorted(grid.runs["budget"].unique()))
     sizes = int(grid.runs.groupby(["arm", UNIQUE])["N"].nunique().max())
     note = f"Mean over seeds ± standard error from seeds, at {budgets} executed FLOPs."
     note += f" A loss is the lowest of up to {sizes} sizes." * (sizes > 1)

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from eqscale.laws import plots
 from eqscale.laws.axes import AXES, Axis
+from eqscale.numbers import number
 from eqscale.report.analysis import Analysis, Arms, at_equal_cost
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.exhibits import FigureGroup
@@ -183,7 +184,8 @@ def data_figure(grid: DataGrid, palette: Mapping[str, str]) -> Figure:
                 N, D = np.exp(np.log(means[["N", "D"]]).mean())
                 predicted = grid.laws[arm].fit.predict(N=N, D=D, U=U)
                 axes.plot(U, predicted, color=palette[arm], linestyle=":", linewidth=1.1)
-            label = f"{arm} ({runs['flops_nominal'].median():.2g} nominal FLOPs, {runs['seconds'].median():.3g} s)"
+            nominal = number(runs["flops_nominal"].median(), 2)
+            label = f"{arm} ({nominal} nominal FLOPs, {runs['seconds'].median():.3g} s)"
             handles.append(Line2D([], [], color=palette[arm], marker=marker, markersize=4, label=label))
         axes.set(xscale="log", yscale="log", xlabel="unique training tokens", ylabel=LOSS)
         # second x axis: unique units and epochs of each level; a label that would touch its left neighbour is left out
@@ -247,7 +249,7 @@ def validation_figure(study: Study, axis: str, palette: Mapping[str, str]) -> Fi
                 [o.N for o in own], [o.observed for o in own], s=26, facecolors="none", edgecolors=colour,
                 linewidths=1.3, gid="runs:" + ",".join(str(o.row) for o in own),
             )  # fmt: skip
-            title = f"{name}, {prediction['compute']:.3g} {AXES[axis].unit}" if len(predictions) > 1 else name
+            title = f"{name}, {number(prediction['compute'], 3)} {AXES[axis].unit}" if len(predictions) > 1 else name
             panel.set(xscale="log", yscale="log", title=title, xlabel="parameters N")
         panels[0].set_ylabel(LOSS)
         handles = [

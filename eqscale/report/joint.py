@@ -13,6 +13,7 @@ from eqscale.errors import InputError
 from eqscale.laws import plots
 from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
+from eqscale.numbers import number
 from eqscale.report.exhibits import UNSEEN, ratio_text
 from eqscale.report.leads import best_arms, leads
 from eqscale.report.parts import read_study, study_folder
@@ -36,7 +37,7 @@ def same_arm(tables: Mapping[str, pd.DataFrame]) -> str:
         how = ", ".join(f"`{arm}`{' for sure' * found} on {task}" for task, (arm, found) in top.items())
         said = f"The tasks disagree at their largest budgets. Lowest is {how}."
     others = [
-        f"`{arm}` on {task} at {budget:.3g}"
+        f"`{arm}` on {task} at {number(budget, 3)}"
         for task, own in best.items()
         for budget, (arm, found) in own.items()
         if found and arm != top[task][0]
@@ -90,7 +91,7 @@ def write_joint(contents: Sequence[Content], target: Path) -> None:
     write_text(target / "joint.csv", joined[columns].to_csv(index=False))
     arms = sorted(joined["arm"].unique())
     rows = [
-        [task, f"{budget:.3g}", *(_cell(own[own["arm"] == arm]) for arm in arms)]
+        [task, number(budget, 3), *(_cell(own[own["arm"] == arm]) for arm in arms)]
         for task, table in tables.items()
         for budget, own in table.groupby("budget")
     ]
@@ -143,7 +144,7 @@ def _parts_of_the_lead(by_task: Mapping[str, Content]) -> list[str]:
     if not tables:
         return []
     top = {task: table[table["budget"] == table["budget"].max()] for task, table in tables.items()}
-    header = ["part", *(f"{task}, {own['budget'].iloc[0]:.3g} FLOPs" for task, own in top.items())]
+    header = ["part", *(f"{task}, {number(own['budget'].iloc[0], 3)} FLOPs" for task, own in top.items())]
     known = {task: {row["part"]: ratio_text(row) for _, row in own.iterrows()} for task, own in top.items()}
     rows = [[part, *(said.get(part, UNSEEN) for said in known.values())] for part in MEASURED]
     return [

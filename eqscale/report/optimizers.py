@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from eqscale.errors import InputError
-from eqscale.laws.render import number, with_interval
+from eqscale.laws.render import with_interval
+from eqscale.numbers import number
 from eqscale.report.exhibits import paragraphs, table_of
 from eqscale.report.means import Mean, best_of_sizes
 from eqscale.roles import Role

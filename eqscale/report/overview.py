@@ -14,7 +14,8 @@ from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, loss_gap
 from eqscale.laws.minima import compute_multiplier, loss_ratio, lowest_loss
 from eqscale.laws.plan import Advice
-from eqscale.laws.render import factor_text, markdown_table, number, with_interval
+from eqscale.laws.render import factor_text, markdown_table, with_interval
+from eqscale.numbers import number
 from eqscale.report.analysis import Analysis
 from eqscale.report.exhibits import UNSEEN, link, ratio_text, wide
 from eqscale.report.leads import best_arms, leads
@@ -130,7 +131,7 @@ def _who(leaders: list[_Leader], axis: str) -> str:
     if leaders[-1].alone:
         return f"only `{leaders[-1].arm}` has a law"
     return "<br>".join(
-        f"{leader.cost:.3g} {AXES[axis].unit}: "
+        f"{number(leader.cost, 3)} {AXES[axis].unit}: "
         + (f"open (`{leader.arm}`; {leader.rival})" if leader.rival else f"`{leader.arm}`")
         for leader in leaders
     )
@@ -143,11 +144,11 @@ def _lowest(analysis: Analysis, axis: str, names: list[str]) -> str:
         found = {name: lowest_loss(minima[name], common[-1]).exp() for name in names}
         ordered = sorted(found, key=lambda name: found[name].value)
         lines = (f"`{name}` {_estimate(found[name])}" for name in ordered)
-        return "<br>".join([f"at {common[-1]:.3g} {unit}:", *lines])
+        return "<br>".join([f"at {number(common[-1], 3)} {unit}:", *lines])
     if not (levels := _known(analysis, axis)):
         return UNSEEN
     by_law = (f"`{a.arm}` {with_interval(a.loss, *a.loss_band)}" for a in levels[-1])
-    return "<br>".join([f"at {levels[-1][0].C:.3g} {unit}, {_BY_LAW}:", *by_law])
+    return "<br>".join([f"at {number(levels[-1][0].C, 3)} {unit}, {_BY_LAW}:", *by_law])
 
 
 def _losses(analysis: Analysis, axis: str, reference: str, name: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from eqscale.laws.axes import AXES
-from eqscale.laws.render import number, with_interval
+from eqscale.laws.render import with_interval
+from eqscale.numbers import number
 from eqscale.report.exhibits import UNSEEN, Table, link
 from eqscale.report.parts import VARIANT, Study
 from eqscale.report.prediction import outcomes
@@ -20,10 +21,10 @@ def validation_table(study: Study) -> Table:
     """Predictions and outcomes, one row an arm and cost."""
     rows, seen = [], []
     for prediction in study.predictions:
-        cost = f"{prediction['compute']:.3g} {AXES[prediction['axis']].unit}"
+        cost = f"{number(prediction['compute'], 3)} {AXES[prediction['axis']].unit}"
         seen.append(
             f"for {cost} ({prediction['axis']}) from {prediction['runs_seen']} runs at budgets up to "
-            f"{prediction['largest_budget_seen']:.3g}"
+            f"{number(prediction['largest_budget_seen'], 3)}"
         )
         rows += [[cost, *row] for row in _predicted_arms(prediction, study.part("validation"))]
     header = ["at", "arm", "loss by its law", "loss without a law", "best run", "N_opt by its law"]
@@ -67,7 +68,7 @@ def metric_table(study: Study) -> Table:
     errors = [run.to_dict() | measured.get((run["run_id"], run[VARIANT]), {}) for _, run in study.best.iterrows()]
     shown = {c: label for c, label in words.metrics.items() if not all(pd.isna(e.get(c)) for e in errors)}
     for e in errors if shown else ():
-        own = [f"`{e['arm']}`", f"{e['budget']:.3g}", f"{e['N']:.3g}", number(e["loss"])]
+        own = [f"`{e['arm']}`", number(e["budget"], 3), number(e["N"], 3), number(e["loss"])]
         rows.append(own + [number(e.get(column), 3) for column in shown])
     return Table(
         "metrics", "Errors of the best models by kind", ["arm", "budget", "N", "NMSE", *shown.values()], rows,
@@ -82,7 +83,7 @@ def equivariance_table(study: Study) -> Table:
     columns = [c for c in shown if finished[c].notna().any()]
     top = finished[finished["budget"] == finished.groupby("arm")["budget"].transform("max")]
     rows = [
-        [f"`{arm}`", f"{own['budget'].iloc[0]:.3g}", *(number(own[c].median(), 2) for c in columns)]
+        [f"`{arm}`", number(own["budget"].iloc[0], 3), *(number(own[c].median(), 2) for c in columns)]
         for arm, own in top.groupby("arm", sort=False)
         if own[columns].notna().any(axis=None)
     ]
@@ -102,7 +103,7 @@ def measured_tables(study: Study) -> list[Table]:
         spec = content.get("spec", {})
         most = max((result.get("average", 1) for result in content.get("results", [])), default=1)
         for result in content.get("results", []):
-            who = [f"`{spec.get('arm', '?')}`", f"{spec.get('budget', math.nan):.3g}"]
+            who = [f"`{spec.get('arm', '?')}`", number(spec.get("budget", math.nan), 3)]
             who += [result[variant.one]] if variant else []
             who.append(result["predictor"])
             errors = result["errors"]

@@ -20,6 +20,7 @@ from eqscale.laws.axes import AXES
 from eqscale.laws.minima import Minima, extrapolate, of_one_run
 from eqscale.laws.render import plain
 from eqscale.laws.validate import predict_new_runs
+from eqscale.numbers import number
 from eqscale.report.analysis import find_minima, fit_every_arm, on_axis
 from eqscale.report.parts import Study, read_prediction
 
@@ -68,8 +69,8 @@ def predict(
     most = float(runs[AXES[axis].column].max())
     if most >= compute:
         raise InputError(
-            f"compute {compute:g} is not above the runs to predict from (up to {most:.3g} {AXES[axis].unit}): "
-            "nothing would be predicted"
+            f"compute {number(compute, 6)} is not above the runs to predict from (up to {number(most, 3)} "
+            f"{AXES[axis].unit}): nothing would be predicted"
         )
     fitted, unfitted = fit_every_arm(runs)
     arms = {name: on_axis(arm, runs, axis) for name, arm in fitted.items()}

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from eqscale.laws.plots import MARKERS, WIDTH, save, style
-from eqscale.laws.render import number
+from eqscale.numbers import number
 from eqscale.report.exhibits import paragraphs, table_of
 from eqscale.storage import write_text
 
@@ -97,7 +97,7 @@ def _figure(trials: pd.DataFrame, runs: pd.DataFrame, fits: Mapping[tuple[str, s
                 panel.legend(fontsize=6, loc="upper right")
                 panel.tick_params(labelsize=7)
                 if i == 0:
-                    panel.set_title(f"{budget:.3g} FLOPs")
+                    panel.set_title(f"{number(budget, 3)} FLOPs")
                 if arm == arms[-1]:
                     panel.set_xlabel("learning rate")
             row[0].set_ylabel(f"{' '.join(arm)}\ntest NMSE")

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eqscale.errors import InputError
 from eqscale.laws.plots import PALETTE, panel_grid, save, style
-from eqscale.laws.render import number
+from eqscale.numbers import number
 from eqscale.report.exhibits import paragraphs, table_of
 from eqscale.storage import write_text
 
@@ -84,7 +84,7 @@ def _figure(runs: pd.DataFrame, shapes: pd.DataFrame) -> Figure:
                 keys = ["arm", "budget", "width", "depth"]
                 dots = runs[runs["status"] == "finished"].merge(group[keys], on=keys)
                 panel.scatter(dots["depth"], dots["loss"], s=9, color=colour, alpha=0.5, lw=0)
-                panel.plot(group["depth"], group["loss"], color=colour, label=f"{number(group['cost'].mean(), 2)}")
+                panel.plot(group["depth"], group["loss"], color=colour, label=number(group["cost"].mean(), 2))
                 for row in group.itertuples():
                     panel.annotate(
                         str(row.width), (row.depth, row.loss), (3, 4), textcoords="offset points",

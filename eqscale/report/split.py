@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from eqscale.laws.minima import Minima, loss_ratio
 from eqscale.laws.plots import PALETTE, WIDTH, finish, style
+from eqscale.numbers import number
 from eqscale.report.exhibits import UNSEEN, Table, link, ratio_text
 
 PLAIN, LOCAL, SLIM, GATR = "transformer", "transformer_local", "gatr_slim", "gatr"
@@ -81,8 +82,8 @@ def split_lines(split: pd.DataFrame) -> list[str]:
     parts = ", ".join(f"{part} {said[part]}" for part in PARTS if part != LEAD)
     asymmetric = f"; averaging over the group alone would give {said[ASYMMETRY]}" if ASYMMETRY in said else ""
     return [
-        f"At {top['budget'].iloc[0]:.3g} executed FLOPs the loss of `{PLAIN}` over that of `{GATR}`, {said[LEAD]}, is "
-        f"the product of {parts}{asymmetric} ({link('split')}, {link('split', 'figure')})."
+        f"At {number(top['budget'].iloc[0], 3)} executed FLOPs the loss of `{PLAIN}` over that of `{GATR}`, "
+        f"{said[LEAD]}, is the product of {parts}{asymmetric} ({link('split')}, {link('split', 'figure')})."
     ]
 
 
@@ -94,7 +95,7 @@ def split_table(split: pd.DataFrame) -> Table:
     rows = [[part, MEASURED[part], *(said.get((part, budget), UNSEEN) for budget in shown)] for part in _parts(split)]
     return Table(
         "split", f"What the lead of {GATR} over {PLAIN} is made of",
-        ["part", "measured by", *(f"{budget:.3g} FLOPs" for budget in shown)], rows,
+        ["part", "measured by", *(f"{number(budget, 3)} FLOPs" for budget in shown)], rows,
         f"Ratios of lowest losses ({link('minima')}) with 95 % intervals. The parts multiply to the lead. "
         "`split.csv` has all budgets.",
     )  # fmt: skip

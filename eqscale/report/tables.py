@@ -13,7 +13,8 @@ from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, contrast, log_optimum, slope
 from eqscale.laws.minima import Minima, best_size, compute_multiplier, loss_ratio, lowest_loss
-from eqscale.laws.render import number, with_interval
+from eqscale.laws.render import with_interval
+from eqscale.numbers import number
 from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.checks import SIMILAR, cannot_tell, change_of_ratio
 from eqscale.report.exhibits import UNSEEN, Table, wide
@@ -163,7 +164,7 @@ def minima_table(analysis: Analysis) -> Table:
     return Table(
         "minima", "Measured optima at equal cost, without a law",
         [AXES["executed"].label, *(f"`{name}`" for name in arms)],
-        [[f"{cost:.3g}", *(row.get(name, UNSEEN) for name in arms)] for cost, row in cells.items()],
+        [[number(cost, 3), *(row.get(name, UNSEEN) for name in arms)] for cost, row in cells.items()],
         "Lowest loss, and below it N_opt: minimum of a cubic in log N through the log losses of the runs at one cost "
         "(after approach 2 of Hoffmann et al. 2022), of sizes up to 20 % above the best or the best five. "
         "`minima.csv` has both intervals, ratios of losses and of compute, and the other axes, to which runs are moved "
@@ -219,7 +220,7 @@ def noise_table(noise: pd.DataFrame) -> Table:
         rows.append([f"`{arm}`", *shown, f"**{100 * sd:.2g} %**", str(df)])
     return Table(
         "seed_noise", "Seed noise",
-        ["arm", *(f"{budget:.3g}" for budget in budgets), "all budgets", "degrees of freedom"], rows,
+        ["arm", *(number(budget, 3) for budget in budgets), "all budgets", "degrees of freedom"], rows,
         "Standard deviation of the log loss at equal arm, budget and size (`seed_noise.csv`); a seed sets "
         "initialisation, data order and augmentation.",
     )  # fmt: skip
@@ -228,7 +229,8 @@ def noise_table(noise: pd.DataFrame) -> Table:
 def edge_table(analysis: Analysis) -> Table:
     """Where the sizes don't bracket the measured optimum."""
     rows = [
-        [AXES[e.axis].short, f"`{e.arm}`", f"{e.budget:.3g}", f"the {e.side}, N = {e.N:.0f}", f"N ≈ {e.suggested:.2g}"]
+        [AXES[e.axis].short, f"`{e.arm}`", number(e.budget, 3), f"the {e.side}, N = {e.N:.0f}",
+         f"N ≈ {number(e.suggested, 2)}"]
         for e in analysis.edges
     ]  # fmt: skip
     return Table(
@@ -271,7 +273,7 @@ def run_table(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     header = ["run", "arm", "budget", "seed", "N", "D", "epochs", "loss", *(axis.short for axis in AXES.values())]
     rows = [
         [
-            str(name), str(arm), f"{budget:.3g}", str(seed), *(number(value, 4) for value in values[:4]),
+            str(name), str(arm), number(budget, 3), str(seed), *(number(value, 4) for value in values[:4]),
             *(number(value, 3) for value in values[4:]), UNSEEN if math.isnan(off) else f"{100 * off:+.1f} %", became,
         ]
         for name, arm, budget, seed, *values, off, became in frame.itertuples(index=False)

@@ -14,6 +14,7 @@ import numpy as np
 
 from eqscale.arms import Arm, Recipe, Size, TokenCounts, get_arm
 from eqscale.errors import InputError
+from eqscale.numbers import number
 from eqscale.roles import Role
 from eqscale.study.presets import (
     AspectRatio,
@@ -89,8 +90,8 @@ def _affordable(arm: Arm, budget: float, preset: Preset) -> dict[Size, float]:
     smallest = min(cost_of_step.values())
     if budget < smallest:
         raise InputError(
-            f"budget {budget:g} FLOPs is too small for a single step of the smallest {arm.name} "
-            f"({smallest:.3g} FLOPs with batch size {batch_size})"
+            f"budget {number(budget, 6)} FLOPs is too small for a single step of the smallest {arm.name} "
+            f"({number(smallest, 3)} FLOPs with batch size {batch_size})"
         )
     return {size: cost / batch.tokens for size, cost in cost_of_step.items() if budget / cost >= preset.min_steps}
 
@@ -115,8 +116,8 @@ def choose_sizes(arm: Arm, budget: float, count: int, preset: Preset) -> list[Si
 def _require_sizes(affordable: Collection, count: int, arm: Arm, budget: float, preset: Preset, advice: str) -> None:
     if len(affordable) < count:
         raise InputError(
-            f"budget {budget:g} FLOPs trains only {len(affordable)} sizes of {arm.name} for {preset.min_steps} steps "
-            f"or more; {count} are asked for: {advice}"
+            f"budget {number(budget, 6)} FLOPs trains only {len(affordable)} sizes of {arm.name} for "
+            f"{preset.min_steps} steps or more; {count} are asked for: {advice}"
         )
 
 

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eqscale.console import doing, make_console
 from eqscale.cores import allowed_cores
 from eqscale.errors import InputError
+from eqscale.numbers import number
 from eqscale.places import remember_results
 from eqscale.storage import check_writable, remove_folder, write_atomically
 from eqscale.study import shared_data
@@ -410,4 +411,4 @@ def _todo(specs: Sequence[RunSpec], options: JobOptions[Preset], console: Consol
 def _cost(specs: Sequence[RunSpec], estimate: Estimator) -> str:
     """Runs, FLOPs and time on one worker."""
     flops, seconds = sum(spec.budget for spec in specs), sum(map(estimate, specs))
-    return f"{len(specs)} runs, {flops:.3g} FLOPs, about {human_time(seconds)} of one worker"
+    return f"{len(specs)} runs, {number(flops, 3)} FLOPs, about {human_time(seconds)} of one worker"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from eqscale.arms import get_arm
 from eqscale.errors import InputError
+from eqscale.numbers import number
 from eqscale.study.progress import human_time
 from eqscale.study.schedule import wall_seconds
 from eqscale.tasks import get_task
@@ -75,8 +76,8 @@ def check_devices(
     names = ", ".join(name for name, budget in presets.items() if budget <= affordable)
     fits = f"--preset {names} fits this machine" if names else "lower the budgets to what the machine can do"
     raise InputError(
-        f"these {len(specs)} runs need GPUs and there is none: {flops:.2g} FLOPs and models of up to "
-        f"{largest:.2g} parameters would take {human_time(wall)} on {cpus} CPU cores, about "
+        f"these {len(specs)} runs need GPUs and there is none: {number(flops, 2)} FLOPs and models of up to "
+        f"{number(largest, 2)} parameters would take {human_time(wall)} on {cpus} CPU cores, about "
         f"{flops / _GPU_FLOPS_PER_SECOND / 3600:,.0f} GPU-hours at {_GPU_FLOPS_PER_SECOND:.0e} FLOP/s; "
         f"bring up cluster.yaml and name it with --address, or {fits}"
     )

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
 from eqscale.arms import get_arm
+from eqscale.numbers import number
 from eqscale.study.estimate import Estimator
 from eqscale.study.grid import expected_batch
 from eqscale.study.presets import Preset
@@ -48,9 +49,9 @@ def plan_table(specs: Sequence[RunSpec], preset: Preset, seconds: Callable[[RunS
         epochs = spec.steps * spec.batch_size / (spec.train_systems * task.samples_per_system)
         parameters = get_arm(spec.arm).parameters(size, task)
         shape = (str(spec.seed), f"{parameters:,}", str(size.width), str(size.depth), f"{spec.steps:,}")
-        schedule = (str(spec.batch_size), f"{spec.learning_rate:.2g}", f"{tokens:.3g}", f"{epochs:.2g}")
+        schedule = (str(spec.batch_size), f"{spec.learning_rate:.2g}", number(tokens, 3), f"{epochs:.2g}")
         time_left = "done" if spec.run_id in done else human_time(seconds(spec))
-        table.add_row(spec.arm, f"{spec.budget:.3g}", *shape, *schedule, time_left)
+        table.add_row(spec.arm, number(spec.budget, 3), *shape, *schedule, time_left)
     return table
 
 

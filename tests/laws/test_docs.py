@@ -32,7 +32,7 @@ def agree(shown, printed):
 
 
 def _same(a, b):
-    number = r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?"
+    number = r"[-+]?\d+(?:,\d{3})*\.?\d*(?:e[-+]?\d+)?"
     x, y = ([float(v.replace(",", "")) for v in re.findall(number, t.rstrip(","))] for t in (a, b))
     return re.sub(number, "#", a) == re.sub(number, "#", b) and x == pytest.approx(y, rel=0.02)
 

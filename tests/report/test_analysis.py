@@ -78,7 +78,7 @@ def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
     assert line.count("`transformer` ahead above") == 3
     assert re.search(r"\| 1e\+10 FLOPs: `gatr`<br>.*<br>1e\+13 FLOPs: `transformer` \|", text)
     card = answer(unlike.study, unlike.analysis, "")
-    assert card.startswith("**At equal compute, the lowest loss is gatr's at 1e+10")
+    assert card.startswith("**At equal compute, the lowest loss is gatr's at 1e10")
     assert "`transformer` is ahead on all three axes" in card
     assert {row[1].split(": ")[1] for row in lead_table(unlike.analysis, ROLES).rows} == {"shrinks"}
 
@@ -233,7 +233,7 @@ def test_a_data_grid_at_several_budgets_is_one_and_shows_its_epochs(tmp_path):
     planted.write_text(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "loss_vs_epochs.png" in text
-    assert "at 1e+12 executed FLOPs" in text
+    assert "at 1e12 executed FLOPs" in text
     assert "the lowest of up to 2 sizes" in text
 
 

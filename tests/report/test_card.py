@@ -22,18 +22,18 @@ def runs(**losses):
 def test_the_card_says_who_is_ahead_where_and_by_how_much():
     card = answer_card(runs(gatr=(0.4, 0.2), transformer=(0.5, 0.3)))
     assert card.sentences[0] == (
-        "At equal compute, gatr has the lowest loss at every budget; at 1e+11 FLOPs the loss of transformer is 1.50 "
-        "times that of gatr (at 1e+10 FLOPs 1.25 times)."
+        "At equal compute, gatr has the lowest loss at every budget; at 1e11 FLOPs the loss of transformer is 1.50 "
+        "times that of gatr (at 1e10 FLOPs 1.25 times)."
     )
     assert card.sentences[1].startswith("Each run has one seed, and other seeds change a loss by about 5 %: ")
     assert card.sentences[1].endswith("the lead over the second is more than chance at every budget.")
-    assert card.rows == (("1e+10", "0.4", "0.5", "1.25"), ("1e+11", "0.2", "0.3", "1.5"))
+    assert card.rows == (("1e10", "0.4", "0.5", "1.25"), ("1e11", "0.2", "0.3", "1.5"))
 
 
 def test_the_card_says_where_the_order_of_the_arms_changes():
     card = answer_card(runs(gatr=(0.6, 0.2), transformer=(0.5, 0.3)))
-    assert "the lowest loss is transformer's at 1e+10, gatr's at 1e+11 FLOPs;" in card.sentences[0]
-    assert "(at 1e+10 FLOPs 0.83 times)" in card.sentences[0]
+    assert "the lowest loss is transformer's at 1e10, gatr's at 1e11 FLOPs;" in card.sentences[0]
+    assert "(at 1e10 FLOPs 0.83 times)" in card.sentences[0]
 
 
 def test_the_scatter_between_seeds_is_the_measured_one():
@@ -44,7 +44,7 @@ def test_the_scatter_between_seeds_is_the_measured_one():
 
 def test_a_lead_within_the_scatter_of_seeds_is_called_chance():
     near = runs(gatr=(0.4, 0.2), transformer=(0.42, 0.3))
-    assert answer_card(near).sentences[1].endswith("more than chance at 1e+11 FLOPs only.")
+    assert answer_card(near).sentences[1].endswith("more than chance at 1e11 FLOPs only.")
     sure = pd.concat([near, near.assign(seed=1, loss=near["loss"] * 1.001)])
     assert answer_card(sure).sentences[1].endswith("more than chance at every budget.")
 
@@ -53,7 +53,7 @@ def test_every_arm_is_in_the_sentence_and_only_budgets_that_all_have_are_compare
     three = runs(gatr=(0.4, 0.2), transformer=(0.5, 0.3), aligned=(0.45, 0.25))
     first = answer_card(three).sentences[0]
     assert (
-        "the loss of aligned is 1.25 times that of gatr, that of transformer 1.50 times (at 1e+10 FLOPs 1.12 and 1.25 "
+        "the loss of aligned is 1.25 times that of gatr, that of transformer 1.50 times (at 1e10 FLOPs 1.12 and 1.25 "
         in first
     )
     lacking = three[(three["arm"] != "aligned") | (three["budget"] > 1e10)]
@@ -87,9 +87,9 @@ def test_where_optima_are_measured_the_card_gives_intervals_and_whether_the_lead
     assert card.header == ("executed FLOPs", "gatr", "transformer")
     ratio, low, high = re.fullmatch(r"× (\S+) \[(\S+), (\S+)\]", card.rows[-1][2]).groups()
     assert float(low) < 100**0.1 < float(high)
-    assert f"at 1e+12 FLOPs the loss of transformer is {ratio} [" in card.sentences[0]
+    assert f"at 1e12 FLOPs the loss of transformer is {ratio} [" in card.sentences[0]
     assert card.sentences[1].startswith("The lead over transformer grows: ")
-    assert card.sentences[2] == "All others are behind by their 95 % intervals at every budget but 1e+10."
+    assert card.sentences[2] == "All others are behind by their 95 % intervals at every budget but 1e10."
     assert card.rows[-1][1].endswith(", best")
 
 

@@ -25,13 +25,13 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
         write_joint(contents, tmp_path / "joint")
     text = (tmp_path / "joint/report.md").read_text()
     assert "disagree at their largest budgets. Lowest is `gatr` for sure on rigid, `transformer` for sure on f" in text
-    assert "`gatr` on forces at 1e+10" in text
+    assert "`gatr` on forces at 1e10" in text
     assert "[forces](../forces/report.md)" in text
     assert (
         "| each arm's loss falls as a power law of compute | holds (`gatr`) | holds (`gatr`) | holds (`gatr`) |" in text
     )
     assert "| the equivariant arm is ahead at every tested budget | holds (`gatr`) | fails (`gatr`) | – |" in text
-    assert "| lead | 2 [1.9, 2.1] |\n| asymmetry | 2 [1.9, 2.1] |" in text
+    assert "| lead | 2.00 [1.90, 2.10] |\n| asymmetry | 2.00 [1.90, 2.10] |" in text
     table = pd.read_csv(tmp_path / "joint/joint.csv").set_index(["task", "arm", "budget"])
     behind = table.loc[("rigid", "transformer", 1e13)]
     laws = [planted.optimal_loss(*planted.LIKE_THE_PAPER[arm][:2], 1e13) for arm in ("transformer", "gatr")]

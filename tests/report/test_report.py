@@ -56,7 +56,7 @@ def test_planted_conclusions_are_reproduced(like_the_paper):
 
 def test_the_answer_names_the_planted_winner_and_points_at_its_evidence(like_the_paper):
     first = (like_the_paper / "report.md").read_text().split("## Which arm")[0]
-    assert first.index("**At equal compute, gatr has the lowest loss at every budget; at 1e+13 FLOPs") < first.index(
+    assert first.index("**At equal compute, gatr has the lowest loss at every budget; at 1e13 FLOPs") < first.index(
         ".png"
     )
     assert "decidable" not in first
@@ -212,7 +212,7 @@ def test_an_arm_is_validated_at_the_budgets_that_it_is_predicted_for(like_the_pa
     assert dict(outcome.groupby("compute").size()) == {3e13: 6, 1e14: 3}
     (tmp_path / PREDICTION).rename(tmp_path / "prediction.json")  # under any name: a second one isn't a prediction
     assert main(["predict", str(tmp_path), "--compute", "3e13"]) == 2
-    assert "has a prediction for 3e+13 FLOPs (executed) already" in capsys.readouterr().err
+    assert "has a prediction for 3e13 FLOPs (executed) already" in capsys.readouterr().err
     with pytest.raises(InputError, match="no arm 'egnn' in the compute grid, which has transformer, gatr"):
         predict(read_study(tmp_path), 1e15, names=["egnn"])
 
@@ -492,7 +492,7 @@ def test_what_one_seed_and_sizes_at_an_edge_leave_open_is_said(like_the_paper):
     again["loss"] *= 1.1
     study = dataclasses.replace(study, runs=pd.concat([runs, again], ignore_index=True))
     notes = caveats(study, analyse(study))
-    assert any("One seed at 1e+13 executed FLOPs" in note for note in notes)
+    assert any("One seed at 1e13 executed FLOPs" in note for note in notes)
     edges = next(note for note in notes if note.startswith("Of the validation's sizes"))
     assert "the largest of `gatr`" in edges
     assert "the smallest of `transformer`" in edges

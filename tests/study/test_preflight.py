@@ -20,7 +20,7 @@ def test_a_study_for_gpus_says_what_it_needs_and_what_fits():
     with pytest.raises(InputError) as caught:
         check_devices(HUGE, cpu_core, cpus=2, gpus=0, presets={"quick": 1e11, "cpu": 1e13, "paper": 1e19})
     message = str(caught.value)
-    for part in ("3 runs need GPUs", "3e+17 FLOPs", "2 CPU cores", "8 GPU-hours", "--preset quick, cpu fits"):
+    for part in ("3 runs need GPUs", "3e17 FLOPs", "2 CPU cores", "8 GPU-hours", "--preset quick, cpu fits"):
         assert part in message
     assert "\n" not in message
 

@@ -321,7 +321,7 @@ def test_the_job_searches_fits_checks_and_continues(tmp_path, shared_ray, empty_
     (recipes,) = json.loads((folder / "recipes.json").read_text()).values()
     assert sorted(recipe["optimizer"] for recipe in recipes) == ["adamw", "muon"]
     figure = (folder / "search.svg").read_text()
-    for label in ("1e+09 FLOPs", "2e+09 FLOPs", "learning rate", "test NMSE"):
+    for label in ("1e9 FLOPs", "2e9 FLOPs", "learning rate", "test NMSE"):
         assert label in figure
     report = (folder / "report.md").read_text()
     checks = pd.read_csv(folder / "check_runs.csv")
