@@ -24,7 +24,7 @@ from eqscale.report.exhibits import link, paragraphs, wide
 from eqscale.report.overview import headline, overview
 from eqscale.report.part_tables import averaging_lines
 from eqscale.report.parts import Study
-from eqscale.report.prediction import outcomes
+from eqscale.report.prediction import Outcome, outcomes
 from eqscale.report.roles import Roles
 from eqscale.report.split import split_lines
 
@@ -70,7 +70,11 @@ def symmetry(study: Study, split: pd.DataFrame, noise: pd.DataFrame) -> str:
 
 def validation(study: Study) -> str:
     """Whether the answer held above the budgets that it was taken from."""
-    return paragraphs(_prediction_line(study, prediction) for prediction in study.predictions)
+    runs = study.part("validation")
+    found = [(prediction, outcomes(prediction, runs)) for prediction in study.predictions]
+    costs = " and ".join(f"{number(p['compute'], 3)} {AXES[p['axis']].unit}" for p, seen in found if not seen)
+    waiting = f"Validation: the loss at {costs} has been predicted, and not been run yet ({link('validation')})."
+    return paragraphs([*(_prediction_line(*one) for one in found if one[1]), waiting * bool(costs)])
 
 
 def what_to_train(analysis: Analysis) -> str:
@@ -126,13 +130,10 @@ def _crossings(analysis: Analysis) -> list[str]:
     return [f"{where}{unsaid * bool(mute)}".strip()] if len(laws) > 1 else []
 
 
-def _prediction_line(study: Study, prediction: Mapping[str, Any]) -> str:
-    found = outcomes(prediction, study.part("validation"))
+def _prediction_line(prediction: Mapping[str, Any], found: Sequence[Outcome]) -> str:
     unit = AXES[prediction["axis"]].unit
     seen = f"predicted from budgets up to {number(prediction['largest_budget_seen'], 3)}"
     what = f"the loss at {number(prediction['compute'], 3)} {unit}, {seen}"
-    if not found:
-        return f"Validation: {what}, has not been run yet ({link('validation')})."
     inside = sum(o.inside for o in found)
     error = float(np.median([abs(o.predicted / o.observed - 1) for o in found]))
     line = (

@@ -61,8 +61,8 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
         mixed = f", and the axis of seconds mixes it ({link('loss', 'figure')})" if study.untimed != 0 else ""
         note(
             f"The runs of the compute grid were made on different hardware ({'; '.join(kinds)}){mixed}. Rounding "
-            "differs, and with it a run's loss: between the instruction sets of CPUs by up to 0.9 % in eight runs, an "
-            "order of magnitude less than between seeds (docs/training.md)."
+            "differs, and with it a run's loss: between the instruction sets of CPUs by up to 0.9 % in eight runs, far "
+            "less than between seeds (docs/training.md)."
         )
     if study.untimed:
         note(

@@ -213,7 +213,7 @@ def _on_compute(
             _worst(straight), shown or "too few budgets",
             _holds_if_equal(map(_half, bends.values()), math.log(STRAIGHT)) if bends else "",
         ),
-        Finding(_worst(ahead), _at_costs(gaps, unit), sees(max(map(_half, gaps.values())))),
+        Finding(_worst(ahead), _least(gaps, unit), sees(max(map(_half, gaps.values())))),
         Finding(steady, wide(change.exp()), _holds_if_equal([_half(change)], math.log(SIMILAR))),
     ]  # fmt: skip
 
@@ -231,6 +231,11 @@ def _on_allocation(sizes: Mapping[float, Estimate], change: Estimate, unit: str)
 
 def _at_costs(found: Mapping[float, Estimate], unit: str) -> str:
     return "; ".join(f"at {number(C, 2)} {unit} {wide(e.exp())}" for C, e in found.items())
+
+
+def _least(found: Mapping[float, Estimate], unit: str) -> str:
+    cost = min(found, key=lambda C: found[C].low)
+    return f"least at {number(cost, 2)} {unit}: {wide(found[cost].exp())}"
 
 
 def _worst(outcomes: set[str]) -> str:

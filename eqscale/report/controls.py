@@ -34,9 +34,9 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
         cells = [number(budget, 3), f"{N:.0f}", f"{mean:.4f}{seeds}"]
         if variant:
             cells = [str(version), *cells, _compared(runs, _twins(grid, point), noise)]
-        others = [roles.control_of.get(arm, arm), *bases]
-        ratios = [f"{mean / best[other]:.2f}" if other in best else UNSEEN for other in others]
-        rows.append([f"`{arm}`", *cells, *ratios])
+        of = roles.control_of.get(arm)
+        own = _over_its_arm(controls, grid, arm, of).get(budget, UNSEEN) if of else _over(mean, best.get(arm))
+        rows.append([f"`{arm}`", *cells, own, *(_over(mean, best.get(base)) for base in bases)])
     header = ["budget", "N", "loss"]
     note = "Means over seeds at the best size."
     if variant:
@@ -54,29 +54,37 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
     controls, grid = study.part("controls"), study.part("compute")
     lines = []
     if variant := study.wording.variant:
-        same: dict[str, list[str]] = {}
+        same: dict[str, str] = {}
         for point, runs in controls.groupby(_POINT, sort=False):
             if len(twin := _twins(grid, point)):
                 who = f"`{point[0]}` in {point[1]} {variant.many}"
-                same.setdefault(who, []).append(f"{_compared(runs, twin, noise)} at {number(point[2], 3)}")
+                same[who] = f"{_compared(runs, twin, noise)} at {number(point[2], 3)}"
         lines += [
-            f"{who} has this many times the loss of the same size in the grid's {variant.one}: {', '.join(said)} "
-            f"executed FLOPs ({link('controls')})."
+            f"{who} has this many times the loss of the same size in the grid's {variant.one}: {said} executed FLOPs, "
+            f"the largest budget of these runs ({link('controls')})."
             for who, said in same.items()
         ]
     compared = []
     for arm, of in study.roles.control_of.items():
-        own = controls[controls["arm"] == arm]
-        mean, twin = _best(own), _best(grid[grid["arm"] == of])
-        if both := sorted(mean.keys() & twin.keys()):
-            said = ", ".join(f"{_ratio(mean[b] - twin[b])} at {number(b, 3)}{_edge(own, b)}" for b in both)
-            compared.append(f"`{arm}` over `{of}` {said}")
+        if over := _over_its_arm(controls, grid, arm, of):
+            compared.append(f"`{arm}` over `{of}` {over[max(over)]} at {number(max(over), 3)}")
     if compared:
         lines.append(
-            "Loss over that of the arm whose control it is, each at the best size that was run, by executed FLOPs: "
-            f"{'; '.join(compared)} ({link('controls')})."
+            "Loss over that of the arm whose control it is, each at the best size that was run, at the largest budget: "
+            f"{', '.join(compared)} executed FLOPs ({link('controls')})."
         )
     return lines
+
+
+def _over_its_arm(controls: pd.DataFrame, grid: pd.DataFrame, arm: str, of: str) -> dict[float, str]:
+    """Loss of a control over that of its arm by budget, each at its best size, with its interval."""
+    own = controls[controls["arm"] == arm]
+    mean, twin = _best(own), _best(grid[grid["arm"] == of])
+    return {b: f"{_ratio(mean[b] - twin[b])}{_edge(own, b)}" for b in sorted(mean.keys() & twin.keys())}
+
+
+def _over(loss: float, other: float | None) -> str:
+    return UNSEEN if other is None else f"{loss / other:.2f}"
 
 
 def _best(runs: pd.DataFrame) -> dict[float, Mean]:

@@ -15,7 +15,7 @@ from eqscale.laws.axes import AXES, Axis
 from eqscale.numbers import number
 from eqscale.report.analysis import Analysis, Arms, at_equal_cost
 from eqscale.report.data_grid import DataGrid
-from eqscale.report.exhibits import FigureGroup
+from eqscale.report.exhibits import FigureGroup, numbered
 from eqscale.report.parts import UNIQUE, Study
 from eqscale.report.prediction import outcomes
 from eqscale.report.split import split_figure
@@ -43,9 +43,9 @@ def draw_figures(
     if laws:
         add(
             "loss", "Loss against compute",
-            "Dots are runs, lines the compute-optimal loss under the fitted laws (dashed beyond an arm's own runs), "
-            "bands its 95 % interval (case bootstrap)"
-            + ("; large markers are lowest losses as measured, with 95 % intervals: where a line disagrees, trust them"
+            "Dots are runs, lines the compute-optimal loss by the laws (dashed beyond an arm's own runs), bands its "
+            "95 % interval (case bootstrap)"
+            + ("; large markers are lowest losses as measured, with intervals: where a line disagrees, trust them"
                if any(analysis.minima.values()) else "")
             + ("; open markers are runs that the laws have not seen." if len(study.part("validation")) else "."),
             by_axis("loss_vs_compute", lambda arms, axis: plots.loss_against_compute(
@@ -137,7 +137,7 @@ def draw_figures(
         add(
             "validation", "Prediction and outcome",
             "Bands are 95 % limits: of a new run about lines and crosses, of the predicted optimal size about the "
-            "vertical line. Without a law the optimum is predicted by straight lines through the measured optima.",
+            f"vertical line. {numbered('validation')} says how the optimum is predicted without a law.",
             {
                 (f"validation{AXES[axis].suffix}", axis): validation_figure(study, axis, colours)
                 for axis in dict.fromkeys(prediction["axis"] for prediction in study.predictions)

@@ -12,9 +12,9 @@ import numpy as np
 from eqscale.laws.axes import AXES
 from eqscale.laws.compare import Comparison
 from eqscale.laws.contrast import Estimate, loss_gap
-from eqscale.laws.minima import compute_multiplier, loss_ratio, lowest_loss
+from eqscale.laws.minima import compute_multiplier, loss_ratio
 from eqscale.laws.plan import Advice
-from eqscale.laws.render import factor_text, markdown_table, with_interval
+from eqscale.laws.render import factor_text, markdown_table
 from eqscale.numbers import number
 from eqscale.report.analysis import Analysis
 from eqscale.report.exhibits import UNSEEN, link, ratio_text, wide
@@ -60,12 +60,12 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
         return ""
     names = list(analysis.arms["executed"])
     reference = next((name for name in built_in if name in names), names[0])
-    header = ["axis", "ahead at the lowest, middle and highest common cost", "compute-optimal loss at the highest cost"]
+    header = ["axis", "ahead at the lowest, middle and highest common cost"]
     over = f"over that of `{reference}`"
     header += [f"loss {over}, lowest → highest cost of both", f"compute {over}, same loss"]
     rows = []
     for axis in analysis.ranking:
-        row = [f"**{AXES[axis].label}**", _who(_leaders(analysis, axis), axis), _lowest(analysis, axis, names)]
+        row = [f"**{AXES[axis].label}**", _who(_leaders(analysis, axis), axis)]
         for factor in (_losses, _compute):
             others = (name for name in names if name != reference)
             row.append("<br>".join(f"`{name}` {factor(analysis, axis, reference, name)}" for name in others) or UNSEEN)
@@ -74,12 +74,12 @@ def overview(analysis: Analysis, built_in: Sequence[str]) -> str:
     if any(analysis.minima.values()):
         note = (
             "On executed FLOPs no law is used; on the other axes runs are moved to equal cost along their laws, on "
-            f"whose slopes losses and ratios rest ({link('minima')}). An arm is ahead if the interval of every other "
+            f"whose slopes ratios rest ({link('minima')}). An arm is ahead if the interval of every other "
             "arm's loss over its own lies above 1. "
         )
     if any(_BY_LAW in cell for row in rows for cell in row):
         note += (
-            f"Where too few sizes were run for a measured optimum, losses and ratios are *{_BY_LAW}* "
+            f"Where too few sizes were run for a measured optimum, ratios are *{_BY_LAW}* "
             f"(`comparisons.csv`), and an arm is ahead if {100 * SURE:.3g} % of the resamples of its law say so "
             "(`ranking.csv`). "
         )
@@ -135,20 +135,6 @@ def _who(leaders: list[_Leader], axis: str) -> str:
         + (f"open (`{leader.arm}`; {leader.rival})" if leader.rival else f"`{leader.arm}`")
         for leader in leaders
     )
-
-
-def _lowest(analysis: Analysis, axis: str, names: list[str]) -> str:
-    """Compute-optimal loss of each arm at the highest cost of all, lowest first."""
-    minima, unit = analysis.minima[axis], AXES[axis].unit
-    if common := _common_costs(analysis, axis):
-        found = {name: lowest_loss(minima[name], common[-1]).exp() for name in names}
-        ordered = sorted(found, key=lambda name: found[name].value)
-        lines = (f"`{name}` {_estimate(found[name])}" for name in ordered)
-        return "<br>".join([f"at {number(common[-1], 3)} {unit}:", *lines])
-    if not (levels := _known(analysis, axis)):
-        return UNSEEN
-    by_law = (f"`{a.arm}` {with_interval(a.loss, *a.loss_band)}" for a in levels[-1])
-    return "<br>".join([f"at {number(levels[-1][0].C, 3)} {unit}, {_BY_LAW}:", *by_law])
 
 
 def _losses(analysis: Analysis, axis: str, reference: str, name: str) -> str:

@@ -41,7 +41,7 @@ def _predicted_arms(prediction: Mapping[str, Any], validation: pd.DataFrame) -> 
     found, rows = outcomes(prediction, validation), []
     for name, p in prediction["arms"].items():
         own = sorted((o for o in found if o.arm == name), key=lambda o: o.observed)
-        best = [number(own[0].observed), number(own[0].N, 3)] if own else ["not run yet"] * 2
+        best = [number(own[0].observed), number(own[0].N, 3)] if own else [UNSEEN] * 2
         inside = f"{sum(o.inside for o in own)} of {len(own)}" if own else UNSEEN
         losses = [UNSEEN if r is None or r["loss"] is None else _predicted(r, "loss") for r in (p, p.get("trend"))]
         sizes = [UNSEEN if r is None or r["N"] is None else number(r["N"], 3) for r in (p, p.get("trend"))]

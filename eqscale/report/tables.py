@@ -77,18 +77,17 @@ def exponents(arm: ArmFit) -> dict[str, Estimate]:
 
 
 def allocation_table(analysis: Analysis) -> Table:
-    """Exponents of compute-optimal allocation on executed FLOPs."""
+    """Exponents of compute-optimal allocation on executed FLOPs, by laws that can tell them."""
+    laws = analysis.arms.get("executed", {})
     rows = [
-        [f"`{name}`" + " †" * cannot_tell(arm), *(wide(e) for e in exponents(arm).values())]
-        for name, arm in analysis.arms.get("executed", {}).items()
+        [f"`{name}`", *(wide(e) for e in exponents(arm).values())] for name, arm in laws.items() if not cannot_tell(arm)
     ]
-    doubted = any("†" in row[0] for row in rows)
     return Table(
         "allocation", "Exponents of compute-optimal allocation, by the laws",
         ["arm", "N_opt", "D_opt", "cost per token", "L_opt"], rows,
         "x in N_opt ∝ C^x and so on, between the smallest and the largest executed cost of the arm's runs. "
-        + "† The law misses structure, or its runs don't determine it: don't extrapolate. " * doubted
-        + "`allocation.csv` has all axes.",
+        + "Left out: arms whose law misses structure, or isn't determined by its runs. " * (len(rows) < len(laws))
+        + "`allocation.csv` has all arms and axes.",
     )  # fmt: skip
 
 
