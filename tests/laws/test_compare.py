@@ -48,20 +48,18 @@ def test_multiplier_of_compute_is_recovered(worth_four):
     assert found.crossing.C is None
     assert found.crossing.describe().startswith("none shown")
     said = re.fullmatch(
-        r"better reaches plain's loss with (.+) times less compute between 1e\+17 and (\S+) of C, and is ahead between "
-        r"1e\+17 and 1e\+21; at 1e\+21, plain's loss is .* times as high\.", found.summary
+        r"better reaches plain's loss with (.+) times less compute between 1e17 and (\S+) of C, and is ahead between "
+        r"1e17 and 1e21; at 1e21, plain's loss is .* times as high\.", found.summary
     )  # fmt: skip
     assert said, found.summary
     assert float(said[1].split(" to ")[0]) == pytest.approx(4, rel=0.1)
     within = [m for m in found.multipliers if not m.extrapolated]
-    assert said[2] == f"{within[-1].C:.3g}"  # beyond it, plain's runs end before its equivalent
+    assert float(said[2]) == pytest.approx(within[-1].C, rel=0.01)  # beyond it, plain's runs end before its equivalent
 
 
 def test_the_reference_that_leads_is_said_to_need_less(worth_four):
     found = compare_arms(worth_four["plain"], worth_four["better"], C=[1e19], unit="FLOPs")
-    assert re.match(
-        r"better reaches plain's loss with (3\.\d|4|4\.\d) times less compute at 1e\+19 FLOPs", found.summary
-    )
+    assert re.match(r"better reaches plain's loss with (3\.\d|4|4\.\d) times less compute at 1e19 FLOPs", found.summary)
 
 
 def test_multipliers_are_reciprocal(worth_four):

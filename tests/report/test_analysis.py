@@ -76,7 +76,7 @@ def test_a_planted_crossing_is_found_and_contradicts_the_paper(unlike):
     assert low <= truth <= high
     assert truth == pytest.approx(C, rel=0.3)
     assert line.count("`transformer` ahead above") == 3
-    assert re.search(r"\| 1e\+10 FLOPs: `gatr`<br>.*<br>1e\+13 FLOPs: `transformer` \|", text)
+    assert re.search(r"\| 1e10 FLOPs: `gatr`<br>.*<br>1e13 FLOPs: `transformer` \|", text)
     card = answer(unlike.study, unlike.analysis, "")
     assert card.startswith("**At equal compute, the lowest loss is gatr's at 1e10")
     assert "`transformer` is ahead on all three axes" in card

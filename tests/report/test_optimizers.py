@@ -49,7 +49,7 @@ def test_the_table_is_written_with_and_without_seeds(tmp_path):
     write_optimizers(planted(noise=0.02), tmp_path / "many")
     write_optimizers(planted(seeds=1), tmp_path / "one")
     text = (tmp_path / "one" / "report.md").read_text()
-    assert "| 1e11 | `transformer` | muon | 0.3 | 0.75 | 1.67 |" in text
+    assert "| 1e11 | `transformer` | muon | 0.300 | 0.750 | 1.67 |" in text
     assert "[" in (tmp_path / "many" / "report.md").read_text()
     assert (tmp_path / "many" / "optimizers.csv").is_file()
 
