@@ -306,7 +306,8 @@ def test_predictions_are_made_once_and_above_the_runs(tmp_path, capsys):
         predict(study, 1e12, up_to=1e13)
     with pytest.raises(InputError, match="unknown axis 'hours'; choose one of executed, nominal, seconds"):
         predict(study, 1e14, axis="hours")
-    assert predict(study, 1e13)["largest_budget_seen"] == 1e12
+    for compute in (1e13, 1.05e13):  # runs of 1e13 are at that cost, not below it
+        assert predict(study, compute)["largest_budget_seen"] == 1e12
     record = predict(study, 3e4, axis="seconds")
     assert record["largest_budget_seen"] == 1e13
     assert record["arms"]["gatr"]["at_sizes"]["low"][0] < record["arms"]["gatr"]["at_sizes"]["high"][0]
