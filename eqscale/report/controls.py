@@ -35,7 +35,8 @@ def control_table(study: Study, noise: pd.DataFrame) -> Table:
         if variant:
             cells = [str(version), *cells, _compared(runs, _twins(grid, point), noise)]
         of = roles.control_of.get(arm)
-        own = _over_its_arm(controls, grid, arm, of).get(budget, UNSEEN) if of else _over(mean, best.get(arm))
+        alike = controls[controls[VARIANT] == version]
+        own = _over_its_arm(alike, grid, arm, of).get(budget, UNSEEN) if of else _over(mean, best.get(arm))
         rows.append([f"`{arm}`", *cells, own, *(_over(mean, best.get(base)) for base in bases)])
     header = ["budget", "N", "loss"]
     note = "Means over seeds at the best size."
@@ -55,7 +56,7 @@ def control_lines(study: Study, noise: pd.DataFrame) -> list[str]:
     lines = []
     if variant := study.wording.variant:
         same: dict[str, str] = {}
-        for point, runs in controls.groupby(_POINT, sort=False):
+        for point, runs in controls.groupby(_POINT):  # ascending budgets: the largest stays
             if len(twin := _twins(grid, point)):
                 who = f"`{point[0]}` in {point[1]} {variant.many}"
                 same[who] = f"{_compared(runs, twin, noise)} at {number(point[2], 3)}"

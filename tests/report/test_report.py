@@ -13,8 +13,9 @@ import pytest
 
 from eqscale.cli import main
 from eqscale.errors import InputError
-from eqscale.report.analysis import analyse
+from eqscale.report.analysis import analyse, seed_noise
 from eqscale.report.caveats import caveats
+from eqscale.report.controls import control_lines
 from eqscale.report.exhibits import only_own_tags
 from eqscale.report.figures import best_curves
 from eqscale.report.parts import read_study
@@ -146,6 +147,18 @@ def test_seed_noise_and_lack_of_fit_use_the_replicates(like_the_paper):
     sd = float(re.search(r"\| `gatr` \|.*\*\*([\d.]+) %", text)[1])
     assert sd == pytest.approx(0.4, rel=0.25)
     assert "no replicates" not in text
+
+
+def test_controls_are_quoted_at_their_largest_budget_whatever_the_order_of_rows(tmp_path):
+    grid = planted.compute_grid(planted.LIKE_THE_PAPER)
+    gatr = grid[(grid["arm"] == "gatr") & grid["budget"].isin([1e11, 1e12]) & (grid["seed"] == 0)]
+    upright = gatr.groupby("budget").head(1).iloc[::-1].assign(frame="upright")
+    planted.write_part(grid, tmp_path)
+    planted.write_part(upright.assign(run_id=[f"up{k}" for k in range(len(upright))]), tmp_path / "controls")
+    study = read_study(tmp_path)
+    (line,) = control_lines(study, seed_noise(study.part("compute")))
+    assert line.startswith("`gatr` in upright frames has this many times the loss")
+    assert "at 1e12 executed FLOPs, the largest budget" in line
 
 
 def test_seed_noise_is_stored_for_every_size_and_shown_for_every_budget(like_the_paper):
