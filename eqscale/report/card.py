@@ -96,7 +96,7 @@ def answer_card(finished: pd.DataFrame) -> Card:
     for budget, losses in best.iterrows():
         cells = [UNSEEN if pd.isna(loss) else number(loss, 3) for loss in losses]
         ratio = losses.nsmallest(2).iloc[-1] / losses.min()
-        rows.append((number(budget, 3), *cells, number(ratio, 3) if losses.count() > 1 else UNSEEN))
+        rows.append((number(budget, 3), *cells, number(ratio, 3, "#g") if losses.count() > 1 else UNSEEN))
     compared = best.dropna()
     if compared.empty or best.shape[1] < 2:
         compared = best[best.count(axis=1) > 1]

@@ -27,7 +27,7 @@ def test_the_card_says_who_is_ahead_where_and_by_how_much():
     )
     assert card.sentences[1].startswith("Each run has one seed, and other seeds change a loss by about 5 %: ")
     assert card.sentences[1].endswith("the lead over the second is more than chance at every budget.")
-    assert card.rows == (("1e10", "0.4", "0.5", "1.25"), ("1e11", "0.2", "0.3", "1.5"))
+    assert card.rows == (("1e10", "0.4", "0.5", "1.25"), ("1e11", "0.2", "0.3", "1.50"))
 
 
 def test_the_card_says_where_the_order_of_the_arms_changes():
