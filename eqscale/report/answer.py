@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from eqscale.laws.compare import Comparison
 from eqscale.laws.minima import best_size
 from eqscale.laws.render import markdown_table, with_interval
 from eqscale.numbers import number
-from eqscale.report.analysis import Analysis
+from eqscale.report.analysis import Analysis, pooled_noise
 from eqscale.report.card import Card, answer_card, measured_card
 from eqscale.report.checks import cannot_tell
 from eqscale.report.conclusions import Conclusion
@@ -21,6 +22,7 @@ from eqscale.report.controls import control_lines
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.data_tables import data_lines
 from eqscale.report.exhibits import link, paragraphs, wide
+from eqscale.report.means import Mean
 from eqscale.report.overview import headline, overview
 from eqscale.report.part_tables import averaging_lines
 from eqscale.report.parts import Study
@@ -68,13 +70,13 @@ def symmetry(study: Study, split: pd.DataFrame, noise: pd.DataFrame) -> str:
     return _bullets(split_lines(split) + control_lines(study, noise) + averaging)
 
 
-def validation(study: Study) -> str:
+def validation(study: Study, noise: pd.DataFrame) -> str:
     """Whether the answer held above the budgets that it was taken from."""
     runs = study.part("validation")
     found = [(prediction, outcomes(prediction, runs)) for prediction in study.predictions]
     costs = " and ".join(f"{number(p['compute'], 3)} {AXES[p['axis']].unit}" for p, seen in found if not seen)
     waiting = f"Validation: the loss at {costs} has been predicted, and not been run yet ({link('validation')})."
-    return paragraphs([*(_prediction_line(*one) for one in found if one[1]), waiting * bool(costs)])
+    return paragraphs([*(_prediction_line(*one, noise) for one in found if one[1]), waiting * bool(costs)])
 
 
 def what_to_train(analysis: Analysis) -> str:
@@ -130,7 +132,7 @@ def _crossings(analysis: Analysis) -> list[str]:
     return [f"{where}{unsaid * bool(mute)}".strip()] if len(laws) > 1 else []
 
 
-def _prediction_line(prediction: Mapping[str, Any], found: Sequence[Outcome]) -> str:
+def _prediction_line(prediction: Mapping[str, Any], found: Sequence[Outcome], noise: pd.DataFrame) -> str:
     unit = AXES[prediction["axis"]].unit
     seen = f"predicted from budgets up to {number(prediction['largest_budget_seen'], 3)}"
     what = f"the loss at {number(prediction['compute'], 3)} {unit}, {seen}"
@@ -142,12 +144,20 @@ def _prediction_line(prediction: Mapping[str, Any], found: Sequence[Outcome]) ->
     )
     best = {o.arm: o.observed for o in sorted(found, key=lambda o: -o.observed)}
     ahead, *rest = sorted(best, key=lambda arm: best[arm])
-    said = (f"`{arm}` {number(best[arm], 3)} (× {best[arm] / best[ahead]:.3g})" for arm in rest)
+    trends = {arm: p["trend"] for arm, p in prediction["arms"].items() if arm in best and p.get("trend")}
+    run = {arm: Mean(math.log(loss), sd**2, df) for arm, loss in best.items() for sd, df in [pooled_noise(noise, arm)]}
+    said = []
+    for arm in rest:
+        lead = f"× {(run[arm] - run[ahead]).ratio()}"
+        if {arm, ahead} <= trends.keys():
+            lead += f"; predicted without a law {number(trends[arm]['loss'] / trends[ahead]['loss'], 3, '#g')}"
+        said.append(f"`{arm}` {number(best[arm], 3)} ({lead})")
     measured = f". Best runs there: `{ahead}` {number(best[ahead], 3)}, {', '.join(said)}" if rest else ""
-    trends = [(best[arm], p["trend"]) for arm, p in prediction["arms"].items() if arm in best and p.get("trend")]
     if trends:
-        error = float(np.median([abs(trend["loss"] / loss - 1) for loss, trend in trends]))
-        hits = sum(trend["new_run"]["model"][0] <= loss <= trend["new_run"]["model"][1] for loss, trend in trends)
+        error = float(np.median([abs(trend["loss"] / best[arm] - 1) for arm, trend in trends.items()]))
+        hits = sum(
+            trend["new_run"]["model"][0] <= best[arm] <= trend["new_run"]["model"][1] for arm, trend in trends.items()
+        )
         line += (
             f"; without a law the best run came out within them for {hits} of {len(trends)} arms, with a median error "
             f"of {100 * error:.1f} %"

@@ -42,7 +42,7 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
     notes += _law_doubts(analysis)
     if not grid.empty and grid.groupby(["arm", "budget"])["N"].nunique().max() > 1:
         note(
-            "Where the best of several sizes counts (data, controls), intervals don't "
+            "Where the best of several sizes counts (data, controls, validation), intervals don't "
             "hold that choice, which flatters noisy arms."
         )
     if analysis.edges:

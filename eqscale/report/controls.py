@@ -81,7 +81,7 @@ def _over_its_arm(controls: pd.DataFrame, grid: pd.DataFrame, arm: str, of: str)
     """Loss of a control over that of its arm by budget, each at its best size, with its interval."""
     own = controls[controls["arm"] == arm]
     mean, twin = _best(own), _best(grid[grid["arm"] == of])
-    return {b: f"{_ratio(mean[b] - twin[b])}{_edge(own, b)}" for b in sorted(mean.keys() & twin.keys())}
+    return {b: f"{(mean[b] - twin[b]).ratio()}{_edge(own, b)}" for b in sorted(mean.keys() & twin.keys())}
 
 
 def _over(loss: float, other: float | None) -> str:
@@ -91,11 +91,6 @@ def _over(loss: float, other: float | None) -> str:
 def _best(runs: pd.DataFrame) -> dict[float, Mean]:
     """Log loss at the best size by budget."""
     return best_of_sizes(runs.assign(value=np.log(runs["loss"].astype(float))))
-
-
-def _ratio(mean: Mean) -> str:
-    value, low, high = np.exp([mean.value, *mean.limits()])
-    return with_interval(value, low, high)
 
 
 def _edge(runs: pd.DataFrame, budget: float) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pandas as pd
 from scipy import stats
+
+from eqscale.laws.render import with_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Mean:
         """The 95 % interval; NaN without seeds to tell the noise."""
         half = float(stats.t.ppf(0.975, self.df)) * math.sqrt(self.variance) if self.df else math.nan
         return self.value - half, self.value + half
+
+    def ratio(self) -> str:
+        """The ratio, with its 95 % interval, that a difference of log losses is."""
+        return with_interval(*np.exp([self.value, *self.limits()]))
 
 
 def best_of_sizes(runs: pd.DataFrame) -> dict[float, Mean]:

@@ -76,7 +76,9 @@ def render(content: Content) -> str:
         "Does more data replace it?": (
             answers.data(content.grid, roles), drawn["data"], shown["data"], drawn["epochs"],
         ),
-        "Does it last?": (shown["lead"], answers.validation(study), drawn["validation"], shown["validation"]),
+        "Does it last?": (
+            shown["lead"], answers.validation(study, analysis.noise), drawn["validation"], shown["validation"],
+        ),
         "What should I train?": (answers.what_to_train(analysis), drawn["size"], shown["allocation"]),
     }  # fmt: skip
     answered = "".join(

@@ -207,6 +207,11 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         sizes_per_budget=6,
         replicate_up_to=3e11,
         fewest_seeds=3,
+        # Per second, larger networks spend more FLOPs: these bracket the optima on that axis.
+        extra_sizes=(
+            *("gatr:3e11:8x5", "gatr:3e11:8x7", "gatr:1e13:20x7", "gatr:1e13:24x7"),
+            *("transformer_local:1e11:24x4", "transformer_local:1e11:24x6"),
+        ),
         **(_CPU | _MAIN | {"seeds": (0, 1, 2, 3, 4)}),
     ),
     "forces-quick": ComputeGrid(budgets=(5e9, 1.5e10, 4e10), sizes_per_budget=3, **_FORCES_QUICK),
@@ -214,8 +219,7 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         budgets=(1e11, 3e11, 1e12, 3e12),
         sizes_per_budget=6,
         replicate_up_to=1e12,
-        # Per second, larger networks spend more FLOPs: these bracket the optima on that axis.
-        extra_sizes=(
+        extra_sizes=(  # for the same reason
             *("gatr:1e11:6x6", "gatr:1e11:8x5", "gatr_slim:1e11:8x8", "gatr_slim:1e11:10x8"),
             *("transformer:3e11:30x4", "transformer:3e11:30x6"),
             *("transformer_aligned:1e11:20x4", "transformer_aligned:1e11:24x4"),

@@ -285,9 +285,10 @@ def test_prediction_and_outcome_stand_side_by_side(like_the_paper):
     assert re.search(r"without a law the best run came out within them for \d of 2 arms", line)
     assert len(pd.read_csv(like_the_paper / "validation.csv")) == 6
     laws = {arm: planted.optimal_loss(*spec[:2], 3e13) for arm, spec in planted.LIKE_THE_PAPER.items()}
-    ahead, behind, ratio = map(
-        float, re.search(r"Best runs there: `gatr` (\S+), `transformer` (\S+) \(× (\S+)\)", line).groups()
-    )
+    said = r"`gatr` (\S+), `transformer` (\S+) \(× (\S+) \[(\S+), (\S+)\]; predicted without a law (\S+)\)"
+    ahead, behind, ratio, low, high, predicted = map(float, re.search("Best runs there: " + said, line).groups())
+    assert low < ratio < high
+    assert predicted == pytest.approx(laws["transformer"] / laws["gatr"], rel=0.03)
     assert (ahead, behind) == pytest.approx((laws["gatr"], laws["transformer"]), rel=0.05)
     assert ratio == pytest.approx(behind / ahead, rel=0.01)
     inside = int(re.search(r"for (\d) of 6 runs", line)[1])
