@@ -210,6 +210,7 @@ COMPUTE_GRIDS: dict[str, ComputeGrid] = {
         # Per second, larger networks spend more FLOPs: these bracket the optima on that axis.
         extra_sizes=(
             *("gatr:3e11:8x5", "gatr:3e11:8x7", "gatr:1e13:20x7", "gatr:1e13:24x7"),
+            *("gatr_slim:1e11:7x6", "gatr_slim:1e11:8x6"),
             *("transformer_local:1e11:24x4", "transformer_local:1e11:24x6"),
         ),
         **(_CPU | _MAIN | {"seeds": (0, 1, 2, 3, 4)}),
