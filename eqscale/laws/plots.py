@@ -149,9 +149,9 @@ def finish(figure: Figure) -> Figure:
 _BEYOND = 3.0  # how far past the largest run the lines of a law go, dashed
 
 
-def _budget_range(arms: Mapping[str, ArmFit], beyond: float = _BEYOND) -> Array:
+def _budget_range(arms: Mapping[str, ArmFit], beyond: float = _BEYOND, later: Sequence[float] = ()) -> Array:
     spent = np.concatenate([a.C for a in arms.values()])
-    return np.geomspace(spent.min(), spent.max() * beyond, 80)
+    return np.geomspace(spent.min(), max([spent.max() * beyond, *later]), 80)
 
 
 def _draw_frontier(axes: Axes, arm: ArmFit, C: Array, what: str, colour: str) -> None:
@@ -187,7 +187,7 @@ def _legend(axes: Axes | Figure, looks: Mapping[str, tuple[str, str]], extra: Se
 def legend_above(figure: Figure, handles: Sequence[Artist], **kwargs: Any) -> None:
     """A legend above all panels, where no curve can be; in two rows or more if it is wider than the figure."""
     characters = sum(len(str(handle.get_label())) + 6 for handle in handles)
-    ncols = -(-len(handles) // (1 + characters // 100))
+    ncols = -(-len(handles) // (1 + characters // round(11 * figure.get_figwidth())))
     figure.legend(handles=handles, loc="outside upper center", ncols=ncols, **kwargs)
 
 
@@ -212,8 +212,8 @@ def loss_against_compute(
     """
     looks = _looks(arms, colours)
     with style():
-        figure, (axes,) = panel_grid(1, height=3.1)
-        C = _budget_range(arms)
+        figure, (axes,) = panel_grid(1, height=3.6)
+        C = _budget_range(arms, later=[cost.max() for cost, *_ in (later or {}).values()])
         for name, arm in arms.items():
             colour, marker = looks[name]
             _dots(axes, arm, arm.C, arm.loss, s=10, color=colour, marker=marker, alpha=0.35, linewidths=0)
@@ -233,8 +233,8 @@ def loss_against_compute(
             notes.append(Line2D([], [], color="0.4", linestyle="", marker="o", markersize=6, label="lowest, measured"))
         if later:
             notes.append(Line2D([], [], color="0.4", linestyle="", marker="o", markerfacecolor="none",
-                                markersize=4, label="runs that the laws have not seen"))  # fmt: skip
-        _legend(axes, looks, notes)
+                                markersize=4, label="runs not fitted"))  # fmt: skip
+        _legend(figure, looks, notes)
         return finish(figure)
 
 
