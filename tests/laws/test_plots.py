@@ -55,11 +55,12 @@ def test_figures_show_every_run_and_save_identically(arms, name, tmp_path):
 
 def test_the_lowest_losses_as_measured_stand_beside_the_laws(arms):
     minima = {name: measured_minima(arm, resamples=50) for name, arm in arms.items()}
-    (axes,) = plots.loss_against_compute(arms, minima=minima).axes
+    figure = plots.loss_against_compute(arms, minima=minima)
+    (axes,) = figure.axes
     drawn = [bar.lines[0].get_xydata() for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
     expected = [np.column_stack([m.cost, np.exp(m.loss.value)]) for m in minima.values()]
     np.testing.assert_allclose(drawn, expected)
-    assert "lowest, measured" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "lowest, measured" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_arms_carry_their_own_cost(arms):
