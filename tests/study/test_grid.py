@@ -62,9 +62,9 @@ def test_every_preset_can_be_planned(name):
     specs = compute_grid(preset)
     many, few = len(preset.seeds), preset.fewest_seeds
     per_size = sum(many if budget <= preset.replicate_up_to else few for budget in preset.budgets)
-    extra = [preset.seeds if at <= preset.replicate_up_to else (0,) for _, at, _ in map(extra_size, preset.extra_sizes)]
+    extra = sum(many if at <= preset.replicate_up_to else few for _, at, _ in map(extra_size, preset.extra_sizes))
     ladders = per_size * len(preset.arms) * preset.sizes_per_budget
-    assert len({spec.run_id for spec in specs}) == len(specs) == ladders + sum(map(len, extra))
+    assert len({spec.run_id for spec in specs}) == len(specs) == ladders + extra
 
 
 @pytest.mark.parametrize("name", DATA_GRIDS)
