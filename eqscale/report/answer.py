@@ -150,16 +150,20 @@ def _prediction_line(prediction: Mapping[str, Any], found: Sequence[Outcome], no
     for arm in rest:
         lead = f"× {(run[arm] - run[ahead]).ratio()}"
         if {arm, ahead} <= trends.keys():
-            lead += f"; predicted without a law {number(trends[arm]['loss'] / trends[ahead]['loss'], 3, '#g')}"
+            told = [number(p[arm]["loss"] / p[ahead]["loss"], 3, "#g") for p in (trends, prediction["arms"])]
+            lead += f"; predicted {told[0]} without a law, {told[1]} by it"
         said.append(f"`{arm}` {number(best[arm], 3)} ({lead})")
     measured = f". Best runs there: `{ahead}` {number(best[ahead], 3)}, {', '.join(said)}" if rest else ""
     if trends:
-        error = float(np.median([abs(trend["loss"] / best[arm] - 1) for arm, trend in trends.items()]))
+        without, by_law = (
+            100 * np.median([abs(p[arm]["loss"] / best[arm] - 1) for arm in trends])
+            for p in (trends, prediction["arms"])
+        )
         hits = sum(
             trend["new_run"]["model"][0] <= best[arm] <= trend["new_run"]["model"][1] for arm, trend in trends.items()
         )
         line += (
-            f"; without a law the best run came out within them for {hits} of {len(trends)} arms, with a median error "
-            f"of {100 * error:.1f} %"
+            f"; without a law the best run came out within them for {hits} of {len(trends)} arms. The predicted lowest "
+            f"loss is off that of the best run by {without:.1f} % without a law, {by_law:.1f} % by the law (medians)"
         )
     return f"{line}{measured} ({link('validation')}, {link('validation', 'figure')})."

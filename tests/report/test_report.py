@@ -282,13 +282,18 @@ def test_prediction_and_outcome_stand_side_by_side(like_the_paper):
         low, high = trend["new_run"]["model"]
         assert low < trend["mean"]["model"][0] < trend["loss"] < trend["mean"]["model"][1] < high
     line = next(line for line in answer(like_the_paper).splitlines() if "Validation" in line)
-    assert re.search(r"without a law the best run came out within them for \d of 2 arms", line)
+    off = r"of 2 arms\. The predicted lowest loss is off .* best run by (\S+) % without a law, (\S+) % by the law"
+    best = pd.read_csv(like_the_paper / "validation.csv").groupby("arm")["observed"].min()
+    by_law = [abs(prediction["arms"][arm]["loss"] / loss - 1) for arm, loss in best.items()]
+    without = [abs(prediction["arms"][arm]["trend"]["loss"] / loss - 1) for arm, loss in best.items()]
+    found = list(map(float, re.search(off, line).groups()))
+    assert found == pytest.approx([100 * np.median(errors) for errors in (without, by_law)], abs=0.06)
     assert len(pd.read_csv(like_the_paper / "validation.csv")) == 6
     laws = {arm: planted.optimal_loss(*spec[:2], 3e13) for arm, spec in planted.LIKE_THE_PAPER.items()}
-    said = r"`gatr` (\S+), `transformer` (\S+) \(× (\S+) \[(\S+), (\S+)\]; predicted without a law (\S+)\)"
-    ahead, behind, ratio, low, high, predicted = map(float, re.search("Best runs there: " + said, line).groups())
+    said = r"`gatr` (\S+), `transformer` (\S+) \(× (\S+) \[(\S+), (\S+)\]; predicted (\S+) without a law, (\S+) by it\)"
+    ahead, behind, ratio, low, high, *predicted = map(float, re.search("Best runs there: " + said, line).groups())
     assert low < ratio < high
-    assert predicted == pytest.approx(laws["transformer"] / laws["gatr"], rel=0.03)
+    assert predicted == pytest.approx([laws["transformer"] / laws["gatr"]] * 2, rel=0.03)
     assert (ahead, behind) == pytest.approx((laws["gatr"], laws["transformer"]), rel=0.05)
     assert ratio == pytest.approx(behind / ahead, rel=0.01)
     inside = int(re.search(r"for (\d) of 6 runs", line)[1])
