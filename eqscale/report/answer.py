@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from eqscale.laws.compare import Comparison
 from eqscale.laws.minima import best_size
 from eqscale.laws.render import markdown_table, with_interval
 from eqscale.numbers import number
-from eqscale.report.analysis import Analysis, pooled_noise
+from eqscale.report.analysis import Analysis
 from eqscale.report.card import Card, answer_card, measured_card
 from eqscale.report.checks import cannot_tell
 from eqscale.report.conclusions import Conclusion
@@ -22,11 +21,11 @@ from eqscale.report.controls import control_lines
 from eqscale.report.data_grid import DataGrid
 from eqscale.report.data_tables import data_lines
 from eqscale.report.exhibits import link, paragraphs, wide
-from eqscale.report.means import Mean
+from eqscale.report.leads import best_run_ratios
 from eqscale.report.overview import headline, overview
 from eqscale.report.part_tables import averaging_lines
 from eqscale.report.parts import Study
-from eqscale.report.prediction import Outcome, outcomes
+from eqscale.report.prediction import Outcome, best_runs, outcomes
 from eqscale.report.roles import Roles
 from eqscale.report.split import split_lines
 
@@ -142,13 +141,13 @@ def _prediction_line(prediction: Mapping[str, Any], found: Sequence[Outcome], no
         f"Validation: {what}, came out within the 95 % limits for {inside} of {len(found)} runs, with a median "
         f"error of {100 * error:.1f} %"
     )
-    best = {o.arm: o.observed for o in sorted(found, key=lambda o: -o.observed)}
-    ahead, *rest = sorted(best, key=lambda arm: best[arm])
+    best = best_runs(found)
+    ahead, *rest = best
+    ratios = best_run_ratios(best, noise)
     trends = {arm: p["trend"] for arm, p in prediction["arms"].items() if arm in best and p.get("trend")}
-    run = {arm: Mean(math.log(loss), sd**2, df) for arm, loss in best.items() for sd, df in [pooled_noise(noise, arm)]}
     said = []
     for arm in rest:
-        lead = f"× {(run[arm] - run[ahead]).ratio()}"
+        lead = f"× {ratios[arm].ratio()}"
         if {arm, ahead} <= trends.keys():
             told = [number(p[arm]["loss"] / p[ahead]["loss"], 3, "#g") for p in (trends, prediction["arms"])]
             lead += f"; predicted {told[0]} without a law, {told[1]} by it"

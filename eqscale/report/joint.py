@@ -15,11 +15,14 @@ from eqscale.laws.axes import AXES
 from eqscale.laws.render import markdown_table
 from eqscale.numbers import number
 from eqscale.report.exhibits import UNSEEN, ratio_text
-from eqscale.report.leads import best_arms, leads
+from eqscale.report.leads import best_arms, best_run_ratios, leads
 from eqscale.report.parts import read_study, study_folder
+from eqscale.report.prediction import best_runs, outcomes
 from eqscale.report.render import Content
 from eqscale.report.split import ASYMMETRY, GATR, LEAD, MEASURED, PLAIN
 from eqscale.storage import write_text
+
+BEST = "**best**"
 
 
 def same_arm(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -104,6 +107,7 @@ def write_joint(contents: Sequence[Content], target: Path) -> None:
         "*Lowest losses as measured at each budget, over the lowest of them, with 95 % intervals. No law is used. "
         "`joint.csv` has the numbers.*",
         markdown_table(["task", "executed FLOPs", *(f"`{arm}`" for arm in arms)], rows),
+        *_beyond(by_task),
         "## What holds on all of them?",
         "The checks of the paper's three conclusions, on executed FLOPs, by the arm that builds the symmetry in. What "
         "holds on all tasks holds on each by its own interval; nothing is pooled.",
@@ -112,6 +116,28 @@ def write_joint(contents: Sequence[Content], target: Path) -> None:
         f"The reports: {', '.join(links)}.",
     ]
     write_text(target / "report.md", "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def _beyond(by_task: Mapping[str, Content]) -> list[str]:
+    """What validation runs above the compute grid gave, each arm's best over the lowest; empty without two arms."""
+    ratios: dict[tuple[str, str], dict[str, str]] = {}
+    for task, content in by_task.items():
+        for prediction in content.study.predictions:
+            best = best_runs(outcomes(prediction, content.study.part("validation")))
+            if prediction["axis"] == "executed" and len(best) > 1:
+                own = best_run_ratios(best, content.analysis.noise)
+                said = {arm: own[arm].ratio() if arm in own else BEST for arm in best}
+                ratios[task, number(prediction["compute"], 3)] = said
+    if not ratios:
+        return []
+    arms = sorted({arm for said in ratios.values() for arm in said})
+    rows = [[*key, *(said.get(arm, UNSEEN) for arm in arms)] for key, said in ratios.items()]
+    return [
+        "## Does it last above these budgets?",
+        "Validation, predicted before it was run: the loss of each arm's best run over the lowest of them. The "
+        "95 % intervals hold the noise between seeds, not the choice of the best of a few sizes.",
+        markdown_table(["task", "executed FLOPs", *(f"`{arm}`" for arm in arms)], rows),
+    ]
 
 
 def _checks(by_task: Mapping[str, Content]) -> str:
@@ -123,8 +149,8 @@ def _checks(by_task: Mapping[str, Content]) -> str:
                 for check in conclusion.checks:
                     found.setdefault(check.claim, {}).setdefault(task, {})[conclusion.arm] = check.outcome
     rows = []
-    for claim, outcomes in found.items():
-        own = [outcomes.get(task, {}) for task in by_task]
+    for claim, by_arm in found.items():
+        own = [by_arm.get(task, {}) for task in by_task]
         alike = {arm: said for arm, said in own[0].items() if all(other.get(arm) == said for other in own)}
         decided = {arm: said for arm, said in alike.items() if said != "open"}
         rows.append([claim, *map(_by_outcome, own), _by_outcome(decided)])
@@ -159,4 +185,4 @@ def _cell(own: pd.DataFrame) -> str:
     if own.empty:
         return UNSEEN
     row = own.iloc[0]
-    return "**best**" if row["ratio"] == 1 else ratio_text(row)
+    return BEST if row["ratio"] == 1 else ratio_text(row)

@@ -1,12 +1,15 @@
-"""How far behind the best arm the others are at equal compute, by measured optima."""
+"""How far behind the best arm the others are at equal compute, by measured optima or single runs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
 
 from eqscale.laws.minima import Minima, loss_ratio, lowest_loss
+from eqscale.report.analysis import pooled_noise
+from eqscale.report.means import Mean
 
 
 def leads(minima: Mapping[str, Minima]) -> pd.DataFrame:
@@ -38,3 +41,15 @@ def best_arms(table: pd.DataFrame) -> dict[float, tuple[str, bool]]:
         others = here[here["arm"] != best]
         found[float(budget)] = (str(best), bool(len(others) and (others["low"] > 1).all()))
     return found
+
+
+def best_run_ratios(best: Mapping[str, float], noise: pd.DataFrame) -> dict[str, Mean]:
+    """Log of each arm's loss over the lowest of them, with the noise between seeds of each arm.
+
+    Args:
+        best: loss of the best run of each arm.
+        noise: as ``pooled_noise``.
+    """
+    runs = {arm: Mean(math.log(loss), sd**2, df) for arm, loss in best.items() for sd, df in [pooled_noise(noise, arm)]}
+    lowest = min(best, key=lambda arm: best[arm])
+    return {arm: run - runs[lowest] for arm, run in runs.items() if arm != lowest}

@@ -174,6 +174,12 @@ def outcomes(prediction: Mapping[str, Any], validation: pd.DataFrame) -> list[Ou
     return found
 
 
+def best_runs(found: Sequence[Outcome]) -> dict[str, float]:
+    """The lowest observed loss of each arm, the lowest first."""
+    best = {o.arm: o.observed for o in sorted(found, key=lambda o: -o.observed)}
+    return dict(sorted(best.items(), key=lambda item: item[1]))
+
+
 def outcome_frame(study: Study) -> pd.DataFrame:
     """Validation runs beside their predictions, one row each."""
     columns = ["arm", "N", "observed", "predicted", "low", "high", "inside"]

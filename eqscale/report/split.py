@@ -111,7 +111,8 @@ def split_figure(split: pd.DataFrame) -> Figure:
             own = split[split["budget"] == budget].set_index("part").reindex(parts)
             y = np.arange(len(own)) + 0.6 * ((i + 0.5) / len(budgets) - 0.5)
             bars = np.abs(own[["low", "high"]].sub(own["ratio"], axis=0).fillna(0.0)).to_numpy().T
-            axes.errorbar(own["ratio"], y, xerr=bars, fmt="o", ms=4, lw=1.2, color=colour, label=f"{budget:.0e} FLOPs")
+            said = f"{number(budget, 1)} FLOPs"
+            axes.errorbar(own["ratio"], y, xerr=bars, fmt="o", ms=4, lw=1.2, color=colour, label=said)
         axes.axvline(1.0, color="0.6", lw=0.8, zorder=0)
         axes.set_yticks(range(len(parts)), parts)
         axes.set(xscale="log", xlabel="ratio of losses (parts multiply to the lead)")

@@ -1,9 +1,11 @@
 import dataclasses
 import json
+import re
 
 import pandas as pd
 import pytest
 
+from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.report.joint import check_joint, write_joint
 from eqscale.report.split import MEASURED
@@ -18,6 +20,8 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
         folders.append(tmp_path / task)
         planted.write_part(planted.compute_grid(arms), folders[-1])
         (folders[-1] / "task.json").write_text(json.dumps(dataclasses.asdict(get_task(task).words)))
+    assert main(["predict", str(folders[0]), "--compute", "3e13"]) == 0
+    planted.write_part(planted.validation(planted.LIKE_THE_PAPER, 3e13), folders[0] / "validation")
     with planted.undrawn_figures():
         contents = [write_study_report(folder) for folder in folders]
         parts = pd.DataFrame({"budget": 1e13, "part": MEASURED.keys(), "ratio": 2.0, "low": 1.9, "high": 2.1})
@@ -31,6 +35,12 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
         "| each arm's loss falls as a power law of compute | holds (`gatr`) | holds (`gatr`) | holds (`gatr`) |" in text
     )
     assert "| the equivariant arm is ahead at every tested budget | holds (`gatr`) | fails (`gatr`) | – |" in text
+    last = text.split("## Does it last above these budgets?")[1].split("##")[0]
+    best = pd.read_csv(folders[0] / "validation.csv").groupby("arm")["observed"].min()
+    ratio, *limits = re.findall(r"\| rigid \| 3e13 \| \*\*best\*\* \| (\S+) \[(\S+), (\S+)\] \|", last)[0]
+    assert float(ratio) == pytest.approx(best["transformer"] / best["gatr"], rel=0.01)
+    assert float(limits[0]) < float(ratio) < float(limits[1])
+    assert "forces" not in last
     assert "| lead | 2.00 [1.90, 2.10] |\n| asymmetry | 2.00 [1.90, 2.10] |" in text
     table = pd.read_csv(tmp_path / "joint/joint.csv").set_index(["task", "arm", "budget"])
     behind = table.loc[("rigid", "transformer", 1e13)]
