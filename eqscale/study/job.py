@@ -21,7 +21,7 @@ from eqscale.errors import InputError
 from eqscale.numbers import number
 from eqscale.places import remember_results
 from eqscale.storage import check_writable, remove_folder, write_atomically
-from eqscale.study import shared_data
+from eqscale.study import progress, shared_data
 from eqscale.study.alone import Planned, write_plan
 from eqscale.study.description import description_path, read_description
 from eqscale.study.estimate import Estimator, device_guess
@@ -57,16 +57,26 @@ def _git_commit() -> str:
 
 
 def prepare_data(data: DataSpec, root: Path, console: Console, backend: str = "processes") -> None:
-    """Generate what is missing of a data set, with a progress bar; see ``eqscale.tasks.dataset.prepare``."""
+    """Generate what is missing of a data set, with a progress bar; see ``eqscale.tasks.dataset.prepare``.
+
+    Elsewhere than on a terminal, a line says every ``QUIET_SECONDS`` how much is done.
+    """
+    many, said = get_task(data.task).words.unit.many, time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        bar.update(task, completed=done, total=total)
+        if not console.is_terminal and time.monotonic() - said >= progress.QUIET_SECONDS:
+            said = time.monotonic()
+            console.print(f"prepared {done:,} of {total:,} {many}", highlight=False)
+
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"preparing {get_task(data.task).words.unit.many}", total=None)
-        folder = prepare(
-            data, root, backend=backend, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
+        task = bar.add_task(f"preparing {many}", total=None)
+        folder = prepare(data, root, backend=backend, progress=show)
     if reasons := left_out(folder):
         counts = ", ".join(f"{count} by {reason}" for reason, count in reasons.items())
-        console.print(f"attempts at {get_task(data.task).words.unit.many} left out: {counts}", highlight=False)
+        console.print(f"attempts at {many} left out: {counts}", highlight=False)
 
 
 class OpenStudy:

@@ -56,7 +56,7 @@ def plan_table(specs: Sequence[RunSpec], preset: Preset, seconds: Callable[[RunS
 
 
 QUIET_SECONDS = 600.0
-"""Elsewhere than on a terminal, the running trials are named when nothing has been said for so long."""
+"""Elsewhere than on a terminal, work that goes on is named when nothing has been said for so long."""
 
 
 class StudyProgress:

@@ -5,8 +5,10 @@ from rich.console import Console
 
 from eqscale.study import progress
 from eqscale.study.estimate import Estimator
+from eqscale.study.job import prepare_data
 from eqscale.study.progress import StudyProgress
 from eqscale.study.schedule import Allotment
+from eqscale.tasks.dataset import DataSpec
 from eqscale.training.spec import CurvePoint
 from tests.study.test_ledger import make_record, make_spec
 
@@ -24,3 +26,11 @@ def test_a_log_file_hears_of_running_trials_when_nothing_has_ended_for_long(monk
         assert any(about in line and line.endswith(" left") for line in out.getvalue().splitlines()) == said
         shown.ended(spec, record)
     assert f"[1/1] {spec.name}" in out.getvalue()
+
+
+@pytest.mark.parametrize(("quiet", "said"), [(0.0, True), (600.0, False)])
+def test_a_log_file_hears_how_much_data_is_prepared(monkeypatch, tmp_path, quiet, said):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", quiet)
+    out = io.StringIO()
+    prepare_data(DataSpec(train_systems=4, test_systems=2), tmp_path, Console(file=out, width=60))
+    assert ("prepared 25 of 130 scenes" in out.getvalue()) == said
