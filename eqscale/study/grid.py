@@ -174,17 +174,20 @@ def design_run(
     )
 
 
-def _extra_sizes(preset: ComputeGrid, arm: Arm, budget: float, planned: Sequence[Size]) -> list[Size]:
-    """Sizes of ``extra_sizes`` for an arm and budget that aren't planned anyway."""
+def _extra_sizes(
+    preset: ComputeGrid | Validation, budgets: Collection[float], arm: Arm, budget: float, planned: Sequence[Size]
+) -> list[Size]:
+    """Sizes of ``extra_sizes`` for an arm and budget that aren't planned anyway; ``budgets`` are all of the study's."""
     found = []
     rungs = {str(size): size for size in arm.ladder}
     for text in preset.extra_sizes:
         name, at, size = extra_size(text)
         here = (name, at) == (arm.name, budget)
-        if name not in preset.arms or at not in preset.budgets or (here and size not in rungs):
+        if name not in preset.arms or at not in budgets or (here and size not in rungs):
             raise InputError(
-                f"--extra-sizes {text!r}: write ARM:BUDGET:WIDTHxDEPTH with one of the --arms, one of the --budgets "
-                "and a size of the arm's ladder" + (f" ({', '.join(rungs)})" if here else "")
+                f"--extra-sizes {text!r}: write ARM:BUDGET:WIDTHxDEPTH with one of the --arms, one of the budgets "
+                f"({', '.join(number(b, 6) for b in budgets)}) and a size of the arm's ladder"
+                + (f" ({', '.join(rungs)})" if here else "")
             )
         if here and rungs[size] not in planned:
             found.append(rungs[size])
@@ -200,7 +203,7 @@ def compute_grid(preset: ComputeGrid) -> list[RunSpec]:
     for budget, name in itertools.product(preset.budgets, preset.arms):
         arm = get_arm(name)
         sizes = choose_sizes(arm, budget, preset.sizes_per_budget, preset)
-        for size in sizes + _extra_sizes(preset, arm, budget, sizes):
+        for size in sizes + _extra_sizes(preset, preset.budgets, arm, budget, sizes):
             specs += [design_run(arm, size, budget, preset, seed) for seed in preset.seeds_at(budget)]
     return specs
 
@@ -327,14 +330,14 @@ def optimizer_grid(preset: OptimizerControl) -> list[RunSpec]:
 
 
 def validation_grid(preset: Validation, optima: Mapping[float, Mapping[str, float]]) -> list[RunSpec]:
-    """Runs of each arm at rungs of its ladder around its predicted optima.
+    """Runs of each arm at rungs of its ladder around its predicted optima, and at extra sizes.
 
     Args:
         preset: what to train.
         optima: by budget in executed FLOPs, the predicted optimal parameters of arms.
 
     Raises:
-        InputError: for an unknown arm, or a budget that trains too few sizes for ``min_steps`` steps.
+        InputError: for an unknown arm or extra size, or a budget that trains too few sizes for ``min_steps`` steps.
     """
     specs, task = [], get_task(preset.task)
     for budget, name in itertools.product(optima, preset.arms):
@@ -344,10 +347,12 @@ def validation_grid(preset: Validation, optima: Mapping[float, Mapping[str, floa
         sizes = {size: arm.parameters(size, task) for size in _affordable(arm, budget, preset)}
         advice = "lower --sizes-per-arm or --min-steps"
         _require_sizes(sizes, preset.sizes_per_arm, arm, budget, preset, advice)
+        chosen = []
         for k in range(preset.sizes_per_arm):
             goal = optima[budget][name] * preset.size_step ** (k - (preset.sizes_per_arm - 1) / 2)
-            size = min(sizes, key=lambda size: abs(math.log(sizes[size] / goal)))
-            del sizes[size]
+            chosen.append(min(sizes, key=lambda size: abs(math.log(sizes[size] / goal))))
+            del sizes[chosen[-1]]
+        for size in chosen + _extra_sizes(preset, optima, arm, budget, chosen):
             specs += [design_run(arm, size, budget, preset, seed) for seed in preset.seeds]
     return specs
 

@@ -110,6 +110,9 @@ class Validation(Preset):
 
     sizes_per_arm: int = _option("model sizes of each arm around each predicted optimum")
     size_step: float = _option("parameters of one size over those of the next smaller, about")
+    extra_sizes: tuple[str, ...] = _option(
+        "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:3e13:16x5, where the largest of the others is the best", ()
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 
@@ -232,6 +233,22 @@ def test_sizes_are_added_where_they_are_asked_for():
     extra = (f"transformer:1e11:{new}", f"transformer:1e11:{min(known, key=str)}")
     added = [s for s in compute_grid(dataclasses.replace(QUICK, extra_sizes=extra)) if s not in before]
     assert [(spec.arm, spec.budget, spec.size) for spec in added] == [("transformer", 1e11, new)]
+
+
+def test_a_larger_size_is_added_to_a_validation_where_it_is_asked_for():
+    preset = dataclasses.replace(VALIDATIONS["quick"], arms=("transformer", "gatr"))
+    optima = {4e11: {name: get_arm(name).parameters(get_arm(name).ladder[6], TASK) for name in preset.arms}}
+    before = validation_grid(preset, optima)
+    known = {spec.size for spec in before if spec.arm == "gatr"}
+    new = next(size for size in get_arm("gatr").ladder[6:] if size not in known)
+    after = validation_grid(dataclasses.replace(preset, extra_sizes=(f"gatr:4e11:{new}",)), optima)
+    added = [spec for spec in after if spec not in before]
+    assert [(spec.arm, spec.budget, spec.size) for spec in added] == [("gatr", 4e11, new)]
+    assert len(after) == len(before) + 1
+    for bad in ("gatr:3e11:8x1", "gatr_slim:4e11:8x1", "gatr:4e11:7x9"):
+        message = re.escape(f"--extra-sizes '{bad}'") + r".* one of the budgets \(4e11\)"
+        with pytest.raises(InputError, match=message):
+            validation_grid(dataclasses.replace(preset, extra_sizes=(bad,)), optima)
 
 
 def test_extra_sizes_of_a_preset_go_with_their_arms_and_budgets():
