@@ -151,8 +151,8 @@ def _prediction_line(prediction: Mapping[str, Any], found: Sequence[Outcome], no
         if {arm, ahead} <= trends.keys():
             told = [number(p[arm]["loss"] / p[ahead]["loss"], 3, "#g") for p in (trends, prediction["arms"])]
             lead += f"; predicted {told[0]} without a law, {told[1]} by it"
-        said.append(f"`{arm}` {number(best[arm], 3)} ({lead})")
-    measured = f". Best runs there: `{ahead}` {number(best[ahead], 3)}, {', '.join(said)}" if rest else ""
+        said.append(f"`{arm}` {number(best[arm], 3, '#g')} ({lead})")
+    measured = f". Best runs there: `{ahead}` {number(best[ahead], 3, '#g')}, {', '.join(said)}" if rest else ""
     if trends:
         without, by_law = (
             100 * np.median([abs(p[arm]["loss"] / best[arm] - 1) for arm in trends])

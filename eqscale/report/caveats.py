@@ -12,7 +12,7 @@ from eqscale.numbers import number
 from eqscale.report.analysis import Analysis
 from eqscale.report.checks import doubt_about
 from eqscale.report.exhibits import link
-from eqscale.report.parts import Study
+from eqscale.report.parts import PARTS, Study
 from eqscale.report.prediction import Outcome, outcomes, seen_the_same_runs
 from eqscale.report.step_times import read_step_times
 from eqscale.report.tables import fate
@@ -23,6 +23,8 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
     grid = study.part("compute")
     notes: list[str] = []
     note = notes.append
+    for part, count in study.to_come.items():
+        note(f"Unfinished: {count} planned runs haven't ended ({PARTS[part]}).")
     if not grid.empty:
         budgets = sorted(grid["budget"].unique())
         note(
@@ -30,8 +32,6 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
             f"models of {grid['N'].min():.0f} to {grid['N'].max():.0f} parameters. Dashed lines extrapolate "
             f"({link('loss', 'figure')}); nothing here says what happens at a thousand times the compute."
         )
-        if study.to_come:
-            note(f"Unfinished: {study.to_come} planned runs of the compute grid haven't ended.")
         seeds = grid.groupby("budget")["seed"].nunique()
         single = ", ".join(number(budget, 3) for budget in seeds.index[seeds == 1])
         if not len(analysis.noise):
@@ -75,14 +75,17 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
             f"The rounds in which a shape's steps were timed span {100 * times['spread'].median():.2g} % (median), "
             "which intervals on seconds leave out (`step_times.csv`)."
         )
+    changed = []
     for prediction in study.predictions:
         what = f"{number(prediction['compute'], 3)} {AXES[prediction['axis']].unit}"
         notes += _validation_edges(outcomes(prediction, study.part("validation")), what)
         if not seen_the_same_runs(prediction, study):
-            note(
-                f"The compute grid has changed since the prediction for {what} was made: it and the laws here differ "
-                f"({link('validation')})."
-            )
+            changed.append(what)
+    if changed:
+        note(
+            f"The compute grid has changed since the prediction for {' and '.join(changed)}: it and the laws here "
+            f"differ ({link('validation')})."
+        )
     note(
         f"Intervals are for one statement at a time; all arms are tested on the same {study.wording.unit.many}, whose "
         "sampling error moves them together and is not in the intervals."
@@ -108,7 +111,7 @@ def _validation_edges(found: Sequence[Outcome], what: str) -> list[str]:
         if len(sizes) > 1 and best in (sizes[0], sizes[-1]):
             edges.append(f"the {'smallest' if best == sizes[0] else 'largest'} of `{name}`")
     said = f"Of the validation's sizes at {what} the best is {', '.join(edges)}"
-    return [f"{said}: another could be better still ({link('validation')})."] if edges else []
+    return [f"{said}: another may be better ({link('validation')})."] if edges else []
 
 
 def _law_doubts(analysis: Analysis) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class Study:
     """What ``eqscale predict`` wrote before the validation runs, by axis and compute."""
     evaluations: tuple[dict[str, Any], ...]
     """Of one trained model each, by ``eqscale measure`` or ``eqscale evaluate --json``."""
-    to_come: int
-    """Planned runs of the compute grid that haven't ended."""
+    to_come: Mapping[str, int]
+    """Planned runs that haven't ended, by part, of parts that have any."""
     untimed: int | None
     """Finished runs that ``step_times.csv`` doesn't cover, None without it; with 0 it gives the axis of seconds."""
     animations: tuple[Path, ...]
@@ -109,8 +110,9 @@ def read_study(folder: Path) -> Study:
     evaluations = tuple(_read_evaluation(path, wording) for path in measured if path.suffix == ".json")
     animations = tuple(path for path in measured if path.suffix == ".gif")
     curves = _read_curves(folder / "records.jsonl")
-    planned = (read_json(folder / "study.json") or {}).get("runs", [])
-    to_come = len(set(planned) - set(runs["run_id"]))
+    planned = {part: (read_json(path.with_name("study.json")) or {}).get("runs", []) for part, path in paths.items()}
+    known = set(runs["run_id"])
+    to_come = {part: missing for part, ids in planned.items() if (missing := len(set(ids) - known))}
     roles, predictions = read_roles(runs), read_predictions(folder)
     return Study(folder, runs, wording, roles, predictions, evaluations, to_come, untimed, animations, curves)
 

@@ -22,6 +22,7 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
         (folders[-1] / "task.json").write_text(json.dumps(dataclasses.asdict(get_task(task).words)))
     assert main(["predict", str(folders[0]), "--compute", "3e13"]) == 0
     planted.write_part(planted.validation(planted.LIKE_THE_PAPER, 3e13), folders[0] / "validation")
+    (folders[0] / "validation/study.json").write_text(json.dumps({"runs": ["to come"]}))
     with planted.undrawn_figures():
         contents = [write_study_report(folder) for folder in folders]
         parts = pd.DataFrame({"budget": 1e13, "part": MEASURED.keys(), "ratio": 2.0, "low": 1.9, "high": 2.1})
@@ -41,6 +42,8 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
     assert float(ratio) == pytest.approx(best["transformer"] / best["gatr"], rel=0.01)
     assert float(limits[0]) < float(ratio) < float(limits[1])
     assert "forces" not in last
+    assert "Unfinished: 1 planned runs on rigid haven't ended." in last
+    assert "- Unfinished: 1 planned runs haven't ended (validation)." in (folders[0] / "report.md").read_text()
     assert "| lead | 2.00 [1.90, 2.10] |\n| asymmetry | 2.00 [1.90, 2.10] |" in text
     table = pd.read_csv(tmp_path / "joint/joint.csv").set_index(["task", "arm", "budget"])
     behind = table.loc[("rigid", "transformer", 1e13)]
