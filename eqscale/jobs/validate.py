@@ -14,16 +14,21 @@ A run with a record in the study's ledger is not trained again.
 
 from __future__ import annotations
 
+import dataclasses
+
 from eqscale.report.prediction import predicted_optima
 from eqscale.report.study import write_report
 from eqscale.study.grid import validation_grid
 from eqscale.study.job import run_study
 from eqscale.study.options import JobOptions
-from eqscale.study.presets import Validation
+from eqscale.study.presets import VALIDATIONS, Validation, kept_sizes
 
 
 def main(options: JobOptions[Validation]) -> int:
     """Plan, train what is missing, report."""
     preset = options.preset
     optima = predicted_optima(options.results.parent, preset.arms)
+    if set(preset.extra_sizes) <= set(VALIDATIONS[options.preset_name].extra_sizes):  # not asked for
+        preset = dataclasses.replace(preset, extra_sizes=kept_sizes(preset, optima))
+        options = dataclasses.replace(options, preset=preset)
     return run_study(validation_grid(preset, optima), options, publish=lambda _: write_report(options.results))

@@ -23,8 +23,9 @@ def caveats(study: Study, analysis: Analysis) -> list[str]:
     grid = study.part("compute")
     notes: list[str] = []
     note = notes.append
-    for part, count in study.to_come.items():
-        note(f"Unfinished: {count} planned runs haven't ended ({PARTS[part]}).")
+    if study.to_come:
+        to_come = ", ".join(f"{PARTS[part]} {count}" for part, count in study.to_come.items())
+        note(f"Unfinished (planned runs that haven't ended): {to_come}.")
     if not grid.empty:
         budgets = sorted(grid["budget"].unique())
         note(

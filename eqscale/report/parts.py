@@ -23,6 +23,7 @@ from eqscale.laws.table import load_table
 from eqscale.report.roles import Roles, read_roles
 from eqscale.report.step_times import read_step_times, seconds_by_step_times
 from eqscale.report.wording import Wording, read_json, read_wording
+from eqscale.study.description import read_description
 
 PARTS = {"compute": "compute grid", "data_grid": "data grid", "controls": "control", "validation": "validation"}
 """Parts with a run table, and what one run of each is called; the compute grid lies in the folder itself."""
@@ -50,7 +51,7 @@ class Study:
     evaluations: tuple[dict[str, Any], ...]
     """Of one trained model each, by ``eqscale measure`` or ``eqscale evaluate --json``."""
     to_come: Mapping[str, int]
-    """Planned runs that haven't ended, by part, of parts that have any."""
+    """How many planned runs haven't ended, by part, of parts that have any."""
     untimed: int | None
     """Finished runs that ``step_times.csv`` doesn't cover, None without it; with 0 it gives the axis of seconds."""
     animations: tuple[Path, ...]
@@ -110,9 +111,7 @@ def read_study(folder: Path) -> Study:
     evaluations = tuple(_read_evaluation(path, wording) for path in measured if path.suffix == ".json")
     animations = tuple(path for path in measured if path.suffix == ".gif")
     curves = _read_curves(folder / "records.jsonl")
-    planned = {part: (read_json(path.with_name("study.json")) or {}).get("runs", []) for part, path in paths.items()}
-    known = set(runs["run_id"])
-    to_come = {part: missing for part, ids in planned.items() if (missing := len(set(ids) - known))}
+    to_come = {part: missing for part, path in paths.items() if (missing := _runs_to_come(path, tables.get(part)))}
     roles, predictions = read_roles(runs), read_predictions(folder)
     return Study(folder, runs, wording, roles, predictions, evaluations, to_come, untimed, animations, curves)
 
@@ -170,6 +169,12 @@ def _read_evaluation(path: Path, wording: Wording) -> dict[str, Any]:
                 f"{path}: result {number} has no {missing[0]!r}: delete the file; eqscale measure writes it"
             )
     return content
+
+
+def _runs_to_come(path: Path, table: pd.DataFrame | None) -> int:
+    """How many runs that ``study.json`` plans are not in the run table beside it."""
+    planned = (read_description(path.parent) or {}).get("runs", [])
+    return len(set(planned) - set(table["run_id"] if table is not None and "run_id" in table else ()))
 
 
 def _read_curves(path: Path) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from eqscale.tasks import DEFAULT, get_task
@@ -111,7 +111,9 @@ class Validation(Preset):
     sizes_per_arm: int = _option("model sizes of each arm around each predicted optimum")
     size_step: float = _option("parameters of one size over those of the next smaller, about")
     extra_sizes: tuple[str, ...] = _option(
-        "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:3e13:16x5, where the largest of the others is the best", ()
+        "further sizes as ARM:BUDGET:WIDTHxDEPTH, e.g. gatr:3e13:16x5, where the best of the others is the smallest or "
+        "the largest",
+        (),
     )
 
 
@@ -155,9 +157,13 @@ def overridden(preset: P, values: Mapping[str, Any]) -> P:
     changed = dataclasses.replace(preset, **(lost | dict(values)))
     if not isinstance(changed, ComputeGrid) or "extra_sizes" in values:
         return changed
-    entries = [(text, extra_size(text)) for text in changed.extra_sizes]
-    kept = (text for text, (arm, at, _) in entries if arm in changed.arms and at in changed.budgets)
-    return dataclasses.replace(changed, extra_sizes=tuple(kept))
+    return dataclasses.replace(changed, extra_sizes=kept_sizes(changed, changed.budgets))
+
+
+def kept_sizes(preset: ComputeGrid | Validation, budgets: Collection[float]) -> tuple[str, ...]:
+    """The extra sizes of a preset at these budgets, of arms that it has."""
+    entries = [(text, extra_size(text)) for text in preset.extra_sizes]
+    return tuple(text for text, (arm, at, _) in entries if arm in preset.arms and at in budgets)
 
 
 # Of every job, unless it says otherwise: "quick" and "cpu" are for two cores without a GPU (each job's --help says how
@@ -302,8 +308,18 @@ OPTIMIZERS: dict[str, OptimizerControl] = {
 VALIDATIONS: dict[str, Validation] = {
     "quick": Validation(sizes_per_arm=3, size_step=2.0, **_QUICK),
     # still no system twice
-    "cpu": Validation(sizes_per_arm=3, size_step=1.7, **(_CPU | _MAIN | {"train_systems": 200_000})),
-    "forces-cpu": Validation(sizes_per_arm=3, size_step=1.7, **(_FORCES_CPU | _MAIN)),
+    "cpu": Validation(
+        sizes_per_arm=3,
+        size_step=1.7,
+        extra_sizes=("gatr:3e13:8x5", "transformer_aligned:3e13:24x8"),
+        **(_CPU | _MAIN | {"train_systems": 200_000}),
+    ),
+    "forces-cpu": Validation(
+        sizes_per_arm=3,
+        size_step=1.7,
+        extra_sizes=("gatr:1e13:16x5", "transformer_aligned:1e13:24x4"),
+        **(_FORCES_CPU | _MAIN),
+    ),
     "paper": Validation(sizes_per_arm=3, size_step=2.0, **_PAPER),
 }
 

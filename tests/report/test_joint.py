@@ -42,8 +42,8 @@ def test_a_joint_page_says_where_the_tasks_disagree(tmp_path):
     assert float(ratio) == pytest.approx(best["transformer"] / best["gatr"], rel=0.01)
     assert float(limits[0]) < float(ratio) < float(limits[1])
     assert "forces" not in last
-    assert "Unfinished: 1 planned runs on rigid haven't ended." in last
-    assert "- Unfinished: 1 planned runs haven't ended (validation)." in (folders[0] / "report.md").read_text()
+    assert "Unfinished (planned runs that haven't ended): rigid 1." in last
+    assert "- Unfinished (planned runs that haven't ended): validation 1." in (folders[0] / "report.md").read_text()
     assert "| lead | 2.00 [1.90, 2.10] |\n| asymmetry | 2.00 [1.90, 2.10] |" in text
     table = pd.read_csv(tmp_path / "joint/joint.csv").set_index(["task", "arm", "budget"])
     behind = table.loc[("rigid", "transformer", 1e13)]

@@ -1,11 +1,14 @@
 import dataclasses
+import json
 import re
 
 import pytest
 
 from eqscale.arms import get_arm
+from eqscale.cli import main
 from eqscale.errors import InputError
 from eqscale.study import grid
+from eqscale.study.alone import read_plan
 from eqscale.study.grid import (
     aspect_ratio_grid,
     choose_sizes,
@@ -29,6 +32,7 @@ from eqscale.study.presets import (
 from eqscale.tasks import get_task
 from eqscale.training import optim
 from eqscale.training.optim import step_flops
+from tests.jobs import ROOT
 
 TASK = get_task("rigid")
 
@@ -199,6 +203,7 @@ def test_validation_sizes_lie_around_the_predicted_optimum(name):
     optima = {arm: get_arm(arm).parameters(get_arm(arm).ladder[6], TASK) for arm in preset.arms}
     lead = preset.arms[-1]
     budget = 4 * COMPUTE_GRIDS[name].budgets[-1]
+    preset = dataclasses.replace(preset, extra_sizes=())
     specs = validation_grid(preset, {budget: optima, 3 * budget: {lead: optima[lead]}})
     assert [(s.arm, s.budget) for s in specs[-3:]] == [(lead, 3 * budget)] * 3
     specs = specs[:-3]
@@ -293,3 +298,17 @@ def test_shapes_are_trained_with_every_seed_at_the_budget():
     for spec in specs:
         spent = spec.steps * cost_of_step(get_arm(spec.arm), spec.size, spec.batch_size)
         assert spent == pytest.approx(2e11, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("compute", "arms"), [(3e13, {"gatr": 4, "transformer": 3}), (2e13, {"gatr": 3, "transformer": 3})]
+)
+def test_extra_sizes_of_a_validation_preset_go_with_the_budgets_that_are_predicted(tmp_path, compute, arms):
+    prediction = json.loads((ROOT / "results/cpu2/prediction_3e13.json").read_text())
+    (tmp_path / "prediction.json").write_text(json.dumps(prediction | {"compute": compute}))
+    plan, results = tmp_path / "plan.jsonl", tmp_path / "validation"
+    words = ["--preset", "cpu", "--arms", *arms, "--results", results, "--storage", tmp_path, "--export", plan]
+    assert main(["run", "validate", *map(str, words)]) == 0
+    planned = [run.spec.arm for run in read_plan(plan)]
+    assert {arm: planned.count(arm) for arm in arms} == arms
+    assert main(["run", "validate", *map(str, words), "--extra-sizes", "gatr:1e15:8x5"]) == 2
