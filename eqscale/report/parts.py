@@ -19,7 +19,7 @@ import pandas as pd
 from eqscale.errors import InputError
 from eqscale.laws import check_runs
 from eqscale.laws.axes import AXES, count_seconds
-from eqscale.laws.table import load_table
+from eqscale.laws.table import load_table, positive_column
 from eqscale.report.roles import Roles, read_roles
 from eqscale.report.step_times import read_step_times, seconds_by_step_times
 from eqscale.report.wording import Wording, read_json, read_wording
@@ -204,6 +204,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def _checked(table: pd.DataFrame, part: str, source: str, wording: Wording) -> pd.DataFrame:
+    table = table.assign(budget=positive_column(table, "budget", source))  # planned, so runs without a loss have it too
     if (table["status"] == "finished").any():
         for axis in AXES.values():
             needed = ("N", "D", "loss", "C")

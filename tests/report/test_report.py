@@ -428,6 +428,7 @@ def test_a_folder_that_lacks_something_is_one_clear_error(tmp_path, capsys, file
         (lambda t: t.assign(D=t["D"].where(t.index != 3, -1.0)), "column 'D'"),
         (lambda t: t.assign(loss=t["loss"].where(t.index != 3, np.inf)), "column 'loss'"),
         (lambda t: t.assign(seconds=t["seconds"].where(t.index != 3)), "column 'seconds'"),
+        (lambda t: t.assign(budget=t["budget"].where(t.index != 3)), "row 4, column 'budget': empty is not a finite"),
     ],
 )
 @pytest.mark.parametrize("part", [".", "validation"])
