@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from eqscale.description import read_description
 from eqscale.errors import InputError
 from eqscale.laws import check_runs
 from eqscale.laws.axes import AXES, count_seconds
@@ -23,7 +24,6 @@ from eqscale.laws.table import load_table, positive_column
 from eqscale.report.roles import Roles, read_roles
 from eqscale.report.step_times import read_step_times, seconds_by_step_times
 from eqscale.report.wording import Wording, read_json, read_wording
-from eqscale.study.description import read_description
 
 PARTS = {"compute": "compute grid", "data_grid": "data grid", "controls": "control", "validation": "validation"}
 """Parts with a run table, and what one run of each is called; the compute grid lies in the folder itself."""

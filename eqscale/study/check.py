@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 from mlflow.tracking import MlflowClient
 
+from eqscale.description import description_path, read_description
 from eqscale.errors import InputError
 from eqscale.laws.tracking import search_runs
 from eqscale.storage import matching, subfolders
 from eqscale.study import overview
-from eqscale.study.description import description_path, read_description
 from eqscale.study.lease import StillOurs
 from eqscale.study.ledger import Ledger, UnreadableRecord
 from eqscale.study.records import read_records, write_records

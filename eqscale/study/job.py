@@ -17,13 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from eqscale.console import doing, make_console
 from eqscale.cores import allowed_cores
+from eqscale.description import description_path, read_description
 from eqscale.errors import InputError
 from eqscale.numbers import number
 from eqscale.places import remember_results
 from eqscale.storage import check_writable, remove_folder, write_atomically
 from eqscale.study import progress, shared_data
 from eqscale.study.alone import Planned, write_plan
-from eqscale.study.description import description_path, read_description
 from eqscale.study.estimate import Estimator, device_guess
 from eqscale.study.grid import data_spec
 from eqscale.study.lease import StillOurs, only_driver

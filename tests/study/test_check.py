@@ -8,10 +8,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from eqscale.cli import main
+from eqscale.description import read_description
 from eqscale.errors import InputError
 from eqscale.study import tracking
 from eqscale.study.check import Study, check, mend
-from eqscale.study.description import read_description
 from eqscale.study.overview import drawn
 from eqscale.study.records import PublishedRecords, records_path, write_records
 from eqscale.study.table import run_table, write_table
