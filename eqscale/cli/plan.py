@@ -85,7 +85,8 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     from eqscale.laws.axes import AXES
     from eqscale.laws.quantities import parse_quantity, quantity
     from eqscale.laws.render import plain, write_json
-    from eqscale.report.advice import suggest
+    from eqscale.numbers import number
+    from eqscale.report.advice import suggest, trained_at
     from eqscale.report.analysis import fit_every_arm, on_axis
     from eqscale.report.parts import read_study
 
@@ -106,11 +107,17 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     console = make_console()
     law_options.print_verdicts(console, {name: arm.fit for name, arm in fitted.items()})
     _print_suggestions(console, found, f"{quantity(compute, AXES[axis].unit)} ({AXES[axis].label})", axis == "seconds")
+    trained = trained_at(study, axis, compute)
+    if trained:
+        sizes = (f"{t['arm']} {number(t['loss'], 3, '#g')} with {t['N']:,.0f} parameters" for t in trained)
+        told = f"Trained at this cost, within 10 %, mean loss of the best size: {', '.join(sizes)}."
+        console.print(told, markup=False)
     for problem in unfitted.values():
         console.print(f"left out: {problem}", style="yellow")
     if args.json:
         verdicts = {name: arm.fit.verdict for name, arm in fitted.items()}
-        write_json(args.json, plain({"verdicts": verdicts, "axis": axis, "compute": compute, "suggestions": found}))
+        result = {"verdicts": verdicts, "axis": axis, "compute": compute, "suggestions": found, "trained": trained}
+        write_json(args.json, plain(result))
     return 0
 
 
@@ -173,7 +180,7 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
         )
     if best.beyond > 1.01:
         console.print(
-            f"This is {best.beyond:.2g} times the most expensive run of {best.arm}: an extrapolation, and the "
+            f"This is {best.beyond:.2g} times the most expensive run behind that law: an extrapolation, and the "
             "intervals hold only if the law does."
             + (" --compute is in seconds here; FLOPs need --axis executed or nominal." if in_seconds else ""),
             style="yellow",

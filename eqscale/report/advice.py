@@ -19,6 +19,7 @@ from eqscale.laws.plan import advise
 from eqscale.laws.validate import predict_new_runs
 from eqscale.report.analysis import find_minima
 from eqscale.report.checks import doubt_about
+from eqscale.report.parts import Study
 from eqscale.report.prediction import trend
 
 
@@ -100,6 +101,18 @@ def suggest(
     if not out:
         raise InputError("no arm's law has a compute-optimal point: see the verdicts of eqscale fit")
     return sorted(out, key=lambda s: s.loss.value)
+
+
+def trained_at(study: Study, axis: str, compute: float) -> list[dict[str, Any]]:
+    """Each arm's best size among the runs of compute grid and validation within 10 % of a cost; the best arm first.
+
+    Returns:
+        For each arm ``arm``, ``N``, ``loss`` (mean over the runs at that size) and ``runs``.
+    """
+    runs = pd.concat([study.part("compute"), study.part("validation")])
+    near = runs[(runs[AXES[axis].column] / compute - 1).abs() <= 0.1]
+    sizes = near.groupby(["arm", "N"], as_index=False).agg(loss=("loss", "mean"), runs=("loss", "size"))
+    return sizes.sort_values("loss").drop_duplicates("arm").to_dict("records")
 
 
 def _best_rung(arm: ArmFit, compute: float, sizes: Sequence[tuple[str, float]]) -> tuple[str, float]:

@@ -344,6 +344,25 @@ def test_plan_names_the_arm_and_a_rung_of_its_ladder(tmp_path, capsys):
     assert json.loads(out.read_text())["suggestions"][0]["trend"] == {}  # the line is that of the largest budgets
 
 
+def test_plan_names_what_was_trained_at_this_cost(tmp_path, capsys):
+    table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0, 1))
+    planted.write_part(table, tmp_path)
+    further = table[(table["budget"] == 1e13) & (table["arm"] == "gatr")]
+    further = further.assign(flops_executed=2e14, budget=2e14, loss=further["loss"] / 2, run_id="v" + further["run_id"])
+    planted.write_part(further, tmp_path / "validation")
+    options = ["plan", "--from", str(tmp_path), "--resamples", "100", "--compute"]
+    assert main([*options, "1.9e14"]) == 0
+    sizes = further.groupby("N")["loss"].mean()
+    told = " ".join(capsys.readouterr().out.split())
+    best = f"mean loss of the best size: gatr {sizes.min():#.3g} with {sizes.idxmin():,} parameters."
+    assert f"Trained at this cost, within 10 %, {best}" in told
+    assert main([*options, "1e13"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"best size: gatr \S+ with \S+ parameters, transformer ", told)
+    assert main([*options, "5e13"]) == 0
+    assert "Trained at this cost" not in capsys.readouterr().out
+
+
 def test_plan_uses_the_panels_and_draws_of_the_report(tmp_path, capsys):
     table = planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0,)).drop(columns="task")
     # real runs spend their budget only nearly, each arm by another share
