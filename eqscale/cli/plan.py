@@ -154,7 +154,7 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
         "parameters N",
         "tokens D",
         "steps",
-        "loss of one run",
+        "loss by the law",
         "without a law",
         "P(best)",
         "costs",
@@ -163,25 +163,23 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
     best = found[0]
     steps = "" if best.steps is None else f" for {best.steps:,} steps of {best.batch_size} samples"
     size = f" {best.size}" if best.size else ""
-    sure = "it is the only arm with a law"
+    expected, low, high = (number(value, 3) for value in best.expected)
+    by = (
+        "straight lines through its last measured optima, since its law misses structure"
+        if best.by_lines
+        else "its law"
+    )
+    sure = ""
     if best.probability_best is not None:
-        sure = f"it has the lowest loss in {100 * best.probability_best:.0f} % of the resamples of the laws"
+        sure = f" It has the lowest loss in {100 * best.probability_best:.0f} % of the resamples of the laws."
     console.print(
         f"Train {best.arm}{size} ({best.N:,.0f} parameters){steps}, {number(best.D, 3)} tokens: expect a loss of "
-        f"{number(best.loss.value, 3)}, between {number(best.new_run[0], 3)} and {number(best.new_run[1], 3)} for one "
-        f"run (95 %); {sure}."
+        f"{expected}, between {low} and {high} for one run (95 %), by {by}.{sure}"
     )
-    if best.doubt and best.trend:
-        console.print(
-            f"The law of {best.arm} misses structure; a straight line through its last measured optima gives "
-            f"{rows[0][6]}.",
-            style="yellow",
-            markup=False,
-        )
     if best.beyond > 1.01:
         console.print(
-            f"This is {best.beyond:.2g} times the most expensive run behind that law: an extrapolation, and the "
-            "intervals hold only if the law does."
+            f"This is {best.beyond:.2g} times the most expensive run behind it: an extrapolation, and the "
+            "intervals hold only if the trend goes on."
             + (" --compute is in seconds here; FLOPs need --axis executed or nominal." if in_seconds else ""),
             style="yellow",
         )

@@ -25,23 +25,28 @@ from eqscale.report.prediction import trend
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """One arm, trained with the given compute at the size that its law likes best."""
+    """One arm, trained with the given compute at the size that suits it best.
+
+    The size is that of the arm's law. Where that misses structure, it is that of straight lines through the last
+    measured optima, if there are any at so much compute: they came nearer to the validation runs of both studies.
+    """
 
     arm: str
     size: str
     """Rung of the arm's ladder as width x depth; empty for an arm whose ladder isn't known."""
     N: float
     N_optimal: float
-    """The law's own optimum, between rungs."""
+    """The optimum itself, between rungs."""
     N_interval: tuple[float, float]
-    """95 % robust."""
+    """95 %, of the law robust."""
     D: float
     steps: int | None
     """Optimiser steps at the batch size of the study's runs."""
     batch_size: int | None
     loss: Estimate
+    """By the law, at N."""
     new_run: tuple[float, float]
-    """95 % limits of one run, model-based."""
+    """95 % limits of one run by the law, model-based."""
     trend: dict[str, Any]
     """Without a law, as ``eqscale.report.prediction.trend``; empty below the arm's last three measured optima."""
     doubt: str
@@ -51,6 +56,18 @@ class Suggestion:
     """What it costs on every axis."""
     beyond: float
     """Compute over that of the arm's most expensive run; above 1 it is an extrapolation."""
+
+    @property
+    def by_lines(self) -> bool:
+        """Whether lines through measured optima stand in for the law."""
+        return bool(self.doubt and self.trend)
+
+    @property
+    def expected(self) -> tuple[float, float, float]:
+        """Loss of one run and its 95 % limits, by whichever the size is from."""
+        return (
+            (self.trend["loss"], *self.trend["new_run"]["model"]) if self.by_lines else (self.loss.value, *self.new_run)
+        )
 
 
 def suggest(
@@ -77,30 +94,35 @@ def suggest(
         if not math.isfinite(advice.loss):
             continue
         arm = arms[axis][advice.arm]
-        size, N = _best_rung(arm, compute, rungs(advice.arm, advice.N) or [("", advice.N)])
+        doubt, optima = doubt_about(arm), minima.get(advice.arm)
+        line = trend(optima, compute) if optima is not None and compute >= optima.cost[-3:][0] else {}
+        if doubt and line:
+            optimum, interval = line["N"], tuple(line["N_interval"]["model"])
+            size, N = min(rungs(advice.arm, optimum) or [("", optimum)], key=lambda r: abs(math.log(r[1] / optimum)))
+        else:
+            optimum, interval = advice.N, advice.N_band
+            size, N = _best_rung(arm, compute, rungs(advice.arm, optimum) or [("", optimum)])
         D = float(arm.cost.tokens(np.array([N]), compute)[0])
         own = runs[runs["arm"] == advice.arm]
         per_step = (own["D"] / own["steps"]).median() if "steps" in own else math.nan
         _, low, high = predict_new_runs(arm.fit, {"N": np.array([N]), "D": np.array([D])})
-        optima = minima.get(advice.arm)
-        line = trend(optima, compute) if optima is not None and compute >= optima.cost[-3:][0] else {}
         log_n, log_d = np.log([[N]]), np.log([[D]])
         loss = contrast([(arm, lambda c, n=log_n, d=log_d: np.log(law_value(c, n, d)[:, 0]))])  # type: ignore[misc]
         costs = {name: float(arms[name][advice.arm].cost.cost(np.array([N]), np.array([D]))[0]) for name in AXES}
         out.append(
             Suggestion(
-                advice.arm, size, N, advice.N, advice.N_band, D,
+                advice.arm, size, N, optimum, interval, D,
                 round(D / per_step) if per_step > 0 else None,
                 int(own["batch_size"].median()) if "batch_size" in own else None,
                 loss.exp(), (float(low[0]), float(high[0])),
-                line, doubt_about(arm),
+                line, doubt,
                 advice.probability_best, costs,
                 compute / float(arm.C.max()),
             )
         )  # fmt: skip
     if not out:
         raise InputError("no arm's law has a compute-optimal point: see the verdicts of eqscale fit")
-    return sorted(out, key=lambda s: s.loss.value)
+    return sorted(out, key=lambda s: s.expected[0])
 
 
 def trained_at(study: Study, axis: str, compute: float) -> list[dict[str, Any]]:

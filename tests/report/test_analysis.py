@@ -387,12 +387,16 @@ def bent(table):
     return table.assign(loss=table["loss"] * np.where(table["arm"] == "transformer", fall, 1.0))
 
 
-def test_plan_begins_with_the_verdicts_of_its_laws(tmp_path, capsys):
+def test_plan_tells_its_laws_verdicts_and_takes_lines_for_one_that_misfits(tmp_path, capsys):
     planted.write_part(bent(planted.compute_grid(planted.LIKE_THE_PAPER, seeds=(0, 1))), tmp_path)
-    assert main(["plan", "--from", str(tmp_path), "--compute", "1e14", "--resamples", "100"]) == 0
+    out = tmp_path / "plan.json"
+    assert main(["plan", "--from", str(tmp_path), "--compute", "1e14", "--resamples", "100", "--json", str(out)]) == 0
     first, second, *others = filter(str.strip, capsys.readouterr().out.splitlines())
     told = " ".join(map(str.strip, others))
-    assert "The law of transformer misses structure; a straight line through its last measured optima gives" in told
+    assert "by straight lines through its last measured optima, since its law misses structure" in told
+    best, other = json.loads(out.read_text())["suggestions"]
+    assert (best["arm"], best["N_optimal"]) == ("transformer", best["trend"]["N"])
+    assert other["N_optimal"] != other["trend"]["N"]  # its law fits
     assert first.startswith("transformer: 48 runs, verdict: misfit: loss falls faster than the law at ")
     assert second.startswith("gatr: 48 runs, verdict: ")
     assert "misfit" not in second
