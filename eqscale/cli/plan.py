@@ -163,7 +163,7 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
     best = found[0]
     steps = "" if best.steps is None else f" for {best.steps:,} steps of {best.batch_size} samples"
     size = f" {best.size}" if best.size else ""
-    expected, low, high = (number(value, 3) for value in best.expected)
+    expected, low, high = (number(value, 3, "#g") for value in best.expected)
     by = (
         "straight lines through its last measured optima, since its law misses structure"
         if best.by_lines
