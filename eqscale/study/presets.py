@@ -311,7 +311,10 @@ VALIDATIONS: dict[str, Validation] = {
     "cpu": Validation(
         sizes_per_arm=3,
         size_step=1.7,
-        extra_sizes=("gatr:3e13:8x5", "transformer_aligned:3e13:24x8", "transformer:1e14:42x8", "gatr:1e14:20x7"),
+        extra_sizes=(
+            *("gatr:3e13:8x5", "transformer_aligned:3e13:24x8"),
+            *("transformer:1e14:36x8", "transformer:1e14:42x8", "gatr:1e14:20x7"),
+        ),
         **(_CPU | _MAIN | {"train_systems": 200_000}),
     ),
     "forces-cpu": Validation(
