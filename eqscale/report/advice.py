@@ -28,7 +28,8 @@ class Suggestion:
     """One arm, trained with the given compute at the size that suits it best.
 
     The size is that of the arm's law. Where that misses structure, it is that of straight lines through the last
-    measured optima, if there are any at so much compute: they came nearer to the validation runs of both studies.
+    measured optima, if there are any at so much compute: over both studies' validation these were nearer in
+    the median (docs/report.md).
     """
 
     arm: str
