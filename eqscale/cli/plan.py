@@ -89,6 +89,7 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     from eqscale.report.advice import suggest, trained_at
     from eqscale.report.analysis import fit_every_arm, on_axis
     from eqscale.report.parts import read_study
+    from eqscale.report.prediction import SAME_COST
 
     table_options = ("map", "where", "duplicates", "best_of", "history", "step", "steps", "replicates", "by")
     given = [name.replace("_", "-") for name in table_options if getattr(args, name) not in (None, [], "error", "arm")]
@@ -110,7 +111,7 @@ def _plan_from_study(args: argparse.Namespace) -> int:
     trained = trained_at(study, axis, compute)
     if trained:
         sizes = (f"{t['arm']} {number(t['loss'], 3, '#g')} with {t['N']:,.0f} parameters" for t in trained)
-        told = f"Trained at this cost, within 10 %, mean loss of the best size: {', '.join(sizes)}."
+        told = f"Trained at this cost, within {100 * SAME_COST:.0f} %, mean loss of the best size: {', '.join(sizes)}."
         console.print(told, markup=False)
     for problem in unfitted.values():
         console.print(f"left out: {problem}", style="yellow")
@@ -139,6 +140,7 @@ def _rungs(task_name: str, name: str, N: float) -> list[tuple[str, int]]:
 def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_seconds: bool) -> None:
     from eqscale.laws.render import with_interval
     from eqscale.numbers import number
+    from eqscale.report.prediction import SAME_COST
 
     rows = []
     for s in found:
@@ -170,13 +172,13 @@ def _print_suggestions(console: Any, found: list[Suggestion], title: str, in_sec
         else "its law"
     )
     sure = ""
-    if best.probability_best is not None:
+    if best.probability_best is not None and not best.by_lines:  # a law that misses structure can't be sure
         sure = f" It has the lowest loss in {100 * best.probability_best:.0f} % of the resamples of the laws."
     console.print(
         f"Train {best.arm}{size} ({best.N:,.0f} parameters){steps}, {number(best.D, 3)} tokens: expect a loss of "
         f"{expected}, between {low} and {high} for one run (95 %), by {by}.{sure}"
     )
-    if best.beyond > 1.01:
+    if best.beyond > 1 + SAME_COST:
         console.print(
             f"This is {best.beyond:.2g} times the most expensive run behind it: an extrapolation, and the "
             "intervals hold only if the trend goes on."

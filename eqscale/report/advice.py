@@ -20,7 +20,7 @@ from eqscale.laws.validate import predict_new_runs
 from eqscale.report.analysis import find_minima
 from eqscale.report.checks import doubt_about
 from eqscale.report.parts import Study
-from eqscale.report.prediction import trend
+from eqscale.report.prediction import SAME_COST, trend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +127,15 @@ def suggest(
 
 
 def trained_at(study: Study, axis: str, compute: float) -> list[dict[str, Any]]:
-    """Each arm's best size among the runs of compute grid and validation within 10 % of a cost; the best arm first.
+    """Each arm's best size among the runs of compute grid and validation at a cost; the best arm first.
+
+    A run's cost may be off by ``SAME_COST``.
 
     Returns:
         For each arm ``arm``, ``N``, ``loss`` (mean over the runs at that size) and ``runs``.
     """
     runs = pd.concat([study.part("compute"), study.part("validation")])
-    near = runs[(runs[AXES[axis].column] / compute - 1).abs() <= 0.1]
+    near = runs[(runs[AXES[axis].column] / compute - 1).abs() <= SAME_COST]
     sizes = near.groupby(["arm", "N"], as_index=False).agg(loss=("loss", "mean"), runs=("loss", "size"))
     return sizes.sort_values("loss").drop_duplicates("arm").to_dict("records")
 

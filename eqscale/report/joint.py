@@ -131,15 +131,14 @@ def _beyond(by_task: Mapping[str, Content]) -> list[str]:
     if not ratios:
         return []
     to_come = {task: content.study.to_come.get("validation", 0) for task, content in by_task.items()}
-    unfinished = ", ".join(f"{task} {count}" for task, count in to_come.items() if count)
+    counts = ", ".join(f"{task} {count}" for task, count in to_come.items() if count)
+    unfinished = f" Unfinished (planned runs that haven't ended): {counts}." if counts else ""
     arms = sorted({arm for said in ratios.values() for arm in said})
     rows = [[*key, *(said.get(arm, UNSEEN) for arm in arms)] for key, said in ratios.items()]
     return [
         "## Does it last above these budgets?",
         "Validation, predicted before it was run: the loss of each arm's best run over the lowest of them. The "
-        "95 % intervals hold the noise between seeds, not the choice of the best of a few sizes."
-        + f" Unfinished (planned runs that haven't ended): {unfinished}."
-        * bool(unfinished),
+        f"95 % intervals hold the noise between seeds, not the choice of the best of a few sizes.{unfinished}",
         markdown_table(["task", "executed FLOPs", *(f"`{arm}`" for arm in arms)], rows),
     ]
 

@@ -25,7 +25,8 @@ from eqscale.report.analysis import find_minima, fit_every_arm, on_axis
 from eqscale.report.parts import Study, read_prediction
 
 _SIZES = np.geomspace(1 / 8, 8, 49)
-_SAME_COST = 0.1  # runs within this share of a cost are at it
+SAME_COST = 0.1
+"""Runs within this share of a cost are at it."""
 
 
 def predict(
@@ -63,12 +64,12 @@ def predict(
         runs = runs[runs["arm"].isin(names)]
     highest = runs.groupby("budget")[AXES[axis].column].max()
     if up_to is None:
-        up_to = highest.index[highest * (1 + _SAME_COST) < compute].max()
+        up_to = highest.index[highest * (1 + SAME_COST) < compute].max()
     runs = _up_to(runs, up_to)
     if runs.empty:
         raise InputError(f"no budget of the compute grid has only runs well below {compute:g} {AXES[axis].unit}")
     most = float(runs[AXES[axis].column].max())
-    if most * (1 + _SAME_COST) >= compute:
+    if most * (1 + SAME_COST) >= compute:
         raise InputError(
             f"compute {number(compute, 6)} is not above the runs to predict from (up to {number(most, 3)} "
             f"{AXES[axis].unit}): nothing would be predicted"
@@ -166,7 +167,7 @@ def outcomes(prediction: Mapping[str, Any], validation: pd.DataFrame) -> list[Ou
     found = []
     for row, run in validation.iterrows():
         at = prediction["arms"].get(run["arm"], {}).get("at_sizes")
-        if at is None or abs(run[column] / compute - 1) > _SAME_COST or not at["N"][0] <= run["N"] <= at["N"][-1]:
+        if at is None or abs(run[column] / compute - 1) > SAME_COST or not at["N"][0] <= run["N"] <= at["N"][-1]:
             continue
         logs = (np.interp(np.log(run["N"]), np.log(at["N"]), np.log(at[k])) for k in ("loss", "low", "high"))
         values = [float(np.exp(log)) for log in logs]

@@ -358,6 +358,7 @@ def test_plan_names_what_was_trained_at_this_cost(tmp_path, capsys):
     assert f"Trained at this cost, within 10 %, {best}" in told
     assert main([*options, "1e13"]) == 0
     told = " ".join(capsys.readouterr().out.split())
+    assert "an extrapolation" not in told
     assert re.search(r"best size: gatr \S+ with \S+ parameters, transformer ", told)
     assert main([*options, "5e13"]) == 0
     assert "Trained at this cost" not in capsys.readouterr().out
@@ -394,6 +395,7 @@ def test_plan_tells_its_laws_verdicts_and_takes_lines_for_one_that_misfits(tmp_p
     first, second, *others = filter(str.strip, capsys.readouterr().out.splitlines())
     told = " ".join(map(str.strip, others))
     assert "by straight lines through its last measured optima, since its law misses structure" in told
+    assert "of the resamples" not in told  # such a law can't be sure
     best, other = json.loads(out.read_text())["suggestions"]
     assert (best["arm"], best["N_optimal"]) == ("transformer", best["trend"]["N"])
     assert other["N_optimal"] != other["trend"]["N"]  # its law fits
